@@ -1,0 +1,316 @@
+"""The frozen base: where a model name leads, its weights in 16, 8 or 4 bits, its tokenizer, its attention projections."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.pytorch_utils import Conv1D
+
+from perlcli import coffee, device
+from perlcli.data import Renderer
+from perlcli.errors import PerlError
+from perlcli.settings import ATTENTION, ModelSettings
+
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+EMBEDDED = "coffee base (embedded)"
+ATTENTION_BLOCK = re.compile(r"attn|attention", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a model name leads: a base, or an adapter and the base that its config names."""
+
+    name: str
+    base: str
+    config: Any  # transformers' config of the base
+    adapter: str | None = None
+    adapter_config: Any = None  # peft's config
+
+    @property
+    def is_classifier(self) -> bool:
+        """Whether this is a reward model: an adapter with a head, or a whole sequence classifier."""
+        if self.adapter_config is not None:
+            return str(getattr(self.adapter_config.task_type, "value", self.adapter_config.task_type)) == "SEQ_CLS"
+        return any("ForSequenceClassification" in name for name in self.config.architectures or [])
+
+    @property
+    def is_embedded(self) -> bool:
+        """Whether the base is the one that perlcli brings."""
+        return Path(self.base).exists() and Path(self.base).resolve() == coffee.BASE.resolve()
+
+    @property
+    def base_name(self) -> str:
+        """The base for a person to read."""
+        return EMBEDDED if self.is_embedded else self.base
+
+
+def locate(name: str | None, *, option: str = "--model", trust_remote_code: bool = False) -> Source:
+    """Find a base or adapter by hub id or folder, None being the embedded base. Reads configs alone; raises PerlError."""
+    if name is None:
+        return Source(EMBEDDED, str(coffee.BASE), _config(str(coffee.BASE), option, trust_remote_code))
+    path = Path(name).expanduser()
+    if path.is_file():
+        raise PerlError(f"{option} {name} is a file", "name the folder that holds it")
+    looks_local = path.is_dir() or name.startswith((".", "/", "~")) or name.count("/") > 1
+    if looks_local and not path.is_dir():
+        raise PerlError(f"{option} {name} does not exist")
+    where = str(path.resolve()) if path.is_dir() else name  # absolute, so that adapters find their base from anywhere
+    adapter_config = _adapter_config(where, is_folder=path.is_dir(), option=option)
+    if adapter_config is None:
+        return Source(name, where, _config(where, option, trust_remote_code))
+    base = adapter_config.base_model_name_or_path
+    if not base:
+        raise PerlError(f"The adapter {name} does not say which base it belongs to")
+    if not Path(base).exists() and Path(base).parts[-3:] == coffee.BASE.parts[-3:]:
+        base = str(coffee.BASE)  # trained on the embedded base of another environment
+    return Source(name, base, _base_config_of(name, base, trust_remote_code), where, adapter_config)
+
+
+def _adapter_config(where: str, *, is_folder: bool, option: str) -> Any:
+    from peft import PeftConfig
+
+    if is_folder and not (Path(where) / ADAPTER_CONFIG).exists():
+        return None
+    try:
+        return PeftConfig.from_pretrained(where)
+    except (ValueError, OSError, TypeError, KeyError) as error:
+        if not is_folder:
+            return None  # a hub id without an adapter, or no such id: its config tells which
+        raise PerlError(f"{option} {where}: {ADAPTER_CONFIG} can't be read: {_line(error)}") from error
+
+
+def _base_config_of(adapter: str, base: str, trust_remote_code: bool) -> Any:
+    try:
+        return _config(base, "--model", trust_remote_code)
+    except PerlError as error:
+        raise PerlError(
+            f"The adapter {adapter} belongs to the base {base}, which isn't there",
+            f"put it back, or correct base_model_name_or_path in {adapter}/{ADAPTER_CONFIG}",
+        ) from error
+
+
+def _config(where: str, option: str, trust_remote_code: bool) -> Any:
+    try:
+        return AutoConfig.from_pretrained(where, trust_remote_code=trust_remote_code)
+    except Exception as error:  # the hub's client and remote code raise types of their own
+        raise PerlError(f"{option} {where} can't be read as a model: {_line(error)}", "check the name and the network") from error
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+def load_tokenizer(source: Source, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """The tokenizer of the adapter's folder where it has one, else of the base; padded with a token other than EOS."""
+    places = [place for place in (source.adapter, source.base) if place]
+    local = [place for place in places if not Path(place).is_dir() or (Path(place) / "tokenizer_config.json").exists()]
+    try:
+        tokenizer = AutoTokenizer.from_pretrained((local or places)[0], trust_remote_code=trust_remote_code)
+    except Exception as error:  # tokenizers are read by many parsers
+        raise PerlError(f"{source.name} has no tokenizer that can be read: {_line(error)}") from error
+    choose_pad(tokenizer)
+    return tokenizer
+
+
+def choose_pad(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Pad with a token that is not EOS: reward models are read at the last token that isn't padding, and that is EOS.
+
+    Takes the tokenizer's own pad, else its unk or another special token that no chat template uses, else a NUL byte.
+    """
+    if tokenizer.pad_token_id is not None and tokenizer.pad_token_id != tokenizer.eos_token_id:
+        return
+    template = str(tokenizer.chat_template or "")
+    taken = {tokenizer.eos_token, tokenizer.bos_token}
+    special = [str(token) for token in tokenizer.all_special_tokens if str(token) not in template]
+    added = [str(token) for token in tokenizer.added_tokens_decoder.values() if str(token) not in template]
+    vocabulary = tokenizer.get_vocab()
+    candidates = [tokenizer.unk_token, *special, *added, "<0x00>", "Ā"]
+    pad = next((token for token in candidates if token and token not in taken and token in vocabulary), None)
+    if pad is None:
+        raise PerlError(f"The tokenizer of {tokenizer.name_or_path} has no token besides EOS to pad with")
+    tokenizer.pad_token = pad
+
+
+def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """A digest of what decides a text's tokens: the vocabulary, the chat template, BOS and EOS."""
+    parts = (sorted(tokenizer.get_vocab().items()), tokenizer.chat_template, tokenizer.bos_token, tokenizer.eos_token)
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+
+
+def renderer(source: Source, tokenizer: PreTrainedTokenizerBase) -> Renderer:
+    """The renderer for this model, with every token that its generation config ends at."""
+    ids = getattr(source.config.get_text_config(), "eos_token_id", None)
+    found = _generation_eos(source.base) or ids or []
+    return Renderer(tokenizer, found if isinstance(found, list) else [found])
+
+
+def _generation_eos(base: str) -> Any:
+    from transformers import GenerationConfig
+
+    try:
+        return GenerationConfig.from_pretrained(base).eos_token_id
+    except OSError:
+        return None  # a base without a generation config: the model's config says what ends a text
+
+
+def load_causal(source: Source, settings: ModelSettings) -> PreTrainedModel:
+    """The base as a causal language model, on the device, ready for adapters."""
+    return _load(AutoModelForCausalLM, source.base, settings)
+
+
+def load_classifier(source: Source, settings: ModelSettings, pad_token_id: int) -> PreTrainedModel:
+    """The base with a head of one score in float32; a fresh head unless the folder is a sequence classifier."""
+    model = _load(AutoModelForSequenceClassification, source.base, settings, num_labels=1)
+    model.config.get_text_config().pad_token_id = pad_token_id
+    return model
+
+
+def _load(kind: Any, where: str, settings: ModelSettings, **options: Any) -> PreTrainedModel:
+    quantisation = _quantisation(settings)
+    if quantisation is not None:
+        options |= {"quantization_config": quantisation, "device_map": {"": 0} if device.kind() == "cuda" else "cpu"}
+    try:
+        model: PreTrainedModel = kind.from_pretrained(
+            where, dtype=getattr(torch, device.dtype_name(settings)),
+            trust_remote_code=settings.trust_remote_code, **options,
+        )  # fmt: skip
+    except (OSError, ValueError, ImportError, RuntimeError) as error:
+        raise PerlError(f"The model {where} can't be loaded: {_line(error)}") from error
+    if quantisation is None:
+        model.to(device.kind())
+    _keep_autograd(model)
+    model.requires_grad_(False)
+    return model
+
+
+def _quantisation(settings: ModelSettings) -> BitsAndBytesConfig | None:
+    if settings.load_in_8bit:
+        return BitsAndBytesConfig(load_in_8bit=True)
+    if not settings.load_in_4bit:
+        return None
+    compute = getattr(torch, device.dtype_name(settings))
+    return BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=compute
+    )
+
+
+def _keep_autograd(model: nn.Module) -> None:
+    """Keep 4-bit layers on the path that has gradients.
+
+    On a CPU with AVX512-BF16, bitsandbytes (0.50) repacks a Linear4bit in place at the first forward in eval mode
+    without grad, and has no autograd from then on: LoRA gradients are wrong without an error. To be removed when
+    bitsandbytes keeps autograd there; tests/test_base.py fails without this line for as long as it is needed.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+
+
+def skeleton(source: Source, *, trust_remote_code: bool = False) -> nn.Module:
+    """The base's modules without their weights, to look at names and shapes."""
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(source.config, trust_remote_code=trust_remote_code)
+
+
+def target_modules(model: nn.Module, wanted: str) -> list[str] | str:
+    """The modules that get an adapter, as peft names them; `attention` is every attention projection of the model.
+
+    Raises PerlError for names that the model doesn't have, and for an architecture whose attention isn't recognised.
+    """
+    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)]
+    body = [name for name in linear if name.count(".") > 1]  # without the output head
+    if wanted == "all-linear":
+        return wanted
+    if wanted != ATTENTION:
+        return _named(linear, wanted)
+    inside = [name for name in body if any(ATTENTION_BLOCK.search(part) for part in name.split(".")[:-1])]
+    if not inside:
+        raise PerlError(
+            f"No attention projections found in {type(model).__name__}. Its linear modules: {', '.join(_leaves(linear))}",
+            "name the ones to adapt with --lora-target-modules",
+        )
+    outside = set(linear) - set(inside)
+    return sorted({_suffix(name, outside) for name in inside})
+
+
+def _named(linear: list[str], wanted: str) -> list[str]:
+    names = [name.strip() for name in wanted.split(",") if name.strip()]
+    missing = [name for name in names if not any(full == name or full.endswith("." + name) for full in linear)]
+    if missing or not names:
+        raise PerlError(
+            f"--lora-target-modules: the model has no module {', '.join(missing) or wanted!r}",
+            f"its linear modules: {', '.join(_leaves(linear))}",
+        )
+    return names
+
+
+def _leaves(names: list[str]) -> list[str]:
+    return sorted({name.rsplit(".", 1)[-1] for name in names})
+
+
+def _suffix(name: str, outside: set[str]) -> str:
+    """The shortest tail of a module's path that names no module outside attention (gpt2: mlp.c_proj, attn.c_proj)."""
+    parts = name.split(".")
+    for length in range(1, len(parts)):
+        tail = ".".join(parts[-length:])
+        if not any(other == tail or other.endswith("." + tail) for other in outside):
+            return tail
+    return name
+
+
+def fingerprint(where: str) -> str:
+    """A digest of a base's weights as stored, whatever precision they are loaded in.
+
+    Reads each safetensors header (names, types, shapes) and 4 KiB at 64 even places of each file, so that it takes
+    milliseconds for any size. Empty where the files aren't safetensors.
+    """
+    digest = hashlib.sha256()
+    files = _weight_files(where)
+    for file in files:
+        size = file.stat().st_size
+        with file.open("rb") as opened:
+            length = int.from_bytes(opened.read(8), "little")
+            digest.update(opened.read(length))
+            for step in range(64):
+                opened.seek(8 + length + (size - 8 - length) * step // 64)
+                digest.update(opened.read(4096))
+    return digest.hexdigest()[:16] if files else ""
+
+
+def _weight_files(where: str) -> list[Path]:
+    if Path(where).is_dir():
+        return sorted(Path(where).glob("model*.safetensors"))
+    from huggingface_hub import try_to_load_from_cache
+
+    index = try_to_load_from_cache(where, "model.safetensors.index.json")
+    names = ["model.safetensors"]
+    if isinstance(index, str):
+        names = sorted(set(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values()))
+    cached = [try_to_load_from_cache(where, name) for name in names]
+    return [Path(path) for path in cached if isinstance(path, str)]
+
+
+def describe(source: Source, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """The model as a run's record keeps it."""
+    return {
+        "name": source.name, "base": source.base_name, "adapter": source.adapter,
+        "architecture": (source.config.architectures or [source.config.model_type])[0],
+        "fingerprint": fingerprint(source.base), "tokenizer": tokenizer_fingerprint(tokenizer),
+    }  # fmt: skip
+
+
+def same_base(one: Source, other: Source) -> bool:
+    """Whether two sources stand on the same weights: the same place, or equal fingerprints."""
+    if one.base == other.base:
+        return True
+    mark = fingerprint(one.base)
+    return bool(mark) and mark == fingerprint(other.base)

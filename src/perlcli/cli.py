@@ -1,0 +1,94 @@
+"""The commands of perlcli. Each stage is imported inside its command, so that help starts without torch."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from perlcli import __version__, settings
+from perlcli.options import Group, command
+
+app = typer.Typer(
+    name="perl",
+    cls=Group,
+    help="LoRA RLHF from the shell: the open implementation of PERL (arXiv 2403.10704).",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"perlcli {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    """LoRA RLHF from the shell: the open implementation of PERL (arXiv 2403.10704)."""
+
+
+@command(app, "sft")
+def sft(given: settings.Sft) -> None:
+    """Fine-tune on demonstrations: the policy that RL starts from, and its anchor.
+
+    Example: perl sft --model HuggingFaceTB/SmolLM2-135M-Instruct --data chats.jsonl --output runs/sft
+    """
+    from perlcli import report, sft
+
+    report.show(sft.run(given))
+
+
+@command(app, "reward")
+def reward(given: settings.Reward) -> None:
+    """Train a reward model on pairs (chosen, rejected) or on thumbs up / down (prompt, completion, label).
+
+    Example: perl reward --model HuggingFaceTB/SmolLM2-135M-Instruct --data pairs.jsonl --output runs/reward
+    """
+    from perlcli import report, reward
+
+    report.show(reward.run(given))
+
+
+@command(app, "rl")
+def rl(given: settings.Rl) -> None:
+    """Train the policy by RL (RLOO) against a reward, anchored to the policy it starts from.
+
+    Example: perl rl --model runs/sft --reward runs/reward --data prompts.jsonl --output runs/rl
+    """
+    from perlcli import report, rl
+
+    report.show(rl.run(given))
+
+
+@command(app, "eval")
+def evaluate(given: settings.Eval) -> None:
+    """Measure a reward model on held-out preferences, or a policy against its anchor.
+
+    Examples: perl eval --model runs/reward --data dev.jsonl;  perl eval --model runs/rl --reward runs/reward
+    """
+    from perlcli import evaluate, report
+
+    report.show(evaluate.run(given))
+
+
+@command(app, "quickstart")
+def quickstart(given: settings.Quickstart) -> None:
+    """Watch a tiny model learn from preferences in a few minutes: SFT, reward, RL and evaluation, no GPU needed.
+
+    Example: perl quickstart
+    """
+    from perlcli import quickstart
+
+    quickstart.run(given)
+
+
+def main() -> None:
+    """Run the command line as the process's own."""
+    app()

@@ -1,0 +1,114 @@
+"""The one way from content to tokens: training, RL and evaluation all read what this module writes.
+
+A row is always `prompt ids + completion ids`, cut where a policy would begin to write, so that a reward model is trained
+on exactly the tokens that it will score. A completion ends with EOS, and a chat's with the template's tail behind it
+(often one newline). A completion that a policy wrote is taken token by token, never decoded and encoded again; one that
+was cut off has neither EOS nor tail.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from perlcli.data.rows import Content, Message
+from perlcli.errors import PerlError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Ids = list[int]
+
+
+class Renderer:
+    """Turns prompts and completions into token ids with one tokenizer; `eos_ids` are all ids that end a completion."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, eos_ids: Sequence[int] = ()) -> None:
+        self.tokenizer = tokenizer
+        if tokenizer.eos_token_id is None:
+            raise PerlError(f"The tokenizer of {tokenizer.name_or_path} has no EOS token", "a policy could never end")
+        self.eos_ids = tuple(dict.fromkeys([tokenizer.eos_token_id, *eos_ids]))
+
+    @property
+    def chat(self) -> bool:
+        """Whether conversations can be rendered."""
+        return bool(self.tokenizer.chat_template)
+
+    def prompt_ids(self, prompt: Content) -> Ids:
+        """The tokens that a policy is given, as TRL's trainers make them."""
+        if isinstance(prompt, str):
+            return list(self.tokenizer(prompt)["input_ids"])
+        return self._template(prompt, add_generation_prompt=True)
+
+    def completion_ids(self, prompt: Content, completion: Content) -> Ids:
+        """The tokens after the prompt's, with EOS and, in a chat, the template's tail."""
+        start = self.prompt_ids(prompt)
+        if isinstance(prompt, str) or isinstance(completion, str):
+            return self._text_completion(str(prompt), str(completion), start)
+        whole = self._template([*prompt, *completion])
+        if whole[: len(start)] == start:
+            return self._ended(whole[len(start) :])
+        return self._retokenised(prompt, completion)
+
+    def whole_ids(self, content: Content) -> Ids:
+        """The tokens of a text or conversation that has no prompt of its own, ended like a completion."""
+        if isinstance(content, str):
+            return self._ended(list(self.tokenizer(content)["input_ids"]))
+        return self._ended(self._template(content))
+
+    def scored_ids(self, prompt: Content, written: Ids) -> Ids:
+        """What a reward model reads: the prompt and the very tokens a policy wrote, with the tail where it ended."""
+        tail = self.tail if self.ended(written) and not isinstance(prompt, str) else []
+        return [*self.prompt_ids(prompt), *written, *tail]
+
+    def ended(self, written: Ids) -> bool:
+        """Whether a completion ended by itself; otherwise it was cut off."""
+        return bool(written) and written[-1] in self.eos_ids
+
+    def assistant_mask(self, messages: list[Message]) -> list[int]:
+        """1 for each token of `whole_ids` that the assistant says; needs a template with generation marks."""
+        rendered = self.tokenizer.apply_chat_template(messages, return_dict=True, return_assistant_tokens_mask=True)
+        mask = list(rendered["assistant_masks"])
+        if not any(mask):
+            raise PerlError("assistant_only_loss needs a chat template with {% generation %} marks, which this one lacks")
+        return mask + [1] * (len(self.whole_ids(messages)) - len(mask))
+
+    @cached_property
+    def tail(self) -> Ids:
+        """What the chat template puts behind a finished answer's EOS."""
+        prompt, answer = [{"role": "user", "content": "a"}], [{"role": "assistant", "content": "b"}]
+        ids = self.completion_ids(prompt, answer)
+        last = max(index for index, token in enumerate(ids) if token in self.eos_ids)
+        return ids[last + 1 :]
+
+    def _template(self, messages: list[Message], **options: Any) -> Ids:
+        if not self.chat:
+            raise PerlError(
+                f"{self.tokenizer.name_or_path} has no chat template, and the data holds conversations",
+                "use an instruct model, or data with plain text in its columns",
+            )
+        try:
+            rendered = self.tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True, **options)
+        except Exception as error:  # a template is a program of its model's authors and raises what it likes
+            raise PerlError(f"The chat template can't render {messages!r:.200}: {error}") from error
+        return list(rendered["input_ids"])
+
+    def _text_completion(self, prompt: str, completion: str, start: Ids) -> Ids:
+        whole = list(self.tokenizer(prompt + completion)["input_ids"])
+        if whole[: len(start)] == start:
+            return self._ended(whole[len(start) :])
+        return self._ended(list(self.tokenizer(completion, add_special_tokens=False)["input_ids"]))
+
+    def _retokenised(self, prompt: list[Message], completion: list[Message]) -> Ids:
+        """The completion's own tokens where the template renders the prompt otherwise once an answer follows."""
+        text = "".join(message["content"] for message in completion)
+        return self._ended(list(self.tokenizer(text, add_special_tokens=False)["input_ids"]))
+
+    def _ended(self, ids: Ids) -> Ids:
+        for token in reversed(ids):
+            if token in self.eos_ids:
+                return ids
+            if self.tokenizer.decode([token]).strip():
+                break  # only white space may stand behind EOS
+        return [*ids, self.tokenizer.eos_token_id]

@@ -1,0 +1,136 @@
+"""The console scripts `perl` and `perlcli`: run our commands, hand every other call to the Perl interpreter.
+
+An activated environment puts our `perl` before the system's, so scripts, one-liners and `#!/usr/bin/env perl` files
+reach us too. A call is ours when its first argument is exactly one of COMMANDS or OPTIONS, or when a shell asks for
+completions. Any other call replaces this process with the next Perl interpreter on PATH: same process, arguments,
+standard streams, environment and signals. That includes `perl` alone (the program is standard input), `perl -h` and
+`perl -v`.
+
+Where a file is named like a command, the command wins: `perl sft` is ours, `perl ./sft` and `perl -- sft` run the file.
+
+`perlcli` and `python -m perlcli` are always ours.
+
+This module runs before each Perl program, so it imports `os` and `sys` alone, and anything else where it is needed.
+"""
+
+import os
+import sys
+
+COMMANDS = ("sft", "reward", "rl", "eval", "quickstart")
+OPTIONS = ("--help", "--version", "--install-completion", "--show-completion")
+COMPLETION_VARIABLE = "_PERL_COMPLETE"  # set by the completion script of the shell, name as Typer builds it
+
+# What a script called `perl` contains if it leads back to us: our own wrapper in any environment, and the shims that
+# Python version managers write for each script of an installed package.
+OUR_MARKS = (b"perlcli", b"pyenv", b"asdf-plugin: python")
+SCRIPT_BYTES = 4096  # a wrapper is some 200 bytes, 1,000 with a long interpreter path
+
+EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND = 126, 127  # as shells report them
+
+
+def perl() -> int:
+    """Run the console script `perl`: one of our commands, or the Perl interpreter in this process's place."""
+    arguments = sys.argv[1:]
+    return perlcli() if is_ours(arguments) else hand_over(arguments)
+
+
+def perlcli() -> int:
+    """Run the console script `perlcli`: always ours. The version is told without loading the commands."""
+    if sys.argv[1:2] == ["--version"]:
+        from perlcli import __version__
+
+        print(f"perlcli {__version__}")
+        return 0
+    from perlcli.cli import main
+
+    main()  # ends by SystemExit
+    return 0
+
+
+def is_ours(arguments: list[str]) -> bool:
+    """Tell whether `perl ARGUMENTS` is a call of perlcli, not of the Perl interpreter."""
+    if os.environ.get(COMPLETION_VARIABLE):
+        return True
+    return bool(arguments) and arguments[0] in COMMANDS + OPTIONS
+
+
+def hand_over(arguments: list[str]) -> int:
+    """Replace this process with the Perl interpreter; returns an exit code only where that is impossible."""
+    suggest_command(arguments)
+    interpreter = find_interpreter(os.environ.get("PATH", os.defpath))
+    if interpreter is None:
+        tell("perlcli: no Perl interpreter on PATH to hand this call to")
+        tell("Hint: install Perl or add its folder to PATH; 'perl --help' lists the commands of perlcli")
+        return EXIT_NOT_FOUND
+    restore_signals()
+    restore_locale()
+    try:
+        os.execv(interpreter, [interpreter, *arguments])
+    except OSError as error:
+        tell(f"perlcli: the Perl interpreter {interpreter} does not start: {error.strerror}")
+        tell("Hint: repair it, or put the folder of another one before it on PATH")
+        return EXIT_NOT_EXECUTABLE
+
+
+def suggest_command(arguments: list[str]) -> None:
+    """Name the command that was probably meant, where Perl is about to report that there is no such file."""
+    if not arguments or arguments[0].startswith("-") or os.path.exists(arguments[0]):
+        return
+    from difflib import get_close_matches
+
+    for command in get_close_matches(arguments[0].lower(), COMMANDS, n=1):
+        tell(f"perlcli: did you mean 'perl {command}'?")
+
+
+def find_interpreter(path: str) -> str | None:
+    """Return the first executable `perl` on `path` that is not a script of ours."""
+    ourselves = os.path.realpath(sys.argv[0])
+    for folder in path.split(os.pathsep):
+        candidate = os.path.join(folder or os.curdir, "perl")  # an empty entry is the current folder
+        if not os.path.isfile(candidate) or not os.access(candidate, os.X_OK):
+            continue
+        if os.path.realpath(candidate) != ourselves and not leads_back(candidate):
+            return candidate
+    return None
+
+
+def leads_back(candidate: str) -> bool:
+    """Tell by its contents whether `candidate` is a script that would start perlcli again.
+
+    Contents, not a variable in the environment: that would also reach the programs that Perl starts.
+    """
+    try:
+        with open(candidate, "rb", buffering=0) as file:
+            start = file.read(SCRIPT_BYTES)
+    except OSError:  # executable but not readable: no script, for a script's interpreter must read it
+        return False
+    return start.startswith(b"#!") and any(mark in start for mark in OUR_MARKS)
+
+
+def restore_signals() -> None:
+    """Undo what Python's start-up ignores, so that `perl … | head` ends by SIGPIPE and not with an error."""
+    # The module `signal` would cost 5 ms, for it imports enum; this is its compiled part, which has no type stub.
+    from _signal import SIG_DFL, SIGPIPE, SIGXFSZ, signal  # type: ignore[import-not-found]
+
+    signal(SIGPIPE, SIG_DFL)
+    signal(SIGXFSZ, SIG_DFL)
+
+
+def restore_locale() -> None:
+    """Give LC_CTYPE back the value that this process got: in the C locale, Python's start-up changes it (PEP 538)."""
+    if "LC_CTYPE" not in os.environ:
+        return
+    try:
+        with open("/proc/self/environ", "rb", buffering=0) as file:
+            inherited = dict(variable.partition(b"=")[::2] for variable in file.read().split(b"\0"))
+    except OSError:  # no such file outside Linux: leave what is there
+        return
+    if b"LC_CTYPE" in inherited:
+        os.environb[b"LC_CTYPE"] = inherited[b"LC_CTYPE"]
+    else:
+        del os.environ["LC_CTYPE"]
+
+
+def tell(line: str) -> None:
+    """Write one line to standard error."""
+    print(line, file=sys.stderr, flush=True)

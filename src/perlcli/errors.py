@@ -1,0 +1,44 @@
+"""What the user can put right, told in two lines."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class PerlError(Exception):
+    """A problem that the user can put right: the first line names it, the hint says what to type."""
+
+    exit_code = 2
+
+    def __init__(self, problem: str, hint: str = "") -> None:
+        super().__init__(problem)
+        self.problem = problem
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.problem}\nHint: {self.hint}" if self.hint else self.problem
+
+
+class RunFailed(PerlError):
+    """A run that began and had to stop: what was saved stays, and the record keeps the reason."""
+
+    exit_code = 1
+
+
+class Interrupted(PerlError):
+    """A run that the user stopped: the last good state is saved."""
+
+    exit_code = 130
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The hint part `Did you mean …?` for an unknown name, or an empty string where nothing is near."""
+    found = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f"Did you mean {found[0]}?" if found else ""
+
+
+def shorten(value: object, limit: int = 80) -> str:
+    """The value as it would be typed, cut to `limit` characters, for use inside an error line."""
+    text = repr(value)
+    return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -1,0 +1,202 @@
+"""`perl eval`: a reward model on held-out preferences, or a policy against its anchor on held-out prompts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+import torch
+
+from perlcli import base, data, device, generate, plots, policies, rewards, roles, scores, settings, stats
+from perlcli.data import Data, Prompt
+from perlcli.errors import PerlError
+from perlcli.generate import Sampling
+from perlcli.prepare import Prepared, prepare, preview, report_data
+from perlcli.progress import Progress
+from perlcli.record import SAMPLES, RunRecord, recording
+
+PROMPTS, SAMPLED = 256, 20
+Ids = list[int]
+
+
+def run(given: settings.Eval) -> RunRecord | None:
+    """Measure what `--model` is: a reward model or a policy; None for a dry run."""
+    prepared = prepare(given)
+    action = evaluate_reward if prepared.source.is_classifier else evaluate_policy
+    if prepared.source.is_classifier and prepared.settings.eval.reward:
+        raise PerlError(f"--model {prepared.source.name} is a reward model: --reward is for judging a policy")
+    return action(prepared)
+
+
+def load_held_out(prepared: Prepared, use: str, limit: int | None) -> Data:
+    """The first rows of the held-out data, `limit` at most."""
+    values = prepared.settings.data
+    found = data.load(values.data, use, split="test", chat=prepared.renderer.chat)
+    if limit is not None and len(found.rows) > limit:
+        prepared.run.note(f"Measuring on the first {limit:,} of {len(found.rows):,} rows (--max-samples).")
+        found.rows, found.numbers = found.rows[:limit], found.numbers[:limit]
+        found.report.kept = limit
+    return found
+
+
+def evaluate_reward(prepared: Prepared) -> RunRecord | None:
+    """Accuracy, AUC, balanced accuracy, margin and the correlation of score with length."""
+    held_out = load_held_out(prepared, "reward", prepared.settings.eval.max_samples)
+    rows = scores.tokens(held_out, prepared, "eval")
+    if prepared.is_dry:
+        return preview(prepared)
+    with recording(prepared.run) as run:
+        scorer = scores.load(prepared.source, prepared.settings.model, prepared.tokenizer.pad_token_id)
+        run.record.total_parameters = roles.count_parameters(scorer.model)[1]
+        run.record.metrics = scores.measure(prepared, scorer, rows, held_out)
+        run.record.peak_memory_mb = device.peak_memory_mb()
+    return run.record
+
+
+@dataclass
+class Samples:
+    """What one policy wrote to the prompts, and what the reward thinks of it."""
+
+    written: list[Ids]
+    texts: list[str]
+    rewards: list[float]
+    gold: list[bool]
+
+
+def evaluate_policy(prepared: Prepared) -> RunRecord | None:
+    """Reward, share of prompts won against the anchor, KL to it, lengths, truncation, distinct-n and gold success."""
+    values = prepared.settings
+    held_out = load_held_out(prepared, "rl", values.eval.max_samples or PROMPTS)
+    rows = [row for row in held_out.rows if isinstance(row, Prompt)]
+    has_gold = all(data.gold_check(row) for row in rows)
+    reward = rewards.find(values.eval.reward, prepared) if values.eval.reward or not has_gold else None
+    report_data(prepared.run, "eval", held_out)
+    if prepared.is_dry:
+        return preview(prepared)
+    with recording(prepared.run) as run:
+        model, anchor = load_policy(prepared, is_shared=bool(reward and reward.is_shared))
+        score = rewards.attach(reward, model, prepared, values.eval.per_device_eval_batch_size) if reward else None
+        run.record.total_parameters = roles.count_parameters(model)[1]
+        prompts = [prepared.renderer.prompt_ids(row.prompt) for row in rows]
+        mine = answer(prepared, model, prompts, rows, score)
+        theirs = None
+        if anchor is not None:
+            with anchor():
+                theirs = answer(prepared, model, prompts, rows, score)
+        run.record.metrics = measure(mine, theirs, prepared)
+        if anchor is not None:
+            run.record.metrics |= divergence(prepared, model, anchor, prompts, mine.written)
+        show(prepared, rows, mine, theirs)
+        run.record.peak_memory_mb = device.peak_memory_mb()
+    return run.record
+
+
+def load_policy(prepared: Prepared, *, is_shared: bool) -> tuple[Any, Callable[[], Any] | None]:
+    """The policy, and a context in which its base plays the anchor; None for a policy without one."""
+    source, values = prepared.source, prepared.settings
+    model: Any = base.load_causal(source, values.model)
+    if source.adapter is None:
+        prepared.run.note("anchor: none, the policy is a whole model")
+        if is_shared:  # a reward adapter needs a policy adapter beside it to switch from; a new one changes nothing
+            lora = settings.LoraSettings(lora_r=1, lora_alpha=1, lora_dropout=0.0, lora_target_modules="attention")
+            model = roles.new_adapter(model, lora, "CAUSAL_LM")
+        return model.eval(), None
+    model = roles.load_adapter(model, source.adapter, trainable=False)
+    name = policies.attach_anchor(model, source.adapter)
+    prepared.run.note(f"anchor: {'the policy that RL started from' if name else 'the base'}")
+    return model.eval(), lambda: roles.switched(model, name)
+
+
+def answer(prepared: Prepared, model: Any, prompts: list[Ids], rows: Sequence[Prompt], score: Any) -> Samples:
+    """One sampled completion for each prompt, scored; the same seed for every policy."""
+    values = prepared.settings
+    size = values.eval.per_device_eval_batch_size
+    written: list[Ids] = []
+    with Progress("eval", len(prompts)) as progress:
+        for start in range(0, len(prompts), size):
+            how = Sampling(values.eval.temperature, values.eval.max_completion_length, values.run.seed + start)
+            written += generate.sample(model, prepared.renderer, prompts[start : start + size], how)
+            progress.update(len(written), {})
+    texts = [prepared.tokenizer.decode(ids, skip_special_tokens=True) for ids in written]
+    checks = [data.gold_check(row) for row in rows]
+    gold = [check(text) for check, text in zip(checks, texts, strict=True) if check]
+    return Samples(written, texts, score(rows, written) if score else [], gold)
+
+
+def measure(mine: Samples, theirs: Samples | None, prepared: Prepared) -> dict[str, float]:
+    """The policy's figures, and the anchor's beside those that can be held against each other."""
+    metrics = {"prompts": len(mine.written), **_quality(mine, "")}
+    if theirs is not None:
+        metrics |= _quality(theirs, "anchor_")
+        if mine.rewards:
+            wins = sum(a > b for a, b in zip(mine.rewards, theirs.rewards, strict=True))
+            ties = sum(a == b for a, b in zip(mine.rewards, theirs.rewards, strict=True))
+            low, high = stats.wilson(wins, len(mine.rewards))
+            metrics |= {"wins": wins / len(mine.rewards), "wins_low": low, "wins_high": high, "share_ties": ties / len(mine.rewards)}
+    lengths = [len(ids) for ids in mine.written]
+    metrics["mean_length"] = fmean(lengths)
+    metrics["share_truncated"] = fmean(not prepared.renderer.ended(ids) for ids in mine.written)
+    metrics |= {f"distinct_{n}": stats.distinct(mine.written, n) for n in (1, 2)}
+    return metrics
+
+
+def _quality(samples: Samples, prefix: str) -> dict[str, float]:
+    metrics = {}
+    if samples.rewards:
+        metrics[f"{prefix}mean_reward"] = fmean(samples.rewards)
+    if samples.gold:
+        low, high = stats.wilson(sum(samples.gold), len(samples.gold))
+        metrics |= {f"{prefix}gold": fmean(samples.gold), f"{prefix}gold_low": low, f"{prefix}gold_high": high}
+    return metrics
+
+
+@torch.no_grad()
+def divergence(
+    prepared: Prepared, model: Any, anchor: Callable[[], Any], prompts: list[Ids], written: list[Ids]
+) -> dict[str, float]:
+    """KL(policy || anchor) at the sampling temperature, estimated on what the policy wrote.
+
+    k1 is the mean log ratio, unbiased; k3 = ratio - 1 - log ratio, of lower variance and never negative
+    (Schulman, "Approximating KL divergence", 2020). Per token is over all tokens, per sequence over completions.
+    """
+    size, heat = prepared.settings.eval.per_device_eval_batch_size, prepared.settings.eval.temperature
+    k1, k3, tokens = 0.0, 0.0, 0
+    for start in range(0, len(prompts), size):
+        part = slice(start, start + size)
+        ours = generate.log_probs(model, prompts[part], written[part], heat)
+        with anchor():
+            theirs = generate.log_probs(model, prompts[part], written[part], heat)
+        for mine, other in zip(ours, theirs, strict=True):
+            gaps = [a - b for a, b in zip(mine, other, strict=True)]
+            k1 += sum(gaps)
+            k3 += sum(math.expm1(-gap) + gap for gap in gaps)
+            tokens += len(gaps)
+    return {
+        "kl_k1_per_token": k1 / tokens, "kl_k1_per_sequence": k1 / len(prompts),
+        "kl_k3_per_token": k3 / tokens, "kl_k3_per_sequence": k3 / len(prompts),
+    }  # fmt: skip
+
+
+def show(prepared: Prepared, rows: Sequence[Prompt], mine: Samples, theirs: Samples | None) -> None:
+    """Keep some samples side by side, print three, and draw the rewards."""
+    folder = prepared.run.folder
+    for index in range(min(SAMPLED, len(rows))):
+        sample: dict[str, Any] = {"prompt": data.text_of(rows[index].prompt), "policy": mine.texts[index]}
+        for name, samples in (("policy", mine), ("anchor", theirs)):
+            if samples is None:
+                continue
+            sample[name] = samples.texts[index]
+            if samples.rewards:
+                sample[f"{name}_reward"] = round(samples.rewards[index], 4)
+        prepared.run.append(SAMPLES, sample)
+        if index < 3:
+            print("\n" + "\n".join(f"  {key}: {str(value)[-300:]}" for key, value in sample.items()))
+    print()
+    groups = {"policy": mine.rewards, **({"anchor": theirs.rewards} if theirs else {})}
+    if mine.rewards:
+        plots.histogram(groups, "Rewards on held-out prompts", "reward", folder / "plots" / "rewards.png")
+
+

@@ -1,0 +1,63 @@
+"""Sampling completions, and how likely a model finds them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import GenerationConfig
+
+from perlcli.data import Renderer
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How completions are drawn: the whole distribution at this temperature, as RL draws them."""
+
+    temperature: float
+    max_new_tokens: int
+    seed: int
+
+
+@torch.no_grad()
+def sample(model: Any, render: Renderer, prompts: Sequence[list[int]], how: Sampling) -> list[list[int]]:
+    """One completion's token ids for each prompt, EOS included where it was reached; leaves the random state as it was."""
+    tokenizer = render.tokenizer
+    longest = max(map(len, prompts))
+    ids = torch.tensor([[tokenizer.pad_token_id] * (longest - len(p)) + p for p in prompts], device=model.device)
+    mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=model.device)
+    config = GenerationConfig(
+        do_sample=True, temperature=how.temperature, top_k=0, top_p=1.0, max_new_tokens=how.max_new_tokens,
+        eos_token_id=list(render.eos_ids), pad_token_id=tokenizer.pad_token_id, bos_token_id=tokenizer.bos_token_id,
+    )  # fmt: skip
+    was_training = model.training
+    model.eval()
+    with torch.random.fork_rng():
+        torch.manual_seed(how.seed)
+        out = model.generate(input_ids=ids, attention_mask=mask, generation_config=config)
+    model.train(was_training)
+    return [_until_end(row, render) for row in out[:, longest:].tolist()]
+
+
+def _until_end(ids: list[int], render: Renderer) -> list[int]:
+    end = next((index for index, token in enumerate(ids) if token in render.eos_ids), len(ids) - 1)
+    return ids[: end + 1]
+
+
+@torch.no_grad()
+def log_probs(model: Any, prompts: Sequence[list[int]], written: Sequence[list[int]], temperature: float) -> list[list[float]]:
+    """The log-probability of each written token under the model at this temperature, a list a row."""
+    longest = max(len(p) + len(w) for p, w in zip(prompts, written, strict=True))
+    rows = [p + w + [0] * (longest - len(p) - len(w)) for p, w in zip(prompts, written, strict=True)]
+    mask = [[1] * (len(p) + len(w)) + [0] * (longest - len(p) - len(w)) for p, w in zip(prompts, written, strict=True)]
+    ids = torch.tensor(rows, device=model.device)
+    logits = model(input_ids=ids, attention_mask=torch.tensor(mask, device=model.device)).logits
+    found = []
+    for index, (prompt, completion) in enumerate(zip(prompts, written, strict=True)):
+        span = logits[index, len(prompt) - 1 : len(prompt) + len(completion) - 1].float() / temperature
+        target = ids[index, len(prompt) : len(prompt) + len(completion)]
+        picked = span.log_softmax(dim=-1).gather(1, target.unsqueeze(1))[:, 0]
+        found.append([float(value) for value in picked.cpu()])
+    return found

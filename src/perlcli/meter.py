@@ -1,0 +1,136 @@
+"""What watches a TRL trainer at work: progress, metrics, time, tokens, memory, and a stop where nothing can be learned."""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import Trainer, TrainerCallback
+from transformers.trainer_callback import PrinterCallback
+from transformers.trainer_utils import get_last_checkpoint
+
+from perlcli import device
+from perlcli.errors import Interrupted, RunFailed
+from perlcli.progress import Progress
+from perlcli.record import METRICS, Run
+
+CHECKPOINTS = "checkpoints"
+
+
+class Meter(TrainerCallback):  # type: ignore[misc]  # transformers is untyped here
+    """Keeps `metrics.jsonl` and the progress line, and stops a run whose loss or gradient is no number."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.progress: Progress | None = None
+        self.interrupted = 0  # the signal that asked for the end
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.progress = Progress(self.run.record.command, state.max_steps).__enter__()
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        """Before the weights change: a gradient that is no number would spoil them."""
+        grads = [p.grad for p in model.parameters() if p.grad is not None]
+        if not grads:
+            raise RunFailed("No parameter received a gradient: nothing can be learned", "check --lora-target-modules")
+        if not math.isfinite(float(torch.stack([grad.detach().float().norm() for grad in grads]).sum())):
+            self._fail("gradient", state.global_step + 1)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **kwargs: Any) -> None:
+        if logs is None or "loss" not in logs:
+            return
+        self.run.append(METRICS, {"step": state.global_step, **logs})
+        self.run.record.steps = state.global_step
+        self.run.record.tokens = int(logs.get("num_tokens", self.run.record.tokens))
+        if self.progress:
+            self.progress.update(state.global_step, logs)
+        if not math.isfinite(logs["loss"]):
+            self._fail("loss", state.global_step)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
+        if self.interrupted:
+            control.should_save = control.should_training_stop = True
+        return control
+
+    def close(self) -> None:
+        """Take the progress line off the terminal."""
+        if self.progress:
+            self.progress.__exit__(None, None, None)
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """On Ctrl-C or SIGTERM finish the step, save and end; a second one ends at once."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def ask(number: int, frame: Any) -> None:
+            if self.interrupted:
+                raise KeyboardInterrupt
+            self.interrupted = number
+            print("Finishing this step, then saving. Once more to stop at once.", flush=True)
+
+        before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _fail(self, what: str, step: int) -> None:
+        raise RunFailed(
+            f"The {what} is not a finite number at step {step}; the adapter of the step before is saved",
+            "try a lower --learning-rate, or --dtype float32 / bfloat16",
+        )
+
+
+def train(trainer: Trainer, run: Run, save: Any) -> None:
+    """Train to the end, or to a stop that leaves the last good state; `save` writes the model into the run's folder."""
+    meter = Meter(run)
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(meter)
+    checkpoint = _checkpoint(run) if run.record.settings["resume"] else None
+    if device.kind() == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    try:
+        with meter.listening():
+            trainer.train(resume_from_checkpoint=checkpoint)
+    except (RunFailed, KeyboardInterrupt):
+        save()
+        raise
+    finally:
+        meter.close()
+        run.record.peak_memory_mb = device.peak_memory_mb()
+    save()
+    if meter.interrupted:
+        stopped = Interrupted(f"Stopped at step {run.record.steps} and saved", go_on(run))
+        stopped.exit_code = 128 + meter.interrupted
+        raise stopped
+
+
+def go_on(run: Run) -> str:
+    """The command that goes on with a run."""
+    return f"perl {run.record.command} --config {run.folder}/settings.yaml --resume"
+
+
+def _checkpoint(run: Run) -> str | None:
+    """The last checkpoint to go on from; metrics of later steps are taken back."""
+    folder = run.folder / CHECKPOINTS
+    found = get_last_checkpoint(str(folder)) if folder.is_dir() else None
+    if found is None:
+        run.note("No checkpoint yet: starting over.")
+    step = int(found.rsplit("-", 1)[1]) if found else 0
+    metrics = run.folder / METRICS
+    if metrics.exists():
+        rows = [line for line in metrics.read_text(encoding="utf-8").splitlines() if json.loads(line)["step"] <= step]
+        metrics.write_text("".join(row + "\n" for row in rows), encoding="utf-8")
+    if found:
+        run.note(f"Going on from step {step} ({Path(found).name}).")
+    return found

@@ -1,0 +1,158 @@
+"""Settings dataclasses as Typer options, YAML files, and the boundary where errors become lines and exit codes."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import sys
+import traceback
+import types
+import typing
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from perlcli import settings as definitions
+from perlcli import upstream
+from perlcli.errors import PerlError, nearest, shorten
+from perlcli.settings import Option, dashed
+from perlcli.values import convert, describe, fits
+
+CONFIG_HELP = "YAML file with the same names as these options; the command line wins."
+DEBUG_HELP = "Show the traceback of an error."
+
+
+def command(app: typer.Typer, name: str) -> Callable[[Callable[[Any], None]], Callable[..., None]]:
+    """Register a function of one settings object as the command `name`, with an option for every setting."""
+    stage = definitions.COMMANDS[name]
+
+    def register(function: Callable[[Any], None]) -> Callable[..., None]:
+        def run(config: str | None, debug: bool, **given: Any) -> None:
+            upstream.hush()  # before a stage imports the libraries that would speak
+            with_boundary(lambda: function(_settings(stage, config, given)), debug=debug)
+
+        run.__signature__ = inspect.Signature(_parameters(stage))  # type: ignore[attr-defined]
+        run.__annotations__ = {item.name: item.annotation for item in _parameters(stage)}
+        run.__doc__ = function.__doc__
+        app.command(name)(run)
+        return run
+
+    return register
+
+
+class Group(TyperGroup):
+    """The commands, with `--lora_r` read as `--lora-r`: trl and transformers know both."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, [_with_dashes(argument) for argument in args])
+
+
+def _with_dashes(argument: str) -> str:
+    name, equals, value = argument.partition("=")
+    return name.replace("_", "-") + equals + value if name.startswith("--") else argument
+
+
+def _parameters(stage: type[Any]) -> list[inspect.Parameter]:
+    given = [_parameter(item) for item in definitions.options(stage)]
+    config = Annotated[str | None, typer.Option("--config", "-c", help=CONFIG_HELP, rich_help_panel="Run")]
+    debug = Annotated[bool, typer.Option("--debug", help=DEBUG_HELP, rich_help_panel="Run")]
+    return [*given, _keyword("config", config, None), _keyword("debug", debug, False)]
+
+
+def _parameter(item: Option) -> inspect.Parameter:
+    """The Typer parameter of an option. Its default is None, so that what the user gave can be told apart."""
+    kind = bool if item.type is bool else _scalar(item.type)
+    negatable = kind is bool and item.group != "run"
+    flags = [f"--{dashed(item.name)}" + (f"/--no-{dashed(item.name)}" if negatable else "")]
+    flags += [item.short] if item.short else []
+    shown: Any = item.unset or (False if item.default in (None, False, ()) else str(item.default))
+    help_text = item.help + (f" (default: {shown})" if shown else "")
+    information = typer.Option(*flags, help=help_text, rich_help_panel=item.panel, show_default=False)
+    annotation = list[str] | None if item.type == tuple[str, ...] else kind | None
+    return _keyword(item.name, Annotated[annotation, information], None)
+
+
+def _scalar(kind: Any) -> Any:
+    """The type inside `X | None`."""
+    inner = [part for part in typing.get_args(kind) if part is not types.NoneType]
+    return inner[0] if isinstance(kind, types.UnionType) else kind
+
+
+def _keyword(name: str, annotation: Any, default: Any) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def _settings(stage: type[Any], config: str | None, given: Mapping[str, Any]) -> Any:
+    values = read_config(stage, Path(config)) if config else {}
+    for name, value in given.items():
+        if value is not None:
+            values[name] = tuple(value) if isinstance(value, list) else value
+    return definitions.build(stage, values)
+
+
+def read_config(stage: type[Any], path: Path) -> dict[str, Any]:
+    """The settings in a YAML file; raises PerlError that names every unknown key and every wrong type."""
+    import yaml  # 20 ms that a call without --config needn't pay
+
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise PerlError(f"Can't read --config {path}: {_reason(error)}") from error
+    except yaml.YAMLError as error:
+        raise PerlError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise PerlError(f"{path} must hold `name: value` lines, not a {type(content).__name__}")
+    return _checked(stage, path, content)
+
+
+def _checked(stage: type[Any], path: Path, content: Mapping[Any, Any]) -> dict[str, Any]:
+    known = {item.name: item for item in definitions.options(stage)}
+    values, faults = {}, []
+    for key, value in content.items():
+        name = str(key).replace("-", "_")
+        if name not in known:
+            faults.append(f"{path}: unknown key {key}. {nearest(name, known)}".rstrip())
+        elif not fits(value, known[name].type):
+            faults.append(f"{path}: {key} must be {describe(known[name].type)}, not {shorten(value)}")
+        else:
+            values[name] = convert(value, known[name].type)
+    if faults:
+        raise PerlError("\n".join(faults), f"perl {definitions.command_of(stage)} --help lists the names")
+    return values
+
+
+def with_boundary(action: Callable[[], None], *, debug: bool) -> None:
+    """Run the action; errors become lines on standard error and an exit code, with a traceback only under --debug."""
+    try:
+        action()
+    except PerlError as error:
+        if debug:
+            traceback.print_exc()
+        _tell("Error: " + str(error))
+        raise typer.Exit(error.exit_code) from None
+    except KeyboardInterrupt:
+        _tell("Stopped.")
+        raise typer.Exit(130) from None
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit(141) from None
+    except Exception as error:
+        if debug:
+            raise
+        _tell(f"Error: {_reason(error)}\nHint: run it again with --debug to see where; please report it if it is ours")
+        raise typer.Exit(1) from None
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:600]}"
+
+
+def _tell(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

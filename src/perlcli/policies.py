@@ -1,0 +1,47 @@
+"""The policy: where it starts, how its folder is written, and the anchor that stands beside it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from perlcli import base, roles
+from perlcli.errors import PerlError
+from perlcli.prepare import Prepared
+
+ANCHOR_FOLDER = "anchor"
+
+
+def start(prepared: Prepared) -> Any:
+    """The model to train: the adapter that --model names, or a fresh one, on the frozen base; or with --full the base."""
+    if prepared.source.is_classifier:
+        raise PerlError(f"--model {prepared.source.name} is a reward model, not a policy", "give a causal LM or its adapter")
+    model = base.load_causal(prepared.source, prepared.settings.model)
+    if prepared.settings.lora.full:
+        return model.requires_grad_(True)
+    if prepared.source.adapter:
+        return roles.load_adapter(model, prepared.source.adapter, trainable=True)
+    return roles.new_adapter(model, prepared.settings.lora, "CAUSAL_LM")
+
+
+def save(prepared: Prepared, model: Any) -> None:
+    """Write the policy's adapter, or the whole model after full tuning, and the tokenizer into the run's folder."""
+    if prepared.settings.lora.full:
+        model.save_pretrained(str(prepared.run.folder))
+    else:
+        roles.save_adapter(model, prepared.run.folder)
+    prepared.tokenizer.save_pretrained(str(prepared.run.folder))
+    if roles.ANCHOR in getattr(model, "peft_config", {}):
+        roles.save_adapter(model, prepared.run.folder, roles.ANCHOR)
+        (prepared.run.folder / roles.ANCHOR).replace(prepared.run.folder / ANCHOR_FOLDER)
+
+
+def attach_anchor(model: Any, folder: str | None) -> str | None:
+    """Put the anchor that a run of `perl rl` keeps beside its policy on the same base; None where the base is the anchor."""
+    place = Path(folder or "") / ANCHOR_FOLDER
+    if folder is None or not (place / base.ADAPTER_CONFIG).exists():
+        return None
+    model.load_adapter(str(place), roles.ANCHOR, is_trainable=False)
+    model.set_adapter(roles.POLICY)
+    roles.as_float32(model)
+    return roles.ANCHOR

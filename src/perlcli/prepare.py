@@ -1,0 +1,119 @@
+"""What every stage does before it loads weights: find the model, fill in the settings, check them, look at the data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from transformers import PreTrainedTokenizerBase
+
+from perlcli import base, coffee, data, device, settings, upstream
+from perlcli.base import Source
+from perlcli.data import Data, Renderer
+from perlcli.data.sources import has_split
+from perlcli.errors import PerlError
+from perlcli.record import Run, check_output
+
+LORA_FIELDS = {"lora_r": "r", "lora_alpha": "lora_alpha", "lora_dropout": "lora_dropout"}
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run that passed every cheap check, with what was found on the way."""
+
+    settings: Any
+    source: Source
+    tokenizer: PreTrainedTokenizerBase
+    renderer: Renderer
+    run: Run
+
+    @property
+    def is_dry(self) -> bool:
+        """Whether the run ends before it loads weights."""
+        return bool(self.settings.run.dry_run)
+
+
+def prepare(given: Any) -> Prepared:
+    """Resolve and check a stage's settings against the model, the machine and the output folder. Raises PerlError."""
+    upstream.hush_bars()
+    command = settings.command_of(given)
+    source = base.locate(given.model.model, trust_remote_code=given.model.trust_remote_code)
+    if given.data.data is None and not source.is_embedded:
+        raise PerlError(f"--data is missing: the embedded data is for the embedded base, not for {source.name}")
+    preset = dict(coffee.SETTINGS[command]) if source.is_embedded and given.data.data is None else {}
+    resolved = settings.resolve(given, {**preset, **_adapter_settings(given, source)})
+    settings.check(resolved)
+    device.check(resolved.model)
+    check_output(resolved)
+    tokenizer = base.load_tokenizer(source, trust_remote_code=given.model.trust_remote_code)
+    run = Run(resolved)
+    run.record.device = device.describe(resolved.model)
+    run.record.model = base.describe(source, tokenizer)
+    if given.model.model is None:
+        run.note("No --model: taking the embedded coffee base, a toy of 0.9 M parameters.")
+    return Prepared(resolved, source, tokenizer, base.renderer(source, tokenizer), run)
+
+
+def _adapter_settings(given: Any, source: Source) -> dict[str, Any]:
+    """The LoRA settings of the adapter that a run starts from: they are the adapter's, not the user's, to set."""
+    config = source.adapter_config
+    if config is None or not hasattr(given, "lora"):
+        return {}
+    if given.lora.full:
+        raise PerlError(
+            f"--full can't start from the adapter {source.name}",
+            "merge it into its base first (peft's merge_and_unload), and give the merged folder",
+        )
+    if not all(hasattr(config, field) for field in LORA_FIELDS.values()):
+        raise PerlError(f"The adapter {source.name} is {config.peft_type}, not LoRA")
+    found = {name: getattr(config, field) for name, field in LORA_FIELDS.items()}
+    modules = config.target_modules
+    found["lora_target_modules"] = modules if isinstance(modules, str) else ",".join(sorted(modules))
+    asked = {name: getattr(given.lora, name) for name in found}
+    clashes = [f"--{settings.dashed(n)} {v}, but the adapter has {found[n]}" for n, v in asked.items() if v not in (None, found[n])]
+    if clashes:
+        raise PerlError(f"{source.name} is an adapter already: " + "; ".join(clashes), "leave the option out")
+    return found
+
+
+def load_data(prepared: Prepared, use: str, role: Literal["train", "eval"]) -> Data | None:
+    """The rows that train or that measure; None where there is nothing to measure on."""
+    values = prepared.settings.data
+    chat = prepared.renderer.chat
+    if role == "train":
+        return data.load(values.data, use, chat=chat)
+    if values.eval_data is not None:
+        return data.load(values.eval_data, use, split="test", chat=chat)
+    if values.data is None or has_split(values.data, "test"):
+        return data.load(values.data, use, split="test", chat=chat)
+    return None
+
+
+def report_data(run: Run, role: str, rows: Data) -> None:
+    """Say what became of the rows, and keep it in the record."""
+    run.record.data[role] = rows.report.summary()
+    run.note(f"{role}: {rows.report.line()}")
+
+
+def preview(prepared: Prepared, config: Any = None) -> None:
+    """Print what a run would do, for `--dry-run`."""
+    found, values = prepared.source, prepared.settings
+    print(f"model: {found.name} (base {found.base_name}, {device.precision(values.model)} on {device.kind()})")
+    if hasattr(values, "lora"):
+        print(_training_line(prepared))
+    if config is not None:
+        length = f"{config.max_steps} steps" if config.max_steps > 0 else f"{config.num_train_epochs:g} epoch(s)"
+        size = config.per_device_train_batch_size * config.gradient_accumulation_steps
+        print(f"training: {length} of {size} rows, learning rate {config.learning_rate:g} ({getattr(config.lr_scheduler_type, 'value', config.lr_scheduler_type)})")
+    print(f"output: {values.run.output}\nDry run: nothing was loaded, trained or written.")
+
+
+def _training_line(prepared: Prepared) -> str:
+    lora = prepared.settings.lora
+    model = base.skeleton(prepared.source, trust_remote_code=prepared.settings.model.trust_remote_code)
+    total = sum(parameter.numel() for parameter in model.parameters())
+    if lora.full:
+        return f"full tuning: all {total:,} parameters train"
+    targets = base.target_modules(model, lora.lora_target_modules)
+    names = targets if isinstance(targets, str) else ", ".join(targets)
+    return f"adapter: LoRA r={lora.lora_r}, alpha={lora.lora_alpha} on {names}; the {total:,} parameters of the base stay frozen"

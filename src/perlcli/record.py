@@ -1,0 +1,214 @@
+"""The record of a run, and the folder that keeps it: what people and programs read afterwards."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from perlcli import settings as definitions
+from perlcli.errors import Interrupted, PerlError
+
+SCHEMA_VERSION = 1
+RECORD, SETTINGS, METRICS, SAMPLES = "record.json", "settings.yaml", "metrics.jsonl", "samples.jsonl"
+PACKAGES = ("perlcli", "torch", "transformers", "trl", "peft", "datasets", "accelerate", "bitsandbytes")
+
+Status = Literal["running", "finished", "failed", "interrupted"]
+
+
+def said(text: str, default: Any = dataclasses.MISSING, factory: Any = dataclasses.MISSING) -> Any:
+    """A field of the record with the sentence that the documented schema has for it."""
+    return field(default=default, default_factory=factory, metadata={"help": text})
+
+
+@dataclass
+class RunRecord:
+    """The documented, versioned result of a run, as `record.json` keeps it."""
+
+    schema_version: int = said("Version of this schema.", SCHEMA_VERSION)
+    command: str = said("The perlcli command: sft, reward, rl, eval or quickstart.", "")
+    status: Status = said("running, finished, failed or interrupted.", "running")
+    failure: str | None = said("Why the run failed, in one line.", None)
+    started: str = said("Start, UTC, ISO 8601.", "")
+    elapsed_seconds: float = said("Wall-clock seconds from start to end, loading included.", 0.0)
+    settings: dict[str, Any] = said("Every option as resolved: what `settings.yaml` holds.", factory=dict)
+    trl_settings: dict[str, Any] = said("The TRL config in use, every field.", factory=dict)
+    versions: dict[str, str] = said("Versions of Python and the packages that decide the result.", factory=dict)
+    git_commit: str | None = said("Commit of the working directory, where it is a git checkout.", None)
+    seed: int = said("Seed of initialisation, data order and sampling.", 0)
+    device: dict[str, Any] = said("Device name, type, threads and precision of the base.", factory=dict)
+    model: dict[str, Any] = said(
+        "name as given, base, adapter it started from, architecture, fingerprint of the base's weights, tokenizer.",
+        factory=dict,
+    )
+    data: dict[str, Any] = said(
+        "Per role (train, eval): source, format, fingerprint, rows read / kept / dropped and why.", factory=dict
+    )
+    steps: int = said("Optimiser steps done.", 0)
+    tokens: int = said("Tokens that went through training, prompts and completions.", 0)
+    peak_memory_mb: float = said("Peak memory: CUDA allocated on a GPU, resident set of the process on a CPU.", 0.0)
+    trainable_parameters: int = said("Parameters that trained.", 0)
+    total_parameters: int = said("Parameters in memory, each counted once.", 0)
+    notes: list[str] = said("What the run said about its choices: kind of data, sharing, warnings.", factory=list)
+    metrics: dict[str, Any] = said("Final metrics of the stage.", factory=dict)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON to the side and rename it, so that a reader never sees half a file."""
+    text = json.dumps(content, indent=2, ensure_ascii=False, default=str) + "\n"
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=path.name, delete=False, encoding="utf-8") as side:
+        side.write(text)
+    os.chmod(side.name, 0o644)  # the temporary file's 0600 would lock out the user's own tools
+    os.replace(side.name, path)
+
+
+def read_record(folder: Path) -> RunRecord:
+    """The record of a run's folder; raises PerlError where there is none or it is not of this schema."""
+    path = folder / RECORD
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise PerlError(f"{folder} is not the folder of a run: it has no {RECORD}") from None
+    except (OSError, ValueError) as error:
+        raise PerlError(f"Can't read {path}: {error}") from error
+    known = {item.name for item in dataclasses.fields(RunRecord)}
+    version = content.get("schema_version") if isinstance(content, dict) else None
+    if version != SCHEMA_VERSION or set(content) != known:
+        raise PerlError(f"{path} has schema version {version}; this perlcli reads version {SCHEMA_VERSION}")
+    return RunRecord(**content)
+
+
+def schema_table() -> str:
+    """The record's fields as a Markdown table, for the documentation."""
+    rows = [f"| `{item.name}` | {item.type} | {item.metadata['help']} |" for item in dataclasses.fields(RunRecord)]
+    return "\n".join(["| field | type | meaning |", "| --- | --- | --- |", *rows])
+
+
+class Run:
+    """A run in progress: its record and its folder, which is written to from `claim` on."""
+
+    def __init__(self, settings: definitions.Stage) -> None:
+        values = definitions.flat(settings)
+        self.folder = Path(values["output"])
+        self._values = values
+        self._clock = time.monotonic()
+        self.record = RunRecord(
+            command=definitions.command_of(settings),
+            started=datetime.now(UTC).isoformat(timespec="seconds"),
+            settings=values,
+            seed=values["seed"],
+        )
+
+    def note(self, text: str) -> None:
+        """Tell the user one line, and keep it in the record."""
+        self.record.notes.append(text)
+        print(text, flush=True)
+
+    def claim(self) -> None:
+        """Make the folder this run's own: until here nothing is written."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.record.versions, self.record.git_commit = package_versions(), git_commit()
+        if self._values.get("overwrite"):
+            _empty(self.folder)
+        write_settings(self.folder / SETTINGS, self._values)
+        self.write()
+
+    def write(self) -> None:
+        """Bring `record.json` up to date."""
+        self.record.elapsed_seconds = round(time.monotonic() - self._clock, 1)
+        write_json(self.folder / RECORD, dataclasses.asdict(self.record))
+
+    def append(self, name: str, row: Mapping[str, Any]) -> None:
+        """Add a line to `metrics.jsonl` or `samples.jsonl`."""
+        with (self.folder / name).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")
+
+
+@contextmanager
+def recording(run: Run) -> Iterator[Run]:
+    """Claim the run's folder, and keep in its record how the run ended."""
+    run.claim()
+    try:
+        yield run
+    except BaseException as error:
+        stopped = isinstance(error, KeyboardInterrupt | Interrupted)
+        run.record.status = "interrupted" if stopped else "failed"
+        run.record.failure = error.problem if isinstance(error, PerlError) else f"{type(error).__name__}: {error}"
+        run.write()
+        raise
+    run.record.status = "finished"
+    run.write()
+
+
+def check_output(settings: definitions.Stage) -> None:
+    """Refuse an output folder whose content this run would destroy or mix with its own."""
+    values = definitions.flat(settings)
+    folder = Path(values["output"])
+    if folder.exists() and not folder.is_dir():
+        raise PerlError(f"--output {folder} is a file", "name a folder")
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return
+    ours = (folder / RECORD).exists()
+    if values.get("overwrite") and not ours:
+        raise PerlError(f"--output {folder} is not empty and not a run of perlcli", "name another folder, or empty it yourself")
+    if not values.get("overwrite") and not values.get("resume"):
+        ways = "--resume to go on, --overwrite to replace it, or" if "resume" in values else "--overwrite to replace it, or"
+        raise PerlError(f"--output {folder} is not empty", f"{ways} another --output")
+    inside = [values[n] for n in ("model", "reward", "data") if values.get(n) and _is_inside(values[n], folder)]
+    if values.get("overwrite") and inside:
+        raise PerlError(f"--overwrite would delete {inside[0]}, which this run reads", "name another --output")
+
+
+def _is_inside(name: str, folder: Path) -> bool:
+    path = Path(name)
+    return path.exists() and path.resolve().is_relative_to(folder.resolve())
+
+
+def _empty(folder: Path) -> None:
+    for entry in folder.iterdir():
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
+
+
+def write_settings(path: Path, values: Mapping[str, Any]) -> None:
+    """Write the YAML that reruns this run with `--config`; what only steers one call stays out."""
+    import yaml
+
+    once = ("dry_run", "overwrite", "resume")
+    kept = {n: list(v) if isinstance(v, tuple) else v for n, v in values.items() if n not in once and v is not None}
+    path.write_text(yaml.safe_dump(kept, sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide a run's result."""
+    import platform
+
+    versions = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def git_commit() -> str | None:
+    """The commit of the working directory, or None where there is no git checkout."""
+    try:
+        shown = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return shown.stdout.strip() or None

@@ -1,0 +1,166 @@
+"""`perl reward`: a reward model from pairs (chosen, rejected) or from thumbs up / down, by LoRA and a head of one score."""
+
+from __future__ import annotations
+
+import gc
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import nn
+from trl import RewardConfig, RewardTrainer
+
+from perlcli import base, plots, roles, scores, settings
+from perlcli.errors import PerlError, RunFailed
+from perlcli.meter import train
+from perlcli.prepare import Prepared, load_data, prepare, preview
+from perlcli.record import METRICS, RunRecord, recording
+from perlcli.training import trl_config
+
+PROOF_ROWS = 8
+
+
+def run(given: settings.Reward) -> RunRecord | None:
+    """Train a reward model and prove that its folder gives the same scores; None for a dry run."""
+    prepared = prepare(given)
+    config = trainer_args(prepared.settings)
+    rows, held_out = load_data(prepared, "reward", "train"), load_data(prepared, "reward", "eval")
+    assert rows is not None
+    train_set = Dataset.from_list(scores.tokens(rows, prepared, "train"))
+    eval_rows = scores.tokens(held_out, prepared, "eval") if held_out else None
+    weight = pos_weight(prepared, train_set)
+    if prepared.is_dry:
+        return preview(prepared, config)
+    with recording(prepared.run) as run:
+        trainer = build_trainer(prepared, config, train_set, weight)
+        run.record.trl_settings = config.to_dict()
+        run.record.trainable_parameters, run.record.total_parameters = roles.count_parameters(trainer.model)
+        before = roles.checksum(trainer.model, roles.POLICY)
+        train(trainer, run, lambda: save(prepared, trainer.model))
+        if not prepared.settings.lora.full:
+            roles.assert_moved(before, roles.checksum(trainer.model, roles.POLICY), "The reward adapter")
+        proof = [ids for row in train_set.select(range(min(PROOF_ROWS, len(train_set)))) for ids in scores.id_lists(row)]
+        bare = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)  # without training's autocast
+        wanted = roles.ClassifierScorer(bare, prepared.tokenizer.pad_token_id)(proof)
+        trainer.model = trainer.model_wrapped = None  # the proof loads a base of its own: make room for it
+        del trainer, bare
+        gc.collect()
+        scorer = prove(prepared, proof, wanted)
+        run.record.metrics |= scores.measure(prepared, scorer, eval_rows, held_out)
+        plots.curves("reward", run.folder / METRICS, run.folder / "plots" / "training.png")
+    return run.record
+
+
+def trainer_args(given: settings.Reward) -> RewardConfig:
+    """The TRL config of these settings."""
+    return trl_config(RewardConfig, given, {"max_length": given.data.max_length})
+
+
+def pos_weight(prepared: Prepared, rows: Dataset) -> float | None:
+    """The weight of thumbs-up rows in the loss, said with the balance it answers; None for pairs."""
+    wanted = prepared.settings.thumbs.pos_weight
+    if "label" not in rows.column_names:
+        prepared.run.note("kind: pairs, loss -log sigmoid(score of chosen - score of rejected)")
+        return None
+    up = int(sum(rows["label"]))
+    down = len(rows) - up
+    if not up or not down:
+        raise PerlError(
+            f"All {len(rows):,} rows have a thumbs {'up' if up else 'down'}: there is nothing to tell apart",
+            "add rows with the other label",
+        )
+    weight = {"auto": down / up, "none": 1.0}.get(wanted) or float(wanted)
+    balance = f"{up:,} up, {down:,} down ({up / len(rows):.1%} up)"
+    prepared.run.note(f"kind: thumbs, binary cross-entropy; {balance}; --pos-weight {wanted}: {weight:.4g}")
+    prepared.run.record.metrics |= {"train_share_thumbs_up": up / len(rows), "pos_weight": weight}
+    return weight
+
+
+def build_trainer(prepared: Prepared, config: RewardConfig, rows: Dataset, weight: float | None) -> RewardTrainer:
+    """TRL's trainer on the base with a head, an adapter that trains, or under --full everything."""
+    source, values, tokenizer = prepared.source, prepared.settings, prepared.tokenizer
+    if source.adapter and not source.is_classifier:
+        raise PerlError(f"--model {source.name} is a policy's adapter", f"train the reward on its base: --model {source.base}")
+    torch.manual_seed(values.run.seed)  # the head is new and random
+    model = base.load_classifier(source, values.model, tokenizer.pad_token_id)
+    if values.lora.full:
+        model.requires_grad_(True)
+    elif source.adapter:
+        model = roles.load_adapter(model, source.adapter, trainable=True)
+    else:
+        model = roles.new_adapter(model, values.lora, "SEQ_CLS")
+    options = {"train_dataset": rows, "processing_class": tokenizer}
+    if weight is None:
+        trainer = RewardTrainer(model, config, **options)
+    else:
+        trainer = ThumbsTrainer(model, config, data_collator=ThumbsCollator(tokenizer.pad_token_id), **options)
+        trainer.pos_weight = weight
+    roles.as_float32(trainer.model)
+    return trainer
+
+
+class ThumbsCollator:
+    """Pads rows of input_ids with their labels to one batch."""
+
+    def __init__(self, pad_token_id: int) -> None:
+        self.pad = pad_token_id
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        ids, mask = roles.padded([row["input_ids"] for row in rows], self.pad, torch.device("cpu"))
+        return {"input_ids": ids, "attention_mask": mask, "labels": torch.tensor([row["label"] for row in rows])}
+
+
+class ThumbsTrainer(RewardTrainer):  # type: ignore[misc]  # trl is untyped here
+    """TRL's reward trainer for thumbs: binary cross-entropy on sigmoid(score) (paper, section 3.1: pointwise)."""
+
+    pos_weight = 1.0
+
+    def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
+        return dataset  # rendered already, like TRL's own `chosen_ids` and `rejected_ids`
+
+    def _set_signature_columns_if_needed(self) -> None:
+        self._signature_columns = ["input_ids", "label"]
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        labels = inputs.pop("labels")
+        outputs = model(**inputs, use_cache=False)
+        scores = outputs.logits[:, 0].float()
+        weight = torch.tensor(self.pos_weight, device=scores.device)
+        loss = nn.functional.binary_cross_entropy_with_logits(scores, labels, pos_weight=weight)
+        self._count(inputs["attention_mask"], scores.detach(), labels)
+        return (loss, outputs) if return_outputs else loss
+
+    def _count(self, mask: torch.Tensor, scores: torch.Tensor, labels: torch.Tensor) -> None:
+        mode = "train" if self.model.training else "eval"
+        if mode == "train":
+            self._total_train_tokens += int(self.accelerator.gather_for_metrics(mask.sum()).sum())
+        found = self._metrics[mode]
+        found["num_tokens"] = [self._total_train_tokens]
+        right = ((scores > 0) == (labels > 0.5)).float()
+        found["accuracy"].append(self.accelerator.gather_for_metrics(right).mean().item())
+        found["mean_reward"].append(self.accelerator.gather_for_metrics(scores).mean().item())
+
+
+def save(prepared: Prepared, model: Any) -> None:
+    """Write the adapter with its head, or the whole classifier after full tuning, and the tokenizer."""
+    folder = prepared.run.folder
+    if prepared.settings.lora.full:
+        model.save_pretrained(str(folder))
+    else:
+        roles.round_head(model, model.dtype)
+        roles.save_adapter(model, folder)
+    prepared.tokenizer.save_pretrained(str(folder))
+
+
+def prove(prepared: Prepared, rows: list[list[int]], wanted: list[float]) -> roles.ClassifierScorer:
+    """Load the saved folder afresh and hold its scores against the trained model's; raises RunFailed where they differ."""
+    run = prepared.run
+    scorer = scores.load(base.locate(str(run.folder)), prepared.settings.model, prepared.tokenizer.pad_token_id)
+    shift = max(abs(a - b) for a, b in zip(wanted, scorer(rows), strict=True))
+    run.record.metrics["reload_shift"] = shift
+    if not shift <= 1e-4 * max(1.0, *map(abs, wanted)):
+        raise RunFailed(f"The saved reward model scores otherwise than the trained one: rewards move by up to {shift:.3g}")
+    run.note(f"Loaded afresh from {run.folder}: same scores on {len(rows)} rows (largest difference {shift:.2g}).")
+    return scorer

@@ -1,0 +1,197 @@
+"""What `--reward` names, as something that scores the completions that a policy wrote."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer
+
+from perlcli import base, roles, scores
+from perlcli.base import Source
+from perlcli.data import Content, Prompt, Renderer, text_of
+from perlcli.errors import PerlError, nearest
+from perlcli.prepare import Prepared
+from perlcli.record import RECORD, read_record
+from perlcli.settings import ModelSettings
+
+MODULE_FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+Ids = list[int]
+
+
+@dataclass(frozen=True)
+class Reward:
+    """A reward that was found but not loaded: a function, or a model on the policy's base or on another."""
+
+    name: str
+    function: Callable[..., Any] | None = None
+    source: Source | None = None
+    is_shared: bool = False
+
+
+def find(name: str | None, prepared: Prepared) -> Reward:
+    """Find what `--reward` names, before weights are loaded. Raises PerlError."""
+    if not name:
+        raise PerlError(
+            "--reward is missing: RL without a reward learns nothing",
+            "train one with `perl reward`, then give its folder; or give module:function",
+        )
+    if MODULE_FUNCTION.fullmatch(name) and not Path(name).exists():
+        return Reward(name, function=_function(name))
+    source = base.locate(name, option="--reward", trust_remote_code=prepared.settings.model.trust_remote_code)
+    if not source.is_classifier:
+        what = "an adapter without a reward head" if source.adapter else "a language model"
+        raise PerlError(f"--reward {name} is {what}, not a reward model", "train one with `perl reward`")
+    is_shared = _shares_base(source, prepared)
+    _check_record(source, prepared, is_shared=is_shared)
+    return Reward(name, source=source, is_shared=is_shared)
+
+
+def _function(name: str) -> Callable[..., Any]:
+    module_name, _, attribute = name.partition(":")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())  # a console script starts without it; `python -m` has it
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:  # the module is the user's, and raises what it likes
+        raise PerlError(f"--reward {name}: can't import {module_name}: {type(error).__name__}: {error}") from error
+    function = getattr(module, attribute, None)
+    if not callable(function):
+        names = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        raise PerlError(f"--reward {name}: {module_name} has no function {attribute}", nearest(attribute, names))
+    return function  # type: ignore[no-any-return]
+
+
+def _shares_base(source: Source, prepared: Prepared) -> bool:
+    """One base serves policy and reward where the reward is an adapter of it and the policy leaves it frozen."""
+    if source.adapter is None or (hasattr(prepared.settings, "lora") and prepared.settings.lora.full):
+        return False
+    return base.same_base(source, prepared.source)
+
+
+def _check_record(source: Source, prepared: Prepared, *, is_shared: bool) -> None:
+    """Hold the reward's own record against this run: the tokens and the base that it was trained on."""
+    if source.adapter is None or not (Path(source.adapter) / RECORD).exists():
+        return
+    trained = read_record(Path(source.adapter))
+    if trained.status != "finished":
+        prepared.run.note(f"The reward {source.name} comes from a run that {trained.status}.")
+    if not is_shared:
+        return
+    marks = (trained.model.get("tokenizer"), base.tokenizer_fingerprint(prepared.tokenizer))
+    if marks[0] != marks[1]:
+        raise PerlError(
+            f"The reward {source.name} was trained with another tokenizer or chat template ({marks[0]}) than the policy's "
+            f"({marks[1]}): it would score other text than it knows"
+        )
+    weights = (trained.model.get("fingerprint"), base.fingerprint(prepared.source.base))
+    if weights[0] != weights[1]:
+        raise PerlError(f"The reward {source.name} was trained on other weights ({weights[0]}) than the base's ({weights[1]})")
+    precisions = (trained.device.get("precision"), prepared.run.record.device["precision"])
+    if precisions[0] != precisions[1]:
+        prepared.run.note(
+            f"The reward {source.name} was trained on a {precisions[0]} base and scores on a {precisions[1]} one: "
+            "its rewards shift a little."
+        )
+
+
+class TokenReward:
+    """Scores the very tokens that the policy wrote, rendered as the reward model's training rows were."""
+
+    def __init__(self, scorer: Callable[[Sequence[Ids]], list[float]], render: Renderer, batch: int) -> None:
+        self.scorer, self.render, self.batch = scorer, render, batch
+
+    def __call__(self, rows: Sequence[Prompt], written: Sequence[Ids]) -> list[float]:
+        """One reward a completion."""
+        ids = [self.render.scored_ids(row.prompt, completion) for row, completion in zip(rows, written, strict=True)]
+        return roles.scores_in_batches(self.scorer, ids, self.batch)
+
+
+class TextReward:
+    """Scores decoded completions with a reward model of another tokenizer, by that model's own template."""
+
+    def __init__(self, scorer: Any, tokenizer: Any, render: Renderer, batch: int) -> None:
+        self.scorer, self.tokenizer, self.render, self.batch = scorer, tokenizer, render, batch
+        self.own = Renderer(tokenizer) if tokenizer.eos_token_id is not None else None
+
+    def __call__(self, rows: Sequence[Prompt], written: Sequence[Ids]) -> list[float]:
+        """One reward a completion; a truncated one is scored without an end."""
+        ids = [self._ids(row.prompt, completion) for row, completion in zip(rows, written, strict=True)]
+        return roles.scores_in_batches(self.scorer, ids, self.batch)
+
+    def _ids(self, prompt: Content, written: Ids) -> Ids:
+        text = self.render.tokenizer.decode(written, skip_special_tokens=True)
+        if self.own is None or (not isinstance(prompt, str) and not self.own.chat):
+            return list(self.tokenizer(f"{text_of(prompt)}\n{text}", truncation=True)["input_ids"])
+        answer: Content = text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
+        ids = self.own.completion_ids(prompt, answer)
+        if not self.render.ended(written):
+            end = max(index for index, token in enumerate(ids) if token in self.own.eos_ids)
+            ids = ids[:end]
+        return self.own.prompt_ids(prompt) + ids
+
+
+class FunctionReward:
+    """Calls a reward function as TRL does: completions, prompts, completion_ids and the data's other columns by name."""
+
+    def __init__(self, function: Callable[..., Any], name: str, render: Renderer) -> None:
+        self.function, self.name, self.render = function, name, render
+
+    def __call__(self, rows: Sequence[Prompt], written: Sequence[Ids]) -> list[float]:
+        """One reward a completion; raises PerlError where the function gives something else."""
+        texts = [self.render.tokenizer.decode(ids, skip_special_tokens=True) for ids in written]
+        completions = [
+            text if isinstance(row.prompt, str) else [{"role": "assistant", "content": text}]
+            for row, text in zip(rows, texts, strict=True)
+        ]
+        columns = {key: [row.extra.get(key) for row in rows] for key in rows[0].extra}
+        try:
+            found = self.function(
+                prompts=[row.prompt for row in rows], completions=completions, completion_ids=list(written), **columns
+            )
+            rewards = [float(value) for value in found]
+        except Exception as error:  # the function is the user's, and raises what it likes
+            raise PerlError(f"The reward function {self.name} failed: {type(error).__name__}: {error}") from error
+        if len(rewards) != len(rows):
+            raise PerlError(f"The reward function {self.name} gave {len(rewards)} rewards for {len(rows)} completions")
+        return rewards
+
+
+def attach(reward: Reward, model: Any, prepared: Prepared, batch: int) -> Callable[[Sequence[Prompt], Sequence[Ids]], list[float]]:
+    """Load the reward: its adapter onto the policy's own base where they share one, else a model beside it, and say so."""
+    render, note = prepared.renderer, prepared.run.note
+    if reward.function is not None:
+        note(f"reward: the function {reward.name}")
+        return FunctionReward(reward.function, reward.name, render)
+    assert reward.source is not None
+    if reward.is_shared:
+        head = roles.attach_reward(model, str(reward.source.adapter))
+        size = roles.adapter_bytes(model, roles.REWARD) / 1e6
+        note(f"reward: {reward.name}, an adapter on the policy's own base (adds {size:.1f} MB)")
+        return TokenReward(roles.SharedScorer(model, head, prepared.tokenizer.pad_token_id), render, batch)
+    return _beside(reward.source, prepared, batch)
+
+
+def _beside(source: Source, prepared: Prepared, batch: int) -> TokenReward | TextReward:
+    """A reward model with weights of its own."""
+    render = prepared.renderer
+    prepared.run.note(f"reward: {source.name}, on a base of its own ({source.base_name}), loaded beside the policy's")
+    values = prepared.settings.model
+    if source.adapter is None and source.config.num_labels != 1:
+        raise PerlError(f"--reward {source.name} gives {source.config.num_labels} labels; a reward is one score")
+    if source.adapter is not None or (Path(source.base) / "tokenizer_config.json").exists() or not Path(source.base).exists():
+        tokenizer = AutoTokenizer.from_pretrained(source.adapter or source.base, trust_remote_code=values.trust_remote_code)
+    else:
+        raise PerlError(f"--reward {source.name} has no tokenizer")
+    if tokenizer.eos_token_id is not None:
+        base.choose_pad(tokenizer)
+    scorer = scores.load(source, ModelSettings(dtype=values.dtype, trust_remote_code=values.trust_remote_code), tokenizer.pad_token_id)
+    if base.tokenizer_fingerprint(tokenizer) == base.tokenizer_fingerprint(prepared.tokenizer):
+        return TokenReward(scorer, render, batch)
+    return TextReward(scorer, tokenizer, render, batch)

@@ -1,0 +1,227 @@
+"""The roles that adapters play on one frozen base: policy, anchor and reward, each switched in and out without a trace."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors import safe_open
+from torch import nn
+from transformers import PreTrainedModel
+
+from perlcli import base
+from perlcli.base import ADAPTER_WEIGHTS, Source
+from perlcli.errors import PerlError, RunFailed
+from perlcli.settings import LoraSettings
+
+POLICY, ANCHOR, REWARD = "default", "ref", "reward"  # the first two are the names that TRL knows
+HEAD = "score.weight"
+
+
+def new_adapter(model: PreTrainedModel, settings: LoraSettings, task: str) -> PeftModel:
+    """Put a fresh, trainable LoRA adapter on the model; task is peft's `CAUSAL_LM` or `SEQ_CLS` (which trains the head)."""
+    config = LoraConfig(
+        r=settings.lora_r, lora_alpha=settings.lora_alpha, lora_dropout=settings.lora_dropout, task_type=task,
+        target_modules=base.target_modules(model, str(settings.lora_target_modules)),
+        fan_in_fan_out=any(isinstance(module, base.Conv1D) for module in model.modules()),
+    )  # fmt: skip
+    return as_float32(get_peft_model(model, config))
+
+
+def load_adapter(model: PreTrainedModel, folder: str, *, trainable: bool) -> PeftModel:
+    """Put a saved adapter on the model; raises PerlError where it doesn't fit this model."""
+    try:
+        return as_float32(PeftModel.from_pretrained(model, folder, is_trainable=trainable), head=trainable)
+    except (RuntimeError, ValueError, OSError, KeyError) as error:
+        raise PerlError(f"The adapter {folder} does not fit its base: {' '.join(str(error).split())[:300]}") from error
+
+
+def as_float32(model: PeftModel, *, head: bool = True) -> PeftModel:
+    """Hold every adapter weight in float32: bfloat16 learns in coarse steps, and a reload would upcast it anyway.
+
+    A head that only scores stays in the base's dtype, in which `round_head` saved it and plain peft loads it.
+    """
+    for name, parameter in model.named_parameters():
+        if "lora_" in name or (head and "modules_to_save" in name):
+            parameter.data = parameter.data.float()
+    return model
+
+
+def keep_only_policy_trainable(model: nn.Module) -> None:
+    """Let the policy's adapter train and nothing else, in float32: TRL casts it to bfloat16 on a quantised base, but not
+    the anchor's copy, so that their KL would not begin at 0."""
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(f".{POLICY}." in name)
+        if "lora_" in name:
+            parameter.data = parameter.data.float()
+
+
+def count_parameters(model: nn.Module) -> tuple[int, int]:
+    """Trainable and total parameters; a weight packed in 4 bits counts each of its values."""
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    total = 0
+    for parameter in model.parameters():
+        state = getattr(parameter, "quant_state", None)
+        total += int(torch.Size(state.shape).numel()) if state is not None else parameter.numel()
+    return trainable, total
+
+
+def adapter_bytes(model: nn.Module, adapter: str) -> int:
+    """The bytes that one adapter adds to the base."""
+    return sum(p.numel() * p.element_size() for name, p in model.named_parameters() if f".{adapter}." in name)
+
+
+def checksum(model: nn.Module, adapter: str) -> str:
+    """A digest of an adapter's weights; of everything that is no adapter for an empty name.
+
+    Sums each tensor's bytes where it lies, at memory speed: it is to notice training, not forgery.
+    """
+    digest = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        mine = f".{adapter}." in name if adapter else not ("lora_" in name or "modules_to_save" in name)
+        if mine:
+            total = parameter.detach().contiguous().flatten().view(torch.uint8).sum(dtype=torch.int64)
+            weighted = parameter.detach().flatten()[::97].double().sum()
+            digest.update(f"{name} {int(total)} {float(weighted)!r}".encode())
+    return digest.hexdigest()
+
+
+@contextmanager
+def switched(model: PeftModel, adapter: str | None) -> Iterator[None]:
+    """Run with another adapter (None: the bare base) in eval mode, and put back exactly what was there before.
+
+    peft's own switches flip `requires_grad` on both adapters, and TRL reads `model.training` to choose its path.
+    """
+    active = model.active_adapter
+    grads = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    modes = {name: module.training for name, module in model.named_modules()}
+    try:
+        model.eval()
+        if adapter is None:
+            with model.disable_adapter():
+                yield
+        else:
+            model.set_adapter(adapter)
+            yield
+    finally:
+        model.set_adapter(active)
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(grads[name])
+        for name, module in model.named_modules():
+            module.training = modes[name]
+
+
+def attach_reward(policy: PeftModel, folder: str) -> torch.Tensor:
+    """Put a reward adapter on the policy's base, frozen, and give its head, of shape (1, hidden), in the base's dtype."""
+    with torch.random.fork_rng():  # else peft's initialisation would shift the stream that samples completions
+        was_training = policy.training
+        policy.load_adapter(folder, REWARD, is_trainable=False)
+        policy.train(was_training)
+        policy.set_adapter(POLICY)
+    as_float32(policy)
+    embedding = policy.get_input_embeddings().weight
+    return read_head(folder).to(embedding.device, policy.dtype if policy.dtype.is_floating_point else torch.bfloat16)
+
+
+def read_head(folder: str) -> torch.Tensor:
+    """The head's weight in an adapter folder; raises PerlError where it has none, as TRL's default task type saves."""
+    path = Path(folder) / ADAPTER_WEIGHTS
+    if not Path(folder).is_dir():
+        from huggingface_hub import hf_hub_download
+
+        path = Path(hf_hub_download(folder, ADAPTER_WEIGHTS))
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            name = next((key for key in file.keys() if key.endswith(HEAD)), None)  # noqa: SIM118 (not a mapping)
+            head = file.get_tensor(name) if name else None
+    except (OSError, RuntimeError) as error:
+        raise PerlError(f"The reward adapter {folder} can't be read: {error}") from error
+    if head is None:
+        raise PerlError(f"The adapter {folder} has no reward head", "train it with `perl reward`, or task_type=SEQ_CLS")
+    return head
+
+
+class SharedScorer:
+    """Scores rows of token ids with the reward adapter on the policy's own base."""
+
+    def __init__(self, policy: PeftModel, head: torch.Tensor, pad_token_id: int) -> None:
+        self.policy, self.head, self.pad = policy, head, pad_token_id
+
+    @torch.no_grad()
+    def __call__(self, rows: Sequence[list[int]]) -> list[float]:
+        """One reward a row, float32; equal to the stand-alone reward model's for the same batch."""
+        ids, mask = padded(rows, self.pad, self.head.device)
+        backbone = self.policy.get_base_model().base_model
+        with switched(self.policy, REWARD), torch.autocast(ids.device.type, enabled=False):
+            hidden = backbone(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+            scores = nn.functional.linear(hidden, self.head.to(hidden.dtype))
+        return at_last(scores, mask)
+
+
+class ClassifierScorer:
+    """Scores rows of token ids with a sequence classifier, as plain transformers and peft would."""
+
+    def __init__(self, model: nn.Module, pad_token_id: int) -> None:
+        self.model, self.pad = model, pad_token_id
+
+    @torch.no_grad()
+    def __call__(self, rows: Sequence[list[int]]) -> list[float]:
+        """One reward a row, float32."""
+        was_training = self.model.training
+        self.model.eval()
+        ids, mask = padded(rows, self.pad, next(self.model.parameters()).device)
+        with torch.autocast(ids.device.type, enabled=False):
+            logits = self.model(input_ids=ids, attention_mask=mask).logits
+        self.model.train(was_training)
+        return [float(score) for score in logits[:, 0].float().cpu()]
+
+
+def padded(rows: Sequence[list[int]], pad: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows of ids as one tensor (rows, longest), padded on the right, and its mask."""
+    longest = max(map(len, rows))
+    ids = torch.tensor([row + [pad] * (longest - len(row)) for row in rows], device=device)
+    mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows], device=device)
+    return ids, mask
+
+
+def at_last(scores: torch.Tensor, mask: torch.Tensor) -> list[float]:
+    """The score at each row's last token, from scores of shape (rows, longest, 1)."""
+    last = mask.sum(dim=1) - 1
+    return [float(score) for score in scores[torch.arange(len(last)), last, 0].float().cpu()]
+
+
+def round_head(model: PeftModel, dtype: torch.dtype) -> None:
+    """Round the trained head to what a plain load of the base in `dtype` would keep of it, and hold it so.
+
+    peft loads a head into a module of the base's dtype; rounding it before it is saved keeps scores the same for all.
+    """
+    for name, parameter in model.named_parameters():
+        if f"modules_to_save.{POLICY}" in name:
+            parameter.data = parameter.data.to(dtype)
+
+
+def save_adapter(model: PeftModel, folder: Path, adapter: str = POLICY) -> None:
+    """Write one adapter alone: the policy's into the folder itself, where plain peft looks for it, others below it."""
+    model.save_pretrained(str(folder), selected_adapters=[adapter])
+
+
+def scores_in_batches(scorer: Any, rows: Sequence[list[int]], size: int) -> list[float]:
+    """Scores of many rows, `size` at a time, in order."""
+    return [score for start in range(0, len(rows), size) for score in scorer(rows[start : start + size])]
+
+
+def assert_moved(before: str, after: str, what: str) -> None:
+    """Fail a run whose trained adapter is what it was: it learned nothing."""
+    if before == after:
+        raise RunFailed(f"{what} did not change: nothing was learned", "check --learning-rate and the data")
+
+
+def assert_still(before: str, after: str, what: str) -> None:
+    """Fail a run that changed what must stay frozen."""
+    if before != after:
+        raise RunFailed(f"{what} changed during the run, though it is frozen: the result can't be trusted")

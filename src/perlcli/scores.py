@@ -1,0 +1,88 @@
+"""A reward model's scores: the rows it reads, how its folder is loaded, how good it is on held-out rows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from perlcli import base, data, plots, roles, settings, stats
+from perlcli.data import Data, Preference, Thumb
+from perlcli.errors import RunFailed
+from perlcli.prepare import report_data
+from perlcli.record import SAMPLES
+
+SAMPLED, BATCH = 20, 16
+
+
+def tokens(rows: Data, prepared: Any, role: str) -> list[dict[str, Any]]:
+    """The columns that the trainers read: chosen_ids and rejected_ids, or input_ids and label."""
+    render = prepared.renderer
+
+    def ids(prompt: Any, completion: Any) -> list[int]:
+        if prompt is None:
+            return render.whole_ids(completion)
+        return render.prompt_ids(prompt) + render.completion_ids(prompt, completion)
+
+    def row_tokens(row: Preference | Thumb) -> dict[str, Any]:
+        if isinstance(row, Thumb):
+            return {"input_ids": ids(row.prompt, row.completion), "label": float(row.label)}
+        return {"chosen_ids": ids(row.prompt, row.chosen), "rejected_ids": ids(row.prompt, row.rejected)}
+
+    fitting = data.fit(rows, prepared.settings.data.max_length, row_tokens)
+    report_data(prepared.run, role, rows)
+    return fitting
+
+
+def id_lists(row: dict[str, Any]) -> list[list[int]]:
+    """The token rows of a training row: chosen and rejected, or the one that got a thumb."""
+    return [row["chosen_ids"], row["rejected_ids"]] if "chosen_ids" in row else [row["input_ids"]]
+
+
+def load(source: base.Source, values: settings.ModelSettings, pad_token_id: int) -> roles.ClassifierScorer:
+    """The scorer of a saved reward model: adapter on its base, or whole classifier, by plain transformers and peft."""
+    model: Any = base.load_classifier(source, values, pad_token_id)
+    if source.adapter:
+        model = roles.load_adapter(model, source.adapter, trainable=False)
+    return roles.ClassifierScorer(model, pad_token_id)
+
+
+def measure(prepared: Any, scorer: Any, rows: list[dict[str, Any]] | None, held_out: Data | None) -> dict[str, float]:
+    """The reward model's figures on held-out rows; writes samples and the picture of its scores."""
+    if not rows or held_out is None:
+        return {}
+    lists = [id_lists(row) for row in rows]
+    size = getattr(getattr(prepared.settings, "eval", None), "per_device_eval_batch_size", BATCH)
+    flat = [ids for row in lists for ids in row]
+    scores = roles.scores_in_batches(scorer, flat, size)
+    if not all(map(_is_finite, scores)):
+        raise RunFailed("The reward model gives scores that are not finite numbers")
+    pairs = "chosen_ids" in rows[0]
+    first, second = (scores[0::2], scores[1::2]) if pairs else _by_label(scores, rows)
+    names = ("chosen", "rejected") if pairs else ("thumbs up", "thumbs down")
+    groups = {name: part for name, part in zip(names, (first, second), strict=True) if part}
+    folder = prepared.run.folder
+    plots.histogram(groups, "Held-out scores", "score", folder / "plots" / "scores.png")
+    _write_samples(prepared, lists, scores, rows)
+    if pairs:
+        return stats.pair_metrics(first, second, [len(row[0]) for row in lists], [len(row[1]) for row in lists])
+    return stats.thumb_metrics(scores, [row["label"] > 0.5 for row in rows], [len(row[0]) for row in lists])
+
+
+def _is_finite(score: float) -> bool:
+    return score - score == 0
+
+
+def _by_label(scores: list[float], rows: list[dict[str, Any]]) -> tuple[list[float], list[float]]:
+    up = [score for score, row in zip(scores, rows, strict=True) if row["label"] > 0.5]
+    return up, [score for score, row in zip(scores, rows, strict=True) if row["label"] <= 0.5]
+
+
+def _write_samples(prepared: Any, lists: list[list[list[int]]], scores: list[float], rows: list[dict[str, Any]]) -> None:
+    width = len(lists[0])
+    for index in range(min(SAMPLED, len(lists))):
+        texts = [prepared.tokenizer.decode(ids) for ids in lists[index]]
+        found = scores[index * width : (index + 1) * width]
+        if width == 2:
+            sample = {"chosen": texts[0], "rejected": texts[1], "chosen_score": found[0], "rejected_score": found[1]}
+        else:
+            sample = {"text": texts[0], "label": bool(rows[index]["label"]), "score": found[0]}
+        prepared.run.append(SAMPLES, sample)

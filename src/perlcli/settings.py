@@ -1,0 +1,367 @@
+"""What a user can set: each option's name, type, default and help, written once.
+
+A stage's settings are a frozen dataclass of frozen groups (`settings.lora.lora_r`). Outside, in YAML, on the command line
+and in the record, the names are flat (`lora_r`), so each is unique within a stage.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_type_hints
+
+from perlcli.errors import PerlError, nearest
+
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+ATTENTION = "attention"
+
+
+def option(default: Any, text: str, *, short: str = "", unset: str = "") -> Any:
+    """Declare an option; `unset` says in the help what None means."""
+    return field(default=default, metadata={"help": text, "short": short, "unset": unset})
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """Model"""
+
+    model: str | None = option(
+        None, "Model or adapter: hub id or local folder.", short="-m", unset="the embedded coffee base"
+    )
+    dtype: Dtype = option("auto", "Precision of the base; auto: bfloat16 on a GPU or when quantised, else float32.")
+    load_in_4bit: bool = option(False, "Quantise the frozen base to 4 bits (NF4).")
+    load_in_8bit: bool = option(False, "Quantise the frozen base to 8 bits (LLM.int8).")
+    trust_remote_code: bool = option(False, "Run the modelling code that a hub repository brings.")
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """Data"""
+
+    data: str | None = option(
+        None, "Training data: hub id, local file or folder.", short="-d", unset="the embedded coffee data"
+    )
+    eval_data: str | None = option(None, "Held-out data, measured at the end.", unset="the data's own test split")
+    max_length: int | None = option(
+        None, "Longest row in tokens, prompt and completion together; longer rows are left out and counted.", unset="1024"
+    )
+
+
+@dataclass(frozen=True)
+class LoraSettings:
+    """Adapter"""
+
+    lora_r: int | None = option(None, "Rank of the LoRA matrices.", unset="16")
+    lora_alpha: int | None = option(None, "LoRA scaling numerator (scale = alpha / r).", unset="2 x lora-r")
+    lora_dropout: float | None = option(None, "Dropout before the LoRA matrices.", unset="0")
+    lora_target_modules: str | None = option(
+        None,
+        "`attention` (every attention projection), `all-linear`, or module names, comma-separated.",
+        unset=ATTENTION,
+    )
+    full: bool = option(False, "Train every parameter and use no adapter.")
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """Training"""
+
+    max_steps: int | None = option(None, "Optimiser steps; overrides the epochs.", unset="by epochs")
+    num_train_epochs: float | None = option(None, "Passes over the data.", unset="1")
+    learning_rate: float | None = option(None, "Peak learning rate.", unset="by stage")
+    per_device_train_batch_size: int | None = option(None, "Rows (rl: completions) per device and pass.", unset="8")
+    gradient_accumulation_steps: int | None = option(None, "Passes per optimiser step.", unset="by stage")
+    save_steps: int = option(500, "Steps between checkpoints, for --resume.")
+    set: tuple[str, ...] = option((), "NAME=VALUE for any other field of the TRL config in use; repeatable.")
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """Run"""
+
+    output: str | None = option(None, "Folder that the run leaves.", short="-o", unset="runs/COMMAND")
+    seed: int = option(0, "Seed of initialisation, data order and sampling.")
+    report_to: str = option("none", "Trackers as transformers names them (tensorboard, wandb, …), comma-separated.")
+    dry_run: bool = option(False, "Resolve, validate and print; load no weights, train nothing, write nothing.")
+    overwrite: bool = option(False, "Replace a non-empty output folder.")
+    resume: bool = option(False, "Go on from the last checkpoint in the output folder.")
+
+
+@dataclass(frozen=True)
+class ThumbsSettings:
+    """Thumbs"""
+
+    pos_weight: str = option(
+        "auto", "Weight of thumbs-up rows in the loss: auto (thumbs down per thumb up), a number, or none."
+    )
+
+
+@dataclass(frozen=True)
+class RlSettings:
+    """Reinforcement learning"""
+
+    reward: str | None = option(
+        None, "What scores completions: adapter folder of `perl reward`, module:function, or a sequence classifier."
+    )
+    beta: float | None = option(None, "Weight of the KL penalty towards the anchor.", unset="0.05, as the paper")
+    temperature: float | None = option(None, "Sampling temperature.", unset="0.7, as the paper")
+    num_generations: int | None = option(None, "Completions per prompt.", unset="4")
+    max_completion_length: int | None = option(None, "Longest completion in tokens.", unset="128")
+    missing_eos_penalty: float | None = option(
+        None, "Taken off the reward of a completion that did not end by itself.", unset="none"
+    )
+
+
+@dataclass(frozen=True)
+class EvalSettings:
+    """Evaluation"""
+
+    reward: str | None = option(None, "For a policy: what scores its completions (as for `perl rl`).")
+    max_samples: int | None = option(None, "Rows to evaluate at most.", unset="all; 256 prompts for a policy")
+    per_device_eval_batch_size: int = option(16, "Rows per pass.")
+    temperature: float | None = option(None, "Sampling temperature.", unset="0.7, as the paper")
+    max_completion_length: int | None = option(None, "Longest completion in tokens.", unset="128")
+
+
+@dataclass(frozen=True)
+class EvalRunSettings:
+    """Run"""
+
+    output: str | None = option(None, "Folder for the record and samples.", short="-o", unset="MODEL/eval or runs/eval")
+    seed: int = option(0, "Seed of sampling.")
+    dry_run: bool = option(False, "Resolve, validate and print; load no weights, write nothing.")
+    overwrite: bool = option(False, "Replace a non-empty output folder.")
+
+
+@dataclass(frozen=True)
+class EvalDataSettings:
+    """Data"""
+
+    data: str | None = option(
+        None, "Held-out data: hub id, local file or folder.", short="-d", unset="the embedded coffee test data"
+    )
+    max_length: int | None = option(
+        None, "Longest row in tokens, prompt and completion together; longer rows are left out and counted.", unset="1024"
+    )
+
+
+@dataclass(frozen=True)
+class Sft:
+    """Settings of `perl sft`."""
+
+    model: ModelSettings = field(default_factory=ModelSettings)
+    data: DataSettings = field(default_factory=DataSettings)
+    lora: LoraSettings = field(default_factory=LoraSettings)
+    train: TrainSettings = field(default_factory=TrainSettings)
+    run: RunSettings = field(default_factory=RunSettings)
+
+
+@dataclass(frozen=True)
+class Reward:
+    """Settings of `perl reward`."""
+
+    model: ModelSettings = field(default_factory=ModelSettings)
+    data: DataSettings = field(default_factory=DataSettings)
+    thumbs: ThumbsSettings = field(default_factory=ThumbsSettings)
+    lora: LoraSettings = field(default_factory=LoraSettings)
+    train: TrainSettings = field(default_factory=TrainSettings)
+    run: RunSettings = field(default_factory=RunSettings)
+
+
+@dataclass(frozen=True)
+class Rl:
+    """Settings of `perl rl`."""
+
+    model: ModelSettings = field(default_factory=ModelSettings)
+    data: DataSettings = field(default_factory=DataSettings)
+    rl: RlSettings = field(default_factory=RlSettings)
+    lora: LoraSettings = field(default_factory=LoraSettings)
+    train: TrainSettings = field(default_factory=TrainSettings)
+    run: RunSettings = field(default_factory=RunSettings)
+
+
+@dataclass(frozen=True)
+class Eval:
+    """Settings of `perl eval`."""
+
+    model: ModelSettings = field(default_factory=ModelSettings)
+    data: EvalDataSettings = field(default_factory=EvalDataSettings)
+    eval: EvalSettings = field(default_factory=EvalSettings)
+    run: EvalRunSettings = field(default_factory=EvalRunSettings)
+
+
+@dataclass(frozen=True)
+class QuickstartRunSettings:
+    """Run"""
+
+    output: str | None = option(None, "Folder that the pipeline leaves.", short="-o", unset="runs/quickstart")
+    seed: int = option(0, "Seed of initialisation, data order and sampling.")
+    max_steps: int | None = option(None, "Steps of each stage, to try the plumbing.", unset="what teaches")
+    dry_run: bool = option(False, "Say what would run; load no weights, write nothing.")
+    overwrite: bool = option(False, "Replace a non-empty output folder.")
+
+
+@dataclass(frozen=True)
+class Quickstart:
+    """Settings of `perl quickstart`."""
+
+    run: QuickstartRunSettings = field(default_factory=QuickstartRunSettings)
+
+
+Training = Sft | Reward | Rl
+Stage = Training | Eval | Quickstart
+COMMANDS: dict[str, type[Any]] = {"sft": Sft, "reward": Reward, "rl": Rl, "eval": Eval, "quickstart": Quickstart}
+
+# What an option is where neither the user nor the embedded default says otherwise. Sources: the paper's settings
+# (arXiv 2403.10704, section 4 and appendix) for the reward and RL learning rates, beta and temperature; TRL's
+# recommendation of ten times the full-tuning rate for LoRA in SFT; TRL's defaults elsewhere.
+GENERAL = {
+    "max_length": 1024,
+    "num_train_epochs": 1.0,
+    "per_device_train_batch_size": 8,
+    "gradient_accumulation_steps": 1,
+    "lora_r": 16,
+    "lora_dropout": 0.0,
+    "lora_target_modules": ATTENTION,
+    "temperature": 0.7,
+    "beta": 0.05,
+    "num_generations": 4,
+    "max_completion_length": 128,
+}
+LEARNING_RATES = {"sft": (2e-4, 2e-5), "reward": (1e-4, 1e-5), "rl": (1e-5, 1e-6)}  # LoRA, full tuning
+RL_ACCUMULATION = 4
+
+
+def command_of(settings: Stage | type[Any]) -> str:
+    """The command whose settings these are."""
+    kind = settings if isinstance(settings, type) else type(settings)
+    return next(name for name, stage in COMMANDS.items() if stage is kind)
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option of a command: where it lives and what the user is told about it."""
+
+    name: str
+    group: str
+    panel: str
+    type: Any
+    default: Any
+    help: str
+    short: str
+    unset: str
+
+
+def options(stage: type[Any]) -> Iterator[Option]:
+    """Every option of a stage, in the order of its groups."""
+    groups = get_type_hints(stage)
+    for group in dataclasses.fields(stage):
+        kind = groups[group.name]
+        types = get_type_hints(kind)
+        for item in dataclasses.fields(kind):
+            yield Option(item.name, group.name, kind.__doc__, types[item.name], item.default, **item.metadata)
+
+
+def build(stage: type[Any], values: Mapping[str, Any]) -> Any:
+    """Settings of the stage with these flat values; raises PerlError for a name it doesn't have."""
+    known = {item.name: item for item in options(stage)}
+    unknown = [name for name in values if name not in known]
+    if unknown:
+        names = ", ".join(unknown)
+        raise PerlError(f"Unknown setting for `perl {command_of(stage)}`: {names}", nearest(unknown[0], known))
+    groups: dict[str, dict[str, Any]] = {item.group: {} for item in known.values()}
+    for name, value in values.items():
+        groups[known[name].group][name] = value
+    kinds = get_type_hints(stage)
+    return stage(**{group: kinds[group](**given) for group, given in groups.items()})
+
+
+def flat(settings: Stage) -> dict[str, Any]:
+    """The settings as one flat mapping of option names to values."""
+    return {item.name: getattr(getattr(settings, item.group), item.name) for item in options(type(settings))}
+
+
+def resolve(settings: Any, preset: Mapping[str, Any]) -> Any:
+    """The same settings with every unset option filled from the preset, else from the general defaults."""
+    values = flat(settings)
+    command = command_of(settings)
+    defaults: dict[str, Any] = {**GENERAL, "output": f"runs/{command}"}
+    if command == "rl":
+        defaults["gradient_accumulation_steps"] = RL_ACCUMULATION
+    if command in LEARNING_RATES:
+        defaults["learning_rate"] = LEARNING_RATES[command][1 if values["full"] else 0]
+    defaults.update(preset)
+    if values.get("max_steps") is not None or values.get("num_train_epochs") is not None:
+        defaults.pop("max_steps", None)  # the user's choice of length, not the preset's
+    if values.get("full"):
+        defaults = {name: value for name, value in defaults.items() if not name.startswith("lora_")}
+    for name in values:
+        if values[name] is None and name in defaults:
+            values[name] = defaults[name]
+    if values.get("lora_alpha", 0) is None and values["lora_r"]:
+        values["lora_alpha"] = 2 * values["lora_r"]
+    return build(type(settings), values)
+
+
+POSITIVE = (
+    "max_length", "lora_r", "lora_alpha", "max_steps", "num_train_epochs", "learning_rate", "per_device_train_batch_size",
+    "gradient_accumulation_steps", "save_steps", "temperature", "num_generations", "max_completion_length", "max_samples",
+    "per_device_eval_batch_size",
+)  # fmt: skip
+NOT_NEGATIVE = ("beta", "seed", "missing_eos_penalty")
+
+
+def check(settings: Stage) -> None:
+    """Raise one PerlError that tells every fault found between and within the values."""
+    values = flat(settings)
+    numbers = {name: value for name, value in values.items() if isinstance(value, int | float)}
+    faults = [f"--{dashed(n)} must be above 0, not {v}" for n, v in numbers.items() if n in POSITIVE and not v > 0]
+    faults += [f"--{dashed(n)} must be 0 or more, not {v}" for n, v in numbers.items() if n in NOT_NEGATIVE and not v >= 0]
+    faults += _conflicts(values)
+    if faults:
+        raise PerlError("\n".join(faults), f"perl {command_of(settings)} --help lists the options")
+
+
+def _conflicts(values: Mapping[str, Any]) -> Iterator[str]:
+    quantised = values.get("load_in_4bit") or values.get("load_in_8bit")
+    if values.get("load_in_4bit") and values.get("load_in_8bit"):
+        yield "--load-in-4bit and --load-in-8bit exclude each other"
+    if values.get("full") and quantised:
+        yield "--full trains the weights themselves, so it can't be combined with a 4- or 8-bit base"
+    if values.get("full") and any(values.get(n) for n in ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules")):
+        yield "--full uses no adapter, so the --lora options don't apply"
+    if values.get("overwrite") and values.get("resume"):
+        yield "--overwrite and --resume exclude each other"
+    if not 0 <= (values.get("lora_dropout") or 0) < 1:
+        yield f"--lora-dropout must be from 0 to below 1, not {values['lora_dropout']}"
+    yield from _generation_conflicts(values)
+    weight = values.get("pos_weight", "none")
+    if weight not in ("auto", "none") and not _is_positive(weight):
+        yield f"--pos-weight must be auto, none or a number above 0, not {weight}"
+
+
+def _generation_conflicts(values: Mapping[str, Any]) -> Iterator[str]:
+    count = values.get("num_generations")
+    if count is None or count <= 0:
+        return
+    if count == 1:
+        yield "--num-generations must be at least 2: each completion's baseline is the mean of the others"
+    size, steps = values["per_device_train_batch_size"], values["gradient_accumulation_steps"]
+    if size and steps and (size * steps) % count:
+        yield (
+            f"--per-device-train-batch-size x --gradient-accumulation-steps = {size * steps} completions a step "
+            f"must be a multiple of --num-generations = {count}"
+        )
+
+
+def _is_positive(text: str) -> bool:
+    try:
+        return float(text) > 0
+    except ValueError:
+        return False
+
+
+def dashed(name: str) -> str:
+    """The option's name as it is typed: lora_r -> lora-r."""
+    return name.replace("_", "-")

@@ -1,0 +1,90 @@
+"""`perl sft`: supervised fine-tuning, which gives the policy that RL starts from and its anchor."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from datasets import Dataset
+from trl import SFTConfig, SFTTrainer
+
+from perlcli import data, generate, plots, policies, roles, settings
+from perlcli.data import Data, Demonstration
+from perlcli.meter import train
+from perlcli.prepare import Prepared, load_data, prepare, preview, report_data
+from perlcli.record import METRICS, SAMPLES, RunRecord, recording
+from perlcli.training import trl_config
+
+SAMPLED = 4
+
+
+def run(given: settings.Sft) -> RunRecord | None:
+    """Train an adapter (or, with --full, the model) to imitate demonstrations; None for a dry run."""
+    prepared = prepare(given)
+    config = trainer_args(prepared.settings)
+    rows, held_out = load_data(prepared, "sft", "train"), load_data(prepared, "sft", "eval")
+    assert rows is not None
+    train_set = tokens(rows, prepared, config, "train")
+    eval_set = tokens(held_out, prepared, config, "eval") if held_out else None
+    if prepared.is_dry:
+        return preview(prepared, config)
+    with recording(prepared.run) as run:
+        model = policies.start(prepared)
+        trainer = SFTTrainer(model, config, train_dataset=train_set, processing_class=prepared.tokenizer)
+        roles.as_float32(trainer.model)
+        run.record.trl_settings = config.to_dict()
+        run.record.trainable_parameters, run.record.total_parameters = roles.count_parameters(trainer.model)
+        train(trainer, run, lambda: policies.save(prepared, trainer.model))
+        run.record.metrics = measure(trainer, eval_set)
+        show_samples(prepared, trainer.model, held_out or rows)
+        plots.curves("sft", run.folder / METRICS, run.folder / "plots" / "training.png")
+    return run.record
+
+
+def trainer_args(given: settings.Sft) -> SFTConfig:
+    """The TRL config of these settings."""
+    return trl_config(SFTConfig, given, {"max_length": given.data.max_length})
+
+
+def tokens(rows: Data, prepared: Prepared, config: SFTConfig, role: str) -> Dataset:
+    """Token ids and labels, -100 where nothing is learned: the prompt, where there is one."""
+    render = prepared.renderer
+    completion_only = config.completion_only_loss is not False
+
+    def row_tokens(row: Demonstration) -> dict[str, Any]:
+        if row.prompt is None:
+            ids = render.whole_ids(row.completion)
+            if not config.assistant_only_loss or isinstance(row.completion, str):
+                return {"input_ids": ids, "labels": ids}
+            mask = render.assistant_mask(row.completion)
+            return {"input_ids": ids, "labels": [i if m else -100 for i, m in zip(ids, mask, strict=True)]}
+        start, end = render.prompt_ids(row.prompt), render.completion_ids(row.prompt, row.completion)
+        return {"input_ids": start + end, "labels": ([-100] * len(start) if completion_only else start) + end}
+
+    fitting = data.fit(rows, prepared.settings.data.max_length, row_tokens)
+    report_data(prepared.run, role, rows)
+    return Dataset.from_list(fitting)
+
+
+def measure(trainer: SFTTrainer, held_out: Dataset | None) -> dict[str, float]:
+    """The last training loss, and loss and token accuracy on held-out rows."""
+    losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
+    metrics = {"train_loss": losses[-1]} if losses else {}
+    if held_out is not None:
+        found = trainer.evaluate(held_out)
+        names = {"eval_loss": "eval_loss", "eval_mean_token_accuracy": "eval_token_accuracy"}
+        metrics |= {ours: found[theirs] for theirs, ours in names.items() if theirs in found}
+    return metrics
+
+
+def show_samples(prepared: Prepared, model: Any, rows: Data) -> None:
+    """Write what the policy answers to a few prompts beside the demonstration."""
+    chosen = [row for row in rows.rows if isinstance(row, Demonstration) and row.prompt is not None][:SAMPLED]
+    if not chosen:
+        return
+    prompts = [prepared.renderer.prompt_ids(row.prompt) for row in chosen if row.prompt is not None]
+    written = generate.sample(model, prepared.renderer, prompts, generate.Sampling(0.7, 64, prepared.settings.run.seed))
+    for row, ids in zip(chosen, written, strict=True):
+        text = prepared.tokenizer.decode(ids, skip_special_tokens=True)
+        assert row.prompt is not None
+        sample = {"prompt": data.text_of(row.prompt), "demonstration": data.text_of(row.completion), "policy": text}
+        prepared.run.append(SAMPLES, sample)

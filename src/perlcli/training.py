@@ -1,0 +1,85 @@
+"""What every training stage asks of TRL in the same way: its config, built and checked, without side effects."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from pathlib import Path
+from typing import Any
+
+from perlcli import device, settings
+from perlcli.errors import PerlError, nearest, shorten
+from perlcli.meter import CHECKPOINTS
+from perlcli.values import convert, describe, fits
+
+# Fields that perlcli decides, because the model is loaded and the rows are rendered before TRL sees them.
+DECIDED = {
+    "output_dir", "disable_tqdm", "logging_nan_inf_filter", "save_strategy", "use_cpu", "bf16", "fp16", "full_determinism",
+    "model_init_kwargs", "trust_remote_code", "chat_template_path", "dataset_text_field", "dataset_kwargs",
+    "dataset_num_proc", "eos_token", "pad_token", "max_length", "truncation_mode", "remove_unused_columns",
+    "resume_from_checkpoint", "overwrite_output_dir", "do_train", "do_eval", "do_predict", "eval_strategy", "eval_steps",
+    "load_best_model_at_end", "report_to", "seed", "num_generations_eval", "eval_packing", "log_completions",
+}  # fmt: skip
+
+
+def trl_config(kind: type[Any], given: settings.Training, extra: dict[str, Any]) -> Any:
+    """The TRL config of this class for these settings; raises PerlError for a bad `--set` or values TRL refuses."""
+    train = given.train
+    on_gpu = device.kind() == "cuda"
+    values: dict[str, Any] = {
+        "output_dir": str(Path(str(given.run.output)) / CHECKPOINTS),
+        "max_steps": train.max_steps if train.max_steps is not None else -1,
+        "num_train_epochs": train.num_train_epochs,
+        "learning_rate": train.learning_rate,
+        "per_device_train_batch_size": train.per_device_train_batch_size,
+        "gradient_accumulation_steps": train.gradient_accumulation_steps,
+        "save_strategy": "steps",
+        "save_steps": train.save_steps,
+        "save_total_limit": 2,
+        "logging_steps": 1,
+        "logging_nan_inf_filter": False,  # else a loss that is no number is logged as 0
+        "disable_tqdm": True,
+        "report_to": [name.strip() for name in given.run.report_to.split(",")],
+        "seed": given.run.seed,
+        "use_cpu": not on_gpu,
+        "bf16": device.dtype_name(given.model) == "bfloat16",
+        "fp16": device.dtype_name(given.model) == "float16",
+        "gradient_checkpointing": on_gpu,  # on a CPU memory is rarely short, and it costs a third of the time
+        **extra,
+    }
+    values |= overrides(train.set, kind, {option.name for option in settings.options(type(given))})
+    try:
+        return kind(**values)
+    except (ValueError, TypeError) as error:
+        raise PerlError(f"TRL's {kind.__name__} refuses these settings: {' '.join(str(error).split())}") from error
+
+
+def overrides(items: tuple[str, ...], kind: type[Any], own: set[str]) -> dict[str, Any]:
+    """The `--set NAME=VALUE` items by name, checked against the TRL config's fields; `own` are names with an option."""
+    import yaml
+
+    types_of = typing.get_type_hints(kind)
+    names = {field.name for field in dataclasses.fields(kind) if field.init}
+    values, faults = {}, []
+    for item in items:
+        name, equals, text = item.partition("=")
+        name = name.strip().replace("-", "_")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            value = text
+        if not equals:
+            faults.append(f"--set {item}: expected NAME=VALUE")
+        elif name not in names:
+            faults.append(f"--set {name}: {kind.__name__} has no such field. {nearest(name, names)}".rstrip())
+        elif name in own:
+            faults.append(f"--set {name}: use the option --{settings.dashed(name)}")
+        elif name in DECIDED:
+            faults.append(f"--set {name}: perlcli decides this itself")
+        elif not fits(value, types_of[name]):
+            faults.append(f"--set {name}: must be {describe(types_of[name])}, not {shorten(value)}")
+        else:
+            values[name] = convert(value, types_of[name])
+    if faults:
+        raise PerlError("\n".join(faults), f"--set takes the fields of trl.{kind.__name__}")
+    return values
