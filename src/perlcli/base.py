@@ -1,4 +1,4 @@
-"""The frozen base: where a model name leads, its weights in 16, 8 or 4 bits, its tokenizer, its attention projections."""
+"""The frozen base: where a model name leads, its weights in 16, 8 or 4 bits, its tokenizer, its projections."""
 
 from __future__ import annotations
 
@@ -11,8 +11,15 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
-from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.pytorch_utils import Conv1D
 
 from perlcli import coffee, device
@@ -54,7 +61,10 @@ class Source:
 
 
 def locate(name: str | None, *, option: str = "--model", trust_remote_code: bool = False) -> Source:
-    """Find a base or adapter by hub id or folder, None being the embedded base. Reads configs alone; raises PerlError."""
+    """Find a base or adapter by hub id or folder, None being the embedded base. Reads configs alone.
+
+    Raises PerlError.
+    """
     if name is None:
         return Source(EMBEDDED, str(coffee.BASE), _config(str(coffee.BASE), option, trust_remote_code))
     path = Path(name).expanduser()
@@ -102,7 +112,9 @@ def _config(where: str, option: str, trust_remote_code: bool) -> Any:
     try:
         return AutoConfig.from_pretrained(where, trust_remote_code=trust_remote_code)
     except Exception as error:  # the hub's client and remote code raise types of their own
-        raise PerlError(f"{option} {where} can't be read as a model: {_line(error)}", "check the name and the network") from error
+        raise PerlError(
+            f"{option} {where} can't be read as a model: {_line(error)}", "check the name and the network"
+        ) from error
 
 
 def _line(error: BaseException) -> str:
@@ -179,7 +191,7 @@ def _load(kind: Any, where: str, settings: ModelSettings, **options: Any) -> Pre
     if quantisation is not None:
         options |= {"quantization_config": quantisation, "device_map": {"": 0} if device.kind() == "cuda" else "cpu"}
     try:
-        model: PreTrainedModel = kind.from_pretrained(
+        model: Any = kind.from_pretrained(
             where, dtype=getattr(torch, device.dtype_name(settings)),
             trust_remote_code=settings.trust_remote_code, **options,
         )  # fmt: skip
@@ -212,7 +224,7 @@ def _keep_autograd(model: nn.Module) -> None:
     """
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
+            setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010 (torch types attributes as modules)
 
 
 def skeleton(source: Source, *, trust_remote_code: bool = False) -> nn.Module:
@@ -235,7 +247,7 @@ def target_modules(model: nn.Module, wanted: str) -> list[str] | str:
     inside = [name for name in body if any(ATTENTION_BLOCK.search(part) for part in name.split(".")[:-1])]
     if not inside:
         raise PerlError(
-            f"No attention projections found in {type(model).__name__}. Its linear modules: {', '.join(_leaves(linear))}",
+            f"No attention found in {type(model).__name__}; its linear modules: {', '.join(_leaves(linear))}",
             "name the ones to adapt with --lora-target-modules",
         )
     outside = set(linear) - set(inside)

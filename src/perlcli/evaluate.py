@@ -47,7 +47,8 @@ def evaluate_reward(prepared: Prepared) -> RunRecord | None:
     held_out = load_held_out(prepared, "reward", prepared.settings.eval.max_samples)
     rows = scores.tokens(held_out, prepared, "eval")
     if prepared.is_dry:
-        return preview(prepared)
+        preview(prepared)
+        return None
     with recording(prepared.run) as run:
         scorer = scores.load(prepared.source, prepared.settings.model, prepared.tokenizer.pad_token_id)
         run.record.total_parameters = roles.count_parameters(scorer.model)[1]
@@ -75,7 +76,8 @@ def evaluate_policy(prepared: Prepared) -> RunRecord | None:
     reward = rewards.find(values.eval.reward, prepared) if values.eval.reward or not has_gold else None
     report_data(prepared.run, "eval", held_out)
     if prepared.is_dry:
-        return preview(prepared)
+        preview(prepared)
+        return None
     with recording(prepared.run) as run:
         model, anchor = load_policy(prepared, is_shared=bool(reward and reward.is_shared))
         score = rewards.attach(reward, model, prepared, values.eval.per_device_eval_batch_size) if reward else None
@@ -120,7 +122,7 @@ def answer(prepared: Prepared, model: Any, prompts: list[Ids], rows: Sequence[Pr
             how = Sampling(values.eval.temperature, values.eval.max_completion_length, values.run.seed + start)
             written += generate.sample(model, prepared.renderer, prompts[start : start + size], how)
             progress.update(len(written), {})
-    texts = [prepared.tokenizer.decode(ids, skip_special_tokens=True) for ids in written]
+    texts = [prepared.renderer.text(ids) for ids in written]
     checks = [data.gold_check(row) for row in rows]
     gold = [check(text) for check, text in zip(checks, texts, strict=True) if check]
     return Samples(written, texts, score(rows, written) if score else [], gold)
@@ -135,7 +137,12 @@ def measure(mine: Samples, theirs: Samples | None, prepared: Prepared) -> dict[s
             wins = sum(a > b for a, b in zip(mine.rewards, theirs.rewards, strict=True))
             ties = sum(a == b for a, b in zip(mine.rewards, theirs.rewards, strict=True))
             low, high = stats.wilson(wins, len(mine.rewards))
-            metrics |= {"wins": wins / len(mine.rewards), "wins_low": low, "wins_high": high, "share_ties": ties / len(mine.rewards)}
+            metrics |= {
+                "wins": wins / len(mine.rewards),
+                "wins_low": low,
+                "wins_high": high,
+                "share_ties": ties / len(mine.rewards),
+            }
     lengths = [len(ids) for ids in mine.written]
     metrics["mean_length"] = fmean(lengths)
     metrics["share_truncated"] = fmean(not prepared.renderer.ended(ids) for ids in mine.written)
@@ -198,5 +205,3 @@ def show(prepared: Prepared, rows: Sequence[Prompt], mine: Samples, theirs: Samp
     groups = {"policy": mine.rewards, **({"anchor": theirs.rewards} if theirs else {})}
     if mine.rewards:
         plots.histogram(groups, "Rewards on held-out prompts", "reward", folder / "plots" / "rewards.png")
-
-

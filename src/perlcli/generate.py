@@ -23,7 +23,10 @@ class Sampling:
 
 @torch.no_grad()
 def sample(model: Any, render: Renderer, prompts: Sequence[list[int]], how: Sampling) -> list[list[int]]:
-    """One completion's token ids for each prompt, EOS included where it was reached; leaves the random state as it was."""
+    """One completion's token ids for each prompt, EOS included where it was reached.
+
+    Leaves the random state as it was.
+    """
     tokenizer = render.tokenizer
     longest = max(map(len, prompts))
     ids = torch.tensor([[tokenizer.pad_token_id] * (longest - len(p)) + p for p in prompts], device=model.device)
@@ -47,7 +50,9 @@ def _until_end(ids: list[int], render: Renderer) -> list[int]:
 
 
 @torch.no_grad()
-def log_probs(model: Any, prompts: Sequence[list[int]], written: Sequence[list[int]], temperature: float) -> list[list[float]]:
+def log_probs(
+    model: Any, prompts: Sequence[list[int]], written: Sequence[list[int]], temperature: float
+) -> list[list[float]]:
     """The log-probability of each written token under the model at this temperature, a list a row."""
     longest = max(len(p) + len(w) for p, w in zip(prompts, written, strict=True))
     rows = [p + w + [0] * (longest - len(p) - len(w)) for p, w in zip(prompts, written, strict=True)]

@@ -1,4 +1,4 @@
-"""What watches a TRL trainer at work: progress, metrics, time, tokens, memory, and a stop where nothing can be learned."""
+"""What watches a TRL trainer at work: progress, metrics, tokens, memory, and a stop where nothing can be learned."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import math
 import signal
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from perlcli.record import METRICS, Run
 CHECKPOINTS = "checkpoints"
 
 
-class Meter(TrainerCallback):  # type: ignore[misc]  # transformers is untyped here
+class Meter(TrainerCallback):
     """Keeps `metrics.jsonl` and the progress line, and stops a run whose loss or gradient is no number."""
 
     def __init__(self, run: Run) -> None:
@@ -91,8 +91,8 @@ class Meter(TrainerCallback):  # type: ignore[misc]  # transformers is untyped h
         )
 
 
-def train(trainer: Trainer, run: Run, save: Any) -> None:
-    """Train to the end, or to a stop that leaves the last good state; `save` writes the model into the run's folder."""
+def train(trainer: Trainer, run: Run, save: Callable[[Any], None]) -> None:
+    """Train to the end, or to a stop that leaves the last good state; `save` writes a model into the run's folder."""
     meter = Meter(run)
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(meter)
@@ -103,12 +103,12 @@ def train(trainer: Trainer, run: Run, save: Any) -> None:
         with meter.listening():
             trainer.train(resume_from_checkpoint=checkpoint)
     except (RunFailed, KeyboardInterrupt):
-        save()
+        save(trainer.model)
         raise
     finally:
         meter.close()
         run.record.peak_memory_mb = device.peak_memory_mb()
-    save()
+    save(trainer.model)
     if meter.interrupted:
         stopped = Interrupted(f"Stopped at step {run.record.steps} and saved", go_on(run))
         stopped.exit_code = 128 + meter.interrupted

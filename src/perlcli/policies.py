@@ -13,9 +13,11 @@ ANCHOR_FOLDER = "anchor"
 
 
 def start(prepared: Prepared) -> Any:
-    """The model to train: the adapter that --model names, or a fresh one, on the frozen base; or with --full the base."""
+    """The model to train: on the frozen base the adapter that --model names, or a fresh one; with --full the base."""
     if prepared.source.is_classifier:
-        raise PerlError(f"--model {prepared.source.name} is a reward model, not a policy", "give a causal LM or its adapter")
+        raise PerlError(
+            f"--model {prepared.source.name} is a reward model, not a policy", "give a causal LM or its adapter"
+        )
     model = base.load_causal(prepared.source, prepared.settings.model)
     if prepared.settings.lora.full:
         return model.requires_grad_(True)
@@ -37,7 +39,7 @@ def save(prepared: Prepared, model: Any) -> None:
 
 
 def attach_anchor(model: Any, folder: str | None) -> str | None:
-    """Put the anchor that a run of `perl rl` keeps beside its policy on the same base; None where the base is the anchor."""
+    """Put the anchor that `perl rl` keeps beside its policy on the same base; None where the base is the anchor."""
     place = Path(folder or "") / ANCHOR_FOLDER
     if folder is None or not (place / base.ADAPTER_CONFIG).exists():
         return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerBase
@@ -41,6 +42,8 @@ def prepare(given: Any) -> Prepared:
     if given.data.data is None and not source.is_embedded:
         raise PerlError(f"--data is missing: the embedded data is for the embedded base, not for {source.name}")
     preset = dict(coffee.SETTINGS[command]) if source.is_embedded and given.data.data is None else {}
+    if command == "eval":
+        preset["output"] = f"runs/eval-{Path(source.adapter or source.base).name}"
     resolved = settings.resolve(given, {**preset, **_adapter_settings(given, source)})
     settings.check(resolved)
     device.check(resolved.model)
@@ -70,7 +73,11 @@ def _adapter_settings(given: Any, source: Source) -> dict[str, Any]:
     modules = config.target_modules
     found["lora_target_modules"] = modules if isinstance(modules, str) else ",".join(sorted(modules))
     asked = {name: getattr(given.lora, name) for name in found}
-    clashes = [f"--{settings.dashed(n)} {v}, but the adapter has {found[n]}" for n, v in asked.items() if v not in (None, found[n])]
+    clashes = [
+        f"--{settings.dashed(n)} {v}, but the adapter has {found[n]}"
+        for n, v in asked.items()
+        if v not in (None, found[n])
+    ]
     if clashes:
         raise PerlError(f"{source.name} is an adapter already: " + "; ".join(clashes), "leave the option out")
     return found
@@ -103,8 +110,9 @@ def preview(prepared: Prepared, config: Any = None) -> None:
         print(_training_line(prepared))
     if config is not None:
         length = f"{config.max_steps} steps" if config.max_steps > 0 else f"{config.num_train_epochs:g} epoch(s)"
+        schedule = getattr(config.lr_scheduler_type, "value", config.lr_scheduler_type)
         size = config.per_device_train_batch_size * config.gradient_accumulation_steps
-        print(f"training: {length} of {size} rows, learning rate {config.learning_rate:g} ({getattr(config.lr_scheduler_type, 'value', config.lr_scheduler_type)})")
+        print(f"training: {length} of {size} rows, learning rate {config.learning_rate:g} ({schedule})")
     print(f"output: {values.run.output}\nDry run: nothing was loaded, trained or written.")
 
 
@@ -116,4 +124,4 @@ def _training_line(prepared: Prepared) -> str:
         return f"full tuning: all {total:,} parameters train"
     targets = base.target_modules(model, lora.lora_target_modules)
     names = targets if isinstance(targets, str) else ", ".join(targets)
-    return f"adapter: LoRA r={lora.lora_r}, alpha={lora.lora_alpha} on {names}; the {total:,} parameters of the base stay frozen"
+    return f"adapter: LoRA r={lora.lora_r}, alpha={lora.lora_alpha} on {names}; {total:,} parameters stay frozen"

@@ -25,7 +25,9 @@ COLUMNS: dict[str, tuple[tuple[str, str, str], ...]] = {
 
 def figures(stage: str, logs: Mapping[str, float]) -> str:
     """The stage's figures as text, e.g. `loss 0.412 · accuracy 81.2%`."""
-    return " · ".join(f"{word} {form.format(logs[key])}" for key, word, form in COLUMNS[stage] if logs.get(key) is not None)
+    return " · ".join(
+        f"{word} {form.format(logs[key])}" for key, word, form in COLUMNS[stage] if logs.get(key) is not None
+    )
 
 
 class Progress:

@@ -161,9 +161,15 @@ def check_output(settings: definitions.Stage) -> None:
         return
     ours = (folder / RECORD).exists()
     if values.get("overwrite") and not ours:
-        raise PerlError(f"--output {folder} is not empty and not a run of perlcli", "name another folder, or empty it yourself")
+        raise PerlError(
+            f"--output {folder} is not empty and not a run of perlcli", "name another folder, or empty it yourself"
+        )
     if not values.get("overwrite") and not values.get("resume"):
-        ways = "--resume to go on, --overwrite to replace it, or" if "resume" in values else "--overwrite to replace it, or"
+        ways = (
+            "--resume to go on, --overwrite to replace it, or"
+            if "resume" in values
+            else "--overwrite to replace it, or"
+        )
         raise PerlError(f"--output {folder} is not empty", f"{ways} another --output")
     inside = [values[n] for n in ("model", "reward", "data") if values.get(n) and _is_inside(values[n], folder)]
     if values.get("overwrite") and inside:

@@ -1,4 +1,4 @@
-"""`perl reward`: a reward model from pairs (chosen, rejected) or from thumbs up / down, by LoRA and a head of one score."""
+"""`perl reward`: a reward model from pairs (chosen, rejected) or thumbs up / down, by LoRA and a head of one score."""
 
 from __future__ import annotations
 
@@ -30,16 +30,19 @@ def run(given: settings.Reward) -> RunRecord | None:
     eval_rows = scores.tokens(held_out, prepared, "eval") if held_out else None
     weight = pos_weight(prepared, train_set)
     if prepared.is_dry:
-        return preview(prepared, config)
+        preview(prepared, config)
+        return None
     with recording(prepared.run) as run:
         trainer = build_trainer(prepared, config, train_set, weight)
-        run.record.trl_settings = config.to_dict()
+        run.record.trl_settings = trainer.args.to_dict()
         run.record.trainable_parameters, run.record.total_parameters = roles.count_parameters(trainer.model)
         before = roles.checksum(trainer.model, roles.POLICY)
-        train(trainer, run, lambda: save(prepared, trainer.model))
+        train(trainer, run, lambda model: save(prepared, model))
         if not prepared.settings.lora.full:
             roles.assert_moved(before, roles.checksum(trainer.model, roles.POLICY), "The reward adapter")
-        proof = [ids for row in train_set.select(range(min(PROOF_ROWS, len(train_set)))) for ids in scores.id_lists(row)]
+        proof = [
+            ids for row in train_set.select(range(min(PROOF_ROWS, len(train_set)))) for ids in scores.id_lists(row)
+        ]
         bare = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)  # without training's autocast
         wanted = roles.ClassifierScorer(bare, prepared.tokenizer.pad_token_id)(proof)
         trainer.model = trainer.model_wrapped = None  # the proof loads a base of its own: make room for it
@@ -76,20 +79,23 @@ def pos_weight(prepared: Prepared, rows: Dataset) -> float | None:
     return weight
 
 
-def build_trainer(prepared: Prepared, config: RewardConfig, rows: Dataset, weight: float | None) -> RewardTrainer:
+def build_trainer(prepared: Prepared, config: RewardConfig, rows: Dataset, weight: float | None) -> Any:
     """TRL's trainer on the base with a head, an adapter that trains, or under --full everything."""
     source, values, tokenizer = prepared.source, prepared.settings, prepared.tokenizer
     if source.adapter and not source.is_classifier:
-        raise PerlError(f"--model {source.name} is a policy's adapter", f"train the reward on its base: --model {source.base}")
+        raise PerlError(
+            f"--model {source.name} is a policy's adapter", f"train the reward on its base: --model {source.base}"
+        )
     torch.manual_seed(values.run.seed)  # the head is new and random
-    model = base.load_classifier(source, values.model, tokenizer.pad_token_id)
+    model: Any = base.load_classifier(source, values.model, tokenizer.pad_token_id)
     if values.lora.full:
         model.requires_grad_(True)
     elif source.adapter:
         model = roles.load_adapter(model, source.adapter, trainable=True)
     else:
         model = roles.new_adapter(model, values.lora, "SEQ_CLS")
-    options = {"train_dataset": rows, "processing_class": tokenizer}
+    options: dict[str, Any] = {"train_dataset": rows, "processing_class": tokenizer}
+    trainer: Any
     if weight is None:
         trainer = RewardTrainer(model, config, **options)
     else:
@@ -110,7 +116,7 @@ class ThumbsCollator:
         return {"input_ids": ids, "attention_mask": mask, "labels": torch.tensor([row["label"] for row in rows])}
 
 
-class ThumbsTrainer(RewardTrainer):  # type: ignore[misc]  # trl is untyped here
+class ThumbsTrainer(RewardTrainer):
     """TRL's reward trainer for thumbs: binary cross-entropy on sigmoid(score) (paper, section 3.1: pointwise)."""
 
     pos_weight = 1.0
@@ -119,7 +125,7 @@ class ThumbsTrainer(RewardTrainer):  # type: ignore[misc]  # trl is untyped here
         return dataset  # rendered already, like TRL's own `chosen_ids` and `rejected_ids`
 
     def _set_signature_columns_if_needed(self) -> None:
-        self._signature_columns = ["input_ids", "label"]
+        self._signature_columns: Any = ["input_ids", "label"]
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -129,18 +135,18 @@ class ThumbsTrainer(RewardTrainer):  # type: ignore[misc]  # trl is untyped here
         scores = outputs.logits[:, 0].float()
         weight = torch.tensor(self.pos_weight, device=scores.device)
         loss = nn.functional.binary_cross_entropy_with_logits(scores, labels, pos_weight=weight)
-        self._count(inputs["attention_mask"], scores.detach(), labels)
+        self._count(inputs["attention_mask"], scores, labels)
         return (loss, outputs) if return_outputs else loss
 
     def _count(self, mask: torch.Tensor, scores: torch.Tensor, labels: torch.Tensor) -> None:
-        mode = "train" if self.model.training else "eval"
+        mode = "train" if scores.requires_grad else "eval"
         if mode == "train":
             self._total_train_tokens += int(self.accelerator.gather_for_metrics(mask.sum()).sum())
         found = self._metrics[mode]
         found["num_tokens"] = [self._total_train_tokens]
         right = ((scores > 0) == (labels > 0.5)).float()
         found["accuracy"].append(self.accelerator.gather_for_metrics(right).mean().item())
-        found["mean_reward"].append(self.accelerator.gather_for_metrics(scores).mean().item())
+        found["mean_reward"].append(self.accelerator.gather_for_metrics(scores.detach()).mean().item())
 
 
 def save(prepared: Prepared, model: Any) -> None:
@@ -155,12 +161,14 @@ def save(prepared: Prepared, model: Any) -> None:
 
 
 def prove(prepared: Prepared, rows: list[list[int]], wanted: list[float]) -> roles.ClassifierScorer:
-    """Load the saved folder afresh and hold its scores against the trained model's; raises RunFailed where they differ."""
+    """Load the saved folder afresh; raises RunFailed where its scores are not the trained model's."""
     run = prepared.run
     scorer = scores.load(base.locate(str(run.folder)), prepared.settings.model, prepared.tokenizer.pad_token_id)
     shift = max(abs(a - b) for a, b in zip(wanted, scorer(rows), strict=True))
     run.record.metrics["reload_shift"] = shift
     if not shift <= 1e-4 * max(1.0, *map(abs, wanted)):
-        raise RunFailed(f"The saved reward model scores otherwise than the trained one: rewards move by up to {shift:.3g}")
+        raise RunFailed(
+            f"The saved reward model scores otherwise than the trained one: rewards move by up to {shift:.3g}"
+        )
     run.note(f"Loaded afresh from {run.folder}: same scores on {len(rows)} rows (largest difference {shift:.2g}).")
     return scorer

@@ -65,7 +65,7 @@ def _function(name: str) -> Callable[..., Any]:
     if not callable(function):
         names = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
         raise PerlError(f"--reward {name}: {module_name} has no function {attribute}", nearest(attribute, names))
-    return function  # type: ignore[no-any-return]
+    return function
 
 
 def _shares_base(source: Source, prepared: Prepared) -> bool:
@@ -87,12 +87,14 @@ def _check_record(source: Source, prepared: Prepared, *, is_shared: bool) -> Non
     marks = (trained.model.get("tokenizer"), base.tokenizer_fingerprint(prepared.tokenizer))
     if marks[0] != marks[1]:
         raise PerlError(
-            f"The reward {source.name} was trained with another tokenizer or chat template ({marks[0]}) than the policy's "
-            f"({marks[1]}): it would score other text than it knows"
+            f"The reward {source.name} was trained with another tokenizer or chat template ({marks[0]}) than "
+            f"the policy's ({marks[1]}): it would score other text than it knows"
         )
     weights = (trained.model.get("fingerprint"), base.fingerprint(prepared.source.base))
     if weights[0] != weights[1]:
-        raise PerlError(f"The reward {source.name} was trained on other weights ({weights[0]}) than the base's ({weights[1]})")
+        raise PerlError(
+            f"The reward {source.name} was trained on other weights ({weights[0]}) than the base's ({weights[1]})"
+        )
     precisions = (trained.device.get("precision"), prepared.run.record.device["precision"])
     if precisions[0] != precisions[1]:
         prepared.run.note(
@@ -126,7 +128,7 @@ class TextReward:
         return roles.scores_in_batches(self.scorer, ids, self.batch)
 
     def _ids(self, prompt: Content, written: Ids) -> Ids:
-        text = self.render.tokenizer.decode(written, skip_special_tokens=True)
+        text = self.render.text(written)
         if self.own is None or (not isinstance(prompt, str) and not self.own.chat):
             return list(self.tokenizer(f"{text_of(prompt)}\n{text}", truncation=True)["input_ids"])
         answer: Content = text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
@@ -138,14 +140,14 @@ class TextReward:
 
 
 class FunctionReward:
-    """Calls a reward function as TRL does: completions, prompts, completion_ids and the data's other columns by name."""
+    """Calls a reward function as TRL does: prompts, completions, completion_ids and the other columns by name."""
 
     def __init__(self, function: Callable[..., Any], name: str, render: Renderer) -> None:
         self.function, self.name, self.render = function, name, render
 
     def __call__(self, rows: Sequence[Prompt], written: Sequence[Ids]) -> list[float]:
         """One reward a completion; raises PerlError where the function gives something else."""
-        texts = [self.render.tokenizer.decode(ids, skip_special_tokens=True) for ids in written]
+        texts = [self.render.text(ids) for ids in written]
         completions = [
             text if isinstance(row.prompt, str) else [{"role": "assistant", "content": text}]
             for row, text in zip(rows, texts, strict=True)
@@ -163,8 +165,10 @@ class FunctionReward:
         return rewards
 
 
-def attach(reward: Reward, model: Any, prepared: Prepared, batch: int) -> Callable[[Sequence[Prompt], Sequence[Ids]], list[float]]:
-    """Load the reward: its adapter onto the policy's own base where they share one, else a model beside it, and say so."""
+def attach(
+    reward: Reward, model: Any, prepared: Prepared, batch: int
+) -> Callable[[Sequence[Prompt], Sequence[Ids]], list[float]]:
+    """Load the reward: its adapter onto the policy's own base where they share one, else a model beside it. Says so."""
     render, note = prepared.renderer, prepared.run.note
     if reward.function is not None:
         note(f"reward: the function {reward.name}")
@@ -185,13 +189,21 @@ def _beside(source: Source, prepared: Prepared, batch: int) -> TokenReward | Tex
     values = prepared.settings.model
     if source.adapter is None and source.config.num_labels != 1:
         raise PerlError(f"--reward {source.name} gives {source.config.num_labels} labels; a reward is one score")
-    if source.adapter is not None or (Path(source.base) / "tokenizer_config.json").exists() or not Path(source.base).exists():
-        tokenizer = AutoTokenizer.from_pretrained(source.adapter or source.base, trust_remote_code=values.trust_remote_code)
+    if (
+        source.adapter is not None
+        or (Path(source.base) / "tokenizer_config.json").exists()
+        or not Path(source.base).exists()
+    ):
+        tokenizer = AutoTokenizer.from_pretrained(
+            source.adapter or source.base, trust_remote_code=values.trust_remote_code
+        )
     else:
         raise PerlError(f"--reward {source.name} has no tokenizer")
     if tokenizer.eos_token_id is not None:
         base.choose_pad(tokenizer)
-    scorer = scores.load(source, ModelSettings(dtype=values.dtype, trust_remote_code=values.trust_remote_code), tokenizer.pad_token_id)
+    scorer = scores.load(
+        source, ModelSettings(dtype=values.dtype, trust_remote_code=values.trust_remote_code), tokenizer.pad_token_id
+    )
     if base.tokenizer_fingerprint(tokenizer) == base.tokenizer_fingerprint(prepared.tokenizer):
         return TokenReward(scorer, render, batch)
     return TextReward(scorer, tokenizer, render, batch)

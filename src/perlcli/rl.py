@@ -32,18 +32,19 @@ def run(given: settings.Rl) -> RunRecord | None:
     assert rows is not None
     prompts = tokens(rows, prepared)
     if prepared.is_dry:
-        return preview(prepared, config)
+        preview(prepared, config)
+        return None
     with recording(prepared.run) as run:
         model = policies.start(prepared)
         score = rewards.attach(reward, model, prepared, config.per_device_train_batch_size)
-        judge = Judge(run, prepared, score, rows, is_function=reward.function is not None)
-        trainer = RLOOTrainer(model, judge, config, train_dataset=prompts, processing_class=prepared.tokenizer)
+        judge: Any = Judge(run, prepared, score, rows, is_function=reward.function is not None)
+        trainer: Any = RLOOTrainer(model, judge, config, train_dataset=prompts, processing_class=prepared.tokenizer)
         if not prepared.settings.lora.full:
             roles.keep_only_policy_trainable(trainer.model)
-        run.record.trl_settings = config.to_dict()
+        run.record.trl_settings = trainer.args.to_dict()
         run.record.trainable_parameters, run.record.total_parameters = roles.count_parameters(trainer.model)
         marks = checksums(trainer.model)
-        train(trainer, run, lambda: policies.save(prepared, trainer.model))
+        train(trainer, run, lambda model: policies.save(prepared, model))
         compare(marks, checksums(trainer.model))
         run.record.metrics = summary(trainer.state.log_history)
         plots.curves("rl", run.folder / METRICS, run.folder / "plots" / "training.png")
@@ -73,21 +74,25 @@ def tokens(rows: Data, prepared: Prepared) -> Dataset:
 
 
 class Judge:
-    """The reward function that TRL calls: scores what the policy wrote, keeps samples, stops where nothing can be learned."""
+    """The reward function that TRL calls: scores what the policy wrote, keeps samples, stops a run that can't learn."""
 
-    def __init__(self, run: Run, prepared: Prepared, score: Callable[..., list[float]], rows: Data, *, is_function: bool) -> None:
+    def __init__(
+        self, run: Run, prepared: Prepared, score: Callable[..., list[float]], rows: Data, *, is_function: bool
+    ) -> None:
         self.run, self.score, self.rows, self.render = run, score, rows.rows, prepared.renderer
         self.penalty = prepared.settings.rl.missing_eos_penalty or 0.0
         self.patience = FLAT_BATCHES if is_function else 1
         self.__name__ = "reward"  # TRL names its metrics by it
 
-    def __call__(self, completion_ids: Sequence[list[int]], trainer_state: Any, log_metric: Any, **columns: Any) -> list[float]:
+    def __call__(
+        self, completion_ids: Sequence[list[int]], trainer_state: Any, log_metric: Any, **columns: Any
+    ) -> list[float]:
         """One reward a completion of the batch."""
         rows = [self.rows[index] for index in columns[ROW]]
         found = self.score(rows, completion_ids)
         self._check(found)
         taken = [r - self.penalty * (not self.render.ended(ids)) for r, ids in zip(found, completion_ids, strict=True)]
-        texts = [self.render.tokenizer.decode(ids, skip_special_tokens=True) for ids in completion_ids]
+        texts = [self.render.text(ids) for ids in completion_ids]
         gold = [check(text) for row, text in zip(rows, texts, strict=True) if (check := data.gold_check(row))]
         if gold:
             log_metric("gold", fmean(gold))
@@ -96,14 +101,16 @@ class Judge:
 
     def _check(self, found: list[float]) -> None:
         if not all(map(math.isfinite, found)):
-            raise RunFailed("The reward is not a finite number for some completions", "check the reward model or function")
+            raise RunFailed(
+                "The reward is not a finite number for some completions", "check the reward model or function"
+            )
         if max(found) > min(found):
             self.patience = -1  # rewards differ: from here on equal batches are no fault
         elif self.patience > 0 and len(found) > 1:
             self.patience -= 1
             if self.patience == 0:
                 raise RunFailed(
-                    f"The reward gives all {len(found)} completions the same value ({found[0]:.4g}): nothing can be learned",
+                    f"The reward gives all {len(found)} completions the same value ({found[0]:.4g}): nothing to learn",
                     "check that the reward fits the data, raise --temperature or --num-generations",
                 )
 

@@ -1,4 +1,4 @@
-"""The roles that adapters play on one frozen base: policy, anchor and reward, each switched in and out without a trace."""
+"""The roles that adapters play on one frozen base: policy, anchor, reward, each switched in and out without a trace."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import safe_open
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from perlcli import base
-from perlcli.base import ADAPTER_WEIGHTS, Source
+from perlcli.base import ADAPTER_WEIGHTS
 from perlcli.errors import PerlError, RunFailed
 from perlcli.settings import LoraSettings
 
@@ -24,11 +25,12 @@ HEAD = "score.weight"
 
 
 def new_adapter(model: PreTrainedModel, settings: LoraSettings, task: str) -> PeftModel:
-    """Put a fresh, trainable LoRA adapter on the model; task is peft's `CAUSAL_LM` or `SEQ_CLS` (which trains the head)."""
+    """Put a fresh, trainable LoRA adapter on the model; task is peft's `CAUSAL_LM`, or `SEQ_CLS` to train the head."""
+    rank, alpha = int(settings.lora_r or 0), int(settings.lora_alpha or 0)  # resolved before a model is loaded
     config = LoraConfig(
-        r=settings.lora_r, lora_alpha=settings.lora_alpha, lora_dropout=settings.lora_dropout, task_type=task,
+        r=rank, lora_alpha=alpha, lora_dropout=settings.lora_dropout or 0.0, task_type=task,
         target_modules=base.target_modules(model, str(settings.lora_target_modules)),
-        fan_in_fan_out=any(isinstance(module, base.Conv1D) for module in model.modules()),
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
     )  # fmt: skip
     return as_float32(get_peft_model(model, config))
 
@@ -53,8 +55,10 @@ def as_float32(model: PeftModel, *, head: bool = True) -> PeftModel:
 
 
 def keep_only_policy_trainable(model: nn.Module) -> None:
-    """Let the policy's adapter train and nothing else, in float32: TRL casts it to bfloat16 on a quantised base, but not
-    the anchor's copy, so that their KL would not begin at 0."""
+    """Let the policy's adapter train and nothing else, in float32.
+
+    TRL casts it to bfloat16 on a quantised base, but not the anchor's copy, so that their KL would not begin at 0.
+    """
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(f".{POLICY}." in name)
         if "lora_" in name:
@@ -117,7 +121,7 @@ def switched(model: PeftModel, adapter: str | None) -> Iterator[None]:
 
 
 def attach_reward(policy: PeftModel, folder: str) -> torch.Tensor:
-    """Put a reward adapter on the policy's base, frozen, and give its head, of shape (1, hidden), in the base's dtype."""
+    """Put a reward adapter on the policy's base, frozen; gives its head, of shape (1, hidden), in the base's dtype."""
     with torch.random.fork_rng():  # else peft's initialisation would shift the stream that samples completions
         was_training = policy.training
         policy.load_adapter(folder, REWARD, is_trainable=False)
@@ -156,7 +160,7 @@ class SharedScorer:
     def __call__(self, rows: Sequence[list[int]]) -> list[float]:
         """One reward a row, float32; equal to the stand-alone reward model's for the same batch."""
         ids, mask = padded(rows, self.pad, self.head.device)
-        backbone = self.policy.get_base_model().base_model
+        backbone: Any = self.policy.get_base_model().base_model
         with switched(self.policy, REWARD), torch.autocast(ids.device.type, enabled=False):
             hidden = backbone(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
             scores = nn.functional.linear(hidden, self.head.to(hidden.dtype))

@@ -76,7 +76,9 @@ def _by_label(scores: list[float], rows: list[dict[str, Any]]) -> tuple[list[flo
     return up, [score for score, row in zip(scores, rows, strict=True) if row["label"] <= 0.5]
 
 
-def _write_samples(prepared: Any, lists: list[list[list[int]]], scores: list[float], rows: list[dict[str, Any]]) -> None:
+def _write_samples(
+    prepared: Any, lists: list[list[list[int]]], scores: list[float], rows: list[dict[str, Any]]
+) -> None:
     width = len(lists[0])
     for index in range(min(SAMPLED, len(lists))):
         texts = [prepared.tokenizer.decode(ids) for ids in lists[index]]

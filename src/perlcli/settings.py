@@ -1,7 +1,7 @@
 """What a user can set: each option's name, type, default and help, written once.
 
-A stage's settings are a frozen dataclass of frozen groups (`settings.lora.lora_r`). Outside, in YAML, on the command line
-and in the record, the names are flat (`lora_r`), so each is unique within a stage.
+A stage's settings are a frozen dataclass of frozen groups (`settings.lora.lora_r`). Outside, in YAML, on the command
+line and in the record, the names are flat (`lora_r`), so each is unique within a stage.
 """
 
 from __future__ import annotations
@@ -44,7 +44,9 @@ class DataSettings:
     )
     eval_data: str | None = option(None, "Held-out data, measured at the end.", unset="the data's own test split")
     max_length: int | None = option(
-        None, "Longest row in tokens, prompt and completion together; longer rows are left out and counted.", unset="1024"
+        None,
+        "Longest row in tokens, prompt and completion together; longer rows are left out and counted.",
+        unset="1024",
     )
 
 
@@ -119,7 +121,7 @@ class EvalSettings:
 
     reward: str | None = option(None, "For a policy: what scores its completions (as for `perl rl`).")
     max_samples: int | None = option(None, "Rows to evaluate at most.", unset="all; 256 prompts for a policy")
-    per_device_eval_batch_size: int = option(16, "Rows per pass.")
+    per_device_eval_batch_size: int | None = option(None, "Rows per pass.", unset="16")
     temperature: float | None = option(None, "Sampling temperature.", unset="0.7, as the paper")
     max_completion_length: int | None = option(None, "Longest completion in tokens.", unset="128")
 
@@ -128,7 +130,7 @@ class EvalSettings:
 class EvalRunSettings:
     """Run"""
 
-    output: str | None = option(None, "Folder for the record and samples.", short="-o", unset="MODEL/eval or runs/eval")
+    output: str | None = option(None, "Folder for the record and samples.", short="-o", unset="runs/eval-MODEL")
     seed: int = option(0, "Seed of sampling.")
     dry_run: bool = option(False, "Resolve, validate and print; load no weights, write nothing.")
     overwrite: bool = option(False, "Replace a non-empty output folder.")
@@ -142,7 +144,9 @@ class EvalDataSettings:
         None, "Held-out data: hub id, local file or folder.", short="-d", unset="the embedded coffee test data"
     )
     max_length: int | None = option(
-        None, "Longest row in tokens, prompt and completion together; longer rows are left out and counted.", unset="1024"
+        None,
+        "Longest row in tokens, prompt and completion together; longer rows are left out and counted.",
+        unset="1024",
     )
 
 
@@ -220,6 +224,7 @@ GENERAL = {
     "max_length": 1024,
     "num_train_epochs": 1.0,
     "per_device_train_batch_size": 8,
+    "per_device_eval_batch_size": 16,
     "gradient_accumulation_steps": 1,
     "lora_r": 16,
     "lora_dropout": 0.0,
@@ -305,9 +310,9 @@ def resolve(settings: Any, preset: Mapping[str, Any]) -> Any:
 
 
 POSITIVE = (
-    "max_length", "lora_r", "lora_alpha", "max_steps", "num_train_epochs", "learning_rate", "per_device_train_batch_size",
-    "gradient_accumulation_steps", "save_steps", "temperature", "num_generations", "max_completion_length", "max_samples",
-    "per_device_eval_batch_size",
+    "max_length", "lora_r", "lora_alpha", "max_steps", "num_train_epochs", "learning_rate",
+    "per_device_train_batch_size", "gradient_accumulation_steps", "save_steps", "temperature", "num_generations",
+    "max_completion_length", "max_samples", "per_device_eval_batch_size",
 )  # fmt: skip
 NOT_NEGATIVE = ("beta", "seed", "missing_eos_penalty")
 
@@ -317,7 +322,9 @@ def check(settings: Stage) -> None:
     values = flat(settings)
     numbers = {name: value for name, value in values.items() if isinstance(value, int | float)}
     faults = [f"--{dashed(n)} must be above 0, not {v}" for n, v in numbers.items() if n in POSITIVE and not v > 0]
-    faults += [f"--{dashed(n)} must be 0 or more, not {v}" for n, v in numbers.items() if n in NOT_NEGATIVE and not v >= 0]
+    faults += [
+        f"--{dashed(n)} must be 0 or more, not {v}" for n, v in numbers.items() if n in NOT_NEGATIVE and not v >= 0
+    ]
     faults += _conflicts(values)
     if faults:
         raise PerlError("\n".join(faults), f"perl {command_of(settings)} --help lists the options")
@@ -329,7 +336,9 @@ def _conflicts(values: Mapping[str, Any]) -> Iterator[str]:
         yield "--load-in-4bit and --load-in-8bit exclude each other"
     if values.get("full") and quantised:
         yield "--full trains the weights themselves, so it can't be combined with a 4- or 8-bit base"
-    if values.get("full") and any(values.get(n) for n in ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules")):
+    if values.get("full") and any(
+        values.get(n) for n in ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules")
+    ):
         yield "--full uses no adapter, so the --lora options don't apply"
     if values.get("overwrite") and values.get("resume"):
         yield "--overwrite and --resume exclude each other"

@@ -26,14 +26,15 @@ def run(given: settings.Sft) -> RunRecord | None:
     train_set = tokens(rows, prepared, config, "train")
     eval_set = tokens(held_out, prepared, config, "eval") if held_out else None
     if prepared.is_dry:
-        return preview(prepared, config)
+        preview(prepared, config)
+        return None
     with recording(prepared.run) as run:
         model = policies.start(prepared)
-        trainer = SFTTrainer(model, config, train_dataset=train_set, processing_class=prepared.tokenizer)
+        trainer: Any = SFTTrainer(model, config, train_dataset=train_set, processing_class=prepared.tokenizer)
         roles.as_float32(trainer.model)
-        run.record.trl_settings = config.to_dict()
+        run.record.trl_settings = trainer.args.to_dict()
         run.record.trainable_parameters, run.record.total_parameters = roles.count_parameters(trainer.model)
-        train(trainer, run, lambda: policies.save(prepared, trainer.model))
+        train(trainer, run, lambda model: policies.save(prepared, model))
         run.record.metrics = measure(trainer, eval_set)
         show_samples(prepared, trainer.model, held_out or rows)
         plots.curves("sft", run.folder / METRICS, run.folder / "plots" / "training.png")
@@ -84,7 +85,7 @@ def show_samples(prepared: Prepared, model: Any, rows: Data) -> None:
     prompts = [prepared.renderer.prompt_ids(row.prompt) for row in chosen if row.prompt is not None]
     written = generate.sample(model, prepared.renderer, prompts, generate.Sampling(0.7, 64, prepared.settings.run.seed))
     for row, ids in zip(chosen, written, strict=True):
-        text = prepared.tokenizer.decode(ids, skip_special_tokens=True)
+        text = prepared.renderer.text(ids)
         assert row.prompt is not None
         sample = {"prompt": data.text_of(row.prompt), "demonstration": data.text_of(row.completion), "policy": text}
         prepared.run.append(SAMPLES, sample)

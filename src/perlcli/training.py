@@ -14,15 +14,16 @@ from perlcli.values import convert, describe, fits
 
 # Fields that perlcli decides, because the model is loaded and the rows are rendered before TRL sees them.
 DECIDED = {
-    "output_dir", "disable_tqdm", "logging_nan_inf_filter", "save_strategy", "use_cpu", "bf16", "fp16", "full_determinism",
-    "model_init_kwargs", "trust_remote_code", "chat_template_path", "dataset_text_field", "dataset_kwargs",
-    "dataset_num_proc", "eos_token", "pad_token", "max_length", "truncation_mode", "remove_unused_columns",
-    "resume_from_checkpoint", "overwrite_output_dir", "do_train", "do_eval", "do_predict", "eval_strategy", "eval_steps",
-    "load_best_model_at_end", "report_to", "seed", "num_generations_eval", "eval_packing", "log_completions",
+    "output_dir", "disable_tqdm", "logging_nan_inf_filter", "save_strategy", "use_cpu", "bf16", "fp16",
+    "full_determinism", "model_init_kwargs", "trust_remote_code", "chat_template_path", "dataset_text_field",
+    "dataset_kwargs", "dataset_num_proc", "eos_token", "pad_token", "max_length", "truncation_mode", "remove_unused_columns",
+    "resume_from_checkpoint", "overwrite_output_dir", "do_train", "do_eval", "do_predict", "eval_strategy",
+    "eval_steps", "load_best_model_at_end", "report_to", "seed", "num_generations_eval", "eval_packing",
+    "log_completions",
 }  # fmt: skip
 
 
-def trl_config(kind: type[Any], given: settings.Training, extra: dict[str, Any]) -> Any:
+def trl_config(kind: Any, given: settings.Training, extra: dict[str, Any]) -> Any:
     """The TRL config of this class for these settings; raises PerlError for a bad `--set` or values TRL refuses."""
     train = given.train
     on_gpu = device.kind() == "cuda"

@@ -13,13 +13,11 @@ def fits(value: Any, kind: Any) -> bool:
         return value in typing.get_args(kind)
     if isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union:
         return any(fits(value, part) for part in typing.get_args(kind))
-    if typing.get_origin(kind) is tuple:
-        return isinstance(value, list) and all(isinstance(item, str) for item in value)
-    if kind is Any:
-        return True
     origin = typing.get_origin(kind) or kind
+    if origin is tuple:
+        return isinstance(value, list) and all(isinstance(item, str) for item in value)
     if isinstance(value, bool):
-        return origin is bool
+        return origin in (bool, Any)
     if origin is float:
         return isinstance(value, int | float) or _spells_float(value)
     return isinstance(value, origin) if isinstance(origin, type) else True
@@ -50,4 +48,6 @@ def describe(kind: Any) -> str:
     if isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union:
         return " or ".join(describe(part) for part in typing.get_args(kind) if part is not types.NoneType)
     names = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
-    return names.get(kind, "a list of texts" if typing.get_origin(kind) is tuple else str(getattr(kind, "__name__", kind)))
+    return names.get(
+        kind, "a list of texts" if typing.get_origin(kind) is tuple else str(getattr(kind, "__name__", kind))
+    )

@@ -15,5 +15,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "lora_r": 8, "temperature": 1.0, "beta": 0.03, "num_generations": 4, "max_completion_length": 40,
         "max_length": 128, "set": ("lr_scheduler_type=constant",),
     },
-    "eval": {"temperature": 1.0, "max_completion_length": 40, "max_samples": 400, "per_device_eval_batch_size": 100, "max_length": 128},
+    "eval": {
+        "temperature": 1.0, "max_completion_length": 40, "max_samples": 400, "per_device_eval_batch_size": 100,
+        "max_length": 128,
+    },
 }  # fmt: skip

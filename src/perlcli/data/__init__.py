@@ -15,7 +15,19 @@ from perlcli.data.render import Renderer
 from perlcli.data.rows import Content, DataReport, Demonstration, Preference, Prompt, Row, Thumb
 from perlcli.errors import PerlError
 
-__all__ = ["Data", "Demonstration", "Preference", "Prompt", "Renderer", "Thumb", "fit", "gold_check", "load", "text_of"]
+__all__ = [
+    "Content",
+    "Data",
+    "Demonstration",
+    "Preference",
+    "Prompt",
+    "Renderer",
+    "Thumb",
+    "fit",
+    "gold_check",
+    "load",
+    "text_of",
+]
 
 EMBEDDED = "coffee world (embedded)"
 EMBEDDED_ROWS: dict[tuple[str, str], Callable[[], list[dict[str, Any]]]] = {
@@ -66,7 +78,8 @@ def fit(data: Data, longest: int, tokens: Callable[[Any], dict[str, Any]]) -> li
             rendered.append(item)
     if not rendered:
         raise PerlError(
-            f"{data.report.source}: every row is longer than {longest} tokens", "raise --max-length, or shorten the rows"
+            f"{data.report.source}: every row is longer than {longest} tokens",
+            "raise --max-length, or shorten the rows",
         )
     return rendered
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -115,8 +114,14 @@ def _read_pair(raw: Raw, chat: bool) -> Row:
     _same_kind(chosen, rejected)
     if isinstance(chosen, str) or isinstance(rejected, str):
         return Preference(None, chosen, rejected)
-    shared = len(os.path.commonprefix([chosen[:-1], rejected[:-1]]))
+    shared = _shared(chosen[:-1], rejected[:-1])
     return Preference(chosen[:shared] or None, chosen[shared:], rejected[shared:])
+
+
+def _shared(one: list[Message], other: list[Message]) -> int:
+    """How many messages two conversations begin with in common."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((index for index, (a, b) in pairs if a != b), min(len(one), len(other)))
 
 
 def _read_thumb(raw: Raw, chat: bool) -> Row:
@@ -166,7 +171,7 @@ def _hh_turns(raw: Raw, name: str) -> list[Message]:
 def _read_hh(raw: Raw, chat: bool) -> Row:
     """The shared turns are the prompt; what follows the last `Assistant:` is the completion."""
     chosen, rejected = _hh_turns(raw, "chosen"), _hh_turns(raw, "rejected")
-    shared = len(os.path.commonprefix([chosen[:-1], rejected[:-1]]))
+    shared = _shared(chosen[:-1], rejected[:-1])
     while shared and chosen[shared - 1]["role"] != "user":
         shared -= 1  # a prompt ends with the person's turn
     if not shared:
@@ -174,7 +179,9 @@ def _read_hh(raw: Raw, chat: bool) -> Row:
     prompt, answers = chosen[:shared], (chosen[shared:], rejected[shared:])
     if chat:
         return Preference(prompt, *answers)
-    return Preference(_hh_text(prompt) + "\n\nAssistant:", *(_hh_text(turns)[len("\n\nAssistant:") :] for turns in answers))
+    return Preference(
+        _hh_text(prompt) + "\n\nAssistant:", *(_hh_text(turns)[len("\n\nAssistant:") :] for turns in answers)
+    )
 
 
 def _hh_text(turns: list[Message]) -> str:

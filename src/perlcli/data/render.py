@@ -1,8 +1,8 @@
 """The one way from content to tokens: training, RL and evaluation all read what this module writes.
 
-A row is always `prompt ids + completion ids`, cut where a policy would begin to write, so that a reward model is trained
-on exactly the tokens that it will score. A completion ends with EOS, and a chat's with the template's tail behind it
-(often one newline). A completion that a policy wrote is taken token by token, never decoded and encoded again; one that
+A row is always `prompt ids + completion ids`, cut where a policy would begin to write, so that a reward model is
+trained on exactly the tokens that it will score. A completion ends with EOS, and a chat's with the template's tail
+behind it (often one newline). A completion that a policy wrote is taken token by token, never decoded and encoded again; one that
 was cut off has neither EOS nor tail.
 """
 
@@ -10,13 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from perlcli.data.rows import Content, Message
 from perlcli.errors import PerlError
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 Ids = list[int]
 
@@ -24,7 +21,7 @@ Ids = list[int]
 class Renderer:
     """Turns prompts and completions into token ids with one tokenizer; `eos_ids` are all ids that end a completion."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, eos_ids: Sequence[int] = ()) -> None:
+    def __init__(self, tokenizer: Any, eos_ids: Sequence[int] = ()) -> None:
         self.tokenizer = tokenizer
         if tokenizer.eos_token_id is None:
             raise PerlError(f"The tokenizer of {tokenizer.name_or_path} has no EOS token", "a policy could never end")
@@ -62,6 +59,10 @@ class Renderer:
         tail = self.tail if self.ended(written) and not isinstance(prompt, str) else []
         return [*self.prompt_ids(prompt), *written, *tail]
 
+    def text(self, ids: Ids) -> str:
+        """What tokens say, without special ones."""
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True))
+
     def ended(self, written: Ids) -> bool:
         """Whether a completion ended by itself; otherwise it was cut off."""
         return bool(written) and written[-1] in self.eos_ids
@@ -71,7 +72,9 @@ class Renderer:
         rendered = self.tokenizer.apply_chat_template(messages, return_dict=True, return_assistant_tokens_mask=True)
         mask = list(rendered["assistant_masks"])
         if not any(mask):
-            raise PerlError("assistant_only_loss needs a chat template with {% generation %} marks, which this one lacks")
+            raise PerlError(
+                "assistant_only_loss needs a chat template with {% generation %} marks, which this one lacks"
+            )
         return mask + [1] * (len(self.whole_ids(messages)) - len(mask))
 
     @cached_property

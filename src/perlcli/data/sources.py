@@ -43,10 +43,9 @@ def _read_file(path: Path) -> list[dict[str, Any]]:
         raise PerlError(f"{path}: unknown kind of file", f"known endings: {', '.join(SUFFIXES)}")
     if path.name.endswith((".csv", ".parquet")):
         return _read_table(path)
-    opened = gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8")
     try:
-        with opened as file:
-            text = file.read()
+        raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        text = raw.decode("utf-8-sig")  # Windows tools put a mark first
     except UnicodeDecodeError as error:
         raise PerlError(f"{path} is not UTF-8 text: byte {error.start} is 0x{error.object[error.start]:02x}") from error
     except (OSError, EOFError) as error:
