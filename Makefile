@@ -23,7 +23,7 @@ help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-18s %s\n", $$1, $$2 }'
 
 quickstart: $(RUNTIME) ## install perlcli into .venv and run its quickstart
-	$(BIN)/perl quickstart $(ARGS)
+	$(BIN)/perl quickstart --overwrite $(ARGS)
 
 install: $(RUNTIME) ## install perlcli into .venv
 

@@ -14,7 +14,7 @@ from perlcli import base, data, device, generate, plots, policies, rewards, role
 from perlcli.data import Data, Prompt
 from perlcli.errors import PerlError
 from perlcli.generate import Sampling
-from perlcli.prepare import Prepared, prepare, preview, report_data
+from perlcli.prepare import Prepared, prepare, preview
 from perlcli.progress import Progress
 from perlcli.record import SAMPLES, RunRecord, recording
 
@@ -26,7 +26,7 @@ def run(given: settings.Eval) -> RunRecord | None:
     """Measure what `--model` is: a reward model or a policy; None for a dry run."""
     prepared = prepare(given)
     action = evaluate_reward if prepared.source.is_classifier else evaluate_policy
-    if prepared.source.is_classifier and prepared.settings.eval.reward:
+    if prepared.source.is_classifier and prepared.settings.sampling.reward:
         raise PerlError(f"--model {prepared.source.name} is a reward model: --reward is for judging a policy")
     return action(prepared)
 
@@ -71,10 +71,10 @@ def evaluate_policy(prepared: Prepared) -> RunRecord | None:
     """Reward, share of prompts won against the anchor, KL to it, lengths, truncation, distinct-n and gold success."""
     values = prepared.settings
     held_out = load_held_out(prepared, "rl", values.eval.max_samples or PROMPTS)
-    rows = [row for row in held_out.rows if isinstance(row, Prompt)]
+    fitting = policies.fitting_prompts(prepared, held_out, "eval")
+    rows, prompts = [row for row, _ in fitting], [ids for _, ids in fitting]
     has_gold = all(data.gold_check(row) for row in rows)
-    reward = rewards.find(values.eval.reward, prepared) if values.eval.reward or not has_gold else None
-    report_data(prepared.run, "eval", held_out)
+    reward = rewards.find(values.sampling.reward, prepared) if values.sampling.reward or not has_gold else None
     if prepared.is_dry:
         preview(prepared)
         return None
@@ -82,7 +82,6 @@ def evaluate_policy(prepared: Prepared) -> RunRecord | None:
         model, anchor = load_policy(prepared, is_shared=bool(reward and reward.is_shared))
         score = rewards.attach(reward, model, prepared, values.eval.per_device_eval_batch_size) if reward else None
         run.record.total_parameters = roles.count_parameters(model)[1]
-        prompts = [prepared.renderer.prompt_ids(row.prompt) for row in rows]
         mine = answer(prepared, model, prompts, rows, score)
         theirs = None
         if anchor is not None:
@@ -119,7 +118,7 @@ def answer(prepared: Prepared, model: Any, prompts: list[Ids], rows: Sequence[Pr
     written: list[Ids] = []
     with Progress("eval", len(prompts)) as progress:
         for start in range(0, len(prompts), size):
-            how = Sampling(values.eval.temperature, values.eval.max_completion_length, values.run.seed + start)
+            how = Sampling(values.sampling.temperature, values.sampling.max_completion_length, values.run.seed + start)
             written += generate.sample(model, prepared.renderer, prompts[start : start + size], how)
             progress.update(len(written), {})
     texts = [prepared.renderer.text(ids) for ids in written]
@@ -169,7 +168,7 @@ def divergence(
     k1 is the mean log ratio, unbiased; k3 = ratio - 1 - log ratio, of lower variance and never negative
     (Schulman, "Approximating KL divergence", 2020). Per token is over all tokens, per sequence over completions.
     """
-    size, heat = prepared.settings.eval.per_device_eval_batch_size, prepared.settings.eval.temperature
+    size, heat = prepared.settings.eval.per_device_eval_batch_size, prepared.settings.sampling.temperature
     k1, k3, tokens = 0.0, 0.0, 0
     for start in range(0, len(prompts), size):
         part = slice(start, start + size)

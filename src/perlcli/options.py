@@ -65,14 +65,21 @@ def _parameters(stage: type[Any]) -> list[inspect.Parameter]:
 def _parameter(item: Option) -> inspect.Parameter:
     """The Typer parameter of an option. Its default is None, so that what the user gave can be told apart."""
     kind = bool if item.type is bool else _scalar(item.type)
-    negatable = kind is bool and item.group != "run"
+    negatable = kind is bool and item.panel != "Run"
     flags = [f"--{dashed(item.name)}" + (f"/--no-{dashed(item.name)}" if negatable else "")]
     flags += [item.short] if item.short else []
-    shown: Any = item.unset or (False if item.default in (None, False, ()) else str(item.default))
+    shown = shown_default(item)
     help_text = item.help + (f" (default: {shown})" if shown else "")
     information = typer.Option(*flags, help=help_text, rich_help_panel=item.panel, show_default=False)
     annotation = list[str] | None if item.type == tuple[str, ...] else kind | None
     return _keyword(item.name, Annotated[annotation, information], None)
+
+
+def shown_default(item: Option) -> str:
+    """What the help says an option is when it isn't given; empty where there is nothing to say."""
+    return item.unset or (
+        "" if item.default is None or item.default is False or item.default == () else str(item.default)
+    )
 
 
 def _scalar(kind: Any) -> Any:

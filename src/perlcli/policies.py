@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from perlcli import base, roles
+from perlcli import base, data, roles, settings
+from perlcli.data import Data, Prompt
 from perlcli.errors import PerlError
-from perlcli.prepare import Prepared
+from perlcli.prepare import Prepared, report_data
 
 ANCHOR_FOLDER = "anchor"
 
@@ -36,6 +37,21 @@ def save(prepared: Prepared, model: Any) -> None:
     if roles.ANCHOR in getattr(model, "peft_config", {}):
         roles.save_adapter(model, prepared.run.folder, roles.ANCHOR)
         (prepared.run.folder / roles.ANCHOR).replace(prepared.run.folder / ANCHOR_FOLDER)
+
+
+def fitting_prompts(prepared: Prepared, rows: Data, role: str) -> list[tuple[Prompt, list[int]]]:
+    """The prompts that leave room for a completion within --max-length, each with its token ids."""
+    values = settings.flat(prepared.settings)
+    room = values["max_length"] - values["max_completion_length"]
+    if room <= 0:
+        raise PerlError("--max-length leaves no room for a prompt before --max-completion-length", "raise --max-length")
+
+    def row_tokens(row: Prompt) -> dict[str, Any]:
+        return {"row": row, "ids": prepared.renderer.prompt_ids(row.prompt)}
+
+    fitting = data.fit(rows, room, row_tokens)
+    report_data(prepared.run, role, rows)
+    return [(item["row"], item["ids"]) for item in fitting]
 
 
 def attach_anchor(model: Any, folder: str | None) -> str | None:

@@ -85,14 +85,12 @@ def _adapter_settings(given: Any, source: Source) -> dict[str, Any]:
 
 def load_data(prepared: Prepared, use: str, role: Literal["train", "eval"]) -> Data | None:
     """The rows that train or that measure; None where there is nothing to measure on."""
-    values = prepared.settings.data
-    chat = prepared.renderer.chat
+    source, chat = prepared.settings.data.data, prepared.renderer.chat
     if role == "train":
-        return data.load(values.data, use, chat=chat)
-    if values.eval_data is not None:
-        return data.load(values.eval_data, use, split="test", chat=chat)
-    if values.data is None or has_split(values.data, "test"):
-        return data.load(values.data, use, split="test", chat=chat)
+        return data.load(source, use, chat=chat)
+    held_out = prepared.settings.held_out.eval_data
+    if held_out is not None or source is None or has_split(source, "test"):
+        return data.load(held_out or source, use, split="test", chat=chat)
     return None
 
 

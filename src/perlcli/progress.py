@@ -38,7 +38,8 @@ class Progress:
         self._bar = None
         self._start = time.monotonic()
         self._first: int | None = None
-        self._last_line = -PLAIN_SECONDS  # the first update shows at once
+        # A training run shows its first step at once; an evaluation that is over in seconds shows nothing.
+        self._last_line = 0.0 if stage == "eval" else -PLAIN_SECONDS
         if sys.stderr.isatty():
             self._bar = _bar()
             self._task = self._bar.add_task(stage, total=total, figures="")
@@ -59,7 +60,8 @@ class Progress:
             return
         self._first = done - 1 if self._first is None else self._first
         elapsed = time.monotonic() - self._start
-        if elapsed - self._last_line < PLAIN_SECONDS and done < self.total:
+        is_end = done >= self.total and (self.stage != "eval" or self._last_line > 0)
+        if elapsed - self._last_line < PLAIN_SECONDS and not is_end:
             return
         self._last_line = elapsed
         left = elapsed / max(done - self._first, 1) * (self.total - done)

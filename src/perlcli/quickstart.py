@@ -44,7 +44,7 @@ def run(given: settings.Quickstart) -> RunRecord | None:
     with recording(whole):
         whole.record.device = device.describe(settings.ModelSettings())
         write_data(out / "data")
-        found = stages(out, given.run)
+        found = stages(out, given)
         whole.record.metrics = figures(found)
         whole.record.peak_memory_mb = device.peak_memory_mb()
         golds = [found[f"eval-{name}"].metrics["gold"] for name in ("base", "sft", "rl")]
@@ -61,18 +61,19 @@ def write_data(folder: Path) -> None:
             file.writelines(json.dumps(row) + "\n" for row in rows())
 
 
-def stages(out: Path, values: settings.QuickstartRunSettings) -> dict[str, RunRecord]:
+def stages(out: Path, given: settings.Quickstart) -> dict[str, RunRecord]:
     """Run every stage with the settings that its command would take, and say in a line what it gave."""
     found: dict[str, RunRecord] = {}
-    length = {"max_steps": values.max_steps} if values.max_steps is not None else {}
+    steps = given.quickstart.max_steps
+    length = {"max_steps": steps} if steps is not None else {}
 
     def stage(
-        name: str, what: str, module: Any, kind: Any, said: Callable[[dict[str, Any]], str], **given: Any
+        name: str, what: str, module: Any, kind: Any, said: Callable[[dict[str, Any]], str], **values: Any
     ) -> None:
         print(f"\n{what}", flush=True)
-        given |= {"output": str(out / name), "seed": values.seed}
+        values |= {"output": str(out / name), "seed": given.run.seed}
         with contextlib.redirect_stdout(io.StringIO()):  # a stage's own notes are in its record
-            record = module.run(settings.build(kind, given))
+            record = module.run(settings.build(kind, values))
         if record is None:
             raise RunFailed(f"The stage {name} gave no record")
         found[name] = record
@@ -94,8 +95,10 @@ def stages(out: Path, values: settings.QuickstartRunSettings) -> dict[str, RunRe
     )  # fmt: skip
     print("\n4. Evaluation: 400 orders that no stage has seen", flush=True)
     for name, model in (("base", None), ("sft", policy), ("rl", str(out / "rl"))):
-        given = {"reward": judge, "data": None, "model": model}
-        stage(f"eval-{name}", f"   {name}", evaluate, settings.Eval, lambda m: f"{m['gold']:.1%} right", **given)
+        stage(
+            f"eval-{name}", f"   {name}", evaluate, settings.Eval, lambda m: f"{m['gold']:.1%} right",
+            reward=judge, model=model,
+        )  # fmt: skip
     return found
 
 

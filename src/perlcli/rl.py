@@ -11,10 +11,10 @@ from datasets import Dataset
 from trl import RLOOConfig, RLOOTrainer
 
 from perlcli import data, plots, policies, rewards, roles, settings
-from perlcli.data import Data, Prompt
+from perlcli.data import Prompt
 from perlcli.errors import RunFailed
 from perlcli.meter import train
-from perlcli.prepare import Prepared, load_data, prepare, preview, report_data
+from perlcli.prepare import Prepared, load_data, prepare, preview
 from perlcli.record import METRICS, SAMPLES, Run, RunRecord, recording
 from perlcli.training import trl_config
 
@@ -27,18 +27,19 @@ def run(given: settings.Rl) -> RunRecord | None:
     """Train the policy's adapter against the reward; None for a dry run."""
     prepared = prepare(given)
     config = trainer_args(prepared.settings)
-    reward = rewards.find(prepared.settings.rl.reward, prepared)
+    reward = rewards.find(prepared.settings.sampling.reward, prepared)
     rows = load_data(prepared, "rl", "train")
     assert rows is not None
-    prompts = tokens(rows, prepared)
+    prompts = [row for row, _ in policies.fitting_prompts(prepared, rows, "train")]
     if prepared.is_dry:
         preview(prepared, config)
         return None
     with recording(prepared.run) as run:
         model = policies.start(prepared)
         score = rewards.attach(reward, model, prepared, config.per_device_train_batch_size)
-        judge: Any = Judge(run, prepared, score, rows, is_function=reward.function is not None)
-        trainer: Any = RLOOTrainer(model, judge, config, train_dataset=prompts, processing_class=prepared.tokenizer)
+        dataset = Dataset.from_list([{"prompt": row.prompt, ROW: index} for index, row in enumerate(prompts)])
+        judge: Any = Judge(run, prepared, score, prompts, is_function=reward.function is not None)
+        trainer: Any = RLOOTrainer(model, judge, config, train_dataset=dataset, processing_class=prepared.tokenizer)
         if not prepared.settings.lora.full:
             roles.keep_only_policy_trainable(trainer.model)
         run.record.trl_settings = trainer.args.to_dict()
@@ -54,32 +55,19 @@ def run(given: settings.Rl) -> RunRecord | None:
 def trainer_args(given: settings.Rl) -> RLOOConfig:
     """The TRL config of these settings."""
     extra = {
-        "beta": given.rl.beta, "temperature": given.rl.temperature, "num_generations": given.rl.num_generations,
-        "max_completion_length": given.rl.max_completion_length,
+        "beta": given.rl.beta, "temperature": given.sampling.temperature, "num_generations": given.rl.num_generations,
+        "max_completion_length": given.sampling.max_completion_length,
     }  # fmt: skip
     return trl_config(RLOOConfig, given, extra)
-
-
-def tokens(rows: Data, prepared: Prepared) -> Dataset:
-    """The prompts that leave room for a completion, each with its row's number in `rows`."""
-    room = prepared.settings.data.max_length - prepared.settings.rl.max_completion_length
-    place = {id(row): index for index, row in enumerate(rows.rows)}
-
-    def row_tokens(row: Prompt) -> dict[str, Any]:
-        return {"ids": prepared.renderer.prompt_ids(row.prompt), "prompt": (row.prompt,), ROW: place[id(row)]}
-
-    fitting = data.fit(rows, room, row_tokens)
-    report_data(prepared.run, "train", rows)
-    return Dataset.from_list([{"prompt": item["prompt"][0], ROW: item[ROW]} for item in fitting])
 
 
 class Judge:
     """The reward function that TRL calls: scores what the policy wrote, keeps samples, stops a run that can't learn."""
 
     def __init__(
-        self, run: Run, prepared: Prepared, score: Callable[..., list[float]], rows: Data, *, is_function: bool
+        self, run: Run, prepared: Prepared, score: Callable[..., list[float]], rows: list[Prompt], *, is_function: bool
     ) -> None:
-        self.run, self.score, self.rows, self.render = run, score, rows.rows, prepared.renderer
+        self.run, self.score, self.rows, self.render = run, score, rows, prepared.renderer
         self.penalty = prepared.settings.rl.missing_eos_penalty or 0.0
         self.patience = FLAT_BATCHES if is_function else 1
         self.__name__ = "reward"  # TRL names its metrics by it

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from perlcli import base, data, plots, roles, settings, stats
 from perlcli.data import Data, Preference, Thumb
 from perlcli.errors import RunFailed
 from perlcli.prepare import report_data
+from perlcli.progress import Progress
 from perlcli.record import SAMPLES
 
 SAMPLED, BATCH = 20, 16
@@ -50,10 +52,14 @@ def measure(prepared: Any, scorer: Any, rows: list[dict[str, Any]] | None, held_
     if not rows or held_out is None:
         return {}
     lists = [id_lists(row) for row in rows]
-    size = getattr(getattr(prepared.settings, "eval", None), "per_device_eval_batch_size", BATCH)
+    size = settings.flat(prepared.settings).get("per_device_eval_batch_size") or BATCH
     flat = [ids for row in lists for ids in row]
-    scores = roles.scores_in_batches(scorer, flat, size)
-    if not all(map(_is_finite, scores)):
+    scores: list[float] = []
+    with Progress("eval", len(flat)) as progress:
+        for start in range(0, len(flat), size):
+            scores += scorer(flat[start : start + size])
+            progress.update(len(scores), {})
+    if not all(map(math.isfinite, scores)):
         raise RunFailed("The reward model gives scores that are not finite numbers")
     pairs = "chosen_ids" in rows[0]
     first, second = (scores[0::2], scores[1::2]) if pairs else _by_label(scores, rows)
@@ -65,10 +71,6 @@ def measure(prepared: Any, scorer: Any, rows: list[dict[str, Any]] | None, held_
     if pairs:
         return stats.pair_metrics(first, second, [len(row[0]) for row in lists], [len(row[1]) for row in lists])
     return stats.thumb_metrics(scores, [row["label"] > 0.5 for row in rows], [len(row[0]) for row in lists])
-
-
-def _is_finite(score: float) -> bool:
-    return score - score == 0
 
 
 def _by_label(scores: list[float], rows: list[dict[str, Any]]) -> tuple[list[float], list[float]]:

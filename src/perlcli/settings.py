@@ -39,15 +39,19 @@ class ModelSettings:
 class DataSettings:
     """Data"""
 
-    data: str | None = option(
-        None, "Training data: hub id, local file or folder.", short="-d", unset="the embedded coffee data"
-    )
-    eval_data: str | None = option(None, "Held-out data, measured at the end.", unset="the data's own test split")
+    data: str | None = option(None, "Data: hub id, local file or folder.", short="-d", unset="the embedded coffee data")
     max_length: int | None = option(
         None,
         "Longest row in tokens, prompt and completion together; longer rows are left out and counted.",
         unset="1024",
     )
+
+
+@dataclass(frozen=True)
+class HeldOutSettings:
+    """Data"""
+
+    eval_data: str | None = option(None, "Held-out data, measured at the end.", unset="the data's own test split")
 
 
 @dataclass(frozen=True)
@@ -74,7 +78,6 @@ class TrainSettings:
     learning_rate: float | None = option(None, "Peak learning rate.", unset="by stage")
     per_device_train_batch_size: int | None = option(None, "Rows (rl: completions) per device and pass.", unset="8")
     gradient_accumulation_steps: int | None = option(None, "Passes per optimiser step.", unset="by stage")
-    save_steps: int = option(500, "Steps between checkpoints, for --resume.")
     set: tuple[str, ...] = option((), "NAME=VALUE for any other field of the TRL config in use; repeatable.")
 
 
@@ -82,12 +85,21 @@ class TrainSettings:
 class RunSettings:
     """Run"""
 
-    output: str | None = option(None, "Folder that the run leaves.", short="-o", unset="runs/COMMAND")
+    output: str | None = option(
+        None, "Folder that the run leaves.", short="-o", unset="runs/COMMAND; for eval runs/eval-MODEL"
+    )
     seed: int = option(0, "Seed of initialisation, data order and sampling.")
-    report_to: str = option("none", "Trackers as transformers names them (tensorboard, wandb, …), comma-separated.")
     dry_run: bool = option(False, "Resolve, validate and print; load no weights, train nothing, write nothing.")
     overwrite: bool = option(False, "Replace a non-empty output folder.")
+
+
+@dataclass(frozen=True)
+class KeepSettings:
+    """Run"""
+
     resume: bool = option(False, "Go on from the last checkpoint in the output folder.")
+    save_steps: int = option(500, "Steps between checkpoints, for --resume.")
+    report_to: str = option("none", "Trackers as transformers names them (tensorboard, wandb, …), comma-separated.")
 
 
 @dataclass(frozen=True)
@@ -100,16 +112,22 @@ class ThumbsSettings:
 
 
 @dataclass(frozen=True)
-class RlSettings:
-    """Reinforcement learning"""
+class SamplingSettings:
+    """Sampling and reward"""
 
     reward: str | None = option(
         None, "What scores completions: adapter folder of `perl reward`, module:function, or a sequence classifier."
     )
-    beta: float | None = option(None, "Weight of the KL penalty towards the anchor.", unset="0.05, as the paper")
     temperature: float | None = option(None, "Sampling temperature.", unset="0.7, as the paper")
-    num_generations: int | None = option(None, "Completions per prompt.", unset="4")
     max_completion_length: int | None = option(None, "Longest completion in tokens.", unset="128")
+
+
+@dataclass(frozen=True)
+class RlSettings:
+    """Sampling and reward"""
+
+    num_generations: int | None = option(None, "Completions per prompt.", unset="4")
+    beta: float | None = option(None, "Weight of the KL penalty towards the anchor.", unset="0.05, as the paper")
     missing_eos_penalty: float | None = option(
         None, "Taken off the reward of a completion that did not end by itself.", unset="none"
     )
@@ -119,35 +137,15 @@ class RlSettings:
 class EvalSettings:
     """Evaluation"""
 
-    reward: str | None = option(None, "For a policy: what scores its completions (as for `perl rl`).")
     max_samples: int | None = option(None, "Rows to evaluate at most.", unset="all; 256 prompts for a policy")
     per_device_eval_batch_size: int | None = option(None, "Rows per pass.", unset="16")
-    temperature: float | None = option(None, "Sampling temperature.", unset="0.7, as the paper")
-    max_completion_length: int | None = option(None, "Longest completion in tokens.", unset="128")
 
 
 @dataclass(frozen=True)
-class EvalRunSettings:
-    """Run"""
+class QuickstartSettings:
+    """Quickstart"""
 
-    output: str | None = option(None, "Folder for the record and samples.", short="-o", unset="runs/eval-MODEL")
-    seed: int = option(0, "Seed of sampling.")
-    dry_run: bool = option(False, "Resolve, validate and print; load no weights, write nothing.")
-    overwrite: bool = option(False, "Replace a non-empty output folder.")
-
-
-@dataclass(frozen=True)
-class EvalDataSettings:
-    """Data"""
-
-    data: str | None = option(
-        None, "Held-out data: hub id, local file or folder.", short="-d", unset="the embedded coffee test data"
-    )
-    max_length: int | None = option(
-        None,
-        "Longest row in tokens, prompt and completion together; longer rows are left out and counted.",
-        unset="1024",
-    )
+    max_steps: int | None = option(None, "Steps of each stage, to try the plumbing.", unset="what teaches")
 
 
 @dataclass(frozen=True)
@@ -156,9 +154,11 @@ class Sft:
 
     model: ModelSettings = field(default_factory=ModelSettings)
     data: DataSettings = field(default_factory=DataSettings)
+    held_out: HeldOutSettings = field(default_factory=HeldOutSettings)
     lora: LoraSettings = field(default_factory=LoraSettings)
     train: TrainSettings = field(default_factory=TrainSettings)
     run: RunSettings = field(default_factory=RunSettings)
+    keep: KeepSettings = field(default_factory=KeepSettings)
 
 
 @dataclass(frozen=True)
@@ -167,10 +167,12 @@ class Reward:
 
     model: ModelSettings = field(default_factory=ModelSettings)
     data: DataSettings = field(default_factory=DataSettings)
+    held_out: HeldOutSettings = field(default_factory=HeldOutSettings)
     thumbs: ThumbsSettings = field(default_factory=ThumbsSettings)
     lora: LoraSettings = field(default_factory=LoraSettings)
     train: TrainSettings = field(default_factory=TrainSettings)
     run: RunSettings = field(default_factory=RunSettings)
+    keep: KeepSettings = field(default_factory=KeepSettings)
 
 
 @dataclass(frozen=True)
@@ -179,10 +181,12 @@ class Rl:
 
     model: ModelSettings = field(default_factory=ModelSettings)
     data: DataSettings = field(default_factory=DataSettings)
+    sampling: SamplingSettings = field(default_factory=SamplingSettings)
     rl: RlSettings = field(default_factory=RlSettings)
     lora: LoraSettings = field(default_factory=LoraSettings)
     train: TrainSettings = field(default_factory=TrainSettings)
     run: RunSettings = field(default_factory=RunSettings)
+    keep: KeepSettings = field(default_factory=KeepSettings)
 
 
 @dataclass(frozen=True)
@@ -190,27 +194,18 @@ class Eval:
     """Settings of `perl eval`."""
 
     model: ModelSettings = field(default_factory=ModelSettings)
-    data: EvalDataSettings = field(default_factory=EvalDataSettings)
+    data: DataSettings = field(default_factory=DataSettings)
+    sampling: SamplingSettings = field(default_factory=SamplingSettings)
     eval: EvalSettings = field(default_factory=EvalSettings)
-    run: EvalRunSettings = field(default_factory=EvalRunSettings)
-
-
-@dataclass(frozen=True)
-class QuickstartRunSettings:
-    """Run"""
-
-    output: str | None = option(None, "Folder that the pipeline leaves.", short="-o", unset="runs/quickstart")
-    seed: int = option(0, "Seed of initialisation, data order and sampling.")
-    max_steps: int | None = option(None, "Steps of each stage, to try the plumbing.", unset="what teaches")
-    dry_run: bool = option(False, "Say what would run; load no weights, write nothing.")
-    overwrite: bool = option(False, "Replace a non-empty output folder.")
+    run: RunSettings = field(default_factory=RunSettings)
 
 
 @dataclass(frozen=True)
 class Quickstart:
     """Settings of `perl quickstart`."""
 
-    run: QuickstartRunSettings = field(default_factory=QuickstartRunSettings)
+    quickstart: QuickstartSettings = field(default_factory=QuickstartSettings)
+    run: RunSettings = field(default_factory=RunSettings)
 
 
 Training = Sft | Reward | Rl

@@ -16,10 +16,10 @@ from perlcli.values import convert, describe, fits
 DECIDED = {
     "output_dir", "disable_tqdm", "logging_nan_inf_filter", "save_strategy", "use_cpu", "bf16", "fp16",
     "full_determinism", "model_init_kwargs", "trust_remote_code", "chat_template_path", "dataset_text_field",
-    "dataset_kwargs", "dataset_num_proc", "eos_token", "pad_token", "max_length", "truncation_mode", "remove_unused_columns",
-    "resume_from_checkpoint", "overwrite_output_dir", "do_train", "do_eval", "do_predict", "eval_strategy",
-    "eval_steps", "load_best_model_at_end", "report_to", "seed", "num_generations_eval", "eval_packing",
-    "log_completions",
+    "dataset_kwargs", "dataset_num_proc", "eos_token", "pad_token", "max_length", "truncation_mode",
+    "remove_unused_columns", "resume_from_checkpoint", "overwrite_output_dir", "do_train", "do_eval", "do_predict",
+    "eval_strategy", "eval_steps", "load_best_model_at_end", "report_to", "seed", "num_generations_eval",
+    "eval_packing", "log_completions",
 }  # fmt: skip
 
 
@@ -35,12 +35,12 @@ def trl_config(kind: Any, given: settings.Training, extra: dict[str, Any]) -> An
         "per_device_train_batch_size": train.per_device_train_batch_size,
         "gradient_accumulation_steps": train.gradient_accumulation_steps,
         "save_strategy": "steps",
-        "save_steps": train.save_steps,
+        "save_steps": given.keep.save_steps,
         "save_total_limit": 2,
         "logging_steps": 1,
         "logging_nan_inf_filter": False,  # else a loss that is no number is logged as 0
         "disable_tqdm": True,
-        "report_to": [name.strip() for name in given.run.report_to.split(",")],
+        "report_to": [name.strip() for name in given.keep.report_to.split(",")],
         "seed": given.run.seed,
         "use_cpu": not on_gpu,
         "bf16": device.dtype_name(given.model) == "bfloat16",

@@ -2,8 +2,8 @@
 
 A row is always `prompt ids + completion ids`, cut where a policy would begin to write, so that a reward model is
 trained on exactly the tokens that it will score. A completion ends with EOS, and a chat's with the template's tail
-behind it (often one newline). A completion that a policy wrote is taken token by token, never decoded and encoded again; one that
-was cut off has neither EOS nor tail.
+behind it (often one newline). A completion that a policy wrote is taken token by token, never decoded and encoded
+again; one that was cut off has neither EOS nor tail.
 """
 
 from __future__ import annotations

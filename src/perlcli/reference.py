@@ -1,0 +1,47 @@
+"""The parts of the documentation that come from the code: options, module map. `make docs` writes them."""
+
+from __future__ import annotations
+
+import ast
+from itertools import groupby
+from pathlib import Path
+
+from perlcli import settings
+from perlcli.cli import app
+from perlcli.options import CONFIG_HELP, DEBUG_HELP, shown_default
+from perlcli.values import describe
+
+PACKAGE = Path(__file__).parent
+
+
+def commands() -> str:
+    """Every command with its help text and a table of its options, as Markdown."""
+    texts = {str(info.name): info.callback.__doc__ or "" for info in app.registered_commands if info.callback}
+    return "\n\n".join(_command(name, texts[name]) for name in settings.COMMANDS)
+
+
+def _command(name: str, text: str) -> str:
+    lines = [f"## perl {name}", "", *(line.strip() for line in text.strip().splitlines())]
+    rows = [(item.panel, item) for item in settings.options(settings.COMMANDS[name])]
+    for panel, items in groupby(rows, key=lambda row: row[0]):
+        lines += ["", f"**{panel}**", "", "| option | value | default | meaning |", "| --- | --- | --- | --- |"]
+        lines += [_row(item) for _, item in items]
+        if panel == "Run":
+            lines += [f"| `--config`, `-c` | text | | {CONFIG_HELP} |", f"| `--debug` | flag | | {DEBUG_HELP} |"]
+    return "\n".join(lines)
+
+
+def _row(item: settings.Option) -> str:
+    short = f", `{item.short}`" if item.short else ""
+    kind = "flag" if item.type is bool else describe(item.type)
+    return f"| `--{settings.dashed(item.name)}`{short} | {kind} | {shown_default(item)} | {item.help} |"
+
+
+def module_map() -> str:
+    """Every module with the first sentence of its docstring, as Markdown."""
+    rows = ["| module | what lives there |", "| --- | --- |"]
+    for path in sorted(PACKAGE.rglob("*.py")):
+        text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+        first = " ".join(text.split("\n\n")[0].split())
+        rows.append(f"| `{path.relative_to(PACKAGE)}` | {first} |")
+    return "\n".join(rows)

@@ -1,0 +1,189 @@
+"""What the tests share: an offline, single-threaded process, tiny models, and one run of each stage to look at."""
+
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+# Read once when the libraries are imported, so set before any of them: one thread (spinning OpenMP threads make shared
+# cores ten times slower), no network, and an empty hub cache instead of the developer's.
+HOME = tempfile.TemporaryDirectory(prefix="perlcli-tests-")
+os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "HF_HOME": HOME.name}
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from perlcli import coffee
+from perlcli.cli import app
+
+CHAT = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+# What the tests train with unless they say otherwise: two steps of four rows.
+SHORT = ("--max-steps", "2", "--per-device-train-batch-size", "4", "--lora-r", "4", "--max-length", "128")
+
+Row = dict[str, Any]
+Perl = Callable[..., Result]
+
+
+@pytest.fixture(autouse=True)
+def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test works in a folder of its own."""
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def perl() -> Perl:
+    """Runs a command line in this process; fails the test where it ends with another exit code than expected."""
+
+    def run(*words: object, code: int = 0) -> Result:
+        result = CliRunner().invoke(app, [str(word) for word in words])
+        assert result.exit_code == code, f"exit code {result.exit_code}\n{result.output}"
+        return result
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def write() -> Callable[[Path, list[Row]], Path]:
+    """Writes rows as JSONL and gives the path back."""
+
+    def rows_to(path: Path, rows: list[Row]) -> Path:
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        return path
+
+    return rows_to
+
+
+def tokenizer_of(folder: Path, *, chat: bool) -> Any:
+    """A byte-level tokenizer of 400 tokens; like SmolLM2's where it has a chat template, else like GPT-2's."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"] if chat else ["<|endoftext|>"]
+    raw = Tokenizer(models.BPE())
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
+    rows = coffee.demonstrations(count=200)
+    raw.train_from_iterator([row[key][0]["content"] for row in rows for key in ("prompt", "completion")], trainer)
+    first, end = ("<|im_start|>", "<|im_end|>") if chat else ("<|endoftext|>", "<|endoftext|>")
+    names = {"bos_token": first, "eos_token": end, "unk_token": "<|endoftext|>"}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, **names, **({"pad_token": end} if chat else {}))
+    tokenizer.chat_template = CHAT if chat else None
+    tokenizer.save_pretrained(folder)
+    return tokenizer
+
+
+@pytest.fixture(scope="session")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Llama of two layers whose tokenizer is like SmolLM2's: pad is EOS, and a chat has a tail behind it."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    folder = tmp_path_factory.mktemp("models") / "llama"
+    tokenizer = tokenizer_of(folder, chat=True)
+    torch.manual_seed(1)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=512, tie_word_embeddings=True, initializer_range=0.3,
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random GPT-2 of two layers: no chat template, no pad token."""
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    folder = tmp_path_factory.mktemp("models") / "gpt2"
+    tokenizer = tokenizer_of(folder, chat=False)
+    torch.manual_seed(2)
+    config = GPT2Config(
+        vocab_size=len(tokenizer), n_embd=32, n_layer=2, n_head=4, n_positions=256, initializer_range=0.3,
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+    )  # fmt: skip
+    GPT2LMHeadModel(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def rows(tmp_path_factory: pytest.TempPathFactory, write: Any) -> dict[str, Path]:
+    """Files of coffee rows by kind; each a folder with a train and a test file."""
+    kinds: dict[str, Callable[..., list[Row]]] = {
+        "demonstrations": coffee.demonstrations, "pairs": coffee.preferences, "thumbs": coffee.thumbs,
+        "prompts": coffee.prompts,
+    }  # fmt: skip
+    top = tmp_path_factory.mktemp("rows")
+    for name, kind in kinds.items():
+        (top / name).mkdir()
+        write(top / name / "train.jsonl", kind("train", 32))
+        write(top / name / "test.jsonl", kind("test", 12))
+    return {name: top / name for name in kinds}
+
+
+@pytest.fixture(scope="session")
+def sft_run(tmp_path_factory: pytest.TempPathFactory, perl: Perl, llama: Path, rows: dict[str, Path]) -> Path:
+    """The folder of `perl sft` on the tiny Llama."""
+    folder = tmp_path_factory.mktemp("runs") / "sft"
+    perl("sft", "--model", llama, "--data", rows["demonstrations"], "--output", folder, "--learning-rate", "1e-2", *SHORT)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def reward_run(tmp_path_factory: pytest.TempPathFactory, perl: Perl, llama: Path, rows: dict[str, Path]) -> Path:
+    """The folder of `perl reward` on the tiny Llama and pairs."""
+    folder = tmp_path_factory.mktemp("runs") / "reward"
+    perl("reward", "--model", llama, "--data", rows["pairs"], "--output", folder, "--learning-rate", "1e-2", *SHORT)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def thumbs_run(tmp_path_factory: pytest.TempPathFactory, perl: Perl, llama: Path, rows: dict[str, Path]) -> Path:
+    """The folder of `perl reward` on the tiny Llama and thumbs."""
+    folder = tmp_path_factory.mktemp("runs") / "thumbs"
+    perl("reward", "--model", llama, "--data", rows["thumbs"], "--output", folder, "--learning-rate", "1e-2", *SHORT)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def rl_run(
+    tmp_path_factory: pytest.TempPathFactory, perl: Perl, sft_run: Path, reward_run: Path, rows: dict[str, Path]
+) -> Path:
+    """The folder of `perl rl` from the SFT adapter against the reward adapter: one base for all."""
+    folder = tmp_path_factory.mktemp("runs") / "rl"
+    perl(
+        "rl", "--model", sft_run, "--reward", reward_run, "--data", rows["prompts"], "--output", folder,
+        "--max-steps", "2", "--learning-rate", "1e-2", "--max-length", "128", "--max-completion-length", "12",
+        "--per-device-train-batch-size", "4", "--gradient-accumulation-steps", "2", "--num-generations", "4",
+    )  # fmt: skip
+    return folder
+
+
+@pytest.fixture(scope="session")
+def files() -> Callable[[Path], set[str]]:
+    """The files of a folder by their relative paths, without a checkpoint's own."""
+
+    def of(folder: Path) -> set[str]:
+        found = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+        return {path for path in found if not path.startswith("checkpoints/")}
+
+    return of
+
+
+@pytest.fixture
+def still_random() -> Iterator[None]:
+    """The test must leave torch's random stream where it was."""
+    import torch
+
+    before = torch.random.get_rng_state()
+    yield
+    assert torch.equal(torch.random.get_rng_state(), before)
