@@ -7,16 +7,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-# Read once when the libraries are imported, so set before any of them: one thread (spinning OpenMP threads make shared
-# cores ten times slower), no network, and an empty hub cache instead of the developer's.
-HOME = tempfile.TemporaryDirectory(prefix="perlcli-tests-")
-os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "HF_HOME": HOME.name}
-
 import pytest
 from typer.testing import CliRunner, Result
 
-from perlcli import coffee
+from perlcli import coffee, upstream
 from perlcli.cli import app
+
+# The libraries read these once, when a test first imports them: one thread (spinning OpenMP threads make shared cores ten
+# times slower), no network, an empty hub cache instead of the developer's, and the quiet of the command line.
+HOME = tempfile.TemporaryDirectory(prefix="perlcli-tests-")
+os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "HF_HOME": HOME.name, **upstream.VARIABLES}
 
 CHAT = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
@@ -90,8 +90,8 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer = tokenizer_of(folder, chat=True)
     torch.manual_seed(1)
     config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=512, tie_word_embeddings=True, initializer_range=0.3,
+        vocab_size=len(tokenizer), hidden_size=64, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=512, tie_word_embeddings=True, initializer_range=0.2,
         bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
     )  # fmt: skip
     LlamaForCausalLM(config).save_pretrained(folder)

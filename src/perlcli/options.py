@@ -108,7 +108,7 @@ def read_config(stage: type[Any], path: Path) -> dict[str, Any]:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise PerlError(f"Can't read --config {path}: {_reason(error)}") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date like 2024-13-45
         raise PerlError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if content is None:
         return {}

@@ -155,12 +155,13 @@ def check_output(settings: definitions.Stage) -> None:
     """Refuse an output folder whose content this run would destroy or mix with its own."""
     values = definitions.flat(settings)
     folder = Path(values["output"])
-    if folder.exists() and not folder.is_dir():
-        raise PerlError(f"--output {folder} is a file", "name a folder")
+    standing = next((place for place in (folder, *folder.parents) if place.exists()), folder)
+    if standing.exists() and not standing.is_dir():
+        raise PerlError(f"--output {folder}: {standing} is a file", "name a folder")
     if not folder.is_dir() or not any(folder.iterdir()):
         return
     ours = (folder / RECORD).exists()
-    if values.get("overwrite") and not ours:
+    if (values.get("overwrite") or values.get("resume")) and not ours:
         raise PerlError(
             f"--output {folder} is not empty and not a run of perlcli", "name another folder, or empty it yourself"
         )
@@ -171,13 +172,14 @@ def check_output(settings: definitions.Stage) -> None:
             else "--overwrite to replace it, or"
         )
         raise PerlError(f"--output {folder} is not empty", f"{ways} another --output")
-    inside = [values[n] for n in ("model", "reward", "data") if values.get(n) and _is_inside(values[n], folder)]
+    reads = ("model", "reward", "data", "eval_data")
+    inside = [values[n] for n in reads if values.get(n) and _is_inside(values[n], folder)]
     if values.get("overwrite") and inside:
         raise PerlError(f"--overwrite would delete {inside[0]}, which this run reads", "name another --output")
 
 
 def _is_inside(name: str, folder: Path) -> bool:
-    path = Path(name)
+    path = Path(name).expanduser()
     return path.exists() and path.resolve().is_relative_to(folder.resolve())
 
 

@@ -67,7 +67,7 @@ def overrides(items: tuple[str, ...], kind: type[Any], own: set[str]) -> dict[st
         name = name.strip().replace("-", "_")
         try:
             value = yaml.safe_load(text)
-        except yaml.YAMLError:
+        except (yaml.YAMLError, ValueError):  # ValueError: a date like 2024-13-45
             value = text
         if not equals:
             faults.append(f"--set {item}: expected NAME=VALUE")

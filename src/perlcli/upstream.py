@@ -49,9 +49,10 @@ def hush() -> None:
 
 
 def hush_bars() -> None:
-    """Silence the bars of loading and mapping, which have no environment variable."""
+    """Silence the bars of loading and mapping, and an error line of datasets, which have no environment variable."""
     import datasets
     import transformers
 
     datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # it logs an error that it then raises, and we tell that
     transformers.logging.disable_progress_bar()

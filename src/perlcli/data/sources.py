@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,7 @@ def _read_file(path: Path) -> list[dict[str, Any]]:
         text = raw.decode("utf-8-sig")  # Windows tools put a mark first
     except UnicodeDecodeError as error:
         raise PerlError(f"{path} is not UTF-8 text: byte {error.start} is 0x{error.object[error.start]:02x}") from error
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise PerlError(f"Can't read {path}: {error}") from error
     return list(_objects(path, text))
 
@@ -68,14 +69,22 @@ def _parse(path: Path, text: str, first_line: int) -> Any:
     except json.JSONDecodeError as error:
         line = first_line + error.lineno - 1
         problem = f"{path}, line {line}, column {error.colno}: not valid JSON ({error.msg})"
-        raise PerlError(problem, f"the line begins {shorten(text.splitlines()[error.lineno - 1][:60])}") from error
+        begin = text.split("\n")[error.lineno - 1][:60]
+        raise PerlError(problem, f"the line begins {shorten(begin)}") from error
     except RecursionError as error:
         raise PerlError(f"{path}, line {first_line}: nested too deeply") from error
+    except ValueError as error:  # Python reads no number of more than 4,300 digits
+        raise PerlError(f"{path}, line {first_line}: {error}") from error
 
 
 def _object(value: Any, place: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise PerlError(f"{place}: expected an object with named columns, found {shorten(value)}")
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:  # JSON can spell what no text in UTF-8 holds, and tokenizers refuse it
+        half = error.object[error.start].encode("unicode_escape").decode()
+        raise PerlError(f"{place}: {half} is half a character", "drop it, or write both halves") from error
     return value
 
 
@@ -93,7 +102,10 @@ def _read_folder(path: Path, split: str) -> list[dict[str, Any]]:
     if (path / "state.json").exists() or (path / "dataset_dict.json").exists():
         import datasets
 
-        loaded = datasets.load_from_disk(str(path))
+        try:
+            loaded = datasets.load_from_disk(str(path))
+        except Exception as error:  # as for a table
+            raise PerlError(f"Can't read {path} as a saved data set: {' '.join(str(error).split())[:300]}") from error
         return list(loaded if isinstance(loaded, datasets.Dataset) else loaded[_split_of(path, list(loaded), split)])
     file = _split_file(path, split)
     if file is None:
