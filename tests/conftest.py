@@ -13,8 +13,8 @@ from typer.testing import CliRunner, Result
 from perlcli import coffee, upstream
 from perlcli.cli import app
 
-# The libraries read these once, when a test first imports them: one thread (spinning OpenMP threads make shared cores ten
-# times slower), no network, an empty hub cache instead of the developer's, and the quiet of the command line.
+# The libraries read these once, when a test first imports them: one thread (spinning OpenMP threads make shared cores
+# ten times slower), no network, an empty hub cache instead of the developer's, and the quiet of the command line.
 HOME = tempfile.TemporaryDirectory(prefix="perlcli-tests-")
 os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "HF_HOME": HOME.name, **upstream.VARIABLES}
 
@@ -22,8 +22,11 @@ CHAT = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-# What the tests train with unless they say otherwise: two steps of four rows.
-SHORT = ("--max-steps", "2", "--per-device-train-batch-size", "4", "--lora-r", "4", "--max-length", "128")
+# What the tests train with unless they say otherwise: two steps of four rows, at a rate that two steps show.
+SHORT = (
+    "--max-steps", "2", "--per-device-train-batch-size", "4", "--lora-r", "4", "--max-length", "128",
+    "--learning-rate", "1e-2",
+)  # fmt: skip
 
 Row = dict[str, Any]
 Perl = Callable[..., Result]
@@ -67,9 +70,9 @@ def tokenizer_of(folder: Path, *, chat: bool) -> Any:
     raw = Tokenizer(models.BPE())
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     raw.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=400, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
-    )
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    options = {"special_tokens": special, "initial_alphabet": alphabet, "show_progress": False}
+    trainer = trainers.BpeTrainer(vocab_size=400, **options)
     rows = coffee.demonstrations(count=200)
     raw.train_from_iterator([row[key][0]["content"] for row in rows for key in ("prompt", "completion")], trainer)
     first, end = ("<|im_start|>", "<|im_end|>") if chat else ("<|endoftext|>", "<|endoftext|>")
@@ -116,6 +119,21 @@ def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def classifier(tmp_path_factory: pytest.TempPathFactory, gpt2: Path) -> Path:
+    """A whole sequence classifier of one score on GPT-2, as the hub has them: another base, another tokenizer."""
+    import torch
+    from transformers import AutoTokenizer, GPT2ForSequenceClassification
+
+    folder = tmp_path_factory.mktemp("models") / "classifier"
+    torch.manual_seed(3)
+    model = GPT2ForSequenceClassification.from_pretrained(gpt2, num_labels=1)
+    model.config.pad_token_id = 0
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(gpt2).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def rows(tmp_path_factory: pytest.TempPathFactory, write: Any) -> dict[str, Path]:
     """Files of coffee rows by kind; each a folder with a train and a test file."""
     kinds: dict[str, Callable[..., list[Row]]] = {
@@ -134,7 +152,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory, write: Any) -> dict[str, Path
 def sft_run(tmp_path_factory: pytest.TempPathFactory, perl: Perl, llama: Path, rows: dict[str, Path]) -> Path:
     """The folder of `perl sft` on the tiny Llama."""
     folder = tmp_path_factory.mktemp("runs") / "sft"
-    perl("sft", "--model", llama, "--data", rows["demonstrations"], "--output", folder, "--learning-rate", "1e-2", *SHORT)
+    perl("sft", "--model", llama, "--data", rows["demonstrations"], "--output", folder, *SHORT)
     return folder
 
 
@@ -142,7 +160,7 @@ def sft_run(tmp_path_factory: pytest.TempPathFactory, perl: Perl, llama: Path, r
 def reward_run(tmp_path_factory: pytest.TempPathFactory, perl: Perl, llama: Path, rows: dict[str, Path]) -> Path:
     """The folder of `perl reward` on the tiny Llama and pairs."""
     folder = tmp_path_factory.mktemp("runs") / "reward"
-    perl("reward", "--model", llama, "--data", rows["pairs"], "--output", folder, "--learning-rate", "1e-2", *SHORT)
+    perl("reward", "--model", llama, "--data", rows["pairs"], "--output", folder, *SHORT)
     return folder
 
 
@@ -150,7 +168,7 @@ def reward_run(tmp_path_factory: pytest.TempPathFactory, perl: Perl, llama: Path
 def thumbs_run(tmp_path_factory: pytest.TempPathFactory, perl: Perl, llama: Path, rows: dict[str, Path]) -> Path:
     """The folder of `perl reward` on the tiny Llama and thumbs."""
     folder = tmp_path_factory.mktemp("runs") / "thumbs"
-    perl("reward", "--model", llama, "--data", rows["thumbs"], "--output", folder, "--learning-rate", "1e-2", *SHORT)
+    perl("reward", "--model", llama, "--data", rows["thumbs"], "--output", folder, *SHORT)
     return folder
 
 

@@ -72,7 +72,7 @@ def test_folder_that_is_missing_is_told(name: str) -> None:
 
 
 def test_hub_id_that_cannot_be_had_is_told() -> None:
-    with pytest.raises(PerlError, match="^--reward nobody/nothing can't be read as a model: .*\nHint: check the name"):
+    with pytest.raises(PerlError, match=r"^--reward nobody/nothing can't be read as a model: .*\nHint: check the name"):
         locate("nobody/nothing", option="--reward")
 
 
@@ -198,9 +198,9 @@ def test_named_modules_are_taken_as_given() -> None:
     assert target_modules(model, "all-linear") == "all-linear"
 
 
-@pytest.mark.parametrize(("wanted", "missing"), [("q_proj,q_prj,w", "q_prj, w"), ("proj", "proj"), (" , ", "' , '")])
+@pytest.mark.parametrize(("wanted", "missing"), [("q_proj,q_prj,w", "q_prj, w"), ("proj", "proj"), (" , ", " , ")])
 def test_named_modules_that_are_missing_are_told(wanted: str, missing: str) -> None:
-    with pytest.raises(PerlError, match=f"the model has no module {missing}\nHint: its linear modules: down_proj, "):
+    with pytest.raises(PerlError, match=f"the model has no module '{missing}'\nHint: its linear modules: down_proj, "):
         target_modules(named(AutoConfig.for_model("llama")), wanted)
 
 
@@ -309,7 +309,7 @@ def test_fingerprint_is_of_the_weights_wherever_they_lie(llama: Path, cached: st
 
 def test_fingerprint_notices_other_weights(llama: Path, gpt2: Path, tmp_path: Path) -> None:
     weights = load_file(llama / "model.safetensors")
-    weights["model.norm.weight"] = weights["model.norm.weight"] + 0.01
+    weights["model.embed_tokens.weight"] = weights["model.embed_tokens.weight"] + 0.01
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
     assert base.fingerprint(str(tmp_path)) != base.fingerprint(str(llama))
     assert not base.same_base(locate(str(llama)), locate(str(gpt2)))
@@ -352,8 +352,11 @@ def test_base_is_held_frozen_in_the_precision_asked_for(llama: Path, settings: M
 
 def test_model_that_cannot_be_loaded_is_told(llama: Path, tmp_path: Path) -> None:
     shutil.copy(llama / "config.json", tmp_path)
-    with pytest.raises(PerlError, match="can't be loaded"):
-        base.load_causal(locate(str(tmp_path)), ModelSettings())
+    for content in (None, b"no safetensors"):
+        if content:
+            (tmp_path / "model.safetensors").write_bytes(content)
+        with pytest.raises(PerlError, match=f"The model {tmp_path} can't be loaded"):
+            base.load_causal(locate(str(tmp_path)), ModelSettings())
 
 
 def gradient(model: Any) -> torch.Tensor:
@@ -389,6 +392,7 @@ def test_four_bit_gradients_survive_an_evaluation(four_bit: Any) -> None:
     assert torch.equal(gradient(four_bit), before)
 
 
+@pytest.mark.filterwarnings("ignore:bitsandbytes.*autograd kernel was not registered")  # the fault, in torch's words
 @pytest.mark.skipif(not HAS_AVX512_BF16, reason="the fault shows on a CPU with AVX512-BF16")
 def test_four_bit_gradients_do_not_survive_without_the_workaround(four_bit: Any) -> None:
     """Where this begins to fail, bitsandbytes is cured and `_keep_autograd` can go."""

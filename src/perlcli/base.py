@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -29,7 +30,7 @@ from perlcli.settings import ATTENTION, ModelSettings
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 EMBEDDED = "coffee base (embedded)"
-ATTENTION_BLOCK = re.compile(r"attn|attention", re.IGNORECASE)
+ATTENTION_BLOCK = re.compile(r"(attn|attention)(?!\w*norm)", re.IGNORECASE)  # but no post_attention_layernorm
 
 
 @dataclass(frozen=True)
@@ -88,14 +89,31 @@ def locate(name: str | None, *, option: str = "--model", trust_remote_code: bool
 def _adapter_config(where: str, *, is_folder: bool, option: str) -> Any:
     from peft import PeftConfig
 
-    if is_folder and not (Path(where) / ADAPTER_CONFIG).exists():
+    if not (Path(where) / ADAPTER_CONFIG).exists() if is_folder else not _hub_has_adapter(where, option):
         return None
     try:
         return PeftConfig.from_pretrained(where)
     except (ValueError, OSError, TypeError, KeyError) as error:
-        if not is_folder:
-            return None  # a hub id without an adapter, or no such id: its config tells which
         raise PerlError(f"{option} {where}: {ADAPTER_CONFIG} can't be read: {_line(error)}") from error
+
+
+def _hub_has_adapter(name: str, option: str) -> bool:
+    """Whether a hub repository holds an adapter; raises PerlError where it isn't there or can't be reached."""
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        hf_hub_download(name, ADAPTER_CONFIG)
+    except LocalEntryNotFoundError as error:  # no network: a base may lie in the cache all the same
+        if isinstance(try_to_load_from_cache(name, "config.json"), str):
+            return False
+        problem = f"{option} {name} is not a local folder, and the hub can't be reached"
+        raise PerlError(problem, "check the name and the network") from error
+    except EntryNotFoundError:
+        return False
+    except (HFValidationError, HfHubHTTPError, OSError) as error:
+        raise PerlError(f"{option} {name} is neither a local folder nor a model on the hub: {_line(error)}") from error
+    return True
 
 
 def _base_config_of(adapter: str, base: str, trust_remote_code: bool) -> Any:
@@ -195,7 +213,7 @@ def _load(kind: Any, where: str, settings: ModelSettings, **options: Any) -> Pre
             where, dtype=getattr(torch, device.dtype_name(settings)),
             trust_remote_code=settings.trust_remote_code, **options,
         )  # fmt: skip
-    except (OSError, ValueError, ImportError, RuntimeError) as error:
+    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
         raise PerlError(f"The model {where} can't be loaded: {_line(error)}") from error
     if quantisation is None:
         model.to(device.kind())

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
@@ -20,6 +21,7 @@ from perlcli.record import SAMPLES, RunRecord, recording
 
 PROMPTS, SAMPLED = 256, 20
 Ids = list[int]
+Anchor = Callable[[], AbstractContextManager[Any]]
 
 
 def run(given: settings.Eval) -> RunRecord | None:
@@ -85,8 +87,8 @@ def evaluate_policy(prepared: Prepared) -> RunRecord | None:
         mine = answer(prepared, model, prompts, rows, score)
         theirs = None
         if anchor is not None:
-            with anchor():
-                theirs = answer(prepared, model, prompts, rows, score)
+            with anchor() as standing:
+                theirs = answer(prepared, standing, prompts, rows, score)
         run.record.metrics = measure(mine, theirs, prepared)
         if anchor is not None:
             run.record.metrics |= divergence(prepared, model, anchor, prompts, mine.written)
@@ -95,20 +97,31 @@ def evaluate_policy(prepared: Prepared) -> RunRecord | None:
     return run.record
 
 
-def load_policy(prepared: Prepared, *, is_shared: bool) -> tuple[Any, Callable[[], Any] | None]:
-    """The policy, and a context in which its base plays the anchor; None for a policy without one."""
+def load_policy(prepared: Prepared, *, is_shared: bool) -> tuple[Any, Anchor | None]:
+    """The policy, and a context that gives its anchor; None for a policy without one."""
     source, values = prepared.source, prepared.settings
     model: Any = base.load_causal(source, values.model)
     if source.adapter is None:
-        prepared.run.note("anchor: none, the policy is a whole model")
+        start = policies.start_of(source.base)
         if is_shared:  # a reward adapter needs a policy adapter beside it to switch from; a new one changes nothing
             lora = settings.LoraSettings(lora_r=1, lora_alpha=1, lora_dropout=0.0, lora_target_modules="attention")
             model = roles.new_adapter(model, lora, "CAUSAL_LM")
-        return model.eval(), None
+        if start is None:
+            prepared.run.note("anchor: none, the policy is a base")
+            return model.eval(), None
+        prepared.run.note(f"anchor: {start}, loaded beside the policy, which was tuned in full")
+        beside = base.load_causal(base.locate(start), values.model).eval()
+        return model.eval(), lambda: nullcontext(beside)
     model = roles.load_adapter(model, source.adapter, trainable=False)
     name = policies.attach_anchor(model, source.adapter)
     prepared.run.note(f"anchor: {'the policy that RL started from' if name else 'the base'}")
-    return model.eval(), lambda: roles.switched(model, name)
+
+    @contextmanager
+    def anchor() -> Iterator[Any]:
+        with roles.switched(model, name):
+            yield model
+
+    return model.eval(), anchor
 
 
 def answer(prepared: Prepared, model: Any, prompts: list[Ids], rows: Sequence[Prompt], score: Any) -> Samples:
@@ -161,7 +174,7 @@ def _quality(samples: Samples, prefix: str) -> dict[str, float]:
 
 @torch.no_grad()
 def divergence(
-    prepared: Prepared, model: Any, anchor: Callable[[], Any], prompts: list[Ids], written: list[Ids]
+    prepared: Prepared, model: Any, anchor: Anchor, prompts: list[Ids], written: list[Ids]
 ) -> dict[str, float]:
     """KL(policy || anchor) at the sampling temperature, estimated on what the policy wrote.
 
@@ -173,8 +186,8 @@ def divergence(
     for start in range(0, len(prompts), size):
         part = slice(start, start + size)
         ours = generate.log_probs(model, prompts[part], written[part], heat)
-        with anchor():
-            theirs = generate.log_probs(model, prompts[part], written[part], heat)
+        with anchor() as standing:
+            theirs = generate.log_probs(standing, prompts[part], written[part], heat)
         for mine, other in zip(ours, theirs, strict=True):
             gaps = [a - b for a, b in zip(mine, other, strict=True)]
             k1 += sum(gaps)

@@ -5,20 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from perlcli import base, data, roles, settings
+from perlcli import base, coffee, data, roles, settings
 from perlcli.data import Data, Prompt
 from perlcli.errors import PerlError
 from perlcli.prepare import Prepared, report_data
+from perlcli.record import RECORD, read_record
 
 ANCHOR_FOLDER = "anchor"
 
 
 def start(prepared: Prepared) -> Any:
     """The model to train: on the frozen base the adapter that --model names, or a fresh one; with --full the base."""
-    if prepared.source.is_classifier:
-        raise PerlError(
-            f"--model {prepared.source.name} is a reward model, not a policy", "give a causal LM or its adapter"
-        )
     model = base.load_causal(prepared.source, prepared.settings.model)
     if prepared.settings.lora.full:
         return model.requires_grad_(True)
@@ -52,6 +49,17 @@ def fitting_prompts(prepared: Prepared, rows: Data, role: str) -> list[tuple[Pro
     fitting = data.fit(rows, room, row_tokens)
     report_data(prepared.run, role, rows)
     return [(item["row"], item["ids"]) for item in fitting]
+
+
+def start_of(folder: str) -> str | None:
+    """The whole model that a run with --full began from, by the run's record; None for any other folder."""
+    if not (Path(folder) / RECORD).exists():
+        return None
+    record = read_record(Path(folder))
+    if not record.settings.get("full"):
+        return None
+    name = record.model["name"]
+    return str(coffee.BASE if name == base.EMBEDDED else name)
 
 
 def attach_anchor(model: Any, folder: str | None) -> str | None:

@@ -40,14 +40,19 @@ def prepare(given: Any) -> Prepared:
     command = settings.command_of(given)
     source = base.locate(given.model.model, trust_remote_code=given.model.trust_remote_code)
     if given.data.data is None and not source.is_embedded:
-        raise PerlError(f"--data is missing: the embedded data is for the embedded base, not for {source.name}")
-    preset = dict(coffee.SETTINGS[command]) if source.is_embedded and given.data.data is None else {}
+        raise PerlError(
+            f"--data is missing for the model {source.name}",
+            f"--data FILE, or --data {data.COFFEE} for the embedded data",
+        )
+    preset = dict(coffee.SETTINGS[command]) if source.is_embedded and data.is_embedded(given.data.data) else {}
     if command == "eval":
-        preset["output"] = f"runs/eval-{Path(source.adapter or source.base).name}"
+        name = Path(source.adapter or source.base).name
+        preset["output"] = f"runs/eval-{data.COFFEE if name == coffee.BASE.name else name}"
     resolved = settings.resolve(given, {**preset, **_adapter_settings(given, source)})
     settings.check(resolved)
     device.check(resolved.model)
     check_output(resolved)
+    _check_targets(resolved, source)
     tokenizer = base.load_tokenizer(source, trust_remote_code=given.model.trust_remote_code)
     run = Run(resolved)
     run.record.device = device.describe(resolved.model)
@@ -55,6 +60,17 @@ def prepare(given: Any) -> Prepared:
     if given.model.model is None:
         run.note("No --model: taking the embedded coffee base, a toy of 0.9 M parameters.")
     return Prepared(resolved, source, tokenizer, base.renderer(source, tokenizer), run)
+
+
+def _check_targets(resolved: Any, source: Source) -> None:
+    """Raise PerlError where a new adapter's modules aren't in the model, before a run's folder is made."""
+    if not hasattr(resolved, "lora") or resolved.lora.full or source.adapter:
+        return
+    try:
+        model = base.skeleton(source, trust_remote_code=resolved.model.trust_remote_code)
+    except ValueError:
+        return  # not a causal LM: the reward stage may take it, and another says so when it loads it
+    base.target_modules(model, str(resolved.lora.lora_target_modules))
 
 
 def _adapter_settings(given: Any, source: Source) -> dict[str, Any]:
@@ -89,7 +105,7 @@ def load_data(prepared: Prepared, use: str, role: Literal["train", "eval"]) -> D
     if role == "train":
         return data.load(source, use, chat=chat)
     held_out = prepared.settings.held_out.eval_data
-    if held_out is not None or source is None or has_split(source, "test"):
+    if held_out is not None or data.is_embedded(source) or has_split(source, "test"):
         return data.load(held_out or source, use, split="test", chat=chat)
     return None
 
@@ -98,6 +114,16 @@ def report_data(run: Run, role: str, rows: Data) -> None:
     """Say what became of the rows, and keep it in the record."""
     run.record.data[role] = rows.report.summary()
     run.note(f"{role}: {rows.report.line()}")
+
+
+def require(prepared: Prepared, *, policy: bool) -> None:
+    """Raise PerlError where `--model` is a reward model and a policy is needed, or the other way round."""
+    source = prepared.source
+    if policy and source.is_classifier:
+        raise PerlError(f"--model {source.name} is a reward model, not a policy", "give a causal LM or its adapter")
+    if not policy and source.adapter and not source.is_classifier:
+        hint = f"train the reward on its base: --model {source.base}"
+        raise PerlError(f"--model {source.name} is a policy's adapter", hint)
 
 
 def preview(prepared: Prepared, config: Any = None) -> None:

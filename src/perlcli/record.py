@@ -68,9 +68,14 @@ def write_json(path: Path, content: Any) -> None:
     """Write JSON to the side and rename it, so that a reader never sees half a file."""
     text = json.dumps(content, indent=2, ensure_ascii=False, default=str) + "\n"
     with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=path.name, delete=False, encoding="utf-8") as side:
-        side.write(text)
-    os.chmod(side.name, 0o644)  # the temporary file's 0600 would lock out the user's own tools
-    os.replace(side.name, path)
+        try:
+            side.write(text)
+            side.flush()
+            os.chmod(side.name, 0o644)  # the temporary file's 0600 would lock out the user's own tools
+            os.replace(side.name, path)
+        except BaseException:
+            Path(side.name).unlink(missing_ok=True)
+            raise
 
 
 def read_record(folder: Path) -> RunRecord:

@@ -21,7 +21,7 @@ def text(record: RunRecord) -> str:
     lines = [f"{words(key)}: {figure(key, value)}" for key, value in _merged(record.metrics).items()]
     facts = [f"{record.elapsed_seconds:.0f} s", f"peak memory {record.peak_memory_mb:,.0f} MB"]
     if record.steps:
-        facts = [f"{record.steps} steps", f"{record.tokens:,} tokens", *facts]
+        facts = [f"{record.steps} step{'s' * (record.steps != 1)}", f"{record.tokens:,} tokens", *facts]
     if record.trainable_parameters:
         share = record.trainable_parameters / record.total_parameters
         facts.append(f"trained {record.trainable_parameters:,} of {record.total_parameters:,} parameters ({share:.2%})")

@@ -13,7 +13,7 @@ from trl import RewardConfig, RewardTrainer
 from perlcli import base, plots, roles, scores, settings
 from perlcli.errors import PerlError, RunFailed
 from perlcli.meter import train
-from perlcli.prepare import Prepared, load_data, prepare, preview
+from perlcli.prepare import Prepared, load_data, prepare, preview, require
 from perlcli.record import METRICS, RunRecord, recording
 from perlcli.training import trl_config
 
@@ -23,6 +23,7 @@ PROOF_ROWS = 8
 def run(given: settings.Reward) -> RunRecord | None:
     """Train a reward model and prove that its folder gives the same scores; None for a dry run."""
     prepared = prepare(given)
+    require(prepared, policy=False)
     config = trainer_args(prepared.settings)
     rows, held_out = load_data(prepared, "reward", "train"), load_data(prepared, "reward", "eval")
     assert rows is not None
@@ -72,7 +73,7 @@ def pos_weight(prepared: Prepared, rows: Dataset) -> float | None:
             f"All {len(rows):,} rows have a thumbs {'up' if up else 'down'}: there is nothing to tell apart",
             "add rows with the other label",
         )
-    weight = {"auto": down / up, "none": 1.0}.get(wanted) or float(wanted)
+    weight = {"auto": down / up, "none": 1.0}.get(str(wanted)) or float(wanted)
     balance = f"{up:,} up, {down:,} down ({up / len(rows):.1%} up)"
     prepared.run.note(f"kind: thumbs, binary cross-entropy; {balance}; --pos-weight {wanted}: {weight:.4g}")
     prepared.run.record.metrics |= {"train_share_thumbs_up": up / len(rows), "pos_weight": weight}
@@ -82,10 +83,6 @@ def pos_weight(prepared: Prepared, rows: Dataset) -> float | None:
 def build_trainer(prepared: Prepared, config: RewardConfig, rows: Dataset, weight: float | None) -> Any:
     """TRL's trainer on the base with a head, an adapter that trains, or under --full everything."""
     source, values, tokenizer = prepared.source, prepared.settings, prepared.tokenizer
-    if source.adapter and not source.is_classifier:
-        raise PerlError(
-            f"--model {source.name} is a policy's adapter", f"train the reward on its base: --model {source.base}"
-        )
     torch.manual_seed(values.run.seed)  # the head is new and random
     model: Any = base.load_classifier(source, values.model, tokenizer.pad_token_id)
     if values.lora.full:

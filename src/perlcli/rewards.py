@@ -48,6 +48,8 @@ def find(name: str | None, prepared: Prepared) -> Reward:
     if not source.is_classifier:
         what = "an adapter without a reward head" if source.adapter else "a language model"
         raise PerlError(f"--reward {name} is {what}, not a reward model", "train one with `perl reward`")
+    if source.adapter is None and source.config.num_labels != 1:
+        raise PerlError(f"--reward {source.name} gives {source.config.num_labels} labels; a reward is one score")
     is_shared = _shares_base(source, prepared)
     _check_record(source, prepared, is_shared=is_shared)
     return Reward(name, source=source, is_shared=is_shared)
@@ -98,7 +100,7 @@ def _check_record(source: Source, prepared: Prepared, *, is_shared: bool) -> Non
     precisions = (trained.device.get("precision"), prepared.run.record.device["precision"])
     if precisions[0] != precisions[1]:
         prepared.run.note(
-            f"The reward {source.name} was trained on a {precisions[0]} base and scores on a {precisions[1]} one: "
+            f"The reward {source.name} was trained on its base in {precisions[0]} and scores on it in {precisions[1]}: "
             "its rewards shift a little."
         )
 
@@ -187,8 +189,6 @@ def _beside(source: Source, prepared: Prepared, batch: int) -> TokenReward | Tex
     render = prepared.renderer
     prepared.run.note(f"reward: {source.name}, on a base of its own ({source.base_name}), loaded beside the policy's")
     values = prepared.settings.model
-    if source.adapter is None and source.config.num_labels != 1:
-        raise PerlError(f"--reward {source.name} gives {source.config.num_labels} labels; a reward is one score")
     if (
         source.adapter is not None
         or (Path(source.base) / "tokenizer_config.json").exists()

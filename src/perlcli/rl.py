@@ -14,7 +14,7 @@ from perlcli import data, plots, policies, rewards, roles, settings
 from perlcli.data import Prompt
 from perlcli.errors import RunFailed
 from perlcli.meter import train
-from perlcli.prepare import Prepared, load_data, prepare, preview
+from perlcli.prepare import Prepared, load_data, prepare, preview, require
 from perlcli.record import METRICS, SAMPLES, Run, RunRecord, recording
 from perlcli.training import trl_config
 
@@ -26,6 +26,7 @@ LAST = 10  # steps whose mean is the run's final figure
 def run(given: settings.Rl) -> RunRecord | None:
     """Train the policy's adapter against the reward; None for a dry run."""
     prepared = prepare(given)
+    require(prepared, policy=True)
     config = trainer_args(prepared.settings)
     reward = rewards.find(prepared.settings.sampling.reward, prepared)
     rows = load_data(prepared, "rl", "train")

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -39,7 +39,7 @@ def load_adapter(model: PreTrainedModel, folder: str, *, trainable: bool) -> Pef
     """Put a saved adapter on the model; raises PerlError where it doesn't fit this model."""
     try:
         return as_float32(PeftModel.from_pretrained(model, folder, is_trainable=trainable), head=trainable)
-    except (RuntimeError, ValueError, OSError, KeyError) as error:
+    except (RuntimeError, ValueError, OSError, KeyError, SafetensorError) as error:
         raise PerlError(f"The adapter {folder} does not fit its base: {' '.join(str(error).split())[:300]}") from error
 
 
@@ -143,7 +143,7 @@ def read_head(folder: str) -> torch.Tensor:
         with safe_open(str(path), framework="pt") as file:
             name = next((key for key in file.keys() if key.endswith(HEAD)), None)  # noqa: SIM118 (not a mapping)
             head = file.get_tensor(name) if name else None
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, SafetensorError) as error:
         raise PerlError(f"The reward adapter {folder} can't be read: {error}") from error
     if head is None:
         raise PerlError(f"The adapter {folder} has no reward head", "train it with `perl reward`, or task_type=SEQ_CLS")

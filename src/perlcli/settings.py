@@ -106,7 +106,7 @@ class KeepSettings:
 class ThumbsSettings:
     """Thumbs"""
 
-    pos_weight: str = option(
+    pos_weight: str | float = option(
         "auto", "Weight of thumbs-up rows in the loss: auto (thumbs down per thumb up), a number, or none."
     )
 
@@ -299,7 +299,7 @@ def resolve(settings: Any, preset: Mapping[str, Any]) -> Any:
     for name in values:
         if values[name] is None and name in defaults:
             values[name] = defaults[name]
-    if values.get("lora_alpha", 0) is None and values["lora_r"]:
+    if values.get("lora_alpha", 0) is None and (values["lora_r"] or 0) > 0:
         values["lora_alpha"] = 2 * values["lora_r"]
     return build(type(settings), values)
 
@@ -351,6 +351,9 @@ def _generation_conflicts(values: Mapping[str, Any]) -> Iterator[str]:
         return
     if count == 1:
         yield "--num-generations must be at least 2: each completion's baseline is the mean of the others"
+    longest, completion = values["max_length"], values["max_completion_length"]
+    if longest and completion and longest <= completion:
+        yield f"--max-length = {longest} leaves no room for a prompt before --max-completion-length = {completion}"
     size, steps = values["per_device_train_batch_size"], values["gradient_accumulation_steps"]
     if size and steps and (size * steps) % count:
         yield (
@@ -361,7 +364,7 @@ def _generation_conflicts(values: Mapping[str, Any]) -> Iterator[str]:
 
 def _is_positive(text: str) -> bool:
     try:
-        return float(text) > 0
+        return 0 < float(text) < float("inf")
     except ValueError:
         return False
 

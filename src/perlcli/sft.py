@@ -10,7 +10,7 @@ from trl import SFTConfig, SFTTrainer
 from perlcli import data, generate, plots, policies, roles, settings
 from perlcli.data import Data, Demonstration
 from perlcli.meter import train
-from perlcli.prepare import Prepared, load_data, prepare, preview, report_data
+from perlcli.prepare import Prepared, load_data, prepare, preview, report_data, require
 from perlcli.record import METRICS, SAMPLES, RunRecord, recording
 from perlcli.training import trl_config
 
@@ -20,6 +20,7 @@ SAMPLED = 4
 def run(given: settings.Sft) -> RunRecord | None:
     """Train an adapter (or, with --full, the model) to imitate demonstrations; None for a dry run."""
     prepared = prepare(given)
+    require(prepared, policy=True)
     config = trainer_args(prepared.settings)
     rows, held_out = load_data(prepared, "sft", "train"), load_data(prepared, "sft", "eval")
     assert rows is not None

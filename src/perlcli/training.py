@@ -48,11 +48,23 @@ def trl_config(kind: Any, given: settings.Training, extra: dict[str, Any]) -> An
         "gradient_checkpointing": on_gpu,  # on a CPU memory is rarely short, and it costs a third of the time
         **extra,
     }
+    check_trackers(values["report_to"])
     values |= overrides(train.set, kind, {option.name for option in settings.options(type(given))})
     try:
         return kind(**values)
     except (ValueError, TypeError) as error:
         raise PerlError(f"TRL's {kind.__name__} refuses these settings: {' '.join(str(error).split())}") from error
+
+
+def check_trackers(names: list[str]) -> None:
+    """Raise PerlError for a tracker that transformers doesn't know or that isn't installed."""
+    from transformers.integrations.integration_utils import get_available_reporting_integrations
+
+    installed = get_available_reporting_integrations()
+    missing = [name for name in names if name not in ("none", "all", *installed)]
+    if missing:
+        found = ", ".join(installed) or "none"
+        raise PerlError(f"--report-to {', '.join(missing)}: not installed or unknown", f"installed trackers: {found}")
 
 
 def overrides(items: tuple[str, ...], kind: type[Any], own: set[str]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ VARIABLES = {
     "HF_HUB_DISABLE_TELEMETRY": "1",  # a run reports to nobody unless --report-to says so
     "TRANSFORMERS_VERBOSITY": "error",  # "newly initialised: score.weight" is the head that we train
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",  # our own line tells how far a stage is
-    "BITSANDBYTES_NOWELCOME": "1",
+    "HF_HUB_VERBOSITY": "error",  # tells each of its retries; the error at their end says it once
 }
 LOGGERS = {
     "trl": "RLOOTrainer notes that it was given a loaded model: by design, one base serves every role",

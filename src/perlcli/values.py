@@ -15,12 +15,18 @@ def fits(value: Any, kind: Any) -> bool:
         return any(fits(value, part) for part in typing.get_args(kind))
     origin = typing.get_origin(kind) or kind
     if origin is tuple:
-        return isinstance(value, list) and all(isinstance(item, str) for item in value)
+        return isinstance(value, list) and _fit_each(value, typing.get_args(kind))
     if isinstance(value, bool):
         return origin in (bool, Any)
     if origin is float:
         return isinstance(value, int | float) or _spells_float(value)
     return isinstance(value, origin) if isinstance(origin, type) else True
+
+
+def _fit_each(values: list[Any], kinds: tuple[Any, ...]) -> bool:
+    """Whether a list fits `tuple[X, ...]` or `tuple[X, Y]`."""
+    wanted = kinds[:1] * len(values) if kinds[-1] is ... else kinds
+    return len(values) == len(wanted) and all(map(fits, values, wanted))
 
 
 def _spells_float(value: Any) -> bool:
@@ -34,7 +40,7 @@ def _spells_float(value: Any) -> bool:
 def convert(value: Any, kind: Any) -> Any:
     """A fitting YAML value as its annotated type."""
     parts = typing.get_args(kind) or (kind,)
-    if isinstance(value, list) and typing.get_origin(kind) is tuple:
+    if isinstance(value, list) and any(typing.get_origin(part) is tuple for part in (kind, *parts)):
         return tuple(value)
     if float in parts and not isinstance(value, bool) and int not in parts and value is not None:
         return float(value) if str not in parts else value
@@ -47,7 +53,8 @@ def describe(kind: Any) -> str:
         return "one of " + ", ".join(map(str, typing.get_args(kind)))
     if isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union:
         return " or ".join(describe(part) for part in typing.get_args(kind) if part is not types.NoneType)
+    if typing.get_origin(kind) is tuple:
+        parts = typing.get_args(kind)
+        return "a list of texts" if parts[-1] is ... else f"a list: {', '.join(map(describe, parts))}"
     names = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
-    return names.get(
-        kind, "a list of texts" if typing.get_origin(kind) is tuple else str(getattr(kind, "__name__", kind))
-    )
+    return names.get(kind, str(getattr(kind, "__name__", kind)))

@@ -11,7 +11,7 @@ from typing import Any
 from perlcli.coffee.presets import SETTINGS
 from perlcli.coffee.world import call_of, chance, draw_order, gold, mistake, remember, say
 
-__all__ = ["BASE", "SETTINGS", "demonstrations", "gold", "preferences", "prompts", "thumbs"]
+__all__ = ["BASE", "SETTINGS", "demonstrations", "gold", "preferences", "prompts", "reward", "thumbs"]
 
 BASE: Path = Path(__file__).parent / "base"
 FLIPPED = 0.08
@@ -68,6 +68,12 @@ def prompts(split: str = "train", count: int = 2000, seed: int = 0) -> list[Row]
         order = draw_order(rng, split)
         rows.append({"prompt": _message("user", say(order, rng)), "order": call_of(order)})
     return rows
+
+
+def reward(completions: list[Any], order: list[str], **columns: Any) -> list[float]:
+    """The gold check as a reward function of TRL's signature (`--reward perlcli.coffee:reward`): 1 for a right call."""
+    texts = [answer if isinstance(answer, str) else answer[-1]["content"] for answer in completions]
+    return [float(gold(text, wanted)) for text, wanted in zip(texts, order, strict=True)]
 
 
 def _stream(kind: str, split: str, seed: int) -> random.Random:

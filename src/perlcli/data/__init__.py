@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from perlcli import coffee
@@ -29,6 +30,7 @@ __all__ = [
     "text_of",
 ]
 
+COFFEE = "coffee"  # the name that `--data` knows the embedded data by
 EMBEDDED = "coffee world (embedded)"
 EMBEDDED_ROWS: dict[tuple[str, str], Callable[[], list[dict[str, Any]]]] = {
     ("sft", "train"): coffee.demonstrations,
@@ -50,9 +52,10 @@ class Data:
 
 
 def load(source: str | None, use: str, *, split: str = "train", chat: bool = True) -> Data:
-    """Read a source for a use ("sft", "reward", "rl"); None is the embedded data. Raises PerlError."""
-    raws = EMBEDDED_ROWS[use, split]() if source is None else sources.read(source, split)
-    name = f"{EMBEDDED}, {split}" if source is None else source
+    """Read a source for a use ("sft", "reward", "rl"); None or `coffee` is the embedded data. Raises PerlError."""
+    embedded = is_embedded(source)
+    raws = EMBEDDED_ROWS[use, split]() if embedded else sources.read(str(source), split)
+    name = f"{EMBEDDED}, {split}" if embedded else str(source)
     format_name, rows = convert(raws, use, name, chat=chat)
     kept = [(number, row) for number, row in enumerate(rows, start=1) if row is not None]
     report = DataReport(name, format_name, read=len(rows), kept=len(rows), fingerprint=_fingerprint(rows))
@@ -62,6 +65,11 @@ def load(source: str | None, use: str, *, split: str = "train", chat: bool = Tru
     if not kept:
         raise PerlError(f"{name}: no row is left to use: {report.line()}")
     return Data([row for _, row in kept], [number for number, _ in kept], report)
+
+
+def is_embedded(source: str | None) -> bool:
+    """Whether a source is the data that perlcli brings."""
+    return source is None or (source == COFFEE and not Path(source).exists())
 
 
 def fit(data: Data, longest: int, tokens: Callable[[Any], dict[str, Any]]) -> list[dict[str, Any]]:

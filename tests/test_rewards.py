@@ -1,0 +1,332 @@
+"""What `--reward` names: found or refused before weights load, and given exactly what the policy wrote."""
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from perlcli import base, data, policies, rewards, scores, settings
+from perlcli.base import locate
+from perlcli.data import Prompt, Renderer
+from perlcli.errors import PerlError
+from perlcli.prepare import Prepared, prepare
+from perlcli.rewards import FunctionReward, TextReward, TokenReward, find
+
+CHAT = [{"role": "user", "content": "a large latte"}]
+Ids = list[int]
+
+
+def planned(folder: Path, rows: dict[str, Path], **given: Any) -> Prepared:
+    """A checked `perl rl` on these settings."""
+    values = {"model": str(folder), "data": str(rows["prompts"]), "lora_r": 4, **given}
+    return prepare(settings.build(settings.Rl, values))
+
+
+@pytest.fixture
+def prepared(llama: Path, rows: dict[str, Path]) -> Prepared:
+    return planned(llama, rows)
+
+
+@pytest.fixture
+def render(llama: Path) -> Renderer:
+    source = locate(str(llama))
+    return base.renderer(source, base.load_tokenizer(source))
+
+
+@pytest.fixture
+def module(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Callable[[str], str]:
+    """Writes a module of the user's into the working directory, and gives its name."""
+    name = "user_" + "".join(letter for letter in request.node.name if letter.isalnum())
+    monkeypatch.setattr(sys, "path", sys.path[:])
+
+    def write(text: str) -> str:
+        Path(f"{name}.py").write_text(text)
+        sys.modules.pop(name, None)
+        return name
+
+    return write
+
+
+class Spy:
+    """A scorer that keeps what it was given, and scores by length."""
+
+    def __init__(self) -> None:
+        self.seen: list[Ids] = []
+
+    def __call__(self, rows: list[Ids]) -> list[float]:
+        self.seen += rows
+        return [float(len(row)) for row in rows]
+
+
+# Found
+
+
+def test_missing_reward_is_refused(prepared: Prepared) -> None:
+    with pytest.raises(PerlError, match=r"^--reward is missing: .*\nHint: train one with `perl reward`"):
+        find(None, prepared)
+
+
+def test_function_is_found_in_the_working_directory(prepared: Prepared, module: Callable[[str], str]) -> None:
+    name = module("def short(completions, **columns): return [1.0 for _ in completions]")
+    assert find(f"{name}:short", prepared).function(completions=["a", "b"]) == [1.0, 1.0]
+
+
+def test_module_that_is_missing_is_told(prepared: Prepared) -> None:
+    with pytest.raises(PerlError, match=r"^--reward no\.such:f: can't import no\.such: ModuleNotFoundError"):
+        find("no.such:f", prepared)
+
+
+def test_module_that_fails_is_told(prepared: Prepared, module: Callable[[str], str]) -> None:
+    name = module("1 / 0")
+    with pytest.raises(PerlError, match=f"can't import {name}: ZeroDivisionError: division by zero"):
+        find(f"{name}:f", prepared)
+
+
+def test_function_that_is_missing_is_told_with_the_nearest(prepared: Prepared, module: Callable[[str], str]) -> None:
+    name = module("def reward(completions): ...\nreword = 3")
+    with pytest.raises(PerlError, match=f"{name} has no function reword\nHint: Did you mean reward\\?"):
+        find(f"{name}:reword", prepared)
+
+
+def test_language_model_is_no_reward(prepared: Prepared, llama: Path) -> None:
+    with pytest.raises(PerlError, match=f"^--reward {llama} is a language model, not a reward model\nHint: .*perl rew"):
+        find(str(llama), prepared)
+
+
+def test_adapter_without_a_head_is_no_reward(prepared: Prepared, sft_run: Path) -> None:
+    with pytest.raises(PerlError, match=f"^--reward {sft_run} is an adapter without a reward head, not a reward"):
+        find(str(sft_run), prepared)
+
+
+def test_folder_that_is_missing_is_told(prepared: Prepared) -> None:
+    with pytest.raises(PerlError, match=r"^--reward runs/no/reward does not exist"):
+        find("runs/no/reward", prepared)
+
+
+def test_classifier_of_several_labels_is_no_reward(prepared: Prepared, classifier: Path, tmp_path: Path) -> None:
+    config = json.loads((classifier / "config.json").read_text())
+    config |= {"id2label": {"0": "bad", "1": "good"}, "label2id": {"bad": 0, "good": 1}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(PerlError, match="gives 2 labels; a reward is one score"):
+        find(str(tmp_path), prepared)
+
+
+# Shared or beside
+
+
+def test_reward_adapter_of_the_same_base_shares_it(prepared: Prepared, reward_run: Path) -> None:
+    assert find(str(reward_run), prepared).is_shared
+
+
+def test_equal_weights_elsewhere_are_the_same_base(
+    llama: Path, rows: dict[str, Path], reward_run: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(llama, tmp_path / "moved")
+    assert find(str(reward_run), planned(tmp_path / "moved", rows)).is_shared
+
+
+def test_base_that_trains_cannot_be_shared(llama: Path, rows: dict[str, Path], reward_run: Path) -> None:
+    full = prepare(settings.build(settings.Rl, {"model": str(llama), "data": str(rows["prompts"]), "full": True}))
+    assert not find(str(reward_run), full).is_shared
+
+
+def test_whole_classifier_is_not_shared(prepared: Prepared, classifier: Path) -> None:
+    found = find(str(classifier), prepared)
+    assert not found.is_shared
+    assert found.source is not None
+
+
+def copy_with(reward_run: Path, folder: Path, change: Callable[[dict[str, Any]], Any]) -> str:
+    """A copy of a reward run whose record was changed."""
+    shutil.copytree(reward_run, folder, ignore=shutil.ignore_patterns("checkpoints"))
+    record = json.loads((folder / "record.json").read_text())
+    change(record)
+    (folder / "record.json").write_text(json.dumps(record))
+    return str(folder)
+
+
+def test_reward_of_another_chat_template_is_refused(
+    llama: Path, rows: dict[str, Path], reward_run: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(llama, tmp_path / "other")
+    template = tmp_path / "other" / "chat_template.jinja"
+    template.write_text(template.read_text().replace("<|im_end|>\n", "<|im_end|>"))
+    with pytest.raises(PerlError, match="was trained with another tokenizer or chat template"):
+        find(str(reward_run), planned(tmp_path / "other", rows))
+
+
+def test_reward_of_other_weights_under_the_same_name_is_refused(
+    prepared: Prepared, reward_run: Path, tmp_path: Path
+) -> None:
+    folder = copy_with(reward_run, tmp_path / "reward", lambda record: record["model"].update(fingerprint="old"))
+    mark = base.fingerprint(prepared.source.base)
+    with pytest.raises(PerlError, match=rf"was trained on other weights \(old\) than the base's \({mark}\)"):
+        find(folder, prepared)
+
+
+def test_reward_of_another_precision_is_noted(llama: Path, rows: dict[str, Path], reward_run: Path) -> None:
+    prepared = planned(llama, rows, load_in_4bit=True)
+    find(str(reward_run), prepared)
+    assert "was trained on a float32 base and scores on a 4-bit one" in prepared.run.record.notes[-1]
+
+
+def test_reward_of_the_same_precision_is_not_noted(prepared: Prepared, reward_run: Path) -> None:
+    find(str(reward_run), prepared)
+    assert prepared.run.record.notes == []
+
+
+def test_reward_of_a_run_that_failed_is_noted(prepared: Prepared, reward_run: Path, tmp_path: Path) -> None:
+    find(copy_with(reward_run, tmp_path / "reward", lambda record: record.update(status="failed")), prepared)
+    assert prepared.run.record.notes[-1].endswith("comes from a run that failed.")
+
+
+def test_reward_without_a_record_is_taken(prepared: Prepared, reward_run: Path, tmp_path: Path) -> None:
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        shutil.copy(reward_run / name, tmp_path)
+    assert find(str(tmp_path), prepared).is_shared
+
+
+# Given what was written
+
+
+def ended(render: Renderer, text: str) -> Ids:
+    return [*render.tokenizer(text, add_special_tokens=False)["input_ids"], render.tokenizer.eos_token_id]
+
+
+def odd(render: Renderer, text: str) -> Ids:
+    """A tokenization that encoding would never give: a token a byte."""
+    return [token for letter in text for token in render.tokenizer(letter)["input_ids"]]
+
+
+def test_reward_reads_the_very_tokens_that_were_written(render: Renderer) -> None:
+    spy, strange = Spy(), odd(render, "latte")
+    assert render.tokenizer(render.text(strange))["input_ids"] != strange
+    rows = [Prompt(CHAT), Prompt(CHAT), Prompt("a large latte")]
+    written = [[*strange, render.tokenizer.eos_token_id], strange, ended(render, "latte")]
+    found = TokenReward(spy, render, 2)(rows, written)
+    (newline,) = render.tokenizer("\n")["input_ids"]
+    start, plain = render.prompt_ids(CHAT), render.tokenizer("a large latte")["input_ids"]
+    assert spy.seen == [[*start, *written[0], newline], [*start, *strange], [*plain, *written[2]]]
+    assert found == [len(row) for row in spy.seen]
+
+
+@pytest.mark.parametrize("prompt", [CHAT, "order: "])
+def test_reward_scores_what_it_would_have_been_trained_on(
+    prompt: Any, llama: Path, rows: dict[str, Path], render: Renderer, tmp_path: Path, write: Any
+) -> None:
+    """Completions as the policy writes them give the ids of the same completions in training rows."""
+    says = {"chosen": "latte, size large", "rejected": "mocha"}
+    chat = not isinstance(prompt, str)
+    row = {k: [{"role": "assistant", "content": v}] if chat else v for k, v in says.items()}
+    source = write(tmp_path / "pairs.jsonl", [{"prompt": prompt, **row}])
+    prepared = prepare(settings.build(settings.Reward, {"model": str(llama), "data": str(source)}))
+    (trained,) = scores.tokens(data.load(str(source), "reward"), prepared, "train")
+    spy = Spy()
+    TokenReward(spy, render, 8)([Prompt(prompt)] * 2, [ended(render, says["chosen"]), ended(render, says["rejected"])])
+    assert spy.seen == [trained["chosen_ids"], trained["rejected_ids"]]
+
+
+def test_text_reward_reads_its_own_tokens(render: Renderer, gpt2: Path) -> None:
+    tokenizer = base.load_tokenizer(locate(str(gpt2)))
+    spy = Spy()
+    cut = render.tokenizer(" tall")["input_ids"]
+    prompts = [Prompt("a latte"), Prompt("a latte"), Prompt(CHAT)]
+    TextReward(spy, tokenizer, render, 8)(prompts, [ended(render, " tall"), cut, ended(render, "tall")])
+    own = tokenizer("a latte tall")["input_ids"]
+    assert spy.seen == [
+        [*own, tokenizer.eos_token_id],
+        own,  # cut off: no end
+        tokenizer("a large latte\ntall")["input_ids"],  # no chat template: as classifiers of a pair of texts read it
+    ]
+
+
+def test_text_reward_uses_its_own_chat_template(render: Renderer, gpt2: Path) -> None:
+    tokenizer = base.load_tokenizer(locate(str(gpt2)))
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ '[' + m.role + ']' + m.content + eos_token }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '[assistant]' }}{% endif %}"
+    )
+    spy = Spy()
+    cut = render.tokenizer("tall")["input_ids"]
+    TextReward(spy, tokenizer, render, 8)([Prompt(CHAT)] * 2, [ended(render, "tall"), cut])
+    texts = [tokenizer.decode(ids) for ids in spy.seen]
+    assert texts == [f"[user]a large latte{tokenizer.eos_token}[assistant]tall{end}" for end in ("<|endoftext|>", "")]
+
+
+def test_function_is_called_as_trl_calls_it(render: Renderer) -> None:
+    calls = []
+
+    def reward(**given: Any) -> list[float]:
+        calls.append(given)
+        return [1, True, "2.5"]  # what float() takes
+
+    rows = [Prompt(CHAT, {"order": "x", "n": 1}), Prompt("plain", {"order": "y", "n": 2}), Prompt(CHAT, {"order": "z"})]
+    written = [ended(render, "tall"), ended(render, "small"), render.tokenizer("cut")["input_ids"]]
+    assert FunctionReward(reward, "m:f", render)(rows, written) == [1.0, 1.0, 2.5]
+    (given,) = calls
+    answers = [[{"role": "assistant", "content": "tall"}], "small", [{"role": "assistant", "content": "cut"}]]
+    assert given == {
+        "prompts": [CHAT, "plain", CHAT], "completions": answers, "completion_ids": written,
+        "order": ["x", "y", "z"], "n": [1, 2, None],
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("gives", "problem"),
+    [
+        (lambda **_: [1.0], "gave 1 rewards for 2 completions"),
+        (lambda **_: 1.0, "failed: TypeError: 'float' object is not iterable"),
+        (lambda **_: ["good", "bad"], "failed: ValueError: could not convert string to float: 'good'"),
+        (lambda prompts: [1.0, 1.0], "failed: TypeError: .*unexpected keyword argument"),
+        (lambda **columns: columns["missing"], "failed: KeyError: 'missing'"),
+    ],
+)
+def test_function_that_gives_no_rewards_is_told(gives: Callable[..., Any], problem: str, render: Renderer) -> None:
+    with pytest.raises(PerlError, match=f"^The reward function m:f {problem}"):
+        FunctionReward(gives, "m:f", render)([Prompt("a"), Prompt("b")], [[5], [6]])
+
+
+# Attached
+
+
+def attached(name: Path | str, prepared: Prepared) -> Any:
+    model = policies.start(prepared)
+    return model, rewards.attach(find(str(name), prepared), model, prepared, 4)
+
+
+def test_shared_reward_adds_an_adapter_and_says_so(prepared: Prepared, reward_run: Path) -> None:
+    model, score = attached(reward_run, prepared)
+    assert set(model.peft_config) == {"default", "reward"}
+    assert isinstance(score, TokenReward)
+    assert "an adapter on the policy's own base" in prepared.run.record.notes[-1]
+
+
+def test_classifier_is_loaded_beside_and_said(prepared: Prepared, classifier: Path) -> None:
+    model, score = attached(classifier, prepared)
+    assert set(model.peft_config) == {"default"}
+    assert isinstance(score, TextReward)
+    assert f"{classifier}, on a base of its own ({classifier}), loaded beside" in prepared.run.record.notes[-1]
+    row = Prompt("a latte ")
+    assert score([row], [prepared.renderer.tokenizer("tall")["input_ids"]])[0] != 0
+
+
+def test_adapter_beside_with_the_same_tokenizer_reads_tokens(
+    llama: Path, rows: dict[str, Path], reward_run: Path
+) -> None:
+    full = prepare(settings.build(settings.Rl, {"model": str(llama), "data": str(rows["prompts"]), "full": True}))
+    _, score = attached(reward_run, full)
+    _, shared = attached(reward_run, planned(llama, rows))
+    assert isinstance(score, TokenReward)
+    prompts, written = [Prompt(CHAT), Prompt(CHAT)], [[5, 6, 2], [7, 8, 9]]
+    assert score(prompts, written) == shared(prompts, written)
+
+
+def test_classifier_without_a_tokenizer_is_told(prepared: Prepared, classifier: Path, tmp_path: Path) -> None:
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(classifier / name, tmp_path)
+    with pytest.raises(PerlError, match="has no tokenizer"):
+        attached(tmp_path, prepared)

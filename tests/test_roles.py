@@ -1,0 +1,307 @@
+"""Roles on one base: equal scores, switches without a trace, and the guards."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from torch import nn
+
+from perlcli import base, roles
+from perlcli.base import locate
+from perlcli.errors import PerlError, RunFailed
+from perlcli.settings import LoraSettings, ModelSettings
+
+LORA = LoraSettings(lora_r=4, lora_alpha=8, lora_dropout=0.5, lora_target_modules="attention")
+ROWS = [[1, 40, 41, 42, 2], [1, 50], [1, 60, 61, 62, 63, 64, 65, 66, 2, 201]]
+PAD = 0
+PRECISIONS = {
+    "float32": ModelSettings(),
+    "bfloat16": ModelSettings(dtype="bfloat16"),
+    "4-bit": ModelSettings(load_in_4bit=True),
+    "8-bit": ModelSettings(load_in_8bit=True),
+}
+# What LLM.int8 says at each layer, documented by bitsandbytes; the command line silences it (upstream.py)
+quiet_8bit = pytest.mark.filterwarnings("ignore:MatMul8bitLt")
+
+
+def scramble(model: nn.Module, seed: int) -> None:
+    """Give an adapter random weights, as if it were trained; a fresh one is the identity."""
+    torch.manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            nn.init.normal_(parameter, std=0.3)
+
+
+def saved_reward(folder: Path, llama: Path, settings: ModelSettings) -> str:
+    """The folder of a reward adapter for the tiny Llama in this precision."""
+    torch.manual_seed(3)
+    model: Any = roles.new_adapter(base.load_classifier(locate(str(llama)), settings, PAD), LORA, "SEQ_CLS")
+    scramble(model, 1)
+    roles.round_head(model, model.dtype)
+    roles.save_adapter(model, folder)
+    return str(folder)
+
+
+@pytest.fixture
+def reward(llama: Path, tmp_path: Path) -> str:
+    return saved_reward(tmp_path / "reward", llama, ModelSettings())
+
+
+def load_policy(llama: Path, settings: ModelSettings = PRECISIONS["float32"]) -> Any:
+    return roles.new_adapter(base.load_causal(locate(str(llama)), settings), LORA, "CAUSAL_LM")
+
+
+@pytest.fixture
+def policy(llama: Path) -> Any:
+    """A policy whose adapter has random weights."""
+    model = load_policy(llama)
+    scramble(model, 2)
+    return model
+
+
+def state(model: Any) -> tuple[Any, ...]:
+    """All that a switch could leave behind."""
+    grads = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    modes = {name: module.training for name, module in model.named_modules()}
+    disabled = {name: module.disable_adapters for name, module in model.named_modules() if hasattr(module, "lora_A")}
+    return model.active_adapter, grads, modes, disabled
+
+
+# Scores
+
+
+@quiet_8bit
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_shared_base_scores_equal_the_stand_alone_model_bit_for_bit(
+    precision: str, llama: Path, tmp_path: Path
+) -> None:
+    settings = PRECISIONS[precision]
+    folder = saved_reward(tmp_path / "reward", llama, settings)
+    alone = base.load_classifier(locate(str(llama)), settings, PAD)
+    wanted = roles.ClassifierScorer(PeftModel.from_pretrained(alone, folder), PAD)(ROWS)
+    policy = load_policy(llama, settings)
+    scramble(policy, 2)
+    shared = roles.SharedScorer(policy, roles.attach_reward(policy, folder), PAD)
+    assert shared(ROWS) == wanted
+    assert len(set(wanted)) == len(ROWS)
+    with torch.autocast("cpu", torch.bfloat16):  # as under a trainer in bf16
+        assert shared(ROWS) == wanted
+
+
+def test_reward_depends_on_the_reward_adapter_and_not_on_the_policys(policy: Any, reward: str) -> None:
+    shared = roles.SharedScorer(policy, roles.attach_reward(policy, reward), PAD)
+    before = shared(ROWS)
+    for name, parameter in policy.named_parameters():
+        if f".{roles.POLICY}." in name:
+            parameter.data.mul_(2)
+    assert shared(ROWS) == before
+    for name, parameter in policy.named_parameters():
+        if f".{roles.REWARD}." in name:
+            parameter.data.mul_(2)
+    assert shared(ROWS) != before
+
+
+def test_padding_does_not_move_a_reward(policy: Any, reward: str) -> None:
+    shared = roles.SharedScorer(policy, roles.attach_reward(policy, reward), PAD)
+    assert shared(ROWS) == pytest.approx([shared([row])[0] for row in ROWS], abs=1e-5)
+
+
+def test_reward_is_read_at_the_last_token_even_where_that_is_the_pad_token(policy: Any, reward: str) -> None:
+    head = roles.attach_reward(policy, reward)
+    row = [1, 40, 41, 2]
+    eos_as_pad, other_pad = roles.SharedScorer(policy, head, 2), roles.SharedScorer(policy, head, PAD)
+    assert eos_as_pad([row]) == other_pad([row])
+    assert other_pad([row]) != other_pad([row[:-1]])
+
+
+def test_scoring_uses_no_dropout_and_leaves_the_mode(llama: Path) -> None:
+    model: Any = roles.new_adapter(base.load_classifier(locate(str(llama)), ModelSettings(), PAD), LORA, "SEQ_CLS")
+    scramble(model, 2)
+    scorer = roles.ClassifierScorer(model.train(), PAD)
+    assert scorer(ROWS) == scorer(ROWS)
+    assert model.training
+
+
+def test_scores_in_batches_keep_their_order() -> None:
+    sizes = []
+
+    def lengths(rows: list[list[int]]) -> list[float]:
+        sizes.append(len(rows))
+        return [float(len(row)) for row in rows]
+
+    rows = [[0] * length for length in (3, 1, 4, 1, 5)]
+    assert roles.scores_in_batches(lengths, rows, 2) == [3, 1, 4, 1, 5]
+    assert sizes == [2, 2, 1]
+
+
+# Switching
+
+
+@pytest.mark.parametrize("adapter", [roles.REWARD, None])
+def test_switch_puts_back_exactly_what_was_there(adapter: str | None, policy: Any, reward: str) -> None:
+    roles.attach_reward(policy, reward)
+    policy.train()
+    policy.base_model.model.model.layers[1].eval()  # a mode of its own
+    for name, parameter in policy.named_parameters():  # grads of their own: part of both adapters
+        parameter.requires_grad_("layers.0" in name and "lora_A" in name)
+    before = state(policy)
+    with roles.switched(policy, adapter):
+        assert not any(module.training for module in policy.modules())
+        assert state(policy) != before
+    assert state(policy) == before
+    with pytest.raises(RuntimeError, match="inside"), roles.switched(policy, adapter):
+        raise RuntimeError("inside")
+    assert state(policy) == before
+
+
+def test_switch_changes_what_the_model_says_and_back(llama: Path, policy: Any, reward: str) -> None:
+    def says() -> torch.Tensor:
+        with torch.no_grad():
+            return policy(input_ids=torch.tensor([ROWS[0]])).logits
+
+    roles.attach_reward(policy, reward)
+    policy.eval()
+    mine = says()
+    with roles.switched(policy, roles.REWARD):
+        judge = says()
+    with roles.switched(policy, None):
+        bare = says()
+    assert torch.equal(says(), mine)
+    assert not torch.equal(mine, judge)
+    base_alone = base.load_causal(locate(str(llama)), ModelSettings())
+    assert torch.equal(bare, base_alone.eval()(input_ids=torch.tensor([ROWS[0]])).logits)
+    assert not torch.equal(mine, bare)
+
+
+# Attaching and reading
+
+
+@pytest.fixture
+def ready(policy: Any, reward: str) -> Iterator[tuple[Any, str]]:
+    """A policy and a reward, made before the random stream is watched."""
+    return policy, reward
+
+
+def test_attached_reward_does_not_shift_the_stream_that_samples(ready: tuple[Any, str], still_random: None) -> None:
+    roles.attach_reward(*ready)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_attached_reward_leaves_the_policy_as_it_was(training: bool, policy: Any, reward: str) -> None:
+    policy.train(training)
+    before = policy.state_dict()
+    before = {name: tensor.clone() for name, tensor in before.items()}
+    roles.attach_reward(policy, reward)
+    assert policy.training is training
+    assert policy.active_adapter == roles.POLICY
+    assert {name for name, p in policy.named_parameters() if p.requires_grad} == {n for n in before if "lora_" in n}
+    assert all(torch.equal(policy.state_dict()[name], tensor) for name, tensor in before.items())
+
+
+def test_head_is_read_as_saved(llama: Path, reward: str) -> None:
+    alone = PeftModel.from_pretrained(base.load_classifier(locate(str(llama)), ModelSettings(), PAD), reward)
+    assert torch.equal(roles.read_head(reward), alone.base_model.model.score.modules_to_save[roles.POLICY].weight)
+
+
+def test_adapter_without_a_head_is_told(policy: Any, tmp_path: Path) -> None:
+    roles.save_adapter(policy, tmp_path)
+    with pytest.raises(PerlError, match=r"has no reward head\nHint: train it with `perl reward`"):
+        roles.read_head(str(tmp_path))
+
+
+@pytest.mark.parametrize("content", [None, b"no safetensors"])
+def test_adapter_that_cannot_be_read_is_told(content: bytes | None, tmp_path: Path) -> None:
+    if content is not None:
+        (tmp_path / "adapter_model.safetensors").write_bytes(content)
+    with pytest.raises(PerlError, match=f"The reward adapter {tmp_path} can't be read"):
+        roles.read_head(str(tmp_path))
+
+
+def test_adapter_of_another_base_is_told(policy: Any, gpt2: Path, tmp_path: Path) -> None:
+    roles.save_adapter(policy, tmp_path)
+    with pytest.raises(PerlError, match=f"The adapter {tmp_path} does not fit its base"):
+        roles.load_adapter(base.load_causal(locate(str(gpt2)), ModelSettings()), str(tmp_path), trainable=True)
+
+
+def test_saved_adapter_is_the_one_alone(policy: Any, reward: str, tmp_path: Path) -> None:
+    roles.attach_reward(policy, reward)
+    roles.save_adapter(policy, tmp_path / "mine")
+    assert {path.name for path in (tmp_path / "mine").iterdir()} == {
+        "README.md", "adapter_config.json", "adapter_model.safetensors",
+    }  # fmt: skip
+
+
+# Precision, counts and guards
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "4-bit"])
+def test_adapters_are_float32_on_any_base(precision: str, llama: Path, tmp_path: Path) -> None:
+    model = load_policy(llama, PRECISIONS[precision])
+    roles.attach_reward(model, saved_reward(tmp_path / "reward", llama, PRECISIONS[precision]))
+    for name, parameter in model.named_parameters():
+        if f".{roles.POLICY}." in name:
+            parameter.data = parameter.data.bfloat16()  # as TRL does on a quantised base
+    roles.keep_only_policy_trainable(model)
+    lora = {name: parameter for name, parameter in model.named_parameters() if "lora_" in name}
+    assert {parameter.dtype for parameter in lora.values()} == {torch.float32}
+    assert {name for name, p in model.named_parameters() if p.requires_grad} == {n for n in lora if ".default." in n}
+
+
+def test_head_trains_in_float32_and_is_rounded_for_its_base(llama: Path) -> None:
+    classifier = base.load_classifier(locate(str(llama)), PRECISIONS["bfloat16"], PAD)
+    model: Any = roles.new_adapter(classifier, LORA, "SEQ_CLS")
+    head = next(p for name, p in model.named_parameters() if "modules_to_save.default" in name)
+    assert head.dtype == torch.float32
+    assert head.requires_grad
+    head.data.fill_(1 / 3)
+    roles.round_head(model, torch.bfloat16)
+    assert head.dtype == torch.bfloat16
+    assert float(head.data[0, 0]) == float(torch.tensor(1 / 3).bfloat16())
+
+
+def test_checksum_notices_the_role_that_changed(policy: Any, reward: str) -> None:
+    roles.attach_reward(policy, reward)
+    names = ("", roles.POLICY, roles.REWARD)
+    marks = {name: roles.checksum(policy, name) for name in names}
+    assert len(set(marks.values())) == 3
+    parameters = {
+        "": "embed_tokens.weight",
+        roles.POLICY: "lora_A.default.weight",
+        roles.REWARD: "lora_B.reward.weight",
+    }
+    for role, tail in parameters.items():
+        changed = next(p for name, p in policy.named_parameters() if name.endswith(tail))
+        before = changed.data.clone()
+        changed.data.view(-1)[5] += 1e-3  # one value
+        assert {name for name in names if roles.checksum(policy, name) != marks[name]} == {role}
+        changed.data.copy_(before)
+    assert {name: roles.checksum(policy, name) for name in names} == marks
+
+
+def test_guards_tell_what_stood_still_and_what_moved() -> None:
+    roles.assert_moved("a", "b", "The policy")
+    roles.assert_still("a", "a", "The base")
+    with pytest.raises(RunFailed, match="The policy did not change: nothing was learned"):
+        roles.assert_moved("a", "a", "The policy")
+    with pytest.raises(RunFailed, match="The base changed during the run, though it is frozen"):
+        roles.assert_still("a", "b", "The base")
+
+
+@quiet_8bit
+def test_parameters_are_counted_alike_in_every_precision(llama: Path) -> None:
+    counts = {name: roles.count_parameters(load_policy(llama, settings)) for name, settings in PRECISIONS.items()}
+    plain = base.load_causal(locate(str(llama)), ModelSettings())
+    lora = 2 * 4 * (4 * 64 + 2 * 64 + 2 * 32)  # layers x rank x widths in and out of q, k, v, o
+    assert roles.count_parameters(plain) == (0, plain.num_parameters())
+    assert set(counts.values()) == {(lora, plain.num_parameters() + lora)}
+
+
+def test_adapter_bytes_are_of_that_adapter(policy: Any, reward: str) -> None:
+    own = roles.adapter_bytes(policy, roles.POLICY)
+    assert own == 4 * roles.count_parameters(policy)[0]
+    assert roles.adapter_bytes(policy, roles.REWARD) == 0
+    roles.attach_reward(policy, reward)
+    assert roles.adapter_bytes(policy, roles.REWARD) == own
