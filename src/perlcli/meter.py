@@ -31,6 +31,7 @@ class Meter(TrainerCallback):
         self.run = run
         self.progress: Progress | None = None
         self.interrupted = 0  # the signal that asked for the end
+        self.earlier_tokens: int | None = None  # of a resumed run, where its trainer counts from 0 again
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.progress = Progress(self.run.record.command, state.max_steps).__enter__()
@@ -46,9 +47,11 @@ class Meter(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **kwargs: Any) -> None:
         if logs is None or "loss" not in logs:
             return
-        self.run.append(METRICS, {"step": state.global_step, **logs})
-        self.run.record.steps = state.global_step
-        self.run.record.tokens = int(logs.get("num_tokens", self.run.record.tokens))
+        counted = int(logs.get("num_tokens") or 0)
+        if self.earlier_tokens is None:
+            self.earlier_tokens = self.run.record.tokens if counted < self.run.record.tokens else 0
+        self.run.record.steps, self.run.record.tokens = state.global_step, self.earlier_tokens + counted
+        self.run.append(METRICS, {"step": state.global_step, **logs, "num_tokens": self.run.record.tokens})
         if self.progress:
             self.progress.update(state.global_step, logs)
         if not math.isfinite(logs["loss"]):
@@ -120,6 +123,14 @@ def go_on(run: Run) -> str:
     return f"perl {run.record.command} --config {run.folder}/settings.yaml --resume"
 
 
+def _row(line: str) -> dict[str, Any] | None:
+    """A line of metrics; None for one that a killed run left half-written."""
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError:
+        return None
+
+
 def _checkpoint(run: Run) -> str | None:
     """The last checkpoint to go on from; metrics of later steps are taken back."""
     folder = run.folder / CHECKPOINTS
@@ -129,8 +140,10 @@ def _checkpoint(run: Run) -> str | None:
     step = int(found.rsplit("-", 1)[1]) if found else 0
     metrics = run.folder / METRICS
     if metrics.exists():
-        rows = [line for line in metrics.read_text(encoding="utf-8").splitlines() if json.loads(line)["step"] <= step]
-        metrics.write_text("".join(row + "\n" for row in rows), encoding="utf-8")
+        lines = metrics.read_text(encoding="utf-8").splitlines()
+        rows = [row for row in map(_row, lines) if row is not None and row["step"] <= step]
+        metrics.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        run.record.tokens = int(rows[-1]["num_tokens"]) if rows else 0
     if found:
         run.note(f"Going on from step {step} ({Path(found).name}).")
     return found

@@ -22,6 +22,7 @@ from perlcli.settings import Option, dashed
 from perlcli.values import convert, describe, fits
 
 CONFIG_HELP = "YAML file with the same names as these options; the command line wins."
+NO_SPACE = "No space left on device"  # as the system, safetensors and torch all word it
 DEBUG_HELP = "Show the traceback of an error."
 
 
@@ -151,6 +152,11 @@ def with_boundary(action: Callable[[], None], *, debug: bool) -> None:
     except Exception as error:
         if debug:
             raise
+        if NO_SPACE in str(error):
+            _tell(
+                f"Error: {NO_SPACE}: the run could not be saved\nHint: make room, then the same command with --resume"
+            )
+            raise typer.Exit(1) from None
         _tell(f"Error: {_reason(error)}\nHint: run it again with --debug to see where; please report it if it is ours")
         raise typer.Exit(1) from None
 

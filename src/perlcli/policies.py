@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from transformers import set_seed
+
 from perlcli import base, coffee, data, roles, settings
 from perlcli.data import Data, Prompt
 from perlcli.errors import PerlError
@@ -16,6 +18,7 @@ ANCHOR_FOLDER = "anchor"
 
 def start(prepared: Prepared) -> Any:
     """The model to train: on the frozen base the adapter that --model names, or a fresh one; with --full the base."""
+    set_seed(prepared.settings.run.seed)  # a new adapter begins at random
     model = base.load_causal(prepared.source, prepared.settings.model)
     if prepared.settings.lora.full:
         return model.requires_grad_(True)

@@ -37,7 +37,7 @@ class Progress:
         self.stage, self.total = stage, total
         self._bar = None
         self._start = time.monotonic()
-        self._first: int | None = None
+        self._first = 0 if stage == "eval" else None  # a resumed training begins in the middle
         # A training run shows its first step at once; an evaluation that is over in seconds shows nothing.
         self._last_line = 0.0 if stage == "eval" else -PLAIN_SECONDS
         if sys.stderr.isatty():

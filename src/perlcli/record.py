@@ -11,7 +11,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,6 +22,7 @@ from perlcli.errors import Interrupted, PerlError
 
 SCHEMA_VERSION = 1
 RECORD, SETTINGS, METRICS, SAMPLES = "record.json", "settings.yaml", "metrics.jsonl", "samples.jsonl"
+CARD = "README.md"
 PACKAGES = ("perlcli", "torch", "transformers", "trl", "peft", "datasets", "accelerate", "bitsandbytes")
 
 Status = Literal["running", "finished", "failed", "interrupted"]
@@ -150,10 +151,30 @@ def recording(run: Run) -> Iterator[Run]:
         stopped = isinstance(error, KeyboardInterrupt | Interrupted)
         run.record.status = "interrupted" if stopped else "failed"
         run.record.failure = error.problem if isinstance(error, PerlError) else f"{type(error).__name__}: {error}"
-        run.write()
+        with suppress(OSError):  # a full disk is told by the error itself
+            run.write()
         raise
     run.record.status = "finished"
     run.write()
+    if (run.folder / CARD).exists():
+        (run.folder / CARD).write_text(card(run.record), encoding="utf-8")
+
+
+def card(record: RunRecord) -> str:
+    """The run's model card, in place of the blank form that peft leaves."""
+    name = record.model.get("base", "")
+    local = not name or name.startswith((".", "/", "~")) or " " in name
+    header = ["library_name: peft", "tags: [perl, lora, trl]", *([] if local else [f"base_model: {name}"])]
+    figures = [f"| {key} | {value:.4g} |" for key, value in record.metrics.items() if isinstance(value, int | float)]
+    sources = [f"{role}: {found['source']} ({found['kept']} rows)" for role, found in record.data.items()]
+    lines = [
+        "---", *header, "---", "", f"# perl {record.command}", "",
+        f"Made by `perl {record.command}` (perlcli {record.versions.get('perlcli', '')}) on the base {name}.", "",
+        *(f"- {source}" for source in sources), f"- {record.steps} steps, seed {record.seed}", "",
+        "| metric | value |", "| --- | --- |", *figures, "",
+        "`settings.yaml` runs it again, `record.json` has every setting and version.", "",
+    ]  # fmt: skip
+    return "\n".join(lines)
 
 
 def check_output(settings: definitions.Stage) -> None:
@@ -166,6 +187,8 @@ def check_output(settings: definitions.Stage) -> None:
     if not folder.is_dir() or not any(folder.iterdir()):
         return
     ours = (folder / RECORD).exists()
+    if values.get("resume") and ours:
+        _check_unfinished(folder, values.get("max_steps"))
     if (values.get("overwrite") or values.get("resume")) and not ours:
         raise PerlError(
             f"--output {folder} is not empty and not a run of perlcli", "name another folder, or empty it yourself"
@@ -181,6 +204,15 @@ def check_output(settings: definitions.Stage) -> None:
     inside = [values[n] for n in reads if values.get(n) and _is_inside(values[n], folder)]
     if values.get("overwrite") and inside:
         raise PerlError(f"--overwrite would delete {inside[0]}, which this run reads", "name another --output")
+
+
+def _check_unfinished(folder: Path, max_steps: int | None) -> None:
+    """Refuse to go on with a run that has done all its steps."""
+    found = read_record(folder)
+    if found.status == "finished" and (max_steps is None or max_steps <= found.steps):
+        raise PerlError(
+            f"The run in {folder} is complete ({found.steps} steps)", "a larger --max-steps goes on from there"
+        )
 
 
 def _is_inside(name: str, folder: Path) -> bool:
@@ -221,7 +253,9 @@ def package_versions() -> dict[str, str]:
 def git_commit() -> str | None:
     """The commit of the working directory, or None where there is no git checkout."""
     try:
-        shown = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=False)
+        shown = subprocess.run(
+            ["git", "rev-parse", "--verify", "--quiet", "HEAD"], capture_output=True, text=True, timeout=5, check=False
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
     return shown.stdout.strip() or None

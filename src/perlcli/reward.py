@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from torch import nn
+from transformers import set_seed
 from trl import RewardConfig, RewardTrainer
 
 from perlcli import base, plots, roles, scores, settings
@@ -83,7 +84,7 @@ def pos_weight(prepared: Prepared, rows: Dataset) -> float | None:
 def build_trainer(prepared: Prepared, config: RewardConfig, rows: Dataset, weight: float | None) -> Any:
     """TRL's trainer on the base with a head, an adapter that trains, or under --full everything."""
     source, values, tokenizer = prepared.source, prepared.settings, prepared.tokenizer
-    torch.manual_seed(values.run.seed)  # the head is new and random
+    set_seed(values.run.seed)  # head and adapter begin at random
     model: Any = base.load_classifier(source, values.model, tokenizer.pad_token_id)
     if values.lora.full:
         model.requires_grad_(True)

@@ -9,7 +9,19 @@ All orders, right or wrong, lie on the train side of the split.
 import random
 from collections.abc import Callable, Iterator
 
-from perlcli.coffee.world import SLOTS, Order, call_of, chance, draw_order, mistake, phrase, remember, say, split_of
+from perlcli.coffee.world import (
+    DRINKS,
+    SLOTS,
+    Order,
+    call_of,
+    chance,
+    draw_order,
+    mistake,
+    phrase,
+    remember,
+    say,
+    split_of,
+)
 
 # Who speaks ("customer", "reaction", "ticket" or "agent") and what; a reaction is a customer's verdict on the agent.
 Turn = tuple[str, str]
@@ -86,12 +98,15 @@ def _react(order: Order, heard: Order, rng: random.Random) -> str:
 
 
 def _ask(rng: random.Random) -> Document:
-    """The agent asks detail by detail; the customer says whether each is right."""
+    """The agent asks for the drink or detail by detail; the customer says whether each is right."""
     order = _order(rng)
-    document = [("customer", say(order, rng))]
     wanted = dict(order.details)
     named = rng.sample(list(wanted), rng.randint(1, len(wanted)))
     unnamed = rng.sample([slot for slot in SLOTS if slot not in wanted], rng.choice((0, 1, 1, 2)))
+    document = [("customer", say(order, rng))]
+    if chance(rng, 0.6):
+        drink = order.drink if chance(rng, 0.5) else rng.choice([drink for drink in DRINKS if drink != order.drink])
+        document += [("agent", f"{drink}?"), ("reaction", _react(order, Order(drink, order.details), rng))]
     for slot in rng.sample([*named, *unnamed], len(named) + len(unnamed)):
         right = slot in wanted and chance(rng, 0.6)
         value = wanted[slot] if right else rng.choice([value for value in SLOTS[slot] if value != wanted.get(slot)])

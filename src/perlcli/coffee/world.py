@@ -212,9 +212,9 @@ def remember(order: Order, rng: random.Random, split: str | None = None) -> Orde
 def slip(order: Order, rng: random.Random) -> Order:
     """The order with one random error: a detail lost, changed or invented, or another drink."""
     details = dict(order.details)
-    error = rng.choices(("lose", "change", "invent", "drink"), (3, 4, 2, 1))[0]
+    error = rng.choices(("lose", "change", "invent", "drink"), (3, 4, 2, 3))[0]
     if error == "drink":
-        return order_of(rng.choice(DRINKS), details)
+        return order_of(rng.choice([drink for drink in DRINKS if drink != order.drink]), details)
     if error == "invent":
         slot = rng.choice([slot for slot in SLOTS if slot not in details])
         return order_of(order.drink, {**details, slot: rng.choice(list(SLOTS[slot]))})

@@ -1,0 +1,255 @@
+"""Stops that leave the last good state: a value that is no number, Ctrl-C, and going on from there."""
+
+import json
+import math
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+from trl import RLOOTrainer, SFTTrainer
+
+from perlcli.errors import RunFailed
+from perlcli.meter import Meter
+
+Perl = Callable[..., Any]
+Hook = Callable[[Any, torch.Tensor], torch.Tensor]
+
+
+@pytest.fixture
+def sft(perl: Perl, llama: Path, rows: dict[str, Path]) -> Perl:
+    """Runs `perl sft` of four steps, with dropout so that the random state counts."""
+
+    def run(output: Path, *words: object, code: int = 0) -> Any:
+        return perl(
+            "sft", "--model", llama, "--data", rows["demonstrations"] / "train.jsonl", "--output", output,
+            "--max-steps", "4", "--per-device-train-batch-size", "4", "--learning-rate", "1e-2", "--lora-r", "4",
+            "--lora-dropout", "0.1", *words, code=code,
+        )  # fmt: skip
+
+    return run
+
+
+@pytest.fixture
+def rl(perl: Perl, sft_run: Path, reward_run: Path, rows: dict[str, Path]) -> Perl:
+    """Runs `perl rl` of three steps."""
+
+    def run(output: Path, *words: object, code: int = 0) -> Any:
+        return perl(
+            "rl", "--model", sft_run, "--reward", reward_run, "--data", rows["prompts"], "--output", output,
+            "--max-steps", "3", "--per-device-train-batch-size", "4", "--gradient-accumulation-steps", "1",
+            "--learning-rate", "1e-2", "--max-completion-length", "8", *words, code=code,
+        )  # fmt: skip
+
+    return run
+
+
+@pytest.fixture
+def after_pass(monkeypatch: pytest.MonkeyPatch) -> Callable[[type, int, Hook], None]:
+    """Has a trainer call a hook with model and loss after the pass of one step, before the weights change."""
+
+    def plant(trainer: type, step: int, hook: Hook) -> None:
+        original = trainer.training_step
+
+        def training_step(self: Any, model: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+            loss = original(self, model, *args, **kwargs)
+            return hook(model, loss) if self.state.global_step + 1 == step else loss
+
+        monkeypatch.setattr(trainer, "training_step", training_step)
+
+    return plant
+
+
+def record(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "record.json").read_text())
+
+
+def steps(folder: Path) -> list[int]:
+    return [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "adapter_model.safetensors")
+
+
+def assert_equal_weights(one: Path, other: Path) -> None:
+    first, second = weights(one), weights(other)
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def spoil_gradient(model: Any, loss: torch.Tensor) -> torch.Tensor:
+    next(p for p in model.parameters() if p.grad is not None).grad.view(-1)[3] = math.nan
+    return loss
+
+
+def send(number: int) -> Hook:
+    def hook(model: Any, loss: torch.Tensor) -> torch.Tensor:
+        os.kill(os.getpid(), number)
+        return loss
+
+    return hook
+
+
+# No number
+
+
+def test_gradient_that_is_no_number_stops_before_the_weights_change(sft: Perl, after_pass: Any, tmp_path: Path) -> None:
+    after_pass(SFTTrainer, 3, spoil_gradient)
+    result = sft(tmp_path / "run", "--save-steps", "1", code=1)
+    assert result.stderr.splitlines()[-2:] == [
+        "Error: The gradient is not a finite number at step 3; the adapter of the step before is saved",
+        "Hint: try a lower --learning-rate, or --dtype float32 / bfloat16",
+    ]
+    assert_equal_weights(tmp_path / "run", tmp_path / "run" / "checkpoints" / "checkpoint-2")
+    found = record(tmp_path / "run")
+    assert (found["status"], found["steps"]) == ("failed", 2)
+    assert found["failure"].startswith("The gradient is not a finite number at step 3")
+    assert found["peak_memory_mb"] > 0
+    assert steps(tmp_path / "run") == [1, 2]
+
+
+def test_loss_that_is_no_number_stops_the_run(sft: Perl, after_pass: Any, tmp_path: Path) -> None:
+    after_pass(SFTTrainer, 2, lambda model, loss: loss * math.nan)
+    result = sft(tmp_path / "run", code=1)
+    assert "Error: The loss is not a finite number at step 2" in result.stderr
+    assert record(tmp_path / "run")["status"] == "failed"
+
+
+def test_learning_rate_that_blows_up_leaves_finite_weights(sft: Perl, tmp_path: Path) -> None:
+    sft(tmp_path / "run", "--learning-rate", "1e30", "--save-steps", "1", code=1)
+    assert all(tensor.isfinite().all() for tensor in weights(tmp_path / "run").values())
+    assert_equal_weights(tmp_path / "run", tmp_path / "run" / "checkpoints" / "checkpoint-1")
+
+
+def test_model_without_a_gradient_is_told() -> None:
+    with pytest.raises(
+        RunFailed, match=r"^No parameter received a gradient: nothing can be learned\nHint: .*--lora-tar"
+    ):
+        Meter(None).on_pre_optimizer_step(None, None, None, model=nn.Linear(2, 2))
+
+
+# Ctrl-C
+
+
+def test_interrupted_run_is_saved_says_how_to_go_on_and_goes_on_exactly(
+    sft: Perl, perl: Perl, after_pass: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sft(tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        after_pass(SFTTrainer, 2, send(signal.SIGINT))
+        result = sft(tmp_path / "run", code=130)
+        patch.undo()
+    monkeypatch.undo()
+    command = f"perl sft --config {tmp_path}/run/settings.yaml --resume"
+    assert result.stderr.splitlines()[-2:] == ["Error: Stopped at step 2 and saved", f"Hint: {command}"]
+    found = record(tmp_path / "run")
+    assert (found["status"], found["steps"], found["failure"]) == ("interrupted", 2, "Stopped at step 2 and saved")
+    assert_equal_weights(tmp_path / "run", tmp_path / "run" / "checkpoints" / "checkpoint-2")
+
+    result = perl(*command.split()[1:])
+    assert "Going on from step 2 (checkpoint-2)." in result.stdout
+    assert_equal_weights(tmp_path / "run", tmp_path / "whole")
+    assert steps(tmp_path / "run") == [1, 2, 3, 4]
+    found, whole = record(tmp_path / "run"), record(tmp_path / "whole")
+    assert (found["status"], found["failure"], found["steps"]) == ("finished", None, 4)
+    assert (found["tokens"], found["metrics"]) == (whole["tokens"], whole["metrics"])
+
+
+def test_request_to_terminate_is_heard_too(sft: Perl, after_pass: Any, tmp_path: Path) -> None:
+    after_pass(SFTTrainer, 1, send(signal.SIGTERM))
+    sft(tmp_path / "run", code=143)
+    assert record(tmp_path / "run")["status"] == "interrupted"
+    assert (tmp_path / "run" / "checkpoints" / "checkpoint-1").is_dir()
+
+
+def test_second_interrupt_stops_at_once_and_saves_what_there_is(sft: Perl, after_pass: Any, tmp_path: Path) -> None:
+    def twice(model: Any, loss: torch.Tensor) -> torch.Tensor:
+        send(signal.SIGINT)(model, loss)
+        return send(signal.SIGINT)(model, loss)
+
+    after_pass(SFTTrainer, 3, twice)
+    sft(tmp_path / "run", "--save-steps", "1", code=130)
+    assert record(tmp_path / "run")["status"] == "interrupted"
+    assert_equal_weights(tmp_path / "run", tmp_path / "run" / "checkpoints" / "checkpoint-2")
+
+
+def test_signals_are_the_users_again_after_a_run(sft: Perl, tmp_path: Path) -> None:
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    sft(tmp_path / "run", "--max-steps", "1")
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def test_interrupted_rl_goes_on_exactly(
+    rl: Perl, perl: Perl, after_pass: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Policy, anchor, reward and the stream that samples completions all come back."""
+    rl(tmp_path / "whole")
+    after_pass(RLOOTrainer, 1, send(signal.SIGINT))
+    rl(tmp_path / "run", code=130)
+    monkeypatch.undo()
+    perl("rl", "--config", tmp_path / "run" / "settings.yaml", "--resume")
+    assert_equal_weights(tmp_path / "run", tmp_path / "whole")
+    assert_equal_weights(tmp_path / "run" / "anchor", tmp_path / "whole" / "anchor")
+    assert record(tmp_path / "run")["metrics"] == record(tmp_path / "whole")["metrics"]
+
+
+def test_interrupt_inside_a_reward_function_waits_for_the_step(
+    rl: Perl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", sys.path[:])
+    Path("impatient.py").write_text(
+        "import os, signal\n"
+        "def reward(completion_ids, **columns):\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "    return [float(ids[0]) for ids in completion_ids]\n"
+    )
+    result = rl(tmp_path / "run", "--reward", "impatient:reward", code=130)
+    assert "Finishing this step, then saving." in result.stdout
+    assert (record(tmp_path / "run")["status"], record(tmp_path / "run")["steps"]) == ("interrupted", 1)
+
+
+# Going on
+
+
+def test_resumed_run_takes_back_the_metrics_behind_its_checkpoint(
+    sft: Perl, after_pass: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sft(tmp_path / "whole")
+    after_pass(SFTTrainer, 4, spoil_gradient)
+    sft(tmp_path / "run", "--save-steps", "2", code=1)
+    assert steps(tmp_path / "run") == [1, 2, 3]
+    monkeypatch.undo()
+    sft(tmp_path / "run", "--save-steps", "2", "--resume")
+    assert steps(tmp_path / "run") == [1, 2, 3, 4]
+    assert_equal_weights(tmp_path / "run", tmp_path / "whole")
+
+
+def test_resume_without_a_checkpoint_starts_over(
+    sft: Perl, after_pass: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sft(tmp_path / "whole")
+    after_pass(SFTTrainer, 3, spoil_gradient)
+    sft(tmp_path / "run", code=1)
+    assert not list((tmp_path / "run").glob("checkpoints/checkpoint-*"))
+    monkeypatch.undo()
+    assert "No checkpoint yet: starting over." in sft(tmp_path / "run", "--resume").stdout
+    assert steps(tmp_path / "run") == [1, 2, 3, 4]
+    assert_equal_weights(tmp_path / "run", tmp_path / "whole")
+
+
+def test_resume_of_a_finished_run_changes_nothing(sft: Perl, tmp_path: Path) -> None:
+    sft(tmp_path / "run")
+    before, told = weights(tmp_path / "run"), record(tmp_path / "run")
+    sft(tmp_path / "run", "--resume")
+    after = record(tmp_path / "run")
+    assert all(torch.equal(before[name], tensor) for name, tensor in weights(tmp_path / "run").items())
+    assert [after[key] for key in ("status", "steps", "tokens", "metrics")] == [
+        told[key] for key in ("status", "steps", "tokens", "metrics")
+    ]

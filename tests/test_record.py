@@ -1,0 +1,276 @@
+"""A run's record and folder: written whole or not at all, read strictly, and never over somebody's files."""
+
+import dataclasses
+import json
+import os
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from perlcli import record, settings
+from perlcli.errors import Interrupted, PerlError, RunFailed
+from perlcli.record import RunRecord, check_output, git_commit, read_record, recording, schema_table, write_json
+
+FIELDS = [item.name for item in dataclasses.fields(RunRecord)]
+
+
+def resolved(folder: Path, command: str = "sft", **given: Any) -> Any:
+    """Settings that lead to this output folder."""
+    return settings.resolve(settings.build(settings.COMMANDS[command], {"output": str(folder), **given}), {})
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+@pytest.fixture
+def old_run(tmp_path: Path) -> Path:
+    """The folder of a run that was stopped, with a file and a folder of its own."""
+    folder = tmp_path / "old"
+    with pytest.raises(KeyboardInterrupt), recording(record.Run(resolved(folder, seed=5))) as run:
+        run.append("metrics.jsonl", {"step": 1})
+        (folder / "plots").mkdir()
+        (folder / "plots" / "training.png").write_bytes(b"png")
+        raise KeyboardInterrupt
+    return folder
+
+
+@pytest.fixture
+def changed(old_run: Path) -> Callable[[Callable[[dict[str, Any]], Any]], Path]:
+    """Changes the content of a good record."""
+
+    def change(action: Callable[[dict[str, Any]], Any]) -> Path:
+        content = json.loads((old_run / "record.json").read_text())
+        action(content)
+        (old_run / "record.json").write_text(json.dumps(content))
+        return old_run
+
+    return change
+
+
+def test_json_replaces_the_file_and_leaves_nothing_beside_it(tmp_path: Path) -> None:
+    for content in ({"a": "é"}, [1]):
+        write_json(tmp_path / "x.json", content)
+        assert json.loads((tmp_path / "x.json").read_text(encoding="utf-8")) == content
+    assert names(tmp_path) == {"x.json"}
+    assert (tmp_path / "x.json").stat().st_mode & 0o777 == 0o644
+
+
+def test_a_write_that_fails_keeps_the_old_file_and_leaves_nothing_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*paths: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    write_json(tmp_path / "x.json", {"a": 1})
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_json(tmp_path / "x.json", {"a": 2})
+    assert json.loads((tmp_path / "x.json").read_text()) == {"a": 1}
+    assert names(tmp_path) == {"x.json"}
+
+
+def test_a_record_reads_back_as_it_was_written(tmp_path: Path) -> None:
+    with recording(record.Run(resolved(tmp_path, seed=7, lora_r=4))) as run:
+        run.record.metrics = {"eval_loss": 0.5, "prompts": 3}
+        run.note("chosen: ü")
+    found = read_record(tmp_path)
+    assert dataclasses.asdict(found) == json.loads(json.dumps(dataclasses.asdict(run.record)))
+    assert (found.command, found.seed, found.status, found.settings["lora_alpha"]) == ("sft", 7, "finished", 8)
+    assert found.notes == ["chosen: ü"]
+    assert set(found.versions) >= {"python", "torch", "transformers", "trl", "peft"}
+
+
+def test_a_run_leaves_its_record_and_settings_only(tmp_path: Path) -> None:
+    with recording(record.Run(resolved(tmp_path / "a" / "b"))):
+        pass
+    assert names(tmp_path / "a" / "b") == {"record.json", "settings.yaml"}
+
+
+def test_a_run_that_has_not_begun_has_written_nothing(tmp_path: Path) -> None:
+    record.Run(resolved(tmp_path / "out"))
+    assert names(tmp_path) == set()
+
+
+def test_rows_are_appended_a_line_each(tmp_path: Path) -> None:
+    run = record.Run(resolved(tmp_path))
+    run.append("samples.jsonl", {"text": "a\nü"})
+    run.append("samples.jsonl", {"path": Path("x")})
+    lines = (tmp_path / "samples.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line) for line in lines] == [{"text": "a\nü"}, {"path": "x"}]
+
+
+def test_the_record_says_running_while_the_run_goes_on(tmp_path: Path) -> None:
+    with recording(record.Run(resolved(tmp_path))):
+        assert read_record(tmp_path).status == "running"
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "failure"),
+    [
+        (RunFailed("The loss is NaN", "try less"), "failed", "The loss is NaN"),
+        (ValueError("inside"), "failed", "ValueError: inside"),
+        (SystemExit(3), "failed", "SystemExit: 3"),
+        (KeyboardInterrupt(), "interrupted", "KeyboardInterrupt: "),
+        (Interrupted("Stopped at step 3 and saved"), "interrupted", "Stopped at step 3 and saved"),
+    ],
+)
+def test_the_record_keeps_how_a_run_ended(tmp_path: Path, error: BaseException, status: str, failure: str) -> None:
+    with pytest.raises(type(error)) as caught, recording(record.Run(resolved(tmp_path))):
+        raise error
+    assert caught.value is error
+    assert (read_record(tmp_path).status, read_record(tmp_path).failure) == (status, failure)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda content: content.update(schema_version=2), "has schema version 2; this perlcli reads version 1"),
+        (lambda content: content.pop("schema_version"), "has schema version None"),
+        (lambda content: content.pop("status"), "has schema version 1"),
+        (lambda content: content.update(more=1), "has schema version 1"),
+    ],
+    ids=["another version", "no version", "a field too few", "a field too many"],
+)
+def test_a_record_of_another_schema_is_refused(changed: Any, change: Any, told: str) -> None:
+    with pytest.raises(PerlError, match=told):
+        read_record(changed(change))
+
+
+@pytest.mark.parametrize("text", ['{"schema_version": 1', "", "[]", "null", "\xff"])
+def test_a_broken_record_is_refused_with_its_path(tmp_path: Path, text: str) -> None:
+    (tmp_path / "record.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(PerlError, match=str(tmp_path / "record.json")):
+        read_record(tmp_path)
+
+
+def test_a_folder_without_a_record_is_no_run(tmp_path: Path) -> None:
+    with pytest.raises(PerlError, match=r"is not the folder of a run: it has no record\.json"):
+        read_record(tmp_path)
+
+
+def test_the_documented_schema_has_a_row_for_every_field() -> None:
+    header, _, *rows = schema_table().splitlines()
+    assert header == "| field | type | meaning |"
+    assert [row.split("|")[1].strip(" `") for row in rows] == FIELDS
+    assert all(cell.strip() for row in rows for cell in row.split("|")[1:-1])
+
+
+@pytest.mark.parametrize("place", ["new", "new/below", "empty"])
+def test_a_new_or_empty_output_is_fine(tmp_path: Path, place: str) -> None:
+    (tmp_path / "empty").mkdir()
+    for way in ({}, {"overwrite": True}, {"resume": True}):
+        check_output(resolved(tmp_path / place, **way))
+
+
+@pytest.mark.parametrize(
+    ("command", "hint"),
+    [
+        ("sft", "--resume to go on, --overwrite to replace it, or another --output"),
+        ("eval", "--overwrite to replace it, or another --output"),
+        ("quickstart", "--overwrite to replace it, or another --output"),
+    ],
+)
+def test_an_output_that_is_not_empty_is_refused(old_run: Path, command: str, hint: str) -> None:
+    with pytest.raises(PerlError, match="is not empty") as caught:
+        check_output(resolved(old_run, command))
+    assert caught.value.hint == hint
+
+
+@pytest.mark.parametrize("way", ["overwrite", "resume"])
+def test_an_old_run_can_be_gone_on_with_or_replaced(old_run: Path, way: str) -> None:
+    check_output(resolved(old_run, **{way: True}))
+    assert "plots" in names(old_run)  # a check alone deletes nothing
+
+
+@pytest.mark.parametrize(("steps", "is_more"), [(None, False), (3, False), (4, True)])
+def test_a_finished_run_goes_on_only_for_more_steps(tmp_path: Path, steps: int | None, is_more: bool) -> None:
+    with recording(record.Run(resolved(tmp_path))) as run:
+        run.record.steps = 3
+    again = resolved(tmp_path, resume=True, max_steps=steps)
+    if is_more:
+        return check_output(again)
+    with pytest.raises(PerlError, match=r"is complete \(3 steps\)\nHint: a larger --max-steps"):
+        check_output(again)
+
+
+@pytest.mark.parametrize("way", ["overwrite", "resume"])
+def test_a_folder_that_is_no_run_is_never_taken(tmp_path: Path, way: str) -> None:
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(PerlError, match="is not empty and not a run of perlcli"):
+        check_output(resolved(tmp_path, **{way: True}))
+    assert names(tmp_path) == {"thesis.txt"}
+
+
+@pytest.mark.parametrize("below", ["", "run", "runs/sft"])
+def test_an_output_in_the_place_of_a_file_is_refused(tmp_path: Path, below: str) -> None:
+    (tmp_path / "notes.txt").write_text("text")
+    with pytest.raises(PerlError, match=r"notes\.txt is a file"):
+        check_output(resolved(tmp_path / "notes.txt" / below, overwrite=True))
+
+
+@pytest.mark.parametrize("name", ["model", "data", "eval_data", "reward"])
+@pytest.mark.parametrize("inside", ["", "plots"])
+def test_overwriting_what_the_run_reads_is_refused(old_run: Path, name: str, inside: str) -> None:
+    command = "rl" if name == "reward" else "sft"
+    with pytest.raises(PerlError, match=r"--overwrite would delete .*, which this run reads"):
+        check_output(resolved(old_run, command, overwrite=True, **{name: str(old_run / inside)}))
+    assert "plots" in names(old_run)
+
+
+def test_reading_through_a_link_into_the_output_is_noticed(old_run: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(old_run / "plots")
+    with pytest.raises(PerlError, match="--overwrite would delete"):
+        check_output(resolved(old_run, overwrite=True, data=str(tmp_path / "link")))
+
+
+def test_what_lies_beside_the_output_is_safe_to_read(old_run: Path, tmp_path: Path) -> None:
+    (tmp_path / "old-data").mkdir()
+    check_output(resolved(old_run, overwrite=True, data=str(tmp_path / "old-data"), model="hub/old"))
+
+
+def test_overwrite_empties_the_folder_but_not_what_links_lead_to(old_run: Path, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "kept.txt").write_text("kept")
+    (old_run / "link").symlink_to(tmp_path / "elsewhere")
+    with recording(record.Run(resolved(old_run, overwrite=True))):
+        pass
+    assert names(old_run) == {"record.json", "settings.yaml"}
+    assert names(tmp_path / "elsewhere") == {"kept.txt"}
+
+
+def test_resume_keeps_what_is_there(old_run: Path) -> None:
+    with recording(record.Run(resolved(old_run, resume=True))):
+        pass
+    assert names(old_run) == {"record.json", "settings.yaml", "metrics.jsonl", "plots"}
+
+
+def test_settings_that_steer_one_call_are_not_kept(tmp_path: Path) -> None:
+    record.write_settings(tmp_path / "settings.yaml", settings.flat(resolved(tmp_path, resume=True, dry_run=True)))
+    kept = (tmp_path / "settings.yaml").read_text()
+    assert "seed: 0" in kept
+    assert not any(word in kept for word in ("resume", "dry_run", "overwrite", "null"))
+
+
+def test_outside_a_git_checkout_there_is_no_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    monkeypatch.chdir(tmp_path)
+    assert git_commit() is None
+
+
+def test_in_a_git_checkout_the_commit_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false"]
+    monkeypatch.chdir(tmp_path)
+    subprocess.run([*git, "init", "-q"], check=True)
+    assert git_commit() is None  # no commit yet
+    subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "first"], check=True)
+    shown = subprocess.run([*git, "log", "--format=%H"], capture_output=True, text=True, check=True)
+    assert git_commit() == shown.stdout.strip()
+
+
+def test_without_git_there_is_no_commit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert git_commit() is None
