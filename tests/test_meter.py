@@ -52,14 +52,14 @@ def rl(perl: Perl, sft_run: Path, reward_run: Path, rows: dict[str, Path]) -> Pe
 
 @pytest.fixture
 def after_pass(monkeypatch: pytest.MonkeyPatch) -> Callable[[type, int, Hook], None]:
-    """Has a trainer call a hook with model and loss after the pass of one step, before the weights change."""
+    """Has a trainer call a hook once, with model and loss after the pass of one step, before the weights change."""
 
     def plant(trainer: type, step: int, hook: Hook) -> None:
-        original = trainer.training_step
+        original, waiting = trainer.training_step, [hook]
 
         def training_step(self: Any, model: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
             loss = original(self, model, *args, **kwargs)
-            return hook(model, loss) if self.state.global_step + 1 == step else loss
+            return waiting.pop()(model, loss) if waiting and self.state.global_step + 1 == step else loss
 
         monkeypatch.setattr(trainer, "training_step", training_step)
 
@@ -139,14 +139,11 @@ def test_model_without_a_gradient_is_told() -> None:
 
 
 def test_interrupted_run_is_saved_says_how_to_go_on_and_goes_on_exactly(
-    sft: Perl, perl: Perl, after_pass: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    sft: Perl, perl: Perl, after_pass: Any, tmp_path: Path
 ) -> None:
     sft(tmp_path / "whole")
-    with monkeypatch.context() as patch:
-        after_pass(SFTTrainer, 2, send(signal.SIGINT))
-        result = sft(tmp_path / "run", code=130)
-        patch.undo()
-    monkeypatch.undo()
+    after_pass(SFTTrainer, 2, send(signal.SIGINT))
+    result = sft(tmp_path / "run", code=130)
     command = f"perl sft --config {tmp_path}/run/settings.yaml --resume"
     assert result.stderr.splitlines()[-2:] == ["Error: Stopped at step 2 and saved", f"Hint: {command}"]
     found = record(tmp_path / "run")
@@ -186,14 +183,11 @@ def test_signals_are_the_users_again_after_a_run(sft: Perl, tmp_path: Path) -> N
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
 
 
-def test_interrupted_rl_goes_on_exactly(
-    rl: Perl, perl: Perl, after_pass: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_interrupted_rl_goes_on_exactly(rl: Perl, perl: Perl, after_pass: Any, tmp_path: Path) -> None:
     """Policy, anchor, reward and the stream that samples completions all come back."""
     rl(tmp_path / "whole")
     after_pass(RLOOTrainer, 1, send(signal.SIGINT))
     rl(tmp_path / "run", code=130)
-    monkeypatch.undo()
     perl("rl", "--config", tmp_path / "run" / "settings.yaml", "--resume")
     assert_equal_weights(tmp_path / "run", tmp_path / "whole")
     assert_equal_weights(tmp_path / "run" / "anchor", tmp_path / "whole" / "anchor")
@@ -215,41 +209,52 @@ def test_interrupt_inside_a_reward_function_waits_for_the_step(
     assert (record(tmp_path / "run")["status"], record(tmp_path / "run")["steps"]) == ("interrupted", 1)
 
 
+def test_reward_function_that_fails_in_the_middle_leaves_the_last_good_adapter(
+    rl: Perl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", sys.path[:])
+    Path("moody.py").write_text(
+        "calls = []\n"
+        "def reward(completion_ids, **columns):\n"
+        "    calls.append(1)\n"
+        "    assert len(calls) < 3, 'no more'\n"
+        "    return [float(ids[0]) for ids in completion_ids]\n"
+    )
+    result = rl(tmp_path / "run", "--reward", "moody:reward", "--save-steps", "1", code=2)
+    assert "Error: The reward function moody:reward failed: AssertionError: no more" in result.stderr
+    assert (record(tmp_path / "run")["status"], record(tmp_path / "run")["steps"]) == ("failed", 2)
+    assert_equal_weights(tmp_path / "run", tmp_path / "run" / "checkpoints" / "checkpoint-2")
+
+
 # Going on
 
 
-def test_resumed_run_takes_back_the_metrics_behind_its_checkpoint(
-    sft: Perl, after_pass: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_resumed_run_takes_back_the_metrics_behind_its_checkpoint(sft: Perl, after_pass: Any, tmp_path: Path) -> None:
     sft(tmp_path / "whole")
     after_pass(SFTTrainer, 4, spoil_gradient)
     sft(tmp_path / "run", "--save-steps", "2", code=1)
     assert steps(tmp_path / "run") == [1, 2, 3]
-    monkeypatch.undo()
     sft(tmp_path / "run", "--save-steps", "2", "--resume")
     assert steps(tmp_path / "run") == [1, 2, 3, 4]
     assert_equal_weights(tmp_path / "run", tmp_path / "whole")
 
 
-def test_resume_without_a_checkpoint_starts_over(
-    sft: Perl, after_pass: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_resume_without_a_checkpoint_starts_over(sft: Perl, after_pass: Any, tmp_path: Path) -> None:
     sft(tmp_path / "whole")
     after_pass(SFTTrainer, 3, spoil_gradient)
     sft(tmp_path / "run", code=1)
     assert not list((tmp_path / "run").glob("checkpoints/checkpoint-*"))
-    monkeypatch.undo()
     assert "No checkpoint yet: starting over." in sft(tmp_path / "run", "--resume").stdout
     assert steps(tmp_path / "run") == [1, 2, 3, 4]
     assert_equal_weights(tmp_path / "run", tmp_path / "whole")
 
 
-def test_resume_of_a_finished_run_changes_nothing(sft: Perl, tmp_path: Path) -> None:
-    sft(tmp_path / "run")
-    before, told = weights(tmp_path / "run"), record(tmp_path / "run")
-    sft(tmp_path / "run", "--resume")
-    after = record(tmp_path / "run")
-    assert all(torch.equal(before[name], tensor) for name, tensor in weights(tmp_path / "run").items())
-    assert [after[key] for key in ("status", "steps", "tokens", "metrics")] == [
-        told[key] for key in ("status", "steps", "tokens", "metrics")
-    ]
+def test_resume_of_a_finished_run_is_refused_and_more_steps_go_on(sft: Perl, tmp_path: Path) -> None:
+    sft(tmp_path / "whole", "--set", "lr_scheduler_type=constant")
+    sft(tmp_path / "run", "--set", "lr_scheduler_type=constant", "--max-steps", "2")
+    before = (tmp_path / "run" / "record.json").read_text()
+    result = sft(tmp_path / "run", "--set", "lr_scheduler_type=constant", "--max-steps", "2", "--resume", code=2)
+    assert f"The run in {tmp_path}/run is complete (2 steps)\nHint: a larger --max-steps" in result.stderr
+    assert (tmp_path / "run" / "record.json").read_text() == before
+    sft(tmp_path / "run", "--set", "lr_scheduler_type=constant", "--resume")
+    assert_equal_weights(tmp_path / "run", tmp_path / "whole")

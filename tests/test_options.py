@@ -233,9 +233,21 @@ def test_an_error_of_ours_or_upstream_is_one_line_without_traceback() -> None:
 
 
 def test_an_error_of_the_system_names_the_file() -> None:
-    result = call(raising(OSError(28, "No space left on device", "runs/x/record.json")))
+    result = call(raising(PermissionError(13, "Permission denied", "runs/x/record.json")))
     assert result.exit_code == 1
-    assert result.stderr.splitlines()[0] == "Error: No space left on device: runs/x/record.json"
+    assert result.stderr.splitlines()[0] == "Error: Permission denied: runs/x/record.json"
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(28, "No space left on device"), RuntimeError("No space left on device (28)")]
+)
+def test_a_full_disk_says_how_to_go_on(error: Exception) -> None:
+    result = call(raising(error))
+    assert result.exit_code == 1
+    assert result.stderr.splitlines() == [
+        "Error: No space left on device: the run could not be saved",
+        "Hint: make room, then the same command with --resume",
+    ]
 
 
 def test_debug_shows_the_traceback_of_a_users_error_too() -> None:

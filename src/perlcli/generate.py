@@ -11,6 +11,13 @@ from transformers import GenerationConfig
 
 from perlcli.data import Renderer
 
+# Sampling from the whole distribution, as RL does. What isn't said here, transformers takes from the generation config
+# that a model brings (Qwen2.5-Instruct's has a repetition penalty).
+WHOLE = {
+    "do_sample": True, "num_beams": 1, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "typical_p": 1.0,
+    "repetition_penalty": 1.0, "no_repeat_ngram_size": 0,
+}  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -32,7 +39,7 @@ def sample(model: Any, render: Renderer, prompts: Sequence[list[int]], how: Samp
     ids = torch.tensor([[tokenizer.pad_token_id] * (longest - len(p)) + p for p in prompts], device=model.device)
     mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=model.device)
     config = GenerationConfig(
-        do_sample=True, temperature=how.temperature, top_k=0, top_p=1.0, max_new_tokens=how.max_new_tokens,
+        **WHOLE, temperature=how.temperature, max_new_tokens=how.max_new_tokens,
         eos_token_id=list(render.eos_ids), pad_token_id=tokenizer.pad_token_id, bos_token_id=tokenizer.bos_token_id,
     )  # fmt: skip
     was_training = model.training

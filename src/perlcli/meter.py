@@ -17,7 +17,7 @@ from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import get_last_checkpoint
 
 from perlcli import device
-from perlcli.errors import Interrupted, RunFailed
+from perlcli.errors import Interrupted, PerlError, RunFailed
 from perlcli.progress import Progress
 from perlcli.record import METRICS, Run
 
@@ -105,7 +105,7 @@ def train(trainer: Trainer, run: Run, save: Callable[[Any], None]) -> None:
     try:
         with meter.listening():
             trainer.train(resume_from_checkpoint=checkpoint)
-    except (RunFailed, KeyboardInterrupt):
+    except (PerlError, KeyboardInterrupt):  # also of a reward function that fails in the middle
         save(trainer.model)
         raise
     finally:

@@ -63,8 +63,15 @@ def bars(names: Sequence[str], values: Sequence[float], title: str, target: Path
 def _figure(count: int) -> tuple[Any, list[Any]]:
     from matplotlib.figure import Figure  # not pyplot: no window, no global state
 
-    figure = Figure(figsize=(4.2 * count if count > 1 else 5.6, 3.4), layout="constrained")
-    return figure, list(figure.subplots(1, count, squeeze=False)[0])
+    columns = min(count, 2)
+    rows = -(-count // columns)
+    figure = Figure(
+        figsize=(4.6 * columns if count > 1 else 5.6, 3.1 * rows if rows > 1 else 3.4), layout="constrained"
+    )
+    axes = [axis for row in figure.subplots(rows, columns, squeeze=False) for axis in row]
+    for axis in axes[count:]:
+        axis.set_visible(False)
+    return figure, axes[:count]
 
 
 def _label(axis: Any, title: str, below: str, is_share: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ def save(prepared: Prepared, model: Any) -> None:
     prepared.tokenizer.save_pretrained(str(prepared.run.folder))
     if roles.ANCHOR in getattr(model, "peft_config", {}):
         roles.save_adapter(model, prepared.run.folder, roles.ANCHOR)
+        shutil.rmtree(prepared.run.folder / ANCHOR_FOLDER, ignore_errors=True)  # of this run before --resume
         (prepared.run.folder / roles.ANCHOR).replace(prepared.run.folder / ANCHOR_FOLDER)
 
 

@@ -11,15 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer
-
 from perlcli import base, roles, scores
 from perlcli.base import Source
 from perlcli.data import Content, Prompt, Renderer, text_of
 from perlcli.errors import PerlError, nearest
 from perlcli.prepare import Prepared
 from perlcli.record import RECORD, read_record
-from perlcli.settings import ModelSettings
 
 MODULE_FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 Ids = list[int]
@@ -97,12 +94,7 @@ def _check_record(source: Source, prepared: Prepared, *, is_shared: bool) -> Non
         raise PerlError(
             f"The reward {source.name} was trained on other weights ({weights[0]}) than the base's ({weights[1]})"
         )
-    precisions = (trained.device.get("precision"), prepared.run.record.device["precision"])
-    if precisions[0] != precisions[1]:
-        prepared.run.note(
-            f"The reward {source.name} was trained on its base in {precisions[0]} and scores on it in {precisions[1]}: "
-            "its rewards shift a little."
-        )
+    scores.note_precision(source, prepared)
 
 
 class TokenReward:
@@ -189,21 +181,8 @@ def _beside(source: Source, prepared: Prepared, batch: int) -> TokenReward | Tex
     render = prepared.renderer
     prepared.run.note(f"reward: {source.name}, on a base of its own ({source.base_name}), loaded beside the policy's")
     values = prepared.settings.model
-    if (
-        source.adapter is not None
-        or (Path(source.base) / "tokenizer_config.json").exists()
-        or not Path(source.base).exists()
-    ):
-        tokenizer = AutoTokenizer.from_pretrained(
-            source.adapter or source.base, trust_remote_code=values.trust_remote_code
-        )
-    else:
-        raise PerlError(f"--reward {source.name} has no tokenizer")
-    if tokenizer.eos_token_id is not None:
-        base.choose_pad(tokenizer)
-    scorer = scores.load(
-        source, ModelSettings(dtype=values.dtype, trust_remote_code=values.trust_remote_code), tokenizer.pad_token_id
-    )
+    tokenizer = base.load_tokenizer(source, trust_remote_code=values.trust_remote_code)
+    scorer = scores.load(source, scores.precision_of(source, values), tokenizer.pad_token_id)
     if base.tokenizer_fingerprint(tokenizer) == base.tokenizer_fingerprint(prepared.tokenizer):
         return TokenReward(scorer, render, batch)
     return TextReward(scorer, tokenizer, render, batch)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 from perlcli import base, data, plots, roles, settings, stats
@@ -10,7 +11,7 @@ from perlcli.data import Data, Preference, Thumb
 from perlcli.errors import RunFailed
 from perlcli.prepare import report_data
 from perlcli.progress import Progress
-from perlcli.record import SAMPLES
+from perlcli.record import RECORD, SAMPLES, read_record
 
 SAMPLED, BATCH = 20, 16
 
@@ -45,6 +46,28 @@ def load(source: base.Source, values: settings.ModelSettings, pad_token_id: int)
     if source.adapter:
         model = roles.load_adapter(model, source.adapter, trainable=False)
     return roles.ClassifierScorer(model, pad_token_id)
+
+
+def precision_of(source: base.Source, values: settings.ModelSettings) -> settings.ModelSettings:
+    """How to load a reward model on a base of its own: as it was trained, where its record tells, else unquantised."""
+    found: dict[str, Any] = {"dtype": values.dtype}
+    if source.adapter and (Path(source.adapter) / RECORD).exists():
+        trained = read_record(Path(source.adapter)).settings
+        found = {name: trained[name] for name in ("dtype", "load_in_4bit", "load_in_8bit")}
+    return settings.ModelSettings(trust_remote_code=values.trust_remote_code, **found)
+
+
+def note_precision(source: base.Source, prepared: Any) -> None:
+    """Say where a reward adapter is used on its base in another precision than it was trained on."""
+    if not source.adapter or not (Path(source.adapter) / RECORD).exists():
+        return
+    trained = read_record(Path(source.adapter)).device.get("precision")
+    used = prepared.run.record.device["precision"]
+    if trained != used:
+        prepared.run.note(
+            f"The reward {source.name} was trained on its base in {trained} and scores on it in {used}: "
+            "its rewards shift a little."
+        )
 
 
 def measure(prepared: Any, scorer: Any, rows: list[dict[str, Any]] | None, held_out: Data | None) -> dict[str, float]:

@@ -31,6 +31,7 @@ def run(given: settings.Sft) -> RunRecord | None:
         return None
     with recording(prepared.run) as run:
         model = policies.start(prepared)
+        config.assistant_only_loss = False  # the labels carry it; TRL allows it for rows alone that it renders itself
         trainer: Any = SFTTrainer(model, config, train_dataset=train_set, processing_class=prepared.tokenizer)
         roles.as_float32(trainer.model)
         run.record.trl_settings = trainer.args.to_dict()

@@ -91,10 +91,14 @@ def _object(value: Any, place: str) -> dict[str, Any]:
 def _read_table(path: Path) -> list[dict[str, Any]]:
     import datasets
 
-    reader = datasets.Dataset.from_csv if path.suffix == ".csv" else datasets.Dataset.from_parquet
+    is_csv = path.suffix == ".csv"
+    reader = datasets.Dataset.from_csv if is_csv else datasets.Dataset.from_parquet
+    options = {"keep_default_na": False, "na_values": [""]} if is_csv else {}  # None and NA are words, too
     try:
-        return list(reader(str(path), keep_in_memory=True))
+        return list(reader(str(path), keep_in_memory=True, **options))
     except Exception as error:  # the parsers below raise types of their own, without a common base
+        if "corresponds to no data" in str(error):  # a header without rows, in the words of datasets
+            return []
         raise PerlError(f"Can't read {path}: {' '.join(str(error.__cause__ or error).split())[:300]}") from error
 
 

@@ -1,0 +1,252 @@
+"""From content to tokens: a reward model scores what it was trained on, and what a policy wrote stays as it is."""
+
+from typing import Any
+
+import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from perlcli import coffee
+from perlcli.data import Renderer
+from perlcli.errors import PerlError
+
+CHATML = (
+    "{% for m in messages %}{{ '<s>' + m['role'] + '\n' + m['content'] + '<e>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<s>assistant\n' }}{% endif %}"
+)
+NO_TAIL = CHATML.replace("'<e>\n'", "'<e>'")
+NO_END = CHATML.replace("'<e>\n'", "'\n'")
+OTHER_END = CHATML.replace("'<e>\n'", "'<turn>\n'")
+THINKING = CHATML.replace("'<s>assistant\n'", "'<s>assistant\n<think>'")
+MARKED = (
+    "{% for m in messages %}{{ '<s>' + m['role'] + '\n' }}{% if m['role'] == 'assistant' %}"
+    "{% generation %}{{ m['content'] + '<e>' }}{% endgeneration %}{{ '\n' }}{% else %}{{ m['content'] + '<e>\n' }}"
+    "{% endif %}{% endfor %}{% if add_generation_prompt %}{{ '<s>assistant\n' }}{% endif %}"
+)
+TEXTS = ("b", " b", "b\n", "\n\n", "", "two words", "Grüße 世界 🙂", "a b\u2028c", '{"a": [1, 2]}')
+
+
+def tokenizer(template: str | None, *, pad: str | None = "<pad>", eos: str | None = "<e>") -> Any:
+    """A tokenizer of single bytes, but for `ab` and `bb`, which merge."""
+    special = ["<pad>", "<s>", "<e>", "<turn>", "<think>"]
+    tokens = [*special, *sorted(pre_tokenizers.ByteLevel.alphabet()), "ab", "bb"]
+    raw = Tokenizer(models.BPE({token: index for index, token in enumerate(tokens)}, [("a", "b"), ("b", "b")]))
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    raw.decoder = decoders.ByteLevel()
+    raw.add_special_tokens(special)
+    found = PreTrainedTokenizerFast(tokenizer_object=raw, eos_token=eos, pad_token=pad)
+    found.chat_template = template
+    return found
+
+
+CHATS = {
+    "coffee": AutoTokenizer.from_pretrained(coffee.BASE),
+    "tail": tokenizer(CHATML),
+    "pad is EOS": tokenizer(CHATML, pad="<e>"),
+    "no tail": tokenizer(NO_TAIL),
+}
+TAILS = {"coffee": "", "tail": "\n", "pad is EOS": "\n", "no tail": ""}
+every_chat = pytest.mark.parametrize("name", CHATS)
+
+
+def user(content: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": content}]
+
+
+def agent(content: str) -> list[dict[str, str]]:
+    return [{"role": "assistant", "content": content}]
+
+
+def templated(name: str, messages: list[dict[str, str]]) -> list[int]:
+    return CHATS[name].apply_chat_template(messages, tokenize=True, return_dict=True)["input_ids"]
+
+
+def without_tail(name: str, ids: list[int]) -> list[int]:
+    """What a policy writes: up to EOS."""
+    return ids[: ids.index(CHATS[name].eos_token_id) + 1]
+
+
+@every_chat
+@pytest.mark.parametrize("text", TEXTS)
+def test_prompt_and_completion_make_the_templates_whole(name: str, text: str) -> None:
+    render = Renderer(CHATS[name])
+    prompt, completion = user("a question" + text), agent(text)
+    assert render.prompt_ids(prompt) + render.completion_ids(prompt, completion) == templated(name, prompt + completion)
+
+
+@every_chat
+def test_that_holds_for_longer_conversations_on_both_sides(name: str) -> None:
+    render = Renderer(CHATS[name])
+    prompt, completion = user("a") + agent("b") + user("c"), agent("d") + user("e") + agent("f")
+    whole = templated(name, prompt + completion)
+    assert render.prompt_ids(prompt) + render.completion_ids(prompt, completion) == whole
+    assert render.whole_ids(prompt + completion) == whole
+
+
+@every_chat
+def test_the_prompt_ends_where_the_policy_begins_to_write(name: str) -> None:
+    text = CHATS[name].apply_chat_template(user("a"), tokenize=False, add_generation_prompt=True)
+    assert CHATS[name].decode(Renderer(CHATS[name]).prompt_ids(user("a"))) == text
+
+
+@every_chat
+@pytest.mark.parametrize("text", TEXTS)
+def test_a_completion_has_one_eos_and_the_tail_behind_it(name: str, text: str) -> None:
+    render = Renderer(CHATS[name])
+    ids = render.completion_ids(user("a"), agent(text))
+    end = CHATS[name].eos_token_id
+    assert ids.count(end) == 1
+    assert CHATS[name].decode(ids[ids.index(end) + 1 :]) == TAILS[name]
+    assert ids[ids.index(end) + 1 :] == render.tail
+
+
+@every_chat
+@pytest.mark.parametrize("text", TEXTS)
+def test_what_is_scored_is_what_was_trained_on(name: str, text: str) -> None:
+    render = Renderer(CHATS[name])
+    prompt = user("a question")
+    trained = render.completion_ids(prompt, agent(text))
+    scored = render.scored_ids(prompt, without_tail(name, trained))
+    assert scored == render.prompt_ids(prompt) + trained
+
+
+@every_chat
+def test_a_completion_that_was_cut_off_has_neither_eos_nor_tail(name: str) -> None:
+    render = Renderer(CHATS[name])
+    written = without_tail(name, render.completion_ids(user("a"), agent("b b b")))[:-1]
+    assert not render.ended(written)
+    assert render.scored_ids(user("a"), written) == render.prompt_ids(user("a")) + written
+
+
+@pytest.mark.parametrize("end", [["<e>"], []], ids=["ended", "cut off"])
+def test_what_a_policy_wrote_is_kept_token_by_token(end: list[str]) -> None:
+    made = CHATS["tail"]
+    written = made.convert_tokens_to_ids(["a", "b", "b", *end])
+    assert made("abb")["input_ids"] != written[:3]  # the tokenizer would merge them
+    scored = Renderer(made).scored_ids(user("a"), written)
+    start = Renderer(made).prompt_ids(user("a"))
+    assert scored[len(start) : len(start) + len(written)] == written
+
+
+def test_nothing_written_is_not_an_end() -> None:
+    render = Renderer(CHATS["tail"])
+    assert not render.ended([])
+    assert render.scored_ids(user("a"), []) == render.prompt_ids(user("a"))
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_a_text_completion_continues_its_prompt_and_ends(text: str) -> None:
+    made = CHATS["tail"]
+    render = Renderer(made)
+    start, ids = render.prompt_ids("say:"), render.completion_ids("say:", text)
+    assert made.decode(start + ids, skip_special_tokens=True) == "say:" + text
+    assert start + ids == [*made("say:" + text)["input_ids"], made.eos_token_id]
+    assert render.scored_ids("say:", ids) == start + ids  # a text has no tail
+
+
+def test_a_text_completion_that_merges_with_its_prompt_begins_where_the_policy_would() -> None:
+    made = CHATS["tail"]
+    render = Renderer(made)
+    assert len(made("ab")["input_ids"]) == 1
+    assert render.prompt_ids("a") == made.convert_tokens_to_ids(["a"])
+    assert render.completion_ids("a", "b") == made.convert_tokens_to_ids(["b", "<e>"])
+
+
+def test_a_prompt_with_a_start_token_keeps_it_once() -> None:
+    from tokenizers.processors import TemplateProcessing
+
+    made = tokenizer(None)
+    made.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    render = Renderer(made)
+    for prompt, text in (("say:", " b"), ("a", "b")):  # the second merges
+        ids = render.prompt_ids(prompt) + render.completion_ids(prompt, text)
+        assert ids[0] == 1 and ids.count(1) == 1
+        assert made.decode(ids, skip_special_tokens=True) == prompt + text
+
+
+@pytest.mark.parametrize(("text", "expected"), [("b", "b<e>"), ("b<e>", "b<e>"), ("b<e>\n", "b<e>\n"), ("", "<e>")])
+def test_eos_is_not_doubled_where_the_text_has_it(text: str, expected: str) -> None:
+    render = Renderer(CHATS["tail"])
+    assert CHATS["tail"].decode(render.completion_ids("say:", text)) == expected
+    assert CHATS["tail"].decode(render.whole_ids(text)) == expected
+
+
+def test_an_eos_before_more_text_is_not_the_end() -> None:
+    assert CHATS["tail"].decode(Renderer(CHATS["tail"]).whole_ids("a<e>b")) == "a<e>b<e>"
+
+
+def test_a_template_without_an_end_gets_eos() -> None:
+    render = Renderer(tokenizer(NO_END))
+    ids = render.completion_ids(user("a"), agent("b"))
+    assert render.tokenizer.decode(ids) == "b\n<e>"
+    assert render.tokenizer.decode(render.whole_ids(user("a") + agent("b"))).endswith("b\n<e>")
+    assert render.tail == []
+    assert render.scored_ids(user("a"), ids) == render.prompt_ids(user("a")) + ids
+
+
+def test_any_of_the_models_ends_ends_a_completion() -> None:
+    made = tokenizer(OTHER_END)
+    turn = made.convert_tokens_to_ids("<turn>")
+    render = Renderer(made, [turn, made.eos_token_id])
+    assert render.eos_ids == (made.eos_token_id, turn)
+    ids = render.completion_ids(user("a"), agent("b"))
+    assert made.decode(ids) == "b<turn>\n"
+    assert render.ended(ids[:-1]) and not render.ended(ids)
+    assert made.decode(render.tail) == "\n"
+    assert render.scored_ids(user("a"), ids[:-1]) == render.prompt_ids(user("a")) + ids
+
+
+def test_without_knowing_the_other_end_eos_stands_behind_it() -> None:
+    render = Renderer(tokenizer(OTHER_END))
+    assert render.tokenizer.decode(render.completion_ids(user("a"), agent("b"))) == "b<turn>\n<e>"
+
+
+def test_a_template_that_renders_a_prompt_otherwise_once_answered_still_gives_the_answer() -> None:
+    made = tokenizer(THINKING)
+    render = Renderer(made)
+    assert made.decode(render.prompt_ids(user("a"))).endswith("<s>assistant\n<think>")
+    ids = render.completion_ids(user("a"), agent("b"))
+    assert made.decode(ids) == "b<e>"
+    assert render.scored_ids(user("a"), ids) == render.prompt_ids(user("a")) + ids
+
+
+@pytest.mark.parametrize("made", [CHATS["coffee"], tokenizer(MARKED)], ids=["coffee", "marked"])
+def test_the_mask_covers_what_the_assistant_says(made: Any) -> None:
+    render = Renderer(made)
+    messages = user("a") + agent("bc") + user("d") + agent("e")
+    ids, mask = render.whole_ids(messages), render.assistant_mask(messages)
+    assert len(ids) == len(mask)
+    said = made.decode([token for token, kept in zip(ids, mask, strict=True) if kept], skip_special_tokens=True)
+    assert said == "bce"
+    assert [token for token, kept in zip(ids, mask, strict=True) if kept].count(made.eos_token_id) == 2
+
+
+def test_a_template_without_marks_has_no_mask() -> None:
+    with pytest.raises(PerlError, match=r"needs a chat template with \{% generation %\} marks"):
+        Renderer(CHATS["tail"]).assistant_mask(user("a") + agent("b"))
+
+
+def test_text_has_no_special_tokens() -> None:
+    render = Renderer(CHATS["tail"])
+    assert render.text(render.completion_ids(user("a"), agent("b ü"))) == "b ü\n"
+    assert render.text([]) == ""
+
+
+def test_conversations_without_a_template_are_told() -> None:
+    render = Renderer(tokenizer(None))
+    assert not render.chat
+    with pytest.raises(
+        PerlError, match="has no chat template, and the data holds conversations\nHint: use an instruct"
+    ):
+        render.prompt_ids(user("a"))
+
+
+def test_a_template_that_refuses_the_messages_is_told() -> None:
+    render = Renderer(tokenizer("{{ raise_exception('only users may speak') }}"))
+    with pytest.raises(PerlError, match=r"The chat template can't render .*: only users may speak"):
+        render.prompt_ids(user("a"))
+
+
+def test_a_tokenizer_without_eos_is_told() -> None:
+    with pytest.raises(PerlError, match="has no EOS token\nHint: a policy could never end"):
+        Renderer(tokenizer(CHATML, eos=None))
