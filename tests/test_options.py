@@ -11,7 +11,7 @@ import pytest
 import typer
 from typer.testing import CliRunner, Result
 
-from perlcli import settings
+from perlcli import settings, upstream
 from perlcli.errors import Interrupted, PerlError, RunFailed
 from perlcli.options import Group, command, read_config
 from perlcli.record import write_settings
@@ -221,6 +221,13 @@ def test_settings_that_were_written_read_back_the_same(stage: str, tmp_path: Pat
 def test_an_error_is_two_lines_and_an_exit_code(error: BaseException, code: int, lines: list[str]) -> None:
     result = call(raising(error))
     assert (result.exit_code, result.stderr.splitlines(), result.stdout) == (code, lines, "")
+
+
+def test_upstream_is_hushed_before_a_stage_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    hushed: list[bool] = []
+    monkeypatch.setattr(upstream, "hush", lambda: hushed.append(True))
+    call(lambda _: hushed.append(False))
+    assert hushed == [True, False]
 
 
 def test_an_error_of_ours_or_upstream_is_one_line_without_traceback() -> None:

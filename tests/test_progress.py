@@ -124,6 +124,7 @@ def test_on_a_terminal_the_line_is_live(monkeypatch: pytest.MonkeyPatch) -> None
     plain = re.sub(r"\x1b\[[?\d;]*[A-Za-z]", "", stream.getvalue())
     assert "3/4" in plain
     assert "loss 0.250" in plain
+    assert " s left" not in plain  # the plain line is for elsewhere
 
 
 def test_a_failure_gives_the_terminal_back(monkeypatch: pytest.MonkeyPatch) -> None:

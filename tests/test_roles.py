@@ -176,6 +176,20 @@ def test_switch_changes_what_the_model_says_and_back(llama: Path, policy: Any, r
     assert not torch.equal(mine, bare)
 
 
+def test_reward_is_the_same_from_inside_another_switch(policy: Any, reward: str) -> None:
+    """An anchor's completions are scored while the anchor is switched in; peft keeps adapters off under the base."""
+    shared = roles.SharedScorer(policy, roles.attach_reward(policy, reward), PAD)
+    wanted = shared(ROWS)
+    for adapter in (None, roles.POLICY, roles.REWARD):
+        with roles.switched(policy, adapter):
+            inside = state(policy)
+            assert shared(ROWS) == wanted
+            assert state(policy) == inside
+    with roles.switched(policy, roles.REWARD), roles.switched(policy, None):
+        assert shared(ROWS) == wanted
+    assert shared(ROWS) == wanted
+
+
 # Attaching and reading
 
 

@@ -25,6 +25,12 @@ def test_wilson_interval(successes: int, total: int, low: float, high: float) ->
     assert wilson(successes, total) == pytest.approx((low, high), abs=2e-5)
 
 
+def test_an_interval_of_a_share_stays_between_0_and_1() -> None:
+    for total in range(1, 80):
+        assert 0.0 <= wilson(0, total)[0] < 1e-9
+        assert 1.0 - 1e-9 < wilson(total, total)[1] <= 1.0
+
+
 @pytest.mark.parametrize(
     ("positive", "negative", "expected"),
     [
@@ -124,7 +130,8 @@ def test_balanced_accuracy_weighs_both_kinds_alike() -> None:
 
 
 def test_a_score_of_0_says_thumbs_down() -> None:
-    assert thumb_metrics([0.0, 0.0], [True, False], [1, 1])["accuracy"] == 0.5
+    found = thumb_metrics([0.0, 0.0], [True, False], [1, 1])
+    assert (found["accuracy"], found["balanced_accuracy"]) == (0.5, 0.5)
 
 
 @pytest.mark.parametrize(("label", "accuracy", "share"), [(True, 0.5, 1.0), (False, 0.5, 0.0)])

@@ -19,6 +19,17 @@ def kind() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
+def spare_threads() -> None:
+    """Compute on one CPU thread, for the embedded base.
+
+    A second one gains it next to nothing, and where something else is on the cores, threads that wait for each other
+    (OpenMP spins) make a run many times slower.
+    """
+    import torch
+
+    torch.set_num_threads(1)
+
+
 def dtype_name(settings: ModelSettings) -> str:
     """The name of the dtype that the base is held in."""
     if settings.dtype != "auto":

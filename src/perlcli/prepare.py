@@ -45,6 +45,8 @@ def prepare(given: Any) -> Prepared:
             f"--data FILE, or --data {data.COFFEE} for the embedded data",
         )
     preset = dict(coffee.SETTINGS[command]) if source.is_embedded and data.is_embedded(given.data.data) else {}
+    if source.is_embedded:
+        device.spare_threads()
     if command == "eval":
         name = Path(source.adapter or source.base).name
         preset["output"] = f"runs/eval-{data.COFFEE if name == coffee.BASE.name else name}"

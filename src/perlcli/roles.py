@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import PreTrainedModel
@@ -104,16 +105,22 @@ def switched(model: PeftModel, adapter: str | None) -> Iterator[None]:
     active = model.active_adapter
     grads = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     modes = {name: module.training for name, module in model.named_modules()}
+    tuner: Any = model.base_model
+    is_bare = any(isinstance(module, BaseTunerLayer) and module.disable_adapters for module in model.modules())
     try:
         model.eval()
         if adapter is None:
             with model.disable_adapter():
                 yield
         else:
+            if is_bare:  # inside another switch, to the bare base
+                tuner.enable_adapter_layers()
             model.set_adapter(adapter)
             yield
     finally:
         model.set_adapter(active)
+        if is_bare and adapter is not None:
+            tuner.disable_adapter_layers()
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(grads[name])
         for name, module in model.named_modules():

@@ -63,7 +63,7 @@ def build_tokenizer(seed: int) -> PreTrainedTokenizerFast:
     )
     texts = (text for document in documents(50_000, seed) for _, text in document)
     core.train_from_iterator(texts, trainer)
-    tokenizer = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+    tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=core,
         pad_token=PAD,
         eos_token=END,
@@ -145,7 +145,7 @@ def pretrain(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, count:
         losses = functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
         weight = weights[:, 1:].flatten()
         loss = (losses * weight).sum() / weight.sum()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
@@ -160,7 +160,7 @@ def pretrain(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, count:
 def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, output: Path, card: str) -> None:
     """Writes the model in bf16, its tokenizer, generation settings and card."""
     end, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
-    settings = GenerationConfig(eos_token_id=end, pad_token_id=pad)  # type: ignore[no-untyped-call]
+    settings = GenerationConfig(eos_token_id=end, pad_token_id=pad)
     model.generation_config = settings
     model.bfloat16().save_pretrained(output)
     tokenizer.save_pretrained(output)

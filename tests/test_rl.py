@@ -1,0 +1,411 @@
+"""`perl rl`: one base for policy, anchor and reward, exact rewards, and runs that can't learn stopped."""
+
+import json
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers.generation import GenerationMixin
+from trl import RLOOTrainer
+
+from perlcli import base, rewards, roles
+from perlcli.base import locate
+from perlcli.data import Prompt, Renderer
+from perlcli.errors import RunFailed
+from perlcli.record import read_record
+from perlcli.rl import Judge
+
+Perl = Callable[..., Any]
+RUN = {
+    "record.json", "settings.yaml", "metrics.jsonl", "samples.jsonl", "plots/training.png",
+    "tokenizer.json", "tokenizer_config.json", "chat_template.jinja",
+}  # fmt: skip
+ADAPTER = {"README.md", "adapter_config.json", "adapter_model.safetensors"}
+ANCHOR = {"anchor/adapter_config.json", "anchor/adapter_model.safetensors"}
+LORA = 2 * 4 * (4 * 64 + 2 * 64 + 2 * 32)  # layers x rank x widths in and out of q, k, v, o
+SHORT = (
+    "--max-steps", "2", "--per-device-train-batch-size", "4", "--gradient-accumulation-steps", "1",
+    "--learning-rate", "1e-2", "--max-completion-length", "6", "--max-length", "128",
+)  # fmt: skip
+LENGTH = "def reward(completion_ids, **columns): return [float(ids[0]) for ids in completion_ids]\n"
+
+
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "adapter_model.safetensors")
+
+
+def same(one: Path, other: Path) -> bool:
+    first, second = weights(one), weights(other)
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.fixture
+def module(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], str]]:
+    """Writes the user's module into the working directory, and gives what `--reward` calls its function."""
+    monkeypatch.setattr(sys, "path", sys.path[:])
+    sys.modules.pop("users_rewards", None)
+
+    def write(text: str) -> str:
+        Path("users_rewards.py").write_text(text)
+        return "users_rewards:reward"
+
+    yield write
+    sys.modules.pop("users_rewards", None)
+
+
+# The folder
+
+
+def test_run_leaves_these_files_and_no_others(rl_run: Path, files: Callable[[Path], set[str]]) -> None:
+    assert files(rl_run) == RUN | ADAPTER | ANCHOR
+
+
+def test_record_tells_the_run(rl_run: Path, sft_run: Path, reward_run: Path, llama: Path) -> None:
+    found = read_record(rl_run)
+    assert (found.command, found.status, found.steps) == ("rl", "finished", 2)
+    assert found.model["base"] == str(llama)
+    assert found.model["adapter"] == str(sft_run)
+    assert found.settings["reward"] == str(reward_run)
+    assert found.trainable_parameters == LORA
+    alone = AutoModelForCausalLM.from_pretrained(llama).num_parameters()
+    assert found.total_parameters == alone + 3 * LORA  # policy, anchor and reward on one base
+    assert set(found.metrics) == {
+        "first_reward", "reward", "kl_per_token", "completion_length", "share_truncated", "gold",
+    }  # fmt: skip
+    assert f"reward: {reward_run}, an adapter on the policy's own base (adds 0.0 MB)" in found.notes
+    steps = metrics(rl_run)
+    assert (found.metrics["first_reward"], found.tokens) == (steps[0]["reward"], steps[-1]["num_tokens"])
+    assert found.metrics["reward"] == pytest.approx((steps[0]["reward"] + steps[1]["reward"]) / 2)
+
+
+def test_anchor_is_the_adapter_that_the_policy_started_from(rl_run: Path, sft_run: Path) -> None:
+    assert same(rl_run / "anchor", sft_run)
+    assert not same(rl_run, sft_run)
+
+
+def test_divergence_begins_at_zero(rl_run: Path) -> None:
+    first, second = (row["kl"] for row in metrics(rl_run))
+    assert first == 0
+    assert second != 0
+
+
+def test_settings_of_a_run_rerun_it(rl_run: Path, perl: Perl, tmp_path: Path) -> None:
+    perl("rl", "--config", rl_run / "settings.yaml", "--output", tmp_path)
+    assert same(tmp_path, rl_run)
+
+
+def test_policy_loads_in_plain_peft(rl_run: Path, llama: Path) -> None:
+    ids = torch.arange(3, 20).unsqueeze(0)
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(llama), rl_run).eval()
+    start = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(llama), rl_run / "anchor").eval()
+    with torch.no_grad():
+        assert not torch.equal(model(input_ids=ids).logits, start(input_ids=ids).logits)
+
+
+# What is scored
+
+
+def test_rewards_are_those_of_the_reward_folder_in_plain_peft(
+    perl: Perl, llama: Path, sft_run: Path, reward_run: Path, rows: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[tuple[list[Prompt], list[list[int]], list[float]]] = []
+    original = rewards.TokenReward.__call__
+
+    def spy(self: Any, prompts: list[Prompt], written: list[list[int]]) -> list[float]:
+        found = original(self, prompts, written)
+        calls.append((prompts, written, found))
+        return found
+
+    monkeypatch.setattr(rewards.TokenReward, "__call__", spy)
+    perl("rl", "-m", sft_run, "--reward", reward_run, "-d", rows["prompts"], "-o", "run", *SHORT)
+    model = AutoModelForSequenceClassification.from_pretrained(llama, num_labels=1)
+    tokenizer = AutoTokenizer.from_pretrained(reward_run)
+    model.config.pad_token_id = tokenizer.pad_token_id
+    scorer = roles.ClassifierScorer(PeftModel.from_pretrained(model, reward_run), tokenizer.pad_token_id)
+    for prompts, written, found in calls:
+        starts = [tokenizer.apply_chat_template(row.prompt, add_generation_prompt=True)["input_ids"] for row in prompts]
+        tails = [[*tokenizer("\n")["input_ids"]] if ids[-1] == tokenizer.eos_token_id else [] for ids in written]
+        assert found == scorer([a + b + c for a, b, c in zip(starts, written, tails, strict=True)])
+    assert [row["reward"] for row in metrics(Path("run"))] == [
+        pytest.approx(sum(found) / 4, abs=1e-6) for _, _, found in calls
+    ]
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> set[tuple[int, ...]]:
+    """The prompts, without padding, that models were asked to go on from."""
+    prompts: set[tuple[int, ...]] = set()
+    original = GenerationMixin.generate
+
+    def spy(self: Any, *args: Any, **kwargs: Any) -> Any:
+        pairs = zip(kwargs["input_ids"], kwargs["attention_mask"], strict=True)
+        prompts.update(tuple(ids[mask == 1].tolist()) for ids, mask in pairs)
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(GenerationMixin, "generate", spy)
+    return prompts
+
+
+@pytest.mark.parametrize("model", ["llama", "gpt2"])
+def test_policy_is_given_the_renderers_prompts(
+    model: str, perl: Perl, write: Any, asked: set[tuple[int, ...]], module: Any, request: pytest.FixtureRequest
+) -> None:
+    folder = request.getfixturevalue(model)
+    said = ["a latte", "two small mochas to go", " with oat  milk\n", "ünïcode ☕"]
+    prompts = [[{"role": "user", "content": text}] if model == "llama" else text for text in said]
+    source = write(Path("rows.jsonl"), [{"prompt": prompt} for prompt in prompts])
+    words = (*SHORT, "--max-steps", "4")
+    perl("rl", "-m", folder, "--reward", module(LENGTH), "-d", source, "-o", "run", *words)
+    render = Renderer(AutoTokenizer.from_pretrained(folder))
+    assert asked == {tuple(render.prompt_ids(prompt)) for prompt in prompts}
+
+
+def test_function_gets_the_columns_of_the_data(
+    perl: Perl, llama: Path, rows: dict[str, Path], module: Callable[[str], str]
+) -> None:
+    name = module(
+        "def reward(prompts, completions, completion_ids, order, **columns):\n"
+        "    assert columns == {}, columns\n"
+        "    assert all(text.startswith('add_order_item(') for text in order)\n"
+        "    assert all(prompt[0]['role'] == 'user' for prompt in prompts)\n"
+        "    assert all(answer[0]['role'] == 'assistant' for answer in completions)\n"
+        "    return [float(ids[0]) for ids in completion_ids]\n"
+    )
+    result = perl("rl", "-m", llama, "--reward", name, "-d", rows["prompts"], "-o", "run", *SHORT)
+    assert f"reward: the function {name}" in result.stdout
+    assert read_record(Path("run")).metrics["gold"] == 0
+
+
+def test_classifier_on_another_base_is_loaded_beside_and_said(
+    perl: Perl, llama: Path, classifier: Path, rows: dict[str, Path]
+) -> None:
+    result = perl("rl", "-m", llama, "--reward", classifier, "-d", rows["prompts"], "-o", "run", *SHORT)
+    assert f"reward: {classifier}, on a base of its own ({classifier}), loaded beside the policy's" in result.stdout
+
+
+@pytest.mark.parametrize("kind", ["pairs", "thumbs", "demonstrations"])
+def test_prompts_are_taken_from_any_kind_of_row(
+    kind: str, perl: Perl, llama: Path, reward_run: Path, rows: dict[str, Path]
+) -> None:
+    result = perl("rl", "-m", llama, "--reward", reward_run, "-d", rows[kind], "-o", "run", *SHORT, "--dry-run")
+    assert "32 of 32 rows" in result.stdout
+
+
+def test_missing_eos_penalty_is_taken_off_what_was_cut(
+    perl: Perl, sft_run: Path, reward_run: Path, rows: dict[str, Path]
+) -> None:
+    common = ("rl", "-m", sft_run, "--reward", reward_run, "-d", rows["prompts"], *SHORT, "--max-steps", "1")
+    perl(*common, "-o", "plain")
+    perl(*common, "-o", "taxed", "--missing-eos-penalty", "5")
+    (plain,), (taxed,) = metrics(Path("plain")), metrics(Path("taxed"))
+    assert plain["completions/clipped_ratio"] > 0
+    assert taxed["reward"] == pytest.approx(plain["reward"] - 5 * plain["completions/clipped_ratio"], abs=1e-5)
+
+
+@pytest.fixture
+def judge(llama: Path, tmp_path: Path) -> Callable[..., Any]:
+    """A judge of scores that the test names, and a way to call it on completions."""
+    source = locate(str(llama))
+    render = base.renderer(source, base.load_tokenizer(source))
+    kept: list[dict[str, Any]] = []
+    run = SimpleNamespace(append=lambda name, row: kept.append(row))
+
+    def make(found: list[float], penalty: float | None = None, is_function: bool = False) -> Callable[..., Any]:
+        settings = SimpleNamespace(rl=SimpleNamespace(missing_eos_penalty=penalty))
+        prepared = SimpleNamespace(renderer=render, settings=settings)
+        rows = [Prompt("a latte", {"order": "add_order_item(latte)"})]
+        judge = Judge(run, prepared, lambda rows, ids: found, rows, is_function=is_function)
+
+        def call(*completions: str) -> tuple[list[float], dict[str, float], list[dict[str, Any]]]:
+            logged: dict[str, float] = {}
+            ids = [render.tokenizer(text)["input_ids"] for text in completions]
+            state = SimpleNamespace(max_steps=1, global_step=0)
+            taken = judge(
+                completion_ids=ids, trainer_state=state, log_metric=logged.__setitem__, perlcli_row=[0] * len(ids)
+            )
+            return taken, logged, kept
+
+        return call
+
+    return make
+
+
+def test_judge_tells_an_end_from_a_cut_and_counts_gold(judge: Any) -> None:
+    taken, logged, kept = judge([1.0, 2.0], penalty=0.5)("add_order_item(latte)<|im_end|>", "add_order_item(latte, ")
+    assert taken == [1.0, 1.5]
+    assert logged == {"gold": 0.5}
+    assert kept == [{"step": 0, "prompt": "a latte", "policy": "add_order_item(latte)", "reward": 1.0}]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_judge_stops_at_a_reward_that_is_no_number(judge: Any, value: float) -> None:
+    with pytest.raises(RunFailed, match=r"^The reward is not a finite number for some completions"):
+        judge([1.0, value])("a", "b")
+
+
+def test_judge_has_patience_with_a_function_alone(judge: Any) -> None:
+    told = r"^The reward gives all 2 completions the same value \(3\): nothing to learn"
+    with pytest.raises(RunFailed, match=told):
+        judge([3.0, 3.0])("a", "b")
+    call = judge([3.0, 3.0], is_function=True)
+    call("a", "b")
+    call("a", "b")
+    with pytest.raises(RunFailed, match=told):
+        call("a", "b")
+
+
+def test_judge_that_has_seen_a_difference_takes_equal_batches(judge: Any) -> None:
+    found = [3.0, 4.0]
+    call = judge(found)
+    call("a", "b")
+    found[:] = [4.0, 4.0]
+    assert call("a", "b")[0] == [4.0, 4.0]
+
+
+# Runs that can't learn
+
+
+def test_run_without_a_reward_is_refused(perl: Perl, sft_run: Path, rows: dict[str, Path]) -> None:
+    result = perl("rl", "-m", sft_run, "-d", rows["prompts"], "-o", "run", *SHORT, code=2)
+    assert "Error: --reward is missing: RL without a reward learns nothing" in result.stderr
+    assert not Path("run").exists()
+
+
+def test_reward_model_that_likes_all_the_same_stops_the_run(
+    perl: Perl, sft_run: Path, reward_run: Path, rows: dict[str, Path]
+) -> None:
+    shutil.copytree(reward_run, "blank")
+    head = {name: torch.zeros_like(w) if "score" in name else w for name, w in weights(reward_run).items()}
+    save_file(head, Path("blank") / "adapter_model.safetensors", metadata={"format": "pt"})
+    result = perl("rl", "-m", sft_run, "--reward", "blank", "-d", rows["prompts"], "-o", "run", *SHORT, code=1)
+    assert "Error: The reward gives all 4 completions the same value (0): nothing to learn" in result.stderr
+    found = read_record(Path("run"))
+    assert (found.status, found.steps) == ("failed", 0)
+    assert same(Path("run"), sft_run)
+
+
+def test_function_that_likes_all_the_same_stops_the_run(perl: Perl, sft_run: Path, rows: dict[str, Path]) -> None:
+    words = (*SHORT, "--max-steps", "9")
+    name = "perlcli.coffee:reward"  # the exact check, which nothing that a random model writes passes
+    result = perl("rl", "-m", sft_run, "--reward", name, "-d", rows["prompts"], "-o", "run", *words, code=1)
+    assert "the same value (0): nothing to learn" in result.stderr
+    assert read_record(Path("run")).steps == 2
+
+
+def test_policy_that_stands_still_fails_the_run(
+    perl: Perl, sft_run: Path, reward_run: Path, rows: dict[str, Path]
+) -> None:
+    words = (*SHORT, "--learning-rate", "1e-300")
+    result = perl("rl", "-m", sft_run, "--reward", reward_run, "-d", rows["prompts"], "-o", "run", *words, code=1)
+    assert "Error: The policy did not change: nothing was learned" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("tail", "said"),
+    [
+        ("embed_tokens.weight", "The base"),
+        ("q_proj.base_layer.weight", "The base"),
+        ("lora_A.ref.weight", "The anchor"),
+        ("lora_B.reward.weight", "The reward adapter"),
+    ],
+)
+def test_anything_else_that_moves_fails_the_run(
+    tail: str, said: str, perl: Perl, rl_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = RLOOTrainer.training_step
+
+    def careless(self: Any, model: Any, *args: Any, **kwargs: Any) -> Any:
+        parameter = next(p for name, p in model.named_parameters() if name.endswith(tail))
+        parameter.data.view(-1)[0] += 1e-3
+        return original(self, model, *args, **kwargs)
+
+    monkeypatch.setattr(RLOOTrainer, "training_step", careless)
+    result = perl("rl", "--config", rl_run / "settings.yaml", "-o", "run", "--max-steps", "1", code=1)
+    assert f"Error: {said} changed during the run, though it is frozen" in result.stderr
+    assert read_record(Path("run")).status == "failed"
+
+
+def test_reward_model_is_no_policy(perl: Perl, reward_run: Path, rows: dict[str, Path]) -> None:
+    result = perl("rl", "-m", reward_run, "--reward", reward_run, "-d", rows["prompts"], "-o", "run", code=2)
+    assert f"--model {reward_run} is a reward model, not a policy" in result.stderr
+    assert not Path("run").exists()
+
+
+# Bases
+
+
+def test_policy_from_a_base_is_anchored_to_the_base(
+    perl: Perl, llama: Path, reward_run: Path, rows: dict[str, Path], files: Callable[[Path], set[str]]
+) -> None:
+    perl("rl", "-m", llama, "--reward", reward_run, "-d", rows["prompts"], "-o", "run", *SHORT, "--lora-r", "4")
+    assert files(Path("run")) == RUN | ADAPTER | ANCHOR
+    assert metrics(Path("run"))[0]["kl"] == 0
+    anchor = weights(Path("run") / "anchor")
+    assert not any(tensor.any() for name, tensor in anchor.items() if "lora_B" in name)  # a fresh adapter adds nothing
+
+
+def test_full_tuning_saves_a_plain_model_and_loads_the_reward_beside(
+    perl: Perl, llama: Path, reward_run: Path, rows: dict[str, Path], files: Callable[[Path], set[str]]
+) -> None:
+    words = (*SHORT, "--full", "--learning-rate", "1e-4")
+    result = perl("rl", "-m", llama, "--reward", reward_run, "-d", rows["prompts"], "-o", "run", *words)
+    assert "on a base of its own" in result.stdout
+    assert files(Path("run")) == RUN | {"config.json", "generation_config.json", "model.safetensors"}
+    assert metrics(Path("run"))[0]["kl"] == 0
+    tuned, before = AutoModelForCausalLM.from_pretrained("run"), AutoModelForCausalLM.from_pretrained(llama)
+    assert not torch.equal(tuned.model.embed_tokens.weight, before.model.embed_tokens.weight)
+    assert read_record(Path("run")).trainable_parameters == before.num_parameters()
+
+
+@pytest.mark.filterwarnings("ignore:MatMul8bitLt")  # bitsandbytes documents it; upstream.py silences it for users
+@pytest.mark.parametrize("words", [["--load-in-4bit"], ["--load-in-8bit"], ["--dtype", "bfloat16"]])
+def test_other_precisions_begin_at_their_anchor(
+    words: list[str], perl: Perl, sft_run: Path, reward_run: Path, rows: dict[str, Path]
+) -> None:
+    perl("rl", "-m", sft_run, "--reward", reward_run, "-d", rows["prompts"], "-o", "run", *SHORT, *words)
+    assert metrics(Path("run"))[0]["kl"] == 0
+    assert {tensor.dtype for tensor in weights(Path("run")).values()} == {torch.float32}
+    assert same(Path("run") / "anchor", sft_run)
+    assert any("rewards shift" in note for note in read_record(Path("run")).notes)
+
+
+def test_prompts_that_leave_no_room_are_counted_out(
+    perl: Perl, llama: Path, reward_run: Path, tmp_path: Path, write: Any
+) -> None:
+    prompts = [{"prompt": "latte"}, {"prompt": "latte " * 30}]
+    source = write(tmp_path / "rows.jsonl", prompts)
+    words = ("--max-length", "20", "--max-completion-length", "8", "--dry-run")
+    result = perl("rl", "-m", llama, "--reward", reward_run, "-d", source, "-o", "run", *words)
+    assert "prompts, 1 of 2 rows; left out 1 longer than 12 tokens (rows 2)" in result.stdout
+
+
+def test_dry_run_writes_nothing(perl: Perl, llama: Path, reward_run: Path, rows: dict[str, Path]) -> None:
+    perl("rl", "-m", llama, "--reward", reward_run, "-d", rows["prompts"], "-o", "run", *SHORT, "--dry-run")
+    assert list(Path().iterdir()) == []
+
+
+# On a GPU
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("words", [["--dtype", "bfloat16"], ["--load-in-4bit"]])
+def test_gpu_trains_policy_and_reward_on_one_base(words: list[str], perl: Perl, llama: Path, rows: Any) -> None:
+    common = ("-m", llama, "--max-steps", "2", "--lora-r", "4", "--learning-rate", "1e-2", *words)
+    perl("reward", *common, "-d", rows["pairs"], "-o", "reward")
+    perl("rl", *common, "--reward", "reward", "-d", rows["prompts"], "-o", "run", "--max-completion-length", "8")
+    found = read_record(Path("run"))
+    assert (found.device["type"], found.status, found.steps) == ("cuda", "finished", 2)
+    assert metrics(Path("run"))[0]["kl"] == 0
