@@ -72,7 +72,9 @@ def test_folder_that_is_missing_is_told(name: str) -> None:
 
 
 def test_hub_id_that_cannot_be_had_is_told() -> None:
-    with pytest.raises(PerlError, match=r"^--reward nobody/nothing can't be read as a model: .*\nHint: check the name"):
+    with pytest.raises(
+        PerlError, match=r"^--reward nobody/nothing is not a local folder, and .*\nHint: check the name"
+    ):
         locate("nobody/nothing", option="--reward")
 
 
@@ -263,8 +265,9 @@ def test_tokenizer_comes_from_the_adapter_where_it_has_one(llama: Path, tmp_path
     assert base.load_tokenizer(locate(str(adapter))).chat_template == "{{ messages }}"
 
 
-def test_tokenizer_that_is_missing_is_told(llama: Path, tmp_path: Path) -> None:
-    shutil.copy(llama / "config.json", tmp_path)
+@pytest.mark.parametrize("model", ["llama", "gpt2"])
+def test_tokenizer_that_is_missing_is_told(model: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    shutil.copy(request.getfixturevalue(model) / "config.json", tmp_path)
     with pytest.raises(PerlError, match="has no tokenizer that can be read"):
         base.load_tokenizer(locate(str(tmp_path)))
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from perlcli import record, settings
 from perlcli.errors import Interrupted, PerlError, RunFailed
@@ -96,6 +97,20 @@ def test_a_run_that_has_not_begun_has_written_nothing(tmp_path: Path) -> None:
     assert names(tmp_path) == set()
 
 
+def test_a_note_is_told_and_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = record.Run(resolved(tmp_path))
+    run.note("kind: pairs")
+    assert capsys.readouterr().out == "kind: pairs\n"
+    assert run.record.notes == ["kind: pairs"]
+
+
+def test_a_fresh_record_claims_nothing() -> None:
+    fresh = dataclasses.asdict(RunRecord())
+    assert fresh.pop("schema_version") == 1
+    assert fresh.pop("status") == "running"
+    assert not any(fresh.values())
+
+
 def test_rows_are_appended_a_line_each(tmp_path: Path) -> None:
     run = record.Run(resolved(tmp_path))
     run.append("samples.jsonl", {"text": "a\nü"})
@@ -158,6 +173,23 @@ def test_the_documented_schema_has_a_row_for_every_field() -> None:
     assert header == "| field | type | meaning |"
     assert [row.split("|")[1].strip(" `") for row in rows] == FIELDS
     assert all(cell.strip() for row in rows for cell in row.split("|")[1:-1])
+
+
+@pytest.mark.parametrize(
+    ("base", "is_on_the_hub"),
+    [("org/model", True), ("/home/me/model", False), ("coffee base (embedded)", False), ("", False)],
+)
+def test_a_model_card_replaces_the_blank_one(tmp_path: Path, base: str, is_on_the_hub: bool) -> None:
+    with recording(record.Run(resolved(tmp_path, "reward"))) as run:
+        (tmp_path / "README.md").write_text("[More Information Needed]")
+        run.record.model = {"base": base}
+        run.record.data = {"train": {"source": "pairs.jsonl", "kept": 7}}
+        run.record.metrics = {"accuracy": 0.91237, "kind": "pairs", "eval_loss": None}
+    _, front, text = (tmp_path / "README.md").read_text(encoding="utf-8").split("---\n", 2)
+    expected = {"library_name": "peft", "tags": ["perl", "lora", "trl"]}
+    assert yaml.safe_load(front) == {**expected, **({"base_model": base} if is_on_the_hub else {})}
+    assert "- train: pairs.jsonl (7 rows)" in text
+    assert [line for line in text.splitlines() if line.startswith("| ")][2:] == ["| accuracy | 0.9124 |"]
 
 
 @pytest.mark.parametrize("place", ["new", "new/below", "empty"])
@@ -251,6 +283,7 @@ def test_resume_keeps_what_is_there(old_run: Path) -> None:
 def test_settings_that_steer_one_call_are_not_kept(tmp_path: Path) -> None:
     record.write_settings(tmp_path / "settings.yaml", settings.flat(resolved(tmp_path, resume=True, dry_run=True)))
     kept = (tmp_path / "settings.yaml").read_text()
+    assert kept.startswith("dtype: auto\n")  # in the order of the options
     assert "seed: 0" in kept
     assert not any(word in kept for word in ("resume", "dry_run", "overwrite", "null"))
 

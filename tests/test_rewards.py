@@ -329,5 +329,5 @@ def test_adapter_beside_with_the_same_tokenizer_reads_tokens(
 def test_classifier_without_a_tokenizer_is_told(prepared: Prepared, classifier: Path, tmp_path: Path) -> None:
     for name in ("config.json", "model.safetensors"):
         shutil.copy(classifier / name, tmp_path)
-    with pytest.raises(PerlError, match="has no tokenizer"):
+    with pytest.raises(PerlError, match="has no tokenizer that can be read"):
         attached(tmp_path, prepared)

@@ -147,6 +147,8 @@ def load_tokenizer(source: Source, *, trust_remote_code: bool = False) -> PreTra
         tokenizer = AutoTokenizer.from_pretrained((local or places)[0], trust_remote_code=trust_remote_code)
     except Exception as error:  # tokenizers are read by many parsers
         raise PerlError(f"{source.name} has no tokenizer that can be read: {_line(error)}") from error
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):  # made for GPT-2 where the files are missing
+        raise PerlError(f"{source.name} has no tokenizer that can be read: it holds no words")
     choose_pad(tokenizer)
     return tokenizer
 
