@@ -9,19 +9,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from perlcli import coffee, device, evaluate, plots, report, reward, rl, settings, sft
+from perlcli import data, device, evaluate, plots, report, reward, rl, settings, sft
 from perlcli.errors import RunFailed
 from perlcli.record import Run, RunRecord, check_output, recording
 
 STORY = """\
 A language model learns to take coffee orders, in the three phases of RLHF, by LoRA on one frozen base.
 Success is counted by a program: does the call that the model writes match the order?"""
-DATA: dict[str, Callable[[], list[dict[str, Any]]]] = {
-    "demonstrations": coffee.demonstrations,
-    "preferences": coffee.preferences,
-    "prompts": coffee.prompts,
-    "test-preferences": lambda: coffee.preferences("test", 500),
-    "test-prompts": lambda: coffee.prompts("test", 400),
+DATA = {
+    "demonstrations": ("sft", "train"),
+    "preferences": ("reward", "train"),
+    "prompts": ("rl", "train"),
+    "test-preferences": ("reward", "test"),
+    "test-prompts": ("rl", "test"),
 }
 NEXT = """\
 Next:
@@ -56,9 +56,9 @@ def run(given: settings.Quickstart) -> RunRecord | None:
 def write_data(folder: Path) -> None:
     """Write the world's rows as the JSONL that a user would bring."""
     folder.mkdir(exist_ok=True)
-    for name, rows in DATA.items():
+    for name, key in DATA.items():
         with (folder / f"{name}.jsonl").open("w", encoding="utf-8") as file:
-            file.writelines(json.dumps(row) + "\n" for row in rows())
+            file.writelines(json.dumps(row) + "\n" for row in data.EMBEDDED_ROWS[key]())
 
 
 def stages(out: Path, given: settings.Quickstart) -> dict[str, RunRecord]:

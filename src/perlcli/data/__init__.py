@@ -32,13 +32,14 @@ __all__ = [
 
 COFFEE = "coffee"  # the name that `--data` knows the embedded data by
 EMBEDDED = "coffee world (embedded)"
+FRESH = 1  # the test rows' seed: the world's documents and settings were chosen on seed 0
 EMBEDDED_ROWS: dict[tuple[str, str], Callable[[], list[dict[str, Any]]]] = {
     ("sft", "train"): coffee.demonstrations,
-    ("sft", "test"): lambda: coffee.demonstrations("test", 200),
+    ("sft", "test"): lambda: coffee.demonstrations("test", 200, FRESH),
     ("reward", "train"): coffee.preferences,
-    ("reward", "test"): lambda: coffee.preferences("test", 500),
+    ("reward", "test"): lambda: coffee.preferences("test", 500, FRESH),
     ("rl", "train"): coffee.prompts,
-    ("rl", "test"): lambda: coffee.prompts("test", 400),
+    ("rl", "test"): lambda: coffee.prompts("test", 400, FRESH),
 }
 
 
