@@ -87,7 +87,7 @@ def test_the_help_of_all_names_each_command_with_what_it_does() -> None:
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_option_is_in_the_help_under_its_panel(command: str) -> None:
     group = typer.main.get_command(app)
-    parameters = {p.name: p for p in group.commands[command].params}  # type: ignore[attr-defined]
+    parameters = {p.name: p for p in group.commands[command].params}
     found = perl(command, "--help").output
     for item in settings.options(COMMANDS[command]):
         parameter = parameters[item.name]
@@ -116,19 +116,19 @@ def test_every_option_is_in_the_help_under_its_panel(command: str) -> None:
 )
 def test_the_help_ends_with_the_default(command: str, name: str, shown: str | None) -> None:
     group = typer.main.get_command(app)
-    (parameter,) = [p for p in group.commands[command].params if p.name == name]  # type: ignore[attr-defined]
+    (parameter,) = [p for p in group.commands[command].params if p.name == name]
     assert parameter.help.endswith(shown) if shown else "(default" not in parameter.help
 
 
 def test_a_flag_can_be_taken_back_but_for_those_that_steer_one_call() -> None:
     group = typer.main.get_command(app)
-    negated = {p.name for p in group.commands["sft"].params if p.secondary_opts}  # type: ignore[attr-defined]
+    negated = {p.name for p in group.commands["sft"].params if p.secondary_opts}
     assert negated == {"load_in_4bit", "load_in_8bit", "trust_remote_code", "full"}
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_an_example_with_options_that_exist(command: str) -> None:
-    text = next(item.callback.__doc__ for item in app.registered_commands if item.name == command)  # type: ignore[union-attr]
+    text = next(item.callback.__doc__ for item in app.registered_commands if item.name == command)
     examples = EXAMPLE.findall(text[text.index("Example") :])
     assert examples
     known = {dashed(item.name) for item in settings.options(COMMANDS[command])}
@@ -141,7 +141,7 @@ def test_every_command_has_an_example_with_options_that_exist(command: str) -> N
 def test_short_forms(command: str, short: str) -> None:
     names = {"-m": "model", "-d": "data", "-o": "output", "-c": "config"}
     group = typer.main.get_command(app)
-    found = {p.name for p in group.commands[command].params if short in p.opts}  # type: ignore[attr-defined]
+    found = {p.name for p in group.commands[command].params if short in p.opts}
     assert found == ({names[short]} if command != "quickstart" or short in ("-o", "-c") else set())
 
 
