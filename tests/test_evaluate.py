@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from conftest import SHORT
 
-from perlcli import base, coffee, evaluate, generate, policies, roles
+from perlcli import base, coffee, data, evaluate, generate, policies, roles
 from perlcli.base import locate
 from perlcli.evaluate import Samples
 from perlcli.record import read_record
@@ -190,7 +190,7 @@ def test_figures_of_a_hand_made_case() -> None:
 
 def test_gold_counts_right_answers_to_orders(perl: Perl, monkeypatch: pytest.MonkeyPatch) -> None:
     """The embedded base and orders, answered right three times of four."""
-    orders = [row["order"] for row in coffee.prompts("test", 4)]
+    orders = [row["order"] for row in data.EMBEDDED_ROWS["rl", "test"]()[:4]]
 
     def answers(model: Any, render: Any, prompts: list[list[int]], how: Any) -> list[list[int]]:
         calls = [*orders[:3], orders[3][:-1]]

@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,8 @@ def stages(out: Path, given: settings.Quickstart) -> dict[str, RunRecord]:
     def stage(
         name: str, what: str, module: Any, kind: Any, said: Callable[[dict[str, Any]], str], **values: Any
     ) -> None:
-        print(f"\n{what}", flush=True)
+        if what:
+            print(f"\n{what}", flush=True)
         values |= {"output": str(out / name), "seed": given.run.seed}
         with contextlib.redirect_stdout(io.StringIO()):  # a stage's own notes are in its record
             record = module.run(settings.build(kind, values))
@@ -94,12 +96,13 @@ def stages(out: Path, given: settings.Quickstart) -> dict[str, RunRecord]:
         model=policy, reward=judge, **length,
     )  # fmt: skip
     print("\n4. Evaluation: 400 orders that no stage has seen", flush=True)
-    for name, model in (("base", None), ("sft", policy), ("rl", str(out / "rl"))):
-        stage(
-            f"eval-{name}", f"   {name}", evaluate, settings.Eval, lambda m: f"{m['gold']:.1%} right",
-            reward=judge, model=model,
-        )  # fmt: skip
+    for name, word, model in (("base", "base", None), ("sft", "SFT ", policy), ("rl", "RL  ", str(out / "rl"))):
+        stage(f"eval-{name}", "", evaluate, settings.Eval, partial(_right, word), reward=judge, model=model)
     return found
+
+
+def _right(word: str, metrics: dict[str, Any]) -> str:
+    return f"{word} {metrics['gold']:.1%} right"
 
 
 def figures(found: dict[str, RunRecord]) -> dict[str, float]:
