@@ -30,6 +30,7 @@ from perlcli.settings import ATTENTION, ModelSettings
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 EMBEDDED = "coffee base (embedded)"
+PROBE = 256  # bytes that a fingerprint reads at each place of a tensor
 ATTENTION_BLOCK = re.compile(r"(attn|attention)(?!\w*norm)", re.IGNORECASE)  # but no post_attention_layernorm
 
 
@@ -302,19 +303,23 @@ def _suffix(name: str, outside: set[str]) -> str:
 def fingerprint(where: str) -> str:
     """A digest of a base's weights as stored, whatever precision they are loaded in.
 
-    Reads each safetensors header (names, types, shapes) and 4 KiB at 64 even places of each file, so that it takes
-    milliseconds for any size. Empty where the files aren't safetensors.
+    Reads each safetensors header (names, types, shapes) and some bytes at the start, middle and end of every tensor, so
+    that it takes milliseconds for any size. Empty where the files aren't safetensors.
     """
     digest = hashlib.sha256()
     files = _weight_files(where)
     for file in files:
-        size = file.stat().st_size
         with file.open("rb") as opened:
             length = int.from_bytes(opened.read(8), "little")
-            digest.update(opened.read(length))
-            for step in range(64):
-                opened.seek(8 + length + (size - 8 - length) * step // 64)
-                digest.update(opened.read(4096))
+            header = opened.read(length)
+            digest.update(header)
+            for name, entry in json.loads(header).items():
+                if name == "__metadata__":
+                    continue
+                begin, end = entry["data_offsets"]
+                for place in (begin, (begin + end) // 2, max(begin, end - PROBE)):
+                    opened.seek(8 + length + place)
+                    digest.update(opened.read(min(PROBE, end - place)))
     return digest.hexdigest()[:16] if files else ""
 
 

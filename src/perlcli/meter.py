@@ -41,8 +41,11 @@ class Meter(TrainerCallback):
         grads = [p.grad for p in model.parameters() if p.grad is not None]
         if not grads:
             raise RunFailed("No parameter received a gradient: nothing can be learned", "check --lora-target-modules")
+        if args.fp16:
+            return  # its gradient scaler finds an overflow itself, leaves the step out and lowers the scale
         if not math.isfinite(float(torch.stack([grad.detach().float().norm() for grad in grads]).sum())):
-            self._fail("gradient", state.global_step + 1)
+            step = state.global_step + 1
+            self._fail(f"gradient is not a finite number at step {step}; the adapter of the step before is saved")
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **kwargs: Any) -> None:
         if logs is None or "loss" not in logs:
@@ -55,7 +58,7 @@ class Meter(TrainerCallback):
         if self.progress:
             self.progress.update(state.global_step, logs)
         if not math.isfinite(logs["loss"]):
-            self._fail("loss", state.global_step)
+            self._fail(f"loss is not a finite number at step {state.global_step}")
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
         if self.interrupted:
@@ -87,11 +90,8 @@ class Meter(TrainerCallback):
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def _fail(self, what: str, step: int) -> None:
-        raise RunFailed(
-            f"The {what} is not a finite number at step {step}; the adapter of the step before is saved",
-            "try a lower --learning-rate, or --dtype float32 / bfloat16",
-        )
+    def _fail(self, what: str) -> None:
+        raise RunFailed(f"The {what}", "try a lower --learning-rate, or --dtype float32 / bfloat16")
 
 
 def train(trainer: Trainer, run: Run, save: Callable[[Any], None]) -> None:
