@@ -1,6 +1,7 @@
 """Data: rows from every kind of source, every known format, and one clear error for whatever else comes."""
 
 import csv
+import dataclasses
 import gzip
 import json
 from collections.abc import Callable
@@ -275,6 +276,21 @@ def test_what_is_left_out_is_counted_with_its_rows(tmp_path: Path) -> None:
     assert found.report.line() == f"{path}: pairs, 2 of 6 rows; left out 4 equal pairs (rows 2, 3, 4…)"
     assert (len(found.rows), found.numbers) == (2, [1, 6])
     assert found.report.summary()["dropped"] == {"equal pairs": {"count": 4, "first_rows": [2, 3, 4, 5]}}
+
+
+def test_three_rows_that_were_left_out_are_all_named() -> None:
+    report = DataReport("x", "pairs", 4, 4)
+    for number in (1, 2, 4):
+        report.drop("equal pairs", number)
+    assert report.line() == "x: pairs, 1 of 4 rows; left out 3 equal pairs (rows 1, 2, 4)"
+
+
+@pytest.mark.parametrize(
+    "row", [Demonstration(None, "a"), Preference(None, "a", "b"), Thumb("a", "b", True), Prompt("a")]
+)
+def test_a_row_can_not_change(row: Any) -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        row.prompt = "b"
 
 
 def test_rows_that_are_too_long_are_left_out_by_their_number_in_the_source(tmp_path: Path) -> None:

@@ -40,6 +40,15 @@ def test_a_stage_draws_a_panel_for_each_of_its_metrics(
     assert [len(axis.lines[0].get_xdata()) for axis in drawn[0].axes] == [steps] * len(PANELS[stage])
 
 
+def test_shares_are_told_in_per_cent_and_the_rest_as_they_are(tmp_path: Path, drawn: list[Any]) -> None:
+    rows = [{"step": 1, **{key: 0.5 for panels in PANELS.values() for key, _, _ in panels}}]
+    for stage in PANELS:
+        curves(stage, write_metrics(tmp_path, rows), tmp_path / "x.png")
+    labels = {axis.get_title(): axis.yaxis.get_major_formatter()(0.5, 0) for figure in drawn for axis in figure.axes}
+    shares = {title for title, label in labels.items() if label == "50%"}
+    assert shares == {"token accuracy", "accuracy on the batch", "gold success"}
+
+
 def test_a_metric_that_a_run_has_not_is_left_out(tmp_path: Path, drawn: list[Any]) -> None:
     rows = [{"step": 1, "reward": 0.5, "kl": None}, {"step": 2, "reward": float("nan"), "other": 3}]
     curves("rl", write_metrics(tmp_path, rows), tmp_path / "x.png")
@@ -68,6 +77,7 @@ def test_scores_become_a_histogram_with_every_row_in_it(
     histogram(groups, "Scores", "score", tmp_path / "scores.png")
     assert is_png(tmp_path / "scores.png")
     (axis,) = drawn[0].axes
+    assert (axis.get_title(), axis.get_xlabel(), axis.get_ylabel()) == ("Scores", "score", "rows")
     assert sum(bar.get_height() for bar in axis.patches) == sum(map(len, groups.values()))
     assert [entry.get_text() for entry in axis.get_legend().get_texts()] == [
         f"{name} ({len(values)})" for name, values in groups.items()

@@ -215,7 +215,7 @@ def test_an_output_that_is_not_empty_is_refused(old_run: Path, command: str, hin
 
 @pytest.mark.parametrize("way", ["overwrite", "resume"])
 def test_an_old_run_can_be_gone_on_with_or_replaced(old_run: Path, way: str) -> None:
-    check_output(resolved(old_run, **{way: True}))
+    check_output(resolved(old_run, seed=5, **{way: True}))
     assert "plots" in names(old_run)  # a check alone deletes nothing
 
 
@@ -227,6 +227,12 @@ def test_a_finished_run_goes_on_only_for_more_steps(tmp_path: Path, steps: int |
     refused = pytest.raises(PerlError, match=r"is complete \(3 steps\)\nHint: a larger --max-steps")
     with nullcontext() if is_more else refused:
         check_output(again)
+
+
+def test_a_run_is_gone_on_with_under_its_own_settings_alone(old_run: Path) -> None:
+    with pytest.raises(PerlError, match="seed was 5, now 6"):
+        check_output(resolved(old_run, seed=6, resume=True))
+    check_output(resolved(old_run, seed=5, resume=True, save_steps=7, max_steps=9))
 
 
 @pytest.mark.parametrize("way", ["overwrite", "resume"])

@@ -206,8 +206,25 @@ def test_a_template_that_renders_a_prompt_otherwise_once_answered_still_gives_th
     render = Renderer(made)
     assert made.decode(render.prompt_ids(user("a"))).endswith("<s>assistant\n<think>")
     ids = render.completion_ids(user("a"), agent("b"))
-    assert made.decode(ids) == "b<e>"
-    assert render.scored_ids(user("a"), ids) == render.prompt_ids(user("a")) + ids
+    assert made.decode(ids) == "b<e>\n"  # with the ending that the template gives every answer
+    written = ids[: -len(render.tail)]
+    assert render.scored_ids(user("a"), written) == render.prompt_ids(user("a")) + ids
+
+
+def test_an_eos_behind_the_turn_s_own_end_belongs_to_the_tail() -> None:
+    """As Phi-3's template: the turn ends with one EOS, the chat with another; a policy stops at the first."""
+    two = "{% for m in messages %}<s>{{ m.role }}\n{{ m.content }}<e>{% endfor %}{% if add_generation_prompt %}"
+    made = tokenizer(two + "<s>assistant\n{% else %}<x>{% endif %}")
+    made.add_special_tokens({"additional_special_tokens": ["<x>"]})
+    render = Renderer(made, [made.convert_tokens_to_ids("<x>")])
+    ids = render.completion_ids(user("a"), agent("b"))
+    assert made.decode(ids) == "b<e><x>"
+    assert render.scored_ids(user("a"), ids[:-1]) == render.prompt_ids(user("a")) + ids
+
+
+def test_several_messages_need_a_template_that_keeps_the_prompt() -> None:
+    with pytest.raises(PerlError, match="several messages"):
+        Renderer(tokenizer(THINKING)).completion_ids(user("a"), agent("b") + user("c") + agent("d"))
 
 
 @pytest.mark.parametrize("made", [CHATS["coffee"], tokenizer(MARKED)], ids=["coffee", "marked"])

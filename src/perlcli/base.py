@@ -181,9 +181,13 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
 
 def renderer(source: Source, tokenizer: PreTrainedTokenizerBase) -> Renderer:
     """The renderer for this model, with every token that its generation config ends at."""
-    ids = getattr(source.config.get_text_config(), "eos_token_id", None)
-    found = _generation_eos(source.base) or ids or []
-    return Renderer(tokenizer, found if isinstance(found, list) else [found])
+    return Renderer(tokenizer, eos_ids(source))
+
+
+def eos_ids(source: Source) -> list[int]:
+    """Every token that ends what this model writes."""
+    found = _generation_eos(source.base) or getattr(source.config.get_text_config(), "eos_token_id", None) or []
+    return found if isinstance(found, list) else [found]
 
 
 def _generation_eos(base: str) -> Any:
@@ -201,16 +205,22 @@ def load_causal(source: Source, settings: ModelSettings) -> PreTrainedModel:
 
 
 def load_classifier(source: Source, settings: ModelSettings, pad_token_id: int) -> PreTrainedModel:
-    """The base with a head of one score in float32; a fresh head unless the folder is a sequence classifier."""
+    """The base with a head of one score; a fresh head unless the folder is a sequence classifier."""
     model = _load(AutoModelForSequenceClassification, source.base, settings, num_labels=1)
-    model.config.get_text_config().pad_token_id = pad_token_id
+    config = model.config.get_text_config()
+    config.pad_token_id = pad_token_id
+    config.use_cache = False  # a score needs no cache of keys and values, which can outweigh the model
     return model
 
 
 def _load(kind: Any, where: str, settings: ModelSettings, **options: Any) -> PreTrainedModel:
     quantisation = _quantisation(settings)
     if quantisation is not None:
-        options |= {"quantization_config": quantisation, "device_map": {"": 0} if device.kind() == "cuda" else "cpu"}
+        options["quantization_config"] = quantisation
+    if device.kind() == "cuda":
+        options["device_map"] = {"": torch.cuda.current_device()}  # straight there, not by way of the host's memory
+    elif quantisation is not None:
+        options["device_map"] = "cpu"
     try:
         model: Any = kind.from_pretrained(
             where, dtype=getattr(torch, device.dtype_name(settings)),
@@ -218,8 +228,6 @@ def _load(kind: Any, where: str, settings: ModelSettings, **options: Any) -> Pre
         )  # fmt: skip
     except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
         raise PerlError(f"The model {where} can't be loaded: {_line(error)}") from error
-    if quantisation is None:
-        model.to(device.kind())
     _keep_autograd(model)
     model.requires_grad_(False)
     return model
@@ -248,10 +256,13 @@ def _keep_autograd(model: nn.Module) -> None:
             setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010 (torch types attributes as modules)
 
 
-def skeleton(source: Source, *, trust_remote_code: bool = False) -> nn.Module:
-    """The base's modules without their weights, to look at names and shapes."""
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(source.config, trust_remote_code=trust_remote_code)
+def skeleton(source: Source, *, trust_remote_code: bool = False) -> nn.Module | None:
+    """The base's modules without their weights, to look at names and shapes; None where they can't be had so."""
+    try:
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(source.config, trust_remote_code=trust_remote_code)
+    except Exception:  # no causal LM, or modelling code that computes as it is built: loading it will tell
+        return None
 
 
 def target_modules(model: nn.Module, wanted: str) -> list[str] | str:

@@ -35,7 +35,9 @@ def dtype_name(settings: ModelSettings) -> str:
     if settings.dtype != "auto":
         return settings.dtype
     quantised = settings.load_in_4bit or settings.load_in_8bit
-    return "bfloat16" if quantised or (kind() == "cuda" and _cuda_has_bf16()) else "float32"
+    if kind() == "cuda" and not _cuda_has_bf16():
+        return "float16" if quantised else "float32"
+    return "bfloat16" if quantised or kind() == "cuda" else "float32"
 
 
 def precision(settings: ModelSettings) -> str:
@@ -77,7 +79,7 @@ def peak_memory_mb() -> float:
 def _cuda_has_bf16() -> bool:
     import torch
 
-    return bool(torch.cuda.is_bf16_supported())
+    return bool(torch.cuda.is_bf16_supported(including_emulation=False))
 
 
 def _cpu_name() -> str:

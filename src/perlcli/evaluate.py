@@ -52,7 +52,6 @@ def evaluate_reward(prepared: Prepared) -> RunRecord | None:
         preview(prepared)
         return None
     with recording(prepared.run) as run:
-        scores.note_precision(prepared.source, prepared)
         scorer = scores.load(prepared.source, prepared.settings.model, prepared.tokenizer.pad_token_id)
         run.record.total_parameters = roles.count_parameters(scorer.model)[1]
         run.record.metrics = scores.measure(prepared, scorer, rows, held_out)
@@ -111,7 +110,9 @@ def load_policy(prepared: Prepared, *, is_shared: bool) -> tuple[Any, Anchor | N
             prepared.run.note("anchor: none, the policy is a base")
             return model.eval(), None
         prepared.run.note(f"anchor: {start}, loaded beside the policy, which was tuned in full")
-        beside = base.load_causal(base.locate(start), values.model).eval()
+        beside = base.load_causal(
+            base.locate(start, trust_remote_code=values.model.trust_remote_code), values.model
+        ).eval()
         return model.eval(), lambda: nullcontext(beside)
     model = roles.load_adapter(model, source.adapter, trainable=False)
     name = policies.attach_anchor(model, source.adapter)

@@ -65,7 +65,7 @@ def log_probs(
     rows = [p + w + [0] * (longest - len(p) - len(w)) for p, w in zip(prompts, written, strict=True)]
     mask = [[1] * (len(p) + len(w)) + [0] * (longest - len(p) - len(w)) for p, w in zip(prompts, written, strict=True)]
     ids = torch.tensor(rows, device=model.device)
-    logits = model(input_ids=ids, attention_mask=torch.tensor(mask, device=model.device)).logits
+    logits = model(input_ids=ids, attention_mask=torch.tensor(mask, device=model.device), use_cache=False).logits
     found = []
     for index, (prompt, completion) in enumerate(zip(prompts, written, strict=True)):
         span = logits[index, len(prompt) - 1 : len(prompt) + len(completion) - 1].float() / temperature

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -13,6 +14,7 @@ from typing import Any
 
 import torch
 from transformers import Trainer, TrainerCallback
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import get_last_checkpoint
 
@@ -123,6 +125,16 @@ def go_on(run: Run) -> str:
     return f"perl {run.record.command} --config {run.folder}/settings.yaml --resume"
 
 
+def _last_whole(run: Run, folder: Path) -> str | None:
+    """The newest checkpoint that was written to its end; half-written ones are told and removed."""
+    while folder.is_dir() and (found := get_last_checkpoint(str(folder))):
+        if (Path(found) / TRAINER_STATE_NAME).exists():  # the last file that transformers writes
+            return str(found)
+        run.note(f"{Path(found).name} was only half written: taking the one before.")
+        shutil.rmtree(found)
+    return None
+
+
 def _row(line: str) -> dict[str, Any] | None:
     """A line of metrics; None for one that a killed run left half-written."""
     try:
@@ -134,7 +146,7 @@ def _row(line: str) -> dict[str, Any] | None:
 def _checkpoint(run: Run) -> str | None:
     """The last checkpoint to go on from; metrics of later steps are taken back."""
     folder = run.folder / CHECKPOINTS
-    found = get_last_checkpoint(str(folder)) if folder.is_dir() else None
+    found = _last_whole(run, folder)
     if found is None:
         run.note("No checkpoint yet: starting over.")
     step = int(found.rsplit("-", 1)[1]) if found else 0

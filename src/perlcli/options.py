@@ -22,6 +22,7 @@ from perlcli.settings import Option, dashed
 from perlcli.values import convert, describe, fits
 
 CONFIG_HELP = "YAML file with the same names as these options; the command line wins."
+LESS_MEMORY = "a smaller --per-device-train-batch-size or --max-length, or --load-in-4bit, takes less memory"
 NO_SPACE = "No space left on device"  # as the system, safetensors and torch all word it
 DEBUG_HELP = "Show the traceback of an error."
 
@@ -152,6 +153,9 @@ def with_boundary(action: Callable[[], None], *, debug: bool) -> None:
     except Exception as error:
         if debug:
             raise
+        if type(error).__name__ == "OutOfMemoryError":  # torch's, which isn't imported here
+            _tell(f"Error: {_reason(error)}\nHint: {LESS_MEMORY}")
+            raise typer.Exit(1) from None
         if NO_SPACE in str(error):
             _tell(
                 f"Error: {NO_SPACE}: the run could not be saved\nHint: make room, then the same command with --resume"

@@ -6,12 +6,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import set_seed
 
-from perlcli import base, coffee, data, roles, settings
+from perlcli import base, coffee, data, device, roles, settings
 from perlcli.data import Data, Prompt
 from perlcli.errors import PerlError
-from perlcli.prepare import Prepared, report_data
+from perlcli.prepare import Prepared, loaded, report_data
 from perlcli.record import RECORD, read_record
 
 ANCHOR_FOLDER = "anchor"
@@ -21,8 +22,9 @@ def start(prepared: Prepared) -> Any:
     """The model to train: on the frozen base the adapter that --model names, or a fresh one; with --full the base."""
     set_seed(prepared.settings.run.seed)  # a new adapter begins at random
     model = base.load_causal(prepared.source, prepared.settings.model)
+    loaded(prepared)
     if prepared.settings.lora.full:
-        return model.requires_grad_(True)
+        return model.float().requires_grad_(True)  # bfloat16 weights would round small updates away
     if prepared.source.adapter:
         return roles.load_adapter(model, prepared.source.adapter, trainable=True)
     return roles.new_adapter(model, prepared.settings.lora, "CAUSAL_LM")
@@ -31,14 +33,19 @@ def start(prepared: Prepared) -> Any:
 def save(prepared: Prepared, model: Any) -> None:
     """Write the policy's adapter, or the whole model after full tuning, and the tokenizer into the run's folder."""
     if prepared.settings.lora.full:
+        model.to(getattr(torch, device.dtype_name(prepared.settings.model)))
         model.save_pretrained(str(prepared.run.folder))
     else:
         roles.save_adapter(model, prepared.run.folder)
     prepared.tokenizer.save_pretrained(str(prepared.run.folder))
     if roles.ANCHOR in getattr(model, "peft_config", {}):
         roles.save_adapter(model, prepared.run.folder, roles.ANCHOR)
-        shutil.rmtree(prepared.run.folder / ANCHOR_FOLDER, ignore_errors=True)  # of this run before --resume
-        (prepared.run.folder / roles.ANCHOR).replace(prepared.run.folder / ANCHOR_FOLDER)
+        place, old = prepared.run.folder / ANCHOR_FOLDER, prepared.run.folder / ".anchor-before-resume"
+        shutil.rmtree(old, ignore_errors=True)
+        if place.exists():
+            place.replace(old)
+        (prepared.run.folder / roles.ANCHOR).replace(place)
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def fitting_prompts(prepared: Prepared, rows: Data, role: str) -> list[tuple[Prompt, list[int]]]:
@@ -72,7 +79,7 @@ def attach_anchor(model: Any, folder: str | None) -> str | None:
     place = Path(folder or "") / ANCHOR_FOLDER
     if folder is None or not (place / base.ADAPTER_CONFIG).exists():
         return None
-    model.load_adapter(str(place), roles.ANCHOR, is_trainable=False)
+    roles.add_adapter(model, str(place), roles.ANCHOR)
     model.set_adapter(roles.POLICY)
     roles.as_float32(model)
     return roles.ANCHOR

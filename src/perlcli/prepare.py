@@ -13,7 +13,7 @@ from perlcli.base import Source
 from perlcli.data import Data, Renderer
 from perlcli.data.sources import has_split
 from perlcli.errors import PerlError
-from perlcli.record import Run, check_output
+from perlcli.record import RECORD, Run, check_output, read_record
 
 LORA_FIELDS = {"lora_r": "r", "lora_alpha": "lora_alpha", "lora_dropout": "lora_dropout"}
 
@@ -59,20 +59,36 @@ def prepare(given: Any) -> Prepared:
     run = Run(resolved)
     run.record.device = device.describe(resolved.model)
     run.record.model = base.describe(source, tokenizer)
+    note_precision(source, run)
     if given.model.model is None:
         run.note("No --model: taking the embedded coffee base, a toy of 0.9 M parameters.")
     return Prepared(resolved, source, tokenizer, base.renderer(source, tokenizer), run)
+
+
+def note_precision(source: Source, run: Run) -> None:
+    """Say where an adapter is used on its base in another precision than it was trained on."""
+    if not source.adapter or not (Path(source.adapter) / RECORD).exists():
+        return
+    trained, used = read_record(Path(source.adapter)).device.get("precision"), run.record.device["precision"]
+    if trained != used:
+        what = "its rewards" if source.is_classifier else "what it writes"
+        run.note(
+            f"{source.name} was trained on its base in {trained}, and is used on it in {used}: {what} shift a little."
+        )
+
+
+def loaded(prepared: Prepared) -> None:
+    """Bring the record's fingerprint up to date: a hub's weights are there only once they were loaded."""
+    prepared.run.record.model["fingerprint"] = base.fingerprint(prepared.source.base)
 
 
 def _check_targets(resolved: Any, source: Source) -> None:
     """Raise PerlError where a new adapter's modules aren't in the model, before a run's folder is made."""
     if not hasattr(resolved, "lora") or resolved.lora.full or source.adapter:
         return
-    try:
-        model = base.skeleton(source, trust_remote_code=resolved.model.trust_remote_code)
-    except ValueError:
-        return  # not a causal LM: the reward stage may take it, and another says so when it loads it
-    base.target_modules(model, str(resolved.lora.lora_target_modules))
+    model = base.skeleton(source, trust_remote_code=resolved.model.trust_remote_code)
+    if model is not None:
+        base.target_modules(model, str(resolved.lora.lora_target_modules))
 
 
 def _adapter_settings(given: Any, source: Source) -> dict[str, Any]:
@@ -145,6 +161,8 @@ def preview(prepared: Prepared, config: Any = None) -> None:
 def _training_line(prepared: Prepared) -> str:
     lora = prepared.settings.lora
     model = base.skeleton(prepared.source, trust_remote_code=prepared.settings.model.trust_remote_code)
+    if model is None:
+        return f"adapter: LoRA r={lora.lora_r}, alpha={lora.lora_alpha} on {lora.lora_target_modules}"
     total = sum(parameter.numel() for parameter in model.parameters())
     if lora.full:
         return f"full tuning: all {total:,} parameters train"

@@ -106,7 +106,7 @@ class Run:
 
     def __init__(self, settings: definitions.Stage) -> None:
         values = definitions.flat(settings)
-        self.folder = Path(values["output"])
+        self.folder = Path(values["output"]).expanduser()
         self._values = values
         self._clock = time.monotonic()
         self.record = RunRecord(
@@ -180,7 +180,7 @@ def card(record: RunRecord) -> str:
 def check_output(settings: definitions.Stage) -> None:
     """Refuse an output folder whose content this run would destroy or mix with its own."""
     values = definitions.flat(settings)
-    folder = Path(values["output"])
+    folder = Path(values["output"]).expanduser()
     standing = next((place for place in (folder, *folder.parents) if place.exists()), folder)
     if standing.exists() and not standing.is_dir():
         raise PerlError(f"--output {folder}: {standing} is a file", "name a folder")
@@ -188,7 +188,7 @@ def check_output(settings: definitions.Stage) -> None:
         return
     ours = (folder / RECORD).exists()
     if values.get("resume") and ours:
-        _check_unfinished(folder, values.get("max_steps"))
+        _check_resumable(folder, values)
     if (values.get("overwrite") or values.get("resume")) and not ours:
         raise PerlError(
             f"--output {folder} is not empty and not a run of perlcli", "name another folder, or empty it yourself"
@@ -206,10 +206,23 @@ def check_output(settings: definitions.Stage) -> None:
         raise PerlError(f"--overwrite would delete {inside[0]}, which this run reads", "name another --output")
 
 
-def _check_unfinished(folder: Path, max_steps: int | None) -> None:
-    """Refuse to go on with a run that has done all its steps."""
+MAY_CHANGE = {
+    "max_steps", "num_train_epochs", "save_steps", "report_to", "resume", "overwrite", "dry_run", "output",
+    "trust_remote_code",
+}  # fmt: skip
+
+
+def _check_resumable(folder: Path, values: Mapping[str, Any]) -> None:
+    """Refuse to go on with a run that has done all its steps, or under settings that would make it another run."""
     found = read_record(folder)
-    if found.status == "finished" and (max_steps is None or max_steps <= found.steps):
+    old = {name: tuple(value) if isinstance(value, list) else value for name, value in found.settings.items()}
+    changed = [name for name in values if name not in MAY_CHANGE and old.get(name) != values[name]]
+    if changed:
+        told = "; ".join(f"{name} was {old.get(name)}, now {values[name]}" for name in changed)
+        raise PerlError(f"--resume: the run in {folder} had other settings: {told}", "go on with the same ones")
+    steps, epochs = values["max_steps"], values["num_train_epochs"]
+    longer = steps > found.steps if steps is not None else (epochs or 0) > (old.get("num_train_epochs") or 0)
+    if found.status == "finished" and not longer:
         raise PerlError(
             f"The run in {folder} is complete ({found.steps} steps)", "a larger --max-steps goes on from there"
         )

@@ -11,10 +11,10 @@ from torch import nn
 from transformers import set_seed
 from trl import RewardConfig, RewardTrainer
 
-from perlcli import base, plots, roles, scores, settings
+from perlcli import base, device, plots, roles, scores, settings
 from perlcli.errors import PerlError, RunFailed
 from perlcli.meter import train
-from perlcli.prepare import Prepared, load_data, prepare, preview, require
+from perlcli.prepare import Prepared, load_data, loaded, prepare, preview, require
 from perlcli.record import METRICS, RunRecord, recording
 from perlcli.training import trl_config
 
@@ -31,6 +31,8 @@ def run(given: settings.Reward) -> RunRecord | None:
     train_set = Dataset.from_list(scores.tokens(rows, prepared, "train"))
     eval_rows = scores.tokens(held_out, prepared, "eval") if held_out else None
     weight = pos_weight(prepared, train_set)
+    if weight is not None and config.center_rewards_coefficient is not None:
+        raise PerlError("--set center_rewards_coefficient is for pairs: the loss of thumbs is centred by its labels")
     if prepared.is_dry:
         preview(prepared, config)
         return None
@@ -86,8 +88,9 @@ def build_trainer(prepared: Prepared, config: RewardConfig, rows: Dataset, weigh
     source, values, tokenizer = prepared.source, prepared.settings, prepared.tokenizer
     set_seed(values.run.seed)  # head and adapter begin at random
     model: Any = base.load_classifier(source, values.model, tokenizer.pad_token_id)
+    loaded(prepared)
     if values.lora.full:
-        model.requires_grad_(True)
+        model.float().requires_grad_(True)  # bfloat16 weights would round small updates away
     elif source.adapter:
         model = roles.load_adapter(model, source.adapter, trainable=True)
     else:
@@ -100,6 +103,7 @@ def build_trainer(prepared: Prepared, config: RewardConfig, rows: Dataset, weigh
         trainer = ThumbsTrainer(model, config, data_collator=ThumbsCollator(tokenizer.pad_token_id), **options)
         trainer.pos_weight = weight
     roles.as_float32(trainer.model)
+    roles.set_adapter_dropout(trainer.model, values.lora.lora_dropout or 0.0)
     return trainer
 
 
@@ -151,6 +155,7 @@ def save(prepared: Prepared, model: Any) -> None:
     """Write the adapter with its head, or the whole classifier after full tuning, and the tokenizer."""
     folder = prepared.run.folder
     if prepared.settings.lora.full:
+        model.to(getattr(torch, device.dtype_name(prepared.settings.model)))
         model.save_pretrained(str(folder))
     else:
         roles.round_head(model, model.dtype)
@@ -160,8 +165,9 @@ def save(prepared: Prepared, model: Any) -> None:
 
 def prove(prepared: Prepared, rows: list[list[int]], wanted: list[float]) -> roles.ClassifierScorer:
     """Load the saved folder afresh; raises RunFailed where its scores are not the trained model's."""
-    run = prepared.run
-    scorer = scores.load(base.locate(str(run.folder)), prepared.settings.model, prepared.tokenizer.pad_token_id)
+    run, trust = prepared.run, prepared.settings.model.trust_remote_code
+    source = base.locate(str(run.folder), trust_remote_code=trust)
+    scorer = scores.load(source, prepared.settings.model, prepared.tokenizer.pad_token_id)
     shift = max(abs(a - b) for a, b in zip(wanted, scorer(rows), strict=True))
     run.record.metrics["reload_shift"] = shift
     if not shift <= 1e-4 * max(1.0, *map(abs, wanted)):

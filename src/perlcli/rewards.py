@@ -15,7 +15,7 @@ from perlcli import base, roles, scores
 from perlcli.base import Source
 from perlcli.data import Content, Prompt, Renderer, text_of
 from perlcli.errors import PerlError, nearest
-from perlcli.prepare import Prepared
+from perlcli.prepare import Prepared, note_precision
 from perlcli.record import RECORD, read_record
 
 MODULE_FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
@@ -58,7 +58,7 @@ def _function(name: str) -> Callable[..., Any]:
         sys.path.insert(0, os.getcwd())  # a console script starts without it; `python -m` has it
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:  # the module is the user's, and raises what it likes
+    except (Exception, SystemExit) as error:  # the module is the user's, and raises what it likes
         raise PerlError(f"--reward {name}: can't import {module_name}: {type(error).__name__}: {error}") from error
     function = getattr(module, attribute, None)
     if not callable(function):
@@ -90,11 +90,11 @@ def _check_record(source: Source, prepared: Prepared, *, is_shared: bool) -> Non
             f"the policy's ({marks[1]}): it would score other text than it knows"
         )
     weights = (trained.model.get("fingerprint"), base.fingerprint(prepared.source.base))
-    if weights[0] != weights[1]:
+    if all(weights) and weights[0] != weights[1]:
         raise PerlError(
             f"The reward {source.name} was trained on other weights ({weights[0]}) than the base's ({weights[1]})"
         )
-    scores.note_precision(source, prepared)
+    note_precision(source, prepared.run)
 
 
 class TokenReward:
@@ -112,9 +112,9 @@ class TokenReward:
 class TextReward:
     """Scores decoded completions with a reward model of another tokenizer, by that model's own template."""
 
-    def __init__(self, scorer: Any, tokenizer: Any, render: Renderer, batch: int) -> None:
+    def __init__(self, scorer: Any, tokenizer: Any, render: Renderer, batch: int, eos_ids: Sequence[int] = ()) -> None:
         self.scorer, self.tokenizer, self.render, self.batch = scorer, tokenizer, render, batch
-        self.own = Renderer(tokenizer) if tokenizer.eos_token_id is not None else None
+        self.own = Renderer(tokenizer, eos_ids) if tokenizer.eos_token_id is not None else None
 
     def __call__(self, rows: Sequence[Prompt], written: Sequence[Ids]) -> list[float]:
         """One reward a completion; a truncated one is scored without an end."""
@@ -128,7 +128,7 @@ class TextReward:
         answer: Content = text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
         ids = self.own.completion_ids(prompt, answer)
         if not self.render.ended(written):
-            end = max(index for index, token in enumerate(ids) if token in self.own.eos_ids)
+            end = next(index for index, token in enumerate(ids) if token in self.own.eos_ids)
             ids = ids[:end]
         return self.own.prompt_ids(prompt) + ids
 
@@ -185,4 +185,4 @@ def _beside(source: Source, prepared: Prepared, batch: int) -> TokenReward | Tex
     scorer = scores.load(source, scores.precision_of(source, values), tokenizer.pad_token_id)
     if base.tokenizer_fingerprint(tokenizer) == base.tokenizer_fingerprint(prepared.tokenizer):
         return TokenReward(scorer, render, batch)
-    return TextReward(scorer, tokenizer, render, batch)
+    return TextReward(scorer, tokenizer, render, batch, base.eos_ids(source))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,8 +40,11 @@ def new_adapter(model: PreTrainedModel, settings: LoraSettings, task: str) -> Pe
 def load_adapter(model: PreTrainedModel, folder: str, *, trainable: bool) -> PeftModel:
     """Put a saved adapter on the model; raises PerlError where it doesn't fit this model."""
     try:
-        return as_float32(PeftModel.from_pretrained(model, folder, is_trainable=trainable), head=trainable)
-    except (RuntimeError, ValueError, OSError, KeyError, SafetensorError) as error:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message="Found missing adapter keys", category=UserWarning)
+            found = PeftModel.from_pretrained(model, folder, is_trainable=trainable)
+        return as_float32(found, head=trainable)
+    except (RuntimeError, ValueError, OSError, KeyError, SafetensorError, UserWarning) as error:
         raise PerlError(f"The adapter {folder} does not fit its base: {' '.join(str(error).split())[:300]}") from error
 
 
@@ -64,6 +68,19 @@ def keep_only_policy_trainable(model: nn.Module) -> None:
         parameter.requires_grad_(f".{POLICY}." in name)
         if "lora_" in name:
             parameter.data = parameter.data.float()
+
+
+def set_adapter_dropout(model: nn.Module, chance: float) -> None:
+    """Give adapters the dropout that was asked for: TRL's reward trainer turns all of a model's off."""
+    for name, module in model.named_modules():
+        if "lora_dropout" in name and isinstance(module, nn.Dropout):
+            module.p = chance
+
+
+def missing_keys_are_errors(folder: str, missing: Sequence[str]) -> None:
+    """Raise PerlError where an adapter left modules of its own unfilled: peft would go on with fresh ones."""
+    if missing:
+        raise PerlError(f"The adapter {folder} does not fit its base: it lacks {missing[0]} ({len(missing)} in all)")
 
 
 def count_parameters(model: nn.Module) -> tuple[int, int]:
@@ -127,11 +144,20 @@ def switched(model: PeftModel, adapter: str | None) -> Iterator[None]:
             module.training = modes[name]
 
 
+def add_adapter(model: PeftModel, folder: str, name: str) -> None:
+    """Put a further saved adapter on the model, frozen; raises PerlError where it doesn't fit."""
+    try:
+        found = model.load_adapter(folder, name, is_trainable=False)
+    except (RuntimeError, ValueError, OSError, KeyError, SafetensorError) as error:
+        raise PerlError(f"The adapter {folder} does not fit its base: {' '.join(str(error).split())[:300]}") from error
+    missing_keys_are_errors(folder, [key for key in found.missing_keys if f".{name}." in key or "lora_" in key])
+
+
 def attach_reward(policy: PeftModel, folder: str) -> torch.Tensor:
     """Put a reward adapter on the policy's base, frozen; gives its head, of shape (1, hidden), in the base's dtype."""
     with torch.random.fork_rng():  # else peft's initialisation would shift the stream that samples completions
         was_training = policy.training
-        policy.load_adapter(folder, REWARD, is_trainable=False)
+        add_adapter(policy, folder, REWARD)
         policy.train(was_training)
         policy.set_adapter(POLICY)
     as_float32(policy)

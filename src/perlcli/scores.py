@@ -20,15 +20,17 @@ def tokens(rows: Data, prepared: Any, role: str) -> list[dict[str, Any]]:
     """The columns that the trainers read: chosen_ids and rejected_ids, or input_ids and label."""
     render = prepared.renderer
 
-    def ids(prompt: Any, completion: Any) -> list[int]:
+    def ids(prompt: Any, *completions: Any) -> list[list[int]]:
         if prompt is None:
-            return render.whole_ids(completion)
-        return render.prompt_ids(prompt) + render.completion_ids(prompt, completion)
+            return [render.whole_ids(completion) for completion in completions]
+        start = render.prompt_ids(prompt)
+        return [start + render.completion_ids(prompt, completion, start) for completion in completions]
 
     def row_tokens(row: Preference | Thumb) -> dict[str, Any]:
         if isinstance(row, Thumb):
-            return {"input_ids": ids(row.prompt, row.completion), "label": float(row.label)}
-        return {"chosen_ids": ids(row.prompt, row.chosen), "rejected_ids": ids(row.prompt, row.rejected)}
+            return {"input_ids": ids(row.prompt, row.completion)[0], "label": float(row.label)}
+        chosen, rejected = ids(row.prompt, row.chosen, row.rejected)
+        return {"chosen_ids": chosen, "rejected_ids": rejected}
 
     fitting = data.fit(rows, prepared.settings.data.max_length, row_tokens)
     report_data(prepared.run, role, rows)
@@ -55,19 +57,6 @@ def precision_of(source: base.Source, values: settings.ModelSettings) -> setting
         trained = read_record(Path(source.adapter)).settings
         found = {name: trained[name] for name in ("dtype", "load_in_4bit", "load_in_8bit")}
     return settings.ModelSettings(trust_remote_code=values.trust_remote_code, **found)
-
-
-def note_precision(source: base.Source, prepared: Any) -> None:
-    """Say where a reward adapter is used on its base in another precision than it was trained on."""
-    if not source.adapter or not (Path(source.adapter) / RECORD).exists():
-        return
-    trained = read_record(Path(source.adapter)).device.get("precision")
-    used = prepared.run.record.device["precision"]
-    if trained != used:
-        prepared.run.note(
-            f"The reward {source.name} was trained on its base in {trained} and scores on it in {used}: "
-            "its rewards shift a little."
-        )
 
 
 def measure(prepared: Any, scorer: Any, rows: list[dict[str, Any]] | None, held_out: Data | None) -> dict[str, float]:

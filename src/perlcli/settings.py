@@ -51,7 +51,9 @@ class DataSettings:
 class HeldOutSettings:
     """Data"""
 
-    eval_data: str | None = option(None, "Held-out data, measured at the end.", unset="the data's own test split")
+    eval_data: str | None = option(
+        None, "Held-out data, measured at the end.", unset="the test file of a local data folder"
+    )
 
 
 @dataclass(frozen=True)
@@ -299,6 +301,10 @@ def resolve(settings: Any, preset: Mapping[str, Any]) -> Any:
     for name in values:
         if values[name] is None and name in defaults:
             values[name] = defaults[name]
+    if "set" in values:  # a preset's fields, but for those that the user sets otherwise
+        named = {item.partition("=")[0] for item in values["set"]}
+        kept = (item for item in defaults.get("set", ()) if item.partition("=")[0] not in named)
+        values["set"] = (*kept, *values["set"])
     if values.get("lora_alpha", 0) is None and (values["lora_r"] or 0) > 0:
         values["lora_alpha"] = 2 * values["lora_r"]
     return build(type(settings), values)

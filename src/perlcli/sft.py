@@ -60,7 +60,8 @@ def tokens(rows: Data, prepared: Prepared, config: SFTConfig, role: str) -> Data
                 return {"input_ids": ids, "labels": ids}
             mask = render.assistant_mask(row.completion)
             return {"input_ids": ids, "labels": [i if m else -100 for i, m in zip(ids, mask, strict=True)]}
-        start, end = render.prompt_ids(row.prompt), render.completion_ids(row.prompt, row.completion)
+        start = render.prompt_ids(row.prompt)
+        end = render.completion_ids(row.prompt, row.completion, start)
         return {"input_ids": start + end, "labels": ([-100] * len(start) if completion_only else start) + end}
 
     fitting = data.fit(rows, prepared.settings.data.max_length, row_tokens)

@@ -18,7 +18,8 @@ DECIDED = {
     "full_determinism", "model_init_kwargs", "trust_remote_code", "chat_template_path", "dataset_text_field",
     "dataset_kwargs", "dataset_num_proc", "eos_token", "pad_token", "max_length", "truncation_mode",
     "remove_unused_columns", "resume_from_checkpoint", "overwrite_output_dir", "do_train", "do_eval", "do_predict",
-    "eval_strategy", "eval_steps", "load_best_model_at_end", "report_to", "seed", "num_generations_eval",
+    "eval_strategy", "eval_steps", "load_best_model_at_end", "report_to", "seed", "chat_template_kwargs", "use_vllm",
+    "use_transformers_continuous_batching", "sync_ref_model", "push_to_hub", "num_generations_eval",
     "eval_packing", "log_completions",
 }  # fmt: skip
 
@@ -28,7 +29,7 @@ def trl_config(kind: Any, given: settings.Training, extra: dict[str, Any]) -> An
     train = given.train
     on_gpu = device.kind() == "cuda"
     values: dict[str, Any] = {
-        "output_dir": str(Path(str(given.run.output)) / CHECKPOINTS),
+        "output_dir": str(Path(str(given.run.output)).expanduser() / CHECKPOINTS),
         "max_steps": train.max_steps if train.max_steps is not None else -1,
         "num_train_epochs": train.num_train_epochs,
         "learning_rate": train.learning_rate,
@@ -50,10 +51,16 @@ def trl_config(kind: Any, given: settings.Training, extra: dict[str, Any]) -> An
     }
     check_trackers(values["report_to"])
     values |= overrides(train.set, kind, {option.name for option in settings.options(type(given))})
+    if any(field.name == "trust_remote_code" for field in dataclasses.fields(kind)):
+        values["trust_remote_code"] = given.model.trust_remote_code  # for the reference model that TRL loads itself
     try:
-        return kind(**values)
+        config = kind(**values)
     except (ValueError, TypeError) as error:
         raise PerlError(f"TRL's {kind.__name__} refuses these settings: {' '.join(str(error).split())}") from error
+    # One process drives one GPU: with several in sight, transformers would wrap the model in DataParallel, which TRL
+    # refuses. The field is set behind its property, as transformers gives no other way; CUDA_VISIBLE_DEVICES chooses.
+    config._n_gpu = min(config.n_gpu, 1)
+    return config
 
 
 def check_trackers(names: list[str]) -> None:

@@ -32,7 +32,8 @@ WARNINGS = (
     # peft can't ask a hub for the vocabulary of a local base, and says so at each save
     (r"Could not find a config file in .*", UserWarning),
     # peft notes a second adapter on a model: policy, anchor and reward are meant to share one
-    (r"(?s).*[Aa]dapter.*", UserWarning),
+    (r".*already found a `peft_config` attribute.*", UserWarning),
+    (r"Already found a `peft_config` attribute.*", UserWarning),
     # torch.jit inside a dependency, on Python versions that deprecate what it uses
     (r".*torch\.jit.*", DeprecationWarning),
 )

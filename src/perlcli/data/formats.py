@@ -115,6 +115,8 @@ def _read_pair(raw: Raw, chat: bool) -> Row:
     if isinstance(chosen, str) or isinstance(rejected, str):
         return Preference(None, chosen, rejected)
     shared = _shared(chosen[:-1], rejected[:-1])
+    while shared and chosen[shared - 1]["role"] == "assistant":
+        shared -= 1  # a completion begins with the assistant's turn
     return Preference(chosen[:shared] or None, chosen[shared:], rejected[shared:])
 
 

@@ -38,15 +38,15 @@ class Renderer:
             return list(self.tokenizer(prompt)["input_ids"])
         return self._template(prompt, add_generation_prompt=True)
 
-    def completion_ids(self, prompt: Content, completion: Content) -> Ids:
-        """The tokens after the prompt's, with EOS and, in a chat, the template's tail."""
-        start = self.prompt_ids(prompt)
+    def completion_ids(self, prompt: Content, completion: Content, start: Ids | None = None) -> Ids:
+        """The tokens after the prompt's (`start`, if known), with EOS and, in a chat, the tail of the template."""
+        start = self.prompt_ids(prompt) if start is None else start
         if isinstance(prompt, str) or isinstance(completion, str):
             return self._text_completion(str(prompt), str(completion), start)
         whole = self._template([*prompt, *completion])
         if whole[: len(start)] == start:
             return self._ended(whole[len(start) :])
-        return self._retokenised(prompt, completion)
+        return self._retokenised(completion)
 
     def whole_ids(self, content: Content) -> Ids:
         """The tokens of a text or conversation that has no prompt of its own, ended like a completion."""
@@ -78,12 +78,19 @@ class Renderer:
         return mask + [1] * (len(self.whole_ids(messages)) - len(mask))
 
     @cached_property
+    def closing(self) -> Ids:
+        """What the chat template ends an answer with: an EOS, and what follows it."""
+        ids = self._template([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}])
+        start = len(ids)
+        while start and (ids[start - 1] in self.eos_ids or not self.tokenizer.decode([ids[start - 1]]).strip()):
+            start -= 1
+        end = next((index for index in range(start, len(ids)) if ids[index] in self.eos_ids), None)
+        return [self.tokenizer.eos_token_id] if end is None else ids[end:]
+
+    @property
     def tail(self) -> Ids:
-        """What the chat template puts behind a finished answer's EOS."""
-        prompt, answer = [{"role": "user", "content": "a"}], [{"role": "assistant", "content": "b"}]
-        ids = self.completion_ids(prompt, answer)
-        last = max(index for index, token in enumerate(ids) if token in self.eos_ids)
-        return ids[last + 1 :]
+        """What the chat template puts behind the EOS that a policy writes."""
+        return self.closing[1:]
 
     def _template(self, messages: list[Message], **options: Any) -> Ids:
         if not self.chat:
@@ -103,10 +110,11 @@ class Renderer:
             return self._ended(whole[len(start) :])
         return self._ended(list(self.tokenizer(completion, add_special_tokens=False)["input_ids"]))
 
-    def _retokenised(self, prompt: list[Message], completion: list[Message]) -> Ids:
-        """The completion's own tokens where the template renders the prompt otherwise once an answer follows."""
-        text = "".join(message["content"] for message in completion)
-        return self._ended(list(self.tokenizer(text, add_special_tokens=False)["input_ids"]))
+    def _retokenised(self, completion: list[Message]) -> Ids:
+        """The answer's own tokens where the template renders the prompt otherwise once an answer follows."""
+        if len(completion) > 1:
+            raise PerlError("This chat template can't render a completion of several messages apart from its prompt")
+        return [*self.tokenizer(completion[0]["content"], add_special_tokens=False)["input_ids"], *self.closing]
 
     def _ended(self, ids: Ids) -> Ids:
         for token in reversed(ids):

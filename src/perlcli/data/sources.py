@@ -20,12 +20,12 @@ def read(source: str, split: str) -> list[dict[str, Any]]:
 
     `split` ("train" or "test") chooses among the splits of a folder or hub data set. Raises PerlError.
     """
-    path = Path(source)
+    path = Path(source).expanduser()
     if path.is_dir():
         rows = _read_folder(path, split)
     elif path.is_file():
         rows = _read_file(path)
-    elif path.suffix or source.startswith((".", "/", "~")) or source.count("/") > 1:
+    elif source.endswith(SUFFIXES) or source.startswith((".", "/", "~")) or source.count("/") > 1:
         raise PerlError(f"--data {source} does not exist", "give a file, a folder, or the id of a hub data set")
     else:
         rows = _read_hub(source, split)
