@@ -94,6 +94,12 @@ def test_a_line_separator_inside_a_text_does_not_end_the_row(tmp_path: Path) -> 
     assert sources.read(str(tmp_path / "a.jsonl"), "train") == [row, row]
 
 
+def test_a_home_folder_is_understood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "a.jsonl").write_bytes(lines(*ROWS))
+    assert sources.read("~/a.jsonl", "train") == ROWS
+
+
 def test_a_word_like_none_in_a_csv_is_text(tmp_path: Path) -> None:
     rows = [{"prompt": word, "label": 1} for word in ("None", "NA", "null", "nan", "a")]
     table(rows, tmp_path / "a.csv")
@@ -170,6 +176,12 @@ HH = {"chosen": "\n\nHuman: hi\n\nAssistant: hello\n\nHuman: more\n\nAssistant: 
             "reward",
             "pairs",
             Preference([user("a")], [agent("b"), user("d"), agent("e")], [agent("c")]),
+        ),
+        (
+            {"chosen": [user("a"), agent("b"), agent("c")], "rejected": [user("a"), agent("b"), agent("d")]},
+            "reward",
+            "pairs",
+            Preference([user("a")], [agent("b"), agent("c")], [agent("b"), agent("d")]),
         ),
         (
             HH,
@@ -515,3 +527,18 @@ def test_conversations_need_a_chat_template(tmp_path: Path, refused: Callable[..
     (tmp_path / "a.jsonl").write_bytes(lines(MESSAGES))
     found = refused("reward", tmp_path / "a.jsonl", "--model", str(tmp_path / "base"))
     assert "has no chat template, and the data holds conversations\nHint: use an instruct model" in found
+
+
+def test_a_hub_name_may_have_a_dot(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(sources, "_read_hub", lambda source, split: asked.append(source) or [{"prompt": "a"}])
+    sources.read("Skywork/Skywork-Reward-Preference-80K-v0.2", "train")
+    assert asked == ["Skywork/Skywork-Reward-Preference-80K-v0.2"]
+
+
+def test_a_completion_of_a_pair_begins_with_the_assistant() -> None:
+    """Conversations that part at a user's turn share a prompt that ends before the answer above it."""
+    opening = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
+    ends = [[{"role": "user", "content": said}, {"role": "assistant", "content": "sure"}] for said in ("tea", "milk")]
+    _, rows = convert([{"chosen": opening + ends[0], "rejected": opening + ends[1]}], "reward", "x", chat=True)
+    assert rows == [Preference(opening[:1], opening[1:] + ends[0], opening[1:] + ends[1])]

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import SHORT
 from safetensors.torch import load_file
 from torch import nn
 from trl import RLOOTrainer, SFTTrainer
@@ -258,3 +259,14 @@ def test_resume_of_a_finished_run_is_refused_and_more_steps_go_on(sft: Perl, tmp
     assert (tmp_path / "run" / "record.json").read_text() == before
     sft(tmp_path / "run", "--set", "lr_scheduler_type=constant", "--resume")
     assert_equal_weights(tmp_path / "run", tmp_path / "whole")
+
+
+def test_a_half_written_checkpoint_is_passed_over(perl: Perl, llama: Path, rows: dict[str, Path]) -> None:
+    words = ("sft", "-m", llama, "-d", rows["demonstrations"], "-o", "run", *SHORT, "--save-steps", "1")
+    perl(*words)
+    (Path("run") / "checkpoints" / "checkpoint-2" / "trainer_state.json").unlink()
+    record = json.loads((Path("run") / "record.json").read_text())
+    (Path("run") / "record.json").write_text(json.dumps({**record, "status": "running"}))
+    told = perl(*words, "--resume").stdout
+    assert "checkpoint-2 was only half written" in told
+    assert "Going on from step 1" in told

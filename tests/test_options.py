@@ -257,6 +257,17 @@ def test_a_full_disk_says_how_to_go_on(error: Exception) -> None:
     ]
 
 
+def test_too_little_memory_says_what_takes_less() -> None:
+    class OutOfMemoryError(RuntimeError):  # as torch's is called
+        pass
+
+    result = call(raising(OutOfMemoryError("CUDA out of memory.\nTried to allocate 2 GiB")))
+    assert result.exit_code == 1
+    error, hint = result.stderr.splitlines()
+    assert error == "Error: OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB"
+    assert hint.startswith("Hint: a smaller --per-device-train-batch-size")
+
+
 def test_debug_shows_the_traceback_of_a_users_error_too() -> None:
     result = call(raising(PerlError("bad value")), "--debug")
     assert result.exit_code == 2

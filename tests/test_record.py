@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import subprocess
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -219,20 +220,54 @@ def test_an_old_run_can_be_gone_on_with_or_replaced(old_run: Path, way: str) -> 
     assert "plots" in names(old_run)  # a check alone deletes nothing
 
 
-@pytest.mark.parametrize(("steps", "is_more"), [(None, False), (3, False), (4, True)])
-def test_a_finished_run_goes_on_only_for_more_steps(tmp_path: Path, steps: int | None, is_more: bool) -> None:
+@pytest.mark.parametrize(
+    ("given", "is_more"),
+    [
+        ({}, False),
+        ({"max_steps": 2}, False),
+        ({"max_steps": 3}, False),
+        ({"max_steps": 4}, True),
+        ({"num_train_epochs": 1.0}, False),
+        ({"num_train_epochs": 2.0}, True),
+    ],
+)
+def test_a_finished_run_goes_on_only_for_more_steps(tmp_path: Path, given: dict[str, Any], is_more: bool) -> None:
     with recording(record.Run(resolved(tmp_path))) as run:
         run.record.steps = 3
-    again = resolved(tmp_path, resume=True, max_steps=steps)
     refused = pytest.raises(PerlError, match=r"is complete \(3 steps\)\nHint: a larger --max-steps")
     with nullcontext() if is_more else refused:
-        check_output(again)
+        check_output(resolved(tmp_path, resume=True, **given))
 
 
-def test_a_run_is_gone_on_with_under_its_own_settings_alone(old_run: Path) -> None:
-    with pytest.raises(PerlError, match="seed was 5, now 6"):
-        check_output(resolved(old_run, seed=6, resume=True))
-    check_output(resolved(old_run, seed=5, resume=True, save_steps=7, max_steps=9))
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"seed": 6}, "seed was 5, now 6"),
+        ({"lora_r": 4}, "lora_r was 16, now 4; lora_alpha was 32, now 8"),
+        ({"data": "rows.jsonl"}, "data was None, now rows.jsonl"),
+        ({"set": ("warmup_steps=2",)}, "set was (), now ('warmup_steps=2',)"),
+    ],
+)
+def test_a_run_does_not_go_on_as_another_one(old_run: Path, given: dict[str, Any], told: str) -> None:
+    with pytest.raises(PerlError, match=re.escape(told)):
+        check_output(resolved(old_run, resume=True, **{"seed": 5, **given}))
+
+
+@pytest.mark.parametrize("given", [{"max_steps": 9}, {"num_train_epochs": 3.0}, {"save_steps": 1}, {"report_to": "x"}])
+def test_length_and_what_is_kept_may_change_on_the_way(old_run: Path, given: dict[str, Any]) -> None:
+    check_output(resolved(old_run, resume=True, seed=5, **given))
+
+
+def test_a_home_folder_is_understood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with recording(record.Run(resolved(Path("~/out")))):
+        pass
+    assert names(tmp_path / "out") == {"record.json", "settings.yaml"}
+    (tmp_path / "out" / "plots").mkdir()
+    with pytest.raises(PerlError, match="is not empty"):
+        check_output(resolved(Path("~/out")))
+    with pytest.raises(PerlError, match="--overwrite would delete ~/out/plots"):
+        check_output(resolved(Path("~/out"), overwrite=True, data="~/out/plots"))
 
 
 @pytest.mark.parametrize("way", ["overwrite", "resume"])

@@ -373,3 +373,24 @@ def test_gpu_trains_and_reloads(words: list[str], perl: Perl, llama: Path, rows:
     found = read_record(Path("run"))
     assert (found.device["type"], found.status, found.steps) == ("cuda", "finished", 2)
     assert found.metrics["reload_shift"] == 0
+
+
+def test_the_adapters_dropout_is_the_one_asked_for(
+    llama: Path, rows: dict[str, Path], perl: Perl, monkeypatch: Any
+) -> None:
+    """TRL's reward trainer turns off all dropout of a model that it is given, the adapter's included."""
+    chances: set[float] = set()
+
+    def look(trainer: Any, *_: Any) -> None:
+        modules = dict(trainer.model.named_modules())
+        chances.update(module.p for name, module in modules.items() if name.endswith("lora_dropout.default"))
+
+    monkeypatch.setattr(reward, "train", look)
+    perl("reward", "-m", llama, "-d", rows["pairs"], "-o", "run", *SHORT, "--lora-dropout", "0.1", code=1)
+    assert chances == {0.1}
+
+
+def test_a_centred_loss_is_refused_for_thumbs(llama: Path, rows: dict[str, Path], perl: Perl) -> None:
+    words = ("-m", llama, "-d", rows["thumbs"], "-o", "run", "--set", "center_rewards_coefficient=0.1")
+    assert "center_rewards_coefficient is for pairs" in perl("reward", *words, code=2).stderr
+    assert not Path("run").exists()

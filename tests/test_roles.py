@@ -1,5 +1,6 @@
 """Roles on one base: equal scores, switches without a trace, and the guards."""
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from perlcli import base, roles
@@ -319,3 +321,18 @@ def test_adapter_bytes_are_of_that_adapter(policy: Any, reward: str) -> None:
     assert roles.adapter_bytes(policy, roles.REWARD) == 0
     roles.attach_reward(policy, reward)
     assert roles.adapter_bytes(policy, roles.REWARD) == own
+
+
+def test_an_adapter_of_other_modules_is_refused(llama: Path, sft_run: Path, reward_run: Path, tmp_path: Path) -> None:
+    """peft would warn, and go on with fresh weights: the policy would be the base."""
+    for run in (sft_run, reward_run):
+        shutil.copytree(run, tmp_path / run.name)
+        weights = load_file(run / "adapter_model.safetensors")
+        renamed = {name.replace(".layers.1.", ".layers.7."): tensor for name, tensor in weights.items()}
+        save_file(renamed, tmp_path / run.name / "adapter_model.safetensors")
+    model = base.load_causal(locate(str(llama)), ModelSettings())
+    with pytest.raises(PerlError, match="does not fit its base"):
+        roles.load_adapter(model, str(tmp_path / sft_run.name), trainable=False)
+    policy = roles.load_adapter(base.load_causal(locate(str(llama)), ModelSettings()), str(sft_run), trainable=True)
+    with pytest.raises(PerlError, match="does not fit its base: it lacks"):
+        roles.attach_reward(policy, str(tmp_path / reward_run.name))

@@ -164,9 +164,20 @@ def test_without_a_preset_a_run_is_one_epoch() -> None:
     assert (resolved("sft")["max_steps"], resolved("sft")["num_train_epochs"]) == (None, 1.0)
 
 
+def test_a_presets_fields_stay_but_for_those_that_the_user_sets() -> None:
+    preset = {"set": ("lr_scheduler_type=cosine", "warmup_steps=2")}
+    assert resolved("sft", preset)["set"] == preset["set"]
+    assert resolved("sft", preset, set=("warmup_steps=5", "weight_decay=1"))["set"] == (
+        "lr_scheduler_type=cosine",
+        "warmup_steps=5",
+        "weight_decay=1",
+    )
+
+
 def test_resolving_twice_changes_nothing() -> None:
-    once = resolve(settings.Rl(), {"lora_r": 8})
-    assert resolve(once, {"lora_r": 2}) == once
+    preset = {"lora_r": 8, "set": ("warmup_steps=2",)}
+    once = resolve(settings.Rl(), preset)
+    assert resolve(once, {**preset, "lora_r": 2}) == once
 
 
 @STAGES
@@ -234,3 +245,11 @@ def test_all_faults_are_told_at_once() -> None:
 
 def test_faults_of_quantised_full_tuning_are_both_told() -> None:
     assert len(faults("sft", full=True, load_in_4bit=True, lora_r=4)) == 2
+
+
+def test_a_presets_trl_fields_stand_but_for_those_that_the_user_sets() -> None:
+    preset = {"set": ("lr_scheduler_type=cosine", "warmup_steps=3")}
+    resolved = settings.resolve(settings.build(settings.Sft, {"set": ("warmup_steps=5",)}), preset)
+    assert resolved.train.set == ("lr_scheduler_type=cosine", "warmup_steps=5")
+    again = settings.resolve(settings.build(settings.Sft, {"set": resolved.train.set}), preset)
+    assert again.train.set == resolved.train.set

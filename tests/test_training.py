@@ -102,6 +102,7 @@ REFUSED = {
     "zzz=1": "--set zzz: RLOOConfig has no such field.",
     "learning_rate=1": "--set learning_rate: use the option --learning-rate",
     "bf16=true": "--set bf16: perlcli decides this itself",
+    "use_vllm=true": "--set use_vllm: perlcli decides this itself",
     "weight_decay=much": "--set weight_decay: must be a number, not 'much'",
     "weight_decay=true": "--set weight_decay: must be a number, not True",
     "weight_decay=": "--set weight_decay: must be a number, not None",

@@ -71,10 +71,8 @@ def note_precision(source: Source, run: Run) -> None:
         return
     trained, used = read_record(Path(source.adapter)).device.get("precision"), run.record.device["precision"]
     if trained != used:
-        what = "its rewards" if source.is_classifier else "what it writes"
-        run.note(
-            f"{source.name} was trained on its base in {trained}, and is used on it in {used}: {what} shift a little."
-        )
+        what = "its rewards" if source.is_classifier else "its answers"
+        run.note(f"{source.name} was trained on its base in {trained}, used on it in {used}: {what} shift a little.")
 
 
 def loaded(prepared: Prepared) -> None:

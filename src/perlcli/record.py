@@ -221,7 +221,7 @@ def _check_resumable(folder: Path, values: Mapping[str, Any]) -> None:
         told = "; ".join(f"{name} was {old.get(name)}, now {values[name]}" for name in changed)
         raise PerlError(f"--resume: the run in {folder} had other settings: {told}", "go on with the same ones")
     steps, epochs = values["max_steps"], values["num_train_epochs"]
-    longer = steps > found.steps if steps is not None else (epochs or 0) > (old.get("num_train_epochs") or 0)
+    longer = steps > found.steps if steps is not None else (epochs or 0) > (found.settings.get("num_train_epochs") or 0)
     if found.status == "finished" and not longer:
         raise PerlError(
             f"The run in {folder} is complete ({found.steps} steps)", "a larger --max-steps goes on from there"
