@@ -369,3 +369,10 @@ def test_a_dry_run_tells_what_would_happen_and_writes_nothing(out: Path, pairs: 
 def test_a_dry_quickstart_writes_nothing(out: Path) -> None:
     assert perl("quickstart", "--dry-run", "--output", out).exit_code == 0
     assert not out.exists()
+
+
+@pytest.mark.parametrize("command", settings.COMMANDS)
+def test_help_in_80_columns_cuts_no_options_name(command: str) -> None:
+    shown = CliRunner().invoke(app, [command, "--help"], terminal_width=80, env={"COLUMNS": "80"}).output
+    words = set(shown.split())
+    assert {f"--{settings.dashed(item.name)}" for item in settings.options(settings.COMMANDS[command])} <= words

@@ -23,6 +23,7 @@ from perlcli.values import convert, describe, fits
 
 CONFIG_HELP = "YAML file with the same names as these options; the command line wins."
 LESS_MEMORY = "a smaller --per-device-train-batch-size or --max-length, or --load-in-4bit, takes less memory"
+METAVARS = {int: "N", float: "X"}
 NO_SPACE = "No space left on device"  # as the system, safetensors and torch all word it
 DEBUG_HELP = "Show the traceback of an error."
 
@@ -72,7 +73,9 @@ def _parameter(item: Option) -> inspect.Parameter:
     flags += [item.short] if item.short else []
     shown = shown_default(item)
     help_text = item.help + (f" (default: {shown})" if shown else "")
-    information = typer.Option(*flags, help=help_text, rich_help_panel=item.panel, show_default=False)
+    # Short words for the values: in 80 columns, long ones would cut the options' own names.
+    word = None if kind is bool else METAVARS.get(kind, "TEXT")
+    information = typer.Option(*flags, help=help_text, rich_help_panel=item.panel, show_default=False, metavar=word)
     annotation = list[str] | None if item.type == tuple[str, ...] else kind | None
     return _keyword(item.name, Annotated[annotation, information], None)
 

@@ -29,7 +29,10 @@ class ModelSettings:
     model: str | None = option(
         None, "Model or adapter: hub id or local folder.", short="-m", unset="the embedded coffee base"
     )
-    dtype: Dtype = option("auto", "Precision of the base; auto: bfloat16 on a GPU or when quantised, else float32.")
+    dtype: Dtype = option(
+        "auto",
+        "Precision of the base: float32, bfloat16, float16 or auto (bfloat16 on a GPU or quantised, else float32).",
+    )
     load_in_4bit: bool = option(False, "Quantise the frozen base to 4 bits (NF4).")
     load_in_8bit: bool = option(False, "Quantise the frozen base to 8 bits (LLM.int8).")
     trust_remote_code: bool = option(False, "Run the modelling code that a hub repository brings.")
