@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Callable
@@ -193,6 +194,22 @@ def test_interrupted_rl_goes_on_exactly(rl: Perl, perl: Perl, after_pass: Any, t
     assert_equal_weights(tmp_path / "run", tmp_path / "whole")
     assert_equal_weights(tmp_path / "run" / "anchor", tmp_path / "whole" / "anchor")
     assert record(tmp_path / "run")["metrics"] == record(tmp_path / "whole")["metrics"]
+    samples = [(tmp_path / name / "samples.jsonl").read_text() for name in ("run", "whole")]
+    assert samples[0] == samples[1]
+
+
+def test_a_run_killed_after_its_last_step_ends_as_it_would_have(rl: Perl, perl: Perl, tmp_path: Path) -> None:
+    """Its last checkpoint is of the last step, and transformers would do one more; rows behind the one before go."""
+    rl(tmp_path / "run", "--save-steps", "1")
+    shutil.copytree(tmp_path / "run", tmp_path / "whole")
+    told = record(tmp_path / "run")
+    (tmp_path / "run" / "record.json").write_text(json.dumps({**told, "status": "running"}))
+    said = perl("rl", "--config", tmp_path / "run" / "settings.yaml", "--resume").stdout
+    assert "checkpoint-3 is of the last step" in said
+    assert record(tmp_path / "run")["steps"] == 3
+    assert_equal_weights(tmp_path / "run", tmp_path / "whole")
+    samples = [(tmp_path / name / "samples.jsonl").read_text() for name in ("run", "whole")]
+    assert samples[0] == samples[1]
 
 
 def test_interrupt_inside_a_reward_function_waits_for_the_step(

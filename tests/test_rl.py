@@ -246,7 +246,7 @@ def test_judge_tells_an_end_from_a_cut_and_counts_gold(judge: Any) -> None:
     taken, logged, kept = judge([1.0, 2.0], penalty=0.5)("add_order_item(latte)<|im_end|>", "add_order_item(latte, ")
     assert taken == [1.0, 1.5]
     assert logged == {"gold": 0.5}
-    assert kept == [{"step": 0, "prompt": "a latte", "policy": "add_order_item(latte)", "reward": 1.0}]
+    assert kept == [{"step": 1, "prompt": "a latte", "policy": "add_order_item(latte)", "reward": 1.0}]
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -198,6 +198,7 @@ def test_the_defaults_pass_the_check(command: str) -> None:
         ("sft", {"max_length": 0}, "--max-length must be above 0, not 0"),
         ("sft", {"save_steps": 0}, "--save-steps must be above 0, not 0"),
         ("sft", {"seed": -1}, "--seed must be 0 or more, not -1"),
+        ("sft", {"seed": 2**32}, "--seed must be below 4294967296, not 4294967296"),
         ("sft", {"lora_dropout": 1.0}, "--lora-dropout must be from 0 to below 1, not 1.0"),
         ("sft", {"lora_dropout": -0.1}, "--lora-dropout must be from 0 to below 1, not -0.1"),
         ("sft", {"load_in_4bit": True, "load_in_8bit": True}, "--load-in-4bit and --load-in-8bit exclude each other"),

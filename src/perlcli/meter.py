@@ -21,7 +21,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from perlcli import device
 from perlcli.errors import Interrupted, PerlError, RunFailed
 from perlcli.progress import Progress
-from perlcli.record import METRICS, Run
+from perlcli.record import METRICS, SAMPLES, Run
 
 CHECKPOINTS = "checkpoints"
 
@@ -126,13 +126,37 @@ def go_on(run: Run) -> str:
 
 
 def _last_whole(run: Run, folder: Path) -> str | None:
-    """The newest checkpoint that was written to its end; half-written ones are told and removed."""
+    """The newest checkpoint to train on from: written to its end, and before the run's last step."""
     while folder.is_dir() and (found := get_last_checkpoint(str(folder))):
-        if (Path(found) / TRAINER_STATE_NAME).exists():  # the last file that transformers writes
+        fault = _fault(run, Path(found) / TRAINER_STATE_NAME)
+        if fault is None:
             return str(found)
-        run.note(f"{Path(found).name} was only half written: taking the one before.")
+        run.note(f"{Path(found).name} {fault}: taking the one before.")
         shutil.rmtree(found)
     return None
+
+
+def _fault(run: Run, state_file: Path) -> str | None:
+    """Why a checkpoint can't be trained on from, or None."""
+    try:
+        state = json.loads(state_file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # it is the last file that transformers writes
+        return "was only half written"
+    steps, epochs = run.record.settings["max_steps"], run.record.settings["num_train_epochs"]
+    total = steps if steps is not None else state["max_steps"] * max(1.0, epochs / state["num_train_epochs"])
+    if state["global_step"] >= total:  # transformers would do a step too many
+        return "is of the last step"
+    return None
+
+
+def _take_back(path: Path, step: int) -> list[dict[str, Any]]:
+    """Keep a file's rows up to a step, and give them; rows without a step are a run's last, and are written again."""
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines()
+    rows = [row for row in map(_row, lines) if row is not None and row.get("step", step + 1) <= step]
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return rows
 
 
 def _row(line: str) -> dict[str, Any] | None:
@@ -144,18 +168,15 @@ def _row(line: str) -> dict[str, Any] | None:
 
 
 def _checkpoint(run: Run) -> str | None:
-    """The last checkpoint to go on from; metrics of later steps are taken back."""
+    """The last checkpoint to go on from; metrics and samples of later steps are taken back."""
     folder = run.folder / CHECKPOINTS
     found = _last_whole(run, folder)
     if found is None:
         run.note("No checkpoint yet: starting over.")
     step = int(found.rsplit("-", 1)[1]) if found else 0
-    metrics = run.folder / METRICS
-    if metrics.exists():
-        lines = metrics.read_text(encoding="utf-8").splitlines()
-        rows = [row for row in map(_row, lines) if row is not None and row["step"] <= step]
-        metrics.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        run.record.tokens = int(rows[-1]["num_tokens"]) if rows else 0
+    rows = _take_back(run.folder / METRICS, step)
+    _take_back(run.folder / SAMPLES, step)
+    run.record.tokens = int(rows[-1]["num_tokens"]) if rows else 0
     if found:
         run.note(f"Going on from step {step} ({Path(found).name}).")
     return found

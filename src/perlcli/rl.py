@@ -106,7 +106,12 @@ class Judge:
     def _sample(self, state: Any, row: Prompt, text: str, reward: float) -> None:
         every = max(1, state.max_steps // 20)
         if state.global_step % every == 0:
-            sample = {"step": state.global_step, "prompt": data.text_of(row.prompt), "policy": text, "reward": reward}
+            sample = {
+                "step": state.global_step + 1,
+                "prompt": data.text_of(row.prompt),
+                "policy": text,
+                "reward": reward,
+            }
             self.run.append(SAMPLES, sample)
 
 

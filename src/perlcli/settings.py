@@ -329,6 +329,8 @@ def check(settings: Stage) -> None:
     faults += [
         f"--{dashed(n)} must be 0 or more, not {v}" for n, v in numbers.items() if n in NOT_NEGATIVE and not v >= 0
     ]
+    if numbers.get("seed", 0) >= 2**32:
+        faults.append(f"--seed must be below {2**32}, not {numbers['seed']}")
     faults += _conflicts(values)
     if faults:
         raise PerlError("\n".join(faults), f"perl {command_of(settings)} --help lists the options")
