@@ -94,7 +94,7 @@ def test_every_option_is_in_the_help_under_its_panel(command: str) -> None:
         assert parameter.opts[0] == f"--{dashed(item.name)}"
         assert parameter.rich_help_panel == item.panel
         assert parameter.help.startswith(item.help)
-        assert f"─ {item.panel} ─" in found
+        assert f"\n{item.panel}:\n" in found
         assert re.search(rf"--{dashed(item.name)}(?![\w-])", found), item.name
     assert all(parameter.help for name, parameter in parameters.items() if name != "help")
     assert {"config", "debug"} < set(parameters)

@@ -54,7 +54,10 @@ class Source:
     @property
     def is_embedded(self) -> bool:
         """Whether the base is the one that perlcli brings."""
-        return Path(self.base).exists() and Path(self.base).resolve() == coffee.BASE.resolve()
+        place = Path(self.base)
+        if not place.is_dir() or place.parts[-3:] != coffee.BASE.parts[-3:]:
+            return False
+        return place.resolve() == coffee.BASE.resolve() or fingerprint(self.base) == fingerprint(str(coffee.BASE))
 
     @property
     def base_name(self) -> str:

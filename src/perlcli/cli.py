@@ -15,7 +15,7 @@ app = typer.Typer(
     help="LoRA RLHF from the shell: the open implementation of PERL (arXiv 2403.10704).",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
+    rich_markup_mode=None,
 )
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from perlcli import settings as definitions
 from perlcli import upstream
@@ -37,10 +37,12 @@ def command(app: typer.Typer, name: str) -> Callable[[Callable[[Any], None]], Ca
             upstream.hush()  # before a stage imports the libraries that would speak
             with_boundary(lambda: function(_settings(stage, config, given)), debug=debug)
 
-        run.__signature__ = inspect.Signature(_parameters(stage))  # type: ignore[attr-defined]
-        run.__annotations__ = {item.name: item.annotation for item in _parameters(stage)}
+        parameters = _parameters(stage)
+        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        run.__annotations__ = {item.name: item.annotation for item in parameters}
         run.__doc__ = function.__doc__
-        app.command(name)(run)
+        summary = " ".join((function.__doc__ or "").split("\n\n")[0].split())
+        app.command(name, cls=Command, short_help=summary)(run)
         return run
 
     return register
@@ -53,6 +55,21 @@ class Group(TyperGroup):
         return super().parse_args(ctx, [_with_dashes(argument) for argument in args])
 
 
+class Command(TyperCommand):
+    """A command whose help lists its options by panel, in plain text: rich alone would take longer to import than all
+    the rest, and cuts the names of options in 80 columns."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        panels: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is not None:
+                panels.setdefault(getattr(parameter, "rich_help_panel", None) or "Help", []).append(record)
+        for panel, records in panels.items():
+            with formatter.section(panel):
+                formatter.write_dl(records)
+
+
 def _with_dashes(argument: str) -> str:
     name, equals, value = argument.partition("=")
     return name.replace("_", "-") + equals + value if name.startswith("--") else argument
@@ -60,7 +77,9 @@ def _with_dashes(argument: str) -> str:
 
 def _parameters(stage: type[Any]) -> list[inspect.Parameter]:
     given = [_parameter(item) for item in definitions.options(stage)]
-    config = Annotated[str | None, typer.Option("--config", "-c", help=CONFIG_HELP, rich_help_panel="Run")]
+    config = Annotated[
+        str | None, typer.Option("--config", "-c", help=CONFIG_HELP, rich_help_panel="Run", metavar="FILE")
+    ]
     debug = Annotated[bool, typer.Option("--debug", help=DEBUG_HELP, rich_help_panel="Run")]
     return [*given, _keyword("config", config, None), _keyword("debug", debug, False)]
 
