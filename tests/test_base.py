@@ -405,3 +405,14 @@ def test_four_bit_gradients_do_not_survive_without_the_workaround(four_bit: Any)
     before = gradient(four_bit)
     evaluated(four_bit)
     assert torch.nn.functional.cosine_similarity(gradient(four_bit), before, dim=0) < 0.9
+
+
+def test_the_embedded_base_is_known_in_another_environment_too(tmp_path: Path) -> None:
+    """An adapter of another checkout or environment names that one's copy."""
+    copy = tmp_path / "perlcli" / "coffee" / "base"
+    shutil.copytree(coffee.BASE, copy)
+    assert base.locate(str(copy)).is_embedded
+    with (copy / "model.safetensors").open("r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"\x7f")
+    assert not base.locate(str(copy)).is_embedded
