@@ -220,7 +220,7 @@ def test_classifier_judges_from_beside(perl: Perl, sft_run: Path, classifier: Pa
 
 def test_output_is_named_after_the_model(perl: Perl, reward_run: Path, rows: dict[str, Path]) -> None:
     perl("eval", "-m", reward_run, "-d", rows["pairs"])
-    assert read_record(Path("runs/eval-reward")).status == "finished"
+    assert read_record(reward_run.parent / "eval-reward").status == "finished"  # beside the run
     perl("eval", "--max-samples", "1", *BRIEF)
     assert read_record(Path("runs/eval-coffee")).status == "finished"
 

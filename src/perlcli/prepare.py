@@ -48,8 +48,7 @@ def prepare(given: Any) -> Prepared:
     if source.is_embedded:
         device.spare_threads()
     if command == "eval":
-        name = Path(source.adapter or source.base).name
-        preset["output"] = f"runs/eval-{data.COFFEE if name == coffee.BASE.name else name}"
+        preset["output"] = _eval_folder(source)
     resolved = settings.resolve(given, {**preset, **_adapter_settings(given, source)})
     settings.check(resolved)
     device.check(resolved.model)
@@ -63,6 +62,14 @@ def prepare(given: Any) -> Prepared:
     if given.model.model is None:
         run.note("No --model: taking the embedded coffee base, a toy of 0.9 M parameters.")
     return Prepared(resolved, source, tokenizer, base.renderer(source, tokenizer), run)
+
+
+def _eval_folder(source: Source) -> str:
+    """Where an evaluation goes by default: beside the run that it measures, else into `runs`."""
+    place = Path(source.adapter or source.base)
+    name = f"eval-{data.COFFEE if place.name == coffee.BASE.name else place.name}"
+    is_run = (place / RECORD).exists()
+    return str(Path(source.name).expanduser().parent / name if is_run else Path("runs") / name)
 
 
 def note_precision(source: Source, run: Run) -> None:

@@ -91,7 +91,7 @@ class RunSettings:
     """Run"""
 
     output: str | None = option(
-        None, "Folder that the run leaves.", short="-o", unset="runs/COMMAND; for eval runs/eval-MODEL"
+        None, "Folder that the run leaves.", short="-o", unset="runs/COMMAND; eval: eval-MODEL beside the run"
     )
     seed: int = option(0, "Seed of initialisation, data order and sampling.")
     dry_run: bool = option(False, "Resolve, validate and print; load no weights, train nothing, write nothing.")
