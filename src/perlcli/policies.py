@@ -13,7 +13,7 @@ from perlcli import base, coffee, data, device, roles, settings
 from perlcli.data import Data, Prompt
 from perlcli.errors import PerlError
 from perlcli.prepare import Prepared, loaded, report_data
-from perlcli.record import RECORD, read_record
+from perlcli.record import find_record
 
 ANCHOR_FOLDER = "anchor"
 
@@ -65,10 +65,8 @@ def fitting_prompts(prepared: Prepared, rows: Data, role: str) -> list[tuple[Pro
 
 def start_of(folder: str) -> str | None:
     """The whole model that a run with --full began from, by the run's record; None for any other folder."""
-    if not (Path(folder) / RECORD).exists():
-        return None
-    record = read_record(Path(folder))
-    if not record.settings.get("full"):
+    record = find_record(folder)
+    if record is None or not record.settings.get("full"):
         return None
     name = record.model["name"]
     return str(coffee.BASE if name == base.EMBEDDED else name)

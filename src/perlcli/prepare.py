@@ -13,7 +13,7 @@ from perlcli.base import Source
 from perlcli.data import Data, Renderer
 from perlcli.data.sources import has_split
 from perlcli.errors import PerlError
-from perlcli.record import RECORD, Run, check_output, read_record
+from perlcli.record import RECORD, Run, check_output, find_record
 
 LORA_FIELDS = {"lora_r": "r", "lora_alpha": "lora_alpha", "lora_dropout": "lora_dropout"}
 
@@ -74,9 +74,10 @@ def _eval_folder(source: Source) -> str:
 
 def note_precision(source: Source, run: Run) -> None:
     """Say where an adapter is used on its base in another precision than it was trained on."""
-    if not source.adapter or not (Path(source.adapter) / RECORD).exists():
+    record = find_record(source.adapter)
+    if record is None:
         return
-    trained, used = read_record(Path(source.adapter)).device.get("precision"), run.record.device["precision"]
+    trained, used = record.device.get("precision"), run.record.device["precision"]
     if trained != used:
         what = "its rewards" if source.is_classifier else "its answers"
         run.note(f"{source.name} was trained on its base in {trained}, used on it in {used}: {what} shift a little.")

@@ -95,6 +95,11 @@ def read_record(folder: Path) -> RunRecord:
     return RunRecord(**content)
 
 
+def find_record(folder: str | None) -> RunRecord | None:
+    """The record of a folder that a run of ours left; None for any other folder, hub id or nothing."""
+    return read_record(Path(folder)) if folder is not None and (Path(folder) / RECORD).exists() else None
+
+
 def schema_table() -> str:
     """The record's fields as a Markdown table, for the documentation."""
     rows = [f"| `{item.name}` | {item.type} | {item.metadata['help']} |" for item in dataclasses.fields(RunRecord)]

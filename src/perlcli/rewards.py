@@ -16,7 +16,7 @@ from perlcli.base import Source
 from perlcli.data import Content, Prompt, Renderer, text_of
 from perlcli.errors import PerlError, nearest
 from perlcli.prepare import Prepared, note_precision
-from perlcli.record import RECORD, read_record
+from perlcli.record import find_record
 
 MODULE_FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 Ids = list[int]
@@ -76,9 +76,9 @@ def _shares_base(source: Source, prepared: Prepared) -> bool:
 
 def _check_record(source: Source, prepared: Prepared, *, is_shared: bool) -> None:
     """Hold the reward's own record against this run: the tokens and the base that it was trained on."""
-    if source.adapter is None or not (Path(source.adapter) / RECORD).exists():
+    trained = find_record(source.adapter)
+    if trained is None:
         return
-    trained = read_record(Path(source.adapter))
     if trained.status != "finished":
         prepared.run.note(f"The reward {source.name} comes from a run that {trained.status}.")
     if not is_shared:

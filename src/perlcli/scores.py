@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Any
 
 from perlcli import base, data, plots, roles, settings, stats
@@ -11,7 +10,7 @@ from perlcli.data import Data, Preference, Thumb
 from perlcli.errors import RunFailed
 from perlcli.prepare import report_data
 from perlcli.progress import Progress
-from perlcli.record import RECORD, SAMPLES, read_record
+from perlcli.record import SAMPLES, find_record
 
 SAMPLED, BATCH = 20, 16
 
@@ -53,9 +52,9 @@ def load(source: base.Source, values: settings.ModelSettings, pad_token_id: int)
 def precision_of(source: base.Source, values: settings.ModelSettings) -> settings.ModelSettings:
     """How to load a reward model on a base of its own: as it was trained, where its record tells, else unquantised."""
     found: dict[str, Any] = {"dtype": values.dtype}
-    if source.adapter and (Path(source.adapter) / RECORD).exists():
-        trained = read_record(Path(source.adapter)).settings
-        found = {name: trained[name] for name in ("dtype", "load_in_4bit", "load_in_8bit")}
+    trained = find_record(source.adapter)
+    if trained is not None:
+        found = {name: trained.settings[name] for name in ("dtype", "load_in_4bit", "load_in_8bit")}
     return settings.ModelSettings(trust_remote_code=values.trust_remote_code, **found)
 
 
