@@ -158,7 +158,7 @@ def test_an_empty_config_sets_nothing(text: str, config: Callable[[str], Path]) 
         ("full: 1", "full must be true or false, not 1"),
         ("full: null", "full must be true or false, not None"),
         ("dtype: float8", "dtype must be one of auto, float32, bfloat16, float16, not 'float8'"),
-        ("set: a=1", "set must be a list of texts, not 'a=1'"),
+        ("set: 1", "set must be text, or a list of it, not 1"),
         ("learning-rate: [1]", "learning-rate must be a number, not [1]"),
         ("model: 2024-01-01", "model must be text, not datetime.date(2024, 1, 1)"),
         ("- lora_r", "must hold `name: value` lines, not a list"),

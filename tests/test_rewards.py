@@ -67,7 +67,7 @@ class Spy:
 
 def test_missing_reward_is_refused(prepared: Prepared) -> None:
     with pytest.raises(PerlError, match=r"^--reward is missing: .*\nHint: train one with `perl reward`"):
-        find(None, prepared)
+        rewards.find_all(prepared)
 
 
 def test_function_is_found_in_the_working_directory(prepared: Prepared, module: Callable[[str], str]) -> None:
@@ -164,15 +164,27 @@ def test_reward_of_other_weights_under_the_same_name_is_refused(
 ) -> None:
     folder = copy_with(reward_run, tmp_path / "reward", lambda record: record["model"].update(fingerprint="old"))
     mark = base.fingerprint(prepared.source.base)
-    with pytest.raises(PerlError, match=rf"was trained on other weights \(old\) than the base's \({mark}\)"):
+    with pytest.raises(PerlError, match=rf"was trained on other weights \(old\) than .*llama has now \({mark}\)"):
         find(folder, prepared)
 
 
-def test_reward_of_another_precision_is_noted(llama: Path, rows: dict[str, Path], reward_run: Path) -> None:
+def test_reward_of_another_precision_without_a_proof_is_noted(
+    llama: Path, rows: dict[str, Path], reward_run: Path, tmp_path: Path
+) -> None:
+    folder = copy_with(reward_run, tmp_path / "reward", lambda record: None)
+    (tmp_path / "reward" / "proof.json").unlink()
     prepared = planned(llama, rows, load_in_4bit=True)
-    find(str(reward_run), prepared)
+    find(folder, prepared)
     note = prepared.run.record.notes[-1]
-    assert all(part in note for part in (str(reward_run), "float32", "4-bit", "rewards shift"))
+    assert all(part in note for part in (folder, "float32", "4-bit", "shifts a little"))
+
+
+def test_reward_of_another_precision_is_refused_under_strict(
+    llama: Path, rows: dict[str, Path], reward_run: Path
+) -> None:
+    prepared = planned(llama, rows, load_in_4bit=True, strict=True)
+    with pytest.raises(PerlError, match=r"^--strict: .* in float32, but is used on it in 4-bit\nHint: load the base"):
+        find(str(reward_run), prepared)
 
 
 def test_reward_of_the_same_precision_is_not_noted(prepared: Prepared, reward_run: Path) -> None:

@@ -11,7 +11,7 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from perlcli import base, roles
+from perlcli import base, guards, roles
 from perlcli.base import locate
 from perlcli.errors import PerlError, RunFailed
 from perlcli.settings import LoraSettings, ModelSettings
@@ -281,7 +281,7 @@ def test_head_trains_in_float32_and_is_rounded_for_its_base(llama: Path) -> None
 def test_checksum_notices_the_role_that_changed(policy: Any, reward: str) -> None:
     roles.attach_reward(policy, reward)
     names = ("", roles.POLICY, roles.REWARD)
-    marks = {name: roles.checksum(policy, name) for name in names}
+    marks = {name: guards.checksum(policy, name) for name in names}
     assert len(set(marks.values())) == 3
     parameters = {
         "": "embed_tokens.weight",
@@ -292,18 +292,18 @@ def test_checksum_notices_the_role_that_changed(policy: Any, reward: str) -> Non
         changed = next(p for name, p in policy.named_parameters() if name.endswith(tail))
         before = changed.data.clone()
         changed.data.view(-1)[5] += 1e-3  # one value
-        assert {name for name in names if roles.checksum(policy, name) != marks[name]} == {role}
+        assert {name for name in names if guards.checksum(policy, name) != marks[name]} == {role}
         changed.data.copy_(before)
-    assert {name: roles.checksum(policy, name) for name in names} == marks
+    assert {name: guards.checksum(policy, name) for name in names} == marks
 
 
 def test_guards_tell_what_stood_still_and_what_moved() -> None:
-    roles.assert_moved("a", "b", "The policy")
-    roles.assert_still("a", "a", "The base")
+    guards.assert_moved("a", "b", "The policy")
+    guards.assert_still("a", "a", "The base")
     with pytest.raises(RunFailed, match="The policy did not change: nothing was learned"):
-        roles.assert_moved("a", "a", "The policy")
+        guards.assert_moved("a", "a", "The policy")
     with pytest.raises(RunFailed, match="The base changed during the run, though it is frozen"):
-        roles.assert_still("a", "b", "The base")
+        guards.assert_still("a", "b", "The base")
 
 
 @quiet_8bit

@@ -53,6 +53,7 @@ def evaluate_reward(prepared: Prepared) -> RunRecord | None:
         return None
     with recording(prepared.run) as run:
         scorer = scores.load(prepared.source, prepared.settings.model, prepared.tokenizer.pad_token_id)
+        scores.check_proof(prepared.source, scorer, run, prepared.settings.model)
         run.record.total_parameters = roles.count_parameters(scorer.model)[1]
         run.record.metrics = scores.measure(prepared, scorer, rows, held_out)
         run.record.peak_memory_mb = device.peak_memory_mb()
@@ -76,13 +77,13 @@ def evaluate_policy(prepared: Prepared) -> RunRecord | None:
     fitting = policies.fitting_prompts(prepared, held_out, "eval")
     rows, prompts = [row for row, _ in fitting], [ids for _, ids in fitting]
     has_gold = all(data.gold_check(row) for row in rows)
-    reward = rewards.find(values.sampling.reward, prepared) if values.sampling.reward or not has_gold else None
+    found = rewards.find_all(prepared) if values.sampling.reward or not has_gold else []
     if prepared.is_dry:
         preview(prepared)
         return None
     with recording(prepared.run) as run:
-        model, anchor = load_policy(prepared, is_shared=bool(reward and reward.is_shared))
-        score = rewards.attach(reward, model, prepared, values.eval.per_device_eval_batch_size) if reward else None
+        model, anchor = load_policy(prepared, is_shared=any(reward.is_shared for reward in found))
+        score = rewards.attach_all(found, model, prepared, values.eval.per_device_eval_batch_size) if found else None
         run.record.total_parameters = roles.count_parameters(model)[1]
         mine = answer(prepared, model, prompts, rows, score)
         theirs = None
@@ -115,8 +116,8 @@ def load_policy(prepared: Prepared, *, is_shared: bool) -> tuple[Any, Anchor | N
         ).eval()
         return model.eval(), lambda: nullcontext(beside)
     model = roles.load_adapter(model, source.adapter, trainable=False)
-    name = policies.attach_anchor(model, source.adapter)
-    prepared.run.note(f"anchor: {'the policy that RL started from' if name else 'the base'}")
+    name, words = policies.attach_anchor(model, source.adapter)
+    prepared.run.note(f"anchor: {words}")
 
     @contextmanager
     def anchor() -> Iterator[Any]:
@@ -139,7 +140,7 @@ def answer(prepared: Prepared, model: Any, prompts: list[Ids], rows: Sequence[Pr
     texts = [prepared.renderer.text(ids) for ids in written]
     checks = [data.gold_check(row) for row in rows]
     gold = [check(text) for check, text in zip(checks, texts, strict=True) if check]
-    return Samples(written, texts, score(rows, written) if score else [], gold)
+    return Samples(written, texts, score(rows, written).total if score else [], gold)
 
 
 def measure(mine: Samples, theirs: Samples | None, prepared: Prepared) -> dict[str, float]:

@@ -95,7 +95,9 @@ def _parameter(item: Option) -> inspect.Parameter:
     # Short words for the values: in 80 columns, long ones would cut the options' own names.
     word = None if kind is bool else METAVARS.get(kind, "TEXT")
     information = typer.Option(*flags, help=help_text, rich_help_panel=item.panel, show_default=False, metavar=word)
-    annotation = list[str] | None if item.type == tuple[str, ...] else kind | None
+    annotation: Any = kind | None
+    if typing.get_origin(item.type) is tuple:  # numbers come comma-separated, texts by repeating the option
+        annotation = list[str] | None if item.type == tuple[str, ...] else str | None
     return _keyword(item.name, Annotated[annotation, information], None)
 
 
@@ -118,10 +120,21 @@ def _keyword(name: str, annotation: Any, default: Any) -> inspect.Parameter:
 
 def _settings(stage: type[Any], config: str | None, given: Mapping[str, Any]) -> Any:
     values = read_config(stage, Path(config)) if config else {}
+    types_of = {item.name: item.type for item in definitions.options(stage)}
     for name, value in given.items():
         if value is not None:
-            values[name] = tuple(value) if isinstance(value, list) else value
+            values[name] = _typed(name, value, types_of[name])
     return definitions.build(stage, values)
+
+
+def _typed(name: str, value: Any, kind: Any) -> Any:
+    """A value of the command line as its setting's type; raises PerlError for a list with something else in it."""
+    if typing.get_origin(kind) is not tuple:
+        return value
+    parts = value if isinstance(value, list) else [part.strip() for part in value.split(",")]
+    if not fits(parts, kind):
+        raise PerlError(f"--{dashed(name)} must be numbers, comma-separated, not {value}")
+    return convert(parts, kind)
 
 
 def read_config(stage: type[Any], path: Path) -> dict[str, Any]:

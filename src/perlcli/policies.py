@@ -1,8 +1,11 @@
-"""The policy: where it starts, how its folder is written, and the anchor that stands beside it."""
+"""The policy: where it starts, which anchor holds it, and how its folder is written."""
 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +15,9 @@ from transformers import set_seed
 from perlcli import base, coffee, data, device, roles, settings
 from perlcli.data import Data, Prompt
 from perlcli.errors import PerlError
-from perlcli.prepare import Prepared, loaded, report_data
+from perlcli.prepare import Prepared, check_adapter, loaded, report_data
 from perlcli.record import find_record
+from perlcli.settings import BASE, SFT
 
 ANCHOR_FOLDER = "anchor"
 
@@ -64,20 +68,116 @@ def fitting_prompts(prepared: Prepared, rows: Data, role: str) -> list[tuple[Pro
 
 
 def start_of(folder: str) -> str | None:
-    """The whole model that a run with --full began from, by the run's record; None for any other folder."""
+    """The whole model that a run with --full was held to, or began from, by its record; None for any other folder."""
     record = find_record(folder)
     if record is None or not record.settings.get("full"):
         return None
-    name = record.model["name"]
-    return str(coffee.BASE if name == base.EMBEDDED else name)
+    start = str(coffee.BASE) if record.model["name"] == base.EMBEDDED else str(record.model["name"])
+    wanted = record.settings.get("anchor") or SFT
+    if wanted == SFT:
+        return start
+    return base_of(start) if wanted == BASE else str(wanted)
 
 
-def attach_anchor(model: Any, folder: str | None) -> str | None:
-    """Put the anchor that `perl rl` keeps beside its policy on the same base; None where the base is the anchor."""
+def base_of(model: str) -> str:
+    """The model before any full tuning of ours: what a run with --full began from, and so on back."""
+    record = find_record(model)
+    if record is None or not record.settings.get("full"):
+        return model
+    return base_of(str(coffee.BASE) if record.model["name"] == base.EMBEDDED else str(record.model["name"]))
+
+
+@dataclass(frozen=True)
+class Anchor:
+    """What the KL penalty holds the policy to, found but not loaded."""
+
+    words: str
+    is_start: bool  # the policy begins at it, so that KL begins at 0
+    adapter: str | None = None  # a policy's adapter on the same base; None is the bare base
+    model: str | None = None  # under full tuning: a whole model
+
+
+def find_anchor(prepared: Prepared) -> Anchor:
+    """What `--anchor` names. Raises PerlError where it can't stand beside the policy."""
+    if prepared.settings.rl.beta == 0:
+        return Anchor("none, as --beta is 0", is_start=False)
+    wanted = prepared.settings.rl.anchor or SFT
+    if prepared.settings.lora.full:
+        return _whole_anchor(wanted, prepared)
+    start = prepared.source.adapter
+    if wanted == SFT:
+        return Anchor("the policy that RL starts from" if start else "the base, where RL starts", True, adapter=start)
+    if wanted == BASE:
+        return Anchor("the base", start is None)
+    source = _locate_anchor(wanted, prepared)
+    if not base.same_base(source, prepared.source):
+        raise PerlError(
+            f"--anchor {wanted} is on the base {source.base_name}, the policy on {prepared.source.base_name}",
+            "the anchor shares the policy's base: give one of the same",
+        )
+    check_adapter(source, prepared.run, prepared.settings.model)
+    return Anchor(wanted, source.adapter == start, adapter=source.adapter)
+
+
+def _locate_anchor(wanted: str, prepared: Prepared) -> base.Source:
+    trust = prepared.settings.model.trust_remote_code
+    source = base.locate(wanted, option="--anchor", trust_remote_code=trust)
+    if source.is_classifier:
+        raise PerlError(f"--anchor {wanted} is a reward model, not a policy")
+    marks = [base.tokenizer_fingerprint(t) for t in (base.load_tokenizer(source), prepared.tokenizer)]
+    if marks[0] != marks[1]:
+        raise PerlError(
+            f"--anchor {wanted} has another tokenizer or chat template ({marks[0]}) than the policy ({marks[1]})"
+        )
+    return source
+
+
+def _whole_anchor(wanted: str, prepared: Prepared) -> Anchor:
+    start = prepared.source.base
+    if wanted == SFT:
+        return Anchor("the model that RL starts from", True, model=start)
+    if wanted == BASE:
+        found = base_of(start)
+        return Anchor(f"the base {found}", found == start, model=found)
+    source = _locate_anchor(wanted, prepared)
+    if source.adapter:
+        raise PerlError(f"--anchor {wanted} is an adapter, and --full needs a whole model", f"perl merge {wanted}")
+    return Anchor(wanted, source.base == start, model=source.base)
+
+
+@contextmanager
+def named_after(model: Any, anchor: Anchor) -> Iterator[None]:
+    """Let TRL load its reference model from the anchor: it takes the name that the policy's config was loaded from."""
+    before = model.name_or_path
+    if anchor.model is not None:
+        model.config._name_or_path = anchor.model
+    try:
+        yield
+    finally:
+        model.config._name_or_path = before
+
+
+def set_anchor(trainer: Any, anchor: Anchor) -> None:
+    """Put the anchor where TRL looks for it: the adapter `ref`, or none for the bare base.
+
+    TRL has put a copy of the policy there. For a policy that begins at the base that copy is an adapter that adds
+    nothing, and takes time and memory: the bare base gives the same numbers.
+    """
+    model = trainer.model
+    if not hasattr(model, "peft_config") or (anchor.is_start and anchor.adapter):
+        return
+    model.delete_adapter(roles.ANCHOR)
+    if anchor.adapter:
+        roles.add_adapter(model, anchor.adapter, roles.ANCHOR)
+
+
+def attach_anchor(model: Any, folder: str | None) -> tuple[str | None, str]:
+    """Put the anchor that `perl rl` keeps beside its policy on the same base; gives its name there, None for the bare
+    base, and what it is in words."""
     place = Path(folder or "") / ANCHOR_FOLDER
     if folder is None or not (place / base.ADAPTER_CONFIG).exists():
-        return None
+        return None, "the base"
     roles.add_adapter(model, str(place), roles.ANCHOR)
-    model.set_adapter(roles.POLICY)
-    roles.as_float32(model)
-    return roles.ANCHOR
+    record = find_record(folder)
+    wanted = record.settings.get("anchor") if record is not None else None
+    return roles.ANCHOR, "the policy that RL started from" if wanted in (None, SFT) else f"{wanted}, as the run kept it"

@@ -13,7 +13,7 @@ from perlcli.base import Source
 from perlcli.data import Data, Renderer
 from perlcli.data.sources import has_split
 from perlcli.errors import PerlError
-from perlcli.record import RECORD, Run, check_output, find_record
+from perlcli.record import PROOF, RECORD, Run, check_output, find_record
 
 LORA_FIELDS = {"lora_r": "r", "lora_alpha": "lora_alpha", "lora_dropout": "lora_dropout"}
 
@@ -58,7 +58,7 @@ def prepare(given: Any) -> Prepared:
     run = Run(resolved)
     run.record.device = device.describe(resolved.model)
     run.record.model = base.describe(source, tokenizer)
-    note_precision(source, run)
+    check_adapter(source, run, resolved.model)
     if given.model.model is None:
         run.note("No --model: taking the embedded coffee base, a toy of 0.9 M parameters.")
     return Prepared(resolved, source, tokenizer, base.renderer(source, tokenizer), run)
@@ -72,15 +72,29 @@ def _eval_folder(source: Source) -> str:
     return str(Path(source.name).expanduser().parent / name if is_run else Path("runs") / name)
 
 
-def note_precision(source: Source, run: Run) -> None:
-    """Say where an adapter is used on its base in another precision than it was trained on."""
+def check_adapter(source: Source, run: Run, used: settings.ModelSettings | None) -> None:
+    """Hold an adapter's own record against the base that it is put on: its weights, and its precision (None: its own).
+
+    Raises PerlError for other weights, and under --strict for another precision, which is a note otherwise: how far a
+    reward shifts is measured when it is loaded.
+    """
     record = find_record(source.adapter)
     if record is None:
         return
-    trained, used = record.device.get("precision"), run.record.device["precision"]
-    if trained != used:
-        what = "its rewards" if source.is_classifier else "its answers"
-        run.note(f"{source.name} was trained on its base in {trained}, used on it in {used}: {what} shift a little.")
+    marks = (record.model.get("fingerprint"), base.fingerprint(source.base))
+    if all(marks) and marks[0] != marks[1]:
+        raise PerlError(
+            f"{source.name} was trained on other weights ({marks[0]}) than {source.base} has now ({marks[1]})",
+            "train it again on these, or put the old ones back",
+        )
+    trained = record.device.get("precision")
+    if used is None or trained == device.precision(used):
+        return
+    found = f"{source.name} was trained on its base in {trained}, but is used on it in {device.precision(used)}"
+    if used.strict:
+        raise PerlError(f"--strict: {found}", "load the base as in its training, or leave --strict out")
+    if not (Path(str(source.adapter)) / PROOF).exists():  # with a proof the shift is measured, and told then
+        run.note(f"{found}: what it gives shifts a little.")
 
 
 def loaded(prepared: Prepared) -> None:

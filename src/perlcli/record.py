@@ -22,7 +22,7 @@ from perlcli.errors import Interrupted, PerlError
 
 SCHEMA_VERSION = 1
 RECORD, SETTINGS, METRICS, SAMPLES = "record.json", "settings.yaml", "metrics.jsonl", "samples.jsonl"
-CARD = "README.md"
+CARD, PROOF = "README.md", "proof.json"
 PACKAGES = ("perlcli", "torch", "transformers", "trl", "peft", "datasets", "accelerate", "bitsandbytes")
 
 Status = Literal["running", "finished", "failed", "interrupted"]
@@ -61,6 +61,13 @@ class RunRecord:
     peak_memory_mb: float = said("Peak memory: CUDA allocated on a GPU, resident set of the process on a CPU.", 0.0)
     trainable_parameters: int = said("Parameters that trained.", 0)
     total_parameters: int = said("Parameters in memory, each counted once.", 0)
+    memory: dict[str, Any] = said(
+        "`rl`: base_copies, counted from the live tensors, and MB of the base and of what each role adds.", factory=dict
+    )
+    guards: dict[str, Any] = said(
+        "What the checks found: shift of each reward against its own proof, the probe before the first step, KL at the "
+        "start, what trained, and that the rest did not change.", factory=dict,
+    )  # fmt: skip
     notes: list[str] = said("What the run said about its choices: kind of data, sharing, warnings.", factory=list)
     metrics: dict[str, Any] = said("Final metrics of the stage.", factory=dict)
 
@@ -205,8 +212,8 @@ def check_output(settings: definitions.Stage) -> None:
             else "--overwrite to replace it, or"
         )
         raise PerlError(f"--output {folder} is not empty", f"{ways} another --output")
-    reads = ("model", "reward", "data", "eval_data")
-    inside = [values[n] for n in reads if values.get(n) and _is_inside(values[n], folder)]
+    reads = [values.get(name) for name in ("model", "data", "eval_data", "anchor")] + list(values.get("reward", ()))
+    inside = [name for name in reads if name and _is_inside(name, folder)]
     if values.get("overwrite") and inside:
         raise PerlError(f"--overwrite would delete {inside[0]}, which this run reads", "name another --output")
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from perlcli.record import RunRecord
 
+SECONDS = "seconds_"
 PERCENT = ("accuracy", "share", "gold", "wins", "truncated", "distinct")
 
 
@@ -18,7 +19,14 @@ def show(record: RunRecord | None) -> None:
 
 def text(record: RunRecord) -> str:
     """The record's figures and where to find the rest, as some lines of text."""
-    lines = [f"{words(key)}: {figure(key, value)}" for key, value in _merged(record.metrics).items()]
+    merged = _merged(record.metrics)
+    lines = [f"{words(key)}: {figure(key, value)}" for key, value in merged.items() if not key.startswith(SECONDS)]
+    spent = {key.removeprefix(SECONDS): value for key, value in merged.items() if key.startswith(SECONDS)}
+    if spent:
+        whole = sum(spent.values()) or 1
+        lines.append(
+            f"seconds a step: {whole:.3g} = " + " + ".join(f"{n} {v:.3g} ({v / whole:.0%})" for n, v in spent.items())
+        )
     facts = [f"{record.elapsed_seconds:.0f} s", f"peak memory {record.peak_memory_mb:,.0f} MB"]
     if record.steps:
         facts = [f"{record.steps} step{'s' * (record.steps != 1)}", f"{record.tokens:,} tokens", *facts]

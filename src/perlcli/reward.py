@@ -11,7 +11,7 @@ from torch import nn
 from transformers import set_seed
 from trl import RewardConfig, RewardTrainer
 
-from perlcli import base, device, plots, roles, scores, settings
+from perlcli import base, device, guards, plots, roles, scores, settings
 from perlcli.errors import PerlError, RunFailed
 from perlcli.meter import train
 from perlcli.prepare import Prepared, load_data, loaded, prepare, preview, require
@@ -40,10 +40,10 @@ def run(given: settings.Reward) -> RunRecord | None:
         trainer = build_trainer(prepared, config, train_set, weight)
         run.record.trl_settings = trainer.args.to_dict()
         run.record.trainable_parameters, run.record.total_parameters = roles.count_parameters(trainer.model)
-        before = roles.checksum(trainer.model, roles.POLICY)
+        before = guards.checksum(trainer.model, roles.POLICY)
         train(trainer, run, lambda model: save(prepared, model))
         if not prepared.settings.lora.full:
-            roles.assert_moved(before, roles.checksum(trainer.model, roles.POLICY), "The reward adapter")
+            guards.assert_moved(before, guards.checksum(trainer.model, roles.POLICY), "The reward adapter")
         proof = [
             ids for row in train_set.select(range(min(PROOF_ROWS, len(train_set)))) for ids in scores.id_lists(row)
         ]
@@ -170,9 +170,10 @@ def prove(prepared: Prepared, rows: list[list[int]], wanted: list[float]) -> rol
     scorer = scores.load(source, prepared.settings.model, prepared.tokenizer.pad_token_id)
     shift = max(abs(a - b) for a, b in zip(wanted, scorer(rows), strict=True))
     run.record.metrics["reload_shift"] = shift
-    if not shift <= 1e-4 * max(1.0, *map(abs, wanted)):
+    if not scores.is_same(shift, wanted):
         raise RunFailed(
             f"The saved reward model scores otherwise than the trained one: rewards move by up to {shift:.3g}"
         )
+    scores.write_proof(run.folder, rows, wanted)
     run.note(f"Loaded afresh from {run.folder}: same scores on {len(rows)} rows (largest difference {shift:.2g}).")
     return scorer

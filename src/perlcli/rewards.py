@@ -1,4 +1,4 @@
-"""What `--reward` names, as something that scores the completions that a policy wrote."""
+"""What `--reward` names, as something that scores what a policy wrote: one reward, or the weighted sum of some."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import importlib
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,12 @@ from perlcli import base, roles, scores
 from perlcli.base import Source
 from perlcli.data import Content, Prompt, Renderer, text_of
 from perlcli.errors import PerlError, nearest
-from perlcli.prepare import Prepared, note_precision
+from perlcli.prepare import Prepared, check_adapter
 from perlcli.record import find_record
 
 MODULE_FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 Ids = list[int]
+Scorer = Callable[[Sequence[Prompt], Sequence[Ids]], list[float]]
 
 
 @dataclass(frozen=True)
@@ -32,13 +33,27 @@ class Reward:
     is_shared: bool = False
 
 
-def find(name: str | None, prepared: Prepared) -> Reward:
-    """Find what `--reward` names, before weights are loaded. Raises PerlError."""
-    if not name:
+@dataclass(frozen=True)
+class Scored:
+    """Completions with their rewards: the weighted sum, and each reward's own by name."""
+
+    total: list[float]
+    parts: dict[str, list[float]]
+
+
+def find_all(prepared: Prepared) -> list[Reward]:
+    """Find what each `--reward` names, before weights are loaded. Raises PerlError."""
+    names = prepared.settings.sampling.reward
+    if not names:
         raise PerlError(
             "--reward is missing: RL without a reward learns nothing",
             "train one with `perl reward`, then give its folder; or give module:function",
         )
+    return [find(name, prepared) for name in names]
+
+
+def find(name: str, prepared: Prepared) -> Reward:
+    """Find what one `--reward` names. Raises PerlError."""
     if MODULE_FUNCTION.fullmatch(name) and not Path(name).exists():
         return Reward(name, function=_function(name))
     source = base.locate(name, option="--reward", trust_remote_code=prepared.settings.model.trust_remote_code)
@@ -76,9 +91,10 @@ def _shares_base(source: Source, prepared: Prepared) -> bool:
 
 def _check_record(source: Source, prepared: Prepared, *, is_shared: bool) -> None:
     """Hold the reward's own record against this run: the tokens and the base that it was trained on."""
-    trained = find_record(source.adapter)
+    trained = find_record(source.adapter or source.base)
     if trained is None:
         return
+    check_adapter(source, prepared.run, prepared.settings.model if is_shared else None)
     if trained.status != "finished":
         prepared.run.note(f"The reward {source.name} comes from a run that {trained.status}.")
     if not is_shared:
@@ -89,12 +105,6 @@ def _check_record(source: Source, prepared: Prepared, *, is_shared: bool) -> Non
             f"The reward {source.name} was trained with another tokenizer or chat template ({marks[0]}) than "
             f"the policy's ({marks[1]}): it would score other text than it knows"
         )
-    weights = (trained.model.get("fingerprint"), base.fingerprint(prepared.source.base))
-    if all(weights) and weights[0] != weights[1]:
-        raise PerlError(
-            f"The reward {source.name} was trained on other weights ({weights[0]}) than the base's ({weights[1]})"
-        )
-    note_precision(source, prepared.run)
 
 
 class TokenReward:
@@ -159,21 +169,59 @@ class FunctionReward:
         return rewards
 
 
-def attach(
-    reward: Reward, model: Any, prepared: Prepared, batch: int
-) -> Callable[[Sequence[Prompt], Sequence[Ids]], list[float]]:
-    """Load the reward: its adapter onto the policy's own base where they share one, else a model beside it. Says so."""
+class Weighted:
+    """The weighted sum of some rewards of the same completions."""
+
+    def __init__(self, rewards: Mapping[str, Scorer], weights: Sequence[float]) -> None:
+        self.rewards, self.weights = rewards, weights
+
+    def __call__(self, rows: Sequence[Prompt], written: Sequence[Ids]) -> Scored:
+        """Every completion's sum and its parts."""
+        parts = {name: reward(rows, written) for name, reward in self.rewards.items()}
+        total = [
+            sum(w * r for w, r in zip(self.weights, row, strict=True)) for row in zip(*parts.values(), strict=True)
+        ]
+        return Scored(total, parts)
+
+    def bytes(self) -> dict[str, int]:
+        """What each reward adds to memory."""
+        scorers = {name: getattr(reward, "scorer", None) for name, reward in self.rewards.items()}
+        return {name: scorer.bytes if scorer is not None else 0 for name, scorer in scorers.items()}
+
+
+def attach_all(found: Sequence[Reward], model: Any, prepared: Prepared, batch: int) -> Weighted:
+    """Load the rewards: as adapters on the policy's own base where they share it, else as models beside it. Says so."""
+    names = _short_names([reward.name for reward in found])
+    weights = prepared.settings.sampling.reward_weights or (1.0,) * len(found)
+    rewards: dict[str, Scorer] = {}
+    for index, (name, weight, reward) in enumerate(zip(names, weights, found, strict=True)):
+        adapter = roles.REWARD if index == 0 else f"{roles.REWARD}{index + 1}"
+        rewards[name] = attach(reward, model, prepared, batch, adapter)
+        if len(found) > 1:
+            prepared.run.note(f"  weight {weight:g}, told as rewards/{name}")
+    return Weighted(rewards, weights)
+
+
+def _short_names(names: Sequence[str]) -> list[str]:
+    """The last part of each name where that tells them apart, else the whole."""
+    short = [name.rstrip("/").rsplit("/", 1)[-1] for name in names]
+    return short if len(set(short)) == len(short) else list(names)
+
+
+def attach(reward: Reward, model: Any, prepared: Prepared, batch: int, adapter: str = roles.REWARD) -> Scorer:
+    """Load one reward; `adapter` is its name on the policy's base, where it shares that."""
     render, note = prepared.renderer, prepared.run.note
     if reward.function is not None:
         note(f"reward: the function {reward.name}")
         return FunctionReward(reward.function, reward.name, render)
     assert reward.source is not None
-    if reward.is_shared:
-        head = roles.attach_reward(model, str(reward.source.adapter))
-        size = roles.adapter_bytes(model, roles.REWARD) / 1e6
-        note(f"reward: {reward.name}, an adapter on the policy's own base (adds {size:.1f} MB)")
-        return TokenReward(roles.SharedScorer(model, head, prepared.tokenizer.pad_token_id), render, batch)
-    return _beside(reward.source, prepared, batch)
+    if not reward.is_shared:
+        return _beside(reward.source, prepared, batch)
+    head = roles.attach_reward(model, str(reward.source.adapter), adapter)
+    scorer = roles.SharedScorer(model, head, prepared.tokenizer.pad_token_id, adapter)
+    note(f"reward: {reward.name}, an adapter on the policy's own base (adds {scorer.bytes / 1e6:.1f} MB)")
+    scores.check_proof(reward.source, scorer, prepared.run, prepared.settings.model)
+    return TokenReward(scorer, render, batch)
 
 
 def _beside(source: Source, prepared: Prepared, batch: int) -> TokenReward | TextReward:
@@ -182,7 +230,9 @@ def _beside(source: Source, prepared: Prepared, batch: int) -> TokenReward | Tex
     prepared.run.note(f"reward: {source.name}, on a base of its own ({source.base_name}), loaded beside the policy's")
     values = prepared.settings.model
     tokenizer = base.load_tokenizer(source, trust_remote_code=values.trust_remote_code)
-    scorer = scores.load(source, scores.precision_of(source, values), tokenizer.pad_token_id)
+    own = scores.precision_of(source, values)
+    scorer = scores.load(source, own, tokenizer.pad_token_id)
+    scores.check_proof(source, scorer, prepared.run, own)
     if base.tokenizer_fingerprint(tokenizer) == base.tokenizer_fingerprint(prepared.tokenizer):
         return TokenReward(scorer, render, batch)
     return TextReward(scorer, tokenizer, render, batch, base.eos_ids(source))

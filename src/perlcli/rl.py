@@ -1,25 +1,27 @@
-"""`perl rl`: RLOO against a reward, the policy anchored to where it started, all on one frozen base."""
+"""`perl rl`: RLOO or REINFORCE against a reward, the policy held to its anchor, all roles on one frozen base."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
-from statistics import fmean
+from collections.abc import Sequence
+from statistics import fmean, median
 from typing import Any
 
 from datasets import Dataset
-from trl import RLOOConfig, RLOOTrainer
+from trl import RLOOConfig
 
-from perlcli import data, plots, policies, rewards, roles, settings
+from perlcli import guards, memory, plots, policies, rewards, roles, settings
+from perlcli.algorithms import PHASES, TIME, Reinforce, Rloo
 from perlcli.data import Prompt
-from perlcli.errors import RunFailed
+from perlcli.errors import PerlError
+from perlcli.judge import ROW, Judge, Probe, probe
 from perlcli.meter import train
+from perlcli.policies import Anchor
 from perlcli.prepare import Prepared, load_data, prepare, preview, require
-from perlcli.record import METRICS, SAMPLES, Run, RunRecord, recording
+from perlcli.record import METRICS, Run, RunRecord, recording
+from perlcli.rewards import Reward, Weighted
 from perlcli.training import trl_config
+from perlcli.value_model import ValueModel
 
-ROW = "perlcli_row"  # the column that leads from TRL's batches back to our rows
-FLAT_BATCHES = 3  # how often a function may give equal rewards to all before that counts as a fault
 LAST = 10  # steps whose mean is the run's final figure
 
 
@@ -28,26 +30,28 @@ def run(given: settings.Rl) -> RunRecord | None:
     prepared = prepare(given)
     require(prepared, policy=True)
     config = trainer_args(prepared.settings)
-    reward = rewards.find(prepared.settings.sampling.reward, prepared)
+    found = rewards.find_all(prepared)
+    anchor = policies.find_anchor(prepared)
     rows = load_data(prepared, "rl", "train")
     assert rows is not None
-    prompts = [row for row, _ in policies.fitting_prompts(prepared, rows, "train")]
+    prompts = policies.fitting_prompts(prepared, rows, "train")
     if prepared.is_dry:
+        print(f"algorithm: {prepared.settings.rl.algorithm}; anchor: {anchor.words}")
         preview(prepared, config)
         return None
     with recording(prepared.run) as run:
-        model = policies.start(prepared)
-        score = rewards.attach(reward, model, prepared, config.per_device_train_batch_size)
-        dataset = Dataset.from_list([{"prompt": row.prompt, ROW: index} for index, row in enumerate(prompts)])
-        judge: Any = Judge(run, prepared, score, prompts, is_function=reward.function is not None)
-        trainer: Any = RLOOTrainer(model, judge, config, train_dataset=dataset, processing_class=prepared.tokenizer)
-        if not prepared.settings.lora.full:
-            roles.keep_only_policy_trainable(trainer.model)
+        trainer, score = build_trainer(prepared, config, found, anchor, [row for row, _ in prompts])
+        first = probe(trainer.model, prepared, score, prompts, is_function=all(r.function for r in found))
+        run.record.guards["probe"] = first.summary()
+        check_start(trainer, prepared, anchor, first)
+        set_first_guess(trainer, first)
+        tell_memory(trainer, run, score)
         run.record.trl_settings = trainer.args.to_dict()
-        run.record.trainable_parameters, run.record.total_parameters = roles.count_parameters(trainer.model)
-        marks = checksums(trainer.model)
-        train(trainer, run, lambda model: policies.save(prepared, model))
-        compare(marks, checksums(trainer.model))
+        count_parameters(trainer, run.record)
+        marks = guards.checksums(trainer.model)
+        train(trainer, run, lambda model: save(prepared, model, trainer))
+        guards.compare(marks, guards.checksums(trainer.model))
+        run.record.guards["unchanged"] = sorted(told(name) for name in marks if name not in (roles.POLICY, roles.VALUE))
         run.record.metrics = summary(trainer.state.log_history)
         plots.curves("rl", run.folder / METRICS, run.folder / "plots" / "training.png")
     return run.record
@@ -55,95 +59,124 @@ def run(given: settings.Rl) -> RunRecord | None:
 
 def trainer_args(given: settings.Rl) -> RLOOConfig:
     """The TRL config of these settings."""
+    reinforce = given.rl.algorithm == "reinforce"
     extra = {
         "beta": given.rl.beta, "temperature": given.sampling.temperature, "num_generations": given.rl.num_generations,
         "max_completion_length": given.sampling.max_completion_length,
+        "disable_dropout": True,  # else policy and anchor differ by chance
     }  # fmt: skip
-    return trl_config(RLOOConfig, given, extra)
+    if reinforce:
+        size = (given.train.per_device_train_batch_size or 1) * (given.train.gradient_accumulation_steps or 1)
+        if size < 2:
+            raise PerlError("--algorithm reinforce needs at least 2 completions a step", "raise the batch size")
+        extra["num_generations"] = size  # any that RLOOConfig takes: it refuses 1, which RLOOTrainer can do
+    config = trl_config(RLOOConfig, given, extra)
+    if reinforce:
+        config.num_generations = 1
+        if config.fp16 and not config.max_grad_norm:
+            problem = "--set max_grad_norm=0 doesn't go with --algorithm reinforce in float16"
+            raise PerlError(problem, "--dtype bfloat16")  # gradients stay scaled then, and the value model's are not
+    return config
 
 
-class Judge:
-    """The reward function that TRL calls: scores what the policy wrote, keeps samples, stops a run that can't learn."""
-
-    def __init__(
-        self, run: Run, prepared: Prepared, score: Callable[..., list[float]], rows: list[Prompt], *, is_function: bool
-    ) -> None:
-        self.run, self.score, self.rows, self.render = run, score, rows, prepared.renderer
-        self.penalty = prepared.settings.rl.missing_eos_penalty or 0.0
-        self.patience = FLAT_BATCHES if is_function else 1
-        self.__name__ = "reward"  # TRL names its metrics by it
-
-    def __call__(
-        self, completion_ids: Sequence[list[int]], trainer_state: Any, log_metric: Any, **columns: Any
-    ) -> list[float]:
-        """One reward a completion of the batch."""
-        rows = [self.rows[index] for index in columns[ROW]]
-        found = self.score(rows, completion_ids)
-        self._check(found)
-        taken = [r - self.penalty * (not self.render.ended(ids)) for r, ids in zip(found, completion_ids, strict=True)]
-        texts = [self.render.text(ids) for ids in completion_ids]
-        gold = [check(text) for row, text in zip(rows, texts, strict=True) if (check := data.gold_check(row))]
-        if gold:
-            log_metric("gold", fmean(gold))
-        self._sample(trainer_state, rows[0], texts[0], taken[0])
-        return taken
-
-    def _check(self, found: list[float]) -> None:
-        if not all(map(math.isfinite, found)):
-            raise RunFailed(
-                "The reward is not a finite number for some completions", "check the reward model or function"
-            )
-        if max(found) > min(found):
-            self.patience = -1  # rewards differ: from here on equal batches are no fault
-        elif self.patience > 0 and len(found) > 1:
-            self.patience -= 1
-            if self.patience == 0:
-                raise RunFailed(
-                    f"The reward gives all {len(found)} completions the same value ({found[0]:.4g}): nothing to learn",
-                    "check that the reward fits the data, raise --temperature or --num-generations",
-                )
-
-    def _sample(self, state: Any, row: Prompt, text: str, reward: float) -> None:
-        every = max(1, state.max_steps // 20)
-        if state.global_step % every == 0:
-            sample = {
-                "step": state.global_step + 1,
-                "prompt": data.text_of(row.prompt),
-                "policy": text,
-                "reward": reward,
-            }
-            self.run.append(SAMPLES, sample)
+def build_trainer(
+    prepared: Prepared, config: RLOOConfig, found: Sequence[Reward], anchor: Anchor, rows: list[Prompt]
+) -> tuple[Any, Weighted]:
+    """Every role on its place: policy, rewards, value model and anchor, in the trainer of the algorithm."""
+    values, run = prepared.settings, prepared.run
+    model = policies.start(prepared)
+    score = rewards.attach_all(found, model, prepared, config.per_device_train_batch_size)
+    run.note(f"anchor: {anchor.words}")
+    dataset = Dataset.from_list([{"prompt": row.prompt, ROW: index} for index, row in enumerate(rows)])
+    options: dict[str, Any] = {"train_dataset": dataset, "processing_class": prepared.tokenizer}
+    judge: Any = Judge(run, prepared, score, rows)
+    more: list[Any] = []
+    trainer: Any
+    with policies.named_after(model, anchor):
+        if values.rl.algorithm == "reinforce":
+            value = ValueModel(model)
+            rate = values.rl.value_learning_rate
+            trainer = Reinforce(model, judge, config, value=value, value_learning_rate=rate, **options)
+            more = value.parameters()
+        else:
+            trainer = Rloo(model, judge, config, **options)
+    policies.set_anchor(trainer, anchor)
+    if not values.lora.full:
+        roles.keep_only_policy_trainable(trainer.model)
+        if values.lora.lora_dropout and config.disable_dropout:
+            run.note("Dropout is off in RL, so that policy and anchor can be compared.")
+    trainer.add_callback(guards.intended(trainer.model, more))
+    return trainer, score
 
 
-def checksums(model: Any) -> dict[str, str]:
-    """A digest for each role on the base; under full tuning of the policy alone."""
-    adapters = list(getattr(model, "peft_config", {}))
-    if not adapters:
-        return {roles.POLICY: roles.checksum(model, "")}
-    return {"": roles.checksum(model, ""), **{name: roles.checksum(model, name) for name in adapters}}
+def check_start(trainer: Any, prepared: Prepared, anchor: Anchor, first: Probe) -> None:
+    """The policy must be its anchor where it starts from it; elsewhere the first KL is told."""
+    if not trainer.beta:
+        return
+    part = slice(prepared.settings.train.per_device_train_batch_size)
+    kl = trainer.kl_to_anchor(first.prompts[part], first.written[part])
+    prepared.run.record.guards["kl_at_start"] = kl
+    if not anchor.is_start:
+        prepared.run.note(f"KL to the anchor at the start: {kl:.4g} per token")
+        return
+    guards.assert_at_anchor(kl, trainer.model.dtype)
+    if trainer.args.disable_dropout or not prepared.settings.lora.lora_dropout:
+        trainer.add_callback(guards.StartsAtAnchor(trainer.model.dtype))
 
 
-def compare(before: dict[str, str], after: dict[str, str]) -> None:
-    """The policy must have moved, and nothing else."""
-    roles.assert_moved(before[roles.POLICY], after[roles.POLICY], "The policy")
-    words = {"": "The base", roles.ANCHOR: "The anchor", roles.REWARD: "The reward adapter"}
-    for name, word in words.items():
-        if name in before:
-            roles.assert_still(before[name], after[name], word)
+def set_first_guess(trainer: Any, first: Probe) -> None:
+    """Let the value model begin at the mean return of the probe."""
+    if isinstance(trainer, Reinforce):
+        trainer.value.guess((1 - trainer.beta) * fmean(first.scored.total))
+
+
+def tell_memory(trainer: Any, run: Run, score: Weighted) -> None:
+    """Count the copies of the base, say what each role adds to it, and keep both in the record."""
+    copies = memory.base_copies(trainer.model)
+    value = trainer.value.bytes if isinstance(trainer, Reinforce) else 0
+    parts = memory.of_roles(trainer.model, trainer.ref_model, score.bytes(), value)
+    run.record.memory = {"base_copies": copies, "mb": parts}
+    run.note(memory.line(copies, parts))
+
+
+def count_parameters(trainer: Any, record: RunRecord) -> None:
+    """Keep how many parameters train and how many lie in memory, the value model's head among them."""
+    record.trainable_parameters, record.total_parameters = roles.count_parameters(trainer.model)
+    if isinstance(trainer, Reinforce):
+        record.trainable_parameters += sum(p.numel() for p in trainer.value.parameters())
+        record.total_parameters += sum(p.numel() for p in trainer.value.head.parameters())
+
+
+def save(prepared: Prepared, model: Any, trainer: Any) -> None:
+    """Write the policy, its anchor, and the value model where there is one."""
+    policies.save(prepared, model)
+    if isinstance(trainer, Reinforce):
+        roles.save_adapter(model, prepared.run.folder, roles.VALUE)
+        trainer.value.save_head(prepared.run.folder / roles.VALUE)
+
+
+def told(name: str) -> str:
+    """A role's name for the record."""
+    return {"": "base", roles.ANCHOR: "anchor"}.get(name, name)
 
 
 def summary(history: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """Means over the run's last steps, and the reward that it began with."""
+    """Means over the run's last steps, the reward that it began with, and where the time of a step went."""
     steps = [row for row in history if "reward" in row]
     if not steps:
         return {}
     names = {
         "reward": "reward", "kl": "kl_per_token", "completions/mean_length": "completion_length",
-        "completions/clipped_ratio": "share_truncated", "gold": "gold",
+        "completions/clipped_ratio": "share_truncated", "gold": "gold", "value/explained": "value_explained",
     }  # fmt: skip
+    parts = {key: key for key in steps[0] if key.startswith("rewards/") and key.endswith("/mean")}
+    parts.pop("rewards/reward/mean", None)  # TRL's name for what `reward` tells
     metrics = {"first_reward": steps[0]["reward"]}
-    for theirs, ours in names.items():
+    for theirs, ours in (names | parts).items():
         values = [row[theirs] for row in steps[-LAST:] if row.get(theirs) is not None]
         if values:
             metrics[ours] = fmean(values)
+    timed = steps[1:] or steps  # the first step also warms up
+    for phase in PHASES:
+        metrics[f"seconds_{phase}"] = median(row.get(TIME + phase, 0.0) for row in timed)
     return metrics

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
-from perlcli import base, data, plots, roles, settings, stats
+from perlcli import base, data, device, plots, roles, settings, stats
 from perlcli.data import Data, Preference, Thumb
-from perlcli.errors import RunFailed
+from perlcli.errors import PerlError, RunFailed
 from perlcli.prepare import report_data
 from perlcli.progress import Progress
-from perlcli.record import SAMPLES, find_record
+from perlcli.record import PROOF, SAMPLES, Run, find_record, write_json
 
 SAMPLED, BATCH = 20, 16
+Scorer = Callable[[Sequence[list[int]]], list[float]]
 
 
 def tokens(rows: Data, prepared: Any, role: str) -> list[dict[str, Any]]:
@@ -52,10 +56,54 @@ def load(source: base.Source, values: settings.ModelSettings, pad_token_id: int)
 def precision_of(source: base.Source, values: settings.ModelSettings) -> settings.ModelSettings:
     """How to load a reward model on a base of its own: as it was trained, where its record tells, else unquantised."""
     found: dict[str, Any] = {"dtype": values.dtype}
-    trained = find_record(source.adapter)
+    trained = find_record(source.adapter or source.base)
     if trained is not None:
         found = {name: trained.settings[name] for name in ("dtype", "load_in_4bit", "load_in_8bit")}
     return settings.ModelSettings(trust_remote_code=values.trust_remote_code, **found)
+
+
+def write_proof(folder: Path, rows: list[list[int]], scores: list[float]) -> None:
+    """Keep some token rows with their scores in a reward model's folder, so that any later use can be held to them."""
+    write_json(folder / PROOF, {"rows": rows, "scores": scores})
+
+
+def check_proof(source: base.Source, scorer: Scorer, run: Run, values: settings.ModelSettings) -> None:
+    """Score a reward folder's proof rows again, and say how far the scores moved; without a proof there is no telling.
+
+    In the precision and on the device of its training they must not move; raises PerlError where they do. Elsewhere
+    rounding moves them, and by how much is noted.
+    """
+    trained, path = find_record(source.adapter or source.base), Path(source.adapter or source.base) / PROOF
+    if trained is None or not path.exists():
+        return
+    try:
+        proof = json.loads(path.read_text(encoding="utf-8"))
+        rows, wanted = proof["rows"], [float(score) for score in proof["scores"]]
+        found = scorer(rows)
+        shift = max(abs(a - b) for a, b in zip(wanted, found, strict=True))
+    except (ValueError, TypeError, KeyError, OSError) as error:
+        raise PerlError(f"{path} can't be read: {error}", "train the reward again, or delete this file") from error
+    used, learned = device.precision(values), trained.device.get("precision")
+    run.record.guards[f"shift of {source.name}"] = shift
+    if used == learned and device.describe(values)["name"] == trained.device.get("name"):
+        if not is_same(shift, wanted):
+            raise PerlError(
+                f"The reward {source.name} scores its own proof rows otherwise than after its training: rewards moved "
+                f"by up to {shift:.3g}",
+                "its files or its base's have changed since: train it again",
+            )
+        return
+    spread = max(wanted) - min(wanted)
+    how = f"in {learned}, used in {used}" if used != learned else "on another device"
+    run.note(
+        f"The reward {source.name} was trained {how}: on {len(rows)} rows its scores shift by up to {shift:.2g} "
+        f"(they spread over {spread:.2g})."
+    )
+
+
+def is_same(shift: float, scores: list[float]) -> bool:
+    """Whether scores that moved this far are the same but for rounding in another place."""
+    return shift <= 1e-4 * max(1.0, *map(abs, scores))
 
 
 def measure(prepared: Any, scorer: Any, rows: list[dict[str, Any]] | None, held_out: Data | None) -> dict[str, float]:

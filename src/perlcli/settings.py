@@ -7,14 +7,17 @@ line and in the record, the names are flat (`lora_r`), so each is unique within 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_type_hints
+from typing import Any, Literal, get_origin, get_type_hints
 
 from perlcli.errors import PerlError, nearest
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+Algorithm = Literal["rloo", "reinforce"]
 ATTENTION = "attention"
+SFT, BASE = "sft", "base"  # the anchors that have a name
 
 
 def option(default: Any, text: str, *, short: str = "", unset: str = "") -> Any:
@@ -36,6 +39,9 @@ class ModelSettings:
     load_in_4bit: bool = option(False, "Quantise the frozen base to 4 bits (NF4).")
     load_in_8bit: bool = option(False, "Quantise the frozen base to 8 bits (LLM.int8).")
     trust_remote_code: bool = option(False, "Run the modelling code that a hub repository brings.")
+    strict: bool = option(
+        False, "Refuse an adapter on its base in another precision than it was trained in, instead of a warning."
+    )
 
 
 @dataclass(frozen=True)
@@ -120,8 +126,13 @@ class ThumbsSettings:
 class SamplingSettings:
     """Sampling and reward"""
 
-    reward: str | None = option(
-        None, "What scores completions: adapter folder of `perl reward`, module:function, or a sequence classifier."
+    reward: tuple[str, ...] = option(
+        (),
+        "What scores completions: adapter folder of `perl reward`, module:function, or a sequence classifier; "
+        "repeatable, then their weighted sum counts.",
+    )
+    reward_weights: tuple[float, ...] = option(
+        (), "A weight for each --reward, in their order, comma-separated.", unset="1 each"
     )
     temperature: float | None = option(None, "Sampling temperature.", unset="0.7, as the paper")
     max_completion_length: int | None = option(None, "Longest completion in tokens.", unset="128")
@@ -131,10 +142,22 @@ class SamplingSettings:
 class RlSettings:
     """Sampling and reward"""
 
-    num_generations: int | None = option(None, "Completions per prompt.", unset="4")
+    algorithm: Algorithm = option(
+        "rloo",
+        "rloo (baseline: the mean of the prompt's other completions) or reinforce (the paper's: one completion a "
+        "prompt, baseline from a value model, an adapter of its own on the same base).",
+    )
+    num_generations: int | None = option(None, "Completions per prompt.", unset="4, reinforce: 1")
     beta: float | None = option(None, "Weight of the KL penalty towards the anchor.", unset="0.05, as the paper")
+    anchor: str | None = option(
+        None, "What the KL penalty holds the policy to: sft (the policy that RL starts from), base, or a policy's "
+        "folder on the same base.", unset=SFT,
+    )  # fmt: skip
     missing_eos_penalty: float | None = option(
         None, "Taken off the reward of a completion that did not end by itself.", unset="none"
+    )
+    value_learning_rate: float | None = option(
+        None, "Peak learning rate of reinforce's value model.", unset="as --learning-rate"
     )
 
 
@@ -277,7 +300,8 @@ def build(stage: type[Any], values: Mapping[str, Any]) -> Any:
         raise PerlError(f"Unknown setting for `perl {command_of(stage)}`: {names}", nearest(unknown[0], known))
     groups: dict[str, dict[str, Any]] = {item.group: {} for item in known.values()}
     for name, value in values.items():
-        groups[known[name].group][name] = value
+        is_one_of_many = isinstance(value, str) and get_origin(known[name].type) is tuple
+        groups[known[name].group][name] = (value,) if is_one_of_many else value
     kinds = get_type_hints(stage)
     return stage(**{group: kinds[group](**given) for group, given in groups.items()})
 
@@ -297,6 +321,8 @@ def resolve(settings: Any, preset: Mapping[str, Any]) -> Any:
     if command in LEARNING_RATES:
         defaults["learning_rate"] = LEARNING_RATES[command][1 if values["full"] else 0]
     defaults.update(preset)
+    if values.get("algorithm") == "reinforce":
+        defaults["num_generations"] = 1
     if values.get("max_steps") is not None or values.get("num_train_epochs") is not None:
         defaults.pop("max_steps", None)  # the user's choice of length, not the preset's
     if values.get("full"):
@@ -308,6 +334,8 @@ def resolve(settings: Any, preset: Mapping[str, Any]) -> Any:
         named = {item.partition("=")[0] for item in values["set"]}
         kept = (item for item in defaults.get("set", ()) if item.partition("=")[0] not in named)
         values["set"] = (*kept, *values["set"])
+    if values.get("algorithm") == "reinforce" and values["value_learning_rate"] is None:
+        values["value_learning_rate"] = values["learning_rate"]
     if values.get("lora_alpha", 0) is None and (values["lora_r"] or 0) > 0:
         values["lora_alpha"] = 2 * values["lora_r"]
     return build(type(settings), values)
@@ -316,7 +344,7 @@ def resolve(settings: Any, preset: Mapping[str, Any]) -> Any:
 POSITIVE = (
     "max_length", "lora_r", "lora_alpha", "max_steps", "num_train_epochs", "learning_rate",
     "per_device_train_batch_size", "gradient_accumulation_steps", "save_steps", "temperature", "num_generations",
-    "max_completion_length", "max_samples", "per_device_eval_batch_size",
+    "max_completion_length", "max_samples", "per_device_eval_batch_size", "value_learning_rate",
 )  # fmt: skip
 NOT_NEGATIVE = ("beta", "seed", "missing_eos_penalty")
 
@@ -350,18 +378,44 @@ def _conflicts(values: Mapping[str, Any]) -> Iterator[str]:
         yield "--overwrite and --resume exclude each other"
     if not 0 <= (values.get("lora_dropout") or 0) < 1:
         yield f"--lora-dropout must be from 0 to below 1, not {values['lora_dropout']}"
+    yield from _reward_conflicts(values)
     yield from _generation_conflicts(values)
     weight = values.get("pos_weight", "none")
     if weight not in ("auto", "none") and not _is_positive(weight):
         yield f"--pos-weight must be auto, none or a number above 0, not {weight}"
 
 
+def _reward_conflicts(values: Mapping[str, Any]) -> Iterator[str]:
+    names, weights = values.get("reward", ()), values.get("reward_weights", ())
+    if weights and len(weights) != len(names):
+        yield f"--reward-weights has {len(weights)} weights for {len(names)} --reward"
+    if not all(math.isfinite(weight) for weight in weights):
+        yield f"--reward-weights must be finite numbers, not {', '.join(map(str, weights))}"
+    elif weights and not any(weights):
+        yield "--reward-weights are all 0: nothing would be learned"
+    yield from (f"--reward {name} is given twice" for name in dict.fromkeys(names) if names.count(name) > 1)
+
+
+def _algorithm_conflicts(values: Mapping[str, Any]) -> Iterator[str]:
+    reinforce = values.get("algorithm") == "reinforce"
+    count = values.get("num_generations")
+    if count == 1 and not reinforce:
+        yield "--num-generations must be at least 2: each completion's baseline is the mean of the others"
+    if reinforce and count != 1:
+        yield f"--algorithm reinforce takes one completion a prompt, not --num-generations {count}"
+    if reinforce and values["full"]:
+        yield "--algorithm reinforce has its value model on the frozen base, so it can't be combined with --full"
+    if values.get("value_learning_rate") is not None and not reinforce:
+        yield "--value-learning-rate is of --algorithm reinforce alone"
+    if values.get("anchor") is not None and values.get("beta") == 0:
+        yield "--anchor does nothing with --beta 0"
+
+
 def _generation_conflicts(values: Mapping[str, Any]) -> Iterator[str]:
+    yield from _algorithm_conflicts(values)
     count = values.get("num_generations")
     if count is None or count <= 0:
         return
-    if count == 1:
-        yield "--num-generations must be at least 2: each completion's baseline is the mean of the others"
     longest, completion = values["max_length"], values["max_completion_length"]
     if longest and completion and longest <= completion:
         yield f"--max-length = {longest} leaves no room for a prompt before --max-completion-length = {completion}"

@@ -15,12 +15,18 @@ def fits(value: Any, kind: Any) -> bool:
         return any(fits(value, part) for part in typing.get_args(kind))
     origin = typing.get_origin(kind) or kind
     if origin is tuple:
-        return isinstance(value, list) and _fit_each(value, typing.get_args(kind))
+        values = [value] if _is_list_of_one_kind(kind) and not isinstance(value, list) else value
+        return isinstance(values, list) and _fit_each(values, typing.get_args(kind))
     if isinstance(value, bool):
         return origin in (bool, Any)
     if origin is float:
         return isinstance(value, int | float) or _spells_float(value)
     return isinstance(value, origin) if isinstance(origin, type) else True
+
+
+def _is_list_of_one_kind(kind: Any) -> bool:
+    """Whether a type is `tuple[X, ...]`: one value then stands for a list of it."""
+    return typing.get_origin(kind) is tuple and typing.get_args(kind)[-1] is ...
 
 
 def _fit_each(values: list[Any], kinds: tuple[Any, ...]) -> bool:
@@ -40,6 +46,9 @@ def _spells_float(value: Any) -> bool:
 def convert(value: Any, kind: Any) -> Any:
     """A fitting YAML value as its annotated type."""
     parts = typing.get_args(kind) or (kind,)
+    if _is_list_of_one_kind(kind):
+        values = value if isinstance(value, list) else [value]
+        return tuple(convert(item, parts[0]) for item in values)
     if isinstance(value, list) and any(typing.get_origin(part) is tuple for part in (kind, *parts)):
         return tuple(value)
     if float in parts and not isinstance(value, bool) and int not in parts and value is not None:
@@ -55,6 +64,8 @@ def describe(kind: Any) -> str:
         return " or ".join(describe(part) for part in typing.get_args(kind) if part is not types.NoneType)
     if typing.get_origin(kind) is tuple:
         parts = typing.get_args(kind)
-        return "a list of texts" if parts[-1] is ... else f"a list: {', '.join(map(describe, parts))}"
+        if parts[-1] is ...:
+            return f"{describe(parts[0])}, or a list of it"
+        return f"a list: {', '.join(map(describe, parts))}"
     names = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
     return names.get(kind, str(getattr(kind, "__name__", kind)))
