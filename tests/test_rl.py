@@ -5,7 +5,6 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,12 +15,9 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from transformers.generation import GenerationMixin
 from trl import RLOOTrainer
 
-from perlcli import base, rewards, roles
-from perlcli.base import locate
+from perlcli import rewards, roles
 from perlcli.data import Prompt, Renderer
-from perlcli.errors import RunFailed
 from perlcli.record import read_record
-from perlcli.rl import Judge
 
 Perl = Callable[..., Any]
 RUN = {
@@ -77,12 +73,13 @@ def test_record_tells_the_run(rl_run: Path, sft_run: Path, reward_run: Path, lla
     assert (found.command, found.status, found.steps) == ("rl", "finished", 2)
     assert found.model["base"] == str(llama)
     assert found.model["adapter"] == str(sft_run)
-    assert found.settings["reward"] == str(reward_run)
+    assert found.settings["reward"] == [str(reward_run)]
     assert found.trainable_parameters == LORA
     alone = AutoModelForCausalLM.from_pretrained(llama).num_parameters()
     assert found.total_parameters == alone + 3 * LORA  # policy, anchor and reward on one base
     assert set(found.metrics) == {
         "first_reward", "reward", "kl_per_token", "completion_length", "share_truncated", "gold",
+        "seconds_sampling", "seconds_scoring", "seconds_anchor", "seconds_learning",
     }  # fmt: skip
     assert f"reward: {reward_run}, an adapter on the policy's own base (adds 0.0 MB)" in found.notes
     steps = metrics(rl_run)
@@ -137,9 +134,11 @@ def test_rewards_are_those_of_the_reward_folder_in_plain_peft(
     for prompts, written, found in calls:
         starts = [tokenizer.apply_chat_template(row.prompt, add_generation_prompt=True)["input_ids"] for row in prompts]
         tails = [[*tokenizer("\n")["input_ids"]] if ids[-1] == tokenizer.eos_token_id else [] for ids in written]
-        assert found == scorer([a + b + c for a, b, c in zip(starts, written, tails, strict=True)])
+        ids = [a + b + c for a, b, c in zip(starts, written, tails, strict=True)]
+        assert found == roles.scores_in_batches(scorer, ids, 4)
     assert [row["reward"] for row in metrics(Path("run"))] == [
-        pytest.approx(sum(found) / 4, abs=1e-6) for _, _, found in calls
+        pytest.approx(sum(found) / 4, abs=1e-6)
+        for _, _, found in calls[1:]  # the first call is the probe's
     ]
 
 
@@ -214,66 +213,6 @@ def test_missing_eos_penalty_is_taken_off_what_was_cut(
     assert taxed["reward"] == pytest.approx(plain["reward"] - 5 * plain["completions/clipped_ratio"], abs=1e-5)
 
 
-@pytest.fixture
-def judge(llama: Path, tmp_path: Path) -> Callable[..., Any]:
-    """A judge of scores that the test names, and a way to call it on completions."""
-    source = locate(str(llama))
-    render = base.renderer(source, base.load_tokenizer(source))
-    kept: list[dict[str, Any]] = []
-    run = SimpleNamespace(append=lambda name, row: kept.append(row))
-
-    def make(found: list[float], penalty: float | None = None, is_function: bool = False) -> Callable[..., Any]:
-        settings = SimpleNamespace(rl=SimpleNamespace(missing_eos_penalty=penalty))
-        prepared = SimpleNamespace(renderer=render, settings=settings)
-        rows = [Prompt("a latte", {"order": "add_order_item(latte)"})]
-        judge = Judge(run, prepared, lambda rows, ids: found, rows, is_function=is_function)
-
-        def call(*completions: str) -> tuple[list[float], dict[str, float], list[dict[str, Any]]]:
-            logged: dict[str, float] = {}
-            ids = [render.tokenizer(text)["input_ids"] for text in completions]
-            state = SimpleNamespace(max_steps=1, global_step=0)
-            taken = judge(
-                completion_ids=ids, trainer_state=state, log_metric=logged.__setitem__, perlcli_row=[0] * len(ids)
-            )
-            return taken, logged, kept
-
-        return call
-
-    return make
-
-
-def test_judge_tells_an_end_from_a_cut_and_counts_gold(judge: Any) -> None:
-    taken, logged, kept = judge([1.0, 2.0], penalty=0.5)("add_order_item(latte)<|im_end|>", "add_order_item(latte, ")
-    assert taken == [1.0, 1.5]
-    assert logged == {"gold": 0.5}
-    assert kept == [{"step": 1, "prompt": "a latte", "policy": "add_order_item(latte)", "reward": 1.0}]
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_judge_stops_at_a_reward_that_is_no_number(judge: Any, value: float) -> None:
-    with pytest.raises(RunFailed, match=r"^The reward is not a finite number for some completions"):
-        judge([1.0, value])("a", "b")
-
-
-def test_judge_has_patience_with_a_function_alone(judge: Any) -> None:
-    told = r"^The reward gives all 2 completions the same value \(3\): nothing to learn"
-    with pytest.raises(RunFailed, match=told):
-        judge([3.0, 3.0])("a", "b")
-    call = judge([3.0, 3.0], is_function=True)
-    call("a", "b")
-    call("a", "b")
-    with pytest.raises(RunFailed, match=told):
-        call("a", "b")
-
-
-def test_judge_that_has_seen_a_difference_takes_equal_batches(judge: Any) -> None:
-    found = [3.0, 4.0]
-    call = judge(found)
-    call("a", "b")
-    found[:] = [4.0, 4.0]
-    assert call("a", "b")[0] == [4.0, 4.0]
-
-
 # Runs that can't learn
 
 
@@ -289,11 +228,14 @@ def test_reward_model_that_likes_all_the_same_stops_the_run(
     shutil.copytree(reward_run, "blank")
     head = {name: torch.zeros_like(w) if "score" in name else w for name, w in weights(reward_run).items()}
     save_file(head, Path("blank") / "adapter_model.safetensors", metadata={"format": "pt"})
-    result = perl("rl", "-m", sft_run, "--reward", "blank", "-d", rows["prompts"], "-o", "run", *SHORT, code=1)
-    assert "Error: The reward gives all 4 completions the same value (0): nothing to learn" in result.stderr
+    words = ("rl", "-m", sft_run, "--reward", "blank", "-d", rows["prompts"], "-o", "run", *SHORT)
+    result = perl(*words, code=2)
+    assert "Error: The reward blank scores its own proof rows otherwise than after its training" in result.stderr
+    (Path("blank") / "proof.json").unlink()
+    result = perl(*words, "--overwrite", code=1)
+    assert "Error: The reward gives all 16 completions the same value (0): nothing to learn" in result.stderr
     found = read_record(Path("run"))
     assert (found.status, found.steps) == ("failed", 0)
-    assert same(Path("run"), sft_run)
 
 
 def test_function_that_likes_all_the_same_stops_the_run(perl: Perl, sft_run: Path, rows: dict[str, Path]) -> None:
@@ -301,7 +243,7 @@ def test_function_that_likes_all_the_same_stops_the_run(perl: Perl, sft_run: Pat
     name = "perlcli.coffee:reward"  # the exact check, which nothing that a random model writes passes
     result = perl("rl", "-m", sft_run, "--reward", name, "-d", rows["prompts"], "-o", "run", *words, code=1)
     assert "the same value (0): nothing to learn" in result.stderr
-    assert read_record(Path("run")).steps == 2
+    assert read_record(Path("run")).steps == 0
 
 
 def test_policy_that_stands_still_fails_the_run(
@@ -350,10 +292,9 @@ def test_policy_from_a_base_is_anchored_to_the_base(
     perl: Perl, llama: Path, reward_run: Path, rows: dict[str, Path], files: Callable[[Path], set[str]]
 ) -> None:
     perl("rl", "-m", llama, "--reward", reward_run, "-d", rows["prompts"], "-o", "run", *SHORT, "--lora-r", "4")
-    assert files(Path("run")) == RUN | ADAPTER | ANCHOR
+    assert files(Path("run")) == RUN | ADAPTER  # no adapter for an anchor that is the bare base
     assert metrics(Path("run"))[0]["kl"] == 0
-    anchor = weights(Path("run") / "anchor")
-    assert not any(tensor.any() for name, tensor in anchor.items() if "lora_B" in name)  # a fresh adapter adds nothing
+    assert read_record(Path("run")).memory["mb"]["anchor"] == 0
 
 
 def test_full_tuning_saves_a_plain_model_and_loads_the_reward_beside(
@@ -378,7 +319,10 @@ def test_other_precisions_begin_at_their_anchor(
     assert metrics(Path("run"))[0]["kl"] == 0
     assert {tensor.dtype for tensor in weights(Path("run")).values()} == {torch.float32}
     assert same(Path("run") / "anchor", sft_run)
-    assert any("rewards shift" in note for note in read_record(Path("run")).notes)
+    found = read_record(Path("run"))
+    shift = found.guards[f"shift of {reward_run}"]
+    assert any(f"its scores shift by up to {shift:.2g}" in note for note in found.notes)
+    assert (shift > 0, found.guards["kl_at_start"], found.memory["base_copies"]) == (True, 0, 1)
 
 
 def test_prompts_that_leave_no_room_are_counted_out(

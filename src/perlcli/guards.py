@@ -42,7 +42,10 @@ def _tensors(model: nn.Module, adapter: str) -> Iterator[tuple[str, torch.Tensor
 
 def int8_scale(module: nn.Module) -> torch.Tensor | None:
     """The row scales of an 8-bit layer, which bitsandbytes moves from the weight to the layer at the first forward."""
-    for holder in (getattr(module, "weight", None), getattr(module, "state", None)):
+    own = dict(module.named_parameters(recurse=False)).get(
+        "weight"
+    )  # peft's wrapper shows its layer's weight as its own
+    for holder in (own, getattr(module, "state", None) if own is not None else None):
         scale = getattr(holder, "SCB", None)
         if scale is not None:
             return scale
