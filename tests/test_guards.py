@@ -85,7 +85,7 @@ def test_an_optimiser_with_other_parameters_is_refused(llama: Path) -> None:
 
 def test_a_model_without_anything_to_train_is_refused(llama: Path) -> None:
     guard = guards.TrainsExactly([], {})
-    with pytest.raises(RunFailed, match="^No parameter is left to train"):
+    with pytest.raises(RunFailed, match=r"^No parameter is left to train"):
         guard.on_train_begin(None, None, None, optimizer=optimizer_of())
 
 
@@ -112,7 +112,7 @@ def test_rounding_is_no_distance_from_the_anchor(kl: float, dtype: torch.dtype) 
     ],
 )  # fmt: skip
 def test_a_distance_from_the_anchor_stops_the_run(kl: float, dtype: torch.dtype) -> None:
-    with pytest.raises(RunFailed, match="^The policy is not its own anchor at the start"):
+    with pytest.raises(RunFailed, match=r"^The policy is not its own anchor at the start"):
         guards.assert_at_anchor(kl, dtype)
 
 
