@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from perlcli import base, data, policies, rewards, scores, settings
 from perlcli.base import locate
@@ -343,3 +344,112 @@ def test_classifier_without_a_tokenizer_is_told(prepared: Prepared, classifier: 
         shutil.copy(classifier / name, tmp_path)
     with pytest.raises(PerlError, match="has no tokenizer that can be read"):
         attached(tmp_path, prepared)
+
+
+# Several
+
+
+def test_several_rewards_are_weighed_and_told_by_name(prepared: Prepared, render: Renderer) -> None:
+    parts = {"long": lambda rows, ids: [1.0, 2.0], "short": lambda rows, ids: [10.0, 0.0]}
+    scored = rewards.Weighted(parts, (1.0, -0.5))([], [])
+    assert scored.total == [-4.0, 2.0]
+    assert scored.parts == {"long": [1.0, 2.0], "short": [10.0, 0.0]}
+
+
+def test_rewards_share_one_base_each_with_its_own_adapter(
+    llama: Path, rows: dict[str, Path], reward_run: Path, thumbs_run: Path
+) -> None:
+    names = (str(reward_run), str(thumbs_run))
+    prepared = planned(llama, rows, reward=names, reward_weights=(1.0, 2.0))
+    model: Any = policies.start(prepared)
+    written = [[40, 41], [50]]
+    prompts = [Prompt("a latte", {}), Prompt("a mocha", {})]
+    both = rewards.attach_all(rewards.find_all(prepared), model, prepared, 8)(prompts, written)
+    for name, part in zip(names, both.parts.values(), strict=True):
+        alone: Any = policies.start(prepared)
+        assert rewards.attach(find(name, prepared), alone, prepared, 8)(prompts, written) == part
+    first, second = both.parts.values()
+    assert both.total == [a + 2 * b for a, b in zip(first, second, strict=True)]
+    assert list(both.parts) == ["reward", "thumbs"]
+
+
+def test_rewards_of_equal_folder_names_keep_their_whole_names() -> None:
+    assert rewards._short_names(["a/reward", "b/other/"]) == ["reward", "other"]
+    assert rewards._short_names(["a/reward", "b/reward"]) == ["a/reward", "b/reward"]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--reward-weights", "1,2"], "--reward-weights has 2 weights for 1 --reward"),
+        (["--reward-weights", "0"], "--reward-weights are all 0"),
+        (["--reward-weights", "nan"], "--reward-weights must be finite numbers, not nan"),
+        (["--reward-weights", "one"], "--reward-weights must be numbers, comma-separated, not one"),
+        (["--reward", "SAME"], "is given twice"),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused(
+    words: list[str], told: str, perl: Any, llama: Path, reward_run: Path, rows: dict[str, Path]
+) -> None:
+    given = [str(reward_run) if word == "SAME" else word for word in words]
+    common = ("rl", "-m", llama, "--reward", reward_run, "-d", rows["prompts"], "-o", "run")
+    assert told in perl(*common, *given, code=2).stderr
+
+
+def test_run_with_two_rewards_tells_each(
+    perl: Any, sft_run: Path, reward_run: Path, thumbs_run: Path, rows: dict[str, Path]
+) -> None:
+    words = ("--max-steps", "1", "--per-device-train-batch-size", "4", "--gradient-accumulation-steps", "1")
+    more = ("--learning-rate", "1e-2", "--max-completion-length", "6", "--max-length", "128")
+    both = ("--reward", reward_run, "--reward", thumbs_run, "--reward-weights", "1,-1")
+    perl("rl", "-m", sft_run, *both, "-d", rows["prompts"], "-o", "run", *words, *more)
+    record = json.loads(Path("run/record.json").read_text())
+    found = record["metrics"]
+    assert found["reward"] == pytest.approx(found["rewards/reward/mean"] - found["rewards/thumbs/mean"], abs=1e-5)
+    assert record["memory"]["base_copies"] == 1
+    assert {"reward reward", "reward thumbs"} < set(record["memory"]["mb"])
+    assert record["guards"]["unchanged"] == ["anchor", "base", "reward", "reward2"]
+
+
+# The proof
+
+
+def test_reward_that_scores_as_trained_passes_its_proof(prepared: Prepared, reward_run: Path) -> None:
+    model: Any = policies.start(prepared)
+    rewards.attach(find(str(reward_run), prepared), model, prepared, 8)
+    assert prepared.run.record.guards == {f"shift of {reward_run}": 0}
+
+
+def test_reward_whose_weights_changed_fails_its_proof(prepared: Prepared, reward_run: Path, tmp_path: Path) -> None:
+    folder = copy_with(reward_run, tmp_path / "reward", lambda record: None)
+    path = tmp_path / "reward" / "adapter_model.safetensors"
+    tensors = load_file(path)
+    save_file({name: 1.5 * tensor for name, tensor in tensors.items()}, path, metadata={"format": "pt"})
+    with pytest.raises(PerlError, match=r"scores its own proof rows otherwise than after its training: rewards moved"):
+        rewards.attach(find(folder, prepared), policies.start(prepared), prepared, 8)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"rows": [[1]], "scores": [1, 2]}', '{"rows": [["a"]], "scores": [1]}'])
+def test_proof_that_cannot_be_read_is_told(text: str, prepared: Prepared, reward_run: Path, tmp_path: Path) -> None:
+    folder = copy_with(reward_run, tmp_path / "reward", lambda record: None)
+    (tmp_path / "reward" / "proof.json").write_text(text)
+    with pytest.raises(PerlError, match=r"proof\.json can't be read"):
+        rewards.attach(find(folder, prepared), policies.start(prepared), prepared, 8)
+
+
+def test_shift_on_another_device_is_noted(prepared: Prepared, reward_run: Path, tmp_path: Path) -> None:
+    folder = copy_with(reward_run, tmp_path / "reward", lambda record: record["device"].update(name="a GPU"))
+    rewards.attach(find(folder, prepared), policies.start(prepared), prepared, 8)
+    assert "was trained on another device: on" in prepared.run.record.notes[-1]
+
+
+def test_evaluation_of_a_reward_model_checks_its_proof(
+    perl: Any, reward_run: Path, rows: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = copy_with(reward_run, tmp_path / "reward", lambda record: None)
+    path = tmp_path / "reward" / "proof.json"
+    proof = json.loads(path.read_text())
+    path.write_text(json.dumps({**proof, "scores": [score + 1 for score in proof["scores"]]}))
+    words = ("--data", rows["pairs"], "--max-length", "128", "--output", "eval")
+    assert "scores its own proof rows otherwise" in perl("eval", "--model", folder, *words, code=2).stderr
+    perl("eval", "--model", reward_run, *words, "--overwrite")

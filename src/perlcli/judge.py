@@ -16,6 +16,7 @@ from perlcli.prepare import Prepared
 from perlcli.record import SAMPLES, Run
 from perlcli.rewards import Scored
 
+REWARD, SUM = "reward", "weighted_sum"  # the judge's names, for one reward and for several
 ROW = "perlcli_row"  # the column that leads from TRL's batches back to our rows
 PROMPTS, PER_PROMPT = 4, 4  # what a probe samples; without groups as many completions of as many prompts
 ROUNDS = 3  # a function may be hard to please: it gets so many probes before equal rewards count as a fault
@@ -25,10 +26,10 @@ Score = Callable[[Sequence[Prompt], Sequence[list[int]]], Scored]
 class Judge:
     """The reward function that TRL calls: scores what the policy wrote, keeps samples, stops where one is no number."""
 
-    def __init__(self, run: Run, prepared: Prepared, score: Score, rows: list[Prompt]) -> None:
+    def __init__(self, run: Run, prepared: Prepared, score: Score, rows: list[Prompt], name: str = REWARD) -> None:
         self.run, self.score, self.rows, self.render = run, score, rows, prepared.renderer
         self.penalty = prepared.settings.rl.missing_eos_penalty or 0.0
-        self.__name__ = "reward"  # TRL names its metrics by it
+        self.__name__ = name  # TRL names its metrics by it
 
     def __call__(
         self, completion_ids: Sequence[list[int]], trainer_state: Any, log_metric: Any, **columns: Any

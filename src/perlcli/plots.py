@@ -19,11 +19,12 @@ PANELS: dict[str, tuple[tuple[str, str, bool], ...]] = {
     ),
 }
 INK, SOFT, ACCENT = "#1f2933", "#9fb3c8", "#1971c2"
+COLORS = (ACCENT, "#e8590c", "#2f9e44")
 
 
 def curves(stage: str, metrics: Path, target: Path) -> None:
     """Draw a stage's learning curves from its `metrics.jsonl`: each step faint, a running mean strong."""
-    rows = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+    rows = _rows(metrics)
     panels = [panel for panel in PANELS[stage] if any(row.get(panel[0]) is not None for row in rows)]
     if not panels:
         return
@@ -37,12 +38,30 @@ def curves(stage: str, metrics: Path, target: Path) -> None:
     _save(figure, target)
 
 
+def compared(runs: Mapping[str, Sequence[Path]], panels: Sequence[tuple[str, str, bool]], target: Path) -> None:
+    """Draw figures by step for several kinds of runs, from their `metrics.jsonl`: each run thin, a kind's mean strong.
+
+    `panels` are as in PANELS; runs of a kind are drawn as far as the shortest goes.
+    """
+    figure, axes = _figure(len(panels))
+    for axis, (key, title, is_share) in zip(axes, panels, strict=True):
+        for (kind, files), color in zip(runs.items(), COLORS, strict=False):
+            lines = [_smooth([row[key] for row in _rows(file) if row.get(key) is not None]) for file in files]
+            for line in lines:
+                axis.plot(range(1, len(line) + 1), line, color=color, linewidth=0.8, alpha=0.35)
+            mean = [sum(points) / len(points) for points in zip(*lines, strict=False)]
+            axis.plot(range(1, len(mean) + 1), mean, color=color, linewidth=2, label=kind)
+        _label(axis, title, "step", is_share)
+    axes[0].legend(frameon=False)
+    _save(figure, target)
+
+
 def histogram(groups: Mapping[str, Sequence[float]], title: str, label: str, target: Path) -> None:
     """Draw how the scores of two or three groups are spread, on common bins."""
     figure, (axis,) = _figure(1)
     low, high = min(map(min, groups.values())), max(map(max, groups.values()))
     edges = [low + (high - low or 1) * i / 30 for i in range(31)]
-    for (name, values), color in zip(groups.items(), (ACCENT, "#e8590c", "#2f9e44"), strict=False):
+    for (name, values), color in zip(groups.items(), COLORS, strict=False):
         axis.hist(list(values), bins=edges, alpha=0.55, label=f"{name} ({len(values)})", color=color)
     axis.legend(frameon=False)
     _label(axis, title, label, is_share=False)
@@ -58,6 +77,10 @@ def bars(names: Sequence[str], values: Sequence[float], title: str, target: Path
     _label(axis, title, "", is_share=True)
     axis.set_ylim(0, 1.08)
     _save(figure, target)
+
+
+def _rows(metrics: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
 
 
 def _figure(count: int) -> tuple[Any, list[Any]]:

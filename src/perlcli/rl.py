@@ -13,7 +13,7 @@ from perlcli import guards, memory, plots, policies, rewards, roles, settings
 from perlcli.algorithms import PHASES, TIME, Reinforce, Rloo
 from perlcli.data import Prompt
 from perlcli.errors import PerlError
-from perlcli.judge import ROW, Judge, Probe, probe
+from perlcli.judge import REWARD, ROW, SUM, Judge, Probe, probe
 from perlcli.meter import train
 from perlcli.policies import Anchor
 from perlcli.prepare import Prepared, load_data, prepare, preview, require
@@ -89,7 +89,7 @@ def build_trainer(
     run.note(f"anchor: {anchor.words}")
     dataset = Dataset.from_list([{"prompt": row.prompt, ROW: index} for index, row in enumerate(rows)])
     options: dict[str, Any] = {"train_dataset": dataset, "processing_class": prepared.tokenizer}
-    judge: Any = Judge(run, prepared, score, rows)
+    judge: Any = Judge(run, prepared, score, rows, REWARD if len(found) == 1 else SUM)
     more: list[Any] = []
     trainer: Any
     with policies.named_after(model, anchor):
@@ -170,7 +170,7 @@ def summary(history: Sequence[dict[str, Any]]) -> dict[str, float]:
         "completions/clipped_ratio": "share_truncated", "gold": "gold", "value/explained": "value_explained",
     }  # fmt: skip
     parts = {key: key for key in steps[0] if key.startswith("rewards/") and key.endswith("/mean")}
-    parts.pop("rewards/reward/mean", None)  # TRL's name for what `reward` tells
+    parts.pop(f"rewards/{SUM if len(parts) > 1 else REWARD}/mean", None)  # what `reward` tells already
     metrics = {"first_reward": steps[0]["reward"]}
     for theirs, ours in (names | parts).items():
         values = [row[theirs] for row in steps[-LAST:] if row.get(theirs) is not None]

@@ -1,0 +1,94 @@
+"""RLOO against REINFORCE on the embedded default, over seeds: the table and the picture of docs/algorithms.md.
+
+    python benchmarks/algorithms.py --runs runs/algorithms
+
+Runs what is missing under --runs (per seed: sft, reward, rl by either algorithm, and an evaluation of each on 400
+held-out orders), then writes docs/algorithms.png and prints the table. About 20 minutes on two cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+from statistics import fmean, median
+from typing import Any
+
+from perlcli import plots
+from perlcli.report import table
+
+ALGORITHMS = ("rloo", "reinforce")
+PANELS = (("gold", "orders taken right", True), ("kl", "KL to the anchor, per token", False))
+PHASES = ("sampling", "scoring", "anchor", "learning")
+
+
+def perl(*words: object) -> None:
+    """One command of perlcli in a process of its own."""
+    subprocess.run([sys.executable, "-m", "perlcli", *map(str, words)], check=True, stdout=subprocess.DEVNULL)
+
+
+def finished(folder: Path) -> dict[str, Any] | None:
+    """The record of a finished run."""
+    path = folder / "record.json"
+    record = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return record if record.get("status") == "finished" else None
+
+
+def make(folder: Path, *words: object) -> dict[str, Any]:
+    """The record of a run, which is run where it isn't there."""
+    if finished(folder) is None:
+        perl(*words, "--output", folder, *(["--overwrite"] if folder.exists() else []))
+    record = finished(folder)
+    assert record is not None
+    return record
+
+
+def curve(folder: Path, key: str) -> list[float]:
+    """A figure of every step."""
+    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return [row[key] for row in map(json.loads, lines) if row.get(key) is not None]
+
+
+def main() -> None:
+    """Run what is missing, draw, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=Path, default=Path("runs/algorithms"))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--picture", type=Path, default=Path("docs/algorithms.png"))
+    given = parser.parse_args()
+    given.runs.mkdir(parents=True, exist_ok=True)
+    rows: list[Any] = []
+    runs: dict[str, list[Path]] = {name: [] for name in ALGORITHMS}
+    for seed in given.seeds:
+        place = given.runs / str(seed)
+        make(place / "sft", "sft", "--seed", seed)
+        make(place / "reward", "reward", "--seed", seed)
+        judge = ("--reward", place / "reward", "--seed", seed)
+        for name in ALGORITHMS:
+            folder = place / name
+            trained = make(folder, "rl", "--model", place / "sft", "--algorithm", name, *judge)
+            found = make(place / f"eval-{name}", "eval", "--model", folder, *judge)["metrics"]
+            runs[name].append(folder)
+            step = sum(median(curve(folder, f"seconds/{part}")) for part in PHASES)
+            rows.append((name, seed, found, trained, step))
+    files = {name: [folder / "metrics.jsonl" for folder in folders] for name, folders in runs.items()}
+    plots.compared(files, PANELS, given.picture)
+    for name in ALGORITHMS:
+        mine = [row for row in rows if row[0] == name]
+        shares = [row[2]["gold"] for row in mine]
+        print(f"{name}: {fmean(shares):.1%} right (from {min(shares):.1%} to {max(shares):.1%})")
+    header = ("algorithm", "seed", "SFT", "orders right", "95 % interval", "mean reward", "KL per sequence", "s a step")
+    cells = [
+        (
+            name, str(seed), f"{m['anchor_gold']:.1%}", f"{m['gold']:.1%}", f"{m['gold_low']:.1%} to {m['gold_high']:.1%}",
+            f"{m['mean_reward']:.2f}", f"{m['kl_k3_per_sequence']:.2f}", f"{step:.2f}",
+        )
+        for name, seed, m, _, step in rows
+    ]  # fmt: skip
+    print(table(header, cells))
+
+
+if __name__ == "__main__":
+    main()
