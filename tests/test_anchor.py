@@ -1,5 +1,6 @@
 """`--anchor`: what the KL penalty holds the policy to, and what later commands make of it."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
+from trl.trainer import rloo_trainer
 
 from perlcli import policies
 from perlcli.record import read_record
@@ -125,3 +127,42 @@ def test_full_tuning_is_held_to_its_start_or_to_the_base_before_it(rl: Any, llam
 def test_an_adapter_is_no_anchor_of_full_tuning(rl: Any, llama: Path, sft_run: Path) -> None:
     result = rl(llama, "--full", "--anchor", sft_run, code=2)
     assert "is an adapter, and --full needs a whole model" in result.stderr
+
+
+# Faults that are planted
+
+
+def test_anchor_that_is_not_the_start_stops_the_run_before_its_first_step(
+    rl: Any, sft_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = policies.set_anchor
+
+    def careless(trainer: Any, anchor: Any) -> None:
+        original(trainer, anchor)
+        for name, parameter in trainer.model.named_parameters():
+            if ".ref." in name:
+                parameter.data *= 1.1
+
+    monkeypatch.setattr(policies, "set_anchor", careless)
+    result = rl(sft_run, code=1)
+    assert "Error: The policy is not its own anchor at the start: KL " in result.stderr
+    found = read_record(Path("run"))
+    assert (found.status, found.steps) == ("failed", 0)
+
+
+def test_anchor_that_trl_takes_wrongly_stops_the_run(rl: Any, sft_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = rloo_trainer.use_adapter
+    # as if TRL took the bare base for the anchor
+    monkeypatch.setattr(rloo_trainer, "use_adapter", lambda model, adapter_name: original(model, None))
+    result = rl(sft_run, "--max-steps", "3", code=1)
+    assert "Error: The policy is not its own anchor at the start: KL " in result.stderr
+    assert read_record(Path("run")).status == "failed"
+
+
+def test_anchor_on_another_base_is_refused(rl: Any, sft_run: Path, llama: Path, tmp_path: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(llama)
+    model.model.embed_tokens.weight.data *= 2
+    shutil.copytree(llama, tmp_path / "other")
+    model.save_pretrained(tmp_path / "other")
+    result = rl(sft_run, "--anchor", tmp_path / "other", code=2)
+    assert f"is on the base {tmp_path / 'other'}, the policy on {llama}" in result.stderr

@@ -279,6 +279,53 @@ def test_anything_else_that_moves_fails_the_run(
     assert read_record(Path("run")).status == "failed"
 
 
+def test_a_parameter_too_many_in_the_optimiser_stops_the_run(
+    perl: Perl, sft_run: Path, reward_run: Path, rows: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = roles.keep_only_policy_trainable
+
+    def careless(model: Any) -> None:
+        original(model)
+        model.get_input_embeddings().weight.requires_grad_(True)
+
+    monkeypatch.setattr(roles, "keep_only_policy_trainable", careless)
+    words = ("rl", "-m", sft_run, "--reward", reward_run, "-d", rows["prompts"], "-o", "run", *SHORT)
+    assert "Error: 1 parameters would train against what was asked for, " in perl(*words, code=1).stderr
+    assert read_record(Path("run")).steps == 0
+
+
+def test_quantised_state_that_moves_fails_the_run(
+    perl: Perl, sft_run: Path, reward_run: Path, rows: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = RLOOTrainer.training_step
+
+    def careless(self: Any, model: Any, *args: Any, **kwargs: Any) -> Any:
+        weight = next(p for p in model.parameters() if getattr(p, "quant_state", None) is not None)
+        weight.quant_state.absmax[0] += 1
+        return original(self, model, *args, **kwargs)
+
+    monkeypatch.setattr(RLOOTrainer, "training_step", careless)
+    words = ("--load-in-4bit", "-m", sft_run, "--reward", reward_run, "-d", rows["prompts"], "-o", "run", *SHORT)
+    assert "Error: The base changed during the run" in perl("rl", *words, code=1).stderr
+
+
+def test_reward_that_is_no_number_in_the_middle_keeps_the_adapter_of_the_step_before(
+    perl: Perl, sft_run: Path, rows: dict[str, Path], module: Callable[[str], str]
+) -> None:
+    text = (
+        "calls = []\n"
+        "def reward(completion_ids, **columns):\n"
+        "    calls.append(1)\n"  # the probe, then a call a step
+        "    return [float(ids[0]) if len(calls) < 4 else float('nan') for ids in completion_ids]\n"
+    )
+    common = ("rl", "-m", sft_run, "--reward", module(text), "-d", rows["prompts"], *SHORT)
+    words = (*common, "--max-steps", "4", "--save-steps", "2", "-o", "run")
+    assert "Error: The reward is not a finite number" in perl(*words, code=1).stderr
+    assert read_record(Path("run")).steps == 2
+    assert same(Path("run"), Path("run/checkpoints/checkpoint-2"))
+    assert not same(Path("run"), sft_run)
+
+
 def test_reward_model_is_no_policy(perl: Perl, reward_run: Path, rows: dict[str, Path]) -> None:
     result = perl("rl", "-m", reward_run, "--reward", reward_run, "-d", rows["prompts"], "-o", "run", code=2)
     assert f"--model {reward_run} is a reward model, not a policy" in result.stderr

@@ -58,7 +58,7 @@ def reward(given: settings.Reward) -> None:
 
 @command(app, "rl")
 def rl(given: settings.Rl) -> None:
-    """Train the policy by RL (RLOO) against a reward, anchored to the policy it starts from.
+    """Train the policy by RL (RLOO or the paper's REINFORCE) against a reward, held to its anchor by a KL penalty.
 
     Example: perl rl --model runs/sft --reward runs/reward --data prompts.jsonl --output runs/rl
     """
