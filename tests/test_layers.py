@@ -28,7 +28,7 @@ LAYERS = (
     {"roles", "generate", "prepare", "meter"},
     {"training", "policies", "scores"},
     {"rewards"},
-    {"sft", "reward", "rl", "evaluate"},
+    {"sft", "reward", "rl", "evaluate", "merge"},
     {"quickstart"},
     {"options"},
     {"cli"},
