@@ -108,6 +108,9 @@ def test_merged_policy_is_the_adapted_one_in_plain_transformers(
     assert found.model["adapter"] == str(sft_run)
     assert found.model["fingerprint"] == fingerprint(str(llama))
     assert found.total_parameters == merged.num_parameters()
+    assert result.stdout.startswith(
+        f"adapter: {sft_run}, a policy on the base {llama}; merging into float32 weights.\n"
+    )
     assert "Merged in float32: the largest logit difference from the adapted model is" in result.stdout
     assert "on 5 prompts; the likeliest next token is the same at 100.0% of positions." in result.stdout
     assert "Loaded afresh from out in plain transformers: the same logits, bit for bit." in result.stdout
@@ -205,7 +208,7 @@ def test_quantised_run_is_merged_into_16_bit_weights_and_the_shift_is_told(
         wanted = logits(PeftModel.from_pretrained(plain_policy(llama, **options), str(run)))
         merged = plain_policy(Path("out"))
     else:
-        assert set(found.metrics) == REWARD | {"score_difference_as_trained"}
+        assert set(found.metrics) == REWARD | {"score_difference_as_trained", "share_same_order_as_trained"}
         assert f"{told}: rewards shift by up to" in result.stdout
         pad = AutoTokenizer.from_pretrained("out").pad_token_id
         whole = plain_reward(llama, num_labels=1, pad_token_id=pad, **options)
@@ -489,6 +492,23 @@ def test_adapter_with_more_than_its_base_has_place_for_fails(perl: Perl, llama: 
     assert "which has no place for base_model.model.score.weight (1 in all)" in error
 
 
+def test_weights_under_another_name_are_not_left_out(llama: Path, peft_adapter: Any) -> None:
+    model = PeftModel.from_pretrained(plain_policy(llama), str(peft_adapter(llama, target_modules=["q_proj"])))
+    saved = set(load_file("adapter/adapter_model.safetensors"))
+    assert merge.left_out(model, saved) == set()
+    assert merge.left_out(model, {name.replace("layers", "blocks") for name in saved}) == set()
+    assert merge.left_out(model, saved | {"base_model.model.model.layers.2.self_attn.q_proj.lora_A.weight"})
+
+
+def test_gpu_that_is_too_small_says_how_it_goes(perl: Perl, sft_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(*words: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(merge, "load", load)
+    error, _ = failed(perl, sft_run, code=1)
+    assert "too small for the base in float32\nHint: CUDA_VISIBLE_DEVICES= perl merge" in error
+
+
 def test_broken_adapter_fails(perl: Perl, llama: Path, peft_adapter: Any) -> None:
     adapter = peft_adapter(llama, target_modules=["q_proj"])
     weights = load_file(adapter / "adapter_model.safetensors")
@@ -563,6 +583,9 @@ def test_figures_of_hand_made_logits() -> None:
     others = [torch.tensor([[1.5, 2.0], [3.0, 5.0]]), torch.tensor([[0.0, 1.0]])]
     assert merge.largest_difference(some, others) == 5
     assert merge.share_same_token(some, others) == pytest.approx(2 / 3)
+    ours, theirs = ([torch.tensor([value]) for value in values] for values in ((1.0, 2.0, 3.0), (5.0, 7.0, 6.0)))
+    assert merge.share_same_order(ours, theirs) == pytest.approx(2 / 3)
+    assert merge.share_same_order(ours[:1], theirs[:1]) == 1
     nan = [torch.tensor([[1.0, float("nan")], [0.0, 0.0]]), others[1]]
     assert not merge.largest_difference(some, nan) < float("inf")
 

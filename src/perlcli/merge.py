@@ -6,7 +6,9 @@ import gc
 import json
 import math
 import warnings
+from itertools import combinations
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -46,21 +48,32 @@ def run(given: settings.Merge) -> RunRecord | None:
         preview(prepared, values)
         return None
     with recording(prepared.run) as run:
-        rows = reward_rows(prepared) if prepared.source.is_classifier else policy_rows(prepared)
-        before = trained_logits(prepared, own, rows) if own and differs(own, values) else None
-        gc.collect()  # one model at a time: make room for the next
-        merged = merge(adapted(prepared, values), prepared, rows)
-        wanted = logits(aligned(merged), rows)
-        if own and before:
-            tell_shift(prepared, (own, values), before, wanted)
-        run.record.total_parameters = roles.count_parameters(merged)[1]
-        merged.save_pretrained(str(run.folder))
-        prepared.tokenizer.save_pretrained(str(run.folder))
-        del merged
-        gc.collect()
-        prove(prepared, values, rows, wanted)
+        run.note(f"{summary(prepared)}; merging into {values.dtype} weights.")
+        try:
+            write(prepared, values, own)
+        except torch.OutOfMemoryError as error:  # a GPU that held the base in 4 bits needs four times as much here
+            problem = f"The GPU's memory is too small for the base in {values.dtype}"
+            raise RunFailed(problem, "CUDA_VISIBLE_DEVICES= perl merge … merges on the CPU") from error
         run.record.peak_memory_mb = device.peak_memory_mb()
     return run.record
+
+
+def write(prepared: Prepared, values: ModelSettings, own: ModelSettings | None) -> None:
+    """Measure, merge, measure again, save and load afresh: one model in memory at a time."""
+    run = prepared.run
+    rows = reward_rows(prepared) if prepared.source.is_classifier else policy_rows(prepared)
+    before = trained_logits(prepared, own, rows) if own and differs(own, values) else None
+    gc.collect()  # make room for the next model
+    merged = merge(adapted(prepared, values), prepared, rows)
+    wanted = logits(aligned(merged), rows)
+    if own and before:
+        tell_shift(prepared, (own, values), before, wanted)
+    run.record.total_parameters = roles.count_parameters(merged)[1]
+    merged.save_pretrained(str(run.folder))
+    prepared.tokenizer.save_pretrained(str(run.folder))
+    del merged
+    gc.collect()
+    prove(prepared, values, rows, wanted)
 
 
 # Before weights are loaded
@@ -197,11 +210,15 @@ def differs(one: ModelSettings, other: ModelSettings) -> bool:
     return device.precision(one) != device.precision(other)
 
 
+def summary(prepared: Prepared) -> str:
+    """The adapter, what it is and its base, in words."""
+    source, kind = prepared.source, "reward model" if prepared.source.is_classifier else "policy"
+    return f"adapter: {source.name}, a {kind} on the base {source.base_name}"
+
+
 def preview(prepared: Prepared, values: ModelSettings) -> None:
     """Print what a run would do, for `--dry-run`."""
-    source, kind = prepared.source, "reward model" if prepared.source.is_classifier else "policy"
-    print(f"adapter: {source.name}, a {kind} on the base {source.base_name}")
-    print(f"merged weights: {device.precision(values)}")
+    print(f"{summary(prepared)}\nmerged weights: {values.dtype}")
     print(f"output: {prepared.settings.run.output}\nDry run: nothing was loaded, merged or written.")
 
 
@@ -253,6 +270,12 @@ def share_same_token(some: list[torch.Tensor], others: list[torch.Tensor]) -> fl
     return float(same.float().mean())
 
 
+def share_same_order(some: list[torch.Tensor], others: list[torch.Tensor]) -> float:
+    """The share of pairs of rows that two reward models put in the same order; 1 for a single row."""
+    pairs = combinations(zip(some, others, strict=True), 2)
+    return fmean([bool((a[0] > b[0]) == (a[1] > b[1])) for a, b in pairs] or [True])
+
+
 # With weights
 
 
@@ -273,13 +296,22 @@ def adapted(prepared: Prepared, values: ModelSettings) -> PeftModel:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True`")  # see `untie`
         model = roles.load_adapter(model, str(source.adapter), trainable=False)
-        known = set(get_peft_model_state_dict(model, save_embedding_layers=False)) | set(model.state_dict())
-    stray = sorted(set(load_peft_weights(str(source.adapter), device="cpu")) - known)
+    stray = sorted(left_out(model, set(load_peft_weights(str(source.adapter), device="cpu"))))
     if stray:
         raise PerlError(
             f"The adapter {source.name} does not fit its base, which has no place for {stray[0]} ({len(stray)} in all)"
         )
     return model
+
+
+def left_out(model: PeftModel, saved: set[str]) -> set[str]:
+    """The saved weights of an adapter that peft found no place for, and says nothing of.
+
+    A weight that the model only has under another name, as between versions of transformers, was put there by peft.
+    """
+    ours = set(get_peft_model_state_dict(model, save_embedding_layers=False))
+    stray = saved - ours - set(model.state_dict())
+    return stray if len(stray) > len(ours - saved) else set()
 
 
 def trained_logits(prepared: Prepared, own: ModelSettings, rows: list[Ids]) -> list[torch.Tensor] | None:
@@ -350,8 +382,12 @@ def tell_shift(
     shift = largest_difference(before, after)
     what = f"The adapter was trained on its base in {trained} and is merged into {used} weights"
     if prepared.source.is_classifier:
-        run.record.metrics["score_difference_as_trained"] = shift
-        run.note(f"{what}: rewards shift by up to {shift:.3g}. Compare rewards of one of the two models only.")
+        order = share_same_order(before, after)
+        run.record.metrics |= {"score_difference_as_trained": shift, "share_same_order_as_trained": order}
+        run.note(
+            f"{what}: rewards shift by up to {shift:.3g} (they span {run.record.metrics['score_range']:.3g}), and "
+            f"{order:.1%} of pairs of texts keep their order. Never mix rewards of the two."
+        )
         return
     share = share_same_token(before, after)
     run.record.metrics |= {"logit_difference_as_trained": shift, "share_same_token_as_trained": share}
