@@ -17,6 +17,7 @@ from typer.testing import CliRunner, Result
 import perlcli
 from perlcli import coffee, device, entry, settings
 from perlcli.cli import app
+from perlcli.options import shown_name
 from perlcli.settings import COMMANDS, dashed
 
 HEAVY = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "matplotlib", "numpy")
@@ -91,11 +92,11 @@ def test_every_option_is_in_the_help_under_its_panel(command: str) -> None:
     found = perl(command, "--help").output
     for item in settings.options(COMMANDS[command]):
         parameter = parameters[item.name]
-        assert parameter.opts[0] == f"--{dashed(item.name)}"
+        assert parameter.opts[0] == (item.name if item.argument else f"--{dashed(item.name)}")
         assert parameter.rich_help_panel == item.panel
         assert parameter.help.startswith(item.help)
         assert f"\n{item.panel}:\n" in found
-        assert re.search(rf"--{dashed(item.name)}(?![\w-])", found), item.name
+        assert re.search(rf"(?<![\w-]){shown_name(item)}(?![\w-])", found), item.name
     assert all(parameter.help for name, parameter in parameters.items() if name != "help")
     assert {"config", "debug"} < set(parameters)
     assert all(name in found for name in ("--config", "--debug", "--help"))
@@ -142,7 +143,8 @@ def test_short_forms(command: str, short: str) -> None:
     names = {"-m": "model", "-d": "data", "-o": "output", "-c": "config"}
     group = typer.main.get_command(app)
     found = {p.name for p in group.commands[command].params if short in p.opts}
-    assert found == ({names[short]} if command != "quickstart" or short in ("-o", "-c") else set())
+    few = command in ("merge", "quickstart")
+    assert found == ({names[short]} if not few or short in ("-o", "-c") else set())
 
 
 def test_version() -> None:
@@ -292,6 +294,7 @@ def test_an_adapter_with_a_broken_config_is_refused(refused: Any, pairs: Path, a
     ("words", "told"),
     [
         (["--full"], "--full can't start from the adapter"),
+        (["--full"], "Hint: perl merge "),
         (["--lora-r", "4"], "is an adapter already: --lora-r 4, but the adapter has 8"),
         (["--lora-alpha", "4", "--lora-dropout", "0.5"], "--lora-alpha 4, but the adapter has 16; --lora-dropout 0.5"),
     ],
@@ -375,4 +378,17 @@ def test_a_dry_quickstart_writes_nothing(out: Path) -> None:
 def test_help_in_80_columns_cuts_no_options_name(command: str) -> None:
     shown = CliRunner().invoke(app, [command, "--help"], terminal_width=80, env={"COLUMNS": "80"}).output
     words = set(shown.split())
-    assert {f"--{settings.dashed(item.name)}" for item in settings.options(settings.COMMANDS[command])} <= words
+    assert set(map(shown_name, settings.options(settings.COMMANDS[command]))) <= words
+
+
+def test_help_of_merge_shows_its_argument() -> None:
+    found = CliRunner().invoke(app, ["merge", "--help"], terminal_width=120).output
+    assert "merge [OPTIONS] ADAPTER\n" in found
+    assert re.search(r"\n  ADAPTER +Adapter to merge: folder of a run, or a LoRA adapter's folder or hub id\.\n", found)
+    assert "[OPTIONS]\n" in CliRunner().invoke(app, ["sft", "--help"]).output
+
+
+def test_second_argument_is_told() -> None:
+    found = perl("merge", "one", "two")
+    assert found.exit_code == 2
+    assert "unexpected extra argument" in found.stderr

@@ -29,7 +29,7 @@ LAYERS = (
     {"guards", "memory", "value_model", "training", "policies", "scores"},
     {"rewards", "algorithms"},
     {"judge"},
-    {"sft", "reward", "rl", "evaluate"},
+    {"sft", "reward", "rl", "evaluate", "merge"},
     {"quickstart"},
     {"options"},
     {"cli"},

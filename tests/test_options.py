@@ -93,6 +93,15 @@ def test_short_forms(config: Callable[[str], Path]) -> None:
     assert given(*words) == {"model": "base", "data": "rows.jsonl", "output": "runs/x", "seed": 4}
 
 
+def test_an_argument_stands_anywhere_or_in_a_config(config: Callable[[str], Path]) -> None:
+    for words in (["runs/my_rl", "-o", "out"], ["-o", "out", "runs/my_rl"]):
+        assert given(*words, stage="merge") == {"adapter": "runs/my_rl", "output": "out"}
+    path = config("adapter: runs/rl\noutput: out")
+    assert given("--config", path, stage="merge") == {"adapter": "runs/rl", "output": "out"}
+    assert given("runs/sft", "--config", path, stage="merge") == {"adapter": "runs/sft", "output": "out"}
+    assert given(stage="merge") == {}
+
+
 def test_a_flag_can_be_taken_back(config: Callable[[str], Path]) -> None:
     assert given("--config", config("full: true"), "--no-full") == {}
     assert given("--full") == {"full": True}
@@ -202,7 +211,8 @@ def test_a_config_that_is_not_utf_8_is_told(tmp_path: Path) -> None:
 @pytest.mark.parametrize("stage", COMMANDS)
 def test_settings_that_were_written_read_back_the_same(stage: str, tmp_path: Path) -> None:
     kind = COMMANDS[stage]
-    values = flat(settings.resolve(build(kind, {"seed": 7, "output": "runs/ü 1"}), {"learning_rate": 1e-05}))
+    given = {"overwrite": False, "output": "runs/ü 1"}
+    values = flat(settings.resolve(build(kind, given), {"learning_rate": 1e-05, "adapter": "runs/ä"}))
     write_settings(tmp_path / "settings.yaml", values)
     assert flat(build(kind, read_config(kind, tmp_path / "settings.yaml"))) == values
 

@@ -205,6 +205,7 @@ def test_a_new_or_empty_output_is_fine(tmp_path: Path, place: str) -> None:
     [
         ("sft", "--resume to go on, --overwrite to replace it, or another --output"),
         ("eval", "--overwrite to replace it, or another --output"),
+        ("merge", "--overwrite to replace it, or another --output"),
         ("quickstart", "--overwrite to replace it, or another --output"),
     ],
 )

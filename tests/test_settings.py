@@ -44,15 +44,15 @@ def test_short_forms_are_unique(command: str) -> None:
 def test_every_option_has_a_help_and_says_what_unset_means(command: str) -> None:
     for item in options(COMMANDS[command]):
         assert item.help.endswith("."), item.name
-        if item.default is None and item.name not in ("reward", "max_steps"):
+        if item.default is None and item.name not in ("reward", "max_steps", "adapter"):
             assert item.unset, item.name
 
 
 @STAGES
 def test_flat_values_build_the_same_settings_again(command: str) -> None:
-    given = build(COMMANDS[command], {"seed": 3, "output": "here"})
+    given = build(COMMANDS[command], {"overwrite": True, "output": "here"})
     assert build(COMMANDS[command], flat(given)) == given
-    assert flat(given)["seed"] == 3
+    assert flat(given)["overwrite"]
 
 
 @STAGES
@@ -80,6 +80,15 @@ def test_the_help_says_the_general_default_that_holds(command: str) -> None:
             default = GENERAL[item.name]
             shown = f"{default:g}" if isinstance(default, float) else str(default)
             assert item.unset.split(",")[0] == shown, item.name
+
+
+def test_an_option_that_two_commands_share_is_declared_once() -> None:
+    ours = {item.name: item for item in options(settings.Merge)}
+    for item in options(settings.Eval):
+        if item.name in ("trust_remote_code", "dry_run", "overwrite"):
+            assert dataclasses.replace(item, group="", panel="") == dataclasses.replace(
+                ours[item.name], group="", panel=""
+            )
 
 
 def test_the_defaults_of_rl_are_the_papers() -> None:

@@ -78,6 +78,17 @@ def evaluate(given: settings.Eval) -> None:
     report.show(evaluate.run(given))
 
 
+@command(app, "merge")
+def merge(given: settings.Merge) -> None:
+    """Add an adapter to its base's weights once: an ordinary model, which loads in plain transformers.
+
+    Example: perl merge runs/rl --output runs/rl-merged
+    """
+    from perlcli import merge, report
+
+    report.show(merge.run(given))
+
+
 @command(app, "quickstart")
 def quickstart(given: settings.Quickstart) -> None:
     """Watch a tiny model learn from preferences in a few minutes: SFT, reward, RL and evaluation, no GPU needed.

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperCommand, TyperGroup
+from typer.core import TyperArgument, TyperCommand, TyperGroup
 
 from perlcli import settings as definitions
 from perlcli import upstream
@@ -59,10 +59,18 @@ class Command(TyperCommand):
     """A command whose help lists its options by panel, in plain text: rich alone would take longer to import than all
     the rest, and cuts the names of options in 80 columns."""
 
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        """Arguments by their bare names: Typer would put brackets on one that a YAML file may hold instead."""
+        return ["[OPTIONS]", *(str(item.metavar) for item in self.get_params(ctx) if isinstance(item, TyperArgument))]
+
     def format_options(self, ctx: Any, formatter: Any) -> None:
         panels: dict[str, list[tuple[str, str]]] = {}
         for parameter in self.get_params(ctx):
-            record = parameter.get_help_record(ctx)
+            record = (
+                (str(parameter.metavar), str(parameter.help))
+                if isinstance(parameter, TyperArgument)
+                else parameter.get_help_record(ctx)
+            )
             if record is not None:
                 panels.setdefault(getattr(parameter, "rich_help_panel", None) or "Help", []).append(record)
         for panel, records in panels.items():
@@ -87,6 +95,9 @@ def _parameters(stage: type[Any]) -> list[inspect.Parameter]:
 def _parameter(item: Option) -> inspect.Parameter:
     """The Typer parameter of an option. Its default is None, so that what the user gave can be told apart."""
     kind = bool if item.type is bool else _scalar(item.type)
+    if item.argument:
+        place = typer.Argument(help=item.help, rich_help_panel=item.panel, show_default=False, metavar=shown_name(item))
+        return _keyword(item.name, Annotated[kind | None, place], None)
     negatable = kind is bool and item.panel != "Run"
     flags = [f"--{dashed(item.name)}" + (f"/--no-{dashed(item.name)}" if negatable else "")]
     flags += [item.short] if item.short else []
@@ -99,6 +110,11 @@ def _parameter(item: Option) -> inspect.Parameter:
     if typing.get_origin(item.type) is tuple:  # numbers come comma-separated, texts by repeating the option
         annotation = list[str] | None if item.type == tuple[str, ...] else str | None
     return _keyword(item.name, Annotated[annotation, information], None)
+
+
+def shown_name(item: Option) -> str:
+    """What stands for an option in the help: `--lora-r`, or an argument's name in capitals."""
+    return item.name.upper() if item.argument else f"--{dashed(item.name)}"
 
 
 def shown_default(item: Option) -> str:

@@ -119,7 +119,7 @@ def _adapter_settings(given: Any, source: Source) -> dict[str, Any]:
     if given.lora.full:
         raise PerlError(
             f"--full can't start from the adapter {source.name}",
-            "merge it into its base first (peft's merge_and_unload), and give the merged folder",
+            f"perl merge {source.name} --output DIR, then --model DIR",
         )
     if not all(hasattr(config, field) for field in LORA_FIELDS.values()):
         raise PerlError(f"The adapter {source.name} is {config.peft_type}, not LoRA")

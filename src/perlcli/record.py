@@ -22,7 +22,8 @@ from perlcli.errors import Interrupted, PerlError
 
 SCHEMA_VERSION = 1
 RECORD, SETTINGS, METRICS, SAMPLES = "record.json", "settings.yaml", "metrics.jsonl", "samples.jsonl"
-CARD, PROOF = "README.md", "proof.json"
+CARD, PROOF, MERGE = "README.md", "proof.json", "merge"
+CARD_OF_ADAPTER = ["library_name: peft", "tags: [perl, lora, trl]"]
 PACKAGES = ("perlcli", "torch", "transformers", "trl", "peft", "datasets", "accelerate", "bitsandbytes")
 
 Status = Literal["running", "finished", "failed", "interrupted"]
@@ -38,7 +39,7 @@ class RunRecord:
     """The documented, versioned result of a run, as `record.json` keeps it."""
 
     schema_version: int = said("Version of this schema.", SCHEMA_VERSION)
-    command: str = said("The perlcli command: sft, reward, rl, eval or quickstart.", "")
+    command: str = said("The perlcli command: sft, reward, rl, eval, merge or quickstart.", "")
     status: Status = said("running, finished, failed or interrupted.", "running")
     failure: str | None = said("Why the run failed, in one line.", None)
     started: str = said("Start, UTC, ISO 8601.", "")
@@ -125,7 +126,7 @@ class Run:
             command=definitions.command_of(settings),
             started=datetime.now(UTC).isoformat(timespec="seconds"),
             settings=values,
-            seed=values["seed"],
+            seed=values.get("seed", 0),
         )
 
     def note(self, text: str) -> None:
@@ -168,21 +169,26 @@ def recording(run: Run) -> Iterator[Run]:
         raise
     run.record.status = "finished"
     run.write()
-    if (run.folder / CARD).exists():
+    if (run.folder / CARD).exists() or run.record.command == MERGE:
         (run.folder / CARD).write_text(card(run.record), encoding="utf-8")
 
 
 def card(record: RunRecord) -> str:
     """The run's model card, in place of the blank form that peft leaves."""
+    is_merge = record.command == MERGE
     name = record.model.get("base", "")
     local = not name or name.startswith((".", "/", "~")) or " " in name
-    header = ["library_name: peft", "tags: [perl, lora, trl]", *([] if local else [f"base_model: {name}"])]
+    kind = ["library_name: transformers", "tags: [perl, trl]"] if is_merge else CARD_OF_ADAPTER
+    header = [*kind, *([] if local else [f"base_model: {name}"])]
+    done = f"{record.steps} steps, seed {record.seed}"
+    if is_merge:
+        done = f"the adapter {record.model['name']} added to the base's weights: an ordinary model of transformers"
     figures = [f"| {key} | {value:.4g} |" for key, value in record.metrics.items() if isinstance(value, int | float)]
     sources = [f"{role}: {found['source']} ({found['kept']} rows)" for role, found in record.data.items()]
     lines = [
         "---", *header, "---", "", f"# perl {record.command}", "",
         f"Made by `perl {record.command}` (perlcli {record.versions.get('perlcli', '')}) on the base {name}.", "",
-        *(f"- {source}" for source in sources), f"- {record.steps} steps, seed {record.seed}", "",
+        *(f"- {source}" for source in sources), f"- {done}", "",
         "| metric | value |", "| --- | --- |", *figures, "",
         "`settings.yaml` runs it again, `record.json` has every setting and version.", "",
     ]  # fmt: skip

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from perlcli import settings
 from perlcli.cli import app
-from perlcli.options import CONFIG_HELP, DEBUG_HELP, shown_default
+from perlcli.options import CONFIG_HELP, DEBUG_HELP, shown_default, shown_name
 from perlcli.values import describe
 
 PACKAGE = Path(__file__).parent
@@ -32,9 +32,9 @@ def _command(name: str, text: str) -> str:
 
 
 def _row(item: settings.Option) -> str:
-    short = f", `{item.short}`" if item.short else ""
+    short = f", `{item.short}`" if item.short else f" (in YAML `{item.name}`)" if item.argument else ""
     kind = "flag" if item.type is bool else describe(item.type)
-    return f"| `--{settings.dashed(item.name)}`{short} | {kind} | {shown_default(item)} | {item.help} |"
+    return f"| `{shown_name(item)}`{short} | {kind} | {shown_default(item)} | {item.help} |"
 
 
 def module_map() -> str:

@@ -20,9 +20,15 @@ ATTENTION = "attention"
 SFT, BASE = "sft", "base"  # the anchors that have a name
 
 
-def option(default: Any, text: str, *, short: str = "", unset: str = "") -> Any:
-    """Declare an option; `unset` says in the help what None means."""
-    return field(default=default, metadata={"help": text, "short": short, "unset": unset})
+def option(default: Any, text: str, *, short: str = "", unset: str = "", argument: bool = False) -> Any:
+    """Declare an option; `unset` says in the help what None means, `argument` that it is given by its place alone."""
+    return field(default=default, metadata={"help": text, "short": short, "unset": unset, "argument": argument})
+
+
+def option_of(group: type[Any], name: str) -> Any:
+    """Declare an option as another group has it, so that its text stands once."""
+    found = next(item for item in dataclasses.fields(group) if item.name == name)
+    return field(default=found.default, metadata=found.metadata)
 
 
 @dataclass(frozen=True)
@@ -170,6 +176,32 @@ class EvalSettings:
 
 
 @dataclass(frozen=True)
+class MergeSettings:
+    """Merge"""
+
+    adapter: str | None = option(
+        None, "Adapter to merge: folder of a run, or a LoRA adapter's folder or hub id.", argument=True
+    )
+    dtype: Dtype = option(
+        "auto",
+        "Precision of the merged weights: float32, bfloat16, float16 or auto (as the run held its base, bfloat16 for "
+        "a quantised one; as the base is stored where no record tells).",
+    )
+    trust_remote_code: bool = option_of(ModelSettings, "trust_remote_code")
+
+
+@dataclass(frozen=True)
+class MergeRunSettings:
+    """Run"""
+
+    output: str | None = option(
+        None, "Folder that the merged model goes to.", short="-o", unset="ADAPTER-merged, beside the adapter"
+    )
+    dry_run: bool = option_of(RunSettings, "dry_run")
+    overwrite: bool = option_of(RunSettings, "overwrite")
+
+
+@dataclass(frozen=True)
 class QuickstartSettings:
     """Quickstart"""
 
@@ -229,6 +261,14 @@ class Eval:
 
 
 @dataclass(frozen=True)
+class Merge:
+    """Settings of `perl merge`."""
+
+    merge: MergeSettings = field(default_factory=MergeSettings)
+    run: MergeRunSettings = field(default_factory=MergeRunSettings)
+
+
+@dataclass(frozen=True)
 class Quickstart:
     """Settings of `perl quickstart`."""
 
@@ -237,8 +277,10 @@ class Quickstart:
 
 
 Training = Sft | Reward | Rl
-Stage = Training | Eval | Quickstart
-COMMANDS: dict[str, type[Any]] = {"sft": Sft, "reward": Reward, "rl": Rl, "eval": Eval, "quickstart": Quickstart}
+Stage = Training | Eval | Merge | Quickstart
+COMMANDS: dict[str, type[Any]] = {
+    "sft": Sft, "reward": Reward, "rl": Rl, "eval": Eval, "merge": Merge, "quickstart": Quickstart,
+}  # fmt: skip
 
 # What an option is where neither the user nor the embedded default says otherwise. Sources: the paper's settings
 # (arXiv 2403.10704, section 4 and appendix) for the reward and RL learning rates, beta and temperature; TRL's
@@ -279,6 +321,7 @@ class Option:
     help: str
     short: str
     unset: str
+    argument: bool
 
 
 def options(stage: type[Any]) -> Iterator[Option]:
