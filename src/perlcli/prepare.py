@@ -112,6 +112,8 @@ def _adapter_settings(given: Any, source: Source) -> dict[str, Any]:
     found = {name: getattr(config, field) for name, field in LORA_FIELDS.items()}
     modules = config.target_modules
     found["lora_target_modules"] = modules if isinstance(modules, str) else ",".join(sorted(modules))
+    if settings.command_of(given) == "rl" and not given.lora.lora_dropout:
+        found["lora_dropout"] = 0.0  # the adapter's was for the training before: it would part policy and anchor
     asked = {name: getattr(given.lora, name) for name in found}
     clashes = [
         f"--{settings.dashed(n)} {v}, but the adapter has {found[n]}"

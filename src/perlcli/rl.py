@@ -43,6 +43,7 @@ def run(given: settings.Rl) -> RunRecord | None:
         trainer: Any = RLOOTrainer(model, judge, config, train_dataset=dataset, processing_class=prepared.tokenizer)
         if not prepared.settings.lora.full:
             roles.keep_only_policy_trainable(trainer.model)
+            roles.set_adapter_dropout(trainer.model, prepared.settings.lora.lora_dropout or 0.0)
         run.record.trl_settings = trainer.args.to_dict()
         run.record.trainable_parameters, run.record.total_parameters = roles.count_parameters(trainer.model)
         marks = checksums(trainer.model)
@@ -58,6 +59,7 @@ def trainer_args(given: settings.Rl) -> RLOOConfig:
     extra = {
         "beta": given.rl.beta, "temperature": given.sampling.temperature, "num_generations": given.rl.num_generations,
         "max_completion_length": given.sampling.max_completion_length,
+        "disable_dropout": True,  # else policy and anchor differ by chance where they are equal, and so do samples
     }  # fmt: skip
     return trl_config(RLOOConfig, given, extra)
 

@@ -71,7 +71,7 @@ def keep_only_policy_trainable(model: nn.Module) -> None:
 
 
 def set_adapter_dropout(model: nn.Module, chance: float) -> None:
-    """Give adapters the dropout that was asked for: TRL's reward trainer turns all of a model's off."""
+    """Give adapters the dropout that was asked for: TRL's reward and RL trainers turn all of a model's off."""
     for name, module in model.named_modules():
         if "lora_dropout" in name and isinstance(module, nn.Dropout):
             module.p = chance
