@@ -134,6 +134,32 @@ def test_adapter_of_another_environment_finds_the_embedded_base(tmp_path: Path) 
     assert found.base == str(coffee.BASE)
 
 
+def test_base_that_an_adapter_names_from_here_is_found_from_anywhere(llama: Path, tmp_path: Path) -> None:
+    """`trl --model_name_or_path llama` leaves such an adapter; what is trained on from it names the whole path."""
+    (tmp_path / "llama").symlink_to(llama)
+    base_model = base.load_causal(locate(str(llama)), ModelSettings())
+    roles.save_adapter(roles.new_adapter(base_model, LORA, "CAUSAL_LM"), tmp_path / "adapter")
+    config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": "llama"}))
+    source = locate("adapter")
+    assert source.base == str(llama.resolve())
+    model = roles.load_adapter(base.load_causal(source, ModelSettings()), str(source.adapter), trainable=True)
+    roles.save_adapter(model, tmp_path / "again")
+    again = json.loads((tmp_path / "again" / "adapter_config.json").read_text())
+    assert again["base_model_name_or_path"] == source.base
+
+
+def test_hub_adapter_without_a_tokenizer_takes_the_bases(llama: Path) -> None:
+    top = Path(os.environ["HF_HOME"]) / "hub" / "models--org--adapter"
+    if not top.exists():
+        (top / "refs").mkdir(parents=True)
+        (top / "refs" / "main").write_text("0" * 40)
+        (top / "snapshots").mkdir()
+        adapter_folder(top / "snapshots" / ("0" * 40), str(llama))
+    source = locate("org/adapter")
+    assert (source.adapter, base.load_tokenizer(source).name_or_path) == ("org/adapter", str(llama))
+
+
 # The modules that get an adapter
 
 SPLIT = ["k_proj", "o_proj", "q_proj", "v_proj"]

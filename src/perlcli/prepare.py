@@ -102,17 +102,18 @@ def _adapter_settings(given: Any, source: Source) -> dict[str, Any]:
     config = source.adapter_config
     if config is None or not hasattr(given, "lora"):
         return {}
+    is_rl = settings.command_of(given) == "rl"
+    hint = "merge it into its base first (peft's merge_and_unload), and give the merged folder"
     if given.lora.full:
-        raise PerlError(
-            f"--full can't start from the adapter {source.name}",
-            "merge it into its base first (peft's merge_and_unload), and give the merged folder",
-        )
+        raise PerlError(f"--full can't start from the adapter {source.name}", hint)
+    if is_rl and getattr(config, "bias", "none") != "none":  # peft writes them into the base
+        raise PerlError(f"The adapter {source.name} changes the biases of its base, which is its anchor's too", hint)
     if not all(hasattr(config, field) for field in LORA_FIELDS.values()):
         raise PerlError(f"The adapter {source.name} is {config.peft_type}, not LoRA")
     found = {name: getattr(config, field) for name, field in LORA_FIELDS.items()}
     modules = config.target_modules
     found["lora_target_modules"] = modules if isinstance(modules, str) else ",".join(sorted(modules))
-    if settings.command_of(given) == "rl" and not given.lora.lora_dropout:
+    if is_rl and not given.lora.lora_dropout:
         found["lora_dropout"] = 0.0  # the adapter's was for the training before: it would part policy and anchor
     asked = {name: getattr(given.lora, name) for name in found}
     clashes = [

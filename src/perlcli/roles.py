@@ -43,6 +43,7 @@ def load_adapter(model: PreTrainedModel, folder: str, *, trainable: bool) -> Pef
         with warnings.catch_warnings():
             warnings.filterwarnings("error", message="Found missing adapter keys", category=UserWarning)
             found = PeftModel.from_pretrained(model, folder, is_trainable=trainable)
+        found.peft_config[POLICY].base_model_name_or_path = model.name_or_path  # where it is, not where it was
         return as_float32(found, head=trainable)
     except (RuntimeError, ValueError, OSError, KeyError, SafetensorError, UserWarning) as error:
         raise PerlError(f"The adapter {folder} does not fit its base: {' '.join(str(error).split())[:300]}") from error
