@@ -160,6 +160,18 @@ def test_hub_adapter_without_a_tokenizer_takes_the_bases(llama: Path) -> None:
     assert (source.adapter, base.load_tokenizer(source).name_or_path) == ("org/adapter", str(llama))
 
 
+def test_padding_that_a_reward_was_trained_with(llama: Path, gpt2: Path, classifier: Path, tmp_path: Path) -> None:
+    adapter = adapter_folder(tmp_path / "adapter", str(llama), "SEQ_CLS")
+    eos = AutoConfig.from_pretrained(llama).eos_token_id
+    assert base.score_pad(locate(str(adapter))) == eos  # as the base's tokenizer says
+    other = base.load_tokenizer(locate(str(llama)))
+    other.save_pretrained(adapter)
+    assert base.score_pad(locate(str(adapter))) == other.pad_token_id != eos  # as `perl reward` leaves it
+    plain = adapter_folder(tmp_path / "plain", str(gpt2), "SEQ_CLS")
+    assert base.score_pad(locate(str(plain))) == AutoConfig.from_pretrained(gpt2).eos_token_id  # as trl chooses it
+    assert base.score_pad(locate(str(classifier))) == AutoConfig.from_pretrained(classifier).pad_token_id
+
+
 # The modules that get an adapter
 
 SPLIT = ["k_proj", "o_proj", "q_proj", "v_proj"]

@@ -148,6 +148,28 @@ def _line(error: BaseException) -> str:
 
 def load_tokenizer(source: Source, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """The tokenizer of the adapter's folder where it has one, else of the base; padded with a token other than EOS."""
+    tokenizer = _saved_tokenizer(source, trust_remote_code)
+    choose_pad(tokenizer)
+    return tokenizer
+
+
+def score_pad(source: Source, *, trust_remote_code: bool = False) -> int:
+    """The token that a saved reward model was padded with: it is read at the last token that is another.
+
+    Others pad with EOS where a tokenizer has no padding (trl) or names EOS: such a model is read before its EOS.
+    """
+    own = getattr(source.config.get_text_config(), "pad_token_id", None)
+    if source.adapter is None and own is not None:
+        return int(own)
+    tokenizer = _saved_tokenizer(source, trust_remote_code)
+    if source.adapter is not None and tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
+        return int(tokenizer.eos_token_id)
+    choose_pad(tokenizer)
+    return int(tokenizer.pad_token_id)
+
+
+def _saved_tokenizer(source: Source, trust_remote_code: bool) -> Any:
+    """The tokenizer as its files have it."""
     place = source.adapter if has_tokenizer(source) else source.base
     try:
         tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=trust_remote_code)
@@ -155,7 +177,6 @@ def load_tokenizer(source: Source, *, trust_remote_code: bool = False) -> PreTra
         raise PerlError(f"{source.name} has no tokenizer that can be read: {_line(error)}") from error
     if len(tokenizer) <= len(tokenizer.all_special_tokens):  # made for GPT-2 where the files are missing
         raise PerlError(f"{source.name} has no tokenizer that can be read: it holds no words")
-    choose_pad(tokenizer)
     return tokenizer
 
 

@@ -184,7 +184,9 @@ def attach(
         head = roles.attach_reward(model, str(reward.source.adapter))
         size = roles.adapter_bytes(model, roles.REWARD) / 1e6
         note(f"reward: {reward.name}, an adapter on the policy's own base (adds {size:.1f} MB)")
-        return TokenReward(roles.SharedScorer(model, head, prepared.tokenizer.pad_token_id), render, batch)
+        pad = prepared.tokenizer.pad_token_id
+        unread = base.score_pad(reward.source, trust_remote_code=prepared.settings.model.trust_remote_code)
+        return TokenReward(roles.SharedScorer(model, head, pad, unread), render, batch)
     return _beside(reward.source, prepared, batch)
 
 
@@ -194,7 +196,7 @@ def _beside(source: Source, prepared: Prepared, batch: int) -> TokenReward | Tex
     prepared.run.note(f"reward: {source.name}, on a base of its own ({source.base_name}), loaded beside the policy's")
     values = prepared.settings.model
     tokenizer = base.load_tokenizer(source, trust_remote_code=values.trust_remote_code)
-    scorer = scores.load(source, scores.precision_of(source, values), tokenizer.pad_token_id)
+    scorer = scores.load(source, scores.precision_of(source, values))
     if base.tokenizer_fingerprint(tokenizer) == base.tokenizer_fingerprint(prepared.tokenizer):
         return TokenReward(scorer, render, batch)
     return TextReward(scorer, tokenizer, render, batch, base.eos_ids(source))

@@ -185,10 +185,13 @@ def read_head(folder: str) -> torch.Tensor:
 
 
 class SharedScorer:
-    """Scores rows of token ids with the reward adapter on the policy's own base."""
+    """Scores rows of token ids with the reward adapter on the policy's own base.
 
-    def __init__(self, policy: PeftModel, head: torch.Tensor, pad_token_id: int) -> None:
-        self.policy, self.head, self.pad = policy, head, pad_token_id
+    `unread` is a token that it never reads a score at: the padding of its training, where that was EOS.
+    """
+
+    def __init__(self, policy: PeftModel, head: torch.Tensor, pad_token_id: int, unread: int | None = None) -> None:
+        self.policy, self.head, self.pad, self.unread = policy, head, pad_token_id, unread
 
     @torch.no_grad()
     def __call__(self, rows: Sequence[list[int]]) -> list[float]:
@@ -198,7 +201,7 @@ class SharedScorer:
         with switched(self.policy, REWARD), torch.autocast(ids.device.type, enabled=False):
             hidden = backbone(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
             scores = nn.functional.linear(hidden, self.head.to(hidden.dtype))
-        return at_last(scores, mask)
+        return at_last(scores, mask if self.unread is None else mask * (ids != self.unread))
 
 
 class ClassifierScorer:
@@ -228,8 +231,8 @@ def padded(rows: Sequence[list[int]], pad: int, device: torch.device) -> tuple[t
 
 
 def at_last(scores: torch.Tensor, mask: torch.Tensor) -> list[float]:
-    """The score at each row's last token, from scores of shape (rows, longest, 1)."""
-    last = mask.sum(dim=1) - 1
+    """The score at each row's last token that the mask leaves, from scores of shape (rows, longest, 1)."""
+    last = (mask * torch.arange(mask.shape[1], device=mask.device)).argmax(dim=1)
     return [float(score) for score in scores[torch.arange(len(last)), last, 0].float().cpu()]
 
 

@@ -41,8 +41,9 @@ def id_lists(row: dict[str, Any]) -> list[list[int]]:
     return [row["chosen_ids"], row["rejected_ids"]] if "chosen_ids" in row else [row["input_ids"]]
 
 
-def load(source: base.Source, values: settings.ModelSettings, pad_token_id: int) -> roles.ClassifierScorer:
+def load(source: base.Source, values: settings.ModelSettings) -> roles.ClassifierScorer:
     """The scorer of a saved reward model: adapter on its base, or whole classifier, by plain transformers and peft."""
+    pad_token_id = base.score_pad(source, trust_remote_code=values.trust_remote_code)
     model: Any = base.load_classifier(source, values, pad_token_id)
     if source.adapter:
         model = roles.load_adapter(model, source.adapter, trainable=False)
