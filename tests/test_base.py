@@ -134,6 +134,44 @@ def test_adapter_of_another_environment_finds_the_embedded_base(tmp_path: Path) 
     assert found.base == str(coffee.BASE)
 
 
+def test_base_that_an_adapter_names_from_here_is_found_from_anywhere(llama: Path, tmp_path: Path) -> None:
+    """`trl --model_name_or_path llama` leaves such an adapter; what is trained on from it names the whole path."""
+    (tmp_path / "llama").symlink_to(llama)
+    base_model = base.load_causal(locate(str(llama)), ModelSettings())
+    roles.save_adapter(roles.new_adapter(base_model, LORA, "CAUSAL_LM"), tmp_path / "adapter")
+    config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": "llama"}))
+    source = locate("adapter")
+    assert source.base == str(llama.resolve())
+    model = roles.load_adapter(base.load_causal(source, ModelSettings()), str(source.adapter), trainable=True)
+    roles.save_adapter(model, tmp_path / "again")
+    again = json.loads((tmp_path / "again" / "adapter_config.json").read_text())
+    assert again["base_model_name_or_path"] == source.base
+
+
+def test_hub_adapter_without_a_tokenizer_takes_the_bases(llama: Path) -> None:
+    top = Path(os.environ["HF_HOME"]) / "hub" / "models--org--adapter"
+    if not top.exists():
+        (top / "refs").mkdir(parents=True)
+        (top / "refs" / "main").write_text("0" * 40)
+        (top / "snapshots").mkdir()
+        adapter_folder(top / "snapshots" / ("0" * 40), str(llama))
+    source = locate("org/adapter")
+    assert (source.adapter, base.load_tokenizer(source).name_or_path) == ("org/adapter", str(llama))
+
+
+def test_padding_that_a_reward_was_trained_with(llama: Path, gpt2: Path, classifier: Path, tmp_path: Path) -> None:
+    adapter = adapter_folder(tmp_path / "adapter", str(llama), "SEQ_CLS")
+    eos = AutoConfig.from_pretrained(llama).eos_token_id
+    assert base.score_pad(locate(str(adapter))) == eos  # as the base's tokenizer says
+    other = base.load_tokenizer(locate(str(llama)))
+    other.save_pretrained(adapter)
+    assert base.score_pad(locate(str(adapter))) == other.pad_token_id != eos  # as `perl reward` leaves it
+    plain = adapter_folder(tmp_path / "plain", str(gpt2), "SEQ_CLS")
+    assert base.score_pad(locate(str(plain))) == AutoConfig.from_pretrained(gpt2).eos_token_id  # as trl chooses it
+    assert base.score_pad(locate(str(classifier))) == AutoConfig.from_pretrained(classifier).pad_token_id
+
+
 # The modules that get an adapter
 
 SPLIT = ["k_proj", "o_proj", "q_proj", "v_proj"]

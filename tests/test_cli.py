@@ -272,6 +272,13 @@ def test_a_folder_without_a_model_is_refused(refused: Any, pairs: Path) -> None:
     assert f"--model {pairs.parent} can't be read as a model" in found
 
 
+def test_a_folder_of_adapters_names_them(refused: Any, pairs: Path, adapter: Any, tmp_path: Path) -> None:
+    """A run of trl that was cut off leaves checkpoints alone, and peft a folder for each adapter with a name."""
+    (tmp_path / "run").mkdir()
+    folder = adapter("run/checkpoint-2")
+    assert f"Hint: it holds adapters, name one: {folder}" in refused("sft", "-d", pairs, "-m", tmp_path / "run")
+
+
 def test_an_adapter_whose_base_is_not_there_is_refused(refused: Any, pairs: Path, adapter: Any) -> None:
     folder = adapter(base_model_name_or_path="/gone/base")
     found = refused("sft", "--data", pairs, "--model", folder)
@@ -288,6 +295,12 @@ def test_an_adapter_with_a_broken_config_is_refused(refused: Any, pairs: Path, a
     folder = adapter()
     (folder / "adapter_config.json").write_text("{")
     assert "adapter_config.json can't be read" in refused("sft", "--data", pairs, "--model", folder)
+
+
+def test_rl_from_an_adapter_with_biases_is_refused(refused: Any, pairs: Path, adapter: Any) -> None:
+    folder = adapter(bias="lora_only")
+    told = refused("rl", "--data", pairs, "--model", folder, "--reward", "perlcli.coffee:reward")
+    assert f"The adapter {folder} changes the biases of its base" in told
 
 
 @pytest.mark.parametrize(

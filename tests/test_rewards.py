@@ -135,6 +135,14 @@ def test_base_that_trains_cannot_be_shared(llama: Path, rows: dict[str, Path], r
     assert not find(str(reward_run), full).is_shared
 
 
+def test_adapter_with_biases_of_the_base_is_not_shared(prepared: Prepared, reward_run: Path, tmp_path: Path) -> None:
+    """peft would write them into the policy's base."""
+    folder = copy_with(reward_run, tmp_path / "reward", lambda record: None)
+    config = json.loads((tmp_path / "reward" / "adapter_config.json").read_text())
+    (tmp_path / "reward" / "adapter_config.json").write_text(json.dumps(config | {"bias": "lora_only"}))
+    assert not find(folder, prepared).is_shared
+
+
 def test_whole_classifier_is_not_shared(prepared: Prepared, classifier: Path) -> None:
     found = find(str(classifier), prepared)
     assert not found.is_shared
@@ -160,12 +168,27 @@ def test_reward_of_another_chat_template_is_refused(
         find(str(reward_run), planned(tmp_path / "other", rows))
 
 
+def test_reward_without_a_record_is_held_against_the_tokenizer_in_its_folder(
+    llama: Path, rows: dict[str, Path], reward_run: Path, tmp_path: Path
+) -> None:
+    foreign = tmp_path / "foreign"  # as trl and peft leave it
+    shutil.copytree(reward_run, foreign, ignore=shutil.ignore_patterns("checkpoints", "record.json"))
+    assert find(str(foreign), planned(llama, rows)).is_shared
+    template = foreign / "chat_template.jinja"
+    template.write_text(template.read_text().replace("<|im_end|>\n", "<|im_end|>"))
+    with pytest.raises(PerlError, match="was trained with another tokenizer or chat template"):
+        find(str(foreign), planned(llama, rows))
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        (foreign / name).unlink()
+    assert find(str(foreign), planned(llama, rows)).is_shared  # it doesn't tell: the base's tokenizer then
+
+
 def test_reward_of_other_weights_under_the_same_name_is_refused(
     prepared: Prepared, reward_run: Path, tmp_path: Path
 ) -> None:
     folder = copy_with(reward_run, tmp_path / "reward", lambda record: record["model"].update(fingerprint="old"))
     mark = base.fingerprint(prepared.source.base)
-    with pytest.raises(PerlError, match=rf"was trained on other weights \(old\) than .*llama has now \({mark}\)"):
+    with pytest.raises(PerlError, match=rf"was trained on other weights \(old\) than those of .*llama \({mark}\)"):
         find(folder, prepared)
 
 

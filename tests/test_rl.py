@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from transformers.generation import GenerationMixin
 from trl import RLOOTrainer
 
-from perlcli import rewards, roles
+from perlcli import rewards, rl, roles
 from perlcli.data import Prompt, Renderer
 from perlcli.record import read_record
 
@@ -96,6 +96,35 @@ def test_divergence_begins_at_zero(rl_run: Path) -> None:
     first, second = (row["kl"] for row in metrics(rl_run))
     assert first == 0
     assert second != 0
+
+
+def test_divergence_begins_at_zero_where_the_base_has_dropout(
+    perl: Perl, gpt2: Path, module: Callable[[str], str], write: Any
+) -> None:
+    source = write(Path("rows.jsonl"), [{"prompt": "a latte"}, {"prompt": "two mochas"}])
+    perl("rl", "-m", gpt2, "--reward", module(LENGTH), "-d", source, "-o", "run", *SHORT)
+    assert metrics(Path("run"))[0]["kl"] == 0
+
+
+def test_divergence_begins_at_zero_where_the_adapter_has_dropout(
+    perl: Perl, llama: Path, reward_run: Path, rows: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sft = ("-m", llama, "-d", rows["demonstrations"], "-o", "sft", "--max-steps", "1", "--lora-dropout", "0.1")
+    perl("sft", *sft, "--learning-rate", "1e-2")
+    common = ("-m", "sft", "--reward", reward_run, "-d", rows["prompts"], *SHORT, "--max-steps", "1")
+    perl("rl", *common, "-o", "run")
+    perl("rl", "--config", "run/settings.yaml", "-o", "again")
+    assert [metrics(Path(name))[0]["kl"] for name in ("run", "again")] == [0, 0]
+    assert read_record(Path("run")).settings["lora_dropout"] == 0
+    chances: set[float] = set()
+
+    def look(trainer: Any, *_: Any) -> None:
+        chances.update(m.p for name, m in trainer.model.named_modules() if name.endswith("lora_dropout.default"))
+
+    monkeypatch.setattr(rl, "train", look)
+    perl("rl", *common, "-o", "asked", "--lora-dropout", "0.1", code=1)
+    assert chances == {0.1}
+    assert "the adapter has 0.1" in perl("rl", *common, "-o", "other", "--lora-dropout", "0.3", code=2).stderr
 
 
 def test_settings_of_a_run_rerun_it(rl_run: Path, perl: Perl, tmp_path: Path) -> None:

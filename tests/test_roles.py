@@ -93,6 +93,18 @@ def test_shared_base_scores_equal_the_stand_alone_model_bit_for_bit(
         assert shared(ROWS) == wanted
 
 
+def test_a_reward_that_was_padded_with_eos_is_read_before_it(llama: Path, policy: Any, reward: str) -> None:
+    """As plain transformers reads it: at the last token that isn't padding. trl pads so where nothing else is named."""
+    eos = 2
+    alone = base.load_classifier(locate(str(llama)), ModelSettings(), eos)
+    wanted = roles.ClassifierScorer(PeftModel.from_pretrained(alone, reward), eos)(ROWS)
+    head = roles.attach_reward(policy, reward)
+    assert roles.SharedScorer(policy, head, PAD, unread=eos)(ROWS) == wanted
+    assert [a == b for a, b in zip(roles.SharedScorer(policy, head, PAD)(ROWS), wanted, strict=True)] == [
+        ROWS[0][-1] != eos, True, True,
+    ]  # fmt: skip
+
+
 def test_reward_depends_on_the_reward_adapter_and_not_on_the_policys(policy: Any, reward: str) -> None:
     shared = roles.SharedScorer(policy, roles.attach_reward(policy, reward), PAD)
     before = shared(ROWS)

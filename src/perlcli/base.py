@@ -29,6 +29,7 @@ from perlcli.errors import PerlError
 from perlcli.settings import ATTENTION, ModelSettings
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+TOKENIZER_CONFIG = "tokenizer_config.json"
 EMBEDDED = "coffee base (embedded)"
 PROBE = 256  # bytes that a fingerprint reads at each place of a tensor
 ATTENTION_BLOCK = re.compile(r"(attn|attention)(?!\w*norm)", re.IGNORECASE)  # but no post_attention_layernorm
@@ -87,6 +88,8 @@ def locate(name: str | None, *, option: str = "--model", trust_remote_code: bool
         raise PerlError(f"The adapter {name} does not say which base it belongs to")
     if not Path(base).exists() and Path(base).parts[-3:] == coffee.BASE.parts[-3:]:
         base = str(coffee.BASE)  # trained on the embedded base of another environment
+    if Path(base).is_dir() and not Path(base).is_absolute():
+        base = str(Path(base).resolve())  # as trl writes it for a base that was named so
     return Source(name, base, _base_config_of(name, base, trust_remote_code), where, adapter_config)
 
 
@@ -134,9 +137,9 @@ def _config(where: str, option: str, trust_remote_code: bool) -> Any:
     try:
         return AutoConfig.from_pretrained(where, trust_remote_code=trust_remote_code)
     except Exception as error:  # the hub's client and remote code raise types of their own
-        raise PerlError(
-            f"{option} {where} can't be read as a model: {_line(error)}", "check the name and the network"
-        ) from error
+        inside = sorted(str(path.parent) for path in Path(where).glob(f"*/{ADAPTER_CONFIG}"))
+        hint = f"it holds adapters, name one: {', '.join(inside)}" if inside else "check the name and the network"
+        raise PerlError(f"{option} {where} can't be read as a model: {_line(error)}", hint) from error
 
 
 def _line(error: BaseException) -> str:
@@ -145,16 +148,50 @@ def _line(error: BaseException) -> str:
 
 def load_tokenizer(source: Source, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """The tokenizer of the adapter's folder where it has one, else of the base; padded with a token other than EOS."""
-    places = [place for place in (source.adapter, source.base) if place]
-    local = [place for place in places if not Path(place).is_dir() or (Path(place) / "tokenizer_config.json").exists()]
+    tokenizer = _saved_tokenizer(source, trust_remote_code)
+    choose_pad(tokenizer)
+    return tokenizer
+
+
+def score_pad(source: Source, *, trust_remote_code: bool = False) -> int:
+    """The token that a saved reward model was padded with: it is read at the last token that is another.
+
+    Others pad with EOS where a tokenizer has no padding (trl) or names EOS: such a model is read before its EOS.
+    """
+    own = getattr(source.config.get_text_config(), "pad_token_id", None)
+    if source.adapter is None and own is not None:
+        return int(own)
+    tokenizer = _saved_tokenizer(source, trust_remote_code)
+    if source.adapter is not None and tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
+        return int(tokenizer.eos_token_id)
+    choose_pad(tokenizer)
+    return int(tokenizer.pad_token_id)
+
+
+def _saved_tokenizer(source: Source, trust_remote_code: bool) -> Any:
+    """The tokenizer as its files have it."""
+    place = source.adapter if has_tokenizer(source) else source.base
     try:
-        tokenizer = AutoTokenizer.from_pretrained((local or places)[0], trust_remote_code=trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=trust_remote_code)
     except Exception as error:  # tokenizers are read by many parsers
         raise PerlError(f"{source.name} has no tokenizer that can be read: {_line(error)}") from error
     if len(tokenizer) <= len(tokenizer.all_special_tokens):  # made for GPT-2 where the files are missing
         raise PerlError(f"{source.name} has no tokenizer that can be read: it holds no words")
-    choose_pad(tokenizer)
     return tokenizer
+
+
+def has_tokenizer(source: Source) -> bool:
+    """Whether an adapter comes with a tokenizer of its own."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    if source.adapter is None or Path(source.adapter).is_dir():
+        return source.adapter is not None and (Path(source.adapter) / TOKENIZER_CONFIG).exists()
+    try:
+        hf_hub_download(source.adapter, TOKENIZER_CONFIG)
+    except EntryNotFoundError:
+        return False
+    return True
 
 
 def choose_pad(tokenizer: PreTrainedTokenizerBase) -> None:

@@ -52,7 +52,7 @@ def evaluate_reward(prepared: Prepared) -> RunRecord | None:
         preview(prepared)
         return None
     with recording(prepared.run) as run:
-        scorer = scores.load(prepared.source, prepared.settings.model, prepared.tokenizer.pad_token_id)
+        scorer = scores.load(prepared.source, prepared.settings.model)
         scores.check_proof(prepared.source, scorer, run, prepared.settings.model)
         run.record.total_parameters = roles.count_parameters(scorer.model)[1]
         run.record.metrics = scores.measure(prepared, scorer, rows, held_out)

@@ -20,7 +20,7 @@ from torch import nn
 from perlcli import base, device, roles, settings, upstream
 from perlcli.base import ADAPTER_CONFIG, Source
 from perlcli.errors import PerlError, RunFailed
-from perlcli.prepare import Prepared, loaded
+from perlcli.prepare import Prepared, check_fingerprint, loaded, trained_in
 from perlcli.record import RECORD, SAMPLES, Run, RunRecord, check_output, find_record, recording
 from perlcli.settings import ModelSettings
 
@@ -43,7 +43,8 @@ Ids = list[int]
 def run(given: settings.Merge) -> RunRecord | None:
     """Merge an adapter, prove that the folder gives the same logits, say what changes; None for a dry run."""
     prepared = find(given)
-    values, own = precision_of(prepared), trained_in(prepared)
+    values = precision_of(prepared)
+    own = trained_in(prepared.source, trust_remote_code=values.trust_remote_code)
     if prepared.is_dry:
         preview(prepared, values)
         return None
@@ -144,17 +145,6 @@ def _check_mergeable(source: Source) -> None:
         )
 
 
-def check_fingerprint(source: Source) -> None:
-    """Raise PerlError where the base isn't the one that the run's record knows; a hub's is known once it is loaded."""
-    record = find_record(source.adapter)
-    known, found = record.model.get("fingerprint") if record else None, base.fingerprint(source.base)
-    if known and found and known != found:
-        raise PerlError(
-            f"{source.name} was trained on other weights ({known}) than those of {source.base} ({found})",
-            f"put its base back, or correct base_model_name_or_path in {source.adapter}/{ADAPTER_CONFIG}",
-        )
-
-
 def _beside(name: str) -> str:
     """Where the merged model goes by default: beside a local adapter, else into `runs`."""
     place = Path(name).expanduser()
@@ -180,26 +170,11 @@ def _check_apart(source: Source, output: str) -> None:
             )
 
 
-def trained_in(prepared: Prepared) -> ModelSettings | None:
-    """How the adapter's run held its base, as its record tells; None for an adapter without one."""
-    record = find_record(prepared.source.adapter)
-    if record is None:
-        return None
-    kept, precision = record.settings, record.device["precision"]
-    four, eight, dtype = kept["load_in_4bit"], kept["load_in_8bit"], kept["dtype"]
-    if not (four or eight):
-        dtype = precision  # on the machine that it was trained on, where auto can have been something else
-    elif dtype == "auto":
-        dtype = "bfloat16"
-    trust = prepared.settings.merge.trust_remote_code
-    return ModelSettings(dtype=dtype, load_in_4bit=four, load_in_8bit=eight, trust_remote_code=trust)
-
-
 def precision_of(prepared: Prepared) -> ModelSettings:
     """How to load the base that is merged into: never quantised."""
     asked = prepared.settings.merge.dtype
     if asked == "auto":
-        own = trained_in(prepared)
+        own = trained_in(prepared.source)
         stored = str(getattr(prepared.source.config, "dtype", None)).removeprefix("torch.")
         asked = own.dtype if own else stored if stored in TOLERANCE else "float32"
     return ModelSettings(dtype=asked, trust_remote_code=prepared.settings.merge.trust_remote_code)

@@ -81,12 +81,7 @@ def check_adapter(source: Source, run: Run, used: settings.ModelSettings | None)
     record = find_record(source.adapter)
     if record is None:
         return
-    marks = (record.model.get("fingerprint"), base.fingerprint(source.base))
-    if all(marks) and marks[0] != marks[1]:
-        raise PerlError(
-            f"{source.name} was trained on other weights ({marks[0]}) than {source.base} has now ({marks[1]})",
-            "train it again on these, or put the old ones back",
-        )
+    check_fingerprint(source)
     trained = record.device.get("precision")
     if used is None or trained == device.precision(used):
         return
@@ -95,6 +90,36 @@ def check_adapter(source: Source, run: Run, used: settings.ModelSettings | None)
         raise PerlError(f"--strict: {found}", "load the base as in its training, or leave --strict out")
     if not (Path(str(source.adapter)) / PROOF).exists():  # with a proof the shift is measured, and told then
         run.note(f"{found}: what it gives shifts a little.")
+
+
+def check_fingerprint(source: Source) -> None:
+    """Raise PerlError where an adapter's base isn't what its record knows; a hub's is known once it is loaded."""
+    record = find_record(source.adapter)
+    known, found = record.model.get("fingerprint") if record else None, base.fingerprint(source.base)
+    if known and found and known != found:
+        raise PerlError(
+            f"{source.name} was trained on other weights ({known}) than those of {source.base} ({found})",
+            f"put its base back, or correct base_model_name_or_path in {source.adapter}/{base.ADAPTER_CONFIG}",
+        )
+
+
+def trained_in(source: Source, *, trust_remote_code: bool = False) -> settings.ModelSettings | None:
+    """How a run held the base of the adapter or classifier that it left, by its record; None without one.
+
+    The precision is that of the machine it ran on, where `auto` can have been something else than it is here.
+    """
+    record = find_record(source.adapter or source.base)
+    if record is None:
+        return None
+    precision, dtype = record.device["precision"], record.settings.get("dtype", "auto")
+    four, eight = precision == "4-bit", precision == "8-bit"
+    if not (four or eight):
+        dtype = precision
+    elif dtype == "auto":
+        dtype = "bfloat16"
+    return settings.ModelSettings(
+        dtype=dtype, load_in_4bit=four, load_in_8bit=eight, trust_remote_code=trust_remote_code
+    )
 
 
 def loaded(prepared: Prepared) -> None:
@@ -116,16 +141,19 @@ def _adapter_settings(given: Any, source: Source) -> dict[str, Any]:
     config = source.adapter_config
     if config is None or not hasattr(given, "lora"):
         return {}
+    is_rl = settings.command_of(given) == "rl"
+    hint = f"perl merge {source.name} --output DIR, then --model DIR"
     if given.lora.full:
-        raise PerlError(
-            f"--full can't start from the adapter {source.name}",
-            f"perl merge {source.name} --output DIR, then --model DIR",
-        )
+        raise PerlError(f"--full can't start from the adapter {source.name}", hint)
+    if is_rl and getattr(config, "bias", "none") != "none":  # peft writes them into the base
+        raise PerlError(f"The adapter {source.name} changes the biases of its base, which is its anchor's too", hint)
     if not all(hasattr(config, field) for field in LORA_FIELDS.values()):
         raise PerlError(f"The adapter {source.name} is {config.peft_type}, not LoRA")
     found = {name: getattr(config, field) for name, field in LORA_FIELDS.items()}
     modules = config.target_modules
     found["lora_target_modules"] = modules if isinstance(modules, str) else ",".join(sorted(modules))
+    if is_rl and not given.lora.lora_dropout:
+        found["lora_dropout"] = 0.0  # the adapter's was for the training before: it would part policy and anchor
     asked = {name: getattr(given.lora, name) for name in found}
     clashes = [
         f"--{settings.dashed(n)} {v}, but the adapter has {found[n]}"

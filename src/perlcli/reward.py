@@ -167,7 +167,7 @@ def prove(prepared: Prepared, rows: list[list[int]], wanted: list[float]) -> rol
     """Load the saved folder afresh; raises RunFailed where its scores are not the trained model's."""
     run, trust = prepared.run, prepared.settings.model.trust_remote_code
     source = base.locate(str(run.folder), trust_remote_code=trust)
-    scorer = scores.load(source, prepared.settings.model, prepared.tokenizer.pad_token_id)
+    scorer = scores.load(source, prepared.settings.model)
     shift = max(abs(a - b) for a, b in zip(wanted, scorer(rows), strict=True))
     run.record.metrics["reload_shift"] = shift
     if not scores.is_same(shift, wanted):

@@ -16,7 +16,7 @@ from perlcli.base import Source
 from perlcli.data import Content, Prompt, Renderer, text_of
 from perlcli.errors import PerlError, nearest
 from perlcli.prepare import Prepared, check_adapter
-from perlcli.record import find_record
+from perlcli.record import RunRecord, find_record
 
 MODULE_FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 Ids = list[int]
@@ -86,25 +86,35 @@ def _shares_base(source: Source, prepared: Prepared) -> bool:
     """One base serves policy and reward where the reward is an adapter of it and the policy leaves it frozen."""
     if source.adapter is None or (hasattr(prepared.settings, "lora") and prepared.settings.lora.full):
         return False
+    if getattr(source.adapter_config, "bias", "none") != "none":  # peft writes such an adapter's biases into the base
+        return False
     return base.same_base(source, prepared.source)
 
 
 def _check_record(source: Source, prepared: Prepared, *, is_shared: bool) -> None:
-    """Hold the reward's own record against this run: the tokens and the base that it was trained on."""
+    """Hold what the reward tells of its training against this run: the tokens and the base."""
     trained = find_record(source.adapter or source.base)
-    if trained is None:
-        return
     check_adapter(source, prepared.run, prepared.settings.model if is_shared else None)
-    if trained.status != "finished":
+    if trained is not None and trained.status != "finished":
         prepared.run.note(f"The reward {source.name} comes from a run that {trained.status}.")
     if not is_shared:
         return
-    marks = (trained.model.get("tokenizer"), base.tokenizer_fingerprint(prepared.tokenizer))
+    marks = (_tokenizer_mark(source, trained, prepared), base.tokenizer_fingerprint(prepared.tokenizer))
     if marks[0] != marks[1]:
         raise PerlError(
             f"The reward {source.name} was trained with another tokenizer or chat template ({marks[0]}) than "
             f"the policy's ({marks[1]}): it would score other text than it knows"
         )
+
+
+def _tokenizer_mark(source: Source, trained: RunRecord | None, prepared: Prepared) -> Any:
+    """The fingerprint of the tokenizer that a reward was trained with: by its record, else by the one in its folder."""
+    if trained is not None:
+        return trained.model.get("tokenizer")
+    if not base.has_tokenizer(source):
+        return base.tokenizer_fingerprint(prepared.tokenizer)  # it doesn't tell: the base's, as the policy's is
+    trust = prepared.settings.model.trust_remote_code
+    return base.tokenizer_fingerprint(base.load_tokenizer(source, trust_remote_code=trust))
 
 
 class TokenReward:
@@ -218,7 +228,8 @@ def attach(reward: Reward, model: Any, prepared: Prepared, batch: int, adapter: 
     if not reward.is_shared:
         return _beside(reward.source, prepared, batch)
     head = roles.attach_reward(model, str(reward.source.adapter), adapter)
-    scorer = roles.SharedScorer(model, head, prepared.tokenizer.pad_token_id, adapter)
+    unread = base.score_pad(reward.source, trust_remote_code=prepared.settings.model.trust_remote_code)
+    scorer = roles.SharedScorer(model, head, prepared.tokenizer.pad_token_id, unread, adapter)
     note(f"reward: {reward.name}, an adapter on the policy's own base (adds {scorer.bytes / 1e6:.1f} MB)")
     scores.check_proof(reward.source, scorer, prepared.run, prepared.settings.model)
     return TokenReward(scorer, render, batch)
@@ -231,7 +242,7 @@ def _beside(source: Source, prepared: Prepared, batch: int) -> TokenReward | Tex
     values = prepared.settings.model
     tokenizer = base.load_tokenizer(source, trust_remote_code=values.trust_remote_code)
     own = scores.precision_of(source, values)
-    scorer = scores.load(source, own, tokenizer.pad_token_id)
+    scorer = scores.load(source, own)
     scores.check_proof(source, scorer, prepared.run, own)
     if base.tokenizer_fingerprint(tokenizer) == base.tokenizer_fingerprint(prepared.tokenizer):
         return TokenReward(scorer, render, batch)

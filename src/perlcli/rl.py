@@ -63,7 +63,7 @@ def trainer_args(given: settings.Rl) -> RLOOConfig:
     extra = {
         "beta": given.rl.beta, "temperature": given.sampling.temperature, "num_generations": given.rl.num_generations,
         "max_completion_length": given.sampling.max_completion_length,
-        "disable_dropout": True,  # else policy and anchor differ by chance
+        "disable_dropout": True,  # else policy and anchor differ by chance where they are equal, and so do samples
     }  # fmt: skip
     if reinforce:
         size = (given.train.per_device_train_batch_size or 1) * (given.train.gradient_accumulation_steps or 1)
@@ -103,8 +103,7 @@ def build_trainer(
     policies.set_anchor(trainer, anchor)
     if not values.lora.full:
         roles.keep_only_policy_trainable(trainer.model)
-        if values.lora.lora_dropout and config.disable_dropout:
-            run.note("Dropout is off in RL, so that policy and anchor can be compared.")
+        roles.set_adapter_dropout(trainer.model, values.lora.lora_dropout or 0.0)
     trainer.add_callback(guards.intended(trainer.model, more))
     return trainer, score
 
@@ -120,7 +119,7 @@ def check_start(trainer: Any, prepared: Prepared, anchor: Anchor, first: Probe) 
         prepared.run.note(f"KL to the anchor at the start: {kl:.4g} per token")
         return
     guards.assert_at_anchor(kl, trainer.model.dtype)
-    if trainer.args.disable_dropout or not prepared.settings.lora.lora_dropout:
+    if trainer.args.disable_dropout and not prepared.settings.lora.lora_dropout:  # else chance parts the two
         trainer.add_callback(guards.StartsAtAnchor(trainer.model.dtype))
 
 

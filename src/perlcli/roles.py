@@ -43,6 +43,7 @@ def load_adapter(model: PreTrainedModel, folder: str, *, trainable: bool) -> Pef
         with warnings.catch_warnings():
             warnings.filterwarnings("error", message="Found missing adapter keys", category=UserWarning)
             found = PeftModel.from_pretrained(model, folder, is_trainable=trainable)
+        found.peft_config[POLICY].base_model_name_or_path = model.name_or_path  # where it is, not where it was
         return as_float32(found, head=trainable)
     except (RuntimeError, ValueError, OSError, KeyError, SafetensorError, UserWarning) as error:
         raise PerlError(f"The adapter {folder} does not fit its base: {' '.join(str(error).split())[:300]}") from error
@@ -71,7 +72,7 @@ def keep_only_policy_trainable(model: nn.Module) -> None:
 
 
 def set_adapter_dropout(model: nn.Module, chance: float) -> None:
-    """Give adapters the dropout that was asked for: TRL's reward trainer turns all of a model's off."""
+    """Give adapters the dropout that was asked for: TRL's reward and RL trainers turn all of a model's off."""
     for name, module in model.named_modules():
         if "lora_dropout" in name and isinstance(module, nn.Dropout):
             module.p = chance
@@ -198,10 +199,15 @@ def read_head(folder: str) -> torch.Tensor:
 
 
 class SharedScorer:
-    """Scores rows of token ids with the reward adapter on the policy's own base."""
+    """Scores rows of token ids with the reward adapter on the policy's own base.
 
-    def __init__(self, policy: PeftModel, head: torch.Tensor, pad_token_id: int, adapter: str = REWARD) -> None:
-        self.policy, self.head, self.pad, self.adapter = policy, head, pad_token_id, adapter
+    `unread` is a token that it never reads a score at: the padding of its training, where that was EOS.
+    """
+
+    def __init__(
+        self, policy: PeftModel, head: torch.Tensor, pad: int, unread: int | None = None, adapter: str = REWARD
+    ) -> None:
+        self.policy, self.head, self.pad, self.unread, self.adapter = policy, head, pad, unread, adapter
 
     @property
     def bytes(self) -> int:
@@ -216,7 +222,7 @@ class SharedScorer:
         with switched(self.policy, self.adapter), torch.autocast(ids.device.type, enabled=False):
             hidden = backbone(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
             scores = nn.functional.linear(hidden, self.head.to(hidden.dtype))
-        return at_last(scores, mask)
+        return at_last(scores, mask if self.unread is None else mask * (ids != self.unread))
 
 
 class ClassifierScorer:
@@ -251,8 +257,8 @@ def padded(rows: Sequence[list[int]], pad: int, device: torch.device) -> tuple[t
 
 
 def at_last(scores: torch.Tensor, mask: torch.Tensor) -> list[float]:
-    """The score at each row's last token, from scores of shape (rows, longest, 1)."""
-    last = mask.sum(dim=1) - 1
+    """The score at each row's last token that the mask leaves, from scores of shape (rows, longest, 1)."""
+    last = (mask * torch.arange(mask.shape[1], device=mask.device)).argmax(dim=1)
     return [float(score) for score in scores[torch.arange(len(last)), last, 0].float().cpu()]
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from perlcli import base, data, device, plots, roles, settings, stats
 from perlcli.data import Data, Preference, Thumb
 from perlcli.errors import PerlError, RunFailed
-from perlcli.prepare import report_data
+from perlcli.prepare import report_data, trained_in
 from perlcli.progress import Progress
 from perlcli.record import PROOF, SAMPLES, Run, find_record, write_json
 
@@ -45,8 +45,9 @@ def id_lists(row: dict[str, Any]) -> list[list[int]]:
     return [row["chosen_ids"], row["rejected_ids"]] if "chosen_ids" in row else [row["input_ids"]]
 
 
-def load(source: base.Source, values: settings.ModelSettings, pad_token_id: int) -> roles.ClassifierScorer:
+def load(source: base.Source, values: settings.ModelSettings) -> roles.ClassifierScorer:
     """The scorer of a saved reward model: adapter on its base, or whole classifier, by plain transformers and peft."""
+    pad_token_id = base.score_pad(source, trust_remote_code=values.trust_remote_code)
     model: Any = base.load_classifier(source, values, pad_token_id)
     if source.adapter:
         model = roles.load_adapter(model, source.adapter, trainable=False)
@@ -55,11 +56,9 @@ def load(source: base.Source, values: settings.ModelSettings, pad_token_id: int)
 
 def precision_of(source: base.Source, values: settings.ModelSettings) -> settings.ModelSettings:
     """How to load a reward model on a base of its own: as it was trained, where its record tells, else unquantised."""
-    found: dict[str, Any] = {"dtype": values.dtype}
-    trained = find_record(source.adapter or source.base)
-    if trained is not None:
-        found = {name: trained.settings[name] for name in ("dtype", "load_in_4bit", "load_in_8bit")}
-    return settings.ModelSettings(trust_remote_code=values.trust_remote_code, **found)
+    trust = values.trust_remote_code
+    own = trained_in(source, trust_remote_code=trust)
+    return own or settings.ModelSettings(dtype=values.dtype, trust_remote_code=trust)
 
 
 def write_proof(folder: Path, rows: list[list[int]], scores: list[float]) -> None:
