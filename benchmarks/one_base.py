@@ -412,7 +412,7 @@ def watching(figures: Figures, peak: Peak, spec: dict[str, Any]) -> Iterator[Non
     """Put a clock into the trainer that is made in here: no arm needs to know of it."""
     from transformers import Trainer, TrainerCallback
 
-    class Clock(TrainerCallback):  # type: ignore[misc]
+    class Clock(TrainerCallback):
         def __init__(self, trainer: Trainer) -> None:
             self.trainer = trainer
             self.marks: list[tuple[float, float]] = []
@@ -492,7 +492,11 @@ def measure(given: argparse.Namespace, spec: dict[str, Any]) -> list[dict[str, A
             one = in_process({**spec, "arm": arm, "run": run, "steps": count}, GIVE_BACK if kinds == [MEMORY] else {})
             found.append(one | {"repeat": repeat, "kinds": kinds})
             told = [f"peak {one['peak_mb']:,.0f} MB"] if MEMORY in kinds else []
-            told += [f"step {step(one, 'wall'):.3f} s"] if TIME in kinds and one["wall"] else []
+            told += (
+                [f"step {step(one, 'wall'):.3f} s, CPU {step(one, 'cpu'):.3f} s"]
+                if TIME in kinds and one["wall"]
+                else []
+            )
             print(f"{arm}: {', '.join(told)}, {one['outcome']}", flush=True)
     return found
 
