@@ -1,0 +1,722 @@
+"""What `perl rl` costs against stock `trl rloo` and against full RLHF: peak memory and time per step, on CPU or CUDA.
+
+    python benchmarks/one_base.py --model FOLDER --precision float32
+    python benchmarks/one_base.py --config llama-3.2-1b --precision bfloat16 --batch 16 --tokens 128
+
+Every arm is a fresh process, so that no peak leaks into the next; arms take turns over the repeats. README.md beside
+this file says what is counted, and how.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import datetime
+import gc
+import json
+import math
+import os
+import random
+import re
+import shlex
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+MB = 1e6
+WARM_UP = 2  # steps before the clock counts: caches fill, CUDA picks its kernels
+MEMORY, TIME = "memory", "time"  # what a process is run for: on a CPU one or the other, on a GPU both
+# glibc keeps most of what is freed, some hundred MB more in one process than in its twin. So told it gives blocks from
+# 128 kB back at once: what is resident is what is held, to within a MB, and a step takes a third more time.
+GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072"}
+CLOCKS = ("wall", "cpu")
+MEMORY_KEYS = (
+    "baseline_mb", "loading_mb", "training_mb", "ending_mb", "peak_mb", "reserved_mb", "weights_mb", "copies",
+)  # fmt: skip
+COMPARED = (
+    ("perl", "stock"), ("perl", "stock-4bit-reward"), ("perl", "stock-float32"), ("perl", "full"), ("stock", "full"),
+    ("perl-4-rewards", "perl"),
+)  # fmt: skip
+SAME = ("mean_length", "min_length", "max_length", "step_tokens")  # what must be equal in every arm
+
+# The shapes of real models by name: weights are random, as only their cost counts.
+LLAMA = {
+    "architecture": "llama", "vocab_size": 128256, "head_dim": 64, "num_attention_heads": 32, "num_key_value_heads": 8,
+    "rms_norm_eps": 1e-5, "max_position_embeddings": 8192,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 5e5},
+}  # fmt: skip
+CONFIGS: dict[str, dict[str, Any]] = {
+    "llama-3.2-1b": LLAMA | {
+        "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "tie_word_embeddings": True,
+    },
+    "llama-3.1-8b": LLAMA | {
+        "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "tie_word_embeddings": False,
+        "head_dim": 128,
+    },
+    "qwen2.5-1.5b": {
+        "architecture": "qwen2", "vocab_size": 151936, "hidden_size": 1536, "intermediate_size": 8960,
+        "num_hidden_layers": 28, "num_attention_heads": 12, "num_key_value_heads": 2, "tie_word_embeddings": True,
+        "rms_norm_eps": 1e-6, "max_position_embeddings": 32768,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
+    },
+    "tiny": {
+        "architecture": "llama", "vocab_size": 1000, "hidden_size": 64, "intermediate_size": 128,
+        "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "tie_word_embeddings": True,
+        "max_position_embeddings": 512,
+    },
+}  # fmt: skip
+
+ARMS = {
+    "perl": "perl rl: policy, anchor and reward on one base",
+    "perl-4-rewards": "perl rl with four reward adapters on the one base",
+    "stock": "trl rloo --use_peft, the reward adapter on a second base, in the same dtype (under 4bit: bfloat16)",
+    "stock-4bit-reward": "stock with both bases in 4 bits, by --model_init_kwargs; --load_in_4bit means the policy's",
+    "stock-float32": "stock as it is when nothing is said about precision: float32 weights, bfloat16 autocast",
+    "full": "trl rloo without adapters: full policy, full anchor, full reward (under 4bit: bfloat16)",
+}
+
+
+def parse(words: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--model", help="folder of a model with its tokenizer")
+    what.add_argument("--config", choices=CONFIGS, help="random weights in the shape of this model")
+    add("--arms", default="perl,stock,full,perl-4-rewards", help="which to run: " + ", ".join(ARMS))
+    add("--precision", choices=["float32", "bfloat16", "4bit"], default="float32", help="of the weights")
+    add("--steps", type=int, default=6, help=f"optimiser steps, the first {WARM_UP} uncounted")
+    add("--repeats", type=int, default=2, help="processes an arm that are timed; on a CPU one more is for its memory")
+    add("--batch", type=int, default=8, help="completions a step")
+    add("--generations", type=int, default=4, help="completions a prompt")
+    add("--tokens", type=int, default=32, help="tokens of every completion")
+    add("--prompt-tokens", type=int, default=32, help="tokens of every prompt")
+    add("--rank", type=int, default=16, help="LoRA rank of policy and reward")
+    add("--device", choices=["cpu", "cuda"], help="default: cuda where there is one")
+    add("--checkpointing", choices=["on", "off"], help="gradient checkpointing; default: on for cuda, as perl rl")
+    add("--output", help="where to write, without ending; default: results/DEVICE-MODEL-PRECISION here")
+    add("--work", help="folder for the model and the runs; default: a temporary one")
+    found = parser.parse_args(words)
+    found.arms = found.arms.split(",")
+    unknown = [arm for arm in found.arms if arm not in ARMS]
+    if unknown:
+        parser.error(f"--arms: no arm {', '.join(unknown)}; there are {', '.join(ARMS)}")
+    if found.batch % found.generations:
+        parser.error("--batch must be a multiple of --generations")
+    if found.steps <= WARM_UP:
+        parser.error(f"--steps must be above the {WARM_UP} that warm up")
+    return found
+
+
+# The inputs, made once in a process of its own: the model, reward adapters on it, prompts.
+
+
+def make_inputs(spec: dict[str, Any]) -> dict[str, Any]:
+    """Write the model, four reward adapters and the prompts into the work folder; say what was made."""
+    work = Path(spec["work"])
+    make_model(spec, work / "model")
+    targets, second, whole = make_rewards(spec, work)
+    make_prompts(spec, work)
+    size = 4 if spec["precision"] == "float32" else 2
+    return {"targets": targets, "base_mb": whole * size / MB, "second_base_mb": second * size / MB}
+
+
+def make_model(spec: dict[str, Any], folder: Path) -> None:
+    """The base, stored on a CPU in another dtype than it is loaded in.
+
+    Weights of the dtype that is asked for stay mapped from the file, shared between loads, and it would depend on the
+    file what a copy costs: converted, every copy is memory of its own.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    stored = torch.bfloat16 if spec["precision"] == "float32" or spec["device"] == "cuda" else torch.float32
+    if spec["model"]:
+        model = AutoModelForCausalLM.from_pretrained(spec["model"], dtype=stored)
+        AutoTokenizer.from_pretrained(spec["model"]).save_pretrained(folder)
+    else:
+        torch.manual_seed(0)
+        shape = dict(CONFIGS[spec["config"]])
+        tokenizer = make_tokenizer(shape["vocab_size"])
+        ids = {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+        config = AutoConfig.for_model(shape.pop("architecture"), **shape, **ids)
+        with torch.device(spec["device"]):
+            model = AutoModelForCausalLM.from_config(config, dtype=stored)
+        tokenizer.save_pretrained(folder)
+    model.save_pretrained(folder)
+
+
+def make_tokenizer(size: int) -> Any:
+    """A tokenizer of one word a token, so that what is decoded and encoded again keeps its length."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    special = ["<eos>", "<pad>", "<unk>"]
+    words = special + [f"w{number}" for number in range(size - len(special))]
+    raw = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="<unk>"))
+    raw.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<eos>", pad_token="<pad>", unk_token="<unk>")
+
+
+def make_rewards(spec: dict[str, Any], work: Path) -> tuple[list[str], int, int]:
+    """Random reward adapters as peft saves them; gives the modules, and the parameters of a reward's base and ours."""
+    import torch
+    from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
+    from safetensors.torch import save_file
+    from transformers import AutoModelForSequenceClassification
+
+    from perlcli import base
+
+    source = base.locate(str(work / "model"))
+    skeleton = base.skeleton(source)
+    assert skeleton is not None
+    whole = sum(parameter.numel() for parameter in skeleton.parameters())
+    targets = base.target_modules(skeleton, "attention")
+    source.config.num_labels = 1
+    with torch.device("meta"):
+        model = AutoModelForSequenceClassification.from_config(source.config)
+        second = sum(p.numel() for name, p in model.named_parameters() if "score" not in name)
+        lora = LoraConfig(
+            r=spec["rank"], lora_alpha=2 * spec["rank"], target_modules=list(targets), task_type="SEQ_CLS",
+            base_model_name_or_path=source.base, inference_mode=True,
+        )  # fmt: skip
+        shapes = {name: value.shape for name, value in get_peft_model_state_dict(get_peft_model(model, lora)).items()}
+    for number in range(4):
+        generator = torch.Generator().manual_seed(number)
+        folder = work / f"reward-{number}"
+        lora.save_pretrained(folder)
+        weights = {name: 0.02 * torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+        save_file(weights, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    return list(targets), second, whole
+
+
+def make_prompts(spec: dict[str, Any], work: Path) -> None:
+    """Prompts of one length, a fresh one for each place of each step."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(work / "model")
+    dice = random.Random(0)
+    words = [word for word in sample_words(tokenizer, dice) if len(tokenizer(f" {word}")["input_ids"]) == 1]
+    (work / "prompts").mkdir()
+    with (work / "prompts" / "train.jsonl").open("w", encoding="utf-8") as file:
+        for _ in range(spec["steps"] * spec["batch"] // spec["generations"]):
+            prompt = "".join(f" {dice.choice(words)}" for _ in range(spec["prompt_tokens"]))
+            assert len(tokenizer(prompt)["input_ids"]) == spec["prompt_tokens"]
+            file.write(json.dumps({"prompt": prompt}) + "\n")
+
+
+def sample_words(tokenizer: Any, dice: random.Random) -> list[str]:
+    """Words of the vocabulary."""
+    ids = dice.sample(range(len(tokenizer)), min(5000, len(tokenizer)))
+    return [word for token in ids if (word := tokenizer.decode([token]).strip()).isalnum() and word.isascii()]
+
+
+# The arms: what a user would type, with the same work in each.
+
+
+def perl_words(spec: dict[str, Any], rewards: int = 1) -> list[str]:
+    """The words after `perl`."""
+    work = Path(spec["work"])
+    options: dict[str, Any] = {
+        "model": work / "model", "data": work / "prompts", "output": spec["run"], "max-steps": spec["steps"],
+        "per-device-train-batch-size": spec["batch"], "gradient-accumulation-steps": 1, "learning-rate": 1e-5,
+        "num-generations": spec["generations"], "max-completion-length": spec["tokens"], "temperature": 0.7,
+        "max-length": spec["prompt_tokens"] + spec["tokens"], "beta": 0.05, "seed": 0,
+        "lora-r": spec["rank"], "lora-alpha": 2 * spec["rank"], "lora-dropout": 0.0,
+        "lora-target-modules": ",".join(spec["targets"]), "dtype": dtype(spec),
+    }  # fmt: skip
+    words = ["rl", *(word for name, value in options.items() for word in (f"--{name}", str(value)))]
+    words += [word for number in range(rewards) for word in ("--reward", str(work / f"reward-{number}"))]
+    words += ["--set", f"generation_kwargs={json.dumps({'min_new_tokens': spec['tokens']})}"]
+    words += ["--set", f"gradient_checkpointing={flag(spec['checkpointing'])}"]
+    return [*words, *(["--load-in-4bit"] if spec["precision"] == "4bit" else [])]
+
+
+def stock_words(spec: dict[str, Any], arm: str) -> list[str]:
+    """The words after `trl rloo`."""
+    work = Path(spec["work"])
+    is_full, is_4bit = arm == "full", spec["precision"] == "4bit"
+    precision = "float32" if arm == "stock-float32" else dtype(spec)
+    options: dict[str, Any] = {
+        "model_name_or_path": work / "model", "dataset_name": work / "prompts", "output_dir": spec["run"],
+        "reward_model_name_or_path": work / ("model" if is_full else "reward-0"), "max_steps": spec["steps"],
+        "per_device_train_batch_size": spec["batch"], "gradient_accumulation_steps": 1, "learning_rate": 1e-5,
+        "num_generations": spec["generations"], "max_completion_length": spec["tokens"], "temperature": 0.7,
+        "beta": 0.05, "seed": 0, "dtype": precision,
+        "bf16": flag(dtype(spec) == "bfloat16" or arm == "stock-float32"),
+        "gradient_checkpointing": flag(spec["checkpointing"]), "use_cpu": flag(spec["device"] == "cpu"),
+        "generation_kwargs": json.dumps({"min_new_tokens": spec["tokens"]}),
+        "logging_steps": 1, "save_strategy": "no", "report_to": "none", "disable_tqdm": "true",
+    }  # fmt: skip
+    words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    if not is_full:
+        words += ["--use_peft", "--lora_r", str(spec["rank"]), "--lora_alpha", str(2 * spec["rank"])]
+        words += ["--lora_dropout", "0.0", "--lora_target_modules", *spec["targets"]]
+    if arm == "stock-4bit-reward":
+        quantised = {
+            "load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True,
+            "bnb_4bit_compute_dtype": dtype(spec), "quant_method": "bitsandbytes",
+        }  # fmt: skip
+        words += ["--model_init_kwargs", json.dumps({"quantization_config": quantised})]
+    elif is_4bit and arm == "stock":
+        words += ["--load_in_4bit", "--bnb_4bit_quant_type", "nf4", "--use_bnb_nested_quant"]
+    return words
+
+
+def dtype(spec: dict[str, Any]) -> str:
+    """The dtype of what isn't quantised."""
+    return "bfloat16" if spec["precision"] == "4bit" else str(spec["precision"])
+
+
+def flag(value: bool) -> str:
+    """A truth value as a word."""
+    return "true" if value else "false"
+
+
+# One arm, in a process of its own.
+
+
+class Peak:
+    """Peak memory in bytes, since the last reset and in all; resets of others (perl rl has one) lose nothing."""
+
+    def __init__(self, device: str) -> None:
+        self.on_gpu = device == "cuda"
+        self.highest = self.reserved = 0
+        if self.on_gpu:
+            import torch
+
+            self._reset = torch.cuda.reset_peak_memory_stats
+            torch.cuda.reset_peak_memory_stats = self.reset
+
+    def now(self) -> int:
+        """The peak since the last reset."""
+        if not self.on_gpu:
+            return status_bytes("VmHWM")
+        import torch
+
+        self.reserved = max(self.reserved, torch.cuda.max_memory_reserved())
+        return torch.cuda.max_memory_allocated()
+
+    def overall(self) -> int:
+        """The peak of the whole process."""
+        self.highest = max(self.highest, self.now())
+        return self.highest
+
+    def reset(self, *_: Any) -> None:
+        """Begin a new peak at what is held now."""
+        self.overall()
+        if self.on_gpu:
+            self._reset()
+        else:
+            Path("/proc/self/clear_refs").write_text("5")
+
+
+def status_bytes(name: str) -> int:
+    """A figure of this process as the kernel tells it."""
+    found = re.search(rf"^{name}:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="utf-8"), re.MULTILINE)
+    assert found, f"no {name} in /proc/self/status: on a CPU this needs Linux"
+    return int(found[1]) * 1024
+
+
+@dataclass
+class Figures:
+    """What an arm's process found; memory in MB."""
+
+    arm: str
+    outcome: str = "failed"  # finished, out of memory or failed
+    baseline_mb: float = 0.0  # on a CPU: resident after imports, before anything is loaded
+    loading_mb: float = 0.0  # peaks, less the baseline
+    training_mb: float = 0.0
+    ending_mb: float = 0.0  # after the last step: checks, saving
+    peak_mb: float = 0.0
+    reserved_mb: float = 0.0
+    weights_mb: float = 0.0  # weights of bases that are alive at the end of training, each storage once
+    copies: float = 0.0  # the same as a multiple of the policy's own
+    wall: tuple[float, ...] = ()  # seconds of each step
+    cpu: tuple[float, ...] = ()
+    mean_length: float = 0.0
+    min_length: float = 0.0
+    max_length: float = 0.0
+    step_tokens: float = 0.0  # of prompts and completions
+
+
+def run_arm(spec: dict[str, Any]) -> Figures:
+    """Run one arm here, and measure it."""
+    import_all(spec)
+    figures = Figures(spec["arm"])
+    peak = Peak(spec["device"])
+    figures.baseline_mb = 0.0 if peak.on_gpu else status_bytes("VmRSS") / MB
+    try:
+        with watching(figures, peak, spec):
+            start_arm(spec)
+        figures.outcome = "finished"
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        figures.outcome = "out of memory"
+    figures.ending_mb = peak.now() / MB - figures.baseline_mb
+    figures.peak_mb = peak.overall() / MB - figures.baseline_mb
+    figures.reserved_mb = peak.reserved / MB
+    return figures
+
+
+def import_all(spec: dict[str, Any]) -> None:
+    """Import what the arms need, the same in each, so that it is in the baseline."""
+    import peft  # noqa: F401
+    import trl.scripts.rloo
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+    from trl import RLOOTrainer  # noqa: F401
+
+    import perlcli.rl  # noqa: F401
+
+    config = AutoConfig.from_pretrained(Path(spec["work"]) / "model")
+    for kind in (AutoModelForCausalLM, AutoModelForSequenceClassification):
+        kind._model_mapping[type(config)]  # imports the module that holds the model
+    if spec["precision"] == "4bit":
+        import bitsandbytes  # noqa: F401
+    trl.scripts.rloo.make_parser()
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether torch found no room, on a GPU or on the host."""
+    return (
+        type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError) or "allocate memory" in str(error)
+    )
+
+
+def start_arm(spec: dict[str, Any]) -> None:
+    """Call the arm's own entry, as its command line would."""
+    arm = spec["arm"]
+    if arm.startswith("perl"):
+        from perlcli.cli import app
+
+        code = app([*perl_words(spec, 4 if arm == "perl-4-rewards" else 1), "--debug"], standalone_mode=False)
+        if code:
+            raise SystemExit(f"perl rl ended with exit code {code}")
+        return
+    from trl.scripts.rloo import main, make_parser
+
+    main(*make_parser().parse_args_and_config(stock_words(spec, arm), fail_with_unknown_args=False))
+
+
+@contextlib.contextmanager
+def watching(figures: Figures, peak: Peak, spec: dict[str, Any]) -> Iterator[None]:
+    """Put a clock into the trainer that is made in here: no arm needs to know of it."""
+    from transformers import Trainer, TrainerCallback
+
+    class Clock(TrainerCallback):
+        def __init__(self, trainer: Trainer) -> None:
+            self.trainer = trainer
+            self.marks: list[tuple[float, float]] = []
+
+        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            figures.loading_mb = peak.overall() / MB - figures.baseline_mb
+            peak.reset()
+            self.mark()
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            self.mark()
+            if state.global_step == state.max_steps:
+                figures.training_mb = peak.now() / MB - figures.baseline_mb
+                figures.wall, figures.cpu = (steps(column) for column in zip(*self.marks, strict=True))
+                peak.reset()
+                figures.weights_mb, figures.copies = count_bases(self.trainer.model, spec["rank"])
+
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+            for name in ("mean_length", "min_length", "max_length"):
+                if f"completions/{name}" in logs:
+                    setattr(figures, name, logs[f"completions/{name}"])
+            if "num_tokens" in logs:
+                figures.step_tokens = logs["num_tokens"] / state.global_step
+
+        def mark(self) -> None:
+            if peak.on_gpu:
+                import torch
+
+                torch.cuda.synchronize()
+            self.marks.append((time.perf_counter(), time.process_time()))
+
+    original = Trainer.__init__
+
+    def with_clock(self: Any, *args: Any, **kwargs: Any) -> None:
+        original(self, *args, **kwargs)
+        self.add_callback(Clock(self))
+
+    Trainer.__init__ = with_clock
+    try:
+        yield
+    finally:
+        Trainer.__init__ = original
+
+
+def steps(marks: tuple[float, ...]) -> tuple[float, ...]:
+    """The seconds between marks."""
+    return tuple(later - earlier for earlier, later in pairwise(marks))
+
+
+def count_bases(policy: Any, rank: int) -> tuple[float, float]:
+    """The weights of bases alive anywhere in this process in MB, and how many times the policy's own that is."""
+    import torch
+
+    def of_base(parameters: Any) -> int:
+        found = [p for p in parameters if hasattr(p, "quant_state") or (p.ndim == 2 and min(p.shape) > rank)]
+        return sum({p.untyped_storage().data_ptr(): p.untyped_storage().nbytes() for p in found}.values())
+
+    alive = [item for item in gc.get_objects() if issubclass(type(item), torch.nn.Parameter)]
+    total, own = of_base(alive), of_base(policy.parameters())
+    return total / MB, total / own
+
+
+# The parent: arms in turn, then the figures.
+
+
+def measure(given: argparse.Namespace, spec: dict[str, Any]) -> list[dict[str, Any]]:
+    """Run every arm for memory and `repeats` times for time, in turn; one that ran out of memory runs once."""
+    found: list[dict[str, Any]] = []
+    on_gpu = spec["device"] == "cuda"
+    for repeat in range(given.repeats if on_gpu else given.repeats + 1):
+        kinds = [MEMORY, TIME] if on_gpu else [TIME if repeat else MEMORY]
+        for arm in spec["arms"] if repeat % 2 == 0 else spec["arms"][::-1]:
+            if any(one["arm"] == arm and one["outcome"] != "finished" for one in found):
+                continue
+            run = str(Path(spec["work"]) / f"run-{arm}-{repeat}")
+            count = spec["steps"] if TIME in kinds else WARM_UP + 1
+            one = in_process({**spec, "arm": arm, "run": run, "steps": count}, GIVE_BACK if kinds == [MEMORY] else {})
+            found.append(one | {"repeat": repeat, "kinds": kinds})
+            told = [f"peak {one['peak_mb']:,.0f} MB"] if MEMORY in kinds else []
+            told += (
+                [f"step {step(one, 'wall'):.3f} s, CPU {step(one, 'cpu'):.3f} s"]
+                if TIME in kinds and one["wall"]
+                else []
+            )
+            print(f"{arm}: {', '.join(told)}, {one['outcome']}", flush=True)
+    return found
+
+
+def in_process(spec: dict[str, Any], environment: dict[str, str] | None = None) -> dict[str, Any]:
+    """What a fresh process of this script finds; its output is shown only where it fails."""
+    work = Path(spec["work"])
+    place, answer, log = work / "spec.json", work / "answer.json", work / "log.txt"
+    place.write_text(json.dumps(spec), encoding="utf-8")
+    answer.unlink(missing_ok=True)
+    quiet = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(work / "hub"), "TOKENIZERS_PARALLELISM": "false"}
+    if spec["device"] == "cpu":
+        quiet |= {"CUDA_VISIBLE_DEVICES": "", **(environment or {})}
+    with log.open("w") as file:
+        command = [sys.executable, str(Path(__file__).resolve()), "in-process", str(place), str(answer)]
+        code = subprocess.run(command, stdout=file, stderr=file, env=os.environ | quiet, check=False).returncode
+    if answer.exists():
+        return dict(json.loads(answer.read_text(encoding="utf-8")))
+    if code == -9:  # the kernel's way to say that the host has no memory left
+        return asdict(Figures(spec["arm"], outcome="out of memory"))
+    raise SystemExit(f"{spec.get('arm', 'the inputs')} failed with exit code {code}:\n{log.read_text()[-4000:]}")
+
+
+def step(one: dict[str, Any], clock: str) -> float:
+    """The median seconds of a step after the first ones."""
+    return median(one[clock][WARM_UP:])
+
+
+def check_equal_work(found: list[dict[str, Any]]) -> None:
+    """Fail where arms didn't write and read the same number of tokens."""
+    finished = [one for one in found if one["outcome"] == "finished"]
+    for name in SAME:
+        values = {one["arm"]: one[name] for one in finished}
+        if len(set(values.values())) > 1:
+            raise SystemExit(f"The arms didn't do the same work: {name} is {values}")
+
+
+def summary(found: list[dict[str, Any]], base_mb: float) -> dict[str, dict[str, Any]]:
+    """Per arm the medians over the repeats with lowest and highest, and its ratios to every other arm."""
+    arms: dict[str, dict[str, Any]] = {}
+    names = list(dict.fromkeys(one["arm"] for one in found))
+    for arm in names:
+        memory, timed = runs_of(found, arm, MEMORY), runs_of(found, arm, TIME)
+        arms[arm] = {"outcome": next(one for one in reversed(found) if one["arm"] == arm)["outcome"]}
+        arms[arm] |= {key: spread([one[key] for one in memory.values()]) for key in MEMORY_KEYS}
+        arms[arm] |= {clock: spread([step(one, clock) for one in timed.values() if one["wall"]]) for clock in CLOCKS}
+    finished = [arm for arm in names if arms[arm]["outcome"] == "finished"]
+    for arm in finished:
+        arms[arm] |= {f"against {other}": compared(found, arm, other, base_mb) for other in finished if other != arm}
+    return arms
+
+
+def runs_of(found: list[dict[str, Any]], arm: str, kind: str) -> dict[int, dict[str, Any]]:
+    """An arm's processes of one kind by repeat."""
+    return {one["repeat"]: one for one in found if one["arm"] == arm and kind in one["kinds"]}
+
+
+def compared(found: list[dict[str, Any]], arm: str, other: str, base_mb: float) -> dict[str, Any]:
+    """Ratios of an arm to another from the pairs of one repeat."""
+    memory, timed = ([*pairs(found, arm, other, kind)] for kind in (MEMORY, TIME))
+    return {
+        "peak": spread([mine["peak_mb"] / theirs["peak_mb"] for mine, theirs in memory]),
+        "training": spread([mine["training_mb"] / theirs["training_mb"] for mine, theirs in memory]),
+        "saved_bases": spread([(theirs["peak_mb"] - mine["peak_mb"]) / base_mb for mine, theirs in memory]),
+        **{clock: spread([step(mine, clock) / step(theirs, clock) for mine, theirs in timed]) for clock in CLOCKS},
+    }
+
+
+def pairs(found: list[dict[str, Any]], arm: str, other: str, kind: str) -> Iterator[tuple[Any, Any]]:
+    """The processes of two arms in the same repeat."""
+    mine, theirs = runs_of(found, arm, kind), runs_of(found, other, kind)
+    return ((one, theirs[repeat]) for repeat, one in mine.items() if repeat in theirs)
+
+
+def spread(values: list[float]) -> list[float]:
+    """Median, lowest and highest."""
+    return [median(values), min(values), max(values)] if values else [math.nan] * 3
+
+
+def table(arms: dict[str, dict[str, Any]], *, on_gpu: bool) -> str:
+    """The figures as Markdown."""
+    memory = ["peak_mb", "loading_mb", "training_mb", "ending_mb", *(["reserved_mb"] if on_gpu else []), "weights_mb"]
+    heads = ["arm", *(f"{key[:-3]} MB" for key in memory), "bases", "step s", "step CPU s"]
+    forms = {**dict.fromkeys(memory, "{:,.0f}"), "copies": "{:.2f}", "wall": "{:.3f}", "cpu": "{:.3f}"}
+    rows = [
+        [arm, *(shown(figures[key], form) for key, form in forms.items())]
+        if figures["outcome"] == "finished"
+        else [arm, f"{figures['outcome']} (at {figures['peak_mb'][0]:,.0f})", *[""] * (len(heads) - 2)]
+        for arm, figures in arms.items()
+    ]
+    ratios = {f"{arm} / {other}": arms.get(arm, {}).get(f"against {other}") for arm, other in COMPARED}
+    keys = ("peak", "training", "saved_bases", "wall", "cpu")
+    against = [[name, *(shown(found[key], "{:.3f}") for key in keys)] for name, found in ratios.items() if found]
+    return (
+        markdown(heads, rows)
+        + "\n\n"
+        + markdown(["against", "peak", "training peak", "bases saved", "step", "step CPU"], against)
+    )
+
+
+def markdown(heads: list[str], rows: list[list[str]]) -> str:
+    """A table."""
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in [heads, ["---"] * len(heads), *rows])
+
+
+def shown(values: list[float], form: str) -> str:
+    """A median, with its lowest and highest where they differ as they are shown."""
+    if math.isnan(values[0]):  # not measured
+        return ""
+    middle, low, high = (form.format(value) for value in values)
+    return middle if low == high else f"{middle} ({low} to {high})"
+
+
+def described(spec: dict[str, Any]) -> dict[str, Any]:
+    """What the figures were measured on."""
+    from perlcli import record
+
+    words = " ".join(shlex.quote(Path(word).name if Path(word).is_absolute() else word) for word in sys.argv[1:])
+    changed = subprocess.run(["git", "status", "--porcelain", "src"], capture_output=True, text=True, check=False)
+    commit = record.git_commit() or "unknown"
+    return {
+        "command": f"python benchmarks/one_base.py {words}",
+        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
+        "git_commit": commit + (", changed" if changed.stdout.strip() else ""),
+        "device": device_name(spec["device"]),
+        "threads": os.environ.get("OMP_NUM_THREADS", "default"),
+        "versions": record.package_versions(),
+        "environment": {name: value for name, value in os.environ.items() if name.startswith(("MALLOC_", "PYTORCH_"))},
+        "base_mb": round(spec["base_mb"], 1),
+        "second_base_mb": round(spec["second_base_mb"], 1),
+    }
+
+
+def device_name(kind: str) -> str:
+    """The name of the GPU or CPU."""
+    if kind == "cuda":
+        import torch
+
+        return str(torch.cuda.get_device_name(0))
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "CPU")
+    return f"{name} ({os.cpu_count()} cores)"
+
+
+def write(path: Path, content: dict[str, Any], tables: str) -> None:
+    """Keep the figures as JSON, and to read as Markdown."""
+    about = content["about"]
+    versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
+    arms = "\n".join(f"- {arm}: {ARMS[arm]}" for arm in content["arms"])
+    text = (
+        f"# {path.name}\n\n"
+        f"{about['device']}, threads {about['threads']}, {about['date']}, commit {about['git_commit']}\n\n"
+        f"```console\n$ {about['command']}\n```\n\n{versions}\n\n"
+        f"A base: {about['base_mb']:,.0f} MB unquantised; stock's second one, which has no output head of its own: "
+        f"{about['second_base_mb']:,.0f} MB.\n\n{tables}\n\n{arms}\n"
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Path(f"{path}.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    Path(f"{path}.md").write_text(text, encoding="utf-8")
+
+
+def arms_to_run(given: argparse.Namespace) -> list[str]:
+    """The arms that this version of perlcli can run."""
+    from perlcli import settings
+
+    arms = list(given.arms)
+    if "perl-4-rewards" in arms and "reward_weights" not in {item.name for item in settings.options(settings.Rl)}:
+        print("perl-4-rewards is left out: this `perl rl` takes one --reward")
+        arms.remove("perl-4-rewards")
+    return arms
+
+
+def settled(given: argparse.Namespace, work: str) -> dict[str, Any]:
+    """What every process of this benchmark is told."""
+    device = given.device or in_process({"work": work, "device": "", "arm": "look"})["device"]
+    names = ("config", "precision", "steps", "batch", "generations", "tokens", "prompt_tokens", "rank")
+    spec = {name: getattr(given, name) for name in names} | {"work": work, "device": device}
+    spec["model"] = str(Path(given.model).resolve()) if given.model else None
+    spec["checkpointing"] = given.checkpointing == "on" if given.checkpointing else device == "cuda"
+    spec["arms"] = arms_to_run(given)
+    return spec | in_process(spec | {"arm": "inputs"})
+
+
+def main() -> None:
+    """Measure, show and keep."""
+    given = parse()
+    with contextlib.ExitStack() as stack:
+        if given.work:
+            Path(given.work).mkdir(parents=True)
+        work = given.work or stack.enter_context(tempfile.TemporaryDirectory(prefix="one-base-"))
+        spec = settled(given, str(Path(work).resolve()))
+        found = measure(given, spec)
+        check_equal_work(found)
+        about = described(spec)
+    arms = summary(found, spec["second_base_mb"])
+    tables = table(arms, on_gpu=spec["device"] == "cuda")
+    name = given.config or Path(given.model).name
+    short = "cpu" if spec["device"] == "cpu" else re.sub(r"\W+", "-", about["device"]).strip("-").lower()
+    path = Path(given.output) if given.output else HERE / "results" / f"{short}-{name}-{given.precision}"
+    write(path, {"about": about, "arms": arms, "runs": found}, tables)
+    print(f"\n{tables}\n\nWritten: {path}.md and {path.name}.json")
+
+
+def in_this_process(place: str, answer: str) -> None:
+    """What the parent asked for, written as JSON."""
+    import torch
+
+    spec = json.loads(Path(place).read_text(encoding="utf-8"))
+    result: dict[str, Any]
+    if spec["arm"] == "look":
+        result = {"device": "cuda" if torch.cuda.is_available() else "cpu"}
+    elif spec["arm"] == "inputs":
+        result = make_inputs(spec)
+    else:
+        result = asdict(run_arm(spec))
+    Path(answer).write_text(json.dumps(result), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["in-process"]:
+        in_this_process(*sys.argv[2:])
+    else:
+        main()

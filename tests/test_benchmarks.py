@@ -1,0 +1,124 @@
+"""The benchmark against stock TRL: its command line, its figures, and one short run of three arms on the CPU."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+SCRIPT = Path(__file__).parents[1] / "benchmarks" / "one_base.py"
+
+
+@pytest.fixture(scope="module")
+def one_base() -> Any:
+    """The script as a module."""
+    spec = importlib.util.spec_from_file_location("one_base", SCRIPT)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["one_base"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def run_of(one_base: Any, arm: str, repeat: int, peak: float, step: float, **more: Any) -> dict[str, Any]:
+    """What a process would have found."""
+    times = (9.0, 9.0, step, step, step)
+    figures = one_base.Figures(arm, "finished", peak_mb=peak, training_mb=peak, wall=times, cpu=times, copies=1.0)
+    return asdict(figures) | {"repeat": repeat, "kinds": ["memory", "time"], "step_tokens": 64.0} | more
+
+
+def test_command_line(one_base: Any) -> None:
+    given = one_base.parse(["--config", "tiny", "--arms", "perl,stock", "--precision", "4bit"])
+    assert given.arms == ["perl", "stock"]
+    assert given.precision == "4bit"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--config", "tiny", "--arms", "perl,mine"], "no arm mine"),
+        (["--config", "tiny", "--batch", "6"], "a multiple of --generations"),
+        (["--config", "tiny", "--steps", "2"], "--steps must be above"),
+        ([], "one of the arguments --model --config is required"),
+    ],
+)
+def test_faults_are_told(one_base: Any, capsys: pytest.CaptureFixture[str], words: list[str], said: str) -> None:
+    with pytest.raises(SystemExit):
+        one_base.parse(words)
+    assert said in capsys.readouterr().err
+
+
+def test_figures_are_medians_and_ratios_of_one_repeat(one_base: Any) -> None:
+    found = [
+        run_of(one_base, "perl", 0, 100.0, 1.0),
+        run_of(one_base, "stock", 0, 150.0, 2.0),
+        run_of(one_base, "stock", 1, 160.0, 4.0),
+        run_of(one_base, "perl", 1, 100.0, 4.0),
+    ]
+    arms = one_base.summary(found, base_mb=50.0)
+    assert arms["stock"]["peak_mb"] == [155.0, 150.0, 160.0]
+    against = arms["perl"]["against stock"]
+    assert against["saved_bases"] == pytest.approx([1.1, 1.0, 1.2])
+    assert against["wall"] == pytest.approx([0.75, 0.5, 1.0])
+    shown = one_base.table(arms, on_gpu=False)
+    assert "| perl / stock | 0.646 (0.625 to 0.667) |" in shown
+    assert "reserved" not in shown
+
+
+def test_out_of_memory_is_a_result(one_base: Any) -> None:
+    failed = asdict(one_base.Figures("full", "out of memory", peak_mb=80000.0)) | {
+        "repeat": 0,
+        "kinds": ["memory", "time"],
+    }
+    arms = one_base.summary([run_of(one_base, "perl", 0, 100.0, 1.0), failed], base_mb=50.0)
+    assert "against full" not in arms["perl"]
+    assert "| full | out of memory (at 80,000) |" in one_base.table(arms, on_gpu=True)
+    assert one_base.is_out_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"))
+    assert not one_base.is_out_of_memory(RuntimeError("shapes differ"))
+
+
+def test_other_work_is_an_error(one_base: Any) -> None:
+    found = [run_of(one_base, "perl", 0, 1.0, 1.0), run_of(one_base, "stock", 0, 1.0, 1.0, step_tokens=63.0)]
+    with pytest.raises(SystemExit, match="step_tokens is"):
+        one_base.check_equal_work(found)
+
+
+def test_every_result_says_what_it_was_measured_on() -> None:
+    for path in (SCRIPT.parent / "results").glob("*.json"):
+        about = json.loads(path.read_text(encoding="utf-8"))["about"]
+        assert all(about[name] for name in ("command", "date", "git_commit", "device", "versions"))
+        assert path.with_suffix(".md").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="memory on a CPU is read from /proc")
+def test_three_arms_on_a_cpu(tmp_path: Path, llama: Path) -> None:
+    words = [
+        "--steps",
+        "3",
+        "--repeats",
+        "1",
+        "--batch",
+        "4",
+        "--tokens",
+        "8",
+        "--prompt-tokens",
+        "8",
+        "--device",
+        "cpu",
+    ]
+    command = [sys.executable, str(SCRIPT), "--model", str(llama), "--arms", "perl,stock,full", *words]
+    found = subprocess.run([*command, "--output", str(tmp_path / "tiny")], capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stdout + found.stderr
+    assert "| perl / stock |" in (tmp_path / "tiny.md").read_text(encoding="utf-8")
+    content = json.loads((tmp_path / "tiny.json").read_text(encoding="utf-8"))
+    arms = {run["arm"]: run for run in content["runs"] if run["kinds"] == ["memory"]}
+    assert len(content["runs"]) == 6
+    assert {name: run["outcome"] for name, run in arms.items()} == dict.fromkeys(("perl", "stock", "full"), "finished")
+    assert {name: round(run["copies"]) for name, run in arms.items()} == {"perl": 1, "stock": 2, "full": 3}
+    assert {run["mean_length"] for run in arms.values()} == {8.0}
+    assert {len(run["wall"]) for run in content["runs"]} == {3}
