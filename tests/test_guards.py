@@ -22,6 +22,27 @@ def load(llama: Path, **precision: Any) -> Any:
 # Checksums
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("size", [1, 7, 8, 4001])
+def test_total_is_the_same_wherever_a_tensor_lies_and_sees_each_byte(dtype: torch.dtype, size: int) -> None:
+    torch.manual_seed(0)
+    plain = torch.randint(0, 100, (size,)).to(dtype)
+    room = torch.zeros(size + 1, dtype=dtype)
+    room[1:] = plain  # off the place that eight bytes want
+    assert guards._total(plain) == guards._total(room[1:])
+    for place in (0, size // 2, size - 1):
+        changed = plain.clone()
+        changed[place] += 1
+        assert guards._total(changed) != guards._total(plain)
+
+
+def test_checksum_takes_little_memory(llama: Path) -> None:
+    model = torch.nn.Linear(2048, 4096, bias=False)  # 32 MB
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        guards.checksum(model, "")
+    assert max(event.cpu_memory_usage for event in profile.key_averages()) < 2e6
+
+
 @pytest.mark.parametrize("part", ["absmax", "code", "offset", "state2.absmax"])
 def test_checksum_sees_a_change_of_the_4_bit_state(part: str, llama: Path) -> None:
     model = load(llama, load_in_4bit=True)
