@@ -270,3 +270,19 @@ def test_options_that_do_not_go_together_are_refused(
     common = ("rl", "-m", llama, "--reward", reward_run, "-d", rows["prompts"], "-o", "run", *SHORT)
     assert told in perl(*common, *words, code=2).stderr
     assert not Path("run").exists()
+
+
+# On a GPU
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("precision", [["--dtype", "bfloat16"], ["--load-in-4bit"]])
+def test_gpu_runs_every_role_on_one_base(
+    precision: list[str], perl: Perl, sft_run: Path, reward_run: Path, rows: dict[str, Path]
+) -> None:
+    perl("rl", "-m", sft_run, "--reward", reward_run, "-d", rows["prompts"], "-o", "run", *SHORT, *precision)
+    found = read_record(Path("run"))
+    assert (found.device["type"], found.status, found.memory["base_copies"]) == ("cuda", "finished", 1)
+    assert found.guards["unchanged"] == ["anchor", "base", "reward"]
+    assert metrics(Path("run"))[0]["kl"] == pytest.approx(0, abs=1e-3)

@@ -466,6 +466,19 @@ def test_shift_on_another_device_is_noted(prepared: Prepared, reward_run: Path, 
     assert "was trained on another device: on" in prepared.run.record.notes[-1]
 
 
+@pytest.mark.parametrize("command", ["eval", "rl"])
+def test_a_folder_whose_chat_template_was_changed_is_refused(
+    command: str, perl: Any, reward_run: Path, sft_run: Path, rows: dict[str, Path], tmp_path: Path
+) -> None:
+    original = {"eval": reward_run, "rl": sft_run}[command]
+    folder = tmp_path / "changed"
+    shutil.copytree(original, folder, ignore=shutil.ignore_patterns("checkpoints"))
+    (folder / "chat_template.jinja").write_text("{% for m in messages %}{{ m.content }}{% endfor %}")
+    words = {"eval": ("--data", rows["pairs"]), "rl": ("--data", rows["prompts"], "--reward", reward_run)}[command]
+    result = perl(command, "--model", folder, *words, "--output", "run", code=2)
+    assert "was trained with another tokenizer or chat template" in result.stderr
+
+
 def test_evaluation_of_a_reward_model_checks_its_proof(
     perl: Any, reward_run: Path, rows: dict[str, Path], tmp_path: Path
 ) -> None:

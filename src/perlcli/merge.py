@@ -20,7 +20,7 @@ from torch import nn
 from perlcli import base, device, roles, settings, upstream
 from perlcli.base import ADAPTER_CONFIG, Source
 from perlcli.errors import PerlError, RunFailed
-from perlcli.prepare import Prepared, check_fingerprint, loaded, trained_in
+from perlcli.prepare import Prepared, check_fingerprint, check_tokenizer, loaded, trained_in
 from perlcli.record import RECORD, SAMPLES, Run, RunRecord, check_output, find_record, recording
 from perlcli.settings import ModelSettings
 
@@ -97,6 +97,7 @@ def find(given: settings.Merge) -> Prepared:
     if source.is_embedded:
         device.spare_threads()
     tokenizer = base.load_tokenizer(source, trust_remote_code=trust)
+    check_tokenizer(source, tokenizer)
     prepared = Prepared(resolved, source, tokenizer, base.renderer(source, tokenizer), Run(resolved))
     prepared.run.record.device = device.describe(precision_of(prepared))
     prepared.run.record.model = base.describe(source, tokenizer)

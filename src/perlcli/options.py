@@ -209,7 +209,8 @@ def with_boundary(action: Callable[[], None], *, debug: bool) -> None:
             raise typer.Exit(1) from None
         if NO_SPACE in str(error):
             _tell(
-                f"Error: {NO_SPACE}: the run could not be saved\nHint: make room, then the same command with --resume"
+                f"Error: {NO_SPACE}: the run could not be saved\n"
+                "Hint: make room, then the same command with --resume (merge, eval: --overwrite)"
             )
             raise typer.Exit(1) from None
         _tell(f"Error: {_reason(error)}\nHint: run it again with --debug to see where; please report it if it is ours")

@@ -55,6 +55,7 @@ def prepare(given: Any) -> Prepared:
     check_output(resolved)
     _check_targets(resolved, source)
     tokenizer = base.load_tokenizer(source, trust_remote_code=given.model.trust_remote_code)
+    check_tokenizer(source, tokenizer)
     run = Run(resolved)
     run.record.device = device.describe(resolved.model)
     run.record.model = base.describe(source, tokenizer)
@@ -70,6 +71,17 @@ def _eval_folder(source: Source) -> str:
     name = f"eval-{data.COFFEE if place.name == coffee.BASE.name else place.name}"
     is_run = (place / RECORD).exists()
     return str(Path(source.name).expanduser().parent / name if is_run else Path("runs") / name)
+
+
+def check_tokenizer(source: Source, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise PerlError where an adapter's folder has another tokenizer or chat template now than its run used."""
+    record = find_record(source.adapter)
+    known, found = record.model.get("tokenizer") if record else None, base.tokenizer_fingerprint(tokenizer)
+    if known and known != found:
+        raise PerlError(
+            f"{source.name} was trained with another tokenizer or chat template ({known}) than it has now ({found})",
+            "put the tokenizer files of its run back into its folder",
+        )
 
 
 def check_adapter(source: Source, run: Run, used: settings.ModelSettings | None) -> None:
