@@ -134,6 +134,15 @@ def test_probe_stops_where_no_prompt_has_a_difference_to_learn_from(probing: Any
     assert probing(lambda i, ids: float(i // PER_PROMPT), algorithm="reinforce")
 
 
+def test_probe_takes_no_rounding_between_equal_completions_for_a_difference(
+    probing: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(generate, "sample", lambda model, render, prompts, how: [[7] for _ in prompts])
+    told = r"the 4 completions of each of 4 prompts the same value: .*\nHint: the policy writes the same to a prompt"
+    with pytest.raises(RunFailed, match=told):
+        probing(lambda i, ids: 1 + i * 1e-7)
+
+
 def test_probe_gives_a_function_more_rounds_on_other_prompts(probing: Any) -> None:
     found = probing(lambda i, ids: float(ids[0] == PROMPTS * ROUNDS - 1), is_function=True)
     assert found.prompts[0] == [PROMPTS * (ROUNDS - 1)]

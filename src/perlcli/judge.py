@@ -76,6 +76,12 @@ class Probe:
     written: list[list[int]]
     scored: Scored
 
+    def differs(self, part: slice) -> bool:
+        """Whether different completions got different rewards: equal ones differ by rounding, which teaches nothing."""
+        texts = [(*prompt, -1, *ids) for prompt, ids in zip(self.prompts[part], self.written[part], strict=True)]
+        rewards = dict(zip(texts, self.scored.total[part], strict=True)).values()
+        return max(rewards) > min(rewards)
+
     def summary(self) -> dict[str, Any]:
         """The probe as a run's record keeps it."""
         rewards = self.scored.total
@@ -101,9 +107,8 @@ def probe(
         part = [prompts[(turn * count + i) % len(prompts)] for i in range(count) for _ in range(size)]
         found = _answer(model, prepared, score, part, values.run.seed + turn)
         check_finite(found.scored.total)
-        rewards = found.scored.total
-        width = len(rewards) if is_function or not groups else size
-        if any(max(rewards[i : i + width]) > min(rewards[i : i + width]) for i in range(0, len(rewards), width)):
+        width = len(part) if is_function or not groups else size
+        if any(found.differs(slice(start, start + width)) for start in range(0, len(part), width)):
             _tell_idle(prepared.run, found.scored)
             return found
     raise RunFailed(*_no_difference(found, len(prompts[:count]), size))
@@ -122,7 +127,7 @@ def _answer(model: Any, prepared: Prepared, score: Score, part: Sequence[tuple[P
 
 def _no_difference(found: Probe, prompts: int, size: int) -> tuple[str, str]:
     rewards = found.scored.total
-    if max(rewards) == min(rewards):
+    if not found.differs(slice(None)) and len({tuple(ids) for ids in found.written}) > 1:
         what = f"The reward gives all {len(rewards)} completions the same value ({rewards[0]:.4g}): nothing to learn"
         return what, "check that the reward fits the data and tells good completions from bad ones"
     same = len({tuple(ids) for ids in found.written}) <= prompts
