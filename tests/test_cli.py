@@ -74,7 +74,8 @@ def test_help_comes_at_once(words: list[str], limit: float) -> None:
 
 def test_the_script_knows_the_commands_of_the_app() -> None:
     names = [command.name for command in app.registered_commands]
-    assert tuple(names) == entry.COMMANDS == tuple(COMMANDS)
+    groups = [group.name for group in app.registered_groups]
+    assert tuple(names + groups) == entry.COMMANDS == (*COMMANDS, "data")
 
 
 def test_the_help_of_all_names_each_command_with_what_it_does() -> None:
@@ -124,7 +125,7 @@ def test_the_help_ends_with_the_default(command: str, name: str, shown: str | No
 def test_a_flag_can_be_taken_back_but_for_those_that_steer_one_call() -> None:
     group = typer.main.get_command(app)
     negated = {p.name for p in group.commands["sft"].params if p.secondary_opts}
-    assert negated == {"load_in_4bit", "load_in_8bit", "trust_remote_code", "full"}
+    assert negated == {"load_in_4bit", "load_in_8bit", "trust_remote_code", "strict", "drop_duplicates", "full"}
 
 
 @pytest.mark.parametrize("command", COMMANDS)

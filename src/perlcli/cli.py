@@ -100,6 +100,48 @@ def quickstart(given: settings.Quickstart) -> None:
     quickstart.run(given)
 
 
+data_app = typer.Typer(
+    cls=Group,
+    help="Look at data before it trains: what can use it, how the model sees it, in TRL's format.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+app.add_typer(data_app, name="data")
+
+
+@command(data_app, "data check")
+def data_check(given: settings.DataCheck) -> None:
+    """Say which commands can use a file, and what would become of its rows: left out, too long, repeated.
+
+    Example: perl data check pairs.jsonl --model HuggingFaceTB/SmolLM2-135M-Instruct
+    """
+    from perlcli import data_check
+
+    data_check.run(given)
+
+
+@command(data_app, "data show")
+def data_show(given: settings.DataShow) -> None:
+    """Print the first rows as the model will see them, special tokens and all, with the trained tokens marked.
+
+    Example: perl data show pairs.jsonl --model HuggingFaceTB/SmolLM2-135M-Instruct --rows 2 --for reward
+    """
+    from perlcli import data_show
+
+    data_show.run(given)
+
+
+@command(data_app, "data convert")
+def data_convert(given: settings.DataConvert) -> None:
+    """Write data of any known format as JSONL in TRL's own.
+
+    Example: perl data convert hh.jsonl --output pairs.jsonl
+    """
+    from perlcli import data_convert
+
+    data_convert.run(given)
+
+
 def main() -> None:
     """Run the command line as the process's own."""
     app()

@@ -9,6 +9,7 @@ import traceback
 import types
 import typing
 from collections.abc import Callable, Mapping
+from keyword import iskeyword
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -29,8 +30,11 @@ DEBUG_HELP = "Show the traceback of an error."
 
 
 def command(app: typer.Typer, name: str) -> Callable[[Callable[[Any], None]], Callable[..., None]]:
-    """Register a function of one settings object as the command `name`, with an option for every setting."""
-    stage = definitions.COMMANDS[name]
+    """Register a function of one settings object as the command `name`, with an option for every setting.
+
+    Of a name of two words, as `data check`, the first is that of the app.
+    """
+    stage = definitions.ALL_COMMANDS[name]
 
     def register(function: Callable[[Any], None]) -> Callable[..., None]:
         def run(config: str | None, debug: bool, **given: Any) -> None:
@@ -42,7 +46,7 @@ def command(app: typer.Typer, name: str) -> Callable[[Callable[[Any], None]], Ca
         run.__annotations__ = {item.name: item.annotation for item in parameters}
         run.__doc__ = function.__doc__
         summary = " ".join((function.__doc__ or "").split("\n\n")[0].split())
-        app.command(name, cls=Command, short_help=summary)(run)
+        app.command(name.rpartition(" ")[2], cls=Command, short_help=summary)(run)
         return run
 
     return register
@@ -175,6 +179,7 @@ def _checked(stage: type[Any], path: Path, content: Mapping[Any, Any]) -> dict[s
     values, faults = {}, []
     for key, value in content.items():
         name = str(key).replace("-", "_")
+        name += "_" if iskeyword(name) else ""
         if name not in known:
             faults.append(f"{path}: unknown key {key}. {nearest(name, known)}".rstrip())
         elif not fits(value, known[name].type):

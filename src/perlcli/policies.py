@@ -6,16 +6,18 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import set_seed
 
-from perlcli import base, coffee, data, device, roles, settings
+from perlcli import base, coffee, device, roles, settings
 from perlcli.data import Data, Prompt
+from perlcli.data.tokens import of_prompt
 from perlcli.errors import PerlError
-from perlcli.prepare import Prepared, check_adapter, loaded, report_data
+from perlcli.prepare import Prepared, check_adapter, fit, loaded
 from perlcli.record import find_record
 from perlcli.settings import BASE, SFT
 
@@ -58,12 +60,7 @@ def fitting_prompts(prepared: Prepared, rows: Data, role: str) -> list[tuple[Pro
     room = values["max_length"] - values["max_completion_length"]
     if room <= 0:
         raise PerlError("--max-length leaves no room for a prompt before --max-completion-length", "raise --max-length")
-
-    def row_tokens(row: Prompt) -> dict[str, Any]:
-        return {"row": row, "ids": prepared.renderer.prompt_ids(row.prompt)}
-
-    fitting = data.fit(rows, room, row_tokens)
-    report_data(prepared.run, role, rows)
+    fitting = fit(prepared, role, rows, partial(of_prompt, prepared.renderer), room)
     return [(item["row"], item["ids"]) for item in fitting]
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from perlcli import base, coffee, data, device, settings, upstream
 from perlcli.base import Source
 from perlcli.data import Data, Renderer
+from perlcli.data.fitting import Tokens
 from perlcli.data.sources import has_split
 from perlcli.errors import PerlError
 from perlcli.record import PROOF, RECORD, Run, check_output, find_record
@@ -177,21 +178,41 @@ def _adapter_settings(given: Any, source: Source) -> dict[str, Any]:
     return found
 
 
-def load_data(prepared: Prepared, use: str, role: Literal["train", "eval"]) -> Data | None:
-    """The rows that train or that measure; None where there is nothing to measure on."""
-    source, chat = prepared.settings.data.data, prepared.renderer.chat
-    if role == "train":
-        return data.load(source, use, chat=chat)
-    held_out = prepared.settings.held_out.eval_data
-    if held_out is not None or data.is_embedded(source) or has_split(source, "test"):
-        return data.load(held_out or source, use, split="test", chat=chat)
-    return None
+def load_data(prepared: Prepared, use: str, split: str = "train", source: str | None = None) -> Data:
+    """The rows of `--data`, or of another source, for a use."""
+    values = prepared.settings.data
+    found = data.load(source or values.data, use, split=split, chat=prepared.renderer.chat)
+    if values.drop_duplicates:
+        data.drop_repeats(found)
+    return found
+
+
+def load_sides(prepared: Prepared, use: str) -> tuple[Data, Data | None]:
+    """The rows that train, and those that measure; None where there is nothing to measure on."""
+    source, values = prepared.settings.data.data, prepared.settings.held_out
+    train = load_data(prepared, use)
+    if values.eval_fraction is not None:
+        return data.hold_out(train, values.eval_fraction)
+    if values.eval_data is None and not data.is_embedded(source) and not has_split(source, "test"):
+        return train, None
+    held_out = load_data(prepared, use, "test", values.eval_data)
+    held_out.report.overlap = data.overlap(train, held_out)
+    return train, held_out
+
+
+def fit(prepared: Prepared, role: str, rows: Data, tokens: Tokens, longest: int | None = None) -> list[dict[str, Any]]:
+    """The rows' columns within --max-length, or within `longest`; says what became of the rows, and records it."""
+    values = prepared.settings.data
+    fitting = data.fit(rows, longest or values.max_length, tokens, on_long=values.on_long, render=prepared.renderer)
+    report_data(prepared.run, role, rows)
+    return fitting
 
 
 def report_data(run: Run, role: str, rows: Data) -> None:
     """Say what became of the rows, and keep it in the record."""
     run.record.data[role] = rows.report.summary()
-    run.note(f"{role}: {rows.report.line()}")
+    for line in rows.report.lines():
+        run.note(f"{role}: {line}")
 
 
 def require(prepared: Prepared, *, policy: bool) -> None:

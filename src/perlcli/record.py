@@ -55,7 +55,7 @@ class RunRecord:
         factory=dict,
     )
     data: dict[str, Any] = said(
-        "Per role (train, eval): source, format, fingerprint, rows read / kept / dropped and why.", factory=dict
+        "Per role (train, eval), what became of the rows: see the data report below.", factory=dict
     )
     steps: int = said("Optimiser steps done.", 0)
     tokens: int = said("Tokens that went through training, prompts and completions.", 0)

@@ -7,7 +7,7 @@ from itertools import groupby
 from pathlib import Path
 
 from perlcli import settings
-from perlcli.cli import app
+from perlcli.cli import app, data_app
 from perlcli.options import CONFIG_HELP, DEBUG_HELP, shown_default, shown_name
 from perlcli.values import describe
 
@@ -16,13 +16,16 @@ PACKAGE = Path(__file__).parent
 
 def commands() -> str:
     """Every command with its help text and a table of its options, as Markdown."""
-    texts = {str(info.name): info.callback.__doc__ or "" for info in app.registered_commands if info.callback}
-    return "\n\n".join(_command(name, texts[name]) for name in settings.COMMANDS)
+    found = [("", info) for info in app.registered_commands] + [
+        ("data ", info) for info in data_app.registered_commands
+    ]
+    texts = {group + str(info.name): info.callback.__doc__ or "" for group, info in found if info.callback}
+    return "\n\n".join(_command(name, texts[name]) for name in settings.ALL_COMMANDS)
 
 
 def _command(name: str, text: str) -> str:
     lines = [f"## perl {name}", "", *(line.strip() for line in text.strip().splitlines())]
-    rows = [(item.panel, item) for item in settings.options(settings.COMMANDS[name])]
+    rows = [(item.panel, item) for item in settings.options(settings.ALL_COMMANDS[name])]
     for panel, items in groupby(rows, key=lambda row: row[0]):
         lines += ["", f"**{panel}**", "", "| option | value | default | meaning |", "| --- | --- | --- | --- |"]
         lines += [_row(item) for _, item in items]

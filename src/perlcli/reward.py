@@ -14,7 +14,7 @@ from trl import RewardConfig, RewardTrainer
 from perlcli import base, device, guards, plots, roles, scores, settings
 from perlcli.errors import PerlError, RunFailed
 from perlcli.meter import train
-from perlcli.prepare import Prepared, load_data, loaded, prepare, preview, require
+from perlcli.prepare import Prepared, load_sides, loaded, prepare, preview, require
 from perlcli.record import METRICS, RunRecord, recording
 from perlcli.training import trl_config
 
@@ -26,8 +26,7 @@ def run(given: settings.Reward) -> RunRecord | None:
     prepared = prepare(given)
     require(prepared, policy=False)
     config = trainer_args(prepared.settings)
-    rows, held_out = load_data(prepared, "reward", "train"), load_data(prepared, "reward", "eval")
-    assert rows is not None
+    rows, held_out = load_sides(prepared, "reward")
     train_set = Dataset.from_list(scores.tokens(rows, prepared, "train"))
     eval_rows = scores.tokens(held_out, prepared, "eval") if held_out else None
     weight = pos_weight(prepared, train_set)

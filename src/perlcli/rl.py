@@ -32,9 +32,7 @@ def run(given: settings.Rl) -> RunRecord | None:
     config = trainer_args(prepared.settings)
     found = rewards.find_all(prepared)
     anchor = policies.find_anchor(prepared)
-    rows = load_data(prepared, "rl", "train")
-    assert rows is not None
-    prompts = policies.fitting_prompts(prepared, rows, "train")
+    prompts = policies.fitting_prompts(prepared, load_data(prepared, "rl"), "train")
     if prepared.is_dry:
         print(f"algorithm: {prepared.settings.rl.algorithm}; anchor: {anchor.words}")
         preview(prepared, config)

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from perlcli import base, data, device, plots, roles, settings, stats
-from perlcli.data import Data, Preference, Thumb
+from perlcli import base, device, plots, roles, settings, stats
+from perlcli.data import Data
+from perlcli.data.tokens import of_preference
 from perlcli.errors import PerlError, RunFailed
-from perlcli.prepare import report_data, trained_in
+from perlcli.prepare import fit, trained_in
 from perlcli.progress import Progress
 from perlcli.record import PROOF, SAMPLES, Run, find_record, write_json
 
@@ -21,23 +23,7 @@ Scorer = Callable[[Sequence[list[int]]], list[float]]
 
 def tokens(rows: Data, prepared: Any, role: str) -> list[dict[str, Any]]:
     """The columns that the trainers read: chosen_ids and rejected_ids, or input_ids and label."""
-    render = prepared.renderer
-
-    def ids(prompt: Any, *completions: Any) -> list[list[int]]:
-        if prompt is None:
-            return [render.whole_ids(completion) for completion in completions]
-        start = render.prompt_ids(prompt)
-        return [start + render.completion_ids(prompt, completion, start) for completion in completions]
-
-    def row_tokens(row: Preference | Thumb) -> dict[str, Any]:
-        if isinstance(row, Thumb):
-            return {"input_ids": ids(row.prompt, row.completion)[0], "label": float(row.label)}
-        chosen, rejected = ids(row.prompt, row.chosen, row.rejected)
-        return {"chosen_ids": chosen, "rejected_ids": rejected}
-
-    fitting = data.fit(rows, prepared.settings.data.max_length, row_tokens)
-    report_data(prepared.run, role, rows)
-    return fitting
+    return fit(prepared, role, rows, partial(of_preference, prepared.renderer))
 
 
 def id_lists(row: dict[str, Any]) -> list[list[int]]:

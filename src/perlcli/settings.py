@@ -16,6 +16,8 @@ from perlcli.errors import PerlError, nearest
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Algorithm = Literal["rloo", "reinforce"]
+OnLong = Literal["drop", "truncate", "error"]
+Use = Literal["sft", "reward", "rl"]
 ATTENTION = "attention"
 SFT, BASE = "sft", "base"  # the anchors that have a name
 
@@ -57,9 +59,15 @@ class DataSettings:
     data: str | None = option(None, "Data: hub id, local file or folder.", short="-d", unset="the embedded coffee data")
     max_length: int | None = option(
         None,
-        "Longest row in tokens, prompt and completion together; longer rows are left out and counted.",
+        "Longest row in tokens, prompt and completion together; --on-long says what becomes of longer ones.",
         unset="1024",
     )
+    on_long: OnLong = option(
+        "drop",
+        "Rows above --max-length: drop (left out, counted), truncate (the prompt is cut from the left, the completion "
+        "stays whole) or error.",
+    )
+    drop_duplicates: bool = option(False, "Leave out rows that repeat an earlier one; they are counted in any case.")
 
 
 @dataclass(frozen=True)
@@ -68,6 +76,9 @@ class HeldOutSettings:
 
     eval_data: str | None = option(
         None, "Held-out data, measured at the end.", unset="the test file of a local data folder"
+    )
+    eval_fraction: float | None = option(
+        None, "Share of --data held out instead, all rows of a prompt on one side, chosen by content.", unset="none"
     )
 
 
@@ -202,6 +213,65 @@ class MergeRunSettings:
 
 
 @dataclass(frozen=True)
+class FileSettings:
+    """Data"""
+
+    file: str | None = option(
+        None, "Data: local file or folder, hub id, or coffee for the embedded data.", argument=True
+    )
+
+
+@dataclass(frozen=True)
+class TokenizerSettings:
+    """Model"""
+
+    model: str | None = option(
+        None, "Model or adapter whose tokenizer and chat template render the rows: hub id or local folder.", short="-m",
+        unset="the embedded coffee base",
+    )  # fmt: skip
+    trust_remote_code: bool = option_of(ModelSettings, "trust_remote_code")
+
+
+@dataclass(frozen=True)
+class LengthSettings:
+    """Lengths"""
+
+    max_length: int | None = option_of(DataSettings, "max_length")
+    on_long: OnLong = option_of(DataSettings, "on_long")
+    max_completion_length: int | None = option(
+        None, "Longest completion in tokens: a prompt of perl rl leaves as much room.", unset="128"
+    )
+
+
+@dataclass(frozen=True)
+class ShowSettings:
+    """Rows"""
+
+    for_: Use | None = option(
+        None, "Stage as which to read the data: sft, reward or rl.", unset="the first of reward, sft, rl that can"
+    )
+    rows: int = option(3, "Rows to show.")
+
+
+@dataclass(frozen=True)
+class ConvertSettings:
+    """Rows"""
+
+    for_: Use | None = option_of(ShowSettings, "for_")
+    text: bool = option(
+        False, "Plain text instead of messages, where the format can be either (Anthropic HH, Taskmaster)."
+    )
+
+
+@dataclass(frozen=True)
+class ConvertRunSettings:
+    """Run"""
+
+    output: str | None = option(None, "JSONL file to write.", short="-o", unset="FILE-trl.jsonl, in this folder")
+    overwrite: bool = option(False, "Replace a file that is there.")
+
+
+@dataclass(frozen=True)
 class QuickstartSettings:
     """Quickstart"""
 
@@ -276,11 +346,43 @@ class Quickstart:
     run: RunSettings = field(default_factory=RunSettings)
 
 
+@dataclass(frozen=True)
+class DataCheck:
+    """Settings of `perl data check`."""
+
+    file: FileSettings = field(default_factory=FileSettings)
+    model: TokenizerSettings = field(default_factory=TokenizerSettings)
+    length: LengthSettings = field(default_factory=LengthSettings)
+
+
+@dataclass(frozen=True)
+class DataShow:
+    """Settings of `perl data show`."""
+
+    file: FileSettings = field(default_factory=FileSettings)
+    show: ShowSettings = field(default_factory=ShowSettings)
+    model: TokenizerSettings = field(default_factory=TokenizerSettings)
+    length: LengthSettings = field(default_factory=LengthSettings)
+
+
+@dataclass(frozen=True)
+class DataConvert:
+    """Settings of `perl data convert`."""
+
+    file: FileSettings = field(default_factory=FileSettings)
+    convert: ConvertSettings = field(default_factory=ConvertSettings)
+    run: ConvertRunSettings = field(default_factory=ConvertRunSettings)
+
+
 Training = Sft | Reward | Rl
 Stage = Training | Eval | Merge | Quickstart
+OfData = DataCheck | DataShow | DataConvert
 COMMANDS: dict[str, type[Any]] = {
     "sft": Sft, "reward": Reward, "rl": Rl, "eval": Eval, "merge": Merge, "quickstart": Quickstart,
 }  # fmt: skip
+
+DATA_COMMANDS: dict[str, type[Any]] = {"data check": DataCheck, "data show": DataShow, "data convert": DataConvert}
+ALL_COMMANDS = COMMANDS | DATA_COMMANDS
 
 # What an option is where neither the user nor the embedded default says otherwise. Sources: the paper's settings
 # (arXiv 2403.10704, section 4 and appendix) for the reward and RL learning rates, beta and temperature; TRL's
@@ -303,10 +405,10 @@ LEARNING_RATES = {"sft": (2e-4, 2e-5), "reward": (1e-4, 1e-5), "rl": (1e-5, 1e-6
 RL_ACCUMULATION = 4
 
 
-def command_of(settings: Stage | type[Any]) -> str:
+def command_of(settings: Stage | OfData | type[Any]) -> str:
     """The command whose settings these are."""
     kind = settings if isinstance(settings, type) else type(settings)
-    return next(name for name, stage in COMMANDS.items() if stage is kind)
+    return next(name for name, stage in ALL_COMMANDS.items() if stage is kind)
 
 
 @dataclass(frozen=True)
@@ -349,7 +451,7 @@ def build(stage: type[Any], values: Mapping[str, Any]) -> Any:
     return stage(**{group: kinds[group](**given) for group, given in groups.items()})
 
 
-def flat(settings: Stage) -> dict[str, Any]:
+def flat(settings: Stage | OfData) -> dict[str, Any]:
     """The settings as one flat mapping of option names to values."""
     return {item.name: getattr(getattr(settings, item.group), item.name) for item in options(type(settings))}
 
@@ -387,12 +489,12 @@ def resolve(settings: Any, preset: Mapping[str, Any]) -> Any:
 POSITIVE = (
     "max_length", "lora_r", "lora_alpha", "max_steps", "num_train_epochs", "learning_rate",
     "per_device_train_batch_size", "gradient_accumulation_steps", "save_steps", "temperature", "num_generations",
-    "max_completion_length", "max_samples", "per_device_eval_batch_size", "value_learning_rate",
+    "max_completion_length", "max_samples", "per_device_eval_batch_size", "value_learning_rate", "rows",
 )  # fmt: skip
 NOT_NEGATIVE = ("beta", "seed", "missing_eos_penalty")
 
 
-def check(settings: Stage) -> None:
+def check(settings: Stage | OfData) -> None:
     """Raise one PerlError that tells every fault found between and within the values."""
     values = flat(settings)
     numbers = {name: value for name, value in values.items() if isinstance(value, int | float)}
@@ -421,11 +523,20 @@ def _conflicts(values: Mapping[str, Any]) -> Iterator[str]:
         yield "--overwrite and --resume exclude each other"
     if not 0 <= (values.get("lora_dropout") or 0) < 1:
         yield f"--lora-dropout must be from 0 to below 1, not {values['lora_dropout']}"
+    yield from _held_out_conflicts(values)
     yield from _reward_conflicts(values)
     yield from _generation_conflicts(values)
     weight = values.get("pos_weight", "none")
     if weight not in ("auto", "none") and not _is_positive(weight):
         yield f"--pos-weight must be auto, none or a number above 0, not {weight}"
+
+
+def _held_out_conflicts(values: Mapping[str, Any]) -> Iterator[str]:
+    fraction = values.get("eval_fraction")
+    if fraction is not None and not 0 < fraction < 1:
+        yield f"--eval-fraction must be above 0 and below 1, not {fraction:g}"
+    if fraction is not None and values.get("eval_data") is not None:
+        yield "--eval-data and --eval-fraction exclude each other: either names the held-out rows"
 
 
 def _reward_conflicts(values: Mapping[str, Any]) -> Iterator[str]:
@@ -478,5 +589,5 @@ def _is_positive(text: str) -> bool:
 
 
 def dashed(name: str) -> str:
-    """The option's name as it is typed: lora_r -> lora-r."""
-    return name.replace("_", "-")
+    """The option's name as it is typed: lora_r -> lora-r, and for_ -> for, which Python keeps for itself."""
+    return name.rstrip("_").replace("_", "-")

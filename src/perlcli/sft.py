@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from datasets import Dataset
@@ -9,8 +10,9 @@ from trl import SFTConfig, SFTTrainer
 
 from perlcli import data, generate, plots, policies, roles, settings
 from perlcli.data import Data, Demonstration
+from perlcli.data.tokens import of_demonstration
 from perlcli.meter import train
-from perlcli.prepare import Prepared, load_data, prepare, preview, report_data, require
+from perlcli.prepare import Prepared, fit, load_sides, prepare, preview, require
 from perlcli.record import METRICS, SAMPLES, RunRecord, recording
 from perlcli.training import trl_config
 
@@ -22,8 +24,7 @@ def run(given: settings.Sft) -> RunRecord | None:
     prepared = prepare(given)
     require(prepared, policy=True)
     config = trainer_args(prepared.settings)
-    rows, held_out = load_data(prepared, "sft", "train"), load_data(prepared, "sft", "eval")
-    assert rows is not None
+    rows, held_out = load_sides(prepared, "sft")
     train_set = tokens(rows, prepared, config, "train")
     eval_set = tokens(held_out, prepared, config, "eval") if held_out else None
     if prepared.is_dry:
@@ -50,23 +51,13 @@ def trainer_args(given: settings.Sft) -> SFTConfig:
 
 def tokens(rows: Data, prepared: Prepared, config: SFTConfig, role: str) -> Dataset:
     """Token ids and labels, -100 where nothing is learned: the prompt, where there is one."""
-    render = prepared.renderer
-    completion_only = config.completion_only_loss is not False
-
-    def row_tokens(row: Demonstration) -> dict[str, Any]:
-        if row.prompt is None:
-            ids = render.whole_ids(row.completion)
-            if not config.assistant_only_loss or isinstance(row.completion, str):
-                return {"input_ids": ids, "labels": ids}
-            mask = render.assistant_mask(row.completion)
-            return {"input_ids": ids, "labels": [i if m else -100 for i, m in zip(ids, mask, strict=True)]}
-        start = render.prompt_ids(row.prompt)
-        end = render.completion_ids(row.prompt, row.completion, start)
-        return {"input_ids": start + end, "labels": ([-100] * len(start) if completion_only else start) + end}
-
-    fitting = data.fit(rows, prepared.settings.data.max_length, row_tokens)
-    report_data(prepared.run, role, rows)
-    return Dataset.from_list(fitting)
+    row_tokens = partial(
+        of_demonstration,
+        prepared.renderer,
+        completion_only=config.completion_only_loss is not False,
+        assistant_only=config.assistant_only_loss,
+    )
+    return Dataset.from_list(fit(prepared, role, rows, row_tokens))
 
 
 def measure(trainer: SFTTrainer, held_out: Dataset | None) -> dict[str, float]:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from perlcli import coffee
-from perlcli.data import sources
+from perlcli.data import checks, sources
+from perlcli.data.checks import drop_repeats, overlap
+from perlcli.data.fitting import fit
 from perlcli.data.formats import SET_ASIDE, convert
 from perlcli.data.render import Renderer
-from perlcli.data.rows import Content, DataReport, Demonstration, Preference, Prompt, Row, Thumb
+from perlcli.data.rows import Content, Data, DataReport, Demonstration, Preference, Prompt, Row, Thumb
+from perlcli.data.splits import hold_out
 from perlcli.errors import PerlError
 
 __all__ = [
@@ -24,9 +25,12 @@ __all__ = [
     "Prompt",
     "Renderer",
     "Thumb",
+    "drop_repeats",
     "fit",
     "gold_check",
+    "hold_out",
     "load",
+    "overlap",
     "text_of",
 ]
 
@@ -43,15 +47,6 @@ EMBEDDED_ROWS: dict[tuple[str, str], Callable[[], list[dict[str, Any]]]] = {
 }
 
 
-@dataclass
-class Data:
-    """Rows of one kind, and the report of what became of the source's rows."""
-
-    rows: list[Row]
-    numbers: list[int]  # each row's number in its source, from 1
-    report: DataReport
-
-
 def load(source: str | None, use: str, *, split: str = "train", chat: bool = True) -> Data:
     """Read a source for a use ("sft", "reward", "rl"); None or `coffee` is the embedded data. Raises PerlError."""
     embedded = is_embedded(source)
@@ -63,34 +58,16 @@ def load(source: str | None, use: str, *, split: str = "train", chat: bool = Tru
     for number, row in enumerate(rows, start=1):
         if row is None:
             report.drop(SET_ASIDE[use], number)
-    if not kept:
+    found = Data([row for _, row in kept], [number for number, _ in kept], report)
+    checks.inspect(found)
+    if not found.rows:
         raise PerlError(f"{name}: no row is left to use: {report.line()}")
-    return Data([row for _, row in kept], [number for number, _ in kept], report)
+    return found
 
 
 def is_embedded(source: str | None) -> bool:
     """Whether a source is the data that perlcli brings."""
     return source is None or (source == COFFEE and not Path(source).exists())
-
-
-def fit(data: Data, longest: int, tokens: Callable[[Any], dict[str, Any]]) -> list[dict[str, Any]]:
-    """Each row's tokens by `tokens`, without the rows that are longer than `longest`, which the report counts.
-
-    `tokens` gives a row's columns for the trainer; each list of ids among them counts.
-    """
-    rendered = []
-    for number, row in zip(data.numbers, data.rows, strict=True):
-        item = tokens(row)
-        if max(len(ids) for ids in item.values() if isinstance(ids, list)) > longest:
-            data.report.drop(f"longer than {longest} tokens", number)
-        else:
-            rendered.append(item)
-    if not rendered:
-        raise PerlError(
-            f"{data.report.source}: every row is longer than {longest} tokens",
-            "raise --max-length, or shorten the rows",
-        )
-    return rendered
 
 
 def gold_check(row: Prompt) -> Callable[[str], bool] | None:
@@ -114,5 +91,5 @@ def _fingerprint(rows: list[Row | None]) -> str:
     """A digest of the rows' content and order."""
     digest = hashlib.sha256()
     for row in rows:
-        digest.update(json.dumps(asdict(row) if row else None, sort_keys=True, default=str).encode())
+        digest.update(checks.encoded(row))
     return digest.hexdigest()[:16]

@@ -8,11 +8,13 @@ again; one that was cut off has neither EOS nor tail.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from functools import cached_property
 from typing import Any
 
-from perlcli.data.rows import Content, Message
+from perlcli.data.rows import Content, Message, Row, completions
 from perlcli.errors import PerlError
 
 Ids = list[int]
@@ -26,17 +28,54 @@ class Renderer:
         if tokenizer.eos_token_id is None:
             raise PerlError(f"The tokenizer of {tokenizer.name_or_path} has no EOS token", "a policy could never end")
         self.eos_ids = tuple(dict.fromkeys([tokenizer.eos_token_id, *eos_ids]))
+        self._texts: dict[str, Ids] = {}
+        self._chats: dict[tuple[str, bool], Ids] = {}
 
     @property
     def chat(self) -> bool:
         """Whether conversations can be rendered."""
         return bool(self.tokenizer.chat_template)
 
+    def foresee(self, rows: Sequence[Row]) -> None:
+        """Encode what rows will need all at once, which a fast tokenizer does several times faster, with the same ids.
+
+        It is kept until the next call. What isn't foreseen is encoded when it is asked for.
+        """
+        self._texts, self._chats = {}, {}
+        if not self.tokenizer.is_fast:
+            return
+        needed = [content for row in rows for content in _needed(row)]
+        texts = list(dict.fromkeys(content for content, _ in needed if isinstance(content, str)))
+        if texts:
+            self._texts = dict(zip(texts, self.tokenizer(texts)["input_ids"], strict=True))
+        chats = [(content, is_prompt) for content, is_prompt in needed if not isinstance(content, str)]
+        rendered: dict[tuple[str, bool], str] = {}
+        for messages, is_prompt in chats if self._templates_text else ():
+            with suppress(Exception):  # one that can't be rendered is told when it is asked for
+                rendered[_key(messages, is_prompt)] = self.tokenizer.apply_chat_template(
+                    messages, tokenize=False, add_generation_prompt=is_prompt
+                )
+        if rendered:
+            ids = self.tokenizer(list(rendered.values()), add_special_tokens=False)["input_ids"]
+            self._chats = dict(zip(rendered, ids, strict=True))
+
+    @cached_property
+    def _templates_text(self) -> bool:
+        """Whether a conversation becomes text first, and then ids: some tokenizers have a way of their own."""
+        from transformers import PreTrainedTokenizerBase
+
+        ours = type(self.tokenizer).apply_chat_template is PreTrainedTokenizerBase.apply_chat_template
+        return self.chat and ours
+
+    def _encode(self, text: str) -> Ids:
+        known = self._texts.get(text)
+        return list(self.tokenizer(text)["input_ids"]) if known is None else list(known)
+
     def prompt_ids(self, prompt: Content) -> Ids:
         """The tokens that a policy is given, as TRL's trainers make them."""
         if isinstance(prompt, str):
-            return list(self.tokenizer(prompt)["input_ids"])
-        return self._template(prompt, add_generation_prompt=True)
+            return self._encode(prompt)
+        return self._template(prompt, is_prompt=True)
 
     def completion_ids(self, prompt: Content, completion: Content, start: Ids | None = None) -> Ids:
         """The tokens after the prompt's (`start`, if known), with EOS and, in a chat, the tail of the template."""
@@ -51,7 +90,7 @@ class Renderer:
     def whole_ids(self, content: Content) -> Ids:
         """The tokens of a text or conversation that has no prompt of its own, ended like a completion."""
         if isinstance(content, str):
-            return self._ended(list(self.tokenizer(content)["input_ids"]))
+            return self._ended(self._encode(content))
         return self._ended(self._template(content))
 
     def scored_ids(self, prompt: Content, written: Ids) -> Ids:
@@ -62,6 +101,16 @@ class Renderer:
     def text(self, ids: Ids) -> str:
         """What tokens say, without special ones."""
         return str(self.tokenizer.decode(ids, skip_special_tokens=True))
+
+    def without_start(self, text: str, count: int) -> str | None:
+        """The text without its first `count` tokens; None where nothing would be left."""
+        if self.tokenizer.is_fast:
+            found = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+            left = text[found[count][0] :] if count < len(found) else ""
+        else:
+            ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+            left = self.tokenizer.decode(ids[count:])
+        return left if left.strip() else None
 
     def ended(self, written: Ids) -> bool:
         """Whether a completion ended by itself; otherwise it was cut off."""
@@ -92,20 +141,25 @@ class Renderer:
         """What the chat template puts behind the EOS that a policy writes."""
         return self.closing[1:]
 
-    def _template(self, messages: list[Message], **options: Any) -> Ids:
+    def _template(self, messages: list[Message], *, is_prompt: bool = False) -> Ids:
+        known = self._chats.get(_key(messages, is_prompt)) if self._chats else None
+        if known is not None:
+            return list(known)
         if not self.chat:
             raise PerlError(
                 f"{self.tokenizer.name_or_path} has no chat template, and the data holds conversations",
                 "use an instruct model, or data with plain text in its columns",
             )
         try:
-            rendered = self.tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True, **options)
+            rendered = self.tokenizer.apply_chat_template(
+                messages, tokenize=True, return_dict=True, add_generation_prompt=is_prompt
+            )
         except Exception as error:  # a template is a program of its model's authors and raises what it likes
             raise PerlError(f"The chat template can't render {messages!r:.200}: {error}") from error
         return list(rendered["input_ids"])
 
     def _text_completion(self, prompt: str, completion: str, start: Ids) -> Ids:
-        whole = list(self.tokenizer(prompt + completion)["input_ids"])
+        whole = self._encode(prompt + completion)
         if whole[: len(start)] == start:
             return self._ended(whole[len(start) :])
         return self._ended(list(self.tokenizer(completion, add_special_tokens=False)["input_ids"]))
@@ -123,3 +177,21 @@ class Renderer:
             if self.tokenizer.decode([token]).strip():
                 break  # only white space may stand behind EOS
         return [*ids, self.tokenizer.eos_token_id]
+
+
+def _needed(row: Row) -> Iterator[tuple[Content, bool]]:
+    """What is encoded for a row: its prompt (True), and each of its completions behind it."""
+    prompt = row.prompt
+    if prompt is not None:
+        yield prompt, True
+    for completion in completions(row):
+        if prompt is None:
+            yield completion, False
+        elif isinstance(prompt, str) and isinstance(completion, str):
+            yield prompt + completion, False
+        elif not isinstance(prompt, str) and not isinstance(completion, str):
+            yield [*prompt, *completion], False
+
+
+def _key(messages: list[Message], is_prompt: bool) -> tuple[str, bool]:
+    return json.dumps(messages), is_prompt

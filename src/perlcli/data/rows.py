@@ -46,16 +46,33 @@ class Prompt:
 Row = Demonstration | Preference | Thumb | Prompt
 
 
+def completions(row: Row) -> list[Content]:
+    """A row's completions, in order."""
+    if isinstance(row, Preference):
+        return [row.chosen, row.rejected]
+    return [] if isinstance(row, Prompt) else [row.completion]
+
+
+Numbers = list[int]  # of rows in their source, from 1
+SHOWN_ROWS, KEPT_ROWS = 3, 10
+
+
 @dataclass
 class DataReport:
-    """What became of the rows of one source: nothing is left out without a count."""
+    """What became of the rows of one source: nothing is left out, cut or repeated without a count."""
 
     source: str
     format: str
     read: int = 0
     kept: int = 0
     fingerprint: str = ""
-    dropped: dict[str, list[int]] = field(default_factory=dict)  # reason -> row numbers, from 1
+    dropped: dict[str, Numbers] = field(default_factory=dict)  # by reason
+    repeated: Numbers = field(default_factory=list)  # kept rows that equal an earlier one
+    truncated: Numbers = field(default_factory=list)
+    overlap: Numbers = field(default_factory=list)  # held-out rows whose prompt is trained on
+    held_out: int = 0  # set aside by --eval-fraction
+    labels: dict[str, int] = field(default_factory=dict)  # thumbs: how many up, how many down
+    tokens: dict[str, int] = field(default_factory=dict)  # percentiles of the rows' lengths, before any was left out
 
     def drop(self, reason: str, number: int) -> None:
         """Count a row out."""
@@ -63,17 +80,57 @@ class DataReport:
         self.kept -= 1
 
     def line(self) -> str:
-        """The report in one line for the terminal."""
+        """What was read and what is left, in one line for the terminal."""
         text = f"{self.source}: {self.format}, {self.kept:,} of {self.read:,} rows"
+        if self.held_out:
+            text += f"; {self.held_out:,} held out for evaluation"
         for reason, numbers in self.dropped.items():
-            shown = ", ".join(map(str, numbers[:3])) + ("…" if len(numbers) > 3 else "")
-            text += f"; left out {len(numbers):,} {reason} (rows {shown})"
+            text += f"; left out {len(numbers):,} {reason} ({_shown(numbers)})"
         return text
+
+    def lines(self) -> list[str]:
+        """The whole report for the terminal: `line`, and a line for each thing else that was found."""
+        found = [self.line()]
+        if self.tokens:
+            found.append("tokens a row: half up to {p50:,}, 90 % up to {p90:,}, 99 % up to {p99:,}, "
+                         "the longest {max:,}".format(**self.tokens))  # fmt: skip
+        if self.truncated:
+            found.append(f"{len(self.truncated):,} prompts were cut from the left ({_shown(self.truncated)})")
+        if self.labels:
+            up, down = self.labels["up"], self.labels["down"]
+            found.append(f"{up:,} thumbs up, {down:,} thumbs down ({up / max(1, up + down):.1%} up)")
+        if self.repeated:
+            found.append(f"{len(self.repeated):,} rows repeat an earlier one, and are kept ({_shown(self.repeated)})")
+        if self.overlap:
+            found.append(
+                f"Warning: {len(self.overlap):,} held-out rows have a prompt that is trained on, too: their figures "
+                f"flatter ({_shown(self.overlap)})"
+            )
+        return found
 
     def summary(self) -> dict[str, Any]:
         """The report as the run's record keeps it."""
-        dropped = {reason: {"count": len(rows), "first_rows": rows[:10]} for reason, rows in self.dropped.items()}
         return {
             "source": self.source, "format": self.format, "read": self.read, "kept": self.kept,
-            "fingerprint": self.fingerprint, "dropped": dropped,
+            "fingerprint": self.fingerprint, "held_out": self.held_out,
+            "dropped": {reason: _counted(numbers) for reason, numbers in self.dropped.items()},
+            "truncated": _counted(self.truncated), "repeated": _counted(self.repeated),
+            "overlap": _counted(self.overlap), "labels": self.labels, "tokens": self.tokens,
         }  # fmt: skip
+
+
+def _shown(numbers: Numbers) -> str:
+    return "rows " + ", ".join(map(str, numbers[:SHOWN_ROWS])) + ("…" if len(numbers) > SHOWN_ROWS else "")
+
+
+def _counted(numbers: Numbers) -> dict[str, Any]:
+    return {"count": len(numbers), "first_rows": numbers[:KEPT_ROWS]}
+
+
+@dataclass
+class Data:
+    """Rows of one kind, and the report of what became of the source's rows."""
+
+    rows: list[Row]
+    numbers: Numbers  # each row's number in its source
+    report: DataReport

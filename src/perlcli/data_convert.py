@@ -1,0 +1,74 @@
+"""`perl data convert`: data of any known format as JSONL in TRL's own."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from perlcli import data_file, settings
+from perlcli.data import Demonstration, Preference, Prompt, Thumb
+from perlcli.data.formats import detect
+from perlcli.data.rows import Row
+from perlcli.errors import PerlError
+
+
+def run(given: settings.DataConvert) -> None:
+    """Write the rows and say what became of them. Raises PerlError."""
+    file = data_file.name_of(given)
+    path = Path(given.run.output or f"{Path(file).name.partition('.')[0]}-trl.jsonl").expanduser()
+    check_path(path, file, overwrite=given.run.overwrite)
+    use, found = data_file.load(file, given.convert.for_, chat=not given.convert.text)
+    rows = [as_trl(row) for row in found.rows]
+    write_lines(path, rows)
+    for line in found.report.lines():
+        print(line)
+    print(f"Wrote {path}: {len(rows):,} rows of {', '.join(rows[0])}, for perl {use}")
+
+
+def check_path(path: Path, file: str, *, overwrite: bool) -> None:
+    """Raise PerlError where the output can't be written, or isn't to be."""
+    if path.suffix != ".jsonl":
+        raise PerlError(f"--output {path} must end in .jsonl: that is what is written")
+    if path.is_dir() or not path.parent.is_dir():
+        what = "is a folder" if path.is_dir() else f"is in no folder: {path.parent} is not there"
+        raise PerlError(f"--output {path} {what}", "name a file in a folder that exists")
+    if path.exists() and Path(file).expanduser().exists() and path.samefile(Path(file).expanduser()):
+        raise PerlError(f"--output {path} is the file that is read", "name another")
+    if path.exists() and not overwrite:
+        raise PerlError(f"--output {path} exists", "--overwrite to replace it, or another --output")
+
+
+def as_trl(row: Row) -> dict[str, Any]:
+    """The row under TRL's names: what is a list of messages is its conversational form, text its standard one."""
+    if isinstance(row, Prompt):
+        whole = {"prompt": row.prompt, **row.extra}  # what goes to reward functions
+        return whole if detect(whole, whole) == "prompts" else {"prompt": row.prompt}
+    prompt = {} if row.prompt is None else {"prompt": row.prompt}
+    if isinstance(row, Preference):
+        return {**prompt, "chosen": row.chosen, "rejected": row.rejected}
+    if isinstance(row, Thumb):
+        return {**prompt, "completion": row.completion, "label": row.label}
+    return {**prompt, _name(row): row.completion}
+
+
+def _name(row: Demonstration) -> str:
+    if row.prompt is not None:
+        return "completion"
+    return "text" if isinstance(row.completion, str) else "messages"
+
+
+def write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Write JSONL to the side and rename it, so that a reader never sees half a file."""
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=path.name, delete=False, encoding="utf-8") as side:
+        try:
+            side.writelines(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
+            side.flush()
+            os.chmod(side.name, 0o644)  # the temporary file's 0600 would lock out the user's own tools
+            os.replace(side.name, path)
+        except BaseException:
+            Path(side.name).unlink(missing_ok=True)
+            raise

@@ -1,0 +1,62 @@
+"""The file that `perl data` looks at: its rows for a stage, and the tokens that they become there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+from perlcli import base, data, settings, upstream
+from perlcli.data import Data, Renderer
+from perlcli.data.fitting import Columns, fitted
+from perlcli.data.tokens import of_demonstration, of_preference, of_prompt
+from perlcli.errors import PerlError
+
+USES: tuple[settings.Use, ...] = ("reward", "sft", "rl")  # the first that can use a file says most about it
+COLUMNS: dict[str, Callable[[Renderer, Any], Columns]] = {
+    "sft": of_demonstration, "reward": of_preference, "rl": of_prompt,
+}  # fmt: skip
+
+
+def name_of(given: settings.OfData) -> str:
+    """The FILE that was named. Raises PerlError."""
+    if given.file.file is None:
+        command = settings.command_of(given)
+        raise PerlError(
+            "FILE is missing", f"perl {command} FILE, or perl {command} {data.COFFEE} for the embedded data"
+        )
+    return given.file.file
+
+
+def renderer(given: settings.DataCheck | settings.DataShow) -> Renderer:
+    """The renderer of `--model`; reads no weights. Raises PerlError."""
+    upstream.hush_bars()
+    trust = given.model.trust_remote_code
+    source = base.locate(given.model.model, trust_remote_code=trust)
+    return base.renderer(source, base.load_tokenizer(source, trust_remote_code=trust))
+
+
+def load(file: str, use: settings.Use | None, *, chat: bool, split: str = "train") -> tuple[settings.Use, Data]:
+    """The rows for a stage, or for the first stage that can use them, and which that is. Raises PerlError."""
+    if use is not None:
+        return use, data.load(file, use, split=split, chat=chat)
+    faults = []
+    for name in USES:
+        try:
+            return name, data.load(file, name, split=split, chat=chat)
+        except PerlError as fault:
+            faults.append(fault)
+    raise faults[0] if is_same(faults) else PerlError("\n".join(fault.problem for fault in faults))
+
+
+def is_same(faults: list[PerlError]) -> bool:
+    """Whether the stages failed for one reason, which then lies in the file and not in what it is used for."""
+    return len({fault.problem for fault in faults}) == 1
+
+
+def columns(rows: Data, use: settings.Use, render: Renderer, length: settings.LengthSettings) -> Iterator[Columns]:
+    """What a stage makes of rows, one at a time; the report is whole after the last. Raises PerlError."""
+    longest = (length.max_length or 0) - (length.max_completion_length or 0 if use == "rl" else 0)
+    if longest <= 0:
+        raise PerlError("--max-length leaves no room for a prompt before --max-completion-length", "raise --max-length")
+    return fitted(rows, longest, partial(COLUMNS[use], render), on_long=length.on_long, render=render)

@@ -1,0 +1,166 @@
+"""Rows within a length: what `--on-long` does to longer ones, and that rows encoded at once get the same ids."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoTokenizer
+
+from perlcli import coffee
+from perlcli.data import Data, Demonstration, Preference, Prompt, Renderer, Thumb
+from perlcli.data.fitting import fit, length_of, truncate
+from perlcli.data.rows import DataReport
+from perlcli.data.tokens import of_demonstration, of_preference, of_prompt
+from perlcli.errors import PerlError
+from perlcli.record import read_record
+
+LONG = " ".join(f"order {place}" for place in range(60))
+
+
+def message(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}
+
+
+def of(*rows: Any) -> Data:
+    found = list(rows)
+    return Data(found, list(range(1, len(found) + 1)), DataReport("x", "pairs", len(found), len(found)))
+
+
+@pytest.fixture(scope="module", params=["chat", "text", "coffee"])
+def render(request: Any, llama: Path, gpt2: Path) -> Renderer:
+    return Renderer(AutoTokenizer.from_pretrained({"chat": llama, "text": gpt2, "coffee": coffee.BASE}[request.param]))
+
+
+@pytest.fixture(scope="module")
+def chat(llama: Path) -> Renderer:
+    return Renderer(AutoTokenizer.from_pretrained(llama))
+
+
+def test_rows_encoded_at_once_get_the_ids_they_get_alone(render: Renderer) -> None:
+    said, answer = [message("user", "ä latte")], [message("assistant", " a  mocha\n")]
+    rows: list[Any] = [Preference("a ", "latte", " mocha"), Preference(None, "a", "a b"), Thumb("a", "b", True)]
+    if render.chat:
+        rows += [Preference(said, answer, [*answer, *said, *answer]), Thumb(said, answer, False)]
+        rows += [Preference(None, [*said, *answer], said)]
+    alone = [of_preference(render, row) for row in rows]
+    assert fit(of(*rows), 1000, partial(of_preference, render), render=render) == alone
+
+
+@pytest.mark.parametrize("kind", ["demonstration", "prompt"])
+def test_demonstrations_and_prompts_too(kind: str, render: Renderer) -> None:
+    tokens = of_demonstration if kind == "demonstration" else of_prompt
+    rows: list[Any] = [Demonstration("a", "b"), Demonstration(None, "b")] if kind == "demonstration" else [Prompt("a")]
+    if render.chat:
+        said = [message("user", "a latte")]
+        rows.append(Demonstration(said, [message("assistant", "b")]) if kind == "demonstration" else Prompt(said))
+    alone = [tokens(render, row) for row in rows]
+    assert fit(of(*rows), 1000, partial(tokens, render), render=render) == alone
+
+
+def test_what_was_foreseen_is_not_encoded_again(chat: Renderer, monkeypatch: pytest.MonkeyPatch) -> None:
+    row = Preference([message("user", "a")], [message("assistant", "b")], [message("assistant", "c")])
+    wanted = of_preference(chat, row)
+    chat.foresee([row])
+    monkeypatch.setattr(chat.tokenizer, "apply_chat_template", None)
+    assert of_preference(chat, row) == wanted
+    chat.foresee([])
+
+
+def test_a_row_that_can_not_be_rendered_is_still_told(gpt2: Path) -> None:
+    text = Renderer(AutoTokenizer.from_pretrained(gpt2))
+    with pytest.raises(PerlError, match="has no chat template"):
+        fit(of(Prompt([message("user", "a")])), 100, partial(of_prompt, text), render=text)
+
+
+def test_truncation_cuts_the_prompt_and_keeps_the_completion(render: Renderer) -> None:
+    row = Preference(f"{LONG} the end:", " latte", " a large mocha")
+    tokens = partial(of_preference, render)
+    cut = truncate(row, 40, tokens, render)
+    assert isinstance(cut, Preference)
+    assert (cut.chosen, cut.rejected) == (row.chosen, row.rejected)
+    assert isinstance(cut.prompt, str) and isinstance(row.prompt, str)
+    assert row.prompt.endswith(cut.prompt) and cut.prompt.endswith("the end:") and len(cut.prompt) < len(row.prompt)
+    assert 30 < length_of(tokens(cut)) <= 40
+    first = render.prompt_ids("")
+    assert tokens(cut)["chosen_ids"][: len(first)] == first  # BOS, where the tokenizer has one
+
+
+def test_of_a_conversation_the_oldest_turns_go_first(chat: Renderer) -> None:
+    system, last = message("system", "be kind"), message("user", "a latte")
+    prompt = [system, message("user", LONG), message("assistant", "yes"), last]
+    tokens = partial(of_demonstration, chat)
+    row = Demonstration(prompt, [message("assistant", "done")])
+    longest = length_of(tokens(Demonstration([system, last], row.completion)))
+    fits = truncate(row, longest, tokens, chat)
+    assert fits is not None and fits.prompt == [system, last]
+    some = truncate(row, longest + 30, tokens, chat)
+    assert some is not None and isinstance(some.prompt, list)
+    assert [part["role"] for part in some.prompt] == ["system", "user", "assistant", "user"]
+    assert LONG.endswith(some.prompt[1]["content"])
+    assert length_of(tokens(some)) <= longest + 30
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        Demonstration("short", LONG),
+        Demonstration(None, LONG),
+        Demonstration([message("system", LONG)], [message("assistant", "a")]),
+    ],
+    ids=["completion", "no prompt", "system message"],
+)
+def test_where_no_cut_of_the_prompt_helps_there_is_none(row: Demonstration, chat: Renderer) -> None:
+    assert truncate(row, 20, partial(of_demonstration, chat), chat) is None
+
+
+def test_what_was_cut_and_what_could_not_be_is_counted(chat: Renderer) -> None:
+    rows = of(Demonstration("a", "b"), Demonstration(LONG, "b"), Demonstration("a", LONG))
+    found = fit(rows, 20, partial(of_demonstration, chat), on_long="truncate", render=chat)
+    assert len(found) == 2
+    assert (rows.numbers, rows.report.truncated, rows.report.kept) == ([1, 2], [2], 2)
+    assert rows.report.dropped == {"longer than 20 tokens, which no cut of the prompt mends": [3]}
+    assert "1 prompts were cut from the left (rows 2)" in rows.report.lines()
+    assert rows.report.tokens["max"] > 60
+
+
+def test_an_error_names_the_rows_and_the_longest(chat: Renderer) -> None:
+    rows = of(Prompt("a"), *[Prompt(LONG)] * 12)
+    with pytest.raises(PerlError) as caught:
+        fit(rows, 20, partial(of_prompt, chat), on_long="error", render=chat)
+    longest = len(chat.prompt_ids(LONG))
+    assert caught.value.problem == (
+        f"x: 12 rows are longer than 20 tokens, the longest has {longest}: rows 2, 3, 4, 5, 6, 7, 8, 9, 10, 11…"
+    )
+    assert caught.value.hint == "raise --max-length, or take --on-long drop or truncate"
+
+
+CUT = {
+    "sft": {"prompt": LONG, "completion": "b"},
+    "reward": {"prompt": LONG, "chosen": "b", "rejected": "c"},
+    "thumbs": {"prompt": LONG, "completion": "b", "label": 1},
+    "rl": {"prompt": LONG},
+}
+
+
+@pytest.mark.parametrize("name", CUT)
+def test_each_stage_cuts_or_refuses_when_asked(name: str, perl: Any, llama: Path, tmp_path: Path, write: Any) -> None:
+    command = "reward" if name == "thumbs" else name
+    second = {"label": 0} if name == "thumbs" else {}
+    source = write(
+        tmp_path / "a.jsonl", [CUT[name], {**CUT[name], "prompt": "a"}, {**CUT[name], "prompt": "b", **second}]
+    )
+    words = [command, "-m", llama, "-d", source, "--max-length", 64, "--dry-run", "-o", tmp_path / "run"]
+    words += ["--reward", "perlcli.coffee:reward", "--max-completion-length", 32] if command == "rl" else []
+    assert "1 prompts were cut from the left (rows 1)" in perl(*words, "--on-long", "truncate").stdout
+    assert "left out 1 longer than" in perl(*words).stdout
+    assert "1 rows are longer than" in perl(*words, "--on-long", "error", code=2).stderr
+
+
+def test_eval_cuts_too_and_the_record_tells(perl: Any, reward_run: Path, tmp_path: Path, write: Any) -> None:
+    source = write(tmp_path / "a.jsonl", [CUT["reward"], {"prompt": "a", "chosen": "b", "rejected": "c"}])
+    words = ("-m", reward_run, "-d", source, "--max-length", 64, "--on-long", "truncate", "-o", tmp_path / "run")
+    perl("eval", *words)
+    told = read_record(tmp_path / "run").data["eval"]
+    assert (told["kept"], told["truncated"]) == (2, {"count": 1, "first_rows": [1]})
+    assert told["tokens"]["max"] > 64
