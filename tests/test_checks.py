@@ -125,6 +125,14 @@ def test_a_prompt_never_stands_on_both_sides_and_no_row_is_lost() -> None:
     assert held_out.report.source == "x, 0.1 held out by prompt"
 
 
+def test_each_side_counts_on_its_own() -> None:
+    train, held_out = data.hold_out(pairs(*(f"prompt {place}" for place in range(20))), 0.5)
+    train.report.truncated.append(1)
+    train.report.drop("longer", 1)
+    assert (held_out.report.truncated, held_out.report.dropped) == ([], {})
+    assert train.report.fingerprint != held_out.report.fingerprint
+
+
 def test_the_split_is_by_content_and_not_by_order() -> None:
     prompts = [f"prompt {place}" for place in range(50)]
     sides = []

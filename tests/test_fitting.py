@@ -64,7 +64,7 @@ def test_what_was_foreseen_is_not_encoded_again(chat: Renderer, monkeypatch: pyt
     chat.foresee([row])
     monkeypatch.setattr(chat.tokenizer, "apply_chat_template", None)
     assert of_preference(chat, row) == wanted
-    chat.foresee([])
+    chat.forget()
 
 
 def test_a_row_that_can_not_be_rendered_is_still_told(gpt2: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
+
 from perlcli import data, data_file, settings
 from perlcli.data import Renderer
 from perlcli.data.sources import has_split
@@ -17,13 +19,7 @@ def run(given: settings.DataCheck) -> None:
     values = settings.resolve(given, {})
     settings.check(values)
     file, render = data_file.name_of(values), data_file.renderer(values)
-    found: dict[str, list[str]] = {}
-    faults: dict[str, PerlError] = {}
-    for use in STAGES:
-        try:
-            found[use] = report(values, file, use, render)
-        except PerlError as fault:
-            faults[use] = fault
+    found, faults = reports(values, file, render)
     if not found:
         raise failure(file, list(faults.values()))
     print(f"{file}, with the tokenizer of {values.model.model or 'the embedded coffee base'}\n")
@@ -40,8 +36,33 @@ def failure(file: str, faults: list[PerlError]) -> PerlError:
     return PerlError("\n".join([f"No command can use {file}:", *(fault.problem for fault in faults)]))
 
 
-def report(values: settings.DataCheck, file: str, use: settings.Use, render: Renderer) -> list[str]:
-    """What a stage says of the file, line by line, and of its held-out side where it is a folder that has one."""
+def reports(
+    values: settings.DataCheck, file: str, render: Renderer
+) -> tuple[dict[str, list[str]], dict[str, PerlError]]:
+    """What each stage says of the file, line by line, or why it can't use it.
+
+    The stages go through the rows side by side, so that what one has encoded serves the others too.
+    """
+    found: dict[str, list[str]] = {}
+    faults: dict[str, PerlError] = {}
+    going = {use: report(values, file, use, render) for use in data_file.USES}
+    while going:
+        for use, steps in list(going.items()):
+            try:
+                next(steps)
+            except StopIteration as end:
+                found[use] = end.value
+            except PerlError as fault:
+                faults[use] = fault
+            if use in found or use in faults:
+                del going[use]
+    return found, faults
+
+
+def report(
+    values: settings.DataCheck, file: str, use: settings.Use, render: Renderer
+) -> Generator[None, None, list[str]]:
+    """What a stage says of the file, and of its held-out side where it is a folder that has one; yields at each row."""
     train = data.load(file, use, chat=render.chat)
     sides = [train]
     if data.is_embedded(file) or has_split(file, "test"):
@@ -51,7 +72,7 @@ def report(values: settings.DataCheck, file: str, use: settings.Use, render: Ren
     lines = []
     for name, rows in zip(("train: ", "eval: ") if len(sides) > 1 else ("",), sides, strict=True):
         for _ in data_file.columns(rows, use, render, values.length):
-            pass
+            yield
         lines += [name + line.removeprefix(f"{file}: ") for line in rows.report.lines()]
     return lines
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from perlcli.data.checks import drop_repeats, overlap
 from perlcli.data.fitting import fit
 from perlcli.data.formats import SET_ASIDE, convert
 from perlcli.data.render import Renderer
-from perlcli.data.rows import Content, Data, DataReport, Demonstration, Preference, Prompt, Row, Thumb
+from perlcli.data.rows import Content, Data, DataReport, Demonstration, Preference, Prompt, Thumb
 from perlcli.data.splits import hold_out
 from perlcli.errors import PerlError
 
@@ -54,7 +53,7 @@ def load(source: str | None, use: str, *, split: str = "train", chat: bool = Tru
     name = f"{EMBEDDED}, {split}" if embedded else str(source)
     format_name, rows = convert(raws, use, name, chat=chat)
     kept = [(number, row) for number, row in enumerate(rows, start=1) if row is not None]
-    report = DataReport(name, format_name, read=len(rows), kept=len(rows), fingerprint=_fingerprint(rows))
+    report = DataReport(name, format_name, read=len(rows), kept=len(rows), fingerprint=checks.fingerprint(rows))
     for number, row in enumerate(rows, start=1):
         if row is None:
             report.drop(SET_ASIDE[use], number)
@@ -85,11 +84,3 @@ def text_of(content: Content) -> str:
     if len(content) == 1:
         return content[0]["content"]
     return "\n".join(f"{message['role']}: {message['content']}" for message in content)
-
-
-def _fingerprint(rows: list[Row | None]) -> str:
-    """A digest of the rows' content and order."""
-    digest = hashlib.sha256()
-    for row in rows:
-        digest.update(checks.encoded(row))
-    return digest.hexdigest()[:16]

@@ -44,6 +44,7 @@ def restrict(data: Data, rows: list[Row], numbers: list[int]) -> None:
     data.rows, data.numbers = rows, numbers
     data.report.kept, data.report.labels = len(rows), labels(rows)
     data.report.repeated = [number for number in data.report.repeated if number in standing]
+    data.report.overlap = [number for number in data.report.overlap if number in standing]
 
 
 def is_empty(row: Row) -> bool:
@@ -65,6 +66,14 @@ def repeats(rows: Iterable[Row]) -> list[int]:
             found.append(place)
         seen.add(mark)
     return found
+
+
+def fingerprint(rows: Iterable[Row | None]) -> str:
+    """A digest of the rows' content and order."""
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(encoded(row))
+    return digest.hexdigest()[:16]
 
 
 def encoded(row: Row | None) -> bytes:

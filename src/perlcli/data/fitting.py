@@ -14,7 +14,7 @@ from perlcli.errors import PerlError
 Columns = dict[str, Any]
 Tokens = Callable[[Any], Columns]
 NAMED_ROWS = 10
-BATCH = 256  # rows that are encoded at once: their texts and ids are all that lies in memory twice
+BATCH = 512  # rows that are encoded at once
 
 
 def fit(
@@ -25,7 +25,10 @@ def fit(
     What becomes of a longer row is `on_long`'s choice: "drop" leaves it out, "truncate" cuts its prompt from the left
     with `render`, "error" refuses the data. The report counts them, and `data` keeps the rows that are used.
     """
-    return list(fitted(data, longest, tokens, on_long=on_long, render=render))
+    found = list(fitted(data, longest, tokens, on_long=on_long, render=render))
+    if render:
+        render.forget()
+    return found
 
 
 def fitted(
@@ -50,8 +53,6 @@ def fitted(
         rows.append(used)
         numbers.append(number)
         yield item
-    if render:
-        render.foresee([])
     data.report.tokens = percentiles(lengths)
     if refused and on_long == "error":
         _refuse(data, longest, refused)

@@ -9,8 +9,9 @@ again; one that was cut off has neither EOS nor tail.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from typing import Any
 
@@ -18,6 +19,8 @@ from perlcli.data.rows import Content, Message, Row, completions
 from perlcli.errors import PerlError
 
 Ids = list[int]
+PARALLEL = "TOKENIZERS_PARALLELISM"
+FORESEEN = 6000  # texts whose ids are kept, at some kilobytes each
 
 
 class Renderer:
@@ -39,25 +42,35 @@ class Renderer:
     def foresee(self, rows: Sequence[Row]) -> None:
         """Encode what rows will need all at once, which a fast tokenizer does several times faster, with the same ids.
 
-        It is kept until the next call. What isn't foreseen is encoded when it is asked for.
+        The latest are kept; what isn't among them is encoded when it is asked for.
         """
-        self._texts, self._chats = {}, {}
         if not self.tokenizer.is_fast:
             return
         needed = [content for row in rows for content in _needed(row)]
-        texts = list(dict.fromkeys(content for content, _ in needed if isinstance(content, str)))
-        if texts:
-            self._texts = dict(zip(texts, self.tokenizer(texts)["input_ids"], strict=True))
-        chats = [(content, is_prompt) for content, is_prompt in needed if not isinstance(content, str)]
+        texts = {content: content for content, _ in needed if isinstance(content, str)}
+        self._keep(self._texts, {key: text for key, text in texts.items() if key not in self._texts}, special=True)
+        chats = {_key(content, last): (content, last) for content, last in needed if not isinstance(content, str)}
         rendered: dict[tuple[str, bool], str] = {}
-        for messages, is_prompt in chats if self._templates_text else ():
+        for key in [key for key in chats if key not in self._chats] if self._templates_text else ():
             with suppress(Exception):  # one that can't be rendered is told when it is asked for
-                rendered[_key(messages, is_prompt)] = self.tokenizer.apply_chat_template(
+                messages, is_prompt = chats[key]
+                rendered[key] = self.tokenizer.apply_chat_template(
                     messages, tokenize=False, add_generation_prompt=is_prompt
                 )
-        if rendered:
-            ids = self.tokenizer(list(rendered.values()), add_special_tokens=False)["input_ids"]
-            self._chats = dict(zip(rendered, ids, strict=True))
+        self._keep(self._chats, rendered, special=False)
+
+    def _keep(self, known: dict[Any, Ids], texts: dict[Any, str], *, special: bool) -> None:
+        if texts:
+            with _on_all_cores():
+                ids = self.tokenizer(list(texts.values()), add_special_tokens=special)["input_ids"]
+            known |= zip(texts, ids, strict=True)
+        for key in list(known)[: max(0, len(known) - FORESEEN)]:
+            del known[key]
+
+    def forget(self) -> None:
+        """Let go of what was foreseen."""
+        self._texts.clear()
+        self._chats.clear()
 
     @cached_property
     def _templates_text(self) -> bool:
@@ -177,6 +190,17 @@ class Renderer:
             if self.tokenizer.decode([token]).strip():
                 break  # only white space may stand behind EOS
         return [*ids, self.tokenizer.eos_token_id]
+
+
+@contextmanager
+def _on_all_cores() -> Iterator[None]:
+    """Let the tokenizer use its threads, which are off elsewhere: it warns of them wherever a process forks."""
+    before = os.environ.get(PARALLEL)
+    os.environ[PARALLEL] = "true"
+    try:
+        yield
+    finally:
+        os.environ[PARALLEL] = before or "false"
 
 
 def _needed(row: Row) -> Iterator[tuple[Content, bool]]:

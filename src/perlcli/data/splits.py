@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import replace
+from copy import deepcopy
 
-from perlcli.data.checks import labels, prompt_mark, repeats
+from perlcli.data.checks import fingerprint, labels, prompt_mark, repeats
 from perlcli.data.rows import Data
 from perlcli.errors import PerlError
 
@@ -33,17 +33,15 @@ def hold_out(data: Data, fraction: float) -> tuple[Data, Data]:
     sides = [_side(data, [mark in chosen for mark in marks]), _side(data, [mark not in chosen for mark in marks])]
     held_out, train = sides
     train.report.held_out = taken
-    held_out.report = replace(
-        held_out.report, source=f"{data.report.source}, {fraction:g} held out by prompt", read=taken, dropped={}
-    )
+    held_out.report.source += f", {fraction:g} held out by prompt"
+    held_out.report.read, held_out.report.dropped = taken, {}
     return train, held_out
 
 
 def _side(data: Data, wanted: list[bool]) -> Data:
     rows = [row for row, stays in zip(data.rows, wanted, strict=True) if stays]
     numbers = [number for number, stays in zip(data.numbers, wanted, strict=True) if stays]
-    report = replace(
-        data.report, kept=len(rows), repeated=[numbers[n] for n in repeats(rows)], labels=labels(rows),
-        dropped={reason: list(found) for reason, found in data.report.dropped.items()},
-    )  # fmt: skip
+    report = deepcopy(data.report)  # each side counts on its own
+    report.kept, report.fingerprint, report.labels = len(rows), fingerprint(rows), labels(rows)
+    report.repeated = [numbers[place] for place in repeats(rows)]
     return Data(rows, numbers, report)
