@@ -34,7 +34,8 @@ Perl = Callable[..., Result]
 
 @pytest.fixture(autouse=True)
 def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every test works in a folder of its own."""
+    """Every test works in a folder of its own, and leaves no tokens in the user's cache."""
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path.with_name(tmp_path.name + "-cache")))
     monkeypatch.chdir(tmp_path)
 
 

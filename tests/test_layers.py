@@ -21,7 +21,7 @@ LAYERS = (
     {"coffee.build"},
     {"record", "progress", "stats", "upstream", "device"},
     {"report", "plots"},
-    {"data.rows"},
+    {"data.rows", "data.cache"},
     {"data.sources", "data.formats", "data.render", "data.checks"},
     {"data.fitting", "data.splits", "data.tokens"},
     {"data"},

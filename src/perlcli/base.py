@@ -25,6 +25,7 @@ from transformers.pytorch_utils import Conv1D
 
 from perlcli import coffee, device
 from perlcli.data import Renderer
+from perlcli.data.cache import TokenCache
 from perlcli.errors import PerlError
 from perlcli.settings import ATTENTION, ModelSettings
 
@@ -222,6 +223,11 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
 def renderer(source: Source, tokenizer: PreTrainedTokenizerBase) -> Renderer:
     """The renderer for this model, with every token that its generation config ends at."""
     return Renderer(tokenizer, eos_ids(source))
+
+
+def token_cache(tokenizer: Any) -> TokenCache | None:
+    """Where this tokenizer's tokens are kept between runs; None for one that can't say all that it is."""
+    return TokenCache(tokenizer.backend_tokenizer.to_str()) if tokenizer.is_fast else None
 
 
 def eos_ids(source: Source) -> list[int]:

@@ -63,7 +63,10 @@ def prepare(given: Any) -> Prepared:
     check_adapter(source, run, resolved.model)
     if given.model.model is None:
         run.note("No --model: taking the embedded coffee base, a toy of 0.9 M parameters.")
-    return Prepared(resolved, source, tokenizer, base.renderer(source, tokenizer), run)
+    renderer = base.renderer(source, tokenizer)
+    if not resolved.run.dry_run:  # which writes nothing
+        renderer.cache = base.token_cache(tokenizer)
+    return Prepared(resolved, source, tokenizer, renderer, run)
 
 
 def _eval_folder(source: Source) -> str:

@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from functools import cached_property
 from typing import Any
 
+from perlcli.data.cache import TokenCache
 from perlcli.data.rows import Content, Message, Row, completions
 from perlcli.errors import PerlError
 
@@ -31,6 +32,7 @@ class Renderer:
         if tokenizer.eos_token_id is None:
             raise PerlError(f"The tokenizer of {tokenizer.name_or_path} has no EOS token", "a policy could never end")
         self.eos_ids = tuple(dict.fromkeys([tokenizer.eos_token_id, *eos_ids]))
+        self.cache: TokenCache | None = None
         self._texts: dict[str, Ids] = {}
         self._chats: dict[tuple[str, bool], Ids] = {}
 
@@ -61,8 +63,13 @@ class Renderer:
 
     def _keep(self, known: dict[Any, Ids], texts: dict[Any, str], *, special: bool) -> None:
         if texts:
-            with _on_all_cores():
-                ids = self.tokenizer(list(texts.values()), add_special_tokens=special)["input_ids"]
+            whole = list(texts.values())
+
+            def encode() -> list[Ids]:
+                with _on_all_cores():
+                    return list(self.tokenizer(whole, add_special_tokens=special)["input_ids"])
+
+            ids = self.cache.ids(whole, "text" if special else "chat", encode) if self.cache else encode()
             known |= zip(texts, ids, strict=True)
         for key in list(known)[: max(0, len(known) - FORESEEN)]:
             del known[key]

@@ -1,0 +1,119 @@
+"""The token cache: the same ids from the file, another file for other content, and nothing believed that is damaged."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoTokenizer
+
+from perlcli import base, settings
+from perlcli.data import Data, Preference, Renderer, cache
+from perlcli.data.cache import TokenCache
+from perlcli.data.fitting import fit
+from perlcli.data.rows import DataReport
+from perlcli.data.tokens import of_preference
+from perlcli.prepare import prepare
+
+TEXTS = [f"text {place}" for place in range(300)]
+ROWS = [[place, place + 1, -1][: place % 4] for place in range(300)]
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / cache.FOLDER
+
+
+class Encoder:
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self) -> list[list[int]]:
+        self.calls += 1
+        return ROWS
+
+
+def test_what_was_encoded_once_is_read_again(folder: Path) -> None:
+    encode = Encoder()
+    assert [TokenCache("a").ids(TEXTS, "chat", encode) for _ in range(3)] == [ROWS] * 3
+    assert encode.calls == 1
+    assert len(list(folder.iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "kind", "texts"),
+    [("b", "chat", TEXTS), ("a", "text", TEXTS), ("a", "chat", [*TEXTS[:-1], "other"]), ("a", "chat", TEXTS[::-1])],
+    ids=["tokenizer", "kind", "text", "order"],
+)
+def test_anything_else_is_another_file(tokenizer: str, kind: str, texts: list[str], folder: Path) -> None:
+    encode = Encoder()
+    TokenCache("a").ids(TEXTS, "chat", encode)
+    TokenCache(tokenizer).ids(texts, kind, encode)
+    assert (encode.calls, len(list(folder.iterdir()))) == (2, 2)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [lambda b: b"", lambda b: b[:100], lambda b: b[:40] + b"x" + b[41:], lambda b: b + b"abcd", lambda b: b"\0" * 8],
+    ids=["empty", "cut", "changed", "longer", "zeros"],
+)
+def test_a_damaged_file_is_made_again(damage: Any, folder: Path) -> None:
+    encode = Encoder()
+    TokenCache("a").ids(TEXTS, "chat", encode)
+    (path,) = folder.iterdir()
+    whole = path.read_bytes()
+    path.write_bytes(damage(whole))
+    assert TokenCache("a").ids(TEXTS, "chat", encode) == ROWS
+    assert (encode.calls, path.read_bytes(), len(list(folder.iterdir()))) == (2, whole, 1)
+
+
+def test_a_few_texts_are_worth_no_file(folder: Path) -> None:
+    TokenCache("a").ids(TEXTS[:10], "chat", Encoder())
+    assert not folder.exists()
+
+
+def test_a_cache_that_can_not_be_written_is_no_error(folder: Path) -> None:
+    folder.parent.write_text("a file stands here")
+    assert TokenCache("a").ids(TEXTS, "chat", Encoder()) == ROWS
+
+
+@pytest.mark.parametrize(
+    ("variables", "wanted"),
+    [
+        ({"HF_DATASETS_CACHE": "/a"}, "/a"),
+        ({"HF_HOME": "/b"}, "/b/datasets"),
+        ({"XDG_CACHE_HOME": "/c"}, "/c/huggingface/datasets"),
+        ({"HOME": "/d"}, "/d/.cache/huggingface/datasets"),
+    ],
+)
+def test_the_folder_is_that_of_datasets(variables: dict[str, str], wanted: str, monkeypatch: Any) -> None:
+    for name in ("HF_DATASETS_CACHE", "HF_HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert cache.cache_folder() == Path(wanted)
+
+
+def test_rows_from_the_cache_are_the_rows_that_were_rendered(llama: Path, folder: Path, monkeypatch: Any) -> None:
+    rows: list[Any] = [Preference(f"a latte {place}", "yes", "no") for place in range(100)]
+    said, answer = {"role": "user"}, {"role": "assistant", "content": "yes"}
+    rows += [Preference([{**said, "content": f"ä {n}"}], [answer], [answer, answer]) for n in range(100)]
+
+    def tokens(render: Renderer) -> Any:
+        data = Data(list(rows), list(range(1, 201)), DataReport("x", "pairs", 200, 200))
+        return fit(data, 1000, partial(of_preference, render), render=render)
+
+    tokenizer = AutoTokenizer.from_pretrained(llama)
+    wanted = tokens(Renderer(tokenizer))
+    for _ in range(2):
+        render = Renderer(tokenizer)
+        render.cache = base.token_cache(tokenizer)
+        assert tokens(render) == wanted
+    assert len(list(folder.iterdir())) == 2
+
+
+def test_a_run_has_a_cache_and_a_dry_run_has_none(llama: Path, rows: dict[str, Path]) -> None:
+    given = {"model": str(llama), "data": str(rows["pairs"])}
+    assert prepare(settings.build(settings.Reward, given)).renderer.cache is not None
+    assert prepare(settings.build(settings.Reward, {**given, "dry_run": True})).renderer.cache is None
