@@ -34,9 +34,16 @@ Perl = Callable[..., Result]
 
 @pytest.fixture(autouse=True)
 def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every test works in a folder of its own, and leaves no tokens in the user's cache."""
-    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path.with_name(tmp_path.name + "-cache")))
+    """Every test works in a folder of its own."""
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The tests leave no tokens in the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_DATASETS_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(scope="session")

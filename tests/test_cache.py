@@ -110,7 +110,7 @@ def test_rows_from_the_cache_are_the_rows_that_were_rendered(llama: Path, folder
         render = Renderer(tokenizer)
         render.cache = base.token_cache(tokenizer)
         assert tokens(render) == wanted
-    assert len(list(folder.iterdir())) == 2
+    assert len(list(folder.iterdir())) == 3  # a batch of texts, and two of conversations
 
 
 def test_a_run_has_a_cache_and_a_dry_run_has_none(llama: Path, rows: dict[str, Path]) -> None:

@@ -67,6 +67,16 @@ def test_what_was_foreseen_is_not_encoded_again(chat: Renderer, monkeypatch: pyt
     chat.forget()
 
 
+def test_only_the_latest_that_was_foreseen_is_kept(chat: Renderer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("perlcli.data.render.FORESEEN", 10)
+    for place in range(5):
+        chat.foresee([Prompt(f"a latte {place} large"), Prompt(f"a mocha {place} large")])
+        assert list(chat._texts)[-2:] == [f"a latte {place} large", f"a mocha {place} large"]
+    assert len(chat._texts) < 10
+    chat.forget()
+    assert not chat._texts
+
+
 def test_a_row_that_can_not_be_rendered_is_still_told(gpt2: Path) -> None:
     text = Renderer(AutoTokenizer.from_pretrained(gpt2))
     with pytest.raises(PerlError, match="has no chat template"):

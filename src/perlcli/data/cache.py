@@ -14,7 +14,7 @@ from pathlib import Path
 
 Ids = list[int]
 FOLDER = "perlcli-tokens"
-FEWEST = 256  # texts that are worth a file
+FEWEST = 64  # texts that are worth a file
 CHECKSUM = 4  # bytes at the end of a file
 
 

@@ -14,7 +14,7 @@ from perlcli.errors import PerlError
 Columns = dict[str, Any]
 Tokens = Callable[[Any], Columns]
 NAMED_ROWS = 10
-BATCH = 512  # rows that are encoded at once
+BATCH = 128  # rows that are encoded at once: a tokenizer takes some hundred bytes a token for it
 
 
 def fit(

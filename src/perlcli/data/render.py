@@ -21,7 +21,7 @@ from perlcli.errors import PerlError
 
 Ids = list[int]
 PARALLEL = "TOKENIZERS_PARALLELISM"
-FORESEEN = 6000  # texts whose ids are kept, at some kilobytes each
+FORESEEN = 1_000_000  # ids that are kept, at some 36 bytes each
 
 
 class Renderer:
@@ -71,8 +71,11 @@ class Renderer:
 
             ids = self.cache.ids(whole, "text" if special else "chat", encode) if self.cache else encode()
             known |= zip(texts, ids, strict=True)
-        for key in list(known)[: max(0, len(known) - FORESEEN)]:
-            del known[key]
+        total = sum(map(len, known.values()))
+        for key in list(known):  # the oldest first, and none of these
+            if total <= FORESEEN or key in texts:
+                break
+            total -= len(known.pop(key))
 
     def forget(self) -> None:
         """Let go of what was foreseen."""
