@@ -83,7 +83,8 @@ def main() -> None:
     cells = [
         (
             name, str(seed), f"{m['anchor_gold']:.1%}", f"{m['gold']:.1%}",
-            f"{m['gold_low']:.1%} to {m['gold_high']:.1%}", f"{m['mean_reward']:.2f}", f"{m['kl_k3_per_sequence']:.2f}", f"{step:.2f}",
+            f"{m['gold_low']:.1%} to {m['gold_high']:.1%}",
+            f"{m['mean_reward']:.2f}", f"{m['kl_k3_per_sequence']:.2f}", f"{step:.2f}",
         )
         for name, seed, m, _, step in rows
     ]  # fmt: skip
