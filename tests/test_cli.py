@@ -124,7 +124,7 @@ def test_the_help_ends_with_the_default(command: str, name: str, shown: str | No
 def test_a_flag_can_be_taken_back_but_for_those_that_steer_one_call() -> None:
     group = typer.main.get_command(app)
     negated = {p.name for p in group.commands["sft"].params if p.secondary_opts}
-    assert negated == {"load_in_4bit", "load_in_8bit", "trust_remote_code", "full"}
+    assert negated == {"load_in_4bit", "load_in_8bit", "trust_remote_code", "strict", "full"}
 
 
 @pytest.mark.parametrize("command", COMMANDS)

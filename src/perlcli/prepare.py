@@ -13,8 +13,9 @@ from perlcli.base import Source
 from perlcli.data import Data, Renderer
 from perlcli.data.sources import has_split
 from perlcli.errors import PerlError
-from perlcli.record import PROOF, RECORD, Run, check_output, find_record
+from perlcli.record import PROOF, RECORD, Run, check_output, find_record, is_inside
 
+MOVES_BASE = ("pissa", "olora", "corda", "loftq")  # initialisations of peft that subtract the adapter from the base
 LORA_FIELDS = {"lora_r": "r", "lora_alpha": "lora_alpha", "lora_dropout": "lora_dropout"}
 
 
@@ -53,6 +54,7 @@ def prepare(given: Any) -> Prepared:
     settings.check(resolved)
     device.check(resolved.model)
     check_output(resolved)
+    keep_apart(resolved, source)
     _check_targets(resolved, source)
     tokenizer = base.load_tokenizer(source, trust_remote_code=given.model.trust_remote_code)
     check_tokenizer(source, tokenizer)
@@ -71,6 +73,14 @@ def _eval_folder(source: Source) -> str:
     name = f"eval-{data.COFFEE if place.name == coffee.BASE.name else place.name}"
     is_run = (place / RECORD).exists()
     return str(Path(source.name).expanduser().parent / name if is_run else Path("runs") / name)
+
+
+def keep_apart(resolved: Any, source: Source) -> None:
+    """Raise PerlError where --overwrite would delete an adapter that the run reads, or the base below it."""
+    folder = Path(str(resolved.run.output)).expanduser()
+    for place in (source.base, source.adapter):
+        if resolved.run.overwrite and place and is_inside(place, folder):
+            raise PerlError(f"--overwrite would delete {place}, which this run reads", "name another --output")
 
 
 def check_tokenizer(source: Source, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -100,7 +110,8 @@ def check_adapter(source: Source, run: Run, used: settings.ModelSettings | None)
     found = f"{source.name} was trained on its base in {trained}, but is used on it in {device.precision(used)}"
     if used.strict:
         raise PerlError(f"--strict: {found}", "load the base as in its training, or leave --strict out")
-    if not (Path(str(source.adapter)) / PROOF).exists():  # with a proof the shift is measured, and told then
+    measures = run.record.command in ("rl", "eval") and (Path(str(source.adapter)) / PROOF).exists()
+    if not measures:  # else the shift is told when the reward is loaded
         run.note(f"{found}: what it gives shifts a little.")
 
 
@@ -159,6 +170,11 @@ def _adapter_settings(given: Any, source: Source) -> dict[str, Any]:
         raise PerlError(f"--full can't start from the adapter {source.name}", hint)
     if is_rl and getattr(config, "bias", "none") != "none":  # peft writes them into the base
         raise PerlError(f"The adapter {source.name} changes the biases of its base, which is its anchor's too", hint)
+    if is_rl and str(getattr(config, "init_lora_weights", True)).startswith(MOVES_BASE):
+        raise PerlError(
+            f"The adapter {source.name} (init_lora_weights={config.init_lora_weights}) moves its base's weights as it "
+            "is loaded, and the base serves other roles too", hint,
+        )  # fmt: skip
     if not all(hasattr(config, field) for field in LORA_FIELDS.values()):
         raise PerlError(f"The adapter {source.name} is {config.peft_type}, not LoRA")
     found = {name: getattr(config, field) for name, field in LORA_FIELDS.items()}
