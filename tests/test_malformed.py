@@ -283,6 +283,29 @@ def test_each_command_says_what_it_needs(
     assert told.replace("{path}", str(path)) in refused(command, path, *words)
 
 
+@pytest.mark.parametrize(
+    ("columns", "told"),
+    [
+        ({"prompt": ["a", "a"], "chosen": ["b", None], "rejected": ["c", "c"]}, "a.parquet, row 2: chosen is null"),
+        ({"chosen": [1], "rejected": [2]}, "row 1: chosen must be text or a list of messages, not 1"),
+        ({"chosen": [b"b"], "rejected": [b"c"]}, "row 1: chosen must be text or a list of messages, not b'b'"),
+        ({"chosen": [["b"]], "rejected": [["c"]]}, "row 1: chosen holds 'b', which is not a message"),
+        (
+            {"chosen": [[{"role": "user"}]], "rejected": [[{"role": "user"}]]},
+            "a message whose content is not text: None",
+        ),
+        ({"text": ["a"]}, "a.parquet has the columns text; " + NEEDED),
+        ({"chosen": [], "rejected": []}, "a.parquet holds no rows"),
+    ],
+)
+def test_a_table_is_checked_like_a_file(columns: Raw, told: str, tmp_path: Path, refused: Refused) -> None:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    parquet.write_table(pa.table(columns), tmp_path / "a.parquet")
+    assert told in refused("reward", tmp_path / "a.parquet")
+
+
 def test_all_faults_are_told_at_once_in_the_order_of_the_rows(tmp_path: Path, refused: Refused) -> None:
     """What can't be parsed and what isn't in the format stand in one list: ten, then a count."""
     path = tmp_path / "a.jsonl"

@@ -80,6 +80,29 @@ class Converted:
     dropped: dict[str, list[int]] = field(default_factory=dict)
 
 
+@dataclass
+class Faults:
+    """What is wrong with the rows of a source: the first ten and how many there are."""
+
+    shown: list[str] = field(default_factory=list)
+    count: int = 0
+    is_misfit: bool = False  # whether some rows can be read, but are not in the format
+    hint: str = ""
+
+    def add(self, text: str, *, is_misfit: bool = False) -> None:
+        """Count a fault."""
+        self.count += 1
+        self.is_misfit = self.is_misfit or is_misfit
+        if self.count <= SHOWN_FAULTS:
+            self.shown.append(text)
+
+    def tell(self) -> None:
+        """Raise PerlError where there are any."""
+        if self.count:
+            more = f"\n… and {self.count - SHOWN_FAULTS:,} more rows" if self.count > SHOWN_FAULTS else ""
+            raise PerlError("\n".join(self.shown) + more, self.hint if self.is_misfit else "")
+
+
 def detect(raw: Raw) -> Format | None:
     """The format that a row is in by its columns, or None."""
     return next((known for known in FORMATS if known.fits(raw)), None)
@@ -106,17 +129,16 @@ def convert(
     `chat` says whether conversations can be rendered, `limit` sets rows of SHP aside. Raises PerlError with all faulty
     rows up to ten, then a count.
     """
-    done = Converted()
+    done, faults = Converted(), Faults()
     known: Format | None = None
-    faults: list[str] = []
-    is_misfit = False  # whether rows that could be read are not in the format
     for number, item in enumerate(found, start=1):
         if item.raw is None:
-            faults.append(f"{item.place}: {item.fault}")
+            faults.add(f"{item.place}: {item.fault}")
             continue
         if known is None:
             known = _format(item.raw, use, source, name)
             done.format = known.name
+            faults.hint = f"the data was read as {known.name}; --data-format names another format"
         try:
             if limit is not None and known.name == "shp":
                 limit(item.raw)
@@ -126,12 +148,8 @@ def convert(
         except SetAside as reason:
             done.dropped.setdefault(str(reason), []).append(number)
         except BadField as fault:
-            is_misfit = True
-            faults.append(f"{item.place}: {fault}")
-    if faults:
-        more = f"\n… and {len(faults) - SHOWN_FAULTS:,} more rows" if len(faults) > SHOWN_FAULTS else ""
-        hint = f"the data was read as {known.name}; --data-format names another format" if known and is_misfit else ""
-        raise PerlError("\n".join(faults[:SHOWN_FAULTS]) + more, hint)
+            faults.add(f"{item.place}: {fault}", is_misfit=True)
+    faults.tell()
     return done
 
 

@@ -19,6 +19,7 @@ STREAMED = (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".csv", ".csv.gz")
 SUFFIXES = (*STREAMED, ".parquet")
 SPLIT_NAMES = {"train": ("train",), "test": ("test", "validation", "valid", "dev", "eval")}
 STDIN = "-"
+BATCH = 1000  # rows of Parquet in memory at once; by default datasets takes a row group, and fails on an empty one
 ANY = DataSettings()
 Rows = Generator[Found, None, None]  # to be closed where it isn't read to its end: files are open behind it
 
@@ -112,7 +113,7 @@ def _read_parquet(path: Path) -> Rows:
     import datasets
 
     try:
-        rows = datasets.load_dataset("parquet", data_files=str(path), split="train", streaming=True)
+        rows = datasets.load_dataset("parquet", data_files=str(path), split="train", streaming=True, batch_size=BATCH)
         for number, row in enumerate(rows, start=1):
             yield Found(f"{path}, row {number}", row)
     except Exception as error:  # the parsers below raise types of their own, without a common base
