@@ -1,10 +1,12 @@
 """Formats: published data sets of the shape that they have, and the table that documents all of them."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import Result
 
 from perlcli.data import Demonstration, Preference, Prompt, Thumb, published
 from perlcli.data.formats import FORMATS, NAMES, convert, detect, table
@@ -12,6 +14,7 @@ from perlcli.data.rows import Found
 from perlcli.errors import PerlError
 
 Raw = dict[str, Any]
+Perl = Callable[..., Result]
 SHP: Raw = {
     "post_id": "p1", "domain": "askculinary_test", "upvote_ratio": 0.99, "history": "How do I boil an egg?",
     "c_root_id_A": "a", "c_root_id_B": "b", "created_at_utc_A": 1, "created_at_utc_B": 2, "score_A": 3, "score_B": 12,
@@ -195,6 +198,32 @@ def test_the_limits_of_shp_keep_strong_pairs_and_few_of_a_post() -> None:
     assert done.numbers == [1, 3, 5]
     assert done.dropped == {"with a score ratio below 2": [2, 6], "beyond 2 of their post": [4]}
     assert converted(*raws, use="reward", limit=published.shp_limits(None, None)).numbers == [1, 2, 3, 4, 5, 6]
+
+
+def test_the_limits_of_shp_hold_where_the_data_is_shp(perl: Perl, write: Any, tmp_path: Path) -> None:
+    """Held-out pairs of another format are measured all the same."""
+    train = write(tmp_path / "shp.jsonl", [SHP, {**SHP, "score_ratio": 1.2}, {**SHP, "post_id": "p2"}])
+    dev = write(tmp_path / "dev.jsonl", [{"prompt": "a", "chosen": "b", "rejected": "c"}])
+    options = ("--shp-score-ratio", 2, "--shp-per-post", 1, "--dry-run")
+    told = perl("reward", "--data", train, "--eval-data", dev, *options).stdout
+    assert f"{train}: shp, 2 of 3 rows; left out 1 with a score ratio below 2 (rows 2)" in told
+    assert f"{dev}: pairs, 1 of 1 rows" in told
+    assert perl("reward", "--data", train, "--eval-data", train, *options).stdout.count("shp, 2 of 3 rows") == 2
+
+
+def test_a_named_format_is_that_of_the_held_out_data_too(perl: Perl, write: Any, tmp_path: Path) -> None:
+    row = {"prompt": "a", "completion": "b", "label": "a note"}
+    paths = [write(tmp_path / name, [row]) for name in ("train.jsonl", "dev.jsonl")]
+    words = ("--data", paths[0], "--eval-data", paths[1], "--dry-run")
+    told = perl("sft", *words, "--data-format", "prompt-completion").stdout
+    assert told.count("prompt-completion, 1 of 1 rows") == 2
+    assert "label must be 0, 1" in perl("sft", *words, code=2).stderr
+
+
+def test_a_model_is_measured_on_the_split_that_is_named(perl: Perl, rows: dict[str, Path], reward_run: Path) -> None:
+    words = ("eval", "--model", reward_run, "--data", rows["pairs"], "--dry-run")
+    assert "pairs, 12 of 12 rows" in perl(*words).stdout
+    assert "pairs, 32 of 32 rows" in perl(*words, "--split", "train").stdout
 
 
 def test_a_name_overrides_what_the_columns_look_like() -> None:

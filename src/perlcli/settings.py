@@ -64,7 +64,7 @@ class DataSettings:
         None, "Name of the rows' format, of --eval-data's too; the README lists them.", unset="found from the columns"
     )
     subset: str | None = option(
-        None, "Subset of a hub data set: a configuration or a folder of it.", unset="its default"
+        None, "Subset of a hub data set: a configuration or a folder of it.", unset="the default one"
     )
     split: str | None = option(None, "Split of a hub data set or of a folder.", unset="train; eval: test or validation")
     shp_score_ratio: float | None = option(
