@@ -36,7 +36,7 @@ def run(given: settings.Eval) -> RunRecord | None:
 def load_held_out(prepared: Prepared, use: str, limit: int | None) -> Data:
     """The first rows of the held-out data, `limit` at most."""
     values = prepared.settings.data
-    found = data.load(values.data, use, split="test", chat=prepared.renderer.chat)
+    found = data.load(values.data, use, split="test", chat=prepared.renderer.chat, options=values)
     if limit is not None and len(found.rows) > limit:
         prepared.run.note(f"Measuring on the first {limit:,} of {len(found.rows):,} rows (--max-samples).")
         found.rows, found.numbers = found.rows[:limit], found.numbers[:limit]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -195,12 +195,16 @@ def _adapter_settings(given: Any, source: Source) -> dict[str, Any]:
 
 def load_data(prepared: Prepared, use: str, role: Literal["train", "eval"]) -> Data | None:
     """The rows that train or that measure; None where there is nothing to measure on."""
-    source, chat = prepared.settings.data.data, prepared.renderer.chat
+    options, chat = prepared.settings.data, prepared.renderer.chat
+    source = options.data
     if role == "train":
-        return data.load(source, use, chat=chat)
+        return data.load(source, use, chat=chat, options=options)
     held_out = prepared.settings.held_out.eval_data
-    if held_out is not None or data.is_embedded(source) or has_split(source, "test"):
-        return data.load(held_out or source, use, split="test", chat=chat)
+    if held_out is not None:
+        own = replace(options, split=None, subset=options.subset if held_out == source else None)
+        return data.load(held_out, use, split="test", chat=chat, options=own)
+    if data.is_embedded(source) or has_split(source, "test", options):
+        return data.load(source, use, split="test", chat=chat, options=replace(options, split=None))
     return None
 
 

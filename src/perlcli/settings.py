@@ -54,7 +54,23 @@ class ModelSettings:
 class DataSettings:
     """Data"""
 
-    data: str | None = option(None, "Data: hub id, local file or folder.", short="-d", unset="the embedded coffee data")
+    data: str | None = option(
+        None,
+        "Data: hub id, local file or folder, or - for standard input.",
+        short="-d",
+        unset="the embedded coffee data",
+    )
+    data_format: str | None = option(
+        None, "Name of the rows' format, of --eval-data's too; the README lists them.", unset="found from the columns"
+    )
+    subset: str | None = option(
+        None, "Subset of a hub data set: a configuration or a folder of it.", unset="the default one"
+    )
+    split: str | None = option(None, "Split of a hub data set or of a folder.", unset="train; eval: test or validation")
+    shp_score_ratio: float | None = option(
+        None, "Format shp: least ratio of the two comments' scores; its card takes 2.", unset="no limit"
+    )
+    shp_per_post: int | None = option(None, "Format shp: most pairs of one post; its card takes 5.", unset="no limit")
     max_length: int | None = option(
         None,
         "Longest row in tokens, prompt and completion together; longer rows are left out and counted.",
@@ -67,7 +83,7 @@ class HeldOutSettings:
     """Data"""
 
     eval_data: str | None = option(
-        None, "Held-out data, measured at the end.", unset="the test file of a local data folder"
+        None, "Held-out data, measured at the end.", unset="the test split of --data, where it has one"
     )
 
 
@@ -387,7 +403,8 @@ def resolve(settings: Any, preset: Mapping[str, Any]) -> Any:
 POSITIVE = (
     "max_length", "lora_r", "lora_alpha", "max_steps", "num_train_epochs", "learning_rate",
     "per_device_train_batch_size", "gradient_accumulation_steps", "save_steps", "temperature", "num_generations",
-    "max_completion_length", "max_samples", "per_device_eval_batch_size", "value_learning_rate",
+    "max_completion_length", "max_samples", "per_device_eval_batch_size", "value_learning_rate", "shp_score_ratio",
+    "shp_per_post",
 )  # fmt: skip
 NOT_NEGATIVE = ("beta", "seed", "missing_eos_penalty")
 
@@ -417,6 +434,8 @@ def _conflicts(values: Mapping[str, Any]) -> Iterator[str]:
         values.get(n) for n in ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules")
     ):
         yield "--full uses no adapter, so the --lora options don't apply"
+    if values.get("data") == values.get("eval_data") == "-":
+        yield "--data and --eval-data can't both be read from standard input"
     if values.get("overwrite") and values.get("resume"):
         yield "--overwrite and --resume exclude each other"
     if not 0 <= (values.get("lora_dropout") or 0) < 1:

@@ -5,16 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from perlcli import coffee
 from perlcli.data import sources
-from perlcli.data.formats import SET_ASIDE, convert
+from perlcli.data.formats import convert
+from perlcli.data.published import shp_limits
 from perlcli.data.render import Renderer
-from perlcli.data.rows import Content, DataReport, Demonstration, Preference, Prompt, Row, Thumb
+from perlcli.data.rows import Content, DataReport, Demonstration, Found, Preference, Prompt, Row, Thumb
 from perlcli.errors import PerlError
+from perlcli.settings import DataSettings
 
 __all__ = [
     "Content",
@@ -52,20 +55,41 @@ class Data:
     report: DataReport
 
 
-def load(source: str | None, use: str, *, split: str = "train", chat: bool = True) -> Data:
-    """Read a source for a use ("sft", "reward", "rl"); None or `coffee` is the embedded data. Raises PerlError."""
-    embedded = is_embedded(source)
-    raws = EMBEDDED_ROWS[use, split]() if embedded else sources.read(str(source), split)
-    name = f"{EMBEDDED}, {split}" if embedded else str(source)
-    format_name, rows = convert(raws, use, name, chat=chat)
-    kept = [(number, row) for number, row in enumerate(rows, start=1) if row is not None]
-    report = DataReport(name, format_name, read=len(rows), kept=len(rows), fingerprint=_fingerprint(rows))
-    for number, row in enumerate(rows, start=1):
-        if row is None:
-            report.drop(SET_ASIDE[use], number)
-    if not kept:
+def load(
+    source: str | None, use: str, *, split: str = "train", chat: bool = True, options: DataSettings | None = None
+) -> Data:
+    """Read a source for a use ("sft", "reward", "rl"); None or `coffee` is the embedded data. Raises PerlError.
+
+    `split` is the side that the rows are for, "train" or "test"; `options` say what the source itself doesn't, such as
+    the format, and the limits of SHP, which hold for held-out data of that format, too.
+    """
+    options = options or DataSettings()
+    name = f"{EMBEDDED}, {split}" if is_embedded(source) else sources.title(str(source))
+    limits = (options.shp_score_ratio, options.shp_per_post)
+    with closing(_read(source, use, split, options)) as found:
+        done = convert(found, use, name, chat=chat, name=options.data_format, limit=shp_limits(*limits))
+    if not done.format:
+        raise PerlError(f"{name} holds no rows")
+    if any(limits) and done.format != "shp" and source == options.data:
+        raise PerlError(f"--shp-score-ratio and --shp-per-post are of the format shp, and {name} is {done.format}")
+    read = len(done.rows) + sum(map(len, done.dropped.values()))
+    report = DataReport(name, done.format, read=read, kept=read, fingerprint=_fingerprint(done.rows))
+    for reason, numbers in done.dropped.items():
+        for number in numbers:
+            report.drop(reason, number)
+    if not done.rows:
         raise PerlError(f"{name}: no row is left to use: {report.line()}")
-    return Data([row for _, row in kept], [number for number, _ in kept], report)
+    return Data(done.rows, done.numbers, report)
+
+
+def _read(source: str | None, use: str, split: str, options: DataSettings) -> sources.Rows:
+    """The source's rows as they are."""
+    if not is_embedded(source):
+        return sources.read(str(source), split, options)
+    if options.subset is not None or options.split is not None:
+        raise PerlError("--subset and --split are of your own data, not of the embedded coffee data")
+    rows = EMBEDDED_ROWS[use, split]()
+    return (Found(f"{EMBEDDED}, row {number}", row) for number, row in enumerate(rows, start=1))
 
 
 def is_embedded(source: str | None) -> bool:
@@ -110,9 +134,9 @@ def text_of(content: Content) -> str:
     return "\n".join(f"{message['role']}: {message['content']}" for message in content)
 
 
-def _fingerprint(rows: list[Row | None]) -> str:
+def _fingerprint(rows: list[Row]) -> str:
     """A digest of the rows' content and order."""
     digest = hashlib.sha256()
     for row in rows:
-        digest.update(json.dumps(asdict(row) if row else None, sort_keys=True, default=str).encode())
+        digest.update(json.dumps(asdict(row), sort_keys=True, default=str).encode())
     return digest.hexdigest()[:16]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+Raw = Mapping[str, Any]  # a row as its source has it
 Message = dict[str, str]
 Content = str | list[Message]  # plain text, or the messages of a conversation
 
@@ -44,6 +46,15 @@ class Prompt:
 
 
 Row = Demonstration | Preference | Thumb | Prompt
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A row as its source has it, and where it stands there; where it can't be read, what is wrong with it."""
+
+    place: str
+    raw: Raw | None
+    fault: str = ""
 
 
 @dataclass
