@@ -9,16 +9,16 @@ from typing import Any
 import pytest
 import yaml
 
-from perlcli import coffee, recipes, reward, rl, settings, sft
+from perlcli import coffee, data, recipes, reward, rl, settings, sft
 from perlcli.config import read_config
 from perlcli.errors import PerlError
 from perlcli.recipes import FOLDER, STAGES, TEXTS, fill, find, names, read
-from perlcli.settings import COMMANDS, build, check, flat, resolve
+from perlcli.settings import COMMANDS, DataSettings, build, check, flat, resolve
 
 Perl = Callable[..., Any]
 Write = Callable[[Path, list[dict[str, Any]]], Path]
 
-NAMES = ("androidcontrol", "bolt", "hh-harmless", "taskmaster-coffee", "taskmaster-ticketing", "tldr")
+NAMES = ("androidcontrol", "bolt", "hh-harmless", "shp", "taskmaster-coffee", "taskmaster-ticketing", "tldr")
 EACH = pytest.mark.parametrize("name", NAMES)
 PARTS = [(name, stage) for name in NAMES for stage in read(name).stages]
 ARGUMENTS = {"sft": sft.trainer_args, "reward": reward.trainer_args, "rl": rl.trainer_args}
@@ -122,12 +122,14 @@ POST = "SUBREDDIT: r/tea\n\nTITLE: a cup\n\nPOST: I like tea.\n\nTL;DR:"
 TALK = "\n\nHuman: Hello\n\nAssistant: "
 ACTION = '{"role": "agent", "text": "Hot?"}'
 THUMBS = [{"context": turn("a latte"), "generation": ACTION, "reward": reward} for reward in (0.0, 1.0)]
-STEPS = [{"prompt": "Goal: a call\nAction:", "completion": ' {"action_type": "click"}', "label": n} for n in (0, 1)]
+STEPS = [{"goal": "a call", "screen": "button Call", "action": {"action_type": "click"}, "label": n} for n in (0, 1)]
+COMMENTS = {"post_id": "a", "history": "Tea?", "human_ref_A": "Yes.", "human_ref_B": "No.", "labels": 1}
 # Rows of the shape that each source has; a stage's own where the recipe has several sources.
 SHAPES: dict[str, Any] = {
     "androidcontrol": STEPS,
     "bolt": [{"prompt": "A: are you there yet?\nB: five minutes\n\nTL;DR:"}],
     "hh-harmless": [{"chosen": TALK + "Hi.", "rejected": TALK + "Go."}],
+    "shp": [COMMENTS],
     "taskmaster-coffee": THUMBS,
     "taskmaster-ticketing": THUMBS,
     "tldr": [{"prompt": POST, "completion": " Tea is good."}],
@@ -191,6 +193,15 @@ def test_the_users_data_is_all_the_data() -> None:
     assert values("reward", recipe="tldr")["eval_data"] == "trl-lib/tldr-preference"
     assert values("reward", recipe="tldr", data="pairs.jsonl")["eval_data"] is None
     assert values("reward", recipe="tldr", data="pairs.jsonl", eval_data="dev.jsonl")["eval_data"] == "dev.jsonl"
+
+
+@pytest.mark.parametrize(("name", "stage"), PARTS)
+def test_every_stage_names_the_format_of_its_rows(name: str, stage: str, write: Write) -> None:
+    rows = write(Path("rows.jsonl"), SHAPES.get(f"{name} {stage}", SHAPES[name]))
+    wanted = values(stage, recipe=name)["data_format"]
+    use = {"eval": "rl"}.get(stage, stage)
+    assert data.load(str(rows), use, options=DataSettings(data_format=wanted)).report.format == wanted
+    assert data.load(str(rows), use).report.format == wanted
 
 
 def test_full_tuning_takes_neither_adapter_nor_learning_rate() -> None:

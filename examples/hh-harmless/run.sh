@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # SFT, reward, RL and evaluation on Anthropic HH, by the recipe of that name.
-# `perl recipes show hh-harmless` says what to put into data/hh-harmless first; HH holds offensive text.
+# It downloads the data from the hub; HH holds offensive text.
 # Add --load-in-4bit to each command for a 4-bit base.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
