@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerBase
 
-from perlcli import base, coffee, data, device, settings, upstream
+from perlcli import base, coffee, data, device, recipes, settings, upstream
 from perlcli.base import Source
 from perlcli.data import Data, Renderer
 from perlcli.data.sources import has_split
@@ -39,13 +39,15 @@ def prepare(given: Any) -> Prepared:
     """Resolve and check a stage's settings against the model, the machine and the output folder. Raises PerlError."""
     upstream.hush_bars()
     command = settings.command_of(given)
-    source = base.locate(given.model.model, trust_remote_code=given.model.trust_remote_code)
+    recipe = given.recipe.recipe
+    source = locate(given)
     if given.data.data is None and not source.is_embedded:
         raise PerlError(
             f"--data is missing for the model {source.name}",
             f"--data FILE, or --data {data.COFFEE} for the embedded data",
         )
-    preset = dict(coffee.SETTINGS[command]) if source.is_embedded and data.is_embedded(given.data.data) else {}
+    is_default = source.is_embedded and data.is_embedded(given.data.data) and recipe is None
+    preset = dict(coffee.SETTINGS[command]) if is_default else {}
     if source.is_embedded:
         device.spare_threads()
     if command == "eval":
@@ -65,6 +67,18 @@ def prepare(given: Any) -> Prepared:
     if given.model.model is None:
         run.note("No --model: taking the embedded coffee base, a toy of 0.9 M parameters.")
     return Prepared(resolved, source, tokenizer, base.renderer(source, tokenizer), run)
+
+
+def locate(given: Any) -> Source:
+    """Find `--model`. Raises PerlError, also where it or a `--reward` is left by a stage of the recipe still to run."""
+    recipe, name = given.recipe.recipe, given.model.model
+    if recipe is not None:
+        recipes.check_made(recipe, "--model", name)
+    source = base.locate(name, trust_remote_code=given.model.trust_remote_code)
+    if recipe is not None and hasattr(given, "sampling") and not source.is_classifier:
+        for reward in given.sampling.reward:
+            recipes.check_made(recipe, "--reward", reward)
+    return source
 
 
 def _eval_folder(source: Source) -> str:
@@ -227,6 +241,8 @@ def require(prepared: Prepared, *, policy: bool) -> None:
 def preview(prepared: Prepared, config: Any = None) -> None:
     """Print what a run would do, for `--dry-run`."""
     found, values = prepared.source, prepared.settings
+    if values.recipe.recipe is not None:
+        print(f"recipe: {values.recipe.recipe}")
     print(f"model: {found.name} (base {found.base_name}, {device.precision(values.model)} on {device.kind()})")
     if hasattr(values, "lora"):
         print(_training_line(prepared))

@@ -227,7 +227,7 @@ def check_output(settings: definitions.Stage) -> None:
 
 MAY_CHANGE = {
     "max_steps", "num_train_epochs", "save_steps", "report_to", "resume", "overwrite", "dry_run", "output",
-    "trust_remote_code", "strict",
+    "trust_remote_code", "strict", "recipe",
 }  # fmt: skip
 
 
@@ -265,8 +265,12 @@ def write_settings(path: Path, values: Mapping[str, Any]) -> None:
     """Write the YAML that reruns this run with `--config`; what only steers one call stays out."""
     import yaml
 
-    once = ("dry_run", "overwrite", "resume")
-    kept = {n: list(v) if isinstance(v, tuple) else v for n, v in values.items() if n not in once and v is not None}
+    whole = bool(values.get("recipe"))  # with what is unset, so that nothing is left for the recipe to fill in again
+    kept = {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in values.items()
+        if name not in definitions.ONCE and (whole or value is not None)
+    }
     path.write_text(yaml.safe_dump(kept, sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 

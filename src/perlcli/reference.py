@@ -6,7 +6,7 @@ import ast
 from itertools import groupby
 from pathlib import Path
 
-from perlcli import settings
+from perlcli import recipes, settings
 from perlcli.cli import app
 from perlcli.options import CONFIG_HELP, DEBUG_HELP, shown_default, shown_name
 from perlcli.values import describe
@@ -18,6 +18,15 @@ def commands() -> str:
     """Every command with its help text and a table of its options, as Markdown."""
     texts = {str(info.name): info.callback.__doc__ or "" for info in app.registered_commands if info.callback}
     return "\n\n".join(_command(name, texts[name]) for name in settings.COMMANDS)
+
+
+def recipe_table() -> str:
+    """Every recipe with its title and stages, as Markdown."""
+    rows = ["| recipe | task | stages |", "| --- | --- | --- |"]
+    for name in recipes.names():
+        found = recipes.read(name)
+        rows.append(f"| `{name}` | {found.title} | {', '.join(found.stages)} |")
+    return "\n".join(rows)
 
 
 def _command(name: str, text: str) -> str:

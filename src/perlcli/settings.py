@@ -18,6 +18,7 @@ Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Algorithm = Literal["rloo", "reinforce"]
 ATTENTION = "attention"
 SFT, BASE = "sft", "base"  # the anchors that have a name
+ONCE = ("dry_run", "overwrite", "resume")  # steer one call, and are no part of what a run is
 
 
 def option(default: Any, text: str, *, short: str = "", unset: str = "", argument: bool = False) -> Any:
@@ -112,6 +113,17 @@ class TrainSettings:
     per_device_train_batch_size: int | None = option(None, "Rows (rl: completions) per device and pass.", unset="8")
     gradient_accumulation_steps: int | None = option(None, "Passes per optimiser step.", unset="by stage")
     set: tuple[str, ...] = option((), "NAME=VALUE for any other field of the TRL config in use; repeatable.")
+
+
+@dataclass(frozen=True)
+class RecipeSettings:
+    """Run"""
+
+    recipe: str | None = option(
+        None,
+        "Values of one of the paper's tasks, by name (`perl recipes` lists them) or YAML file; --config and the "
+        "command line win.", unset="none",
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -233,6 +245,7 @@ class Sft:
     held_out: HeldOutSettings = field(default_factory=HeldOutSettings)
     lora: LoraSettings = field(default_factory=LoraSettings)
     train: TrainSettings = field(default_factory=TrainSettings)
+    recipe: RecipeSettings = field(default_factory=RecipeSettings)
     run: RunSettings = field(default_factory=RunSettings)
     keep: KeepSettings = field(default_factory=KeepSettings)
 
@@ -247,6 +260,7 @@ class Reward:
     thumbs: ThumbsSettings = field(default_factory=ThumbsSettings)
     lora: LoraSettings = field(default_factory=LoraSettings)
     train: TrainSettings = field(default_factory=TrainSettings)
+    recipe: RecipeSettings = field(default_factory=RecipeSettings)
     run: RunSettings = field(default_factory=RunSettings)
     keep: KeepSettings = field(default_factory=KeepSettings)
 
@@ -261,6 +275,7 @@ class Rl:
     rl: RlSettings = field(default_factory=RlSettings)
     lora: LoraSettings = field(default_factory=LoraSettings)
     train: TrainSettings = field(default_factory=TrainSettings)
+    recipe: RecipeSettings = field(default_factory=RecipeSettings)
     run: RunSettings = field(default_factory=RunSettings)
     keep: KeepSettings = field(default_factory=KeepSettings)
 
@@ -273,6 +288,7 @@ class Eval:
     data: DataSettings = field(default_factory=DataSettings)
     sampling: SamplingSettings = field(default_factory=SamplingSettings)
     eval: EvalSettings = field(default_factory=EvalSettings)
+    recipe: RecipeSettings = field(default_factory=RecipeSettings)
     run: RunSettings = field(default_factory=RunSettings)
 
 
@@ -348,6 +364,11 @@ def options(stage: type[Any]) -> Iterator[Option]:
         types = get_type_hints(kind)
         for item in dataclasses.fields(kind):
             yield Option(item.name, group.name, kind.__doc__, types[item.name], item.default, **item.metadata)
+
+
+def names(stage: type[Any]) -> list[str]:
+    """The names of a stage's options."""
+    return [item.name for item in options(stage)]
 
 
 def build(stage: type[Any], values: Mapping[str, Any]) -> Any:
