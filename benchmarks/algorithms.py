@@ -17,11 +17,11 @@ from statistics import fmean, median
 from typing import Any
 
 from perlcli import plots
+from perlcli.algorithms import PHASES, TIME
 from perlcli.report import table
 
 ALGORITHMS = ("rloo", "reinforce")
 PANELS = (("gold", "orders taken right", True), ("kl", "KL to the anchor, per token", False))
-PHASES = ("sampling", "scoring", "anchor", "learning")
 
 
 def perl(*words: object) -> None:
@@ -71,7 +71,7 @@ def main() -> None:
             trained = make(folder, "rl", "--model", place / "sft", "--algorithm", name, *judge)
             found = make(place / f"eval-{name}", "eval", "--model", folder, *judge)["metrics"]
             runs[name].append(folder)
-            step = sum(median(curve(folder, f"seconds/{part}")) for part in PHASES)
+            step = sum(median(curve(folder, TIME + part)) for part in PHASES)
             rows.append((name, seed, found, trained, step))
     files = {name: [folder / "metrics.jsonl" for folder in folders] for name, folders in runs.items()}
     plots.compared(files, PANELS, given.picture)
@@ -83,7 +83,8 @@ def main() -> None:
     cells = [
         (
             name, str(seed), f"{m['anchor_gold']:.1%}", f"{m['gold']:.1%}",
-            f"{m['gold_low']:.1%} to {m['gold_high']:.1%}", f"{m['mean_reward']:.2f}", f"{m['kl_k3_per_sequence']:.2f}", f"{step:.2f}",
+            f"{m['gold_low']:.1%} to {m['gold_high']:.1%}",
+            f"{m['mean_reward']:.2f}", f"{m['kl_k3_per_sequence']:.2f}", f"{step:.2f}",
         )
         for name, seed, m, _, step in rows
     ]  # fmt: skip

@@ -272,6 +272,57 @@ def test_options_that_do_not_go_together_are_refused(
     assert not Path("run").exists()
 
 
+@pytest.mark.parametrize("words", [[], ["--set", "steps_per_generation=2"]])
+def test_one_step_is_enough_to_try_the_plumbing(
+    words: list[str], perl: Perl, sft_run: Path, reward_run: Path, rows: dict[str, Path]
+) -> None:
+    """The head, which begins at 0, is all of the value model that learns at the first step."""
+    common = ("rl", "-m", sft_run, "--reward", reward_run, "-d", rows["prompts"], "-o", "run", *SHORT)
+    perl(*common, "--max-steps", "1", *words)
+    assert read_record(Path("run")).guards["trained"] == ["policy", "value model"]
+
+
+def test_gradients_that_were_lifted_come_back_the_same(build: Any) -> None:
+    trainer = build()
+    scramble(trainer, roles.VALUE)
+    batch = batch_of(trainer)
+    grads = []
+    for scale in (1.0, 2.0**14):
+        trainer.value.learn([batch], trainer._autocast, scale)
+        grads.append([p.grad.clone() for p in trainer.value.parameters()])
+    assert all(torch.allclose(a, b, rtol=1e-5, atol=1e-8) for a, b in zip(*grads, strict=True))
+
+
+def test_advantages_of_nothing_are_nothing() -> None:
+    assert torch.equal(whiten(torch.ones(2, 3), torch.zeros(2, 3)), torch.zeros(2, 3))
+
+
+@pytest.mark.filterwarnings("ignore:MatMul8bitLt")  # what LLM.int8 says at each layer, documented by bitsandbytes
+@pytest.mark.parametrize("algorithm", ["rloo", "reinforce"])
+@pytest.mark.parametrize("precision", [["--dtype", "bfloat16"], ["--load-in-4bit"], ["--load-in-8bit"]])
+def test_sparing_adapters_a_conversion_under_autocast_changes_no_bit(
+    precision: list[str], algorithm: str, perl: Perl, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sft_run, reward_run, rows = map(request.getfixturevalue, ("sft_run", "reward_run", "rows"))
+    size = ("--per-device-train-batch-size", "4", "--gradient-accumulation-steps", "1", "--max-steps", "2")
+    words = (*SHORT, *size, "--algorithm", algorithm, *precision)
+    common = ("rl", "-m", sft_run, "--reward", reward_run, "-d", rows["prompts"], *words)
+    perl(*common, "-o", "spared")
+    original = roles.casting
+    seen: set[bool] = set()
+
+    def always(model: Any, *, on: bool) -> Any:
+        seen.add(on)
+        return original(model, on=True)
+
+    monkeypatch.setattr(roles, "casting", always)
+    perl(*common, "-o", "cast")
+    one, other = (load_file(Path(name) / "adapter_model.safetensors") for name in ("spared", "cast"))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert [row["reward"] for row in metrics(Path("spared"))] == [row["reward"] for row in metrics(Path("cast"))]
+    assert seen == {True, False}
+
+
 # On a GPU
 
 

@@ -100,10 +100,9 @@ def test_anchor_without_a_penalty_is_refused(rl: Any, sft_run: Path) -> None:
 
 
 def test_no_penalty_needs_no_anchor(rl: Any, sft_run: Path) -> None:
-    assert "anchor: none, as --beta is 0" in rl(sft_run, "--beta", "0").stdout
-    found = read_record(Path("run"))
-    assert "kl_at_start" not in found.guards
-    assert found.memory["mb"]["anchor"] == 0
+    assert "anchor: none in training, as --beta is 0" in rl(sft_run, "--beta", "0").stdout
+    assert "kl_at_start" not in read_record(Path("run")).guards
+    assert same(Path("run") / "anchor", sft_run)  # kept, so that an evaluation measures against the start
 
 
 # Full tuning: the anchor is a whole model
@@ -129,6 +128,12 @@ def test_an_adapter_is_no_anchor_of_full_tuning(rl: Any, llama: Path, sft_run: P
     assert "is an adapter, and --full needs a whole model" in result.stderr
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_full_tuning_begins_at_its_anchor_in_any_precision(dtype: str, rl: Any, llama: Path) -> None:
+    rl(llama, "--full", "--dtype", dtype, "--learning-rate", "1e-3")
+    assert read_record(Path("run")).guards["kl_at_start"] == 0
+
+
 # Faults that are planted
 
 
@@ -137,8 +142,8 @@ def test_anchor_that_is_not_the_start_stops_the_run_before_its_first_step(
 ) -> None:
     original = policies.set_anchor
 
-    def careless(trainer: Any, anchor: Any) -> None:
-        original(trainer, anchor)
+    def careless(trainer: Any, anchor: Any, prepared: Any) -> None:
+        original(trainer, anchor, prepared)
         for name, parameter in trainer.model.named_parameters():
             if ".ref." in name:
                 parameter.data *= 1.1

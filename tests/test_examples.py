@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from perlcli import coffee, evaluate, options, reward, rl, settings, sft
+from perlcli import coffee, evaluate, reward, rl, settings, sft
+from perlcli.config import read_config
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
@@ -44,7 +45,7 @@ def test_config_is_one_of_the_command_that_it_names(name: str) -> None:
     first = CONFIGS[name].read_text(encoding="utf-8").splitlines()[0]
     start, command, option, path = first.removeprefix("# ").split()
     assert (start, option, path) == ("perl", "--config", name)
-    values = options.read_config(settings.COMMANDS[command], CONFIGS[name])
+    values = read_config(settings.COMMANDS[command], CONFIGS[name])
     check(command, settings.build(settings.COMMANDS[command], values))
 
 
@@ -65,7 +66,7 @@ def test_script_types_commands_that_exist(name: str, perl: Perl, monkeypatch: py
 
 @pytest.mark.parametrize("command", ["sft", "reward", "rl"])
 def test_coffee_spells_out_what_the_embedded_default_takes(command: str) -> None:
-    values = options.read_config(settings.COMMANDS[command], EXAMPLES / "coffee" / f"{command}.yaml")
+    values = read_config(settings.COMMANDS[command], EXAMPLES / "coffee" / f"{command}.yaml")
     own = {"lora_r"} if "model" in values else set()  # the adapter that RL starts from brings its own
     given = {name: value for name, value in values.items() if name not in ("model", "reward", "output")}
     assert given == {name: value for name, value in coffee.SETTINGS[command].items() if name not in own}

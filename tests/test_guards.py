@@ -71,7 +71,7 @@ def test_compare_lets_policy_and_value_model_move_and_nothing_else() -> None:
     after = {**before, roles.POLICY: "B", roles.VALUE: "E"}
     guards.compare(before, after)
     told = {
-        "": "The base changed", roles.ANCHOR: "The anchor changed", "reward2": "The reward adapter changed",
+        "": "The base changed", roles.ANCHOR: "The anchor changed", "reward2": "The reward2 adapter changed",
         roles.POLICY: "The policy did not change", roles.VALUE: "The value model did not change",
     }  # fmt: skip
     for name, words in told.items():

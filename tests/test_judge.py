@@ -29,9 +29,8 @@ def judge(render: Renderer) -> Callable[..., Any]:
     kept: list[dict[str, Any]] = []
     run = SimpleNamespace(append=lambda name, row: kept.append(row))
 
-    def make(found: list[float], penalty: float | None = None, **parts: list[float]) -> Callable[..., Any]:
-        settings = SimpleNamespace(rl=SimpleNamespace(missing_eos_penalty=penalty))
-        prepared: Any = SimpleNamespace(renderer=render, settings=settings)
+    def make(found: list[float], **parts: list[float]) -> Callable[..., Any]:
+        prepared: Any = SimpleNamespace(renderer=render)
         rows = [Prompt("a latte", {"order": "add_order_item(latte)"})]
         judge = Judge(run, prepared, lambda rows, ids: Scored(found, parts or {"one": found}), rows)  # type: ignore[arg-type]
 
@@ -49,9 +48,9 @@ def judge(render: Renderer) -> Callable[..., Any]:
     return make
 
 
-def test_judge_tells_an_end_from_a_cut_and_counts_gold(judge: Any) -> None:
-    taken, logged, kept = judge([1.0, 2.0], penalty=0.5)("add_order_item(latte)<|im_end|>", "add_order_item(latte, ")
-    assert taken == [1.0, 1.5]
+def test_judge_counts_gold_and_keeps_samples(judge: Any) -> None:
+    taken, logged, kept = judge([1.0, 2.0])("add_order_item(latte)<|im_end|>", "add_order_item(latte, ")
+    assert taken == [1.0, 2.0]
     assert logged == {"gold": 0.5}
     assert kept == [{"step": 1, "prompt": "a latte", "policy": "add_order_item(latte)", "reward": 1.0}]
 
@@ -144,11 +143,24 @@ def test_probe_takes_no_rounding_between_equal_completions_for_a_difference(
 
 
 def test_probe_gives_a_function_more_rounds_on_other_prompts(probing: Any) -> None:
-    found = probing(lambda i, ids: float(ids[0] == PROMPTS * ROUNDS - 1), is_function=True)
+    prompts = PROMPTS * ROUNDS
+    found = probing(lambda i, ids: float(ids[0] == prompts - 1), is_function=True, prompts=prompts)
     assert found.prompts[0] == [PROMPTS * (ROUNDS - 1)]
     assert len(probing.written) == ROUNDS * PROMPTS * PER_PROMPT
     with pytest.raises(RunFailed, match="the same value"):
         probing(lambda i, ids: 0.0, is_function=True)
+
+
+def test_probe_goes_on_where_the_policy_wrote_the_same_each_time(probing: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = generate.sample
+
+    def sample(model: Any, renderer: Any, prompts: list[Ids], how: Any) -> list[Ids]:
+        if how.seed % 8 < ROUNDS - 1:  # the turn: batches of 8 add their start
+            return [[7] for _ in prompts]
+        return original(model, renderer, prompts, how)
+
+    monkeypatch.setattr(generate, "sample", sample)
+    assert probing(lambda i, ids: float(sum(ids))).prompts[0] == [(PROMPTS * (ROUNDS - 1)) % 20]
 
 
 def test_probe_stops_at_a_reward_that_is_no_number(probing: Any) -> None:

@@ -16,14 +16,16 @@ PACKAGE = Path(perlcli.__file__).parent
 LAYERS = (
     {"errors", "values"},
     {"settings"},
-    {"coffee.world", "coffee.presets"},
-    {"coffee.documents", "coffee"},
+    {"config", "coffee.world", "coffee.presets"},
+    {"recipes", "coffee.documents", "coffee"},
     {"coffee.build"},
     {"record", "progress", "stats", "upstream", "device"},
     {"report", "plots"},
     {"data.rows", "data.cache"},
-    {"data.sources", "data.formats", "data.render", "data.checks"},
-    {"data.fitting", "data.splits", "data.tokens"},
+    {"data.fields", "data.files", "data.render", "data.checks"},
+    {"data.standard", "data.sources", "data.fitting", "data.splits", "data.tokens"},
+    {"data.published"},
+    {"data.formats"},
     {"data"},
     {"base"},
     {"roles", "generate", "prepare", "meter", "data_file"},
@@ -37,8 +39,8 @@ LAYERS = (
     {"reference", "__main__"},
 )
 NUMBERS = {name: number for number, layer in enumerate(LAYERS) for name in layer}
-LIGHT = ("errors", "values", "settings", "coffee", "record", "report", "stats", "plots", "progress", "upstream",
-         "data", "options", "cli", "entry")  # fmt: skip
+LIGHT = ("errors", "values", "settings", "config", "recipes", "coffee", "record", "report", "stats", "plots",
+         "progress", "upstream", "data", "options", "cli", "entry")  # fmt: skip
 HEAVY = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "matplotlib", "numpy")
 
 

@@ -71,6 +71,12 @@ def test_gradients_and_optimiser_states_of_full_tuning_do_not_count(copies: Any,
     assert optimizer.state
 
 
+def test_adapters_of_a_base_matrix_s_shape_are_no_copy(llama: Path, copies: Any) -> None:
+    lora = LoraSettings(lora_r=32, lora_alpha=8, lora_dropout=0.0, lora_target_modules="attention")  # k_proj: (32, 64)
+    model = roles.new_adapter(base.load_causal(locate(str(llama)), ModelSettings()), lora, "CAUSAL_LM")
+    assert copies[1](model) == 1
+
+
 def test_roles_are_told_in_megabytes(copies: Any, reward_run: Path) -> None:
     model = copies[0]()
     head = roles.attach_reward(model, str(reward_run))

@@ -598,3 +598,27 @@ def test_roles_are_not_needed_to_load_what_was_merged(perl: Perl, reward_run: Pa
     with torch.no_grad():
         batch = model(input_ids=ids, attention_mask=mask).logits[:, 0]
     assert batch.tolist() == pytest.approx([float(row[0]) for row in logits(model)], abs=1e-5)
+
+
+def test_merge_that_adds_nothing_fails(perl: Perl, sft_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where every change of a 16-bit weight is below its rounding."""
+    original = merge.untie
+
+    def careless(model: Any) -> None:
+        original(model)
+        monkeypatch.setattr(merge, "tell_difference", lambda *_: None)
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.data *= 1e-30
+
+    monkeypatch.setattr(merge, "untie", careless)
+    result = perl("merge", sft_run, "-o", "out", "--dtype", "bfloat16", code=1)
+    assert "Error: Merging changed no weight: in bfloat16 the adapter is lost to rounding" in result.stderr
+
+
+def test_value_model_of_a_run_is_no_policy(perl: Perl, sft_run: Path) -> None:
+    shutil.copytree(sft_run, "run/value")
+    Path("run/value/value_head.safetensors").touch()
+    result = perl("merge", "run/value", code=2)
+    assert "Error: run/value is the value model of a run, not a policy" in result.stderr
+    assert "Hint: name the run: run" in result.stderr

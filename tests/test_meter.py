@@ -193,7 +193,11 @@ def test_interrupted_rl_goes_on_exactly(rl: Perl, perl: Perl, after_pass: Any, t
     perl("rl", "--config", tmp_path / "run" / "settings.yaml", "--resume")
     assert_equal_weights(tmp_path / "run", tmp_path / "whole")
     assert_equal_weights(tmp_path / "run" / "anchor", tmp_path / "whole" / "anchor")
-    assert record(tmp_path / "run")["metrics"] == record(tmp_path / "whole")["metrics"]
+    found, wanted = (
+        {key: value for key, value in record(tmp_path / name)["metrics"].items() if not key.startswith("seconds_")}
+        for name in ("run", "whole")
+    )
+    assert found == wanted
     samples = [(tmp_path / name / "samples.jsonl").read_text() for name in ("run", "whole")]
     assert samples[0] == samples[1]
 
@@ -235,7 +239,7 @@ def test_reward_function_that_fails_in_the_middle_leaves_the_last_good_adapter(
         "calls = []\n"
         "def reward(completion_ids, **columns):\n"
         "    calls.append(1)\n"
-        "    assert len(calls) < 3, 'no more'\n"
+        "    assert len(calls) < 4, 'no more'\n"  # the first call is the probe's
         "    return [float(ids[0]) for ids in completion_ids]\n"
     )
     result = rl(tmp_path / "run", "--reward", "moody:reward", "--save-steps", "1", code=2)

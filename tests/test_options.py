@@ -12,8 +12,9 @@ import typer
 from typer.testing import CliRunner, Result
 
 from perlcli import settings, upstream
+from perlcli.config import read_config
 from perlcli.errors import Interrupted, PerlError, RunFailed
-from perlcli.options import Group, command, read_config
+from perlcli.options import Group, command
 from perlcli.record import write_settings
 from perlcli.settings import COMMANDS, build, flat
 

@@ -374,9 +374,12 @@ def test_classifier_without_a_tokenizer_is_told(prepared: Prepared, classifier: 
 
 def test_several_rewards_are_weighed_and_told_by_name(prepared: Prepared, render: Renderer) -> None:
     parts = {"long": lambda rows, ids: [1.0, 2.0], "short": lambda rows, ids: [10.0, 0.0]}
-    scored = rewards.Weighted(parts, (1.0, -0.5))([], [])
+    rows, written = [Prompt("a", {}), Prompt("b", {})], [[1, 2], [1]]
+    scored = rewards.Weighted(parts, (1.0, -0.5))(rows, written)
     assert scored.total == [-4.0, 2.0]
     assert scored.parts == {"long": [1.0, 2.0], "short": [10.0, 0.0]}
+    taxed = rewards.Weighted(parts, (1.0, -0.5), penalty=3.0, ended=lambda ids: ids[-1] == 2)(rows, written)
+    assert taxed.total == [-4.0, -1.0]
 
 
 def test_rewards_share_one_base_each_with_its_own_adapter(
@@ -460,10 +463,33 @@ def test_proof_that_cannot_be_read_is_told(text: str, prepared: Prepared, reward
         rewards.attach(find(folder, prepared), policies.start(prepared), prepared, 8)
 
 
-def test_shift_on_another_device_is_noted(prepared: Prepared, reward_run: Path, tmp_path: Path) -> None:
-    folder = copy_with(reward_run, tmp_path / "reward", lambda record: record["device"].update(name="a GPU"))
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda record: record["device"].update(name="a GPU"), "was trained on another device: on"),
+        (lambda record: record["versions"].update(torch="2.0", peft="0.1"), "was trained with another torch and peft"),
+    ],
+)
+def test_shift_elsewhere_is_noted_however_large(
+    change: Any, told: str, prepared: Prepared, reward_run: Path, tmp_path: Path
+) -> None:
+    folder = copy_with(reward_run, tmp_path / "reward", change)
+    path = tmp_path / "reward" / "proof.json"
+    proof = json.loads(path.read_text())
+    path.write_text(json.dumps({**proof, "scores": [score + 1 for score in proof["scores"]]}))
     rewards.attach(find(folder, prepared), policies.start(prepared), prepared, 8)
-    assert "was trained on another device: on" in prepared.run.record.notes[-1]
+    assert told in prepared.run.record.notes[-1]
+    assert "shift by up to 1 (" in prepared.run.record.notes[-1]
+
+
+def test_rounding_of_another_cpu_by_the_same_name_is_no_fault(
+    prepared: Prepared, reward_run: Path, tmp_path: Path
+) -> None:
+    folder = copy_with(reward_run, tmp_path / "reward", lambda record: None)
+    path = tmp_path / "reward" / "proof.json"
+    proof = json.loads(path.read_text())
+    path.write_text(json.dumps({**proof, "scores": [score * (1 + 2e-4) for score in proof["scores"]]}))
+    rewards.attach(find(folder, prepared), policies.start(prepared), prepared, 8)
 
 
 @pytest.mark.parametrize("command", ["eval", "rl"])

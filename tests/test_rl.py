@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 from transformers.generation import GenerationMixin
@@ -17,6 +17,7 @@ from trl import RLOOTrainer
 
 from perlcli import rewards, rl, roles
 from perlcli.data import Prompt, Renderer
+from perlcli.errors import RunFailed
 from perlcli.record import read_record
 
 Perl = Callable[..., Any]
@@ -355,6 +356,85 @@ def test_reward_that_is_no_number_in_the_middle_keeps_the_adapter_of_the_step_be
     assert not same(Path("run"), sft_run)
 
 
+@pytest.mark.parametrize("words", [[], ["--algorithm", "reinforce"]])
+def test_too_few_prompts_for_a_step_are_refused(
+    words: list[str], perl: Perl, sft_run: Path, reward_run: Path, write: Any
+) -> None:
+    source = write(Path("few.jsonl"), [{"prompt": [{"role": "user", "content": f"{n} lattes"}]} for n in range(6)])
+    result = perl("rl", "-m", sft_run, "--reward", reward_run, "-d", source, "-o", "run", *words, "--dry-run", code=2)
+    assert (
+        f"Error: A step takes {32 if words else 8} prompts, and there are 6: nothing would be trained" in result.stderr
+    )
+
+
+@pytest.mark.parametrize("words", [["--load-in-4bit"], ["--load-in-4bit", "--dtype", "float32"], ["--load-in-8bit"]])
+@pytest.mark.filterwarnings("ignore:MatMul8bitLt")
+def test_policy_on_a_quantised_base_begins_as_it_was_saved(
+    words: list[str], perl: Perl, sft_run: Path, reward_run: Path, rows: dict[str, Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    begun: dict[str, torch.Tensor] = {}
+
+    def look(trainer: Any, *_: Any) -> None:
+        named = trainer.model.named_parameters()
+        begun.update({name.replace(".default", ""): p.detach().clone() for name, p in named if ".default." in name})
+        raise RunFailed("enough")
+
+    monkeypatch.setattr(rl, "train", look)
+    common = ("rl", "-m", sft_run, "--reward", reward_run, "-d", rows["prompts"], "-o", "run", *SHORT)
+    perl(*common, *words, code=1)
+    saved = weights(sft_run)
+    assert begun.keys() == saved.keys()
+    assert all(torch.equal(begun[name], saved[name]) for name in saved)
+
+
+def test_overwriting_the_base_of_what_is_read_is_refused(
+    perl: Perl, sft_run: Path, reward_run: Path, rows: dict[str, Path]
+) -> None:
+    perl("merge", sft_run, "-o", "merged")
+    short = ("--max-steps", "1", "--per-device-train-batch-size", "4", "--lora-r", "4", "--max-length", "128")
+    perl("sft", "-m", "merged", "-d", rows["demonstrations"], "-o", "on-merged", *short)
+    common = ("rl", "-m", "on-merged", "--reward", reward_run, "-d", rows["prompts"], *SHORT)
+    result = perl(*common, "-o", "merged", "--overwrite", code=2)
+    assert "--overwrite would delete" in result.stderr
+    assert Path("merged/model.safetensors").exists()
+
+
+@pytest.mark.parametrize("init", ["pissa", "olora"])
+def test_adapter_that_moves_its_base_is_refused(
+    init: str, perl: Perl, sft_run: Path, reward_run: Path, rows: dict[str, Path]
+) -> None:
+    shutil.copytree(sft_run, "moving", ignore=shutil.ignore_patterns("checkpoints"))
+    config = json.loads(Path("moving/adapter_config.json").read_text())
+    Path("moving/adapter_config.json").write_text(json.dumps({**config, "init_lora_weights": init}))
+    result = perl("rl", "-m", "moving", "--reward", reward_run, "-d", rows["prompts"], "-o", "run", *SHORT, code=2)
+    assert f"(init_lora_weights={init}) moves its base's weights as it is loaded" in result.stderr
+    assert "Hint: perl merge moving" in result.stderr
+
+
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`")  # of merging, which isn't done here
+@pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers` to `True`")  # peft keeps the embeddings too
+def test_adapter_of_embeddings_begins_at_its_anchor_and_trains(
+    perl: Perl, llama: Path, reward_run: Path, rows: dict[str, Path]
+) -> None:
+    words = ("--max-steps", "2", "--per-device-train-batch-size", "4", "--lora-r", "4", "--max-length", "128")
+    targets = ("--lora-target-modules", "q_proj")
+    perl("sft", "-m", llama, "-d", rows["demonstrations"], "-o", "sft", "--learning-rate", "1e-2", *words, *targets)
+    base = AutoModelForCausalLM.from_pretrained(llama)
+    config = LoraConfig(r=4, target_modules=["q_proj", "embed_tokens"], task_type="CAUSAL_LM")
+    torch.manual_seed(1)
+    model = get_peft_model(base, config)
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(parameter, std=0.05)
+    shutil.copytree("sft", "start", ignore=shutil.ignore_patterns("checkpoints", "record.json"))
+    model.save_pretrained("start", save_embedding_layers=False)
+    perl("rl", "-m", "start", "--reward", reward_run, "-d", rows["prompts"], "-o", "run", *SHORT)
+    assert metrics(Path("run"))[0]["kl"] == 0
+    before, after = weights(Path("start")), weights(Path("run"))
+    assert any("lora_embedding" in name and not torch.equal(before[name], after[name]) for name in before)
+
+
 def test_reward_model_is_no_policy(perl: Perl, reward_run: Path, rows: dict[str, Path]) -> None:
     result = perl("rl", "-m", reward_run, "--reward", reward_run, "-d", rows["prompts"], "-o", "run", code=2)
     assert f"--model {reward_run} is a reward model, not a policy" in result.stderr
@@ -406,7 +486,8 @@ def test_prompts_that_leave_no_room_are_counted_out(
 ) -> None:
     prompts = [{"prompt": "latte"}, {"prompt": "latte " * 30}]
     source = write(tmp_path / "rows.jsonl", prompts)
-    words = ("--max-length", "20", "--max-completion-length", "8", "--dry-run")
+    size = ("--per-device-train-batch-size", "4", "--gradient-accumulation-steps", "1")
+    words = (*size, "--max-length", "20", "--max-completion-length", "8", "--dry-run")
     result = perl("rl", "-m", llama, "--reward", reward_run, "-d", source, "-o", "run", *words)
     assert "prompts, 1 of 2 rows; left out 1 longer than 12 tokens (rows 2)" in result.stdout
 

@@ -265,13 +265,29 @@ def test_saved_adapter_is_the_one_alone(policy: Any, reward: str, tmp_path: Path
 # Precision, counts and guards
 
 
+def test_an_adapters_parameters_are_known_from_modules_that_bear_its_name() -> None:
+    names = {
+        "model.layers.0.q_proj.lora_A.value.weight": True, "model.embed.lora_embedding_A.value": True,
+        "score.modules_to_save.value.weight": True, "model.q_proj.lora_magnitude_vector.value.weight": True,
+        "attention.self.value.base_layer.weight": False, "attention.self.value.lora_A.default.weight": False,
+        "model.layers.0.q_proj.lora_A.value2.weight": False,
+    }  # fmt: skip
+    assert {name: roles.is_of("value", name) for name in names} == names
+
+
 @pytest.mark.parametrize("precision", ["bfloat16", "4-bit"])
-def test_adapters_are_float32_on_any_base(precision: str, llama: Path, tmp_path: Path) -> None:
+def test_adapters_are_float32_on_any_base_and_not_rounded(precision: str, llama: Path, tmp_path: Path) -> None:
     model = load_policy(llama, PRECISIONS[precision])
     roles.attach_reward(model, saved_reward(tmp_path / "reward", llama, PRECISIONS[precision]))
-    for name, parameter in model.named_parameters():
-        if f".{roles.POLICY}." in name:
-            parameter.data = parameter.data.bfloat16()  # as TRL does on a quantised base
+    before = {name: parameter.clone() for name, parameter in model.named_parameters() if "lora_" in name}
+    grads = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    with roles.unrounded(model):
+        for parameter in model.parameters():
+            if parameter.requires_grad:  # as TRL does on a quantised base
+                parameter.data = parameter.data.bfloat16()
+    assert {name: parameter.requires_grad for name, parameter in model.named_parameters()} == grads
+    after = dict(model.named_parameters())
+    assert all(torch.equal(before[name], after[name]) for name in before)
     roles.keep_only_policy_trainable(model)
     lora = {name: parameter for name, parameter in model.named_parameters() if "lora_" in name}
     assert {parameter.dtype for parameter in lora.values()} == {torch.float32}

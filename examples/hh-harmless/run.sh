@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
-# Reward, RL and evaluation on Anthropic HH. Put train.jsonl and dev.jsonl (rows with chosen and rejected, as published) into
-# data/hh-harmless first; HH holds offensive text. Add --load-in-4bit to each command for a 4-bit base.
+# SFT, reward, RL and evaluation on Anthropic HH, by the recipe of that name.
+# It downloads the data from the hub; HH holds offensive text.
+# Add --load-in-4bit to each command for a 4-bit base.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
-perl reward --config examples/hh-harmless/reward.yaml
-perl rl --config examples/hh-harmless/rl.yaml
-perl eval --model runs/hh-harmless/reward --data data/hh-harmless/dev.jsonl
-perl eval --model runs/hh-harmless/rl --reward runs/hh-harmless/reward --data data/hh-harmless/dev.jsonl
+perl sft --recipe hh-harmless
+perl reward --recipe hh-harmless
+perl eval --recipe hh-harmless --model runs/hh-harmless/reward
+perl rl --recipe hh-harmless
+perl eval --recipe hh-harmless

@@ -24,6 +24,7 @@ from perlcli.value_model import Batch, ValueModel
 
 PHASES = ("sampling", "scoring", "anchor", "learning")
 TIME = "seconds/"
+SCALE = 2.0**14  # of the value model's loss in float16
 
 
 class Clock(TrainerCallback):
@@ -65,15 +66,20 @@ class Rloo(RLOOTrainer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self._policy: Any = self.model
         self.clock = Clock(self)
         self.add_callback(self.clock)
 
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        with roles.casting(self._policy, on=not (self.args.bf16 or self.args.fp16)):  # both are autocast
+            return super().training_step(*args, **kwargs)
+
     def _generate(self, prompts: list[Any]) -> Any:
-        with self.clock.phase("sampling"):
+        with self.clock.phase("sampling"), roles.casting(self._policy, on=True):  # TRL samples outside autocast
             return super()._generate(prompts)
 
     def _calculate_rewards(self, *args: Any) -> torch.Tensor:
-        with self.clock.phase("scoring"):
+        with self.clock.phase("scoring"), roles.casting(self._policy, on=True):  # as the stand-alone reward model
             return super()._calculate_rewards(*args)
 
     def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> Any:
@@ -84,7 +90,7 @@ class Rloo(RLOOTrainer):
     def kl_to_anchor(self, prompts: Sequence[list[int]], written: Sequence[list[int]]) -> float:
         """KL(policy || anchor) per token over some completions, by the very computation that training uses."""
         ids, mask, length = side_by_side(prompts, written, self._tokenizer.pad_token_id, self.accelerator.device)
-        model: Any = self.model
+        model = self._policy
         was_training = model.training
         model.eval()
         with torch.no_grad():
@@ -199,7 +205,7 @@ class Reinforce(Rloo):
 
     def learn_values(self) -> None:
         """Take the value model's gradients of the batches that the policy just learned from, clipped apart from its."""
-        error = self.value.learn(self._to_learn, self._autocast)
+        error = self.value.learn(self._to_learn, self._autocast, SCALE if self.args.fp16 else 1.0)
         self._to_learn = []
         if self.args.max_grad_norm and self.args.max_grad_norm > 0:
             nn.utils.clip_grad_norm_(self.value.parameters(), self.args.max_grad_norm)
@@ -233,6 +239,8 @@ def returns(rewards: torch.Tensor, log_ratios: torch.Tensor, beta: float) -> tor
 def whiten(advantages: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """Advantages of mean 0 and deviation 1 over the tokens that count."""
     kept = advantages[mask.bool()]
+    if len(kept) < 2:  # every completion was cut, and is masked out
+        return torch.zeros_like(advantages)
     return (advantages - kept.mean()) / (kept.std() + 1e-4) * mask
 
 

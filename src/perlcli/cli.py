@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from perlcli import __version__, settings
-from perlcli.options import Group, command
+from perlcli import __version__, recipes, settings
+from perlcli.options import DEBUG_HELP, Group, command, with_boundary
 
 app = typer.Typer(
     name="perl",
@@ -140,6 +140,33 @@ def data_convert(given: settings.DataConvert) -> None:
     from perlcli import data_convert
 
     data_convert.run(given)
+
+
+USE = "To run one: perl sft --recipe NAME, and so on. To change one: perl recipes show NAME > mine.yaml"
+shelf = typer.Typer(cls=Group, invoke_without_command=True, rich_markup_mode=None)
+app.add_typer(shelf, name="recipes", short_help="List the recipes: the paper's tasks as YAML.")
+
+
+@shelf.callback()
+def list_recipes(context: typer.Context) -> None:
+    """List the recipes: the paper's tasks, with data, settings and evaluation, for the option --recipe.
+
+    Example: perl recipes
+    """
+    if context.invoked_subcommand is None:
+        with_boundary(lambda: print(f"{recipes.table()}\n\n{USE}"), debug=False)
+
+
+@shelf.command("show")
+def show_recipe(
+    name: Annotated[str, typer.Argument(help="Name or file of the recipe.", metavar="NAME", show_default=False)],
+    debug: Annotated[bool, typer.Option("--debug", help=DEBUG_HELP)] = False,
+) -> None:
+    """Print a recipe's YAML, to copy and change.
+
+    Example: perl recipes show tldr > mine.yaml
+    """
+    with_boundary(lambda: print(recipes.text(name), end=""), debug=debug)
 
 
 def main() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator
+from dataclasses import replace
 
 from perlcli import data, data_file, settings
 from perlcli.data import Renderer
@@ -19,6 +20,7 @@ def run(given: settings.DataCheck) -> None:
     values = settings.resolve(given, {})
     settings.check(values)
     file, render = data_file.name_of(values), data_file.renderer(values)
+    data_file.check_is_no_stream(file, "save it to a file first")
     found, faults = reports(values, file, render)
     if not found:
         raise failure(file, list(faults.values()))
@@ -63,10 +65,11 @@ def report(
     values: settings.DataCheck, file: str, use: settings.Use, render: Renderer
 ) -> Generator[None, None, list[str]]:
     """What a stage says of the file, and of its held-out side where it is a folder that has one; yields at each row."""
-    train = data.load(file, use, chat=render.chat)
+    options = data_file.options_of(values)
+    train = data.load(file, use, chat=render.chat, options=options)
     sides = [train]
-    if data.is_embedded(file) or has_split(file, "test"):
-        held_out = data.load(file, use, split="test", chat=render.chat)
+    if data.is_embedded(file) or has_split(file, "test", options):
+        held_out = data.load(file, use, split="test", chat=render.chat, options=replace(options, split=None))
         held_out.report.overlap = data.overlap(train, held_out)
         sides.append(held_out)
     lines = []

@@ -21,7 +21,7 @@ def run(given: settings.DataConvert) -> None:
     file = data_file.name_of(given)
     path = Path(given.run.output or f"{Path(file).name.partition('.')[0]}-trl.jsonl").expanduser()
     check_path(path, file, overwrite=given.run.overwrite)
-    use, found = data_file.load(file, given.convert.for_, chat=not given.convert.text)
+    use, found = data_file.load(given, given.convert.for_, chat=not given.convert.text)
     rows = [as_trl(row) for row in found.rows]
     write_lines(path, rows)
     for line in found.report.lines():
@@ -46,7 +46,8 @@ def as_trl(row: Row) -> dict[str, Any]:
     """The row under TRL's names: what is a list of messages is its conversational form, text its standard one."""
     if isinstance(row, Prompt):
         whole = {"prompt": row.prompt, **row.extra}  # what goes to reward functions
-        return whole if detect(whole, whole) == "prompts" else {"prompt": row.prompt}
+        found = detect(whole)
+        return whole if found and found.name == "prompts" else {"prompt": row.prompt}
     prompt = {} if row.prompt is None else {"prompt": row.prompt}
     if isinstance(row, Preference):
         return {**prompt, "chosen": row.chosen, "rejected": row.rejected}

@@ -9,6 +9,7 @@ from typing import Any
 from perlcli import base, data, settings, upstream
 from perlcli.data import Data, Renderer
 from perlcli.data.fitting import Columns, fitted
+from perlcli.data.sources import STDIN
 from perlcli.data.tokens import of_demonstration, of_preference, of_prompt
 from perlcli.errors import PerlError
 
@@ -36,17 +37,34 @@ def renderer(given: settings.DataCheck | settings.DataShow) -> Renderer:
     return base.renderer(source, base.load_tokenizer(source, trust_remote_code=trust))
 
 
-def load(file: str, use: settings.Use | None, *, chat: bool, split: str = "train") -> tuple[settings.Use, Data]:
+def options_of(given: settings.OfData) -> settings.DataSettings:
+    """How to read the file, as the stages take it."""
+    file = given.file
+    return settings.DataSettings(
+        data=file.file, data_format=file.data_format, subset=file.subset, split=file.split,
+        shp_score_ratio=file.shp_score_ratio, shp_per_post=file.shp_per_post,
+    )  # fmt: skip
+
+
+def load(given: settings.OfData, use: settings.Use | None, *, chat: bool) -> tuple[settings.Use, Data]:
     """The rows for a stage, or for the first stage that can use them, and which that is. Raises PerlError."""
+    file, options = name_of(given), options_of(given)
     if use is not None:
-        return use, data.load(file, use, split=split, chat=chat)
+        return use, data.load(file, use, chat=chat, options=options)
+    check_is_no_stream(file, "name the stage with --for")
     faults = []
     for name in USES:
         try:
-            return name, data.load(file, name, split=split, chat=chat)
+            return name, data.load(file, name, chat=chat, options=options)
         except PerlError as fault:
             faults.append(fault)
     raise faults[0] if is_same(faults) else PerlError("\n".join(fault.problem for fault in faults))
+
+
+def check_is_no_stream(file: str, hint: str) -> None:
+    """Raise PerlError for standard input where it would be read for one stage after another."""
+    if file == STDIN:
+        raise PerlError("Standard input can be read once, and each stage reads for itself", hint)
 
 
 def is_same(faults: list[PerlError]) -> bool:

@@ -26,7 +26,7 @@ def run(given: settings.DataShow) -> None:
     values = settings.resolve(given, {})
     settings.check(values)
     file, render = data_file.name_of(values), data_file.renderer(values)
-    use, found = data_file.load(file, values.show.for_, chat=render.chat)
+    use, found = data_file.load(values, values.show.for_, chat=render.chat)
     coloured = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
     legend = LEGEND[use].format(marks="coloured" if coloured else f"between {BRACKETS[0]} and {BRACKETS[1]}")
     say(f"{found.report.line()}\nAs perl {use} reads it: {legend}")

@@ -32,6 +32,13 @@ class Interrupted(PerlError):
     exit_code = 130
 
 
+def reason(error: Exception) -> str:
+    """What went wrong in a library or the system, in one line."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:600]}"
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """The hint part `Did you mean …?` for an unknown name, or an empty string where nothing is near."""
     found = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)

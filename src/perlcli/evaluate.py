@@ -29,7 +29,10 @@ def run(given: settings.Eval) -> RunRecord | None:
     prepared = prepare(given)
     action = evaluate_reward if prepared.source.is_classifier else evaluate_policy
     if prepared.source.is_classifier and prepared.settings.sampling.reward:
-        raise PerlError(f"--model {prepared.source.name} is a reward model: --reward is for judging a policy")
+        problem = f"--model {prepared.source.name} is a reward model: --reward is for judging a policy"
+        if prepared.settings.recipe.recipe is None:
+            raise PerlError(problem)
+        prepared.run.note(f"{problem}, so the recipe's is left out")
     return action(prepared)
 
 

@@ -22,9 +22,14 @@ def checksum(model: nn.Module, adapter: str) -> str:
     """
     digest = hashlib.sha256()
     for name, tensor in _tensors(model, adapter):
-        flat = tensor.detach().contiguous().flatten()
-        digest.update(f"{name} {_total(flat)} {float(flat[::97].double().sum())!r}".encode())
+        digest.update(f"{name} {sums(tensor)}".encode())
     return digest.hexdigest()
+
+
+def sums(tensor: torch.Tensor) -> str:
+    """What tells one tensor's content from another's."""
+    flat = tensor.detach().contiguous().flatten()
+    return f"{_total(flat)} {float(flat[::97].double().sum())!r}"
 
 
 def _total(flat: torch.Tensor) -> int:
@@ -40,7 +45,7 @@ def _total(flat: torch.Tensor) -> int:
 
 def _tensors(model: nn.Module, adapter: str) -> Iterator[tuple[str, torch.Tensor]]:
     for name, parameter in model.named_parameters():
-        if f".{adapter}." in name if adapter else roles.is_base(name):
+        if roles.is_of(adapter, name) if adapter else roles.is_base(name):
             yield name, parameter
             if getattr(parameter, "quant_state", None) is not None:
                 yield from ((f"{name} state {i}", t) for i, t in enumerate(roles.quantised_state(parameter)))
@@ -73,11 +78,17 @@ def checksums(model: Any) -> dict[str, str]:
 def compare(before: Mapping[str, str], after: Mapping[str, str]) -> None:
     """The policy must have moved, and the value model where there is one; nothing else may. Raises RunFailed."""
     for name, mark in before.items():
+        word = f"The {told(name)}"
         if name in (roles.POLICY, roles.VALUE):
-            assert_moved(mark, after[name], "The policy" if name == roles.POLICY else "The value model")
+            assert_moved(mark, after[name], word)
         else:
-            words = {"": "The base", roles.ANCHOR: "The anchor"}
-            assert_still(mark, after[name], words.get(name, "The reward adapter"))
+            assert_still(mark, after[name], f"{word} adapter" if name.startswith(roles.REWARD) else word)
+
+
+def told(name: str) -> str:
+    """A role's name for a person to read; the empty one is the base's."""
+    words = {"": "base", roles.POLICY: "policy", roles.ANCHOR: "anchor", roles.VALUE: "value model"}
+    return words.get(name, name)
 
 
 def assert_moved(before: str, after: str, what: str) -> None:
@@ -112,7 +123,7 @@ def intended(model: nn.Module, more: Iterable[nn.Parameter] = ()) -> TrainsExact
     """The guard for a run that trains the policy's adapter, everything under full tuning, and what is named beside."""
     named = dict(model.named_parameters())
     adapters = getattr(model, "peft_config", None)
-    wanted = [p for name, p in named.items() if adapters is None or f".{roles.POLICY}." in name]
+    wanted = [p for name, p in named.items() if adapters is None or roles.is_of(roles.POLICY, name)]
     return TrainsExactly([*wanted, *more], {id(parameter): name for name, parameter in named.items()})
 
 

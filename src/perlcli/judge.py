@@ -19,7 +19,9 @@ from perlcli.rewards import Scored
 REWARD, SUM = "reward", "weighted_sum"  # the judge's names, for one reward and for several
 ROW = "perlcli_row"  # the column that leads from TRL's batches back to our rows
 PROMPTS, PER_PROMPT = 4, 4  # what a probe samples; without groups as many completions of as many prompts
-ROUNDS = 3  # a function may be hard to please: it gets so many probes before equal rewards count as a fault
+# How often the probe is taken again, on other prompts, where that may help: a function may be hard to please, and a
+# policy that is sure of itself writes the same to a prompt each time, which says nothing of the reward.
+ROUNDS = 5
 Score = Callable[[Sequence[Prompt], Sequence[list[int]]], Scored]
 
 
@@ -28,7 +30,6 @@ class Judge:
 
     def __init__(self, run: Run, prepared: Prepared, score: Score, rows: list[Prompt], name: str = REWARD) -> None:
         self.run, self.score, self.rows, self.render = run, score, rows, prepared.renderer
-        self.penalty = prepared.settings.rl.missing_eos_penalty or 0.0
         self.__name__ = name  # TRL names its metrics by it
 
     def __call__(
@@ -38,17 +39,14 @@ class Judge:
         rows = [self.rows[index] for index in columns[ROW]]
         found = self.score(rows, completion_ids)
         check_finite(found.total)
-        taken = [
-            r - self.penalty * (not self.render.ended(ids)) for r, ids in zip(found.total, completion_ids, strict=True)
-        ]
         for name, part in found.parts.items() if len(found.parts) > 1 else ():
             log_metric(f"rewards/{name}/mean", fmean(part))
         texts = [self.render.text(ids) for ids in completion_ids]
         gold = [check(text) for row, text in zip(rows, texts, strict=True) if (check := data.gold_check(row))]
         if gold:
             log_metric("gold", fmean(gold))
-        self._sample(trainer_state, rows[0], texts[0], taken[0])
-        return taken
+        self._sample(trainer_state, rows[0], texts[0], found.total[0])
+        return found.total
 
     def _sample(self, state: Any, row: Prompt, text: str, reward: float) -> None:
         every = max(1, state.max_steps // 20)
@@ -82,6 +80,10 @@ class Probe:
         rewards = dict(zip(texts, self.scored.total[part], strict=True)).values()
         return max(rewards) > min(rewards)
 
+    def varies(self, part: slice) -> bool:
+        """Whether there are different completions."""
+        return len({tuple(ids) for ids in self.written[part]}) > 1
+
     def summary(self) -> dict[str, Any]:
         """The probe as a run's record keeps it."""
         rewards = self.scored.total
@@ -97,20 +99,23 @@ def probe(
     """Sample and score a few prompts before the first step. Raises RunFailed where all get the same reward.
 
     RLOO learns from differences between completions of one prompt, so a reward model that sees none in any prompt is
-    a fault too; a function may be hard to please, and gets `ROUNDS` probes that differ at all.
+    a fault too. A function, and a policy that writes the same each time, get `ROUNDS` probes.
     """
     values = prepared.settings
     groups = values.rl.algorithm == "rloo"
     size = min(PER_PROMPT, values.rl.num_generations) if groups else 1
     count = PROMPTS if groups else PROMPTS * PER_PROMPT
-    for turn in range(ROUNDS if is_function else 1):
+    for turn in range(ROUNDS):
         part = [prompts[(turn * count + i) % len(prompts)] for i in range(count) for _ in range(size)]
         found = _answer(model, prepared, score, part, values.run.seed + turn)
         check_finite(found.scored.total)
         width = len(part) if is_function or not groups else size
-        if any(found.differs(slice(start, start + width)) for start in range(0, len(part), width)):
+        slices = [slice(start, start + width) for start in range(0, len(part), width)]
+        if any(map(found.differs, slices)):
             _tell_idle(prepared.run, found.scored)
             return found
+        if not is_function and any(map(found.varies, slices)):
+            break
     raise RunFailed(*_no_difference(found, len(prompts[:count]), size))
 
 
@@ -127,7 +132,7 @@ def _answer(model: Any, prepared: Prepared, score: Score, part: Sequence[tuple[P
 
 def _no_difference(found: Probe, prompts: int, size: int) -> tuple[str, str]:
     rewards = found.scored.total
-    if not found.differs(slice(None)) and len({tuple(ids) for ids in found.written}) > 1:
+    if not found.differs(slice(None)) and found.varies(slice(None)):
         what = f"The reward gives all {len(rewards)} completions the same value ({rewards[0]:.4g}): nothing to learn"
         return what, "check that the reward fits the data and tells good completions from bad ones"
     same = len({tuple(ids) for ids in found.written}) <= prompts

@@ -27,18 +27,19 @@ def base_copies(model: nn.Module) -> float:
     for name, parameter in model.named_parameters():
         if roles.is_base(name) and IN_LAYER.search(name) and len(_shape(parameter)) > 1:
             own[_shape(parameter)] += 1
-    live = _live(set(own))
+    adapters = {id(parameter) for name, parameter in model.named_parameters() if not roles.is_base(name)}
+    live = _live(set(own), adapters)
     size = {shape: torch.Size(shape).numel() for shape in own}
     total = sum(size[shape] * count for shape, count in own.items())
     return sum(size[shape] * live[shape] for shape in own) / total if total else 0.0
 
 
-def _live(wanted: set[Shape]) -> Counter[Shape]:
-    """How many storages of these shapes lie in memory."""
+def _live(wanted: set[Shape], adapters: set[int]) -> Counter[Shape]:
+    """How many storages of these shapes lie in memory, but for the model's own adapters."""
     gc.collect()
     objects = gc.get_objects()
     tensors = [item for item in objects if issubclass(type(item), torch.Tensor)]
-    kept = {id(grad) for tensor in tensors if tensor.is_leaf and (grad := tensor.grad) is not None}
+    kept = adapters | {id(grad) for tensor in tensors if tensor.is_leaf and (grad := tensor.grad) is not None}
     for item in objects:
         if issubclass(type(item), torch.optim.Optimizer):
             kept |= {id(value) for state in item.state.values() for value in state.values()}

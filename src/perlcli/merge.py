@@ -17,12 +17,13 @@ from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
-from perlcli import base, device, roles, settings, upstream
+from perlcli import base, device, guards, roles, settings, upstream
 from perlcli.base import ADAPTER_CONFIG, Source
 from perlcli.errors import PerlError, RunFailed
 from perlcli.prepare import Prepared, check_fingerprint, check_tokenizer, loaded, trained_in
 from perlcli.record import RECORD, SAMPLES, Run, RunRecord, check_output, find_record, recording
 from perlcli.settings import ModelSettings
+from perlcli.value_model import HEAD_FILE
 
 PROMPTS = (
     "Can I get a large latte with oat milk, and a slice of the lemon cake?",
@@ -108,8 +109,10 @@ def find(given: settings.Merge) -> Prepared:
 
 
 def _refuse_other_folders(name: str) -> None:
-    """Raise PerlError for the folder of a run that holds no adapter, with what it holds instead."""
+    """Raise PerlError for the folder of a run that holds no adapter, with what it holds instead; for a value model."""
     folder = Path(name).expanduser()
+    if (folder / HEAD_FILE).exists():
+        raise PerlError(f"{name} is the value model of a run, not a policy", f"name the run: {folder.parent}")
     if not (folder / RECORD).exists() or (folder / ADAPTER_CONFIG).exists():
         return
     found = find_record(str(folder))
@@ -309,12 +312,25 @@ def merge(model: PeftModel, prepared: Prepared, rows: list[Ids]) -> Any:
         with model.disable_adapter():
             metrics["adapter_effect"] = largest_difference(wanted, logits(model, rows))
     tuner: Any = model.base_model
+    before = base_weights(model)
     try:
         merged = tuner.merge_and_unload(safe_merge=True)
     except (ValueError, NotImplementedError, AttributeError, TypeError, RuntimeError) as error:
         raise RunFailed(f"peft can't merge {source.name}: {' '.join(str(error).split())[:300]}") from error
+    if before == base_weights(merged):
+        raise RunFailed(
+            f"Merging changed no weight: in {str(merged.dtype).removeprefix('torch.')} the adapter is lost to rounding",
+            "perl merge --dtype float32 keeps it",
+        )
     tell_difference(prepared, str(merged.dtype).removeprefix("torch."), wanted, logits(merged, rows))
     return merged
+
+
+def base_weights(model: Any) -> list[str]:
+    """A digest of each weight of the base by its content alone, adapters left out."""
+    found = [name for name, _ in model.named_parameters() if roles.is_base(name)]
+    parameters = dict(model.named_parameters())
+    return sorted(guards.sums(parameters[name]) for name in found if parameters[name].dim() > 1)
 
 
 def tell_difference(prepared: Prepared, dtype: str, before: list[torch.Tensor], after: list[torch.Tensor]) -> None:

@@ -1,4 +1,4 @@
-"""Settings dataclasses as Typer options, YAML files, and the boundary where errors become lines and exit codes."""
+"""Settings dataclasses as Typer options, and the boundary where errors become lines and exit codes."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ import traceback
 import types
 import typing
 from collections.abc import Callable, Mapping
-from keyword import iskeyword
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperArgument, TyperCommand, TyperGroup
 
+from perlcli import recipes, upstream
 from perlcli import settings as definitions
-from perlcli import upstream
-from perlcli.errors import PerlError, nearest, shorten
+from perlcli.config import read_config
+from perlcli.errors import PerlError, reason
 from perlcli.settings import Option, dashed
-from perlcli.values import convert, describe, fits
+from perlcli.values import convert, fits
 
 CONFIG_HELP = "YAML file with the same names as these options; the command line wins."
 LESS_MEMORY = "a smaller --per-device-train-batch-size or --max-length, or --load-in-4bit, takes less memory"
@@ -144,7 +144,7 @@ def _settings(stage: type[Any], config: str | None, given: Mapping[str, Any]) ->
     for name, value in given.items():
         if value is not None:
             values[name] = _typed(name, value, types_of[name])
-    return definitions.build(stage, values)
+    return definitions.build(stage, recipes.fill(stage, values))
 
 
 def _typed(name: str, value: Any, kind: Any) -> Any:
@@ -155,40 +155,6 @@ def _typed(name: str, value: Any, kind: Any) -> Any:
     if not fits(parts, kind):
         raise PerlError(f"--{dashed(name)} must be numbers, comma-separated, not {value}")
     return convert(parts, kind)
-
-
-def read_config(stage: type[Any], path: Path) -> dict[str, Any]:
-    """The settings in a YAML file; raises PerlError that names every unknown key and every wrong type."""
-    import yaml  # 20 ms that a call without --config needn't pay
-
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise PerlError(f"Can't read --config {path}: {_reason(error)}") from error
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date like 2024-13-45
-        raise PerlError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
-    if content is None:
-        return {}
-    if not isinstance(content, dict):
-        raise PerlError(f"{path} must hold `name: value` lines, not a {type(content).__name__}")
-    return _checked(stage, path, content)
-
-
-def _checked(stage: type[Any], path: Path, content: Mapping[Any, Any]) -> dict[str, Any]:
-    known = {item.name: item for item in definitions.options(stage)}
-    values, faults = {}, []
-    for key, value in content.items():
-        name = str(key).replace("-", "_")
-        name += "_" if iskeyword(name) else ""
-        if name not in known:
-            faults.append(f"{path}: unknown key {key}. {nearest(name, known)}".rstrip())
-        elif not fits(value, known[name].type):
-            faults.append(f"{path}: {key} must be {describe(known[name].type)}, not {shorten(value)}")
-        else:
-            values[name] = convert(value, known[name].type)
-    if faults:
-        raise PerlError("\n".join(faults), f"perl {definitions.command_of(stage)} --help lists the names")
-    return values
 
 
 def with_boundary(action: Callable[[], None], *, debug: bool) -> None:
@@ -210,7 +176,7 @@ def with_boundary(action: Callable[[], None], *, debug: bool) -> None:
         if debug:
             raise
         if type(error).__name__ == "OutOfMemoryError":  # torch's, which isn't imported here
-            _tell(f"Error: {_reason(error)}\nHint: {LESS_MEMORY}")
+            _tell(f"Error: {reason(error)}\nHint: {LESS_MEMORY}")
             raise typer.Exit(1) from None
         if NO_SPACE in str(error):
             _tell(
@@ -218,14 +184,8 @@ def with_boundary(action: Callable[[], None], *, debug: bool) -> None:
                 "Hint: make room, then the same command with --resume (merge, eval: --overwrite)"
             )
             raise typer.Exit(1) from None
-        _tell(f"Error: {_reason(error)}\nHint: run it again with --debug to see where; please report it if it is ours")
+        _tell(f"Error: {reason(error)}\nHint: run it again with --debug to see where; please report it if it is ours")
         raise typer.Exit(1) from None
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:600]}"
 
 
 def _tell(text: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ from perlcli import base, coffee, device, roles, settings
 from perlcli.data import Data, Prompt
 from perlcli.data.tokens import of_prompt
 from perlcli.errors import PerlError
-from perlcli.prepare import Prepared, check_adapter, fit, loaded
+from perlcli.prepare import Prepared, check_adapter, fit, keep_apart, loaded
 from perlcli.record import find_record
 from perlcli.settings import BASE, SFT
 
@@ -66,10 +67,10 @@ def fitting_prompts(prepared: Prepared, rows: Data, role: str) -> list[tuple[Pro
 
 def start_of(folder: str) -> str | None:
     """The whole model that a run with --full was held to, or began from, by its record; None for any other folder."""
+    start = _tuned_from(folder)
     record = find_record(folder)
-    if record is None or not record.settings.get("full"):
+    if record is None or start is None:
         return None
-    start = str(coffee.BASE) if record.model["name"] == base.EMBEDDED else str(record.model["name"])
     wanted = record.settings.get("anchor") or SFT
     if wanted == SFT:
         return start
@@ -78,10 +79,23 @@ def start_of(folder: str) -> str | None:
 
 def base_of(model: str) -> str:
     """The model before any full tuning of ours: what a run with --full began from, and so on back."""
-    record = find_record(model)
+    start = _tuned_from(model)
+    return model if start is None else base_of(start)
+
+
+def _tuned_from(folder: str) -> str | None:
+    """The model that a run with --full began from; None for any other folder."""
+    record = find_record(folder)
     if record is None or not record.settings.get("full"):
-        return model
-    return base_of(str(coffee.BASE) if record.model["name"] == base.EMBEDDED else str(record.model["name"]))
+        return None
+    return str(coffee.BASE) if record.model["name"] == base.EMBEDDED else str(record.model["name"])
+
+
+def _round_reference(reference: Any, prepared: Prepared) -> None:
+    """Give TRL's reference model the precision that the policy was loaded in: TRL reads it from its file in float32."""
+    dtype = getattr(torch, device.dtype_name(prepared.settings.model))
+    for parameter in reference.parameters() if reference is not None else ():
+        parameter.data = parameter.data.to(dtype).float()
 
 
 @dataclass(frozen=True)
@@ -97,7 +111,7 @@ class Anchor:
 def find_anchor(prepared: Prepared) -> Anchor:
     """What `--anchor` names. Raises PerlError where it can't stand beside the policy."""
     if prepared.settings.rl.beta == 0:
-        return Anchor("none, as --beta is 0", is_start=False)
+        return Anchor("none in training, as --beta is 0", is_start=False, adapter=prepared.source.adapter)
     wanted = prepared.settings.rl.anchor or SFT
     if prepared.settings.lora.full:
         return _whole_anchor(wanted, prepared)
@@ -121,7 +135,9 @@ def _locate_anchor(wanted: str, prepared: Prepared) -> base.Source:
     source = base.locate(wanted, option="--anchor", trust_remote_code=trust)
     if source.is_classifier:
         raise PerlError(f"--anchor {wanted} is a reward model, not a policy")
-    marks = [base.tokenizer_fingerprint(t) for t in (base.load_tokenizer(source), prepared.tokenizer)]
+    keep_apart(prepared.settings, source)
+    tokenizer = base.load_tokenizer(source, trust_remote_code=trust)
+    marks = [base.tokenizer_fingerprint(tokenizer), base.tokenizer_fingerprint(prepared.tokenizer)]
     if marks[0] != marks[1]:
         raise PerlError(
             f"--anchor {wanted} has another tokenizer or chat template ({marks[0]}) than the policy ({marks[1]})"
@@ -135,6 +151,7 @@ def _whole_anchor(wanted: str, prepared: Prepared) -> Anchor:
         return Anchor("the model that RL starts from", True, model=start)
     if wanted == BASE:
         found = base_of(start)
+        keep_apart(prepared.settings, base.locate(found, option="--anchor"))
         return Anchor(f"the base {found}", found == start, model=found)
     source = _locate_anchor(wanted, prepared)
     if source.adapter:
@@ -154,14 +171,23 @@ def named_after(model: Any, anchor: Anchor) -> Iterator[None]:
         model.config._name_or_path = before
 
 
-def set_anchor(trainer: Any, anchor: Anchor) -> None:
+def set_anchor(trainer: Any, anchor: Anchor, prepared: Prepared) -> None:
     """Put the anchor where TRL looks for it: the adapter `ref`, or none for the bare base.
 
-    TRL has put a copy of the policy there. For a policy that begins at the base that copy is an adapter that adds
-    nothing, and takes time and memory: the bare base gives the same numbers.
+    TRL has put a copy of the policy there, which stays where RL starts from an adapter; without a penalty it is kept
+    for `perl eval` alone. For a policy that begins at the base that copy is an adapter that adds nothing, and takes
+    time and memory: the bare base gives the same numbers.
     """
     model = trainer.model
-    if not hasattr(model, "peft_config") or (anchor.is_start and anchor.adapter):
+    if not hasattr(model, "peft_config"):
+        _round_reference(trainer.ref_model, prepared)
+        return
+    if anchor.adapter and (anchor.is_start or not trainer.beta):
+        parameters = dict(model.named_parameters())
+        for name, parameter in parameters.items():
+            if roles.is_of(roles.POLICY, name):  # TRL's copy leaves out adapters of embeddings
+                place = re.sub(rf"\.{roles.POLICY}(\.|$)", rf".{roles.ANCHOR}\1", name)
+                parameters[place].data.copy_(parameter.data)
         return
     model.delete_adapter(roles.ANCHOR)
     if anchor.adapter:

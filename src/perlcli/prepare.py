@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from perlcli import base, coffee, data, device, settings, upstream
+from perlcli import base, coffee, data, device, recipes, settings, upstream
 from perlcli.base import Source
 from perlcli.data import Data, Renderer
 from perlcli.data.fitting import Tokens
 from perlcli.data.sources import has_split
 from perlcli.errors import PerlError
-from perlcli.record import PROOF, RECORD, Run, check_output, find_record
+from perlcli.record import PROOF, RECORD, Run, check_output, find_record, is_inside
 
+MOVES_BASE = ("pissa", "olora", "corda", "loftq")  # initialisations of peft that subtract the adapter from the base
 LORA_FIELDS = {"lora_r": "r", "lora_alpha": "lora_alpha", "lora_dropout": "lora_dropout"}
 
 
@@ -39,13 +40,15 @@ def prepare(given: Any) -> Prepared:
     """Resolve and check a stage's settings against the model, the machine and the output folder. Raises PerlError."""
     upstream.hush_bars()
     command = settings.command_of(given)
-    source = base.locate(given.model.model, trust_remote_code=given.model.trust_remote_code)
+    recipe = given.recipe.recipe
+    source = locate(given)
     if given.data.data is None and not source.is_embedded:
         raise PerlError(
             f"--data is missing for the model {source.name}",
             f"--data FILE, or --data {data.COFFEE} for the embedded data",
         )
-    preset = dict(coffee.SETTINGS[command]) if source.is_embedded and data.is_embedded(given.data.data) else {}
+    is_default = source.is_embedded and data.is_embedded(given.data.data) and recipe is None
+    preset = dict(coffee.SETTINGS[command]) if is_default else {}
     if source.is_embedded:
         device.spare_threads()
     if command == "eval":
@@ -54,6 +57,7 @@ def prepare(given: Any) -> Prepared:
     settings.check(resolved)
     device.check(resolved.model)
     check_output(resolved)
+    keep_apart(resolved, source)
     _check_targets(resolved, source)
     tokenizer = base.load_tokenizer(source, trust_remote_code=given.model.trust_remote_code)
     check_tokenizer(source, tokenizer)
@@ -69,12 +73,32 @@ def prepare(given: Any) -> Prepared:
     return Prepared(resolved, source, tokenizer, renderer, run)
 
 
+def locate(given: Any) -> Source:
+    """Find `--model`. Raises PerlError, also where it or a `--reward` is left by a stage of the recipe still to run."""
+    recipe, name = given.recipe.recipe, given.model.model
+    if recipe is not None:
+        recipes.check_made(recipe, "--model", name)
+    source = base.locate(name, trust_remote_code=given.model.trust_remote_code)
+    if recipe is not None and hasattr(given, "sampling") and not source.is_classifier:
+        for reward in given.sampling.reward:
+            recipes.check_made(recipe, "--reward", reward)
+    return source
+
+
 def _eval_folder(source: Source) -> str:
     """Where an evaluation goes by default: beside the run that it measures, else into `runs`."""
     place = Path(source.adapter or source.base)
     name = f"eval-{data.COFFEE if place.name == coffee.BASE.name else place.name}"
     is_run = (place / RECORD).exists()
     return str(Path(source.name).expanduser().parent / name if is_run else Path("runs") / name)
+
+
+def keep_apart(resolved: Any, source: Source) -> None:
+    """Raise PerlError where --overwrite would delete an adapter that the run reads, or the base below it."""
+    folder = Path(str(resolved.run.output)).expanduser()
+    for place in (source.base, source.adapter):
+        if resolved.run.overwrite and place and is_inside(place, folder):
+            raise PerlError(f"--overwrite would delete {place}, which this run reads", "name another --output")
 
 
 def check_tokenizer(source: Source, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -104,7 +128,8 @@ def check_adapter(source: Source, run: Run, used: settings.ModelSettings | None)
     found = f"{source.name} was trained on its base in {trained}, but is used on it in {device.precision(used)}"
     if used.strict:
         raise PerlError(f"--strict: {found}", "load the base as in its training, or leave --strict out")
-    if not (Path(str(source.adapter)) / PROOF).exists():  # with a proof the shift is measured, and told then
+    measures = run.record.command in ("rl", "eval") and (Path(str(source.adapter)) / PROOF).exists()
+    if not measures:  # else the shift is told when the reward is loaded
         run.note(f"{found}: what it gives shifts a little.")
 
 
@@ -163,6 +188,11 @@ def _adapter_settings(given: Any, source: Source) -> dict[str, Any]:
         raise PerlError(f"--full can't start from the adapter {source.name}", hint)
     if is_rl and getattr(config, "bias", "none") != "none":  # peft writes them into the base
         raise PerlError(f"The adapter {source.name} changes the biases of its base, which is its anchor's too", hint)
+    if is_rl and str(getattr(config, "init_lora_weights", True)).startswith(MOVES_BASE):
+        raise PerlError(
+            f"The adapter {source.name} (init_lora_weights={config.init_lora_weights}) moves its base's weights as it "
+            "is loaded, and the base serves other roles too", hint,
+        )  # fmt: skip
     if not all(hasattr(config, field) for field in LORA_FIELDS.values()):
         raise PerlError(f"The adapter {source.name} is {config.peft_type}, not LoRA")
     found = {name: getattr(config, field) for name, field in LORA_FIELDS.items()}
@@ -183,20 +213,24 @@ def _adapter_settings(given: Any, source: Source) -> dict[str, Any]:
 
 def load_data(prepared: Prepared, use: str, split: str = "train", source: str | None = None) -> Data:
     """The rows of `--data`, or of another source, for a use."""
-    values = prepared.settings.data
-    found = data.load(source or values.data, use, split=split, chat=prepared.renderer.chat)
-    if values.drop_duplicates:
+    options = prepared.settings.data
+    name = options.data if source is None else source
+    if split == "test" and hasattr(prepared.settings, "held_out"):  # --split is of the rows that train
+        options = replace(options, split=None, subset=options.subset if name == options.data else None)
+    found = data.load(name, use, split=split, chat=prepared.renderer.chat, options=options)
+    if options.drop_duplicates:
         data.drop_repeats(found)
     return found
 
 
 def load_sides(prepared: Prepared, use: str) -> tuple[Data, Data | None]:
     """The rows that train, and those that measure; None where there is nothing to measure on."""
-    source, values = prepared.settings.data.data, prepared.settings.held_out
+    options, values = prepared.settings.data, prepared.settings.held_out
     train = load_data(prepared, use)
     if values.eval_fraction is not None:
         return data.hold_out(train, values.eval_fraction)
-    if values.eval_data is None and not data.is_embedded(source) and not has_split(source, "test"):
+    source = options.data
+    if values.eval_data is None and not data.is_embedded(source) and not has_split(source, "test", options):
         return train, None
     held_out = load_data(prepared, use, "test", values.eval_data)
     held_out.report.overlap = data.overlap(train, held_out)
@@ -231,6 +265,8 @@ def require(prepared: Prepared, *, policy: bool) -> None:
 def preview(prepared: Prepared, config: Any = None) -> None:
     """Print what a run would do, for `--dry-run`."""
     found, values = prepared.source, prepared.settings
+    if values.recipe.recipe is not None:
+        print(f"recipe: {values.recipe.recipe}")
     print(f"model: {found.name} (base {found.base_name}, {device.precision(values.model)} on {device.kind()})")
     if hasattr(values, "lora"):
         print(_training_line(prepared))

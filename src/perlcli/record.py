@@ -20,7 +20,7 @@ from typing import Any, Literal
 from perlcli import settings as definitions
 from perlcli.errors import Interrupted, PerlError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 RECORD, SETTINGS, METRICS, SAMPLES = "record.json", "settings.yaml", "metrics.jsonl", "samples.jsonl"
 CARD, PROOF, MERGE = "README.md", "proof.json", "merge"
 CARD_OF_ADAPTER = ["library_name: peft", "tags: [perl, lora, trl]"]
@@ -99,7 +99,8 @@ def read_record(folder: Path) -> RunRecord:
     known = {item.name for item in dataclasses.fields(RunRecord)}
     version = content.get("schema_version") if isinstance(content, dict) else None
     if version != SCHEMA_VERSION or set(content) != known:
-        raise PerlError(f"{path} has schema version {version}; this perlcli reads version {SCHEMA_VERSION}")
+        problem = f"{path} has schema version {version}; this perlcli reads version {SCHEMA_VERSION}"
+        raise PerlError(problem, "run it again with this perlcli, or use the perlcli that wrote it")
     return RunRecord(**content)
 
 
@@ -219,14 +220,14 @@ def check_output(settings: definitions.Stage) -> None:
         )
         raise PerlError(f"--output {folder} is not empty", f"{ways} another --output")
     reads = [values.get(name) for name in ("model", "data", "eval_data", "anchor")] + list(values.get("reward", ()))
-    inside = [name for name in reads if name and _is_inside(name, folder)]
+    inside = [name for name in reads if name and is_inside(name, folder)]
     if values.get("overwrite") and inside:
         raise PerlError(f"--overwrite would delete {inside[0]}, which this run reads", "name another --output")
 
 
 MAY_CHANGE = {
     "max_steps", "num_train_epochs", "save_steps", "report_to", "resume", "overwrite", "dry_run", "output",
-    "trust_remote_code",
+    "trust_remote_code", "strict", "recipe",
 }  # fmt: skip
 
 
@@ -246,7 +247,8 @@ def _check_resumable(folder: Path, values: Mapping[str, Any]) -> None:
         )
 
 
-def _is_inside(name: str, folder: Path) -> bool:
+def is_inside(name: str, folder: Path) -> bool:
+    """Whether something local lies in a folder, or is it."""
     path = Path(name).expanduser()
     return path.exists() and path.resolve().is_relative_to(folder.resolve())
 
@@ -263,8 +265,12 @@ def write_settings(path: Path, values: Mapping[str, Any]) -> None:
     """Write the YAML that reruns this run with `--config`; what only steers one call stays out."""
     import yaml
 
-    once = ("dry_run", "overwrite", "resume")
-    kept = {n: list(v) if isinstance(v, tuple) else v for n, v in values.items() if n not in once and v is not None}
+    whole = bool(values.get("recipe"))  # with what is unset, so that nothing is left for the recipe to fill in again
+    kept = {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in values.items()
+        if name not in definitions.ONCE and (whole or value is not None)
+    }
     path.write_text(yaml.safe_dump(kept, sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 

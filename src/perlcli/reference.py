@@ -6,7 +6,7 @@ import ast
 from itertools import groupby
 from pathlib import Path
 
-from perlcli import settings
+from perlcli import recipes, settings
 from perlcli.cli import app, data_app
 from perlcli.options import CONFIG_HELP, DEBUG_HELP, shown_default, shown_name
 from perlcli.values import describe
@@ -21,6 +21,15 @@ def commands() -> str:
     ]
     texts = {group + str(info.name): info.callback.__doc__ or "" for group, info in found if info.callback}
     return "\n\n".join(_command(name, texts[name]) for name in settings.ALL_COMMANDS)
+
+
+def recipe_table() -> str:
+    """Every recipe with its title and stages, as Markdown."""
+    rows = ["| recipe | task | stages |", "| --- | --- | --- |"]
+    for name in recipes.names():
+        found = recipes.read(name)
+        rows.append(f"| `{name}` | {found.title} | {', '.join(found.stages)} |")
+    return "\n".join(rows)
 
 
 def _command(name: str, text: str) -> str:

@@ -15,7 +15,7 @@ from perlcli import base, device, guards, plots, roles, scores, settings
 from perlcli.errors import PerlError, RunFailed
 from perlcli.meter import train
 from perlcli.prepare import Prepared, load_sides, loaded, prepare, preview, require
-from perlcli.record import METRICS, RunRecord, recording
+from perlcli.record import METRICS, PROOF, RunRecord, recording
 from perlcli.training import trl_config
 
 PROOF_ROWS, PROOF_KEPT = 8, 4
@@ -39,10 +39,16 @@ def run(given: settings.Reward) -> RunRecord | None:
         trainer = build_trainer(prepared, config, train_set, weight)
         run.record.trl_settings = trainer.args.to_dict()
         run.record.trainable_parameters, run.record.total_parameters = roles.count_parameters(trainer.model)
-        before = guards.checksum(trainer.model, roles.POLICY)
-        train(trainer, run, lambda model: save(prepared, model))
-        if not prepared.settings.lora.full:
-            guards.assert_moved(before, guards.checksum(trainer.model, roles.POLICY), "The reward adapter")
+        role, what = ("", "The reward model") if prepared.settings.lora.full else (roles.POLICY, "The reward adapter")
+        before, after = guards.checksum(trainer.model, role), ""
+
+        def finish(model: Any) -> None:
+            nonlocal after
+            after = guards.checksum(model, role)  # first: saving rounds the head, or after full tuning the weights
+            save(prepared, model)
+
+        train(trainer, run, finish)
+        guards.assert_moved(before, after, what)
         proof = [
             ids for row in train_set.select(range(min(PROOF_ROWS, len(train_set)))) for ids in scores.id_lists(row)
         ]
@@ -96,11 +102,12 @@ def build_trainer(prepared: Prepared, config: RewardConfig, rows: Dataset, weigh
         model = roles.new_adapter(model, values.lora, "SEQ_CLS")
     options: dict[str, Any] = {"train_dataset": rows, "processing_class": tokenizer}
     trainer: Any
-    if weight is None:
-        trainer = RewardTrainer(model, config, **options)
-    else:
-        trainer = ThumbsTrainer(model, config, data_collator=ThumbsCollator(tokenizer.pad_token_id), **options)
-        trainer.pos_weight = weight
+    with roles.unrounded(model):
+        if weight is None:
+            trainer = RewardTrainer(model, config, **options)
+        else:
+            trainer = ThumbsTrainer(model, config, data_collator=ThumbsCollator(tokenizer.pad_token_id), **options)
+            trainer.pos_weight = weight
     roles.as_float32(trainer.model)
     roles.set_adapter_dropout(trainer.model, values.lora.lora_dropout or 0.0)
     return trainer
@@ -153,6 +160,7 @@ class ThumbsTrainer(RewardTrainer):
 def save(prepared: Prepared, model: Any) -> None:
     """Write the adapter with its head, or the whole classifier after full tuning, and the tokenizer."""
     folder = prepared.run.folder
+    (folder / PROOF).unlink(missing_ok=True)  # of the weights before
     if prepared.settings.lora.full:
         model.to(getattr(torch, device.dtype_name(prepared.settings.model)))
         model.save_pretrained(str(folder))

@@ -15,7 +15,7 @@ from perlcli import base, roles, scores
 from perlcli.base import Source
 from perlcli.data import Content, Prompt, Renderer, text_of
 from perlcli.errors import PerlError, nearest
-from perlcli.prepare import Prepared, check_adapter
+from perlcli.prepare import Prepared, check_adapter, keep_apart
 from perlcli.record import RunRecord, find_record
 
 MODULE_FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
@@ -62,6 +62,7 @@ def find(name: str, prepared: Prepared) -> Reward:
         raise PerlError(f"--reward {name} is {what}, not a reward model", "train one with `perl reward`")
     if source.adapter is None and source.config.num_labels != 1:
         raise PerlError(f"--reward {source.name} gives {source.config.num_labels} labels; a reward is one score")
+    keep_apart(prepared.settings, source)
     is_shared = _shares_base(source, prepared)
     _check_record(source, prepared, is_shared=is_shared)
     return Reward(name, source=source, is_shared=is_shared)
@@ -180,18 +181,21 @@ class FunctionReward:
 
 
 class Weighted:
-    """The weighted sum of some rewards of the same completions."""
+    """The weighted sum of some rewards of the same completions, less a penalty for one that did not end by itself."""
 
-    def __init__(self, rewards: Mapping[str, Scorer], weights: Sequence[float]) -> None:
-        self.rewards, self.weights = rewards, weights
+    def __init__(
+        self, rewards: Mapping[str, Scorer], weights: Sequence[float], penalty: float = 0.0,
+        ended: Callable[[Ids], bool] = bool,
+    ) -> None:  # fmt: skip
+        self.rewards, self.weights, self.penalty, self.ended = rewards, weights, penalty, ended
 
     def __call__(self, rows: Sequence[Prompt], written: Sequence[Ids]) -> Scored:
         """Every completion's sum and its parts."""
         parts = {name: reward(rows, written) for name, reward in self.rewards.items()}
-        total = [
-            sum(w * r for w, r in zip(self.weights, row, strict=True)) for row in zip(*parts.values(), strict=True)
-        ]
-        return Scored(total, parts)
+        rows_of = zip(*parts.values(), strict=True)
+        sums = [sum(w * r for w, r in zip(self.weights, row, strict=True)) for row in rows_of]
+        taken = [r - self.penalty * (not self.ended(ids)) for r, ids in zip(sums, written, strict=True)]
+        return Scored(taken, parts)
 
     def bytes(self) -> dict[str, int]:
         """What each reward adds to memory."""
@@ -209,7 +213,8 @@ def attach_all(found: Sequence[Reward], model: Any, prepared: Prepared, batch: i
         rewards[name] = attach(reward, model, prepared, batch, adapter)
         if len(found) > 1:
             prepared.run.note(f"  weight {weight:g}, told as rewards/{name}")
-    return Weighted(rewards, weights)
+    penalty = prepared.settings.rl.missing_eos_penalty if hasattr(prepared.settings, "rl") else None
+    return Weighted(rewards, weights, penalty or 0.0, prepared.renderer.ended)
 
 
 def _short_names(names: Sequence[str]) -> list[str]:

@@ -33,6 +33,7 @@ def run(given: settings.Rl) -> RunRecord | None:
     found = rewards.find_all(prepared)
     anchor = policies.find_anchor(prepared)
     prompts = policies.fitting_prompts(prepared, load_data(prepared, "rl"), "train")
+    check_count(len(prompts), config)
     if prepared.is_dry:
         print(f"algorithm: {prepared.settings.rl.algorithm}; anchor: {anchor.words}")
         preview(prepared, config)
@@ -46,10 +47,17 @@ def run(given: settings.Rl) -> RunRecord | None:
         tell_memory(trainer, run, score)
         run.record.trl_settings = trainer.args.to_dict()
         count_parameters(trainer, run.record)
-        marks = guards.checksums(trainer.model)
-        train(trainer, run, lambda model: save(prepared, model, trainer))
-        guards.compare(marks, guards.checksums(trainer.model))
-        run.record.guards["unchanged"] = sorted(told(name) for name in marks if name not in (roles.POLICY, roles.VALUE))
+        before, after = marks(trainer), {}
+
+        def finish(model: Any) -> None:
+            after.update(marks(trainer))  # first: after full tuning saving rounds the weights
+            save(prepared, model, trainer)
+
+        train(trainer, run, finish)
+        guards.compare(before, after)
+        moved = [name for name in before if name in (roles.POLICY, roles.VALUE)]
+        run.record.guards["trained"] = sorted(map(guards.told, moved))
+        run.record.guards["unchanged"] = sorted(guards.told(name) for name in before if name not in moved)
         run.record.metrics = summary(trainer.state.log_history)
         plots.curves("rl", run.folder / METRICS, run.folder / "plots" / "training.png")
     return run.record
@@ -64,10 +72,11 @@ def trainer_args(given: settings.Rl) -> RLOOConfig:
         "disable_dropout": True,  # else policy and anchor differ by chance where they are equal, and so do samples
     }  # fmt: skip
     if reinforce:
-        size = (given.train.per_device_train_batch_size or 1) * (given.train.gradient_accumulation_steps or 1)
-        if size < 2:
+        size, passes = int(given.train.per_device_train_batch_size or 1), given.train.gradient_accumulation_steps or 1
+        if size * passes < 2:
             raise PerlError("--algorithm reinforce needs at least 2 completions a step", "raise the batch size")
-        extra["num_generations"] = size  # any that RLOOConfig takes: it refuses 1, which RLOOTrainer can do
+        # RLOOConfig refuses 1, which RLOOTrainer can do: until it is set, any that divides a generation batch
+        extra["num_generations"] = size if size > 1 else passes
     config = trl_config(RLOOConfig, given, extra)
     if reinforce:
         config.num_generations = 1
@@ -75,6 +84,16 @@ def trainer_args(given: settings.Rl) -> RLOOConfig:
             problem = "--set max_grad_norm=0 doesn't go with --algorithm reinforce in float16"
             raise PerlError(problem, "--dtype bfloat16")  # gradients stay scaled then, and the value model's are not
     return config
+
+
+def check_count(prompts: int, config: RLOOConfig) -> None:
+    """Raise PerlError where the prompts don't fill a step: TRL would end after none."""
+    needed = int(config.generation_batch_size or 1) // int(config.num_generations or 1)
+    if prompts < needed:
+        raise PerlError(
+            f"A step takes {needed} prompts, and there are {prompts}: nothing would be trained",
+            "lower --per-device-train-batch-size or --gradient-accumulation-steps, or bring more prompts",
+        )
 
 
 def build_trainer(
@@ -90,7 +109,7 @@ def build_trainer(
     judge: Any = Judge(run, prepared, score, rows, REWARD if len(found) == 1 else SUM)
     more: list[Any] = []
     trainer: Any
-    with policies.named_after(model, anchor):
+    with policies.named_after(model, anchor), roles.unrounded(model):
         if values.rl.algorithm == "reinforce":
             value = ValueModel(model)
             rate = values.rl.value_learning_rate
@@ -98,7 +117,7 @@ def build_trainer(
             more = value.parameters()
         else:
             trainer = Rloo(model, judge, config, **options)
-    policies.set_anchor(trainer, anchor)
+    policies.set_anchor(trainer, anchor, prepared)
     if not values.lora.full:
         roles.keep_only_policy_trainable(trainer.model)
         roles.set_adapter_dropout(trainer.model, values.lora.lora_dropout or 0.0)
@@ -152,9 +171,12 @@ def save(prepared: Prepared, model: Any, trainer: Any) -> None:
         trainer.value.save_head(prepared.run.folder / roles.VALUE)
 
 
-def told(name: str) -> str:
-    """A role's name for the record."""
-    return {"": "base", roles.ANCHOR: "anchor"}.get(name, name)
+def marks(trainer: Any) -> dict[str, str]:
+    """A digest of every role; the value model's with its head, which alone learns at the first step."""
+    found = guards.checksums(trainer.model)
+    if isinstance(trainer, Reinforce):
+        found[roles.VALUE] += guards.checksum(trainer.value.head, "")
+    return found
 
 
 def summary(history: Sequence[dict[str, Any]]) -> dict[str, float]:

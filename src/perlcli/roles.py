@@ -3,6 +3,7 @@ trace."""
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -60,15 +61,23 @@ def as_float32(model: PeftModel, *, head: bool = True) -> PeftModel:
     return model
 
 
-def keep_only_policy_trainable(model: nn.Module) -> None:
-    """Let the policy's adapter train and nothing else, in float32.
-
-    TRL casts it to bfloat16 on a quantised base, but not the anchor's copy, so that their KL would not begin at 0.
-    """
+@contextmanager
+def unrounded(model: nn.Module) -> Iterator[None]:
+    """Keep TRL's trainers from rounding an adapter to bfloat16, as they do on a quantised base with all that trains."""
+    grads = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    adapters = getattr(model, "peft_config", None) is not None
+    for parameter in model.parameters() if adapters else ():
+        parameter.requires_grad_(False)
+    yield
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(f".{POLICY}." in name)
-        if "lora_" in name:
-            parameter.data = parameter.data.float()
+        if grads.get(name):
+            parameter.requires_grad_(True)
+
+
+def keep_only_policy_trainable(model: nn.Module) -> None:
+    """Let the policy's adapter train and nothing else."""
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(is_of(POLICY, name))
 
 
 def set_adapter_dropout(model: nn.Module, chance: float) -> None:
@@ -82,6 +91,11 @@ def missing_keys_are_errors(folder: str, missing: Sequence[str]) -> None:
     """Raise PerlError where an adapter left modules of its own unfilled: peft would go on with fresh ones."""
     if missing:
         raise PerlError(f"The adapter {folder} does not fit its base: it lacks {missing[0]} ({len(missing)} in all)")
+
+
+def is_of(adapter: str, name: str) -> bool:
+    """Whether a parameter's name is of this adapter: its name comes behind peft's, as modules may bear it too."""
+    return re.search(rf"\.(lora_\w+|modules_to_save)\.{re.escape(adapter)}(\.|$)", name) is not None
 
 
 def is_base(name: str) -> bool:
@@ -106,7 +120,7 @@ def bytes_of(tensors: Iterable[torch.Tensor]) -> int:
 
 def adapter_bytes(model: nn.Module, adapter: str) -> int:
     """The bytes that one adapter adds to the base."""
-    return bytes_of(p for name, p in model.named_parameters() if f".{adapter}." in name)
+    return bytes_of(p for name, p in model.named_parameters() if is_of(adapter, name))
 
 
 def quantised_state(weight: torch.Tensor) -> list[torch.Tensor]:
@@ -152,6 +166,26 @@ def switched(model: PeftModel, adapter: str | None, *, train: bool = False) -> I
             module.training = modes[name]
 
 
+@contextmanager
+def casting(model: nn.Module, *, on: bool) -> Iterator[None]:
+    """Let adapters convert their input to their own dtype, or not.
+
+    Under autocast the conversion is undone at once, bfloat16 to float32 to bfloat16: the result is the same without it,
+    and so is each projection's gradient, but no second copy of every input is kept for the backward pass. Outside
+    autocast a float32 adapter on a bfloat16 base needs it. (peft's own `disable_input_dtype_casting` can't be undone
+    for a part.)
+    """
+    layers: list[Any] = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    before: list[Any] = [layer.cast_input_dtype_enabled for layer in layers]
+    for layer in layers:
+        layer.cast_input_dtype_enabled = on
+    try:
+        yield
+    finally:
+        for layer, was_on in zip(layers, before, strict=True):
+            layer.cast_input_dtype_enabled = was_on
+
+
 def add_adapter(model: PeftModel, folder: str, name: str) -> None:
     """Put a further saved adapter on the model, frozen, beside the policy's, which stays the one in use.
 
@@ -163,7 +197,7 @@ def add_adapter(model: PeftModel, folder: str, name: str) -> None:
             found = model.load_adapter(folder, name, is_trainable=False)
     except (RuntimeError, ValueError, OSError, KeyError, SafetensorError) as error:
         raise PerlError(f"The adapter {folder} does not fit its base: {' '.join(str(error).split())[:300]}") from error
-    missing_keys_are_errors(folder, [key for key in found.missing_keys if f".{name}." in key or "lora_" in key])
+    missing_keys_are_errors(folder, [key for key in found.missing_keys if is_of(name, key) or "lora_" in key])
     model.train(was_training)
     model.set_adapter(POLICY)
     as_float32(model)
@@ -268,7 +302,7 @@ def round_head(model: PeftModel, dtype: torch.dtype) -> None:
     peft loads a head into a module of the base's dtype; rounding it before it is saved keeps scores the same for all.
     """
     for name, parameter in model.named_parameters():
-        if f"modules_to_save.{POLICY}" in name:
+        if "modules_to_save" in name and is_of(POLICY, name):
             parameter.data = parameter.data.to(dtype)
 
 

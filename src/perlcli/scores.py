@@ -15,9 +15,11 @@ from perlcli.data.tokens import of_preference
 from perlcli.errors import PerlError, RunFailed
 from perlcli.prepare import fit, trained_in
 from perlcli.progress import Progress
-from perlcli.record import PROOF, SAMPLES, Run, find_record, write_json
+from perlcli.record import PROOF, SAMPLES, Run, RunRecord, find_record, package_versions, write_json
 
 SAMPLED, BATCH = 20, 16
+ROUNDING, COARSE = 1e-3, 0.1  # how far a score may move by rounding, as a share of the largest: float32, fewer bits
+DECIDING = ("torch", "transformers", "peft", "bitsandbytes")
 Scorer = Callable[[Sequence[list[int]]], list[float]]
 
 
@@ -55,8 +57,8 @@ def write_proof(folder: Path, rows: list[list[int]], scores: list[float]) -> Non
 def check_proof(source: base.Source, scorer: Scorer, run: Run, values: settings.ModelSettings) -> None:
     """Score a reward folder's proof rows again, and say how far the scores moved; without a proof there is no telling.
 
-    In the precision and on the device of its training they must not move; raises PerlError where they do. Elsewhere
-    rounding moves them, and by how much is noted.
+    In the precision, on the device and with the libraries of its training only rounding may move them (another CPU may
+    bear the same name); raises PerlError where more does. Elsewhere it is noted how far they moved.
     """
     trained, path = find_record(source.adapter or source.base), Path(source.adapter or source.base) / PROOF
     if trained is None or not path.exists():
@@ -70,8 +72,9 @@ def check_proof(source: base.Source, scorer: Scorer, run: Run, values: settings.
         raise PerlError(f"{path} can't be read: {error}", "train the reward again, or delete this file") from error
     used, learned = device.precision(values), trained.device.get("precision")
     run.record.guards[f"shift of {source.name}"] = shift
-    if used == learned and device.describe(values)["name"] == trained.device.get("name"):
-        if not is_same(shift, wanted):
+    where = _elsewhere(trained, device.describe(values)["name"])
+    if used == learned and not where:
+        if not shift <= (ROUNDING if used == "float32" else COARSE) * max(1.0, *map(abs, wanted)):
             raise PerlError(
                 f"The reward {source.name} scores its own proof rows otherwise than after its training: rewards moved "
                 f"by up to {shift:.3g}",
@@ -79,11 +82,20 @@ def check_proof(source: base.Source, scorer: Scorer, run: Run, values: settings.
             )
         return
     spread = max(wanted) - min(wanted)
-    how = f"in {learned}, used in {used}" if used != learned else "on another device"
+    how = f"in {learned}, used in {used}" if used != learned else where
     run.note(
         f"The reward {source.name} was trained {how}: on {len(rows)} rows its scores shift by up to {shift:.2g} "
         f"(they spread over {spread:.2g})."
     )
+
+
+def _elsewhere(trained: RunRecord, name: str) -> str:
+    """What differs from a training, of all that decides rounding: the device, or the libraries; empty for nothing."""
+    if trained.device.get("name") != name:
+        return "on another device"
+    now = package_versions()
+    changed = [key for key in DECIDING if trained.versions.get(key) != now.get(key)]
+    return f"with another {' and '.join(changed)}" if changed else ""
 
 
 def is_same(shift: float, scores: list[float]) -> bool:

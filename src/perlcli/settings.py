@@ -20,6 +20,7 @@ OnLong = Literal["drop", "truncate", "error"]
 Use = Literal["sft", "reward", "rl"]
 ATTENTION = "attention"
 SFT, BASE = "sft", "base"  # the anchors that have a name
+ONCE = ("dry_run", "overwrite", "resume")  # steer one call, and are no part of what a run is
 
 
 def option(default: Any, text: str, *, short: str = "", unset: str = "", argument: bool = False) -> Any:
@@ -56,7 +57,23 @@ class ModelSettings:
 class DataSettings:
     """Data"""
 
-    data: str | None = option(None, "Data: hub id, local file or folder.", short="-d", unset="the embedded coffee data")
+    data: str | None = option(
+        None,
+        "Data: hub id, local file or folder, or - for standard input.",
+        short="-d",
+        unset="the embedded coffee data",
+    )
+    data_format: str | None = option(
+        None, "Name of the rows' format, of --eval-data's too; the README lists them.", unset="found from the columns"
+    )
+    subset: str | None = option(
+        None, "Subset of a hub data set: a configuration or a folder of it.", unset="the default one"
+    )
+    split: str | None = option(None, "Split of a hub data set or of a folder.", unset="train; eval: test or validation")
+    shp_score_ratio: float | None = option(
+        None, "Format shp: least ratio of the two comments' scores; its card takes 2.", unset="no limit"
+    )
+    shp_per_post: int | None = option(None, "Format shp: most pairs of one post; its card takes 5.", unset="no limit")
     max_length: int | None = option(
         None,
         "Longest row in tokens, prompt and completion together; --on-long says what becomes of longer ones.",
@@ -75,7 +92,7 @@ class HeldOutSettings:
     """Data"""
 
     eval_data: str | None = option(
-        None, "Held-out data, measured at the end.", unset="the test file of a local data folder"
+        None, "Held-out data, measured at the end.", unset="the test split of --data, where it has one"
     )
     eval_fraction: float | None = option(
         None, "Share of --data held out instead, all rows of a prompt on one side, chosen by content.", unset="none"
@@ -107,6 +124,17 @@ class TrainSettings:
     per_device_train_batch_size: int | None = option(None, "Rows (rl: completions) per device and pass.", unset="8")
     gradient_accumulation_steps: int | None = option(None, "Passes per optimiser step.", unset="by stage")
     set: tuple[str, ...] = option((), "NAME=VALUE for any other field of the TRL config in use; repeatable.")
+
+
+@dataclass(frozen=True)
+class RecipeSettings:
+    """Run"""
+
+    recipe: str | None = option(
+        None,
+        "Values of one of the paper's tasks, by name (`perl recipes` lists them) or YAML file; --config and the "
+        "command line win.", unset="none",
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -219,6 +247,11 @@ class FileSettings:
     file: str | None = option(
         None, "Data: local file or folder, hub id, or coffee for the embedded data.", argument=True
     )
+    data_format: str | None = option_of(DataSettings, "data_format")
+    subset: str | None = option_of(DataSettings, "subset")
+    split: str | None = option_of(DataSettings, "split")
+    shp_score_ratio: float | None = option_of(DataSettings, "shp_score_ratio")
+    shp_per_post: int | None = option_of(DataSettings, "shp_per_post")
 
 
 @dataclass(frozen=True)
@@ -287,6 +320,7 @@ class Sft:
     held_out: HeldOutSettings = field(default_factory=HeldOutSettings)
     lora: LoraSettings = field(default_factory=LoraSettings)
     train: TrainSettings = field(default_factory=TrainSettings)
+    recipe: RecipeSettings = field(default_factory=RecipeSettings)
     run: RunSettings = field(default_factory=RunSettings)
     keep: KeepSettings = field(default_factory=KeepSettings)
 
@@ -301,6 +335,7 @@ class Reward:
     thumbs: ThumbsSettings = field(default_factory=ThumbsSettings)
     lora: LoraSettings = field(default_factory=LoraSettings)
     train: TrainSettings = field(default_factory=TrainSettings)
+    recipe: RecipeSettings = field(default_factory=RecipeSettings)
     run: RunSettings = field(default_factory=RunSettings)
     keep: KeepSettings = field(default_factory=KeepSettings)
 
@@ -315,6 +350,7 @@ class Rl:
     rl: RlSettings = field(default_factory=RlSettings)
     lora: LoraSettings = field(default_factory=LoraSettings)
     train: TrainSettings = field(default_factory=TrainSettings)
+    recipe: RecipeSettings = field(default_factory=RecipeSettings)
     run: RunSettings = field(default_factory=RunSettings)
     keep: KeepSettings = field(default_factory=KeepSettings)
 
@@ -327,6 +363,7 @@ class Eval:
     data: DataSettings = field(default_factory=DataSettings)
     sampling: SamplingSettings = field(default_factory=SamplingSettings)
     eval: EvalSettings = field(default_factory=EvalSettings)
+    recipe: RecipeSettings = field(default_factory=RecipeSettings)
     run: RunSettings = field(default_factory=RunSettings)
 
 
@@ -436,6 +473,11 @@ def options(stage: type[Any]) -> Iterator[Option]:
             yield Option(item.name, group.name, kind.__doc__, types[item.name], item.default, **item.metadata)
 
 
+def names(stage: type[Any]) -> list[str]:
+    """The names of a stage's options."""
+    return [item.name for item in options(stage)]
+
+
 def build(stage: type[Any], values: Mapping[str, Any]) -> Any:
     """Settings of the stage with these flat values; raises PerlError for a name it doesn't have."""
     known = {item.name: item for item in options(stage)}
@@ -489,7 +531,8 @@ def resolve(settings: Any, preset: Mapping[str, Any]) -> Any:
 POSITIVE = (
     "max_length", "lora_r", "lora_alpha", "max_steps", "num_train_epochs", "learning_rate",
     "per_device_train_batch_size", "gradient_accumulation_steps", "save_steps", "temperature", "num_generations",
-    "max_completion_length", "max_samples", "per_device_eval_batch_size", "value_learning_rate", "rows",
+    "max_completion_length", "max_samples", "per_device_eval_batch_size", "value_learning_rate", "shp_score_ratio",
+    "shp_per_post", "rows",
 )  # fmt: skip
 NOT_NEGATIVE = ("beta", "seed", "missing_eos_penalty")
 
@@ -519,6 +562,8 @@ def _conflicts(values: Mapping[str, Any]) -> Iterator[str]:
         values.get(n) for n in ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules")
     ):
         yield "--full uses no adapter, so the --lora options don't apply"
+    if values.get("data") == values.get("eval_data") == "-":
+        yield "--data and --eval-data can't both be read from standard input"
     if values.get("overwrite") and values.get("resume"):
         yield "--overwrite and --resume exclude each other"
     if not 0 <= (values.get("lora_dropout") or 0) < 1:

@@ -33,7 +33,8 @@ def run(given: settings.Sft) -> RunRecord | None:
     with recording(prepared.run) as run:
         model = policies.start(prepared)
         config.assistant_only_loss = False  # the labels carry it; TRL allows it for rows alone that it renders itself
-        trainer: Any = SFTTrainer(model, config, train_dataset=train_set, processing_class=prepared.tokenizer)
+        with roles.unrounded(model):
+            trainer: Any = SFTTrainer(model, config, train_dataset=train_set, processing_class=prepared.tokenizer)
         roles.as_float32(trainer.model)
         run.record.trl_settings = trainer.args.to_dict()
         run.record.trainable_parameters, run.record.total_parameters = roles.count_parameters(trainer.model)

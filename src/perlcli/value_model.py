@@ -49,7 +49,7 @@ class ValueModel:
 
     def parameters(self) -> list[nn.Parameter]:
         """What the value model learns, in a fixed order."""
-        adapter = [p for name, p in self.policy.named_parameters() if f".{roles.VALUE}." in name]
+        adapter = [p for name, p in self.policy.named_parameters() if roles.is_of(roles.VALUE, name)]
         return [*adapter, *self.head.parameters()]
 
     def guess(self, start: float) -> None:
@@ -61,8 +61,11 @@ class ValueModel:
         with torch.no_grad(), roles.switched(self.policy, roles.VALUE), autocast:
             return self._values(batch)
 
-    def learn(self, batches: Sequence[Batch], autocast: Any) -> float:
-        """Put the gradients of the squared error on the parameters; gives the mean squared error over the tokens."""
+    def learn(self, batches: Sequence[Batch], autocast: Any, scale: float = 1.0) -> float:
+        """Put the gradients of the squared error on the parameters; gives the mean squared error over the tokens.
+
+        `scale` lifts the loss on the way back, so that float16 doesn't round its gradients to 0.
+        """
         for parameter in self.parameters():
             parameter.grad = None
         total = 0.0
@@ -72,9 +75,9 @@ class ValueModel:
                 with autocast():
                     values = self._values(batch)
                 error = ((values - batch["returns"]).square() * mask).sum() / mask.sum().clamp(min=1)
-                (0.5 * error / len(batches)).backward()
+                (0.5 * scale * error / len(batches)).backward()
             total += float(error.detach()) / len(batches)
-        grads = [p.grad.norm() for p in self.parameters() if p.grad is not None]
+        grads = [p.grad.div_(scale).norm() for p in self.parameters() if p.grad is not None]
         if not torch.isfinite(torch.stack(grads).sum()):
             raise RunFailed("The value model's gradient is not a finite number", "try a lower --value-learning-rate")
         return total

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,13 @@ from perlcli import coffee
 from perlcli.data import checks, sources
 from perlcli.data.checks import drop_repeats, overlap
 from perlcli.data.fitting import fit
-from perlcli.data.formats import SET_ASIDE, convert
+from perlcli.data.formats import convert
+from perlcli.data.published import shp_limits
 from perlcli.data.render import Renderer
-from perlcli.data.rows import Content, Data, DataReport, Demonstration, Preference, Prompt, Thumb
+from perlcli.data.rows import Content, Data, DataReport, Demonstration, Found, Preference, Prompt, Thumb
 from perlcli.data.splits import hold_out
 from perlcli.errors import PerlError
+from perlcli.settings import DataSettings
 
 __all__ = [
     "Content",
@@ -46,22 +49,43 @@ EMBEDDED_ROWS: dict[tuple[str, str], Callable[[], list[dict[str, Any]]]] = {
 }
 
 
-def load(source: str | None, use: str, *, split: str = "train", chat: bool = True) -> Data:
-    """Read a source for a use ("sft", "reward", "rl"); None or `coffee` is the embedded data. Raises PerlError."""
-    embedded = is_embedded(source)
-    raws = EMBEDDED_ROWS[use, split]() if embedded else sources.read(str(source), split)
-    name = f"{EMBEDDED}, {split}" if embedded else str(source)
-    format_name, rows = convert(raws, use, name, chat=chat)
-    kept = [(number, row) for number, row in enumerate(rows, start=1) if row is not None]
-    report = DataReport(name, format_name, read=len(rows), kept=len(rows), fingerprint=checks.fingerprint(rows))
-    for number, row in enumerate(rows, start=1):
-        if row is None:
-            report.drop(SET_ASIDE[use], number)
-    found = Data([row for _, row in kept], [number for number, _ in kept], report)
+def load(
+    source: str | None, use: str, *, split: str = "train", chat: bool = True, options: DataSettings | None = None
+) -> Data:
+    """Read a source for a use ("sft", "reward", "rl"); None or `coffee` is the embedded data. Raises PerlError.
+
+    `split` is the side that the rows are for, "train" or "test"; `options` say what the source itself doesn't, such as
+    the format, and the limits of SHP, which hold for held-out data of that format, too.
+    """
+    options = options or DataSettings()
+    name = f"{EMBEDDED}, {split}" if is_embedded(source) else sources.title(str(source))
+    limits = (options.shp_score_ratio, options.shp_per_post)
+    with closing(_read(source, use, split, options)) as raws:
+        done = convert(raws, use, name, chat=chat, name=options.data_format, limit=shp_limits(*limits))
+    if not done.format:
+        raise PerlError(f"{name} holds no rows")
+    if any(limits) and done.format != "shp" and source == options.data:
+        raise PerlError(f"--shp-score-ratio and --shp-per-post are of the format shp, and {name} is {done.format}")
+    read = len(done.rows) + sum(map(len, done.dropped.values()))
+    report = DataReport(name, done.format, read=read, kept=read, fingerprint=checks.fingerprint(done.rows))
+    for reason, numbers in done.dropped.items():
+        for number in numbers:
+            report.drop(reason, number)
+    found = Data(done.rows, done.numbers, report)
     checks.inspect(found)
     if not found.rows:
         raise PerlError(f"{name}: no row is left to use: {report.line()}")
     return found
+
+
+def _read(source: str | None, use: str, split: str, options: DataSettings) -> sources.Rows:
+    """The source's rows as they are."""
+    if not is_embedded(source):
+        return sources.read(str(source), split, options)
+    if options.subset is not None or options.split is not None:
+        raise PerlError("--subset and --split are of your own data, not of the embedded coffee data")
+    rows = EMBEDDED_ROWS[use, split]()
+    return (Found(f"{EMBEDDED}, row {number}", row) for number, row in enumerate(rows, start=1))
 
 
 def is_embedded(source: str | None) -> bool:

@@ -1,17 +1,20 @@
-"""Which format the columns of a source are, and each row of it in our own shape."""
+"""The formats that are known, by name: how each is told by its columns, and its rows in our own shape."""
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import takewhile
 
-from perlcli.data.rows import Content, Demonstration, Message, Preference, Prompt, Row, Thumb
-from perlcli.errors import PerlError, shorten
+from perlcli.data import published, standard
+from perlcli.data.fields import BadField, SetAside
+from perlcli.data.rows import Demonstration, Found, Preference, Prompt, Raw, Row, Thumb
+from perlcli.errors import PerlError, nearest
 
-Raw = Mapping[str, Any]
 SHOWN_FAULTS = 10
+ALL = frozenset({"sft", "reward", "rl"})
+ANSWERS = frozenset({"sft", "rl"})
 
 # What each use of data accepts, for the error that says which columns are needed.
 NEEDS = {
@@ -21,247 +24,215 @@ NEEDS = {
 }
 
 
-class BadField(Exception):
-    """A field of a row that is not what its format says."""
+@dataclass(frozen=True)
+class Format:
+    """A format: its name, the columns it needs, what it serves, its reader, and what else tells it from others."""
+
+    name: str
+    columns: tuple[str, ...]
+    uses: frozenset[str]
+    read: Callable[[Raw, bool], Row | list[Row]]
+    what: str  # what the rows are, for the documentation
+    is_it: Callable[[Raw], bool] = lambda raw: True
+
+    def fits(self, raw: Raw) -> bool:
+        """Whether a row is in this format, by its columns."""
+        return set(self.columns) <= set(raw) and self.is_it(raw)
 
 
-def detect(columns: Iterable[str], first: Raw) -> str | None:
-    """The name of the format that these columns are, or None."""
-    found = set(columns)
-    if {"chosen", "rejected"} <= found:
-        if "prompt" not in found and _is_hh(first["chosen"]):
-            return "Anthropic HH pairs"
-        return "pairs"
-    for name, needed in (
-        ("Taskmaster thumbs", {"context", "generation", "reward"}),
-        ("thumbs", {"prompt", "completion", "label"}),
-        ("prompt and completion", {"prompt", "completion"}),
-        ("messages", {"messages"}),
-        ("prompts", {"prompt"}),
-        ("text", {"text"}),
-    ):
-        if needed <= found:
-            return name
-    return None
+# In the order in which they are tried: the first that fits is the format.
+FORMATS = (
+    Format("hh", ("chosen", "rejected"), ALL, published.read_hh,
+           "Anthropic HH: texts of `\\n\\nHuman: …` and `\\n\\nAssistant: …`",
+           lambda raw: "prompt" not in raw and published.is_hh(raw["chosen"])),
+    Format("pairs", ("chosen", "rejected"), ALL, standard.read_pair, "preferences, with or without `prompt`"),
+    Format("shp", ("history", "human_ref_A", "human_ref_B", "labels"), ALL, published.read_shp,
+           "Stanford Human Preferences, SHP-2; see `--shp-score-ratio`, `--shp-per-post`"),
+    Format("summarize-from-feedback", ("info", "summaries", "choice"), ALL, published.read_comparison,
+           "OpenAI's TL;DR comparisons"),
+    Format("taskmaster", ("context", "generation", "reward"), ALL, published.read_taskmaster,
+           "Taskmaster `reward_*.json`: thumbs on the agent's next action"),
+    Format("thumbs", ("prompt", "completion", "label"), ALL, standard.read_thumb, "thumbs: 0/1, true/false"),
+    Format("android-control", ("action",), ALL, published.read_android,
+           "AndroidControl steps in words: `goal` or `instruction`, `history`, `screen`, `label`",
+           lambda raw: "goal" in raw or "instruction" in raw),
+    Format("prompt-completion", ("prompt", "completion"), ANSWERS, standard.read_demonstration, "demonstrations"),
+    Format("messages", ("messages",), ANSWERS, standard.read_messages, "conversations"),
+    Format("sharegpt", ("conversations",), ANSWERS, published.read_sharegpt, "conversations of `from` and `value`"),
+    Format("taskmaster-dialogs", ("utterances",), ANSWERS, published.read_dialog,
+           "Taskmaster dialogs: each action of the agent is a row"),
+    Format("alpaca", ("instruction", "output"), ANSWERS, published.read_alpaca, "instructions, some with `input`"),
+    Format("tldr", ("subreddit", "title", "post"), ANSWERS, published.read_tldr, "Reddit posts; `summary` for sft"),
+    Format("prompts", ("prompt",), frozenset({"rl"}), standard.read_prompt,
+           "prompts; further columns go to reward functions"),
+    Format("text", ("text",), frozenset({"sft"}), standard.read_text, "whole texts"),
+)  # fmt: skip
+NAMES = {known.name: known for known in FORMATS}
 
 
-def convert(raws: list[dict[str, Any]], use: str, source: str, *, chat: bool) -> tuple[str, list[Row | None]]:
-    """The format's name and every row in our shape for `use` ("sft", "reward" or "rl"); None where it doesn't serve.
+@dataclass
+class Converted:
+    """Rows in our shape, each with the number of the source's row that it comes from, and those set aside by reason."""
 
-    `chat` says whether conversations can be rendered. Raises PerlError with all faulty rows up to ten, then a count.
+    format: str = ""
+    rows: list[Row] = field(default_factory=list)
+    numbers: list[int] = field(default_factory=list)
+    dropped: dict[str, list[int]] = field(default_factory=dict)
+
+
+@dataclass
+class Faults:
+    """What is wrong with the rows of a source: the first ten and how many there are."""
+
+    shown: list[str] = field(default_factory=list)
+    count: int = 0
+    is_misfit: bool = False  # whether some rows can be read, but are not in the format
+    hint: str = ""
+
+    def add(self, text: str, *, is_misfit: bool = False) -> None:
+        """Count a fault."""
+        self.count += 1
+        self.is_misfit = self.is_misfit or is_misfit
+        if self.count <= SHOWN_FAULTS:
+            self.shown.append(text)
+
+    def tell(self) -> None:
+        """Raise PerlError where there are any."""
+        if self.count:
+            more = f"\n… and {self.count - SHOWN_FAULTS:,} more rows" if self.count > SHOWN_FAULTS else ""
+            raise PerlError("\n".join(self.shown) + more, self.hint if self.is_misfit else "")
+
+
+def detect(raw: Raw) -> Format | None:
+    """The format that a row is in by its columns, or None."""
+    return next((known for known in FORMATS if known.fits(raw)), None)
+
+
+def named(name: str) -> Format:
+    """The format of a name; raises PerlError for one that isn't known."""
+    if name not in NAMES:
+        raise PerlError(f"--data-format {name} is not known", nearest(name, NAMES) or f"known are {', '.join(NAMES)}")
+    return NAMES[name]
+
+
+def convert(
+    found: Iterable[Found],
+    use: str,
+    source: str,
+    *,
+    chat: bool,
+    name: str | None = None,
+    limit: Callable[[Raw], None] | None = None,
+) -> Converted:
+    """Every row in our shape for `use` ("sft", "reward" or "rl"), by the format of this name, else the first row's.
+
+    `chat` says whether conversations can be rendered, `limit` sets rows of SHP aside. Raises PerlError with all faulty
+    rows up to ten, then a count.
     """
-    name = detect(raws[0], raws[0])
-    if name is None or use not in READERS[name][1]:
-        columns = ", ".join(map(str, raws[0])) or "none"
-        raise PerlError(f"{source} has the columns {columns}; `perl {use}` needs {NEEDS[use]}")
-    reader, adapt = READERS[name][0], USES[use]
-    rows: list[Row | None] = []
-    faults: list[str] = []
-    for number, raw in enumerate(raws, start=1):
+    done, faults = Converted(), Faults()
+    known: Format | None = None
+    for number, item in enumerate(found, start=1):
+        if item.raw is None:
+            faults.add(f"{item.place}: {item.fault}")
+            continue
+        if known is None:
+            known = _format(item.raw, use, source, name)
+            done.format = known.name
+            faults.hint = f"the data was read as {known.name}; --data-format names another format"
         try:
-            rows.append(adapt(reader(raw, chat), raw))
+            if limit is not None and known.name == "shp":
+                limit(item.raw)
+            for row in _rows(known, item.raw, use, chat):
+                done.rows.append(row)
+                done.numbers.append(number)
+        except SetAside as reason:
+            done.dropped.setdefault(str(reason), []).append(number)
         except BadField as fault:
-            faults.append(f"{source}, row {number}: {fault}")
-    if faults:
-        more = f"\n… and {len(faults) - SHOWN_FAULTS:,} more rows" if len(faults) > SHOWN_FAULTS else ""
-        raise PerlError("\n".join(faults[:SHOWN_FAULTS]) + more, f"the data was read as {name}")
-    return name, rows
+            faults.add(f"{item.place}: {fault}", is_misfit=True)
+    faults.tell()
+    return done
 
 
-def _field(raw: Raw, name: str) -> Any:
-    if raw.get(name) is None:
-        raise BadField(f"{name} is missing" if name not in raw else f"{name} is null")
-    return raw[name]
+def _format(raw: Raw, use: str, source: str, name: str | None) -> Format:
+    """The format that all rows are read in; raises PerlError where it can't be."""
+    columns = ", ".join(map(str, raw)) or "none"
+    serving = ", ".join(known.name for known in FORMATS if use in known.uses)
+    hint = f"known formats for it: {serving}; the README's Data section shows their columns"
+    if name is None:
+        known = detect(raw)
+        if known is None or use not in known.uses:
+            raise PerlError(f"{source} has the columns {columns}; `perl {use}` needs {NEEDS[use]}", hint)
+        return known
+    known = named(name)
+    if use not in known.uses:
+        raise PerlError(f"--data-format {name} has nothing for `perl {use}`, which needs {NEEDS[use]}", hint)
+    missing = [column for column in known.columns if column not in raw]
+    if missing:
+        other = detect(raw)
+        likely = f"it looks like {other.name}: leave --data-format out" if other else hint
+        raise PerlError(
+            f"--data-format {name} needs the columns {', '.join(known.columns)}; {source} has {columns}", likely
+        )
+    return known
 
 
-def _content(raw: Raw, name: str) -> Content:
-    value = _field(raw, name)
-    return value if isinstance(value, str) else _messages(value, name)
+def _rows(known: Format, raw: Raw, use: str, chat: bool) -> Iterator[Row]:
+    made = known.read(raw, chat)
+    for row in made if isinstance(made, list) else [made]:
+        yield USES[use](row, raw)
 
 
-def _messages(value: Any, name: str) -> list[Message]:
-    if not isinstance(value, list) or not value:
-        raise BadField(f"{name} must be text or a list of messages, not {shorten(value)}")
-    for message in value:
-        if not (isinstance(message, Mapping) and isinstance(message.get("role"), str)):
-            raise BadField(f"{name} holds {shorten(message)}, which is not a message with role and content")
-        if not isinstance(message.get("content"), str):
-            raise BadField(f"{name} has a message whose content is not text: {shorten(message.get('content'))}")
-    return [{"role": message["role"], "content": message["content"]} for message in value]
-
-
-def _label(value: Any) -> bool:
-    if isinstance(value, bool):
-        return value
-    if isinstance(value, int | float) and value in (0, 1):
-        return bool(value)
-    if isinstance(value, str) and value.lower() in ("true", "false", "0", "1"):
-        return value.lower() in ("true", "1")
-    raise BadField(f"label must be 0, 1, true or false, not {shorten(value)}")
-
-
-def _same_kind(*contents: Content) -> None:
-    if len({isinstance(content, str) for content in contents}) > 1:
-        raise BadField("text and messages are mixed in one row")
-
-
-def _read_pair(raw: Raw, chat: bool) -> Row:
-    chosen, rejected = _content(raw, "chosen"), _content(raw, "rejected")
-    if raw.get("prompt") is not None:
-        prompt = _content(raw, "prompt")
-        _same_kind(prompt, chosen, rejected)
-        return Preference(prompt, chosen, rejected)
-    _same_kind(chosen, rejected)
-    if isinstance(chosen, str) or isinstance(rejected, str):
-        return Preference(None, chosen, rejected)
-    shared = _shared(chosen[:-1], rejected[:-1])
-    while shared and chosen[shared - 1]["role"] == "assistant":
-        shared -= 1  # a completion begins with the assistant's turn
-    return Preference(chosen[:shared] or None, chosen[shared:], rejected[shared:])
-
-
-def _shared(one: list[Message], other: list[Message]) -> int:
-    """How many messages two conversations begin with in common."""
-    pairs = enumerate(zip(one, other, strict=False))
-    return next((index for index, (a, b) in pairs if a != b), min(len(one), len(other)))
-
-
-def _read_thumb(raw: Raw, chat: bool) -> Row:
-    prompt, completion = _content(raw, "prompt"), _content(raw, "completion")
-    _same_kind(prompt, completion)
-    return Thumb(prompt, completion, _label(_field(raw, "label")))
-
-
-def _read_demonstration(raw: Raw, chat: bool) -> Row:
-    prompt, completion = _content(raw, "prompt"), _content(raw, "completion")
-    _same_kind(prompt, completion)
-    return Demonstration(prompt, completion)
-
-
-def _read_messages(raw: Raw, chat: bool) -> Row:
-    return Demonstration(None, _messages(_field(raw, "messages"), "messages"))
-
-
-def _read_text(raw: Raw, chat: bool) -> Row:
-    value = _field(raw, "text")
-    if not isinstance(value, str):
-        raise BadField(f"text must be text, not {shorten(value)}")
-    return Demonstration(None, value)
-
-
-def _read_prompt(raw: Raw, chat: bool) -> Row:
-    return Prompt(_content(raw, "prompt"))
-
-
-# Anthropic HH (https://huggingface.co/datasets/Anthropic/hh-rlhf): one string a conversation.
-HH_TURN = re.compile(r"\n\n(Human|Assistant): ?")
-
-
-def _is_hh(value: Any) -> bool:
-    return isinstance(value, str) and value.startswith("\n\nHuman:") and "\n\nAssistant:" in value
-
-
-def _hh_turns(raw: Raw, name: str) -> list[Message]:
-    value = _field(raw, name)
-    if not _is_hh(value):
-        raise BadField(f"{name} is not a `\\n\\nHuman: … \\n\\nAssistant: …` text: {shorten(value)}")
-    parts = HH_TURN.split(value)[1:]
-    roles = {"Human": "user", "Assistant": "assistant"}
-    return [{"role": roles[who], "content": text.strip()} for who, text in zip(parts[::2], parts[1::2], strict=True)]
-
-
-def _read_hh(raw: Raw, chat: bool) -> Row:
-    """The shared turns are the prompt; what follows the last `Assistant:` is the completion."""
-    chosen, rejected = _hh_turns(raw, "chosen"), _hh_turns(raw, "rejected")
-    shared = _shared(chosen[:-1], rejected[:-1])
-    while shared and chosen[shared - 1]["role"] != "user":
-        shared -= 1  # a prompt ends with the person's turn
-    if not shared:
-        raise BadField("chosen and rejected share no opening turn")
-    prompt, answers = chosen[:shared], (chosen[shared:], rejected[shared:])
-    if chat:
-        return Preference(prompt, *answers)
-    return Preference(
-        _hh_text(prompt) + "\n\nAssistant:", *(_hh_text(turns)[len("\n\nAssistant:") :] for turns in answers)
-    )
-
-
-def _hh_text(turns: list[Message]) -> str:
-    names = {"user": "Human", "assistant": "Assistant"}
-    return "".join(f"\n\n{names[turn['role']]}: {turn['content']}" for turn in turns)
-
-
-def _read_taskmaster(raw: Raw, chat: bool) -> Row:
-    """Taskmaster reward rows (https://github.com/google-research-datasets/Taskmaster, TM-3 and TM-4): the dialog so far
-    is the prompt, the agent's next action the completion, reward 1.0 a thumbs up."""
-    context, action = _json(raw, "context"), _json(raw, "generation")
-    if not isinstance(context, list):
-        raise BadField(f"context must be a list of turns, not {shorten(context)}")
-    lines = [_turn(turn, "context") for turn in context]
-    answer = _turn(action, "generation").removeprefix("agent: ")
-    prompt = "\n".join([*lines, "agent:"])
-    label = _label(_field(raw, "reward"))
-    if chat:
-        return Thumb([{"role": "user", "content": prompt}], [{"role": "assistant", "content": answer}], label)
-    return Thumb(prompt, " " + answer, label)
-
-
-def _json(raw: Raw, name: str) -> Any:
-    value = _field(raw, name)
-    if not isinstance(value, str):
-        return value
-    try:
-        return json.loads(value)
-    except json.JSONDecodeError as error:
-        raise BadField(f"{name} is not valid JSON ({error.msg} at character {error.pos})") from error
-
-
-def _turn(turn: Any, name: str) -> str:
-    if not isinstance(turn, Mapping) or not isinstance(turn.get("role"), str):
-        raise BadField(f"{name} holds {shorten(turn)}, which is not a turn with a role")
-    said = turn.get("text", turn.get("api", turn.get("response")))
-    if said is None:
-        raise BadField(f"{name} holds a turn with neither text nor api nor response: {shorten(turn)}")
-    return f"{turn['role']}: {said if isinstance(said, str) else json.dumps(said, ensure_ascii=False)}"
-
-
-ALL = frozenset({"sft", "reward", "rl"})
-READERS: dict[str, tuple[Callable[[Raw, bool], Row], frozenset[str]]] = {
-    "pairs": (_read_pair, ALL),
-    "Anthropic HH pairs": (_read_hh, ALL),
-    "Taskmaster thumbs": (_read_taskmaster, ALL),
-    "thumbs": (_read_thumb, ALL),
-    "prompt and completion": (_read_demonstration, ALL - {"reward"}),
-    "messages": (_read_messages, ALL - {"reward"}),
-    "text": (_read_text, frozenset({"sft"})),
-    "prompts": (_read_prompt, frozenset({"rl"})),
-}
-
-
-def _for_sft(row: Row, raw: Raw) -> Row | None:
+def _for_sft(row: Row, raw: Raw) -> Row:
     """Demonstrations as they are; of preferences the chosen completion, of thumbs the rows with a thumbs up."""
     if isinstance(row, Preference):
         return Demonstration(row.prompt, row.chosen)
     if isinstance(row, Thumb):
-        return Demonstration(row.prompt, row.completion) if row.label else None
-    return row if isinstance(row, Demonstration) else None
-
-
-def _for_reward(row: Row, raw: Raw) -> Row | None:
-    if isinstance(row, Preference) and row.chosen == row.rejected:
-        return None
+        if not row.label:
+            raise SetAside("thumbs down")
+        return Demonstration(row.prompt, row.completion)
+    if isinstance(row, Prompt):
+        raise BadField("summary is missing or null: there is nothing to imitate")  # of the format tldr alone
     return row
 
 
-def _for_rl(row: Row, raw: Raw) -> Row | None:
+def _for_reward(row: Row, raw: Raw) -> Row:
+    if isinstance(row, Preference) and row.chosen == row.rejected:
+        raise SetAside("equal pairs")
+    if isinstance(row, Demonstration):
+        raise BadField("label is missing: expected 0, 1, true or false")  # of the format android-control alone
+    return row
+
+
+# Columns that are the prompt and its answers, which a reward function gets anyway, or whole data sets in themselves.
+OWN = ("prompt", "completion", "chosen", "rejected", "utterances")
+
+
+def _for_rl(row: Row, raw: Raw) -> Row:
+    """The prompt alone: a row's own, of a conversation all but the last answer, of two texts their common beginning."""
     prompt = row.prompt
     if prompt is None and isinstance(row, Demonstration) and not isinstance(row.completion, str):
         prompt = row.completion[:-1] if row.completion[-1]["role"] == "assistant" else row.completion
+    if prompt is None and isinstance(row, Preference) and isinstance(row.chosen, str):
+        prompt = _common_start(row.chosen, str(row.rejected))
     if not prompt:
         raise BadField("there is no prompt to answer")
-    extra = {key: value for key, value in raw.items() if key not in ("prompt", "completion", "chosen", "rejected")}
-    return Prompt(prompt, extra)
+    return Prompt(prompt, {key: value for key, value in raw.items() if key not in OWN})
 
 
-USES: dict[str, Callable[[Row, Raw], Row | None]] = {"sft": _for_sft, "reward": _for_reward, "rl": _for_rl}
-SET_ASIDE = {"sft": "thumbs down", "reward": "equal pairs", "rl": "without a prompt"}
+def _common_start(one: str, other: str) -> str:
+    """What two texts begin with in common, up to the last whole word; TRL's implicit prompt may end inside one."""
+    same = takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False))
+    return re.sub(r"\S*\Z", "", "".join(letter for letter, _ in same)).rstrip()
+
+
+USES: dict[str, Callable[[Row, Raw], Row]] = {"sft": _for_sft, "reward": _for_reward, "rl": _for_rl}
+
+
+def table() -> str:
+    """The formats as a Markdown table, for the README."""
+    lines = ["| `--data-format` | columns | rows | for |", "| --- | --- | --- | --- |"]
+    for known in sorted(FORMATS, key=lambda item: (item.read.__module__ != standard.__name__, item.name)):
+        columns = ", ".join(f"`{column}`" for column in known.columns)
+        uses = ", ".join(use for use in USES if use in known.uses)
+        lines.append(f"| `{known.name}` | {columns} | {known.what} | {uses} |")
+    return "\n".join(lines)

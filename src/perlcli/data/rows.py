@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+Raw = Mapping[str, Any]  # a row as its source has it
 Message = dict[str, str]
 Content = str | list[Message]  # plain text, or the messages of a conversation
 
@@ -55,6 +57,15 @@ def completions(row: Row) -> list[Content]:
 
 Numbers = list[int]  # of rows in their source, from 1
 SHOWN_ROWS, KEPT_ROWS = 3, 10
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A row as its source has it, and where it stands there; where it can't be read, what is wrong with it."""
+
+    place: str
+    raw: Raw | None
+    fault: str = ""
 
 
 @dataclass

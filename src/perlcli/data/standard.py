@@ -1,0 +1,65 @@
+"""TRL's own forms of a row, standard and conversational (https://huggingface.co/docs/trl/dataset_formats)."""
+
+from __future__ import annotations
+
+from perlcli.data.fields import content, label, messages, need, same_kind, text
+from perlcli.data.rows import Content, Demonstration, Message, Preference, Prompt, Raw, Row, Thumb
+
+
+def read_pair(raw: Raw, chat: bool) -> Row:
+    """A preference; without a prompt of its own, the turns that both conversations begin with are its prompt."""
+    chosen, rejected = content(raw, "chosen"), content(raw, "rejected")
+    prompt = content(raw, "prompt") if raw.get("prompt") is not None else None
+    if prompt is not None and not _repeats(prompt, chosen, rejected):
+        same_kind(prompt, chosen, rejected)
+        return Preference(prompt, chosen, rejected)
+    same_kind(chosen, rejected)
+    if isinstance(chosen, str) or isinstance(rejected, str):
+        return Preference(None, chosen, rejected)
+    start = shared(chosen[:-1], rejected[:-1])
+    while start and chosen[start - 1]["role"] == "assistant":
+        start -= 1  # a completion begins with the assistant's turn
+    return Preference(chosen[:start] or None, chosen[start:], rejected[start:])
+
+
+def _repeats(prompt: Content, *conversations: Content) -> bool:
+    """Whether a prompt in text is what both conversations open with, as in HuggingFaceH4/ultrafeedback_binarized."""
+    return isinstance(prompt, str) and all(
+        not isinstance(turns, str) and any(turn["content"].strip() == prompt.strip() for turn in turns[:2])
+        for turns in conversations
+    )
+
+
+def shared(one: list[Message], other: list[Message]) -> int:
+    """How many messages two conversations begin with in common."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((index for index, (a, b) in pairs if a != b), min(len(one), len(other)))
+
+
+def read_thumb(raw: Raw, chat: bool) -> Row:
+    """A completion with its label."""
+    prompt, completion = content(raw, "prompt"), content(raw, "completion")
+    same_kind(prompt, completion)
+    return Thumb(prompt, completion, label(raw))
+
+
+def read_demonstration(raw: Raw, chat: bool) -> Row:
+    """A prompt and the completion to imitate."""
+    prompt, completion = content(raw, "prompt"), content(raw, "completion")
+    same_kind(prompt, completion)
+    return Demonstration(prompt, completion)
+
+
+def read_messages(raw: Raw, chat: bool) -> Row:
+    """A whole conversation."""
+    return Demonstration(None, messages(need(raw, "messages", "a list of messages"), "messages"))
+
+
+def read_text(raw: Raw, chat: bool) -> Row:
+    """A whole text."""
+    return Demonstration(None, text(raw, "text"))
+
+
+def read_prompt(raw: Raw, chat: bool) -> Row:
+    """Something to answer."""
+    return Prompt(content(raw, "prompt"))
