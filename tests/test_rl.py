@@ -357,14 +357,15 @@ def test_reward_that_is_no_number_in_the_middle_keeps_the_adapter_of_the_step_be
 
 
 @pytest.mark.parametrize("words", [[], ["--algorithm", "reinforce"]])
-def test_too_few_prompts_for_a_step_are_refused(
+def test_few_prompts_fill_a_step_by_coming_again(
     words: list[str], perl: Perl, sft_run: Path, reward_run: Path, write: Any
 ) -> None:
-    source = write(Path("few.jsonl"), [{"prompt": [{"role": "user", "content": f"{n} lattes"}]} for n in range(6)])
-    result = perl("rl", "-m", sft_run, "--reward", reward_run, "-d", source, "-o", "run", *words, "--dry-run", code=2)
-    assert (
-        f"Error: A step takes {32 if words else 8} prompts, and there are 6: nothing would be trained" in result.stderr
-    )
+    source = write(Path("few.jsonl"), [{"prompt": [{"role": "user", "content": f"{n} lattes"}]} for n in range(3)])
+    common = ("rl", "-m", sft_run, "--reward", reward_run, "-d", source, "-o", "run", *SHORT, "--max-steps", "1")
+    perl(*common, "--gradient-accumulation-steps", "4", *words)
+    found = read_record(Path("run"))
+    assert f"A step takes {16 if words else 4} prompts, and there are 3: some come more than once." in found.notes
+    assert found.steps == 1
 
 
 @pytest.mark.parametrize("words", [["--load-in-4bit"], ["--load-in-4bit", "--dtype", "float32"], ["--load-in-8bit"]])
@@ -486,8 +487,7 @@ def test_prompts_that_leave_no_room_are_counted_out(
 ) -> None:
     prompts = [{"prompt": "latte"}, {"prompt": "latte " * 30}]
     source = write(tmp_path / "rows.jsonl", prompts)
-    size = ("--per-device-train-batch-size", "4", "--gradient-accumulation-steps", "1")
-    words = (*size, "--max-length", "20", "--max-completion-length", "8", "--dry-run")
+    words = ("--max-length", "20", "--max-completion-length", "8", "--dry-run")
     result = perl("rl", "-m", llama, "--reward", reward_run, "-d", source, "-o", "run", *words)
     assert "prompts, 1 of 2 rows; left out 1 longer than 12 tokens (rows 2)" in result.stdout
 

@@ -25,7 +25,7 @@ def run(given: settings.DataShow) -> None:
     """Print the first rows of the file as a stage renders them. Raises PerlError."""
     values = settings.resolve(given, {})
     settings.check(values)
-    file, render = data_file.name_of(values), data_file.renderer(values)
+    render = data_file.renderer(values)
     use, found = data_file.load(values, values.show.for_, chat=render.chat)
     coloured = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
     legend = LEGEND[use].format(marks="coloured" if coloured else f"between {BRACKETS[0]} and {BRACKETS[1]}")

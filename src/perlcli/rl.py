@@ -22,6 +22,7 @@ from perlcli.rewards import Reward, Weighted
 from perlcli.training import trl_config
 from perlcli.value_model import ValueModel
 
+Asked = tuple[Prompt, list[int]]  # a prompt with its token ids
 LAST = 10  # steps whose mean is the run's final figure
 
 
@@ -33,7 +34,7 @@ def run(given: settings.Rl) -> RunRecord | None:
     found = rewards.find_all(prepared)
     anchor = policies.find_anchor(prepared)
     prompts = policies.fitting_prompts(prepared, load_data(prepared, "rl"), "train")
-    check_count(len(prompts), config)
+    prompts = fill(prompts, config, prepared.run)
     if prepared.is_dry:
         print(f"algorithm: {prepared.settings.rl.algorithm}; anchor: {anchor.words}")
         preview(prepared, config)
@@ -86,14 +87,13 @@ def trainer_args(given: settings.Rl) -> RLOOConfig:
     return config
 
 
-def check_count(prompts: int, config: RLOOConfig) -> None:
-    """Raise PerlError where the prompts don't fill a step: TRL would end after none."""
+def fill(prompts: list[Asked], config: RLOOConfig, run: Run) -> list[Asked]:
+    """The prompts, as often as it takes to fill a step: TRL leaves an unfilled one out, and would train nothing."""
     needed = int(config.generation_batch_size or 1) // int(config.num_generations or 1)
-    if prompts < needed:
-        raise PerlError(
-            f"A step takes {needed} prompts, and there are {prompts}: nothing would be trained",
-            "lower --per-device-train-batch-size or --gradient-accumulation-steps, or bring more prompts",
-        )
+    if len(prompts) >= needed:
+        return prompts
+    run.note(f"A step takes {needed} prompts, and there are {len(prompts)}: some come more than once.")
+    return [prompts[index % len(prompts)] for index in range(needed)]
 
 
 def build_trainer(
