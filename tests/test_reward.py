@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BitsAndBytesConfig
 
 from perlcli import base, coffee, reward
+from perlcli.errors import RunFailed
 from perlcli.record import read_record
 
 Perl = Callable[..., Any]
@@ -384,6 +385,7 @@ def test_the_adapters_dropout_is_the_one_asked_for(
     def look(trainer: Any, *_: Any) -> None:
         modules = dict(trainer.model.named_modules())
         chances.update(module.p for name, module in modules.items() if name.endswith("lora_dropout.default"))
+        raise RunFailed("enough")
 
     monkeypatch.setattr(reward, "train", look)
     perl("reward", "-m", llama, "-d", rows["pairs"], "-o", "run", *SHORT, "--lora-dropout", "0.1", code=1)
