@@ -75,7 +75,7 @@ def test_check_of_the_embedded_data_needs_no_model(perl: Any) -> None:
     ("content", "told"),
     [
         ('{"a": 1}\n', "No command can use"),
-        ("{", "line 1, column 2: not valid JSON"),
+        ("{]", "line 1, column 2: not valid JSON"),
         ("", "holds no rows"),
         ('{"chosen": "a", "rejected": null, "prompt": "p"}\n', "rejected is null"),
     ],
@@ -196,7 +196,8 @@ def test_convert_writes_what_trl_reads(
 def test_converted_data_is_the_same_data(row: Any, perl: Any, tmp_path: Path, write: Any) -> None:
     path, out = write(tmp_path / "a.jsonl", [row]), tmp_path / "out.jsonl"
     perl("data", "convert", path, "--output", out)
-    (one, first), (other, second) = (data_file.load(str(file), None, chat=True) for file in (path, out))
+    given = [settings.build(settings.DataConvert, {"file": str(file)}) for file in (path, out)]
+    (one, first), (other, second) = (data_file.load(each, None, chat=True) for each in given)
     assert (one, first.rows, first.report.fingerprint) == (other, second.rows, second.report.fingerprint)
 
 
@@ -247,3 +248,28 @@ def test_the_commands_of_data_are_declared_like_the_others(perl: Any) -> None:
             assert (item.name.upper() if item.argument else f"--{settings.dashed(item.name)}") in found
             assert item.help.endswith(".") and (item.default is not None or item.unset or item.argument)
     assert "check" in perl("data", "--help").stdout
+
+
+def test_a_format_and_limits_are_given_as_to_the_stages(perl: Any, tmp_path: Path) -> None:
+    rows = [
+        {"post_id": "p", "history": "how?", "human_ref_A": "so", "human_ref_B": "no", "labels": 1, "score_A": a,
+         "score_B": 2, "score_ratio": a / 2}
+        for a in (10, 3)
+    ]  # fmt: skip
+    path = tmp_path / "shp.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert "1 of 2 rows" in perl("data", "check", path, "--shp-score-ratio", "2").stdout
+    out = tmp_path / "out.jsonl"
+    perl("data", "convert", path, "--output", out, "--shp-score-ratio", "2")
+    assert len(out.read_text().splitlines()) == 1
+    told = perl("data", "check", path, "--data-format", "hh", code=2).stderr
+    assert "Error: " in told and "hh" in told
+
+
+@pytest.mark.parametrize(
+    ("command", "hint"), [("check", "save it to a file first"), ("show", "--for"), ("convert", "--for")]
+)
+def test_standard_input_serves_one_stage(command: str, hint: str, perl: Any) -> None:
+    words = ("--output", "out.jsonl") if command == "convert" else ()
+    told = perl("data", command, "-", *words, code=2).stderr
+    assert "Error: Standard input can be read once" in told and hint in told
