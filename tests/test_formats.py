@@ -221,7 +221,7 @@ def test_a_named_format_is_that_of_the_held_out_data_too(perl: Perl, write: Any,
 
 
 def test_a_model_is_measured_on_the_split_that_is_named(perl: Perl, rows: dict[str, Path], reward_run: Path) -> None:
-    words = ("eval", "--model", reward_run, "--data", rows["pairs"], "--dry-run")
+    words = ("eval", "--model", reward_run, "--data", rows["pairs"], "--output", "eval", "--dry-run")
     assert "pairs, 12 of 12 rows" in perl(*words).stdout
     assert "pairs, 32 of 32 rows" in perl(*words, "--split", "train").stdout
 

@@ -73,7 +73,7 @@ def test_every_module_has_its_layer() -> None:
     assert sum(map(len, LAYERS)) == len(NUMBERS)
 
 
-@pytest.mark.parametrize("name", NUMBERS)
+@pytest.mark.parametrize("name", sorted(NUMBERS))
 def test_a_module_imports_only_from_lower_layers(name: str) -> None:
     tree = ast.parse(FILES[name].read_text(encoding="utf-8"))
     assert not [other for other in imported(tree) if NUMBERS.get(other, -1) >= NUMBERS[name] and other != name]

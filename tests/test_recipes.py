@@ -309,7 +309,7 @@ def test_a_stage_finds_what_the_earlier_ones_left(perl: Perl, write: Write, sft_
 def test_a_reward_model_is_measured_without_the_recipes_reward(
     perl: Perl, rows: dict[str, Path], reward_run: Path
 ) -> None:
-    words = ["eval", "--model", reward_run, "--data", rows["pairs"], "--dry-run"]
+    words = ["eval", "--model", reward_run, "--data", rows["pairs"], "--output", "eval", "--dry-run"]
     assert "is for judging a policy, so the recipe's is left out" in perl(*words, "--recipe", "hh-harmless").stdout
     assert "is for judging a policy\n" in perl(*words, "--reward", reward_run, code=2).stderr
 
