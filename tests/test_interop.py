@@ -159,7 +159,7 @@ def test_reward_of_trl_scores_in_rl_as_in_plain_peft(
     folder = trl_reward / checkpoint
     result = perl("rl", "-m", llama, "--reward", folder, "-d", rows["prompts"], "-o", "run", *RL)
     assert f"reward: {folder}, an adapter on the policy's own base (adds" in result.stdout
-    assert len(scored) == 2
+    assert len(scored) == 6  # the four batches of the probe, and one a step
     for ids, found in scored:
         assert found == plain_scores(llama, folder, ids)
     assert [row["kl"] == 0 for row in metrics(Path("run"))] == [True, False]
@@ -171,7 +171,7 @@ def test_plain_text_reward_of_trl_scores_in_rl_as_in_plain_peft(
 ) -> None:
     """trl pads GPT-2 with EOS, so that the score stands at the token before EOS."""
     perl("rl", "-m", trl_plain_sft, "--reward", trl_plain_reward, "-d", plain_rows["prompts"], "-o", "run", *RL)
-    assert len(scored) == 2
+    assert len(scored) == 6  # the four batches of the probe, and one a step
     for ids, found in scored:
         assert found == plain_scores(gpt2, trl_plain_reward, ids)
     assert [row["kl"] == 0 for row in metrics(Path("run"))] == [True, False]
