@@ -24,6 +24,7 @@ from perlcli.value_model import Batch, ValueModel
 
 PHASES = ("sampling", "scoring", "anchor", "learning")
 TIME = "seconds/"
+WRITTEN = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")  # TRL's names for what was written
 SCALE = 2.0**14  # of the value model's loss in float16
 
 
@@ -175,9 +176,8 @@ class Reinforce(Rloo):
     def _parts(self, batch: dict[str, Any]) -> Iterator[Batch]:
         """A generation batch in the pieces that fit the device."""
         size = self.args.per_device_train_batch_size
-        names = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
         for start in range(0, len(batch["prompt_ids"]), size):
-            yield {name: batch[name][start : start + size] for name in names}
+            yield {name: batch[name][start : start + size] for name in WRITTEN}
 
     def _autocast(self) -> Any:
         return self.accelerator.autocast()
@@ -199,8 +199,7 @@ class Reinforce(Rloo):
         outside = (ratio != clipped) * mask
         for name, values in (("entropy", entropy * mask), ("clip_ratio/region_mean", outside)):
             self._metrics["train"][name].append(float(values.detach().sum() / tokens))
-        names = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask", "returns")
-        self._to_learn.append({name: inputs[name] for name in names})
+        self._to_learn.append({name: inputs[name] for name in (*WRITTEN, "returns")})
         return loss
 
     def learn_values(self) -> None:

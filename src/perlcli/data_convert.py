@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +11,7 @@ from perlcli.data import Demonstration, Preference, Prompt, Thumb
 from perlcli.data.formats import detect
 from perlcli.data.rows import Row
 from perlcli.errors import PerlError
+from perlcli.record import write_whole
 
 
 def run(given: settings.DataConvert) -> None:
@@ -23,7 +21,7 @@ def run(given: settings.DataConvert) -> None:
     check_path(path, file, overwrite=given.run.overwrite)
     use, found = data_file.load(given, given.convert.for_, chat=not given.convert.text)
     rows = [as_trl(row) for row in found.rows]
-    write_lines(path, rows)
+    write_whole(path, (json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows))
     for line in found.report.lines():
         print(line)
     print(f"Wrote {path}: {len(rows):,} rows of {', '.join(rows[0])}, for perl {use}")
@@ -60,16 +58,3 @@ def _name(row: Demonstration) -> str:
     if row.prompt is not None:
         return "completion"
     return "text" if isinstance(row.completion, str) else "messages"
-
-
-def write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Write JSONL to the side and rename it, so that a reader never sees half a file."""
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=path.name, delete=False, encoding="utf-8") as side:
-        try:
-            side.writelines(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
-            side.flush()
-            os.chmod(side.name, 0o644)  # the temporary file's 0600 would lock out the user's own tools
-            os.replace(side.name, path)
-        except BaseException:
-            Path(side.name).unlink(missing_ok=True)
-            raise

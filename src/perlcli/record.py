@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -74,11 +74,15 @@ class RunRecord:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON to the side and rename it, so that a reader never sees half a file."""
-    text = json.dumps(content, indent=2, ensure_ascii=False, default=str) + "\n"
+    """Write JSON by way of a file beside it."""
+    write_whole(path, [json.dumps(content, indent=2, ensure_ascii=False, default=str) + "\n"])
+
+
+def write_whole(path: Path, parts: Iterable[str]) -> None:
+    """Write text to the side and rename it, so that a reader never sees half a file."""
     with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=path.name, delete=False, encoding="utf-8") as side:
         try:
-            side.write(text)
+            side.writelines(parts)
             side.flush()
             os.chmod(side.name, 0o644)  # the temporary file's 0600 would lock out the user's own tools
             os.replace(side.name, path)
