@@ -19,8 +19,9 @@ LAYERS = (
     {"config", "coffee.world", "coffee.presets"},
     {"recipes", "coffee.documents", "coffee"},
     {"coffee.build"},
-    {"record", "progress", "stats", "upstream", "device"},
-    {"report", "plots"},
+    {"device", "progress", "stats", "upstream"},
+    {"record"},
+    {"report", "plots", "figures"},
     {"data.rows", "data.cache"},
     {"data.fields", "data.files", "data.render", "data.checks"},
     {"data.standard", "data.sources", "data.fitting", "data.splits", "data.tokens"},
@@ -39,8 +40,8 @@ LAYERS = (
     {"reference", "__main__"},
 )
 NUMBERS = {name: number for number, layer in enumerate(LAYERS) for name in layer}
-LIGHT = ("errors", "values", "settings", "config", "recipes", "coffee", "record", "report", "stats", "plots",
-         "progress", "upstream", "data", "options", "cli", "entry")  # fmt: skip
+LIGHT = ("errors", "values", "settings", "config", "recipes", "coffee", "record", "report", "figures", "stats", "plots",
+         "progress", "upstream", "device", "data", "options", "cli", "entry")  # fmt: skip
 HEAVY = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "matplotlib", "numpy")
 
 

@@ -76,6 +76,26 @@ def peak_memory_mb() -> float:
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6, 1)
 
 
+def resident_mb() -> float:
+    """What the process holds in main memory now, in MB; where the system doesn't tell, the most that it ever held."""
+    try:
+        with open("/proc/self/statm", encoding="ascii") as file:
+            return round(int(file.read().split()[1]) * resource.getpagesize() / 1e6, 1)
+    except OSError:  # not Linux
+        unit = 1 if sys.platform == "darwin" else 1024
+        return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6, 1)
+
+
+def memory_of_training(before_mb: float) -> dict[str, float]:
+    """MB that training took at its peak: on a GPU as tensors and as torch reserves it, else above what was held before
+    the weights were loaded."""
+    import torch
+
+    if kind() == "cuda":
+        return {"training_mb": peak_memory_mb(), "reserved_mb": round(torch.cuda.max_memory_reserved() / 1e6, 1)}
+    return {"training_mb": round(peak_memory_mb() - before_mb, 1)}
+
+
 def _cuda_has_bf16() -> bool:
     import torch
 

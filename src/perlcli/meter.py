@@ -7,6 +7,7 @@ import math
 import shutil
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,9 +22,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from perlcli import device
 from perlcli.errors import Interrupted, PerlError, RunFailed
 from perlcli.progress import Progress
-from perlcli.record import METRICS, SAMPLES, Run
-
-CHECKPOINTS = "checkpoints"
+from perlcli.record import CHECKPOINTS, METRICS, SAMPLES, STEP, STEP_CPU, Run
 
 
 class Meter(TrainerCallback):
@@ -34,9 +33,13 @@ class Meter(TrainerCallback):
         self.progress: Progress | None = None
         self.interrupted = 0  # the signal that asked for the end
         self.earlier_tokens: int | None = None  # of a resumed run, where its trainer counts from 0 again
+        self.began = self.took = (0.0, 0.0)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.progress = Progress(self.run.record.command, state.max_steps).__enter__()
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.began = clocks()
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         """Before the weights change: a gradient that is no number would spoil them."""
@@ -56,13 +59,16 @@ class Meter(TrainerCallback):
         if self.earlier_tokens is None:
             self.earlier_tokens = self.run.record.tokens if counted < self.run.record.tokens else 0
         self.run.record.steps, self.run.record.tokens = state.global_step, self.earlier_tokens + counted
-        self.run.append(METRICS, {"step": state.global_step, **logs, "num_tokens": self.run.record.tokens})
+        seconds = dict(zip((STEP, STEP_CPU), self.took, strict=True))
+        self.run.append(METRICS, {"step": state.global_step, **logs, **seconds, "num_tokens": self.run.record.tokens})
         if self.progress:
             self.progress.update(state.global_step, logs)
         if not math.isfinite(logs["loss"]):
             self._fail(f"loss is not a finite number at step {state.global_step}")
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
+        wall, processors = clocks()
+        self.took = round(wall - self.began[0], 6), round(processors - self.began[1], 6)
         if self.interrupted:
             control.should_save = control.should_training_stop = True
         return control
@@ -96,6 +102,13 @@ class Meter(TrainerCallback):
         raise RunFailed(f"The {what}", "try a lower --learning-rate, or --dtype float32 / bfloat16")
 
 
+def clocks() -> tuple[float, float]:
+    """Seconds on the wall and of this process's processors, once the GPU has done what it was given."""
+    if device.kind() == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter(), time.process_time()
+
+
 def train(trainer: Trainer, run: Run, save: Callable[[Any], None]) -> None:
     """Train to the end, or to a stop that leaves the last good state; `save` writes a model into the run's folder."""
     meter = Meter(run)
@@ -113,6 +126,7 @@ def train(trainer: Trainer, run: Run, save: Callable[[Any], None]) -> None:
     finally:
         meter.close()
         run.record.peak_memory_mb = device.peak_memory_mb()
+        run.record.memory |= device.memory_of_training(run.record.memory["before_mb"])
     save(trainer.model)
     if meter.interrupted:
         stopped = Interrupted(f"Stopped at step {run.record.steps} and saved", go_on(run))

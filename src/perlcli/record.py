@@ -17,12 +17,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
+from perlcli import device
 from perlcli import settings as definitions
 from perlcli.errors import Interrupted, PerlError
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 RECORD, SETTINGS, METRICS, SAMPLES = "record.json", "settings.yaml", "metrics.jsonl", "samples.jsonl"
 CARD, PROOF, MERGE = "README.md", "proof.json", "merge"
+STEP, STEP_CPU = "seconds/step", "seconds/step_cpu"  # of a step: by the wall's clock, and of the process's processors
+CHECKPOINTS, OPTIMIZER = "checkpoints", "optimizer.pt"
 CARD_OF_ADAPTER = ["library_name: peft", "tags: [perl, lora, trl]"]
 PACKAGES = ("perlcli", "torch", "transformers", "trl", "peft", "datasets", "accelerate", "bitsandbytes")
 
@@ -63,7 +66,12 @@ class RunRecord:
     trainable_parameters: int = said("Parameters that trained.", 0)
     total_parameters: int = said("Parameters in memory, each counted once.", 0)
     memory: dict[str, Any] = said(
-        "`rl`: base_copies, counted from the live tensors, and MB of the base and of what each role adds.", factory=dict
+        "before_mb: what the process held before the weights were loaded. Training: training_mb, its peak above that "
+        "(on a GPU: of tensors) and reserved_mb (a GPU's, as torch reserves it). `rl`: base_copies, counted from the "
+        "live tensors, and mb of the base and of what each role adds.", factory=dict,
+    )  # fmt: skip
+    files: dict[str, int] = said(
+        "Bytes on disk: weights, of what was trained, and optimizer, its state in the last checkpoint.", factory=dict
     )
     guards: dict[str, Any] = said(
         "What the checks found: shift of each reward against its own proof, the probe before the first step, KL at the "
@@ -143,6 +151,7 @@ class Run:
         """Make the folder this run's own: until here nothing is written."""
         self.folder.mkdir(parents=True, exist_ok=True)
         self.record.versions, self.record.git_commit = package_versions(), git_commit()
+        self.record.memory["before_mb"] = device.resident_mb()
         if self._values.get("overwrite"):
             _empty(self.folder)
         write_settings(self.folder / SETTINGS, self._values)
@@ -172,10 +181,17 @@ def recording(run: Run) -> Iterator[Run]:
         with suppress(OSError):  # a full disk is told by the error itself
             run.write()
         raise
-    run.record.status = "finished"
+    run.record.status, run.record.files = "finished", file_bytes(run.folder)
     run.write()
     if (run.folder / CARD).exists() or run.record.command == MERGE:
         (run.folder / CARD).write_text(card(run.record), encoding="utf-8")
+
+
+def file_bytes(folder: Path) -> dict[str, int]:
+    """Bytes of the weights that a run left, and of the optimiser's state in its last checkpoint."""
+    steps = sorted((folder / CHECKPOINTS).glob(f"checkpoint-*/{OPTIMIZER}"), key=lambda path: path.stat().st_mtime)
+    files = {"weights": list(folder.glob("*.safetensors")), "optimizer": steps[-1:]}
+    return {name: sum(path.stat().st_size for path in found) for name, found in files.items() if found}
 
 
 def card(record: RunRecord) -> str:

@@ -151,7 +151,7 @@ def tell_memory(trainer: Any, run: Run, score: Weighted) -> None:
     copies = memory.base_copies(trainer.model)
     value = trainer.value.bytes if isinstance(trainer, Reinforce) else 0
     parts = memory.of_roles(trainer.model, trainer.ref_model, score.bytes(), value)
-    run.record.memory = {"base_copies": copies, "mb": parts}
+    run.record.memory |= {"base_copies": copies, "mb": parts}
     run.note(memory.line(copies, parts))
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from perlcli import device, settings
 from perlcli.errors import PerlError, nearest, shorten
-from perlcli.meter import CHECKPOINTS
+from perlcli.record import CHECKPOINTS
 from perlcli.values import convert, describe, fits
 
 # Fields that perlcli decides, because the model is loaded and the rows are rendered before TRL sees them.
