@@ -47,7 +47,7 @@ def cached(llama: Path) -> str:
 
 def test_no_name_leads_to_the_embedded_base() -> None:
     found = locate(None)
-    assert (found.base, found.adapter, found.base_name) == (str(coffee.BASE), None, base.EMBEDDED)
+    assert (found.base, found.adapter, found.base_name) == (str(coffee.BASE), None, coffee.NAME)
     assert found.is_embedded
 
 

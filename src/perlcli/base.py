@@ -31,7 +31,6 @@ from perlcli.settings import ATTENTION, ModelSettings
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 TOKENIZER_CONFIG = "tokenizer_config.json"
-EMBEDDED = "coffee base (embedded)"
 PROBE = 256  # bytes that a fingerprint reads at each place of a tensor
 ATTENTION_BLOCK = re.compile(r"(attn|attention)(?!\w*norm)", re.IGNORECASE)  # but no post_attention_layernorm
 
@@ -64,7 +63,7 @@ class Source:
     @property
     def base_name(self) -> str:
         """The base for a person to read."""
-        return EMBEDDED if self.is_embedded else self.base
+        return coffee.NAME if self.is_embedded else self.base
 
 
 def locate(name: str | None, *, option: str = "--model", trust_remote_code: bool = False) -> Source:
@@ -73,7 +72,7 @@ def locate(name: str | None, *, option: str = "--model", trust_remote_code: bool
     Raises PerlError.
     """
     if name is None:
-        return Source(EMBEDDED, str(coffee.BASE), _config(str(coffee.BASE), option, trust_remote_code))
+        return Source(coffee.NAME, str(coffee.BASE), _config(str(coffee.BASE), option, trust_remote_code))
     path = Path(name).expanduser()
     if path.is_file():
         raise PerlError(f"{option} {name} is a file", "name the folder that holds it")

@@ -100,6 +100,17 @@ def quickstart(given: settings.Quickstart) -> None:
     quickstart.run(given)
 
 
+@command(app, "compare-full")
+def compare_full(given: settings.CompareFull) -> None:
+    """Compare LoRA with full tuning: memory, speed and quality of each arm, beside the paper's ratios.
+
+    Example: perl compare-full reward --model HuggingFaceTB/SmolLM2-135M-Instruct --data pairs.jsonl --lora-r 1,4,16
+    """
+    from perlcli import compare_full
+
+    compare_full.run(given)
+
+
 data_app = typer.Typer(
     cls=Group,
     help="Look at data before it trains: what can use it, how the model sees it, in TRL's format.",

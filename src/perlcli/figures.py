@@ -20,7 +20,8 @@ from perlcli.stats import Z95
 SCHEMA_VERSION = 1
 REPORT = "report.json"
 WARM_UP = 2  # steps that don't count: caches fill, a GPU picks its kernels
-FULL = "full"
+# As torch's error for a GPU is called and worded, Python's own, and torch's for main memory.
+NO_MEMORY = ("outofmemoryerror", "out of memory", "memoryerror", "can't allocate memory")
 
 # The figure that each stage is judged by, and those that stand beside it; whether more is better.
 QUALITY: dict[str, tuple[tuple[str, bool], ...]] = {
@@ -200,7 +201,7 @@ def of_run(folder: Path, command: str = "", *, shown: str = "", repeat: int = 1)
 def outcome(record: RunRecord) -> str:
     """How a run ended, in words."""
     failure = (record.failure or "").lower()
-    if record.status == "failed" and ("outofmemory" in failure or "out of memory" in failure):
+    if record.status == "failed" and any(mark in failure for mark in NO_MEMORY):
         return "out of memory"
     return record.status
 

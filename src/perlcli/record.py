@@ -23,7 +23,7 @@ from perlcli.errors import Interrupted, PerlError
 
 SCHEMA_VERSION = 3
 RECORD, SETTINGS, METRICS, SAMPLES = "record.json", "settings.yaml", "metrics.jsonl", "samples.jsonl"
-CARD, PROOF, MERGE = "README.md", "proof.json", "merge"
+CARD, PROOF, MERGE, COMPARE = "README.md", "proof.json", "merge", "compare-full"
 STEP, STEP_CPU = "seconds/step", "seconds/step_cpu"  # of a step: by the wall's clock, and of the process's processors
 CHECKPOINTS, OPTIMIZER = "checkpoints", "optimizer.pt"
 CARD_OF_ADAPTER = ["library_name: peft", "tags: [perl, lora, trl]"]
@@ -42,7 +42,7 @@ class RunRecord:
     """The documented, versioned result of a run, as `record.json` keeps it."""
 
     schema_version: int = said("Version of this schema.", SCHEMA_VERSION)
-    command: str = said("The perlcli command: sft, reward, rl, eval, merge or quickstart.", "")
+    command: str = said("The perlcli command: sft, reward, rl, eval, merge, quickstart or compare-full.", "")
     status: Status = said("running, finished, failed or interrupted.", "running")
     failure: str | None = said("Why the run failed, in one line.", None)
     started: str = said("Start, UTC, ISO 8601.", "")
@@ -99,6 +99,11 @@ def write_whole(path: Path, parts: Iterable[str]) -> None:
             raise
 
 
+def write_record(folder: Path, record: RunRecord) -> None:
+    """Write the record of a run's folder."""
+    write_json(folder / RECORD, dataclasses.asdict(record))
+
+
 def read_record(folder: Path) -> RunRecord:
     """The record of a run's folder; raises PerlError where there is none or it is not of this schema."""
     path = folder / RECORD
@@ -139,7 +144,7 @@ class Run:
             command=definitions.command_of(settings),
             started=datetime.now(UTC).isoformat(timespec="seconds"),
             settings=values,
-            seed=values.get("seed", 0),
+            seed=first_of(values.get("seed", 0)),
         )
 
     def note(self, text: str) -> None:
@@ -159,13 +164,23 @@ class Run:
 
     def write(self) -> None:
         """Bring `record.json` up to date."""
-        self.record.elapsed_seconds = round(time.monotonic() - self._clock, 1)
-        write_json(self.folder / RECORD, dataclasses.asdict(self.record))
+        self.record.elapsed_seconds = self.elapsed
+        write_record(self.folder, self.record)
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the run began."""
+        return round(time.monotonic() - self._clock, 1)
 
     def append(self, name: str, row: Mapping[str, Any]) -> None:
         """Add a line to `metrics.jsonl` or `samples.jsonl`."""
         with (self.folder / name).open("a", encoding="utf-8") as file:
             file.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")
+
+
+def first_of(value: Any) -> Any:
+    """A value, or the first of several."""
+    return value[0] if isinstance(value, tuple) else value
 
 
 @contextmanager
@@ -259,6 +274,8 @@ def _check_resumable(folder: Path, values: Mapping[str, Any]) -> None:
     if changed:
         told = "; ".join(f"{name} was {old.get(name)}, now {values[name]}" for name in changed)
         raise PerlError(f"--resume: the run in {folder} had other settings: {told}", "go on with the same ones")
+    if found.command == COMPARE:
+        return  # only what hasn't finished runs again
     steps, epochs = values["max_steps"], values["num_train_epochs"]
     longer = steps > found.steps if steps is not None else (epochs or 0) > (found.settings.get("num_train_epochs") or 0)
     if found.status == "finished" and not longer:

@@ -18,6 +18,7 @@ Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Algorithm = Literal["rloo", "reinforce"]
 OnLong = Literal["drop", "truncate", "error"]
 Use = Literal["sft", "reward", "rl"]
+Compared = Literal["sft", "reward", "rl", "all"]
 ATTENTION = "attention"
 SFT, BASE = "sft", "base"  # the anchors that have a name
 ONCE = ("dry_run", "overwrite", "resume")  # steer one call, and are no part of what a run is
@@ -97,6 +98,7 @@ class HeldOutSettings:
     eval_fraction: float | None = option(
         None, "Share of --data held out instead, all rows of a prompt on one side, chosen by content.", unset="none"
     )
+    max_eval_samples: int | None = option(None, "Most held-out rows to measure on, the first ones.", unset="all")
 
 
 @dataclass(frozen=True)
@@ -305,6 +307,51 @@ class ConvertRunSettings:
 
 
 @dataclass(frozen=True)
+class CompareSettings:
+    """Comparison"""
+
+    stage: Compared | None = option(
+        None, "What to compare: sft, reward, rl, or all, where each stage builds on the one before.", argument=True
+    )
+    arms: str = option("full,lora", "Ways to train, comma-separated: full, lora, lora-8bit, lora-4bit, dora.")
+    full_learning_rate: float | None = option(
+        None, "Peak learning rate of full tuning.", unset="a tenth of --learning-rate, as in the paper"
+    )
+    repeats: int = option(1, "How often each run is timed; arms take turns.")
+
+
+@dataclass(frozen=True)
+class ComparedModelSettings:
+    """Model"""
+
+    model: str | None = option(
+        None, "Models, comma-separated; each is compared on its own.", short="-m", unset="the embedded coffee base"
+    )
+    dtype: Dtype = option_of(ModelSettings, "dtype")
+    trust_remote_code: bool = option_of(ModelSettings, "trust_remote_code")
+
+
+@dataclass(frozen=True)
+class ComparedLoraSettings:
+    """Adapter"""
+
+    lora_r: tuple[int, ...] = option((), "Ranks, comma-separated: an arm for each.", unset="16")
+    lora_alpha: int | None = option_of(LoraSettings, "lora_alpha")
+    lora_dropout: float | None = option_of(LoraSettings, "lora_dropout")
+    lora_target_modules: str | None = option_of(LoraSettings, "lora_target_modules")
+
+
+@dataclass(frozen=True)
+class ComparedRunSettings:
+    """Run"""
+
+    output: str | None = option_of(RunSettings, "output")
+    seed: tuple[int, ...] = option((0,), "Seeds, comma-separated: each arm runs once with each.")
+    dry_run: bool = option_of(RunSettings, "dry_run")
+    overwrite: bool = option_of(RunSettings, "overwrite")
+
+
+@dataclass(frozen=True)
 class QuickstartSettings:
     """Quickstart"""
 
@@ -384,6 +431,24 @@ class Quickstart:
 
 
 @dataclass(frozen=True)
+class CompareFull:
+    """Settings of `perl compare-full`."""
+
+    compare: CompareSettings = field(default_factory=CompareSettings)
+    model: ComparedModelSettings = field(default_factory=ComparedModelSettings)
+    data: DataSettings = field(default_factory=DataSettings)
+    held_out: HeldOutSettings = field(default_factory=HeldOutSettings)
+    thumbs: ThumbsSettings = field(default_factory=ThumbsSettings)
+    sampling: SamplingSettings = field(default_factory=SamplingSettings)
+    rl: RlSettings = field(default_factory=RlSettings)
+    lora: ComparedLoraSettings = field(default_factory=ComparedLoraSettings)
+    train: TrainSettings = field(default_factory=TrainSettings)
+    recipe: RecipeSettings = field(default_factory=RecipeSettings)
+    run: ComparedRunSettings = field(default_factory=ComparedRunSettings)
+    keep: KeepSettings = field(default_factory=KeepSettings)
+
+
+@dataclass(frozen=True)
 class DataCheck:
     """Settings of `perl data check`."""
 
@@ -412,10 +477,11 @@ class DataConvert:
 
 
 Training = Sft | Reward | Rl
-Stage = Training | Eval | Merge | Quickstart
+Stage = Training | Eval | Merge | Quickstart | CompareFull
 OfData = DataCheck | DataShow | DataConvert
 COMMANDS: dict[str, type[Any]] = {
     "sft": Sft, "reward": Reward, "rl": Rl, "eval": Eval, "merge": Merge, "quickstart": Quickstart,
+    "compare-full": CompareFull,
 }  # fmt: skip
 
 DATA_COMMANDS: dict[str, type[Any]] = {"data check": DataCheck, "data show": DataShow, "data convert": DataConvert}
@@ -532,7 +598,7 @@ POSITIVE = (
     "max_length", "lora_r", "lora_alpha", "max_steps", "num_train_epochs", "learning_rate",
     "per_device_train_batch_size", "gradient_accumulation_steps", "save_steps", "temperature", "num_generations",
     "max_completion_length", "max_samples", "per_device_eval_batch_size", "value_learning_rate", "shp_score_ratio",
-    "shp_per_post", "rows",
+    "shp_per_post", "rows", "max_eval_samples", "repeats", "full_learning_rate",
 )  # fmt: skip
 NOT_NEGATIVE = ("beta", "seed", "missing_eos_penalty")
 

@@ -11,9 +11,10 @@ from typing import Any
 from perlcli.coffee.presets import SETTINGS
 from perlcli.coffee.world import call_of, chance, draw_order, gold, mistake, remember, say
 
-__all__ = ["BASE", "SETTINGS", "demonstrations", "gold", "preferences", "prompts", "reward", "thumbs"]
+__all__ = ["BASE", "NAME", "SETTINGS", "demonstrations", "gold", "preferences", "prompts", "reward", "thumbs"]
 
 BASE: Path = Path(__file__).parent / "base"
+NAME = "coffee base (embedded)"
 FLIPPED = 0.08
 LIKED = 0.4
 

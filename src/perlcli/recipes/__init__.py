@@ -19,7 +19,7 @@ from perlcli.errors import PerlError, nearest, reason, shorten
 FOLDER = Path(__file__).parent
 SUFFIXES = (".yaml", ".yml")
 TEXTS = ("title", "paper", "data", "prompt", "evaluation", "bring")
-STAGES = {name: stage for name, stage in settings.COMMANDS.items() if "recipe" in settings.names(stage)}
+STAGES: dict[str, type[Any]] = {name: settings.COMMANDS[name] for name in ("sft", "reward", "rl", "eval")}
 LENGTH = {"max_steps", "num_train_epochs"}
 # What belongs to the source that `data` names.
 OF_DATA = {"data_format", "subset", "split", "eval_data", "shp_score_ratio", "shp_per_post"}
@@ -91,7 +91,9 @@ def _section(path: Path, stage: str, content: Any) -> tuple[dict[str, Any], list
 def fill(stage: type[Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """The given values, and for what isn't given those of the recipe that they name. Raises PerlError."""
     name = given.get("recipe")
-    if name is None or set(settings.names(stage)) <= {*given, *settings.ONCE}:  # as a run's settings.yaml: whole
+    if (
+        name is None or stage not in STAGES.values() or set(settings.names(stage)) <= {*given, *settings.ONCE}
+    ):  # as a run's settings.yaml: whole
         return dict(given)
     recipe, command = read(name), settings.command_of(stage)
     if command not in recipe.stages:
