@@ -144,7 +144,8 @@ def ranks(given: settings.CompareFull, values: Mapping[str, Any]) -> list[int | 
 def learning_rates(given: settings.CompareFull, stage: str, values: Mapping[str, Any]) -> tuple[float, float]:
     """The peak learning rates of adapters and of full tuning."""
     rate = float(values.get("learning_rate") or settings.LEARNING_RATES[stage][0])
-    return rate, float(given.compare.full_learning_rate or rate / RATIO)
+    full = given.compare.full_learning_rate
+    return rate, rate / RATIO if full is None else full
 
 
 def job_values(given: settings.CompareFull, stage: str, way: Way, seed: int, values: Mapping[str, Any]) -> Values:
@@ -160,10 +161,11 @@ def job_values(given: settings.CompareFull, stage: str, way: Way, seed: int, val
     return found
 
 
-def for_memory(values: Values) -> Values:
+def for_memory(stage: str, values: Values) -> Values:
     """The same run with some steps and rows to measure on: enough for its peak."""
-    steps = values.get("max_steps")
-    return values | {"max_steps": min(MEMORY_STEPS, steps or MEMORY_STEPS), "max_eval_samples": 8}
+    steps = min(MEMORY_STEPS, values.get("max_steps") or MEMORY_STEPS)
+    rows = {"max_eval_samples": MEMORY_STEPS} if "max_eval_samples" in settings.names(settings.COMMANDS[stage]) else {}
+    return {**values, "max_steps": steps, **rows}
 
 
 def jobs(
@@ -174,7 +176,9 @@ def jobs(
     if memory:
         for way, values in found:
             seed = given.run.seed[0]
-            yield Job(stage, way, seed, 1, True, for_memory(values | {"seed": seed}), place(found, way) / "memory")
+            yield Job(
+                stage, way, seed, 1, True, for_memory(stage, values | {"seed": seed}), place(found, way) / "memory"
+            )
     turn = 0
     for repeat in range(1, given.compare.repeats + 1):
         for seed in given.run.seed:

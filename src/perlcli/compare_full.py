@@ -17,6 +17,7 @@ from perlcli.coffee import NAME
 from perlcli.data import COFFEE
 from perlcli.errors import PerlError, RunFailed
 from perlcli.figures import Arm, Comparison, Report, RunFigures
+from perlcli.processes import Stopped
 from perlcli.record import (
     CHECKPOINTS,
     RECORD,
@@ -75,8 +76,14 @@ def run(given: settings.CompareFull) -> RunRecord | None:
         return None
     with recording(state.run):
         begin(state)
-        for stage in wanted:
-            compare(state, stage)
+        try:
+            for stage in wanted:
+                compare(state, stage)
+        except Stopped as stopped:
+            state.report.status = "interrupted"
+            tell_report(state)
+            stopped.hint = f"{state.report.command} --resume"
+            raise
         finish(state)
     return state.run.record
 
@@ -118,6 +125,8 @@ def check(given: settings.CompareFull, plans: Mapping[str, Sequence[tuple[Way, V
     """Raise PerlError for what each arm's own command would refuse before it loads anything."""
     faults: list[str] = []
     numbers = {"--lora-r": given.lora.lora_r, "--repeats": (given.compare.repeats,)}
+    rate = given.compare.full_learning_rate
+    numbers |= {} if rate is None else {"--full-learning-rate": (rate,)}
     faults += [f"{name} must be above 0, not {n}" for name, values in numbers.items() for n in values if n <= 0]
     if not given.run.seed:
         faults.append("--seed names no seed")
@@ -370,12 +379,15 @@ def finish(state: State) -> None:
             state.run.record.metrics |= {f"{prefix}/{name}": value for name, value in one.ratios.items()}
     print(f"\n{reports.terminal(state.report)}\n\nReport: {state.folder}/report.html (also .md, .csv, .json)")
     failed = [
-        run for each in state.report.comparisons for one in each.arms for run in one.runs if run.status == "failed"
+        run
+        for stage in state.plans
+        for job in jobs(state, stage)
+        if (run := run_figures(state, job)).status == "failed"
     ]
     if failed:
         raise RunFailed(
             f"{len(failed)} of {state.total} runs failed: {failed[0].folder}: {failed[0].failure}",
-            f"perl compare-full --config {state.folder}/settings.yaml --resume runs them again",
+            f"{state.report.command} --resume runs them again",
         )
 
 

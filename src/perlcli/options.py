@@ -152,8 +152,11 @@ def _typed(name: str, value: Any, kind: Any) -> Any:
     if typing.get_origin(kind) is not tuple:
         return value
     parts = value if isinstance(value, list) else [part.strip() for part in value.split(",")]
+    is_whole = typing.get_args(kind)[0] is int
+    if is_whole:
+        parts = [int(part) if part.lstrip("-").isdecimal() else part for part in parts]
     if not fits(parts, kind):
-        raise PerlError(f"--{dashed(name)} must be numbers, comma-separated, not {value}")
+        raise PerlError(f"--{dashed(name)} must be {'whole ' * is_whole}numbers, comma-separated, not {value}")
     return convert(parts, kind)
 
 
