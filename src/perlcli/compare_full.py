@@ -124,7 +124,7 @@ def is_adapter(model: str | None) -> bool:
 def check(given: settings.CompareFull, plans: Mapping[str, Sequence[tuple[Way, Values]]]) -> None:
     """Raise PerlError for what each arm's own command would refuse before it loads anything."""
     faults: list[str] = []
-    numbers = {"--lora-r": given.lora.lora_r, "--repeats": (given.compare.repeats,)}
+    numbers: dict[str, tuple[float, ...]] = {"--lora-r": given.lora.lora_r, "--repeats": (given.compare.repeats,)}
     rate = given.compare.full_learning_rate
     numbers |= {} if rate is None else {"--full-learning-rate": (rate,)}
     faults += [f"{name} must be above 0, not {n}" for name, values in numbers.items() for n in values if n <= 0]

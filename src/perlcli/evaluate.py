@@ -12,10 +12,10 @@ from typing import Any
 import torch
 
 from perlcli import base, data, device, generate, plots, policies, rewards, roles, scores, settings, stats
-from perlcli.data import Data, Prompt, checks
+from perlcli.data import Data, Prompt
 from perlcli.errors import PerlError
 from perlcli.generate import Sampling
-from perlcli.prepare import Prepared, load_data, prepare, preview
+from perlcli.prepare import Prepared, first_rows, load_data, prepare, preview
 from perlcli.progress import Progress
 from perlcli.record import SAMPLES, RunRecord, recording
 
@@ -38,11 +38,7 @@ def run(given: settings.Eval) -> RunRecord | None:
 
 def load_held_out(prepared: Prepared, use: str, limit: int | None) -> Data:
     """The first rows of the held-out data, `limit` at most."""
-    found = load_data(prepared, use, "test")
-    if limit is not None and len(found.rows) > limit:
-        prepared.run.note(f"Measuring on the first {limit:,} of {len(found.rows):,} rows (--max-samples).")
-        checks.restrict(found, found.rows[:limit], found.numbers[:limit])
-    return found
+    return first_rows(prepared, load_data(prepared, use, "test"), limit, "--max-samples")
 
 
 def evaluate_reward(prepared: Prepared) -> RunRecord | None:

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from perlcli import base, coffee, data, device, recipes, settings, upstream
 from perlcli.base import Source
-from perlcli.data import Data, Renderer
+from perlcli.data import Data, Renderer, checks
 from perlcli.data.fitting import Tokens
 from perlcli.data.sources import has_split
 from perlcli.errors import PerlError
@@ -228,13 +228,22 @@ def load_sides(prepared: Prepared, use: str) -> tuple[Data, Data | None]:
     options, values = prepared.settings.data, prepared.settings.held_out
     train = load_data(prepared, use)
     if values.eval_fraction is not None:
-        return data.hold_out(train, values.eval_fraction)
+        train, held_out = data.hold_out(train, values.eval_fraction)
+        return train, first_rows(prepared, held_out, values.max_eval_samples, "--max-eval-samples")
     source = options.data
     if values.eval_data is None and not data.is_embedded(source) and not has_split(source, "test", options):
         return train, None
     held_out = load_data(prepared, use, "test", values.eval_data)
     held_out.report.overlap = data.overlap(train, held_out)
-    return train, held_out
+    return train, first_rows(prepared, held_out, values.max_eval_samples, "--max-eval-samples")
+
+
+def first_rows(prepared: Prepared, rows: Data, limit: int | None, option: str) -> Data:
+    """The first rows, `limit` at most; says so where that leaves some out."""
+    if limit is not None and len(rows.rows) > limit:
+        prepared.run.note(f"Measuring on the first {limit:,} of {len(rows.rows):,} rows ({option}).")
+        checks.restrict(rows, rows.rows[:limit], rows.numbers[:limit])
+    return rows
 
 
 def fit(prepared: Prepared, role: str, rows: Data, tokens: Tokens, longest: int | None = None) -> list[dict[str, Any]]:
