@@ -19,7 +19,7 @@ LAYERS = (
     {"config", "coffee.world", "coffee.presets"},
     {"recipes", "coffee.documents", "coffee"},
     {"coffee.build"},
-    {"device", "progress", "stats", "upstream"},
+    {"device", "progress", "stats", "upstream", "checkpoints"},
     {"record"},
     {"report", "plots", "figures"},
     {"data.rows", "data.cache"},

@@ -292,5 +292,71 @@ def test_a_half_written_checkpoint_is_passed_over(perl: Perl, llama: Path, rows:
     record = json.loads((Path("run") / "record.json").read_text())
     (Path("run") / "record.json").write_text(json.dumps({**record, "status": "running"}))
     told = perl(*words, "--resume").stdout
-    assert "checkpoint-2 was only half written" in told
+    assert "checkpoint-2 is damaged: it lacks trainer_state.json: taking the one before." in told
     assert "Going on from step 1" in told
+
+
+# --resume
+
+
+def stopped_at(sft: Perl, after_pass: Any, folder: Path, step: int, *words: str) -> None:
+    """A run that was stopped by Ctrl-C at a step."""
+    after_pass(SFTTrainer, step, send(signal.SIGINT))
+    sft(folder, "--save-steps", "1", *words, code=130)
+
+
+def test_a_run_goes_on_from_the_checkpoint_that_is_named(sft: Perl, after_pass: Any, tmp_path: Path) -> None:
+    sft(tmp_path / "whole", "--max-steps", "4")
+    stopped_at(sft, after_pass, tmp_path / "run", 3, "--max-steps", "4", "--save-total-limit", "3")
+    named = tmp_path / "run" / "checkpoints" / "checkpoint-1"
+    told = sft(tmp_path / "run", "--max-steps", "4", "--save-total-limit", "3", "--resume", named).stdout
+    assert "Going on from step 1 (checkpoint-1)." in told
+    assert_equal_weights(tmp_path / "run", tmp_path / "whole")
+    assert steps(tmp_path / "run") == [1, 2, 3, 4]
+
+
+def test_as_many_checkpoints_are_kept_as_is_said(sft: Perl, tmp_path: Path) -> None:
+    sft(tmp_path / "run", "--save-steps", "1", "--save-total-limit", "1", "--max-steps", "3")
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").glob("checkpoint-*")] == ["checkpoint-3"]
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("run/checkpoints/checkpoint-9", "there is no such checkpoint"),
+        ("other/checkpoints/checkpoint-1", "is not a checkpoint of the run in"),
+        ("run/checkpoints/checkpoint-1", "it is damaged: it lacks optimizer.pt"),
+    ],
+)
+def test_a_named_checkpoint_must_be_one_of_the_run(
+    sft: Perl, after_pass: Any, tmp_path: Path, name: str, told: str
+) -> None:
+    stopped_at(sft, after_pass, tmp_path / "run", 2)
+    shutil.copytree(tmp_path / "run", tmp_path / "other")
+    (tmp_path / "run/checkpoints/checkpoint-1/optimizer.pt").unlink()
+    assert told in " ".join(sft(tmp_path / "run", "--resume", tmp_path / name, code=2).stderr.split())
+
+
+def test_other_data_is_another_run(sft: Perl, after_pass: Any, tmp_path: Path, rows: dict[str, Path]) -> None:
+    stopped_at(sft, after_pass, tmp_path / "run", 2)
+    known = record(tmp_path / "run")
+    known["data"]["train"]["fingerprint"] = "of other rows"
+    (tmp_path / "run" / "record.json").write_text(json.dumps(known))
+    told = sft(tmp_path / "run", "--resume", code=2).stderr
+    assert "had other inputs: training data was of other rows, now " in told
+    assert record(tmp_path / "run") == known  # nothing was touched
+
+
+def test_another_base_is_another_run(sft: Perl, after_pass: Any, tmp_path: Path) -> None:
+    stopped_at(sft, after_pass, tmp_path / "run", 2)
+    known = record(tmp_path / "run")
+    known["model"]["fingerprint"] = "of other weights"
+    (tmp_path / "run" / "record.json").write_text(json.dumps(known))
+    assert "the base was of other weights, now " in sft(tmp_path / "run", "--resume", code=2).stderr
+
+
+def test_a_schedulers_warning_saves_and_ends(sft: Perl, after_pass: Any, tmp_path: Path) -> None:
+    after_pass(SFTTrainer, 2, send(signal.SIGUSR1))
+    result = sft(tmp_path / "run", code=128 + signal.SIGUSR1)
+    assert "Stopped at step 2 and saved" in result.stderr
+    assert (tmp_path / "run" / "checkpoints" / "checkpoint-2").is_dir()

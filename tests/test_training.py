@@ -32,7 +32,7 @@ def test_settings_arrive_under_trls_own_names(stage: str) -> None:
     found = config(stage, output="runs/x", **given)
     assert type(found) is STAGES[stage][2]
     assert {name: getattr(found, name) for name in given} == given
-    assert found.output_dir == "runs/x/checkpoints"
+    assert found.output_dir == "runs/x/checkpoints/.writing"
     assert found.report_to == []
     assert found.logging_steps == 1
     assert found.logging_nan_inf_filter is False

@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import Trainer, TrainerCallback
-from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import PrinterCallback
-from transformers.trainer_utils import get_last_checkpoint
 
-from perlcli import device
+from perlcli import checkpoints, device
 from perlcli.errors import Interrupted, PerlError, RunFailed
 from perlcli.progress import Progress
 from perlcli.record import CHECKPOINTS, METRICS, SAMPLES, STEP, STEP_CPU, Run
+from perlcli.settings import LATEST
+
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # the last is how schedulers say that time is nearly up
 
 
 class Meter(TrainerCallback):
@@ -66,6 +67,10 @@ class Meter(TrainerCallback):
         if not math.isfinite(logs["loss"]):
             self._fail(f"loss is not a finite number at step {state.global_step}")
 
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """The trainer has written a checkpoint: make it one that counts."""
+        checkpoints.keep(self.run.folder / CHECKPOINTS, state.global_step, self.run.record.settings["save_total_limit"])
+
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
         wall, processors = clocks()
         self.took = round(wall - self.began[0], 6), round(processors - self.began[1], 6)
@@ -80,7 +85,7 @@ class Meter(TrainerCallback):
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """On Ctrl-C or SIGTERM finish the step, save and end; a second one ends at once."""
+        """On Ctrl-C, SIGTERM or SIGUSR1 finish the step, save and end; a second one ends at once."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -91,7 +96,7 @@ class Meter(TrainerCallback):
             self.interrupted = number
             print("Finishing this step, then saving. Once more to stop at once.", flush=True)
 
-        before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        before = {number: signal.signal(number, ask) for number in STOPS}
         try:
             yield
         finally:
@@ -114,6 +119,7 @@ def train(trainer: Trainer, run: Run, save: Callable[[Any], None]) -> None:
     meter = Meter(run)
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(meter)
+    checkpoints.begin(run.folder / CHECKPOINTS)
     checkpoint = _checkpoint(run) if run.record.settings["resume"] else None
     if device.kind() == "cuda":
         torch.cuda.reset_peak_memory_stats()
@@ -139,23 +145,9 @@ def go_on(run: Run) -> str:
     return f"perl {run.record.command} --config {run.folder}/settings.yaml --resume"
 
 
-def _last_whole(run: Run, folder: Path) -> str | None:
-    """The newest checkpoint to train on from: written to its end, and before the run's last step."""
-    while folder.is_dir() and (found := get_last_checkpoint(str(folder))):
-        fault = _fault(run, Path(found) / TRAINER_STATE_NAME)
-        if fault is None:
-            return str(found)
-        run.note(f"{Path(found).name} {fault}: taking the one before.")
-        shutil.rmtree(found)
-    return None
-
-
-def _fault(run: Run, state_file: Path) -> str | None:
-    """Why a checkpoint can't be trained on from, or None."""
-    try:
-        state = json.loads(state_file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # it is the last file that transformers writes
-        return "was only half written"
+def _fault(run: Run, checkpoint: Path) -> str | None:
+    """Why a whole checkpoint can't be trained on from, or None."""
+    state = json.loads((checkpoint / checkpoints.STATE).read_text(encoding="utf-8"))
     steps, epochs = run.record.settings["max_steps"], run.record.settings["num_train_epochs"]
     total = steps if steps is not None else state["max_steps"] * max(1.0, epochs / state["num_train_epochs"])
     if state["global_step"] >= total:  # transformers would do a step too many
@@ -182,15 +174,29 @@ def _row(line: str) -> dict[str, Any] | None:
 
 
 def _checkpoint(run: Run) -> str | None:
-    """The last checkpoint to go on from; metrics and samples of later steps are taken back."""
+    """The checkpoint to go on from; metrics and samples of later steps are taken back."""
     folder = run.folder / CHECKPOINTS
-    found = _last_whole(run, folder)
+    asked = str(run.record.settings["resume"])
+    if asked == LATEST:
+        found = checkpoints.last_whole(folder, partial(_fault, run), run.note)
+    else:
+        found = _asked_for(run, Path(asked).expanduser())
     if found is None:
         run.note("No checkpoint yet: starting over.")
-    step = int(found.rsplit("-", 1)[1]) if found else 0
+    step = checkpoints.step_of(found) if found else 0
     rows = _take_back(run.folder / METRICS, step)
     _take_back(run.folder / SAMPLES, step)
     run.record.tokens = int(rows[-1]["num_tokens"]) if rows else 0
     if found:
-        run.note(f"Going on from step {step} ({Path(found).name}).")
-    return found
+        run.note(f"Going on from step {step} ({found.name}).")
+    return str(found) if found else None
+
+
+def _asked_for(run: Run, checkpoint: Path) -> Path:
+    """The checkpoint that --resume names; those behind it are deleted, as their steps are taken again."""
+    if wrong := _fault(run, checkpoint):
+        raise PerlError(f"--resume {checkpoint}: it {wrong}", "--resume alone takes the last one to go on from")
+    for later in checkpoints.found(run.folder / CHECKPOINTS):
+        if checkpoints.step_of(later) > checkpoints.step_of(checkpoint):
+            checkpoints.discard(later)
+    return checkpoint

@@ -56,7 +56,7 @@ class Group(TyperGroup):
     """The commands, with `--lora_r` read as `--lora-r`: trl and transformers know both."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        return super().parse_args(ctx, [_with_dashes(argument) for argument in args])
+        return super().parse_args(ctx, _with_checkpoint([_with_dashes(argument) for argument in args]))
 
 
 class Command(TyperCommand):
@@ -80,6 +80,18 @@ class Command(TyperCommand):
         for panel, records in panels.items():
             with formatter.section(panel):
                 formatter.write_dl(records)
+
+
+def _with_checkpoint(arguments: list[str]) -> list[str]:
+    """The arguments with a value for each `--resume`: the checkpoint behind it, where there is one."""
+    found: list[str] = []
+    for argument in arguments:
+        is_checkpoint = Path(argument).name.startswith("checkpoint-")
+        if found and found[-1] == f"--resume={definitions.LATEST}" and is_checkpoint:
+            found[-1] = f"--resume={argument}"
+        else:
+            found.append(f"--resume={definitions.LATEST}" if argument == "--resume" else argument)
+    return found
 
 
 def _with_dashes(argument: str) -> str:
@@ -108,7 +120,7 @@ def _parameter(item: Option) -> inspect.Parameter:
     shown = shown_default(item)
     help_text = item.help + (f" (default: {shown})" if shown else "")
     # Short words for the values: in 80 columns, long ones would cut the options' own names.
-    word = None if kind is bool else METAVARS.get(kind, "TEXT")
+    word = None if kind is bool else item.metavar or METAVARS.get(kind, "TEXT")
     information = typer.Option(*flags, help=help_text, rich_help_panel=item.panel, show_default=False, metavar=word)
     annotation: Any = kind | None
     if typing.get_origin(item.type) is tuple:  # numbers come comma-separated, texts by repeating the option

@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from perlcli import device
+from perlcli import checkpoints, device
 from perlcli import settings as definitions
 from perlcli.errors import Interrupted, PerlError
 
@@ -185,7 +185,12 @@ def first_of(value: Any) -> Any:
 
 @contextmanager
 def recording(run: Run) -> Iterator[Run]:
-    """Claim the run's folder, and keep in its record how the run ended."""
+    """Claim the run's folder, and keep in its record how the run ended.
+
+    Raises PerlError where the run goes on with another that had other data or another base.
+    """
+    if run.record.settings.get("resume"):
+        _check_same(run)
     run.claim()
     try:
         yield run
@@ -261,13 +266,15 @@ def check_output(settings: definitions.Stage) -> None:
 
 
 MAY_CHANGE = {
-    "max_steps", "num_train_epochs", "save_steps", "report_to", "resume", "overwrite", "dry_run", "output",
-    "trust_remote_code", "strict", "recipe",
+    "max_steps", "num_train_epochs", "save_steps", "save_total_limit", "report_to", "resume", "overwrite", "dry_run",
+    "output", "trust_remote_code", "strict", "recipe", "max_eval_samples",
 }  # fmt: skip
 
 
 def _check_resumable(folder: Path, values: Mapping[str, Any]) -> None:
     """Refuse to go on with a run that has done all its steps, or under settings that would make it another run."""
+    if values["resume"] != definitions.LATEST:
+        _check_named(folder, Path(values["resume"]).expanduser())
     found = read_record(folder)
     old = {name: tuple(value) if isinstance(value, list) else value for name, value in found.settings.items()}
     changed = [name for name in values if name not in MAY_CHANGE and old.get(name) != values[name]]
@@ -281,6 +288,34 @@ def _check_resumable(folder: Path, values: Mapping[str, Any]) -> None:
     if found.status == "finished" and not longer:
         raise PerlError(
             f"The run in {folder} is complete ({found.steps} steps)", "a larger --max-steps goes on from there"
+        )
+
+
+def _check_named(folder: Path, checkpoint: Path) -> None:
+    """Refuse a checkpoint that isn't one of the run's own, or isn't whole."""
+    if not checkpoint.is_dir():
+        raise PerlError(f"--resume {checkpoint}: there is no such checkpoint", "--resume alone takes the last one")
+    if checkpoint.parent.resolve() != (folder / CHECKPOINTS).resolve():
+        raise PerlError(f"--resume {checkpoint} is not a checkpoint of the run in {folder}", f"--output {folder}")
+    if wrong := checkpoints.fault(checkpoint):
+        raise PerlError(f"--resume {checkpoint}: it {wrong}", "--resume alone takes the last one that is whole")
+
+
+def _check_same(run: Run) -> None:
+    """Refuse to go on with a run of other data, another base or another tokenizer: it would be another trajectory."""
+    old = find_record(str(run.folder))
+    if old is None:
+        return
+    now = run.record
+    pairs = {name: (old.model.get(name), now.model.get(name)) for name in ("fingerprint", "tokenizer")}
+    pairs["training data"] = old.data.get("train", {}).get("fingerprint"), now.data.get("train", {}).get("fingerprint")
+    words = {"fingerprint": "the base"}
+    changed = [f"{words.get(name, name)} was {was}, now {is_now}" for name, (was, is_now) in pairs.items()
+               if was and is_now and was != is_now]  # fmt: skip
+    if changed:
+        raise PerlError(
+            f"--resume: the run in {run.folder} had other inputs: {'; '.join(changed)}",
+            "go on with the same files, or begin a run of its own with another --output",
         )
 
 

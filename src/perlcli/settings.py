@@ -20,13 +20,18 @@ OnLong = Literal["drop", "truncate", "error"]
 Use = Literal["sft", "reward", "rl"]
 Compared = Literal["sft", "reward", "rl", "all"]
 ATTENTION = "attention"
+LATEST = "latest"  # what --resume means where no checkpoint is named
 SFT, BASE = "sft", "base"  # the anchors that have a name
 ONCE = ("dry_run", "overwrite", "resume")  # steer one call, and are no part of what a run is
 
 
-def option(default: Any, text: str, *, short: str = "", unset: str = "", argument: bool = False) -> Any:
-    """Declare an option; `unset` says in the help what None means, `argument` that it is given by its place alone."""
-    return field(default=default, metadata={"help": text, "short": short, "unset": unset, "argument": argument})
+def option(
+    default: Any, text: str, *, short: str = "", unset: str = "", argument: bool = False, metavar: str = ""
+) -> Any:
+    """Declare an option; `unset` says in the help what None means, `argument` that it is given by its place alone,
+    `metavar` what stands for its value where not its type's word."""
+    words = {"help": text, "short": short, "unset": unset, "argument": argument, "metavar": metavar}
+    return field(default=default, metadata=words)
 
 
 def option_of(group: type[Any], name: str) -> Any:
@@ -155,8 +160,12 @@ class RunSettings:
 class KeepSettings:
     """Run"""
 
-    resume: bool = option(False, "Go on from the last checkpoint in the output folder.")
+    resume: str | None = option(
+        None, "Go on from the output folder's last whole checkpoint, or from the CHECKPOINT named behind it.",
+        unset="a new run", metavar="[CHECKPOINT]",
+    )  # fmt: skip
     save_steps: int = option(500, "Steps between checkpoints, for --resume.")
+    save_total_limit: int = option(2, "Checkpoints to keep, the newest.")
     report_to: str = option("none", "Trackers as transformers names them (tensorboard, wandb, …), comma-separated.")
 
 
@@ -527,6 +536,7 @@ class Option:
     short: str
     unset: str
     argument: bool
+    metavar: str
 
 
 def options(stage: type[Any]) -> Iterator[Option]:
@@ -598,7 +608,7 @@ POSITIVE = (
     "max_length", "lora_r", "lora_alpha", "max_steps", "num_train_epochs", "learning_rate",
     "per_device_train_batch_size", "gradient_accumulation_steps", "save_steps", "temperature", "num_generations",
     "max_completion_length", "max_samples", "per_device_eval_batch_size", "value_learning_rate", "shp_score_ratio",
-    "shp_per_post", "rows", "max_eval_samples", "repeats", "full_learning_rate",
+    "shp_per_post", "rows", "max_eval_samples", "repeats", "full_learning_rate", "save_total_limit",
 )  # fmt: skip
 NOT_NEGATIVE = ("beta", "seed", "missing_eos_penalty")
 

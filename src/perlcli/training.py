@@ -7,7 +7,7 @@ import typing
 from pathlib import Path
 from typing import Any
 
-from perlcli import device, settings
+from perlcli import checkpoints, device, settings
 from perlcli.errors import PerlError, nearest, shorten
 from perlcli.record import CHECKPOINTS
 from perlcli.values import convert, describe, fits
@@ -29,7 +29,7 @@ def trl_config(kind: Any, given: settings.Training, extra: dict[str, Any]) -> An
     train = given.train
     on_gpu = device.kind() == "cuda"
     values: dict[str, Any] = {
-        "output_dir": str(Path(str(given.run.output)).expanduser() / CHECKPOINTS),
+        "output_dir": str(checkpoints.side(Path(str(given.run.output)).expanduser() / CHECKPOINTS)),
         "max_steps": train.max_steps if train.max_steps is not None else -1,
         "num_train_epochs": train.num_train_epochs,
         "learning_rate": train.learning_rate,
@@ -37,7 +37,7 @@ def trl_config(kind: Any, given: settings.Training, extra: dict[str, Any]) -> An
         "gradient_accumulation_steps": train.gradient_accumulation_steps,
         "save_strategy": "steps",
         "save_steps": given.keep.save_steps,
-        "save_total_limit": 2,
+        "save_total_limit": None,  # of what lies at the side; `checkpoints.keep` deletes the old ones
         "logging_steps": 1,
         "logging_nan_inf_filter": False,  # else a loss that is no number is logged as 0
         "disable_tqdm": True,

@@ -1,0 +1,124 @@
+"""Checkpoints: written to the side, whole only with a manifest of checksums; what isn't whole is never loaded."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+SIDE = ".writing"  # where the trainer writes, below the folder of checkpoints
+MANIFEST = "manifest.json"
+STATE = "trainer_state.json"  # transformers': how far the training was
+NAME = re.compile(r"checkpoint-(\d+)")
+Say = Callable[[str], None]
+
+
+def side(folder: Path) -> Path:
+    """The folder that a trainer is to write its checkpoints into: from there `keep` takes them once they are whole."""
+    return folder / SIDE
+
+
+def begin(folder: Path) -> None:
+    """Clear away what a killed run left half-written."""
+    shutil.rmtree(side(folder), ignore_errors=True)
+
+
+def keep(folder: Path, step: int, limit: int | None) -> Path:
+    """Seal the checkpoint of a step that lies at the side, bring it to the disk and to its place; then delete all but
+    the `limit` newest. A run that is killed in between has the ones before."""
+    written, kept = side(folder) / f"checkpoint-{step}", folder / f"checkpoint-{step}"
+    seal(written)
+    if kept.exists():
+        shutil.rmtree(kept)  # of a run that was killed after it, and went on from one before
+    os.replace(written, kept)
+    sync(folder)
+    for old in found(folder)[limit:] if limit else ():
+        discard(old)
+    return kept
+
+
+def seal(checkpoint: Path) -> None:
+    """Bring a checkpoint's files to the disk, and write their checksums beside them."""
+    files = [*files_of(checkpoint)]
+    for path in files:
+        sync(path)
+    sums = {str(path.relative_to(checkpoint)): checksum(path) for path in files}
+    manifest = checkpoint / MANIFEST
+    manifest.write_text(json.dumps({"files": sums}, indent=2) + "\n", encoding="utf-8")
+    sync(manifest)
+    sync(checkpoint)
+
+
+def fault(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint by its manifest, in words that go behind its name; None for a whole one."""
+    try:
+        sums = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))["files"]
+        wanted = dict(sums)
+    except FileNotFoundError:
+        return f"has no {MANIFEST}, so that it was only half written"
+    except (OSError, ValueError, KeyError, TypeError):
+        return f"is damaged: its {MANIFEST} can't be read"
+    present = {str(path.relative_to(checkpoint)) for path in files_of(checkpoint)}
+    missing, foreign = sorted(set(wanted) - present), sorted(present - set(wanted))
+    if missing:
+        return f"is damaged: it lacks {missing[0]}"
+    if foreign:
+        return f"is damaged: it has {foreign[0]}, which isn't of its run"
+    changed = next((name for name in sorted(wanted) if checksum(checkpoint / name) != wanted[name]), None)
+    return None if changed is None else f"is damaged: {changed} isn't what was written"
+
+
+def last_whole(folder: Path, fault_of: Callable[[Path], str | None], say: Say) -> Path | None:
+    """The newest checkpoint that is whole and in which `fault_of` finds nothing; the others are named and deleted."""
+    for checkpoint in found(folder):
+        wrong = fault(checkpoint) or fault_of(checkpoint)
+        if wrong is None:
+            return checkpoint
+        say(f"{checkpoint.name} {wrong}: taking the one before.")
+        discard(checkpoint)
+    return None
+
+
+def found(folder: Path) -> list[Path]:
+    """A run's checkpoints, the newest first."""
+    numbered = [(int(match[1]), path) for path in _entries(folder) if (match := NAME.fullmatch(path.name))]
+    return [path for _, path in sorted(numbered, reverse=True)]
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step that a checkpoint is of."""
+    return int(checkpoint.name.rpartition("-")[2])
+
+
+def discard(checkpoint: Path) -> None:
+    """Delete a checkpoint, its manifest first: what is left of it if this is cut off is none."""
+    (checkpoint / MANIFEST).unlink(missing_ok=True)
+    shutil.rmtree(checkpoint)
+
+
+def files_of(checkpoint: Path) -> Iterator[Path]:
+    """The files of a checkpoint but for its manifest."""
+    return (path for path in checkpoint.rglob("*") if path.is_file() and path != checkpoint / MANIFEST)
+
+
+def checksum(path: Path) -> str:
+    """The SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sync(path: Path) -> None:
+    """Wait until a file or folder is on the disk."""
+    place = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(place)
+    finally:
+        os.close(place)
+
+
+def _entries(folder: Path) -> list[Path]:
+    return [path for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
