@@ -1,6 +1,7 @@
 """`perl quickstart`: the plumbing in short, and slowly what it promises."""
 
 import shlex
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import pytest
 
 from perlcli import coffee, data
-from perlcli.record import read_record
+from perlcli.record import read_record, write_record
 
 Perl = Callable[..., Any]
 STAGES = {"sft": 2, "reward": 2, "rl": 2, "eval-base": 0, "eval-sft": 0, "eval-rl": 0}
@@ -25,6 +26,26 @@ def quick(tmp_path_factory: pytest.TempPathFactory, perl: Perl) -> Iterator[tupl
             patch.setitem(data.EMBEDDED_ROWS, (use, split), lambda kind=kinds[use], s=split, n=count: kind(s, n))
         patch.setitem(coffee.SETTINGS, "eval", {**coffee.SETTINGS["eval"], "max_samples": 6})
         yield folder, perl("quickstart", "--max-steps", "2", "--output", folder).stdout
+
+
+def test_resumed_it_goes_on_where_it_stopped(
+    quick: tuple[Path, str], tmp_path: Path, perl: Perl, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Finished stages stay, one that was stopped goes on, and one without a record starts over."""
+    folder = shutil.copytree(quick[0], tmp_path / "run")
+    for path in ("settings.yaml", "record.json"):
+        text = (folder / path).read_text()
+        (folder / path).write_text(text.replace(str(quick[0]), str(folder)))
+    record = read_record(folder)
+    record.status = "interrupted"
+    write_record(folder, record)
+    (folder / "eval-rl" / "record.json").unlink()
+    shutil.rmtree(folder / "eval-sft")
+    monkeypatch.setitem(coffee.SETTINGS, "eval", {**coffee.SETTINGS["eval"], "max_samples": 6})
+    told = perl("quickstart", "--max-steps", "2", "--output", folder, "--resume").stdout
+    assert told.count("(done before)") == 4
+    assert read_record(folder).status == "finished"
+    assert {read_record(folder / name).status for name in STAGES} == {"finished"}
 
 
 def test_every_stage_leaves_its_run(quick: tuple[Path, str]) -> None:

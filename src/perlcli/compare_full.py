@@ -128,8 +128,6 @@ def check(given: settings.CompareFull, plans: Mapping[str, Sequence[tuple[Way, V
     rate = given.compare.full_learning_rate
     numbers |= {} if rate is None else {"--full-learning-rate": (rate,)}
     faults += [f"{name} must be above 0, not {n}" for name, values in numbers.items() for n in values if n <= 0]
-    if given.keep.resume not in (None, settings.LATEST):
-        faults.append(f"--resume {given.keep.resume}: every run goes on from its own last checkpoint; name none")
     if not given.run.seed:
         faults.append("--seed names no seed")
     if faults:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 
 from perlcli import data, device, evaluate, plots, report, reward, rl, settings, sft
 from perlcli.errors import RunFailed
-from perlcli.record import Run, RunRecord, check_output, recording
+from perlcli.record import Run, RunRecord, check_output, find_record, recording
 
 STORY = """\
 A language model learns to take coffee orders, in the three phases of RLHF, by LoRA on one frozen base.
@@ -74,8 +75,13 @@ def stages(out: Path, given: settings.Quickstart) -> dict[str, RunRecord]:
         if what:
             print(f"\n{what}", flush=True)
         values |= {"output": str(out / name), "seed": given.run.seed}
+        before = find_record(str(out / name)) if given.quickstart.resume else None
+        if before is not None and before.status == "finished":
+            found[name] = before
+            print(f"   {said(before.metrics)} (done before)", flush=True)
+            return
         with contextlib.redirect_stdout(io.StringIO()):  # a stage's own notes are in its record
-            record = module.run(settings.build(kind, values))
+            record = module.run(settings.build(kind, values | again(out / name, before, kind)))
         if record is None:
             raise RunFailed(f"The stage {name} gave no record")
         found[name] = record
@@ -99,6 +105,14 @@ def stages(out: Path, given: settings.Quickstart) -> dict[str, RunRecord]:
     for name, word, model in (("base", "base", None), ("sft", "SFT ", policy), ("rl", "RL  ", str(out / "rl"))):
         stage(f"eval-{name}", "", evaluate, settings.Eval, partial(_right, word), reward=judge, model=model)
     return found
+
+
+def again(folder: Path, before: RunRecord | None, kind: Any) -> dict[str, Any]:
+    """How a stage runs where an earlier call was stopped in it: training goes on, an evaluation starts over."""
+    if before is None:
+        shutil.rmtree(folder, ignore_errors=True)  # stopped before it had a record
+        return {}
+    return {"resume": settings.LATEST} if "resume" in settings.names(kind) else {"overwrite": True}
 
 
 def _right(word: str, metrics: dict[str, Any]) -> str:

@@ -23,7 +23,8 @@ from perlcli.errors import Interrupted, PerlError
 
 SCHEMA_VERSION = 3
 RECORD, SETTINGS, METRICS, SAMPLES = "record.json", "settings.yaml", "metrics.jsonl", "samples.jsonl"
-CARD, PROOF, MERGE, COMPARE = "README.md", "proof.json", "merge", "compare-full"
+CARD, PROOF, MERGE = "README.md", "proof.json", "merge"
+SEVERAL = ("compare-full", "quickstart")  # commands of several runs, each with a folder and record of its own
 STEP, STEP_CPU = "seconds/step", "seconds/step_cpu"  # of a step: by the wall's clock, and of the process's processors
 CHECKPOINTS, OPTIMIZER = "checkpoints", "optimizer.pt"
 CARD_OF_ADAPTER = ["library_name: peft", "tags: [perl, lora, trl]"]
@@ -273,16 +274,19 @@ MAY_CHANGE = {
 
 def _check_resumable(folder: Path, values: Mapping[str, Any]) -> None:
     """Refuse to go on with a run that has done all its steps, or under settings that would make it another run."""
-    if values["resume"] != definitions.LATEST:
-        _check_named(folder, Path(values["resume"]).expanduser())
     found = read_record(folder)
+    is_named = values["resume"] != definitions.LATEST
+    if is_named and found.command in SEVERAL:
+        raise PerlError(f"--resume {values['resume']}: every run goes on from its own last checkpoint", "name none")
+    if is_named:
+        _check_named(folder, Path(values["resume"]).expanduser())
     old = {name: tuple(value) if isinstance(value, list) else value for name, value in found.settings.items()}
     changed = [name for name in values if name not in MAY_CHANGE and old.get(name) != values[name]]
     if changed:
         told = "; ".join(f"{name} was {old.get(name)}, now {values[name]}" for name in changed)
         raise PerlError(f"--resume: the run in {folder} had other settings: {told}", "go on with the same ones")
-    if found.command == COMPARE:
-        return  # only what hasn't finished runs again
+    if found.command in SEVERAL:
+        return  # what hasn't finished runs again
     steps, epochs = values["max_steps"], values["num_train_epochs"]
     longer = steps > found.steps if steps is not None else (epochs or 0) > (found.settings.get("num_train_epochs") or 0)
     if found.status == "finished" and not longer:

@@ -365,6 +365,9 @@ class QuickstartSettings:
     """Quickstart"""
 
     max_steps: int | None = option(None, "Steps of each stage, to try the plumbing.", unset="what teaches")
+    resume: str | None = option(
+        None, "Go on where an earlier call stopped: its finished stages stay.", unset="a new run", metavar="[latest]",
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
