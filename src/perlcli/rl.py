@@ -9,7 +9,7 @@ from typing import Any
 from datasets import Dataset
 from trl import RLOOConfig
 
-from perlcli import guards, memory, plots, policies, rewards, roles, settings
+from perlcli import adapters, guards, memory, plots, policies, rewards, roles, settings
 from perlcli.algorithms import PHASES, TIME, Reinforce, Rloo
 from perlcli.data import Prompt
 from perlcli.errors import PerlError
@@ -120,7 +120,7 @@ def build_trainer(
     policies.set_anchor(trainer, anchor, prepared)
     if not values.lora.full:
         roles.keep_only_policy_trainable(trainer.model)
-        roles.set_adapter_dropout(trainer.model, values.lora.lora_dropout or 0.0)
+        roles.set_adapter_dropout(trainer.model, adapters.dropout_of(values.lora, "CAUSAL_LM"))
     trainer.add_callback(guards.intended(trainer.model, more))
     return trainer, score
 
@@ -136,7 +136,7 @@ def check_start(trainer: Any, prepared: Prepared, anchor: Anchor, first: Probe) 
         prepared.run.note(f"KL to the anchor at the start: {kl:.4g} per token")
         return
     guards.assert_at_anchor(kl, trainer.model.dtype)
-    if trainer.args.disable_dropout and not prepared.settings.lora.lora_dropout:  # else chance parts the two
+    if trainer.args.disable_dropout and not adapters.dropout_of(prepared.settings.lora, "CAUSAL_LM"):  # else chance
         trainer.add_callback(guards.StartsAtAnchor(trainer.model.dtype))
 
 
