@@ -38,12 +38,12 @@ KINDS = {
     "IA3": Kind("IA3"),
     "VERA": Kind("VeRA", on_4bit=True, on_8bit=True),
     "OFT": Kind("OFT", on_4bit=True, on_8bit=True),
-    "BOFT": Kind("BOFT", on_4bit=True, on_8bit=True),
     "MISS": Kind("MiSS", on_4bit=True, on_8bit=True),
     "HIRA": Kind("HiRA", on_4bit=True, on_8bit=True),
     "DELORA": Kind("DeLoRA"),
     "RANDLORA": Kind("RandLoRA"),
 }
+DORA = Kind("DoRA", on_4bit=True)  # peft's reads the scales of 8-bit weights, which bitsandbytes (0.50) then misses
 ON_THE_TEXT = "it adds to what the model reads, not to its weights: policy, anchor and reward would read other tokens"
 NOT_AT_THE_BASE = "a fresh one is not yet its base: the policy would not begin at its anchor"
 UNPROVEN = "there is no proof that several roles can have one on a base"
@@ -84,7 +84,7 @@ FIELDS = {
 }  # fmt: skip
 NO_MATTER = {"base_model_name_or_path", "revision", "auto_mapping", "peft_version", "inference_mode", "runtime_config"}
 HEADS = {"classifier", "score"}  # what peft itself writes as modules_to_save of a reward
-SIZES = ("r", "lora_alpha", "alpha", "oft_block_size", "boft_block_size")
+SIZES = ("r", "lora_alpha", "alpha", "oft_block_size")
 HINT = "docs/adapters.md lists the types and fields that --peft takes"
 
 
@@ -95,7 +95,7 @@ def kind_of(config: Any) -> str:
 
 def words(config: Any) -> str:
     """An adapter for a person to read: `DoRA r=16, alpha=32`."""
-    name = "DoRA" if getattr(config, "use_dora", False) else name_of(kind_of(config))
+    name = DORA.name if getattr(config, "use_dora", False) else name_of(kind_of(config))
     sizes = [f"{size.removeprefix('lora_')}={getattr(config, size)}" for size in SIZES if getattr(config, size, 0)]
     return " ".join([name, ", ".join(sizes)]).strip()
 
@@ -260,11 +260,13 @@ def moves_base(config: Any) -> bool:
 def check_precision(config: Any, values: ModelSettings, what: str) -> None:
     """Raise PerlError where peft has no layers of this type for a quantised base."""
     kind = KINDS.get(kind_of(config), Kind(kind_of(config)))
+    if getattr(config, "use_dora", False):
+        kind = DORA
     wanted = "4" if values.load_in_4bit else "8" if values.load_in_8bit else ""
     if not wanted or (kind.on_4bit if wanted == "4" else kind.on_8bit):
         return
     able = [each.name for each in KINDS.values() if (each.on_4bit if wanted == "4" else each.on_8bit)]
     raise PerlError(
-        f"{what} is {kind.name}, and peft has no {kind.name} for a base in {wanted} bits",
-        f"a base in 16 bits, or one of {', '.join(able)}",
+        f"{what} is {kind.name}, which does not work on a base in {wanted} bits",
+        f"a base in 16 bits, or another adapter: {', '.join(able)}",
     )

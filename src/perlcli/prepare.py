@@ -178,7 +178,7 @@ def _adapter(resolved: Any, source: Source) -> Any:
     if not hasattr(resolved, "lora") or source.adapter_config is not None:
         config, what = source.adapter_config, f"The adapter {source.name}"
     else:
-        config, what = None if resolved.lora.full else _new_adapter(resolved, source), "--peft"
+        config, what = None if resolved.lora.full else _new_adapter(resolved, source), "The adapter"
     if config is not None and hasattr(resolved, "lora"):
         adapters.check_precision(config, resolved.model, what)
     return config

@@ -107,21 +107,19 @@ def build_trainer(
     dataset = Dataset.from_list([{"prompt": row.prompt, ROW: index} for index, row in enumerate(rows)])
     options: dict[str, Any] = {"train_dataset": dataset, "processing_class": prepared.tokenizer}
     judge: Any = Judge(run, prepared, score, rows, REWARD if len(found) == 1 else SUM)
-    more: list[Any] = []
+    value = ValueModel(model) if values.rl.algorithm == "reinforce" else None  # outside: adding it thaws the policy
     trainer: Any
     with policies.named_after(model, anchor), roles.unrounded(model):
-        if values.rl.algorithm == "reinforce":
-            value = ValueModel(model)
+        if value is not None:
             rate = values.rl.value_learning_rate
             trainer = Reinforce(model, judge, config, value=value, value_learning_rate=rate, **options)
-            more = value.parameters()
         else:
             trainer = Rloo(model, judge, config, **options)
     policies.set_anchor(trainer, anchor, prepared)
     if not values.lora.full:
         roles.keep_only_policy_trainable(trainer.model)
         roles.set_adapter_dropout(trainer.model, adapters.dropout_of(values.lora, "CAUSAL_LM"))
-    trainer.add_callback(guards.intended(trainer.model, more))
+    trainer.add_callback(guards.intended(trainer.model, value.parameters() if value is not None else ()))
     return trainer, score
 
 
