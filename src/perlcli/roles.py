@@ -243,7 +243,8 @@ def read_head(folder: str) -> torch.Tensor:
     try:
         with safe_open(str(path), framework="pt") as file:
             name = next((key for key in file.keys() if key.endswith(HEAD)), None)  # noqa: SIM118 (not a mapping)
-            head = file.get_tensor(name) if name else None
+            # cloned: in the mapped file it lies anywhere, and kernels for CPUs round otherwise where it isn't aligned
+            head = file.get_tensor(name).clone() if name else None
     except (OSError, RuntimeError, SafetensorError) as error:
         raise PerlError(f"The reward adapter {folder} can't be read: {error}") from error
     if head is None:

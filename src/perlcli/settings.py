@@ -532,7 +532,7 @@ def resolve(settings: Any, preset: Mapping[str, Any]) -> Any:
         values["set"] = (*kept, *values["set"])
     if values.get("algorithm") == "reinforce" and values["value_learning_rate"] is None:
         values["value_learning_rate"] = values["learning_rate"]
-    if values.get("lora_alpha", 0) is None and (values["lora_r"] or 0) > 0:
+    if values.get("lora_alpha", 0) is None and (values["lora_r"] or 0) > 0 and not values["peft"]:
         values["lora_alpha"] = 2 * values["lora_r"]
     return build(type(settings), values)
 
