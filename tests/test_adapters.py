@@ -262,7 +262,7 @@ def test_a_file_says_all_of_an_adapter(words: tuple[str, ...], said: str, perl: 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("--use-dora",), "is an adapter already: --use-dora True, but the adapter has False"),
+        (("--use-dora",), "is an adapter already: --use-dora True, but the adapter is LoRA r=4, alpha=8"),
         (("--peft", "adapter.json"), "--peft adapter.json says what a new adapter is, and"),
     ],
 )
@@ -324,7 +324,7 @@ def test_another_kind_goes_through_every_stage(
         perl("eval", "-m", "rl", *common, "--max-samples", "4")
         perl("merge", "rl", "-o", "merged")
         again = ("sft", "-m", "sft", "-d", rows["demonstrations"])
-        assert "--lora-r 4, but the adapter has None" in perl(*again, "--lora-r", "4", code=2).stderr
+        assert "--lora-r 4, but the adapter is LoHa r=2, alpha=8" in perl(*again, "--lora-r", "4", code=2).stderr
         assert "adapter: LoHa r=2, alpha=8" in perl(*again, "--dry-run").output
 
 
@@ -353,7 +353,7 @@ def test_a_reward_of_another_kind_is_loaded_beside(
     """peft puts one kind on a base: the note says so, and what memory that takes."""
     file = written(FILES["LoKr"])
     found = perl("rl", "-m", llama, "--reward", reward_run, "-d", rows["prompts"], "-o", "rl", "--peft", file, *RL)
-    assert "it is LoRA, the policy LoKr, and peft takes one kind a base, loaded beside the policy's" in found.output
+    assert "it is LoRA, and peft takes one kind a base, here LoKr, loaded beside the policy's" in found.output
     record = read_record(Path("rl"))
     assert record.guards["shift of " + str(reward_run)] == record.guards["kl_at_start"] == 0
     assert record.memory["base_copies"] == 2

@@ -242,6 +242,27 @@ def _reason(kind: str) -> str:
     return REASONS.get(kind, UNPROVEN)
 
 
+def table() -> str:
+    """The kinds that --peft takes as a Markdown table, for the documentation."""
+    lines = ["| `peft_type` | is | on a base in |", "| --- | --- | --- |"]
+    for kind, each in KINDS.items():
+        bits = ["16", *(["8"] if each.on_8bit else []), *(["4"] if each.on_4bit else [])]
+        lines.append(f"| `{kind}` | {each.name} | {', '.join(bits)} bits |")
+    return "\n".join(lines)
+
+
+def refusals() -> str:
+    """What --peft refuses and why as a Markdown table, for the documentation."""
+    reasons: dict[str, list[str]] = {}
+    for name, reason in (REASONS | FIELDS).items():
+        reasons.setdefault(reason, []).append(f"`{name}`")
+    lines = [f"| {', '.join(names)} | {reason} |" for reason, names in reasons.items()]
+    starts = ", ".join(f"`{name}`" for name in MOVES_BASE)
+    lines.append(f"| `init_lora_weights` of {starts} | {MOVED} |")
+    lines.append(f"| any other initialisation than `true` or `gaussian` | {NOT_AT_THE_BASE} |")
+    return "\n".join(["| refused | because |", "| --- | --- |", *lines])
+
+
 # Adapters that are there
 
 

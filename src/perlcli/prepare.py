@@ -251,11 +251,12 @@ def _check_start(given: Any, source: Source) -> None:
 
 def _asked_alike(given: Any, source: Source, found: dict[str, Any]) -> dict[str, Any]:
     """What an adapter is, where the user asked for nothing else. Raises PerlError."""
-    clashes = [
-        f"--{settings.dashed(name)} {asked}, but the adapter has {found.get(name)}"
-        for name in settings.LORA
-        if (asked := getattr(given.lora, name)) not in (None, False, found.get(name))
-    ]
+    clashes = []
+    for name in settings.LORA:
+        asked, its = getattr(given.lora, name), found.get(name)
+        if asked not in (None, False, its):
+            told = f"has {its}" if its else f"is {adapters.words(source.adapter_config)}"
+            clashes.append(f"--{settings.dashed(name)} {asked}, but the adapter {told}")
     if clashes:
         raise PerlError(f"{source.name} is an adapter already: " + "; ".join(clashes), "leave the option out")
     return found

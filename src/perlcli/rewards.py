@@ -101,9 +101,7 @@ def _apart(source: Source, prepared: Prepared) -> str | None:
     kinds = [adapters.kind_of(config) if config is not None else "LORA" for config in (mine, its)]
     if kinds[0] != kinds[1]:
         names = [adapters.name_of(kind) for kind in kinds]
-        return (
-            f"on a copy of {source.base_name}: it is {names[1]}, the policy {names[0]}, and peft takes one kind a base"
-        )
+        return f"on a copy of {source.base_name}: it is {names[1]}, and peft takes one kind a base, here {names[0]}"
     if mine is not None and getattr(mine, PROJECTION, None) != getattr(its, PROJECTION, None):
         return f"on a copy of {source.base_name}: its {PROJECTION} is another than the policy's"
     return None
