@@ -1,8 +1,10 @@
 """Adapters by option and by file: what shares a base does so exactly, what can't is refused with the reason."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,7 +13,7 @@ from peft import LoraConfig, PeftModel
 from safetensors.torch import load_file
 from torch import nn
 
-from perlcli import adapters, base, guards, memory, roles
+from perlcli import adapters, base, guards, memory, rewards, roles
 from perlcli.base import locate
 from perlcli.errors import PerlError
 from perlcli.record import read_record
@@ -271,6 +273,38 @@ def test_an_adapter_is_what_it_is(words: tuple[str, ...], said: str, perl: Perl,
     assert said in perl("sft", "-m", sft_run, "-d", "coffee", *words, "-o", "run", code=2).stderr
 
 
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"alora_invocation_tokens": [3]}, "can't share its base: alora_invocation_tokens=[3]: it acts behind"),
+        ({"peft_type": "PROMPT_TUNING"}, "is PROMPT_TUNING, which can't be trained here: it adds to what the model"),
+        ({"peft_type": "LOHA", "module_dropout": 0.1}, "can't share its base: module_dropout=0.1: TRL turns dropout"),
+    ],
+)
+def test_an_adapter_that_cannot_share_its_base_is_no_start_of_rl(
+    more: dict[str, Any], said: str, perl: Perl, llama: Path, rows: dict[str, Path]
+) -> None:
+    Path("mine").mkdir()
+    written(
+        {**FILES["LoRA"], "task_type": "CAUSAL_LM", "base_model_name_or_path": str(llama), **more},
+        "mine/adapter_config.json",
+    )
+    if more.get("peft_type"):
+        written({"task_type": "CAUSAL_LM", "base_model_name_or_path": str(llama), **more}, "mine/adapter_config.json")
+    assert said in perl("rl", "-m", "mine", "--reward", "m:f", "-d", rows["prompts"], code=2).stderr
+
+
+def test_a_reward_that_moves_its_base_is_no_adapter_on_the_policys(llama: Path, reward_run: Path) -> None:
+    shutil.copytree(reward_run, "moving", ignore=shutil.ignore_patterns("checkpoints"))
+    config = json.loads(Path("moving/adapter_config.json").read_text())
+    written({**config, "init_lora_weights": "pissa"}, "moving/adapter_config.json")
+    prepared: Any = SimpleNamespace(source=locate(str(llama)), settings=SimpleNamespace(), adapter=None)
+    assert rewards._apart(locate("moving"), prepared) == (
+        f"on a copy of {llama} (init_lora_weights=pissa: {adapters.MOVED})"
+    )
+    assert rewards._apart(locate(str(reward_run)), prepared) is None
+
+
 @pytest.mark.parametrize(("kind", "flag"), [("IA3", "4"), ("LoHa", "4"), ("DoRA", "8"), ("DeLoRA", "8")])
 def test_a_base_that_an_adapter_does_not_work_on_is_told_before_it_is_loaded(kind: str, flag: str, perl: Perl) -> None:
     found = perl("reward", "--peft", written(FILES[kind]), f"--load-in-{flag}bit", "-o", "run", code=2).stderr
@@ -375,8 +409,8 @@ def test_a_run_goes_on_with_the_adapter_that_it_began_with(perl: Perl, llama: Pa
     assert "--overwrite would delete run/adapter_config.json" in perl(*inside, "--overwrite", code=2).stderr
 
 
-def test_dropout_of_a_file_is_trained_with(perl: Perl, monkeypatch: pytest.MonkeyPatch, rows: dict[str, Path]) -> None:
-    """TRL's reward trainer turns all dropout off."""
+def test_dropout_is_the_files_or_the_options() -> None:
+    """Both trainers are given it back, as TRL's reward trainer turns all dropout off."""
     lora = LoraSettings(peft=written({**FILES["LoRA"], "lora_dropout": 0.25}))
     assert adapters.dropout_of(lora, "SEQ_CLS") == 0.25
     assert adapters.dropout_of(LoraSettings(lora_dropout=0.5), "SEQ_CLS") == 0.5

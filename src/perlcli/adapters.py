@@ -273,9 +273,21 @@ def check_kind(config: Any, what: str, hint: str = "") -> None:
 
 
 def moves_base(config: Any) -> bool:
-    """Whether loading an adapter changes weights of its base: its initialisation does, or it brings biases."""
-    begin = str(getattr(config, "init_lora_weights", True)).lower()
-    return getattr(config, "bias", "none") != "none" or begin.startswith(MOVES_BASE)
+    """Whether the initialisation of an adapter changes weights of its base as it is loaded."""
+    return str(getattr(config, "init_lora_weights", True)).lower().startswith(MOVES_BASE)
+
+
+def why_alone(config: Any) -> str | None:
+    """Why an adapter that is there can't share its base with other roles; None where it can."""
+    if moves_base(config):
+        return f"init_lora_weights={config.init_lora_weights}: {MOVED}"
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if field.name in FIELDS and field.name != "modules_to_save" and _is_set(value, field):
+            return f"{field.name}={shorten(value)}: {FIELDS[field.name]}"
+        for fault in _dropout(field.name, value):
+            return fault
+    return None
 
 
 def check_precision(config: Any, values: ModelSettings, what: str) -> None:

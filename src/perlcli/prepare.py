@@ -247,6 +247,9 @@ def _check_start(given: Any, source: Source) -> None:
                 "loaded, and the base serves other roles too", hint,
             )  # fmt: skip
     adapters.check_kind(config, f"The adapter {name}", hint)
+    fault = adapters.why_alone(config) if settings.command_of(given) == "rl" else None
+    if fault is not None:
+        raise PerlError(f"The adapter {name} can't share its base: {fault}", hint)
 
 
 def _asked_alike(given: Any, source: Source, found: dict[str, Any]) -> dict[str, Any]:

@@ -94,9 +94,10 @@ def _apart(source: Source, prepared: Prepared) -> str | None:
     if source.adapter is None or not base.same_base(source, prepared.source):
         return f"on a base of its own ({source.base_name})"
     if hasattr(prepared.settings, "lora") and prepared.settings.lora.full:
-        return f"on a frozen copy of {source.base_name}, which --full trains"
-    if adapters.moves_base(source.adapter_config):
-        return f"on a copy of {source.base_name}, whose weights its adapter changes"
+        return f"on a base of its own ({source.base_name}), as --full trains the policy's"
+    fault = adapters.why_alone(source.adapter_config)
+    if fault is not None:
+        return f"on a copy of {source.base_name} ({fault})"
     mine, its = prepared.adapter, source.adapter_config
     kinds = [adapters.kind_of(config) if config is not None else "LORA" for config in (mine, its)]
     if kinds[0] != kinds[1]:
