@@ -13,7 +13,7 @@ from peft import LoraConfig, PeftModel
 from safetensors.torch import load_file
 from torch import nn
 
-from perlcli import adapters, base, guards, memory, rewards, roles
+from perlcli import adapters, base, guards, memory, recipes, rewards, roles
 from perlcli.base import locate
 from perlcli.errors import PerlError
 from perlcli.record import read_record
@@ -415,3 +415,8 @@ def test_dropout_is_the_files_or_the_options() -> None:
     assert adapters.dropout_of(lora, "SEQ_CLS") == 0.25
     assert adapters.dropout_of(LoraSettings(lora_dropout=0.5), "SEQ_CLS") == 0.5
     assert adapters.dropout_of(LoraSettings(), "SEQ_CLS") == 0.0
+
+
+def test_a_file_takes_the_place_of_a_recipes_lora_options() -> None:
+    values = recipes._left({"lora_r": 4, "lora_alpha": 8, "learning_rate": 1e-3}, {"peft": "adapter.json"})
+    assert values == {"learning_rate": 1e-3}
