@@ -126,7 +126,9 @@ def test_the_help_ends_with_the_default(command: str, name: str, shown: str | No
 def test_a_flag_can_be_taken_back_but_for_those_that_steer_one_call() -> None:
     group = typer.main.get_command(app)
     negated = {p.name for p in group.commands["sft"].params if p.secondary_opts}
-    assert negated == {"load_in_4bit", "load_in_8bit", "trust_remote_code", "strict", "drop_duplicates", "full"}
+    assert negated == {
+        "load_in_4bit", "load_in_8bit", "trust_remote_code", "strict", "drop_duplicates", "full", "use_dora",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("command", COMMANDS)

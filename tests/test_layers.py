@@ -29,6 +29,7 @@ LAYERS = (
     {"data.formats"},
     {"data"},
     {"base"},
+    {"adapters"},
     {"roles", "generate", "prepare", "meter", "data_file"},
     {"guards", "memory", "value_model", "training", "policies", "scores"},
     {"rewards", "algorithms"},

@@ -310,7 +310,7 @@ def skeleton(source: Source, *, trust_remote_code: bool = False) -> nn.Module | 
         return None
 
 
-def target_modules(model: nn.Module, wanted: str) -> list[str] | str:
+def target_modules(model: nn.Module, wanted: str, option: str = "--lora-target-modules") -> list[str] | str:
     """The modules that get an adapter, as peft names them; `attention` is every attention projection of the model.
 
     Raises PerlError for names that the model doesn't have, and for an architecture whose attention isn't recognised.
@@ -320,7 +320,7 @@ def target_modules(model: nn.Module, wanted: str) -> list[str] | str:
     if wanted == "all-linear":
         return wanted
     if wanted != ATTENTION:
-        return _named(linear, wanted)
+        return _named(linear, wanted, option)
     inside = [name for name in body if any(ATTENTION_BLOCK.search(part) for part in name.split(".")[:-1])]
     if not inside:
         raise PerlError(
@@ -331,12 +331,12 @@ def target_modules(model: nn.Module, wanted: str) -> list[str] | str:
     return sorted({_suffix(name, outside) for name in inside})
 
 
-def _named(linear: list[str], wanted: str) -> list[str]:
+def _named(linear: list[str], wanted: str, option: str) -> list[str]:
     names = [name.strip() for name in wanted.split(",") if name.strip()]
     missing = [name for name in names if not any(full == name or full.endswith("." + name) for full in linear)]
     if missing or not names:
         raise PerlError(
-            f"--lora-target-modules: the model has no module {', '.join(missing) or wanted!r}",
+            f"{option}: the model has no module {', '.join(missing) or wanted!r}",
             f"its linear modules: {', '.join(_leaves(linear))}",
         )
     return names

@@ -183,6 +183,7 @@ def set_anchor(trainer: Any, anchor: Anchor, prepared: Prepared) -> None:
         _round_reference(trainer.ref_model, prepared)
         return
     if anchor.adapter and (anchor.is_start or not trainer.beta):
+        roles.as_float32(model)  # on a quantised base peft makes the copy of some kinds in bfloat16
         parameters = dict(model.named_parameters())
         for name, parameter in parameters.items():
             if roles.is_of(roles.POLICY, name):  # TRL's copy leaves out adapters of embeddings

@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from perlcli import base, coffee, data, device, recipes, settings, upstream
+from perlcli import adapters, base, coffee, data, device, recipes, settings, upstream
 from perlcli.base import Source
 from perlcli.data import Data, Renderer, checks
 from perlcli.data.fitting import Tokens
@@ -16,8 +16,8 @@ from perlcli.data.sources import has_split
 from perlcli.errors import PerlError
 from perlcli.record import PROOF, RECORD, Run, check_output, find_record, is_inside
 
-MOVES_BASE = ("pissa", "olora", "corda", "loftq")  # initialisations of peft that subtract the adapter from the base
-LORA_FIELDS = {"lora_r": "r", "lora_alpha": "lora_alpha", "lora_dropout": "lora_dropout"}
+LORA_FIELDS = {"lora_r": "r", "lora_alpha": "lora_alpha", "lora_dropout": "lora_dropout", "use_dora": "use_dora"}
+TASKS = {"reward": "SEQ_CLS"}  # what peft is told that a stage trains; CAUSAL_LM where nothing stands here
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,7 @@ class Prepared:
     tokenizer: PreTrainedTokenizerBase
     renderer: Renderer
     run: Run
+    adapter: Any = None  # peft's config of the adapter that trains or is measured; None for none
 
     @property
     def is_dry(self) -> bool:
@@ -58,19 +59,20 @@ def prepare(given: Any) -> Prepared:
     device.check(resolved.model)
     check_output(resolved)
     keep_apart(resolved, source)
-    _check_targets(resolved, source)
+    adapter = _adapter(resolved, source)
     tokenizer = base.load_tokenizer(source, trust_remote_code=given.model.trust_remote_code)
     check_tokenizer(source, tokenizer)
     run = Run(resolved)
     run.record.device = device.describe(resolved.model)
     run.record.model = base.describe(source, tokenizer)
     check_adapter(source, run, resolved.model)
+    _keep_file(resolved, run)
     if given.model.model is None:
         run.note("No --model: taking the embedded coffee base, a toy of 0.9 M parameters.")
     renderer = base.renderer(source, tokenizer)
     if not resolved.run.dry_run:  # which writes nothing
         renderer.cache = base.token_cache(tokenizer)
-    return Prepared(resolved, source, tokenizer, renderer, run)
+    return Prepared(resolved, source, tokenizer, renderer, run, adapter)
 
 
 def locate(given: Any) -> Source:
@@ -168,44 +170,96 @@ def loaded(prepared: Prepared) -> None:
     prepared.run.record.model["fingerprint"] = base.fingerprint(prepared.source.base)
 
 
-def _check_targets(resolved: Any, source: Source) -> None:
-    """Raise PerlError where a new adapter's modules aren't in the model, before a run's folder is made."""
-    if not hasattr(resolved, "lora") or resolved.lora.full or source.adapter:
-        return
+def _adapter(resolved: Any, source: Source) -> Any:
+    """The peft config of the adapter that a run starts from or makes; None for none.
+
+    Raises PerlError where peft has none for this base, before a run's folder is made.
+    """
+    if not hasattr(resolved, "lora") or source.adapter_config is not None:
+        config, what = source.adapter_config, f"The adapter {source.name}"
+    else:
+        config, what = None if resolved.lora.full else _new_adapter(resolved, source), "The adapter"
+    if config is not None and hasattr(resolved, "lora"):
+        adapters.check_precision(config, resolved.model, what)
+    return config
+
+
+def _new_adapter(resolved: Any, source: Source) -> Any:
+    """The peft config of a new adapter, tried on the model's modules without their weights. Raises PerlError."""
+    lora, task = resolved.lora, task_of(resolved)
+    config = adapters.asked(lora, task)
     model = base.skeleton(source, trust_remote_code=resolved.model.trust_remote_code)
-    if model is not None:
-        base.target_modules(model, str(resolved.lora.lora_target_modules))
+    if model is not None and lora.peft is not None:
+        adapters.try_on(lora, model, task)
+    elif model is not None:
+        base.target_modules(model, str(lora.lora_target_modules))
+    return config
+
+
+def task_of(resolved: Any) -> str:
+    """What peft is told that a stage trains."""
+    return TASKS.get(settings.command_of(resolved), "CAUSAL_LM")
+
+
+def _keep_file(resolved: Any, run: Run) -> None:
+    """Keep in the record what the --peft file holds; raises PerlError under --resume where it held something else."""
+    if not hasattr(resolved, "lora") or resolved.lora.peft is None:
+        return
+    run.record.model["peft"] = held = adapters.content(resolved.lora.peft)
+    before = find_record(str(run.folder)) if resolved.keep.resume else None
+    if before is not None and before.model.get("peft") != held:
+        raise PerlError(
+            f"--resume: {resolved.lora.peft} holds another adapter than the one that the run in {run.folder} trains",
+            f"--peft {run.folder}/{base.ADAPTER_CONFIG} is that one, if it was saved",
+        )
 
 
 def _adapter_settings(given: Any, source: Source) -> dict[str, Any]:
-    """The LoRA settings of the adapter that a run starts from: they are the adapter's, not the user's, to set."""
+    """The settings of the adapter that a run starts from: they are the adapter's, not the user's, to set."""
     config = source.adapter_config
     if config is None or not hasattr(given, "lora"):
         return {}
-    is_rl = settings.command_of(given) == "rl"
-    hint = f"perl merge {source.name} --output DIR, then --model DIR"
-    if given.lora.full:
-        raise PerlError(f"--full can't start from the adapter {source.name}", hint)
-    if is_rl and getattr(config, "bias", "none") != "none":  # peft writes them into the base
-        raise PerlError(f"The adapter {source.name} changes the biases of its base, which is its anchor's too", hint)
-    if is_rl and str(getattr(config, "init_lora_weights", True)).startswith(MOVES_BASE):
-        raise PerlError(
-            f"The adapter {source.name} (init_lora_weights={config.init_lora_weights}) moves its base's weights as it "
-            "is loaded, and the base serves other roles too", hint,
-        )  # fmt: skip
-    if not all(hasattr(config, field) for field in LORA_FIELDS.values()):
-        raise PerlError(f"The adapter {source.name} is {config.peft_type}, not LoRA")
+    _check_start(given, source)
+    if adapters.kind_of(config) != "LORA":
+        return _asked_alike(given, source, dict.fromkeys(settings.LORA[:-1]))
     found = {name: getattr(config, field) for name, field in LORA_FIELDS.items()}
     modules = config.target_modules
     found["lora_target_modules"] = modules if isinstance(modules, str) else ",".join(sorted(modules))
-    if is_rl and not given.lora.lora_dropout:
+    if settings.command_of(given) == "rl" and not given.lora.lora_dropout:
         found["lora_dropout"] = 0.0  # the adapter's was for the training before: it would part policy and anchor
-    asked = {name: getattr(given.lora, name) for name in found}
-    clashes = [
-        f"--{settings.dashed(n)} {v}, but the adapter has {found[n]}"
-        for n, v in asked.items()
-        if v not in (None, found[n])
-    ]
+    return _asked_alike(given, source, found)
+
+
+def _check_start(given: Any, source: Source) -> None:
+    """Raise PerlError for an adapter that this run can't start from."""
+    config, name = source.adapter_config, source.name
+    hint = f"perl merge {name} --output DIR, then --model DIR"
+    if given.lora.full:
+        raise PerlError(f"--full can't start from the adapter {name}", hint)
+    if given.lora.peft:
+        raise PerlError(f"--peft {given.lora.peft} says what a new adapter is, and {name} is an adapter already", hint)
+    if settings.command_of(given) == "rl":
+        if getattr(config, "bias", "none") != "none":  # peft writes them into the base
+            raise PerlError(f"The adapter {name} changes the biases of its base, which is its anchor's too", hint)
+        if adapters.moves_base(config):
+            raise PerlError(
+                f"The adapter {name} (init_lora_weights={config.init_lora_weights}) moves its base's weights as it is "
+                "loaded, and the base serves other roles too", hint,
+            )  # fmt: skip
+    adapters.check_kind(config, f"The adapter {name}", hint)
+    fault = adapters.why_alone(config) if settings.command_of(given) == "rl" else None
+    if fault is not None:
+        raise PerlError(f"The adapter {name} can't share its base: {fault}", hint)
+
+
+def _asked_alike(given: Any, source: Source, found: dict[str, Any]) -> dict[str, Any]:
+    """What an adapter is, where the user asked for nothing else. Raises PerlError."""
+    clashes = []
+    for name in settings.LORA:
+        asked, its = getattr(given.lora, name), found.get(name)
+        if asked not in (None, False, its):
+            told = f"has {its}" if its else f"is {adapters.words(source.adapter_config)}"
+            clashes.append(f"--{settings.dashed(name)} {asked}, but the adapter {told}")
     if clashes:
         raise PerlError(f"{source.name} is an adapter already: " + "; ".join(clashes), "leave the option out")
     return found
@@ -288,13 +342,20 @@ def preview(prepared: Prepared, config: Any = None) -> None:
 
 
 def _training_line(prepared: Prepared) -> str:
-    lora = prepared.settings.lora
-    model = base.skeleton(prepared.source, trust_remote_code=prepared.settings.model.trust_remote_code)
-    if model is None:
-        return f"adapter: LoRA r={lora.lora_r}, alpha={lora.lora_alpha} on {lora.lora_target_modules}"
-    total = sum(parameter.numel() for parameter in model.parameters())
+    lora, source = prepared.settings.lora, prepared.source
+    model = base.skeleton(source, trust_remote_code=prepared.settings.model.trust_remote_code)
     if lora.full:
-        return f"full tuning: all {total:,} parameters train"
-    targets = base.target_modules(model, lora.lora_target_modules)
-    names = targets if isinstance(targets, str) else ", ".join(targets)
-    return f"adapter: LoRA r={lora.lora_r}, alpha={lora.lora_alpha} on {names}; {total:,} parameters stay frozen"
+        count = f"{base_size(model):,} " if model is not None else ""
+        return f"full tuning: all {count}parameters train"
+    line = f"adapter: {adapters.words(prepared.adapter)}"
+    if source.adapter or model is None:
+        return line
+    total, config = base_size(model), adapters.on_model(lora, model, task_of(prepared.settings))
+    names = config.target_modules if isinstance(config.target_modules, str) else ", ".join(config.target_modules)
+    trained = adapters.try_on(lora, model, task_of(prepared.settings))
+    return f"{line} on {names}; {trained:,} parameters train, {total:,} stay frozen"
+
+
+def base_size(model: Any) -> int:
+    """The parameters of a model."""
+    return sum(parameter.numel() for parameter in model.parameters())

@@ -55,7 +55,8 @@ class RunRecord:
     seed: int = said("Seed of initialisation, data order and sampling.", 0)
     device: dict[str, Any] = said("Device name, type, threads and precision of the base.", factory=dict)
     model: dict[str, Any] = said(
-        "name as given, base, adapter it started from, architecture, fingerprint of the base's weights, tokenizer.",
+        "name as given, base, adapter it started from, architecture, fingerprint of the base's weights, tokenizer; "
+        "peft: what the --peft file held.",
         factory=dict,
     )
     data: dict[str, Any] = said(
@@ -260,7 +261,9 @@ def check_output(settings: definitions.Stage) -> None:
             else "--overwrite to replace it, or"
         )
         raise PerlError(f"--output {folder} is not empty", f"{ways} another --output")
-    reads = [values.get(name) for name in ("model", "data", "eval_data", "anchor")] + list(values.get("reward", ()))
+    reads = [values.get(name) for name in ("model", "data", "eval_data", "anchor", "peft")] + list(
+        values.get("reward", ())
+    )
     inside = [name for name in reads if name and is_inside(name, folder)]
     if values.get("overwrite") and inside:
         raise PerlError(f"--overwrite would delete {inside[0]}, which this run reads", "name another --output")

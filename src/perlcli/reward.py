@@ -11,7 +11,7 @@ from torch import nn
 from transformers import set_seed
 from trl import RewardConfig, RewardTrainer
 
-from perlcli import base, device, guards, plots, roles, scores, settings
+from perlcli import adapters, base, device, guards, plots, roles, scores, settings
 from perlcli.errors import PerlError, RunFailed
 from perlcli.meter import train
 from perlcli.prepare import Prepared, load_sides, loaded, prepare, preview, require
@@ -109,7 +109,7 @@ def build_trainer(prepared: Prepared, config: RewardConfig, rows: Dataset, weigh
             trainer = ThumbsTrainer(model, config, data_collator=ThumbsCollator(tokenizer.pad_token_id), **options)
             trainer.pos_weight = weight
     roles.as_float32(trainer.model)
-    roles.set_adapter_dropout(trainer.model, values.lora.lora_dropout or 0.0)
+    roles.set_adapter_dropout(trainer.model, adapters.dropout_of(values.lora, "SEQ_CLS"))
     return trainer
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from perlcli import base, roles, scores
+from perlcli import adapters, base, roles, scores
 from perlcli.base import Source
 from perlcli.data import Content, Prompt, Renderer, text_of
 from perlcli.errors import PerlError, nearest
@@ -19,6 +19,7 @@ from perlcli.prepare import Prepared, check_adapter, keep_apart
 from perlcli.record import RunRecord, find_record
 
 MODULE_FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+PROJECTION = "projection_prng_key"  # of the random matrices that VeRA's and RandLoRA's adapters of a base share
 Ids = list[int]
 Scorer = Callable[[Sequence[Prompt], Sequence[Ids]], list[float]]
 
@@ -30,7 +31,12 @@ class Reward:
     name: str
     function: Callable[..., Any] | None = None
     source: Source | None = None
-    is_shared: bool = False
+    apart: str | None = None  # why a model can't be an adapter on the policy's base
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether the reward is an adapter on the policy's own base."""
+        return self.source is not None and self.apart is None
 
 
 @dataclass(frozen=True)
@@ -63,9 +69,9 @@ def find(name: str, prepared: Prepared) -> Reward:
     if source.adapter is None and source.config.num_labels != 1:
         raise PerlError(f"--reward {source.name} gives {source.config.num_labels} labels; a reward is one score")
     keep_apart(prepared.settings, source)
-    is_shared = _shares_base(source, prepared)
-    _check_record(source, prepared, is_shared=is_shared)
-    return Reward(name, source=source, is_shared=is_shared)
+    apart = _apart(source, prepared)
+    _check_record(source, prepared, is_shared=apart is None)
+    return Reward(name, source=source, apart=apart)
 
 
 def _function(name: str) -> Callable[..., Any]:
@@ -83,13 +89,23 @@ def _function(name: str) -> Callable[..., Any]:
     return function
 
 
-def _shares_base(source: Source, prepared: Prepared) -> bool:
-    """One base serves policy and reward where the reward is an adapter of it and the policy leaves it frozen."""
-    if source.adapter is None or (hasattr(prepared.settings, "lora") and prepared.settings.lora.full):
-        return False
-    if getattr(source.adapter_config, "bias", "none") != "none":  # peft writes such an adapter's biases into the base
-        return False
-    return base.same_base(source, prepared.source)
+def _apart(source: Source, prepared: Prepared) -> str | None:
+    """Why a reward needs a base of its own; None where it is an adapter of the policy's, which stays frozen."""
+    if source.adapter is None or not base.same_base(source, prepared.source):
+        return f"on a base of its own ({source.base_name})"
+    if hasattr(prepared.settings, "lora") and prepared.settings.lora.full:
+        return f"on a base of its own ({source.base_name}), as --full trains the policy's"
+    fault = adapters.why_alone(source.adapter_config)
+    if fault is not None:
+        return f"on a copy of {source.base_name} ({fault})"
+    mine, its = prepared.adapter, source.adapter_config
+    kinds = [adapters.kind_of(config) if config is not None else "LORA" for config in (mine, its)]
+    if kinds[0] != kinds[1]:
+        names = [adapters.name_of(kind) for kind in kinds]
+        return f"on a copy of {source.base_name}: it is {names[1]}, and peft takes one kind a base, here {names[0]}"
+    if mine is not None and getattr(mine, PROJECTION, None) != getattr(its, PROJECTION, None):
+        return f"on a copy of {source.base_name}: its {PROJECTION} is another than the policy's"
+    return None
 
 
 def _check_record(source: Source, prepared: Prepared, *, is_shared: bool) -> None:
@@ -231,7 +247,7 @@ def attach(reward: Reward, model: Any, prepared: Prepared, batch: int, adapter: 
         return FunctionReward(reward.function, reward.name, render)
     assert reward.source is not None
     if not reward.is_shared:
-        return _beside(reward.source, prepared, batch)
+        return _beside(reward, prepared, batch)
     head = roles.attach_reward(model, str(reward.source.adapter), adapter)
     unread = base.score_pad(reward.source, trust_remote_code=prepared.settings.model.trust_remote_code)
     scorer = roles.SharedScorer(model, head, prepared.tokenizer.pad_token_id, unread, adapter)
@@ -240,10 +256,11 @@ def attach(reward: Reward, model: Any, prepared: Prepared, batch: int, adapter: 
     return TokenReward(scorer, render, batch)
 
 
-def _beside(source: Source, prepared: Prepared, batch: int) -> TokenReward | TextReward:
+def _beside(reward: Reward, prepared: Prepared, batch: int) -> TokenReward | TextReward:
     """A reward model with weights of its own."""
-    render = prepared.renderer
-    prepared.run.note(f"reward: {source.name}, on a base of its own ({source.base_name}), loaded beside the policy's")
+    source, render = reward.source, prepared.renderer
+    assert source is not None
+    prepared.run.note(f"reward: {source.name}, {reward.apart}, loaded beside the policy's")
     values = prepared.settings.model
     tokenizer = base.load_tokenizer(source, trust_remote_code=values.trust_remote_code)
     own = scores.precision_of(source, values)

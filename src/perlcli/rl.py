@@ -9,7 +9,7 @@ from typing import Any
 from datasets import Dataset
 from trl import RLOOConfig
 
-from perlcli import guards, memory, plots, policies, rewards, roles, settings
+from perlcli import adapters, guards, memory, plots, policies, rewards, roles, settings
 from perlcli.algorithms import PHASES, TIME, Reinforce, Rloo
 from perlcli.data import Prompt
 from perlcli.errors import PerlError
@@ -107,21 +107,19 @@ def build_trainer(
     dataset = Dataset.from_list([{"prompt": row.prompt, ROW: index} for index, row in enumerate(rows)])
     options: dict[str, Any] = {"train_dataset": dataset, "processing_class": prepared.tokenizer}
     judge: Any = Judge(run, prepared, score, rows, REWARD if len(found) == 1 else SUM)
-    more: list[Any] = []
+    value = ValueModel(model) if values.rl.algorithm == "reinforce" else None  # outside: adding it thaws the policy
     trainer: Any
     with policies.named_after(model, anchor), roles.unrounded(model):
-        if values.rl.algorithm == "reinforce":
-            value = ValueModel(model)
+        if value is not None:
             rate = values.rl.value_learning_rate
             trainer = Reinforce(model, judge, config, value=value, value_learning_rate=rate, **options)
-            more = value.parameters()
         else:
             trainer = Rloo(model, judge, config, **options)
     policies.set_anchor(trainer, anchor, prepared)
     if not values.lora.full:
         roles.keep_only_policy_trainable(trainer.model)
-        roles.set_adapter_dropout(trainer.model, values.lora.lora_dropout or 0.0)
-    trainer.add_callback(guards.intended(trainer.model, more))
+        roles.set_adapter_dropout(trainer.model, adapters.dropout_of(values.lora, "CAUSAL_LM"))
+    trainer.add_callback(guards.intended(trainer.model, value.parameters() if value is not None else ()))
     return trainer, score
 
 
@@ -136,7 +134,7 @@ def check_start(trainer: Any, prepared: Prepared, anchor: Anchor, first: Probe) 
         prepared.run.note(f"KL to the anchor at the start: {kl:.4g} per token")
         return
     guards.assert_at_anchor(kl, trainer.model.dtype)
-    if trainer.args.disable_dropout and not prepared.settings.lora.lora_dropout:  # else chance parts the two
+    if trainer.args.disable_dropout and not adapters.dropout_of(prepared.settings.lora, "CAUSAL_LM"):  # else chance
         trainer.add_callback(guards.StartsAtAnchor(trainer.model.dtype))
 
 

@@ -118,6 +118,15 @@ class LoraSettings:
         "`attention` (every attention projection), `all-linear`, or module names, comma-separated.",
         unset=ATTENTION,
     )
+    use_dora: bool = option(
+        False, "DoRA: the LoRA matrices learn the direction of each weight, and a vector beside them its magnitude."
+    )
+    peft: str | None = option(
+        None,
+        "Another adapter instead of what the --lora options say: a JSON file like peft's adapter_config.json (LoHa, "
+        "LoKr, …; docs/adapters.md).",
+        unset="LoRA",
+    )
     full: bool = option(False, "Train every parameter and use no adapter.")
 
 
@@ -591,10 +600,10 @@ def resolve(settings: Any, preset: Mapping[str, Any]) -> Any:
         defaults["num_generations"] = 1
     if values.get("max_steps") is not None or values.get("num_train_epochs") is not None:
         defaults.pop("max_steps", None)  # the user's choice of length, not the preset's
-    if values.get("full"):
+    if values.get("full") or values.get("peft"):
         defaults = {name: value for name, value in defaults.items() if not name.startswith("lora_")}
     for name in values:
-        if values[name] is None and name in defaults:
+        if (values[name] is None or values[name] is False) and name in defaults:
             values[name] = defaults[name]
     if "set" in values:  # a preset's fields, but for those that the user sets otherwise
         named = {item.partition("=")[0] for item in values["set"]}
@@ -602,11 +611,12 @@ def resolve(settings: Any, preset: Mapping[str, Any]) -> Any:
         values["set"] = (*kept, *values["set"])
     if values.get("algorithm") == "reinforce" and values["value_learning_rate"] is None:
         values["value_learning_rate"] = values["learning_rate"]
-    if values.get("lora_alpha", 0) is None and (values["lora_r"] or 0) > 0:
+    if values.get("lora_alpha", 0) is None and (values["lora_r"] or 0) > 0 and not values["peft"]:
         values["lora_alpha"] = 2 * values["lora_r"]
     return build(type(settings), values)
 
 
+LORA = ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "use_dora")
 POSITIVE = (
     "max_length", "lora_r", "lora_alpha", "max_steps", "num_train_epochs", "learning_rate",
     "per_device_train_batch_size", "gradient_accumulation_steps", "save_steps", "temperature", "num_generations",
@@ -637,10 +647,7 @@ def _conflicts(values: Mapping[str, Any]) -> Iterator[str]:
         yield "--load-in-4bit and --load-in-8bit exclude each other"
     if values.get("full") and quantised:
         yield "--full trains the weights themselves, so it can't be combined with a 4- or 8-bit base"
-    if values.get("full") and any(
-        values.get(n) for n in ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules")
-    ):
-        yield "--full uses no adapter, so the --lora options don't apply"
+    yield from _adapter_conflicts(values)
     if values.get("data") == values.get("eval_data") == "-":
         yield "--data and --eval-data can't both be read from standard input"
     if values.get("overwrite") and values.get("resume"):
@@ -653,6 +660,15 @@ def _conflicts(values: Mapping[str, Any]) -> Iterator[str]:
     weight = values.get("pos_weight", "none")
     if weight not in ("auto", "none") and not _is_positive(weight):
         yield f"--pos-weight must be auto, none or a number above 0, not {weight}"
+
+
+def _adapter_conflicts(values: Mapping[str, Any]) -> Iterator[str]:
+    given = [name for name in LORA if values.get(name)]
+    if values.get("full") and (given or values.get("peft")):
+        yield "--full uses no adapter, so the --lora options, --use-dora and --peft don't apply"
+    elif values.get("peft") and given:
+        names = ", ".join(f"--{dashed(name)}" for name in given)
+        yield f"--peft {values['peft']} says all of the adapter, so {names} can't be given beside it"
 
 
 def _held_out_conflicts(values: Mapping[str, Any]) -> Iterator[str]:

@@ -36,6 +36,7 @@ class ValueModel:
         policy.train(was_training)
         policy.set_adapter(roles.POLICY)
         roles.as_float32(policy)
+        roles.begin_at_base(policy, roles.VALUE)
         inner: Any = policy.get_base_model()
         width = inner.config.get_text_config().hidden_size
         self.head = nn.utils.skip_init(nn.Linear, width, 1, device=roles.device_of(policy), dtype=torch.float32)

@@ -116,7 +116,9 @@ def _left(values: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]
     if given.get("data") is not None:
         void |= OF_DATA
     if given.get("full"):  # no adapter, and the learning rates of recipes are for one
-        void |= {"learning_rate"} | {name for name in values if name.startswith("lora_")}
+        void |= {"learning_rate"}
+    if given.get("full") or given.get("peft"):
+        void |= {name for name in values if name.startswith("lora_")}
     return {name: value for name, value in values.items() if name not in void}
 
 
