@@ -196,7 +196,7 @@ def test_a_model_card_replaces_the_blank_one(tmp_path: Path, base: str, is_on_th
 @pytest.mark.parametrize("place", ["new", "new/below", "empty"])
 def test_a_new_or_empty_output_is_fine(tmp_path: Path, place: str) -> None:
     (tmp_path / "empty").mkdir()
-    for way in ({}, {"overwrite": True}, {"resume": True}):
+    for way in ({}, {"overwrite": True}, {"resume": "latest"}):
         check_output(resolved(tmp_path / place, **way))
 
 
@@ -237,7 +237,7 @@ def test_a_finished_run_goes_on_only_for_more_steps(tmp_path: Path, given: dict[
         run.record.steps = 3
     refused = pytest.raises(PerlError, match=r"is complete \(3 steps\)\nHint: a larger --max-steps")
     with nullcontext() if is_more else refused:
-        check_output(resolved(tmp_path, resume=True, **given))
+        check_output(resolved(tmp_path, resume="latest", **given))
 
 
 @pytest.mark.parametrize(
@@ -251,12 +251,12 @@ def test_a_finished_run_goes_on_only_for_more_steps(tmp_path: Path, given: dict[
 )
 def test_a_run_does_not_go_on_as_another_one(old_run: Path, given: dict[str, Any], told: str) -> None:
     with pytest.raises(PerlError, match=re.escape(told)):
-        check_output(resolved(old_run, resume=True, **{"seed": 5, **given}))
+        check_output(resolved(old_run, resume="latest", **{"seed": 5, **given}))
 
 
 @pytest.mark.parametrize("given", [{"max_steps": 9}, {"num_train_epochs": 3.0}, {"save_steps": 1}, {"report_to": "x"}])
 def test_length_and_what_is_kept_may_change_on_the_way(old_run: Path, given: dict[str, Any]) -> None:
-    check_output(resolved(old_run, resume=True, seed=5, **given))
+    check_output(resolved(old_run, resume="latest", seed=5, **given))
 
 
 def test_a_home_folder_is_understood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -317,13 +317,13 @@ def test_overwrite_empties_the_folder_but_not_what_links_lead_to(old_run: Path, 
 
 
 def test_resume_keeps_what_is_there(old_run: Path) -> None:
-    with recording(record.Run(resolved(old_run, resume=True))):
+    with recording(record.Run(resolved(old_run, resume="latest"))):
         pass
     assert names(old_run) == {"record.json", "settings.yaml", "metrics.jsonl", "plots"}
 
 
 def test_settings_that_steer_one_call_are_not_kept(tmp_path: Path) -> None:
-    record.write_settings(tmp_path / "settings.yaml", settings.flat(resolved(tmp_path, resume=True, dry_run=True)))
+    record.write_settings(tmp_path / "settings.yaml", settings.flat(resolved(tmp_path, resume="latest", dry_run=True)))
     kept = (tmp_path / "settings.yaml").read_text()
     assert kept.startswith("dtype: auto\n")  # in the order of the options
     assert "seed: 0" in kept

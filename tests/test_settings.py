@@ -214,7 +214,7 @@ def test_the_defaults_pass_the_check(command: str) -> None:
         ("sft", {"full": True, "load_in_4bit": True}, "--full trains the weights themselves"),
         ("sft", {"full": True, "load_in_8bit": True}, "--full trains the weights themselves"),
         ("sft", {"full": True, "lora_target_modules": "q_proj"}, "--full uses no adapter, so the --lora options"),
-        ("sft", {"overwrite": True, "resume": True}, "--overwrite and --resume exclude each other"),
+        ("sft", {"overwrite": True, "resume": "latest"}, "--overwrite and --resume exclude each other"),
         ("reward", {"pos_weight": "many"}, "--pos-weight must be auto, none or a number above 0, not many"),
         ("reward", {"pos_weight": "0"}, "--pos-weight must be auto, none or a number above 0, not 0"),
         ("reward", {"pos_weight": "inf"}, "--pos-weight must be auto, none or a number above 0, not inf"),
