@@ -14,7 +14,7 @@ from perlcli.data import Data, Renderer
 from perlcli.data.fitting import Tokens
 from perlcli.data.sources import has_split
 from perlcli.errors import PerlError
-from perlcli.record import PROOF, RECORD, Run, check_output, find_record, is_inside
+from perlcli.record import PROMPTS, PROOF, RECORD, Run, check_output, find_record, is_inside
 
 MOVES_BASE = ("pissa", "olora", "corda", "loftq")  # initialisations of peft that subtract the adapter from the base
 LORA_FIELDS = {"lora_r": "r", "lora_alpha": "lora_alpha", "lora_dropout": "lora_dropout"}
@@ -240,9 +240,18 @@ def load_sides(prepared: Prepared, use: str) -> tuple[Data, Data | None]:
 def fit(prepared: Prepared, role: str, rows: Data, tokens: Tokens, longest: int | None = None) -> list[dict[str, Any]]:
     """The rows' columns within --max-length, or within `longest`; says what became of the rows, and records it."""
     values = prepared.settings.data
+    trained = data.prompts(rows) if role == "train" else None
     fitting = data.fit(rows, longest or values.max_length, tokens, on_long=values.on_long, render=prepared.renderer)
+    if trained is not None:
+        prepared.run.prompts = trained.packed(rows.numbers, trained_on(prepared.source))
     report_data(prepared.run, role, rows)
     return fitting
+
+
+def trained_on(source: Source) -> bytes:
+    """Digests of the prompts that a model of ours has seen in training, its start's among them, as `Run` keeps them."""
+    path = Path(source.adapter or source.base) / PROMPTS
+    return path.read_bytes() if path.is_file() else b""
 
 
 def report_data(run: Run, role: str, rows: Data) -> None:

@@ -23,6 +23,7 @@ from perlcli.errors import Interrupted, PerlError
 SCHEMA_VERSION = 2
 RECORD, SETTINGS, METRICS, SAMPLES = "record.json", "settings.yaml", "metrics.jsonl", "samples.jsonl"
 CARD, PROOF, MERGE = "README.md", "proof.json", "merge"
+PROMPTS = "prompts.bin"
 CARD_OF_ADAPTER = ["library_name: peft", "tags: [perl, lora, trl]"]
 PACKAGES = ("perlcli", "torch", "transformers", "trl", "peft", "datasets", "accelerate", "bitsandbytes")
 
@@ -125,6 +126,7 @@ class Run:
     def __init__(self, settings: definitions.Stage) -> None:
         values = definitions.flat(settings)
         self.folder = Path(values["output"]).expanduser()
+        self.prompts = b""  # digests of the prompts that are trained on, for later evaluations
         self._values = values
         self._clock = time.monotonic()
         self.record = RunRecord(
@@ -146,6 +148,8 @@ class Run:
         if self._values.get("overwrite"):
             _empty(self.folder)
         write_settings(self.folder / SETTINGS, self._values)
+        if self.prompts:
+            (self.folder / PROMPTS).write_bytes(self.prompts)
         self.write()
 
     def write(self) -> None:

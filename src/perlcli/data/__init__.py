@@ -9,7 +9,7 @@ from typing import Any
 
 from perlcli import coffee
 from perlcli.data import checks, sources
-from perlcli.data.checks import drop_repeats, overlap
+from perlcli.data.checks import drop_repeats, overlap, prompts, unpacked
 from perlcli.data.fitting import fit
 from perlcli.data.formats import Converter
 from perlcli.data.published import shp_limits
@@ -34,8 +34,10 @@ __all__ = [
     "hold_out",
     "load",
     "overlap",
+    "prompts",
     "read",
     "text_of",
+    "unpacked",
 ]
 
 COFFEE = "coffee"  # the name that `--data` knows the embedded data by

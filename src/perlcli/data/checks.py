@@ -39,7 +39,7 @@ class Marks:
         self._numbers.append(number)
 
     def __iter__(self) -> Iterator[bytes]:
-        return (bytes(self._marks[place : place + MARK]) for place in range(0, len(self._marks), MARK))
+        return unpacked(self._marks)
 
     def repeated(self) -> Numbers:
         """The numbers of the rows whose digest stands before, too, in the order in which they were added."""
@@ -50,11 +50,22 @@ class Marks:
         again = order[1:][marks[order[1:]] == marks[order[:-1]]]
         return [self._numbers[place] for place in sorted(again.tolist())]
 
-    def found_in(self, other: Marks) -> Numbers:
-        """The numbers of the rows whose digest is among the other's."""
+    def found_in(self, other: Iterable[bytes]) -> Numbers:
+        """The numbers of the rows whose digest is among the others."""
         mine = set(self)
         both = {mark for mark in other if mark in mine}
         return [number for mark, number in zip(self, self._numbers, strict=True) if mark in both]
+
+    def packed(self, numbers: Iterable[int], more: bytes) -> bytes:
+        """The digests of the rows of these numbers and those packed before, each once, in their own order."""
+        wanted = set(numbers)
+        mine = {mark for mark, number in zip(self, self._numbers, strict=True) if number in wanted}
+        return b"".join(sorted(mine.union(unpacked(more))))
+
+
+def unpacked(content: bytes | bytearray) -> Iterator[bytes]:
+    """The digests that stand one after the other in what `Marks` packed."""
+    return (bytes(content[place : place + MARK]) for place in range(0, len(content), MARK))
 
 
 class Tally:
