@@ -7,12 +7,13 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from perlcli import coffee
+from perlcli import coffee, scores, settings
 from perlcli.data import Data, Demonstration, Preference, Prompt, Renderer, Thumb
 from perlcli.data.fitting import fit, length_of, truncate
 from perlcli.data.rows import DataReport
 from perlcli.data.tokens import of_demonstration, of_preference, of_prompt
 from perlcli.errors import PerlError
+from perlcli.prepare import load_data, prepare
 from perlcli.record import read_record
 
 LONG = " ".join(f"order {place}" for place in range(60))
@@ -143,6 +144,21 @@ def test_an_error_names_the_rows_and_the_longest(chat: Renderer) -> None:
         f"x: 12 rows longer than 20 tokens, the longest has {longest}: rows 2, 3, 4, 5, 6, 7, 8, 9, 10, 11…"
     )
     assert caught.value.hint == "raise --max-length, or take --on-long drop or truncate"
+
+
+def test_a_table_of_tokens_is_made_in_parts_and_says_the_same(
+    llama: Path, rows: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lists of tokens take five times the memory: only some rows are lists at once."""
+    monkeypatch.setattr("perlcli.prepare.PART", 5)
+    given = {"model": str(llama), "data": str(rows["pairs"]), "dry_run": True}
+    sides = []
+    for make in (scores.table, scores.tokens):
+        prepared = prepare(settings.build(settings.Reward, given))
+        found = make(load_data(prepared, "reward"), prepared, "train")
+        sides.append((list(found), prepared.run.prompts, prepared.run.record.data["train"]))
+    assert sides[0] == sides[1]
+    assert len(sides[0][0]) == 32
 
 
 CUT = {

@@ -180,6 +180,14 @@ def test_a_dialog_gives_every_action_of_the_agent_in_the_shape_of_the_reward_row
     assert converted(reward, use="sft").rows == expected[:1]
 
 
+def test_rows_of_dialogs_are_told_beside_the_dialogs() -> None:
+    done = converted(DIALOG, DIALOG, use="sft")
+    for number in (1, 1, 2):
+        done.report.drop("longer than 9 tokens", number)
+    told = "x: taskmaster-dialogs, 3 of 6 rows (of 2 in the source); left out 3 longer than 9 tokens (rows 1, 2)"
+    assert done.report.line() == told
+
+
 def test_the_calls_of_a_taskmaster_3_dialog_stand_before_what_the_agent_says() -> None:
     calls = [{"name": "find_movies", "args": {"location": "Davis"}, "response": {"movies": ["Cats"]}}]
     turns = [{"speaker": "user", "text": "films?"}, {"speaker": "assistant", "text": "Cats.", "apis": calls}]

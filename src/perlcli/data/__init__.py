@@ -10,7 +10,7 @@ from typing import Any
 from perlcli import coffee
 from perlcli.data import checks, sources
 from perlcli.data.checks import drop_repeats, overlap, prompts, unpacked
-from perlcli.data.fitting import fit
+from perlcli.data.fitting import fit, fitted
 from perlcli.data.formats import Converter
 from perlcli.data.published import shp_limits
 from perlcli.data.render import Renderer
@@ -30,6 +30,7 @@ __all__ = [
     "Thumb",
     "drop_repeats",
     "fit",
+    "fitted",
     "gold_check",
     "hold_out",
     "load",

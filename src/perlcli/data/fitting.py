@@ -83,17 +83,23 @@ def fit(
     data: Data, longest: int, tokens: Tokens, *, on_long: str = "drop", render: Renderer | None = None
 ) -> list[Columns]:
     """The columns of all rows that `Fitting` leaves; `data` keeps those rows. Raises PerlError."""
+    return list(fitted(data, longest, tokens, on_long=on_long, render=render))
+
+
+def fitted(
+    data: Data, longest: int, tokens: Tokens, *, on_long: str = "drop", render: Renderer | None = None
+) -> Iterator[Columns]:
+    """The same, one row's after the other; `data` and its report are whole after the last."""
     fitting = Fitting(data.report, longest, tokens, on_long=on_long, render=render)
-    rows, numbers, found = [], [], []
+    rows, numbers = [], []
     for place, used, item in fitting.take(list(zip(data.numbers, data.rows, strict=True))):
         rows.append(used)
         numbers.append(data.numbers[place])
-        found.append(item)
+        yield item
     fitting.end()
     restrict(data, rows, numbers)
     if render:
         render.forget()
-    return found
 
 
 def length_of(item: Columns) -> int:

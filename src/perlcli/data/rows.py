@@ -92,6 +92,7 @@ class DataReport:
     format: str
     read: int = 0
     kept: int = 0
+    extra: int = 0  # of those read: beyond the first that a row of the source, a dialog, became
     fingerprint: str = ""
     dropped: dict[str, Numbers] = field(default_factory=dict)  # by reason
     repeated: Numbers = field(default_factory=list)  # kept rows that equal an earlier one
@@ -102,7 +103,8 @@ class DataReport:
     tokens: dict[str, int] = field(default_factory=dict)  # percentiles of the rows' lengths, before any was left out
 
     def take(self, count: int = 1) -> None:
-        """Count rows in."""
+        """Count the rows in that a row of the source became."""
+        self.extra += max(0, count - 1)
         self.read += count
         self.kept += count
 
@@ -114,6 +116,8 @@ class DataReport:
     def line(self) -> str:
         """What was read and what is left, in one line for the terminal."""
         text = f"{self.source}: {self.format}, {self.kept:,} of {counted(self.read, 'row')}"
+        if self.extra:
+            text += f" (of {self.read - self.extra:,} in the source)"
         if self.held_out:
             text += f"; {self.held_out:,} held out for evaluation"
         for reason, numbers in self.dropped.items():
@@ -152,11 +156,9 @@ class DataReport:
 
 
 def _shown(numbers: Numbers) -> str:
-    return (
-        ("row " if len(numbers) == 1 else "rows ")
-        + ", ".join(map(str, numbers[:SHOWN_ROWS]))
-        + ("…" if len(numbers) > SHOWN_ROWS else "")
-    )
+    told = list(dict.fromkeys(numbers))  # a dialog gives several rows of its number
+    rest = "…" if len(told) > SHOWN_ROWS else ""
+    return ("row " if len(told) == 1 else "rows ") + ", ".join(map(str, told[:SHOWN_ROWS])) + rest
 
 
 def _told(numbers: Numbers) -> dict[str, Any]:

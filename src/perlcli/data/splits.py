@@ -34,7 +34,7 @@ def hold_out(data: Data, fraction: float) -> tuple[Data, Data]:
     held_out, train = sides
     train.report.held_out = taken
     held_out.report.source += f", {fraction:g} held out by prompt"
-    held_out.report.read, held_out.report.dropped = taken, {}
+    held_out.report.read, held_out.report.extra, held_out.report.dropped = taken, 0, {}
     return train, held_out
 
 
