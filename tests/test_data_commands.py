@@ -180,7 +180,7 @@ def test_show_of_a_stage_that_is_asked_for(perl: Any, llama: Path, tmp_path: Pat
     words = ("data", "show", path, "-m", llama)
     assert "thumbs down" in perl(*words).stdout
     assert "⟦" not in perl(*words, "--for", "rl").stdout
-    assert "no row is left to use" in perl(*words, "--for", "sft", code=2).stderr
+    assert "No row is left to use" in perl(*words, "--for", "sft", code=2).stderr
 
 
 def test_show_tells_rows_that_are_left_out_or_cut(perl: Any, llama: Path, tmp_path: Path, write: Any) -> None:

@@ -181,7 +181,7 @@ UTF8 = "not UTF-8 text: found"
         ("a.jsonl", lines({**THUMB, "label": None}), "0 of 1 row; left out 1 with a null or missing label"),
         ("a.jsonl", lines(THUMB, THUMB), "All 2 rows have a thumbs up: there is nothing to tell apart"),
         ("a.jsonl", lines({**THUMB, "label": 0}), "All 1 rows have a thumbs down"),
-        ("a.jsonl", lines({**PAIR, "chosen": "c"}), "no row is left to use: {path}: pairs, 0 of 1 row; left out 1"),
+        ("a.jsonl", lines({**PAIR, "chosen": "c"}), "No row is left to use: {path}: pairs, 0 of 1 row; left out 1"),
         ("a.jsonl", lines({**PAIR, "chosen": "x " * 2000}), "every row is longer than 1024 tokens"),
         # Anthropic HH
         ("a.jsonl", lines({**HH, "rejected": "c"}), "row 1: rejected is not a `\\n\\nHuman: … \\n\\nAssistant: …`"),
@@ -239,7 +239,7 @@ def test_malformed_data_gets_one_clear_error(
         ),
         ("sft", {"messages": [said(5, "a")]}, "which is not a message with role and content"),
         ("sft", {"prompt": "a", "completion": [said("assistant", "b")]}, "row 1: text and messages are mixed"),
-        ("sft", {**THUMB, "label": 0}, "no row is left to use: {path}: thumbs, 0 of 1 row; left out 1 thumbs down"),
+        ("sft", {**THUMB, "label": 0}, "No row is left to use: {path}: thumbs, 0 of 1 row; left out 1 thumbs down"),
         ("sft", {"instruction": "a", "output": None}, "row 1: output is null: expected text"),
         ("sft", {"instruction": ["a"], "output": "b"}, "row 1: instruction must be text, not ['a']"),
         ("sft", {"instruction": "a", "input": 5, "output": "b"}, "row 1: input must be text, not 5"),

@@ -93,7 +93,7 @@ class Intake:
                 f"--shp-score-ratio and --shp-per-post are of the format shp, and {report.source} is {report.format}"
             )
         if not report.kept:
-            raise PerlError(f"{report.source}: no row is left to use: {report.line()}")
+            raise PerlError(f"No row is left to use: {report.line()}")
 
 
 def load(
