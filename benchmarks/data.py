@@ -1,27 +1,32 @@
 """How long `perl data check` takes over many preference rows, and how much memory: every row is checked and rendered.
 
-    python benchmarks/data.py --rows 25000 100000
+    python benchmarks/data.py --rows 10000 100000 --model FOLDER
 
 Makes the rows itself (conversations of some 200 tokens, seeded), runs the command in a process of its own for each
-count, and prints the time and the peak of its memory. `perl data check` reads the file for each of sft, reward and rl,
-and encodes a text that they share once.
+count, and keeps the time and the peak of its memory as JSON and Markdown. README.md beside this file says more.
 """
 
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
 import os
 import random
+import shlex
 import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from perlcli.report import table
+from one_base import device_name, markdown
 
+from perlcli import record
+
+HERE = Path(__file__).resolve().parent
 TEXT = "the a coffee order with milk and large small please can you tell me about this how to make it work"
 
 
@@ -38,40 +43,88 @@ def pair(chance: random.Random) -> dict[str, Any]:
     return {"prompt": prompt, "chosen": next(answers), "rejected": next(answers)}
 
 
-def measure(path: Path, model: list[str]) -> tuple[float, float, float, str]:
-    """Seconds by the clock and of CPU, and peak megabytes, of one `perl data check`, and what it printed."""
+@dataclass(frozen=True)
+class Figures:
+    """What one `perl data check` took."""
+
+    rows: int
+    file_mb: float
+    seconds: float
+    cpu_seconds: float
+    peak_mb: float
+
+
+def measure(path: Path, rows: int, model: list[str]) -> Figures:
+    """Run `perl data check` in a process of its own, and show what it says."""
     words = [sys.executable, "-m", "perlcli", "data", "check", str(path), *model]
     begin = time.monotonic()
-    with tempfile.TemporaryFile("w+", encoding="utf-8") as said:
-        process = subprocess.Popen(words, stdout=said)
-        _, status, usage = os.wait4(process.pid, 0)  # the peak of this process alone
-        process.returncode = os.waitstatus_to_exitcode(status)
-        said.seek(0)
-        text = said.read()
+    process = subprocess.Popen(words)
+    _, status, usage = os.wait4(process.pid, 0)  # the peak of this process alone
+    seconds = time.monotonic() - begin
+    process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise SystemExit(f"perl data check ended with {process.returncode}")
-    peak = usage.ru_maxrss / (1024**2 if sys.platform == "darwin" else 1024)
-    return time.monotonic() - begin, usage.ru_utime + usage.ru_stime, peak, text
+    peak = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    busy = usage.ru_utime + usage.ru_stime
+    return Figures(rows, path.stat().st_size / 1e6, round(seconds, 1), round(busy, 1), round(peak / 1e6, 1))
+
+
+def described(model: str | None) -> dict[str, Any]:
+    """What the figures were measured on."""
+    words = " ".join(shlex.quote(Path(word).name if Path(word).is_absolute() else word) for word in sys.argv[1:])
+    changed = subprocess.run(["git", "status", "--porcelain", "src"], capture_output=True, text=True, check=False)
+    return {
+        "command": f"python benchmarks/data.py {words}".strip(),
+        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
+        "git_commit": (record.git_commit() or "unknown") + (", changed" if changed.stdout.strip() else ""),
+        "device": device_name("cpu"),
+        "versions": record.package_versions(),
+        "model": Path(model).name if model else "the embedded coffee base",
+    }
+
+
+def shown(found: list[Figures]) -> str:
+    """The figures as a Markdown table."""
+    heads = ["rows", "file MB", "seconds", "CPU seconds", "peak memory MB"]
+    cells = [
+        [f"{one.rows:,}", f"{one.file_mb:,.0f}", f"{one.seconds:.1f}", f"{one.cpu_seconds:.1f}", f"{one.peak_mb:,.0f}"]
+        for one in found
+    ]
+    return str(markdown(heads, cells))
+
+
+def write(path: Path, about: dict[str, Any], found: list[Figures]) -> None:
+    """Keep the figures as JSON, and to read as Markdown."""
+    content = {"about": about, "runs": [asdict(one) for one in found]}
+    versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
+    text = (
+        f"# {path.name}\n\n{about['device']}, {about['date']}, commit {about['git_commit']}\n\n"
+        f"```console\n$ {about['command']}\n```\n\n{versions}\n\nTokenizer: {about['model']}\n\n{shown(found)}\n"
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Path(f"{path}.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    Path(f"{path}.md").write_text(text, encoding="utf-8")
 
 
 def main() -> None:
-    """Make the rows, measure each count, print the table."""
+    """Make the rows, measure each count, show and keep the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, nargs="+", default=[25_000, 100_000])
+    parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 100_000])
     parser.add_argument("--model", help="model whose tokenizer counts (default: the embedded coffee base)")
+    parser.add_argument("--output", help="where to write, without ending; default: results/cpu-data-MODEL here")
     given = parser.parse_args()
-    lines = []
+    about, found = described(given.model), []
     with tempfile.TemporaryDirectory() as folder:
         for count in given.rows:
             chance, path = random.Random(count), Path(folder) / f"{count}.jsonl"
             with path.open("w", encoding="utf-8") as file:
                 file.writelines(json.dumps(pair(chance)) + "\n" for _ in range(count))
-            seconds, busy, peak, text = measure(path, ["--model", given.model] if given.model else [])
-            print(text)
-            size = path.stat().st_size / 1e6
-            lines.append((f"{count:,}", f"{size:,.0f}", f"{seconds:.1f}", f"{busy:.1f}", f"{peak:,.0f}"))
+            found.append(measure(path, count, ["--model", given.model] if given.model else []))
             path.unlink()
-    print(table(("rows", "file, MB", "seconds", "CPU seconds", "peak memory, MB"), lines))
+    name = Path(given.model).name if given.model else "coffee"
+    path = Path(given.output) if given.output else HERE / "results" / f"cpu-data-{name}"
+    write(path, about, found)
+    print(f"\n{shown(found)}\n\nWritten: {path}.md and {path.name}.json")
 
 
 if __name__ == "__main__":

@@ -24,6 +24,17 @@ def one_base() -> Any:
     return module
 
 
+@pytest.fixture
+def of_data(one_base: Any) -> Any:
+    """The other script as a module; it borrows from the first."""
+    spec = importlib.util.spec_from_file_location("data_benchmark", SCRIPT.with_name("data.py"))
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["data_benchmark"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
 def run_of(one_base: Any, arm: str, repeat: int, peak: float, step: float, **more: Any) -> dict[str, Any]:
     """What a process would have found."""
     times = (9.0, 9.0, step, step, step)
@@ -92,6 +103,26 @@ def test_every_result_says_what_it_was_measured_on() -> None:
         about = json.loads(path.read_text(encoding="utf-8"))["about"]
         assert all(about[name] for name in ("command", "date", "git_commit", "device", "versions"))
         assert path.with_suffix(".md").exists()
+
+
+def test_figures_of_data_are_kept_to_read_and_to_compute_with(of_data: Any, tmp_path: Path) -> None:
+    found = [of_data.Figures(1000, 1.5, 12.3, 14.5, 600.0)]
+    about = {"command": "c", "date": "d", "git_commit": "g", "device": "e", "versions": {"a": "1"}, "model": "m"}
+    of_data.write(tmp_path / "results" / "a", about, found)
+    assert json.loads((tmp_path / "results" / "a.json").read_text())["runs"] == [asdict(found[0])]
+    assert "| 1,000 | 2 | 12.3 | 14.5 | 600 |" in (tmp_path / "results" / "a.md").read_text()
+
+
+@pytest.mark.slow
+def test_data_is_measured_by_the_command(of_data: Any, tmp_path: Path, llama: Path) -> None:
+    words = ["--rows", "20", "40", "--model", str(llama), "--output", str(tmp_path / "a")]
+    command = [sys.executable, str(SCRIPT.with_name("data.py")), *words]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stdout + found.stderr
+    assert found.stdout.count("perl reward  yes  pairs, 40 of 40 rows") == 1
+    runs = json.loads((tmp_path / "a.json").read_text())["runs"]
+    assert [run["rows"] for run in runs] == [20, 40]
+    assert all(run["cpu_seconds"] > 0 and run["peak_mb"] > 50 for run in runs)
 
 
 @pytest.mark.slow

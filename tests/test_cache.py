@@ -1,5 +1,6 @@
 """The token cache: the same ids from the file, another file for other content, and nothing believed that is damaged."""
 
+import os
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,32 @@ def test_a_few_texts_are_worth_no_file(folder: Path) -> None:
 def test_a_cache_that_can_not_be_written_is_no_error(folder: Path) -> None:
     folder.parent.write_text("a file stands here")
     assert TokenCache("a").ids(TEXTS, "chat", Encoder()) == ROWS
+
+
+def test_what_was_not_used_for_longest_makes_room(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    used = TokenCache("a")
+    for place in range(3):
+        used.ids([*TEXTS, str(place)], "chat", lambda: [*ROWS, []])
+    files = sorted(folder.iterdir(), key=lambda path: path.stat().st_mtime_ns)
+    for age, path in enumerate(reversed(files)):
+        os.utime(path, (1e9 - age, 1e9 - age))
+    monkeypatch.setattr(cache, "MOST", 3 * files[0].stat().st_size)
+    used.ids([*TEXTS, "0"], "chat", Encoder())  # from its file, the oldest until now
+    TokenCache("a").ids([*TEXTS, "3"], "chat", lambda: [*ROWS, []])
+    kept = set(folder.iterdir())
+    assert (len(kept), files[0] in kept, files[1] in kept, files[2] in kept) == (3, True, False, True)
+
+
+def test_the_size_is_looked_at_again_after_much_was_written(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache, "MOST", 1)
+    used = TokenCache("a")
+    used.ids(TEXTS, "chat", Encoder())
+    assert not list(folder.iterdir())
+    used.ids(TEXTS, "chat", Encoder())
+    assert len(list(folder.iterdir())) == 1  # a run looks rarely: each file may be one of thousands
+    monkeypatch.setattr(cache, "LOOK", 1)
+    used.ids(TEXTS[::-1], "chat", Encoder())
+    assert not list(folder.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -48,17 +48,17 @@ def test_rows_with_an_empty_completion_are_left_out_and_counted(use: str, tmp_pa
     rows = [{"prompt": "a", "chosen": said, "rejected": "c"} for said in ("b", " ", "d")]
     found = data.load(str(write(tmp_path / "a.jsonl", rows)), use)
     assert (found.numbers, found.report.kept) == ([1, 3], 2)
-    assert found.report.line().endswith("2 of 3 rows; left out 1 with an empty completion (rows 2)")
+    assert found.report.line().endswith("2 of 3 rows; left out 1 with an empty completion (row 2)")
 
 
 def test_repeats_are_told_and_kept_until_asked(tmp_path: Path, write: Any) -> None:
     rows = [{"prompt": "a", "completion": "b"}, {"prompt": "a", "completion": "c"}] * 3
     found = data.load(str(write(tmp_path / "a.jsonl", rows)), "sft")
     assert (len(found.rows), found.report.repeated) == (6, [3, 4, 5, 6])
-    assert "4 rows repeat an earlier one, and are kept (rows 3, 4, 5…)" in found.report.lines()
+    assert "4 repeats of an earlier row, kept (rows 3, 4, 5…)" in found.report.lines()
     data.drop_repeats(found)
     assert (found.numbers, found.report.kept, found.report.repeated) == ([1, 2], 2, [])
-    assert "left out 4 that repeat an earlier row (rows 3, 4, 5…)" in found.report.line()
+    assert "left out 4 repeating an earlier row (rows 3, 4, 5…)" in found.report.line()
 
 
 def test_rows_of_another_kind_or_label_are_no_repeats() -> None:
@@ -67,7 +67,7 @@ def test_rows_of_another_kind_or_label_are_no_repeats() -> None:
 
 def test_the_balance_of_thumbs_is_told() -> None:
     found = of(Thumb("a", "b", True), Thumb("a", "c", False), Thumb("b", "c", True))
-    checks.inspect(found)
+    checks.tally(found)
     assert found.report.labels == {"up": 2, "down": 1}
     assert "2 thumbs up, 1 thumbs down (66.7% up)" in found.report.lines()
 
@@ -93,7 +93,7 @@ def test_held_out_rows_whose_prompt_is_trained_on_are_told() -> None:
     held_out.report.overlap = data.overlap(pairs("a", "b", "c"), held_out)
     assert held_out.report.overlap == [2, 3]
     (warning,) = (line for line in held_out.report.lines() if line.startswith("Warning"))
-    assert "2 held-out rows have a prompt that is trained on, too" in warning
+    assert "2 held-out rows with a prompt that is trained on, too" in warning
     assert "(rows 2, 3)" in warning
 
 
@@ -178,7 +178,7 @@ def test_a_fraction_that_can_not_be_is_refused(words: list[str], told: str, perl
 def test_overlap_is_told_and_recorded_by_a_run(perl: Any, llama: Path, tmp_path: Path, write: Any, rows: Any) -> None:
     source = rows["pairs"] / "train.jsonl"
     found = perl("reward", "-m", llama, "-d", source, "--eval-data", source, "--dry-run", "-o", tmp_path / "run").stdout
-    assert "eval: Warning: 32 held-out rows have a prompt that is trained on, too" in found
+    assert "eval: Warning: 32 held-out rows with a prompt that is trained on, too" in found
 
 
 def test_duplicates_are_left_out_of_a_run_when_asked(perl: Any, llama: Path, tmp_path: Path, write: Any) -> None:
@@ -186,7 +186,7 @@ def test_duplicates_are_left_out_of_a_run_when_asked(perl: Any, llama: Path, tmp
         tmp_path / "a.jsonl", [{"prompt": "a", "completion": "b"}] * 3 + [{"prompt": "a", "completion": "c"}]
     )
     words = ("-m", llama, "-d", source, "--dry-run", "-o", tmp_path / "run")
-    assert "train: 2 rows repeat an earlier one, and are kept (rows 2, 3)" in perl("sft", *words).stdout
+    assert "train: 2 repeats of an earlier row, kept (rows 2, 3)" in perl("sft", *words).stdout
     found = perl("sft", *words, "--drop-duplicates").stdout
-    assert "2 of 4 rows; left out 2 that repeat an earlier row (rows 2, 3)" in found
+    assert "2 of 4 rows; left out 2 repeating an earlier row (rows 2, 3)" in found
     assert "are kept" not in found

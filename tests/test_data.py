@@ -14,7 +14,7 @@ import pytest
 
 from perlcli import coffee, data
 from perlcli.data import Demonstration, Preference, Prompt, Thumb, files, sources
-from perlcli.data.formats import convert
+from perlcli.data.formats import Converter
 from perlcli.data.rows import DataReport, Found
 from perlcli.errors import PerlError
 from perlcli.settings import DataSettings
@@ -46,9 +46,14 @@ def converted(
     raws: list[Raw], use: str, *, chat: bool = True, name: str = "x", form: str | None = None
 ) -> tuple[str, list[Any]]:
     """The format of rows, and the rows in our shape."""
-    found = (Found(f"{name}, row {number}", raw) for number, raw in enumerate(raws, start=1))
-    done = convert(found, use, name, chat=chat, name=form)
-    return done.format, done.rows
+    made = Converter(use, name, chat=chat, name=form)
+    rows = [
+        row
+        for number, raw in enumerate(raws, start=1)
+        for row in made.take(number, Found(f"{name}, row {number}", raw))
+    ]
+    made.faults.tell()
+    return made.report.format, rows
 
 
 def lines(*rows: Any) -> bytes:
@@ -416,9 +421,9 @@ def test_what_is_left_out_is_counted_with_its_rows(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_bytes(lines(PAIR, *[{**PAIR, "chosen": "c"}] * 4, PAIR))
     found = data.load(str(path), "reward")
-    assert found.report.line() == f"{path}: pairs, 2 of 6 rows; left out 4 equal pairs (rows 2, 3, 4…)"
+    assert found.report.line() == f"{path}: pairs, 2 of 6 rows; left out 4 with equal answers (rows 2, 3, 4…)"
     assert (len(found.rows), found.numbers) == (2, [1, 6])
-    assert found.report.summary()["dropped"] == {"equal pairs": {"count": 4, "first_rows": [2, 3, 4, 5]}}
+    assert found.report.summary()["dropped"] == {"with equal answers": {"count": 4, "first_rows": [2, 3, 4, 5]}}
 
 
 def test_three_rows_that_were_left_out_are_all_named() -> None:
@@ -442,7 +447,7 @@ def test_rows_that_are_too_long_are_left_out_by_their_number_in_the_source(tmp_p
     kept = data.fit(found, 5, lambda row: {"ids": list(row.completion), "label": 1.0})
     assert [len(row["ids"]) for row in kept] == [2, 5, 1]
     assert (found.report.read, found.report.kept) == (4, 3)
-    assert found.report.line().endswith("3 of 4 rows; left out 1 longer than 5 tokens (rows 3)")
+    assert found.report.line().endswith("3 of 4 rows; left out 1 longer than 5 tokens (row 3)")
 
 
 def test_the_longest_list_of_a_row_counts() -> None:

@@ -1,5 +1,6 @@
 """`perl data check`, `perl data show` and `perl data convert`: what a file is good for, as the model will see it."""
 
+import gc
 import json
 import sys
 from pathlib import Path
@@ -7,9 +8,12 @@ from typing import Any
 
 import pytest
 from transformers import AutoTokenizer
+from typer.testing import CliRunner
 
-from perlcli import base, data, data_file, data_show, settings
-from perlcli.data import Renderer
+from perlcli import base, data, data_check, data_file, data_show, settings
+from perlcli.cli import app
+from perlcli.data import Demonstration, Preference, Prompt, Renderer
+from perlcli.data.rows import Found
 from perlcli.data.tokens import of_demonstration, of_preference
 
 PAIR = {"prompt": "a latte", "chosen": "b", "rejected": "c"}
@@ -52,10 +56,10 @@ def test_check_tells_what_would_be_left_out(perl: Any, llama: Path, tmp_path: Pa
     path = write(tmp_path / "a.jsonl", rows)
     found = perl("data", "check", path, "-m", llama, "--max-length", 64, "--max-completion-length", 8).stdout
     reward = found[found.index("perl reward") : found.index("perl rl")]
-    assert "pairs, 2 of 5 rows; left out 1 equal pairs (rows 3)" in reward
-    assert "1 with an empty completion (rows 4)" in reward
-    assert "1 longer than 64 tokens (rows 5)" in reward
-    assert "1 rows repeat an earlier one, and are kept (rows 2)" in reward
+    assert "pairs, 2 of 5 rows; left out 1 with equal answers (row 3)" in reward
+    assert "1 with an empty completion (row 4)" in reward
+    assert "1 longer than 64 tokens (row 5)" in reward
+    assert "1 repeat of an earlier row, kept (row 2)" in reward
     assert "longer than 56 tokens" in found[found.index("perl rl") :]
     assert not list(tmp_path.glob("runs*"))
 
@@ -64,11 +68,54 @@ def test_check_of_a_folder_looks_at_both_sides(perl: Any, llama: Path, tmp_path:
     for name in ("train", "test"):
         write(tmp_path / f"{name}.jsonl", [PAIR])
     found = perl("data", "check", tmp_path, "-m", llama).stdout
-    assert "eval: Warning: 1 held-out rows have a prompt that is trained on, too" in found
+    assert "eval: Warning: 1 held-out row with a prompt that is trained on, too" in found
 
 
 def test_check_of_the_embedded_data_needs_no_model(perl: Any) -> None:
     assert answers(perl("data", "check", "coffee").stdout)["eval"] == "yes"
+
+
+def test_check_reads_standard_input_once_for_all_stages(perl: Any, llama: Path) -> None:
+    words = ["data", "check", "-", "--model", str(llama)]
+    found = CliRunner().invoke(app, words, input=b"".join(json.dumps(PAIR).encode() + b"\n" for _ in range(3)))
+    assert found.exit_code == 0, found.output
+    assert found.stdout.startswith("standard input, with the tokenizer of")
+    assert found.stdout.count("pairs, 3 of 3 rows") == 3
+    assert set(answers(found.stdout).values()) == {"yes"}
+
+
+def test_check_keeps_no_rows(perl: Any, llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its memory must not grow with the file."""
+    alive: list[int] = []
+
+    def rows(*_: Any) -> Any:
+        for number in range(2000):
+            if number % 500 == 499:
+                kinds = [type(item) for item in gc.get_objects()]
+                alive.append(sum(map(kinds.count, (Preference, Demonstration, Prompt))))
+            yield Found(f"row {number}", {**PAIR, "prompt": f"a latte {number}"})
+
+    monkeypatch.setattr(data, "read", rows)
+    (Path() / "a.jsonl").touch()
+    assert "2,000 of 2,000 rows" in perl("data", "check", "a.jsonl", "--model", llama).stdout
+    assert len(alive) == 4
+    assert max(alive) <= 4 * data_check.BATCH
+
+
+def test_check_says_the_same_of_repeats_however_far_apart(perl: Any, llama: Path, tmp_path: Path, write: Any) -> None:
+    rows = [{**PAIR, "prompt": f"latte {place % 300}"} for place in range(400)]
+    found = perl("data", "check", write(tmp_path / "a.jsonl", rows), "--model", llama).stdout
+    assert found.count("100 repeats of an earlier row, kept (rows 301, 302, 303…)") == 3
+
+
+def test_a_stage_that_finds_a_fault_late_leaves_the_others_alone(
+    perl: Any, llama: Path, tmp_path: Path, write: Any
+) -> None:
+    rows = [{"chosen": f"latte {place}", "rejected": f"latte {place} large"} for place in range(200)]
+    path = write(tmp_path / "a.jsonl", [*rows, {"chosen": "x", "rejected": "y"}])
+    found = perl("data", "check", path, "--model", llama).stdout
+    assert answers(found) == {"sft": "yes", "reward": "yes", "rl": "no", "eval": "yes"}
+    assert "row 201: there is no prompt to answer" in found
 
 
 @pytest.mark.parametrize(
@@ -133,7 +180,7 @@ def test_show_of_a_stage_that_is_asked_for(perl: Any, llama: Path, tmp_path: Pat
     words = ("data", "show", path, "-m", llama)
     assert "thumbs down" in perl(*words).stdout
     assert "⟦" not in perl(*words, "--for", "rl").stdout
-    assert "no row is left to use" in perl(*words, "--for", "sft", code=2).stderr
+    assert "No row is left to use" in perl(*words, "--for", "sft", code=2).stderr
 
 
 def test_show_tells_rows_that_are_left_out_or_cut(perl: Any, llama: Path, tmp_path: Path, write: Any) -> None:
@@ -189,7 +236,7 @@ def test_convert_writes_what_trl_reads(
     path, out = write(tmp_path / "a.jsonl", [row]), tmp_path / "out.jsonl"
     found = perl("data", "convert", path, "--output", out, *words).stdout
     assert [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()] == [wanted]
-    assert f"Wrote {out}: 1 rows of {', '.join(wanted)}, for perl " in found
+    assert f"Wrote {out}: 1 row of {', '.join(wanted)}, for perl " in found
 
 
 @pytest.mark.parametrize("row", [PAIR, HH, TASK, {"messages": CHAT}, {"prompt": "a"}])
@@ -203,7 +250,7 @@ def test_converted_data_is_the_same_data(row: Any, perl: Any, tmp_path: Path, wr
 
 def test_convert_says_what_it_left_out(perl: Any, tmp_path: Path, write: Any) -> None:
     path = write(tmp_path / "a.jsonl", [PAIR, {**PAIR, "chosen": "c"}])
-    assert "1 of 2 rows; left out 1 equal pairs (rows 2)" in perl("data", "convert", path).stdout
+    assert "1 of 2 rows; left out 1 with equal answers (row 2)" in perl("data", "convert", path).stdout
     assert len((tmp_path / "a-trl.jsonl").read_text().splitlines()) == 1
 
 
@@ -266,10 +313,8 @@ def test_a_format_and_limits_are_given_as_to_the_stages(perl: Any, tmp_path: Pat
     assert "Error: " in told and "hh" in told
 
 
-@pytest.mark.parametrize(
-    ("command", "hint"), [("check", "save it to a file first"), ("show", "--for"), ("convert", "--for")]
-)
-def test_standard_input_serves_one_stage(command: str, hint: str, perl: Any) -> None:
+@pytest.mark.parametrize("command", ["show", "convert"])
+def test_standard_input_serves_one_stage(command: str, perl: Any) -> None:
     words = ("--output", "out.jsonl") if command == "convert" else ()
     told = perl("data", command, "-", *words, code=2).stderr
-    assert "Error: Standard input can be read once" in told and hint in told
+    assert "Error: Standard input can be read once" in told and "--for" in told

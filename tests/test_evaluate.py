@@ -67,6 +67,31 @@ def test_reward_model_measures_as_at_the_end_of_its_training(
     assert found.model["adapter"] == str(trained)
 
 
+@pytest.mark.parametrize("kind", ["reward", "rl"])
+def test_prompts_that_were_trained_on_are_told(
+    kind: str, perl: Perl, rows: dict[str, Path], request: pytest.FixtureRequest
+) -> None:
+    """Nothing of the training is needed for it but the run's folder."""
+    source = rows["pairs" if kind == "reward" else "prompts"]
+    words = ("eval", "-m", request.getfixturevalue(f"{kind}_run"), "-d", source, "-o", "run")
+    words += () if kind == "reward" else ("--reward", "perlcli.coffee:reward", "--max-samples", 12, *BRIEF)
+    assert "Warning" not in perl(*words, "--dry-run").stdout
+    told = perl(*words, "--split", "train", "--dry-run").stdout
+    count = 32 if kind == "reward" else 12
+    assert (
+        f"Warning: {count} held-out rows with a prompt that is trained on, too: such figures flatter (rows 1, 2" in told
+    )
+
+
+def test_a_run_keeps_the_prompts_of_the_run_it_starts_from(sft_run: Path, rl_run: Path, rows: dict[str, Path]) -> None:
+    before, after = (set(data.unpacked((run / "prompts.bin").read_bytes())) for run in (sft_run, rl_run))
+    prompts = data.load(str(rows["prompts"]), "rl")
+    assert before < after
+    assert data.prompts(prompts).found_in(after) == prompts.numbers
+    assert len(before) == 32
+    assert all(row.prompt[0]["content"].encode() not in (rl_run / "prompts.bin").read_bytes() for row in prompts.rows)
+
+
 def test_whole_classifier_is_measured(perl: Perl, classifier: Path, write: Any) -> None:
     source = write(Path("rows.jsonl"), [{"prompt": "order:", "chosen": " latte", "rejected": " tea"}] * 3)
     perl("eval", "-m", classifier, "-d", source, "-o", "run")

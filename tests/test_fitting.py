@@ -7,12 +7,13 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from perlcli import coffee
+from perlcli import coffee, scores, settings
 from perlcli.data import Data, Demonstration, Preference, Prompt, Renderer, Thumb
 from perlcli.data.fitting import fit, length_of, truncate
 from perlcli.data.rows import DataReport
 from perlcli.data.tokens import of_demonstration, of_preference, of_prompt
 from perlcli.errors import PerlError
+from perlcli.prepare import load_data, prepare
 from perlcli.record import read_record
 
 LONG = " ".join(f"order {place}" for place in range(60))
@@ -130,7 +131,7 @@ def test_what_was_cut_and_what_could_not_be_is_counted(chat: Renderer) -> None:
     assert len(found) == 2
     assert (rows.numbers, rows.report.truncated, rows.report.kept) == ([1, 2], [2], 2)
     assert rows.report.dropped == {"longer than 20 tokens, which no cut of the prompt mends": [3]}
-    assert "1 prompts were cut from the left (rows 2)" in rows.report.lines()
+    assert "1 prompt cut from the left (row 2)" in rows.report.lines()
     assert rows.report.tokens["max"] > 60
 
 
@@ -140,9 +141,24 @@ def test_an_error_names_the_rows_and_the_longest(chat: Renderer) -> None:
         fit(rows, 20, partial(of_prompt, chat), on_long="error", render=chat)
     longest = len(chat.prompt_ids(LONG))
     assert caught.value.problem == (
-        f"x: 12 rows are longer than 20 tokens, the longest has {longest}: rows 2, 3, 4, 5, 6, 7, 8, 9, 10, 11…"
+        f"x: 12 rows longer than 20 tokens, the longest has {longest}: rows 2, 3, 4, 5, 6, 7, 8, 9, 10, 11…"
     )
     assert caught.value.hint == "raise --max-length, or take --on-long drop or truncate"
+
+
+def test_a_table_of_tokens_is_made_in_parts_and_says_the_same(
+    llama: Path, rows: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lists of tokens take five times the memory: only some rows are lists at once."""
+    monkeypatch.setattr("perlcli.prepare.PART", 5)
+    given = {"model": str(llama), "data": str(rows["pairs"]), "dry_run": True}
+    sides = []
+    for make in (scores.table, scores.tokens):
+        prepared = prepare(settings.build(settings.Reward, given))
+        found = make(load_data(prepared, "reward"), prepared, "train")
+        sides.append((list(found), prepared.run.prompts, prepared.run.record.data["train"]))
+    assert sides[0] == sides[1]
+    assert len(sides[0][0]) == 32
 
 
 CUT = {
@@ -162,9 +178,9 @@ def test_each_stage_cuts_or_refuses_when_asked(name: str, perl: Any, llama: Path
     )
     words = [command, "-m", llama, "-d", source, "--max-length", 64, "--dry-run", "-o", tmp_path / "run"]
     words += ["--reward", "perlcli.coffee:reward", "--max-completion-length", 32] if command == "rl" else []
-    assert "1 prompts were cut from the left (rows 1)" in perl(*words, "--on-long", "truncate").stdout
+    assert "1 prompt cut from the left (row 1)" in perl(*words, "--on-long", "truncate").stdout
     assert "left out 1 longer than" in perl(*words).stdout
-    assert "1 rows are longer than" in perl(*words, "--on-long", "error", code=2).stderr
+    assert "1 row longer than" in perl(*words, "--on-long", "error", code=2).stderr
 
 
 def test_eval_cuts_too_and_the_record_tells(perl: Any, reward_run: Path, tmp_path: Path, write: Any) -> None:

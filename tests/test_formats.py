@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from typer.testing import Result
 
-from perlcli.data import Demonstration, Preference, Prompt, Thumb, published
-from perlcli.data.formats import FORMATS, NAMES, convert, detect, table
+from perlcli.data import Data, Demonstration, Preference, Prompt, Thumb, published
+from perlcli.data.formats import FORMATS, NAMES, Converter, detect, table
 from perlcli.data.rows import Found
 from perlcli.errors import PerlError
 
@@ -64,8 +64,15 @@ def agent(content: str) -> list[dict[str, str]]:
     return [said("assistant", content)]
 
 
-def converted(*raws: Raw, use: str, chat: bool = True, **options: Any) -> Any:
-    return convert((Found(f"x, row {n}", raw) for n, raw in enumerate(raws, 1)), use, "x", chat=chat, **options)
+def converted(*raws: Raw, use: str, chat: bool = True, **options: Any) -> Data:
+    made = Converter(use, "x", chat=chat, **options)
+    found = Data([], [], made.report)
+    for number, raw in enumerate(raws, start=1):
+        for row in made.take(number, Found(f"x, row {number}", raw)):
+            found.rows.append(row)
+            found.numbers.append(number)
+    made.faults.tell()
+    return found
 
 
 @pytest.mark.parametrize(
@@ -148,7 +155,7 @@ def converted(*raws: Raw, use: str, chat: bool = True, **options: Any) -> Any:
 def test_a_published_row_is_read_as_a_chat_or_as_text(raw: Raw, use: str, name: str, chat: Any, text: Any) -> None:
     for has_template, row in ((True, chat), (False, text)):
         done = converted(raw, use=use, chat=has_template)
-        assert done.format == name
+        assert done.report.format == name
         assert done.rows == [row]
 
 
@@ -163,7 +170,7 @@ def test_a_dialog_gives_every_action_of_the_agent_in_the_shape_of_the_reward_row
         Demonstration(user(second), agent('{"finish_order": {}}')),
         Demonstration(user(third), agent("We have none.")),
     ]
-    assert done.format == "taskmaster-dialogs"
+    assert done.report.format == "taskmaster-dialogs"
     assert done.rows == expected[:2] + expected
     assert done.numbers == [1, 1, 2, 2, 2]
     reward = {
@@ -171,6 +178,14 @@ def test_a_dialog_gives_every_action_of_the_agent_in_the_shape_of_the_reward_row
         "generation": json.dumps({"role": "agent", "api": {"get_menu_items": {"query": "Mocha"}}}),
     }  # fmt: skip
     assert converted(reward, use="sft").rows == expected[:1]
+
+
+def test_rows_of_dialogs_are_told_beside_the_dialogs() -> None:
+    done = converted(DIALOG, DIALOG, use="sft")
+    for number in (1, 1, 2):
+        done.report.drop("longer than 9 tokens", number)
+    told = "x: taskmaster-dialogs, 3 of 6 rows (of 2 in the source); left out 3 longer than 9 tokens (rows 1, 2)"
+    assert done.report.line() == told
 
 
 def test_the_calls_of_a_taskmaster_3_dialog_stand_before_what_the_agent_says() -> None:
@@ -187,7 +202,7 @@ def test_a_dialog_whose_calls_can_not_be_read_is_set_aside() -> None:
     broken = {"utterances": [{"speaker": "user", "text": "a", "annotations": note}]}
     done = converted(DIALOG, broken, use="sft")
     assert done.numbers == [1, 1, 1]
-    assert done.dropped == {"with a call or response that is not JSON": [2]}
+    assert done.report.dropped == {"with a call or response that is not JSON": [2]}
 
 
 def test_the_limits_of_shp_keep_strong_pairs_and_few_of_a_post() -> None:
@@ -196,7 +211,7 @@ def test_the_limits_of_shp_keep_strong_pairs_and_few_of_a_post() -> None:
     raws += [{**SHP, "post_id": "p2", "score_ratio": None, "score_A": a, "score_B": 10} for a in (5, 6)]
     done = converted(*raws, use="reward", limit=published.shp_limits(2, 2))
     assert done.numbers == [1, 3, 5]
-    assert done.dropped == {"with a score ratio below 2": [2, 6], "beyond 2 of their post": [4]}
+    assert done.report.dropped == {"with a score ratio below 2": [2, 6], "beyond 2 of their post": [4]}
     assert converted(*raws, use="reward", limit=published.shp_limits(None, None)).numbers == [1, 2, 3, 4, 5, 6]
 
 
@@ -206,9 +221,63 @@ def test_the_limits_of_shp_hold_where_the_data_is_shp(perl: Perl, write: Any, tm
     dev = write(tmp_path / "dev.jsonl", [{"prompt": "a", "chosen": "b", "rejected": "c"}])
     options = ("--shp-score-ratio", 2, "--shp-per-post", 1, "--dry-run")
     told = perl("reward", "--data", train, "--eval-data", dev, *options).stdout
-    assert f"{train}: shp, 2 of 3 rows; left out 1 with a score ratio below 2 (rows 2)" in told
-    assert f"{dev}: pairs, 1 of 1 rows" in told
+    assert f"{train}: shp, 2 of 3 rows; left out 1 with a score ratio below 2 (row 2)" in told
+    assert f"{dev}: pairs, 1 of 1 row" in told
     assert perl("reward", "--data", train, "--eval-data", train, *options).stdout.count("shp, 2 of 3 rows") == 2
+
+
+UNLABELLED = "with a null or missing label"
+TASK = {
+    "context": json.dumps([{"role": "user", "text": "a latte"}]),
+    "generation": json.dumps({"role": "agent", "text": "yes"}), "reward": 1.0,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("use", ["sft", "reward", "rl"])
+@pytest.mark.parametrize("bad", [None, "", float("nan"), ...], ids=["null", "empty", "NaN", "missing"])
+@pytest.mark.parametrize(
+    ("raw", "field"),
+    [
+        ({"prompt": "a", "completion": "b", "label": 1}, "label"), (SHP, "labels"), (COMPARISON, "choice"),
+        (TASK, "reward"), (STEP, "label"),
+    ],
+    ids=["thumbs", "shp", "summarize-from-feedback", "taskmaster", "android-control"],
+)  # fmt: skip
+def test_rows_that_nobody_judged_are_counted_and_their_prompts_are_used(
+    raw: Raw, field: str, bad: Any, use: str
+) -> None:
+    without = {key: value for key, value in raw.items() if key != field}
+    done = converted(raw, without if bad is ... else {**raw, field: bad}, raw, use=use)
+    is_demonstration = field == "label" and "action" in raw and bad is ... and use == "sft"
+    kept = use == "rl" or is_demonstration
+    assert done.numbers == ([1, 2, 3] if kept else [1, 3])
+    assert done.report.dropped == ({} if kept else {UNLABELLED: [2]})
+    assert (done.report.read, done.report.kept) == (3, len(done.rows))
+
+
+def test_a_label_on_another_scale_is_an_error_and_not_left_out() -> None:
+    """Of five stars, one is bad: read as a thumb it would be up."""
+    with pytest.raises(PerlError, match="row 2: label must be 0, 1, true or false, not 5"):
+        converted(*({"prompt": "a", "completion": "b", "label": stars} for stars in (1, 5)), use="reward")
+
+
+@pytest.mark.parametrize("use", ["sft", "reward"])
+def test_pairs_of_shp_with_equal_scores_are_ties(use: str) -> None:
+    done = converted(SHP, {**SHP, "score_A": 7, "score_B": 7}, use=use)
+    assert (done.numbers, done.report.dropped) == ([1], {"with tied scores": [2]})
+    assert converted({**SHP, "score_A": 7, "score_B": 7}, use="rl").numbers == [1]
+
+
+def test_a_choice_may_be_the_whole_number_that_pandas_makes_of_it() -> None:
+    assert (
+        converted({**COMPARISON, "choice": float(COMPARISON["choice"])}, use="reward").rows
+        == converted(COMPARISON, use="reward").rows
+    )
+
+
+def test_a_prompt_that_says_nothing_is_counted() -> None:
+    done = converted({"prompt": "a"}, {"prompt": " \n"}, {"prompt": user(" ")}, use="rl")
+    assert (done.numbers, done.report.dropped) == ([1], {"with an empty prompt": [2, 3]})
 
 
 def test_a_named_format_is_that_of_the_held_out_data_too(perl: Perl, write: Any, tmp_path: Path) -> None:
@@ -216,7 +285,7 @@ def test_a_named_format_is_that_of_the_held_out_data_too(perl: Perl, write: Any,
     paths = [write(tmp_path / name, [row]) for name in ("train.jsonl", "dev.jsonl")]
     words = ("--data", paths[0], "--eval-data", paths[1], "--dry-run")
     told = perl("sft", *words, "--data-format", "prompt-completion").stdout
-    assert told.count("prompt-completion, 1 of 1 rows") == 2
+    assert told.count("prompt-completion, 1 of 1 row") == 2
     assert "label must be 0, 1" in perl("sft", *words, code=2).stderr
 
 
@@ -228,9 +297,9 @@ def test_a_model_is_measured_on_the_split_that_is_named(perl: Perl, rows: dict[s
 
 def test_a_name_overrides_what_the_columns_look_like() -> None:
     raw = {"prompt": "a", "completion": "b", "label": 1}
-    assert converted(raw, use="sft").format == "thumbs"
+    assert converted(raw, use="sft").report.format == "thumbs"
     done = converted({**raw, "label": "a note"}, use="sft", name="prompt-completion")
-    assert (done.format, done.rows) == ("prompt-completion", [Demonstration("a", "b")])
+    assert (done.report.format, done.rows) == ("prompt-completion", [Demonstration("a", "b")])
     with pytest.raises(PerlError, match="needs the columns instruction, output; x has prompt, completion, label"):
         converted(raw, use="sft", name="alpaca")
 

@@ -24,7 +24,7 @@ from perlcli.record import read_record
 Perl = Callable[..., Any]
 Files = Callable[[Path], set[str]]
 PLAIN = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
-RUN = {"README.md", "record.json", "settings.yaml"}
+RUN = {"README.md", "record.json", "settings.yaml", "prompts.bin"}
 POLICY = {"adapter_effect", "logit_difference", "share_same_token"}
 REWARD = {"score_difference", "score_range"}
 ROWS = [[1, 40, 41, 42, 43], [1, 50, 60], [1, 70, 71, 72, 73, 74, 75, 76]]

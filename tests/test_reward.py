@@ -19,7 +19,8 @@ from perlcli.record import read_record
 
 Perl = Callable[..., Any]
 RUN = {
-    "record.json", "settings.yaml", "metrics.jsonl", "samples.jsonl", "plots/training.png", "plots/scores.png",
+    "record.json", "prompts.bin", "settings.yaml", "metrics.jsonl", "samples.jsonl", "plots/training.png",
+    "plots/scores.png",
     "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "proof.json",
 }  # fmt: skip
 ADAPTER = {"README.md", "adapter_config.json", "adapter_model.safetensors"}

@@ -22,7 +22,7 @@ from perlcli.record import read_record
 
 Perl = Callable[..., Any]
 RUN = {
-    "record.json", "settings.yaml", "metrics.jsonl", "samples.jsonl", "plots/training.png",
+    "record.json", "prompts.bin", "settings.yaml", "metrics.jsonl", "samples.jsonl", "plots/training.png",
     "tokenizer.json", "tokenizer_config.json", "chat_template.jinja",
 }  # fmt: skip
 ADAPTER = {"README.md", "adapter_config.json", "adapter_model.safetensors"}
@@ -489,7 +489,7 @@ def test_prompts_that_leave_no_room_are_counted_out(
     source = write(tmp_path / "rows.jsonl", prompts)
     words = ("--max-length", "20", "--max-completion-length", "8", "--dry-run")
     result = perl("rl", "-m", llama, "--reward", reward_run, "-d", source, "-o", "run", *words)
-    assert "prompts, 1 of 2 rows; left out 1 longer than 12 tokens (rows 2)" in result.stdout
+    assert "prompts, 1 of 2 rows; left out 1 longer than 12 tokens (row 2)" in result.stdout
 
 
 def test_dry_run_writes_nothing(perl: Perl, llama: Path, reward_run: Path, rows: dict[str, Path]) -> None:

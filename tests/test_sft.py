@@ -19,7 +19,7 @@ from perlcli.record import read_record
 from perlcli.settings import ModelSettings
 
 Perl = Callable[..., Any]
-RUN = {"record.json", "settings.yaml", "metrics.jsonl", "samples.jsonl", "plots/training.png"}
+RUN = {"record.json", "prompts.bin", "settings.yaml", "metrics.jsonl", "samples.jsonl", "plots/training.png"}
 TOKENIZER = {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}
 ADAPTER = {"README.md", "adapter_config.json", "adapter_model.safetensors"}
 LORA = 2 * 4 * (4 * 64 + 2 * 64 + 2 * 32)  # layers x rank x widths in and out of q, k, v, o

@@ -10,7 +10,7 @@ from perlcli import data_file, settings
 from perlcli.data import Demonstration, Preference, Prompt, Thumb
 from perlcli.data.formats import detect
 from perlcli.data.rows import Row
-from perlcli.errors import PerlError
+from perlcli.errors import PerlError, counted
 from perlcli.record import write_whole
 
 
@@ -24,7 +24,7 @@ def run(given: settings.DataConvert) -> None:
     write_whole(path, (json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows))
     for line in found.report.lines():
         print(line)
-    print(f"Wrote {path}: {len(rows):,} rows of {', '.join(rows[0])}, for perl {use}")
+    print(f"Wrote {path}: {counted(len(rows), 'row')} of {', '.join(rows[0])}, for perl {use}")
 
 
 def check_path(path: Path, file: str, *, overwrite: bool) -> None:

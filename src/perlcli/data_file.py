@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 from perlcli import base, data, settings, upstream
 from perlcli.data import Data, Renderer
-from perlcli.data.fitting import Columns, fitted
+from perlcli.data.fitting import Columns, Fitting
+from perlcli.data.rows import DataReport
 from perlcli.data.sources import STDIN
 from perlcli.data.tokens import of_demonstration, of_preference, of_prompt
 from perlcli.errors import PerlError
@@ -51,7 +52,8 @@ def load(given: settings.OfData, use: settings.Use | None, *, chat: bool) -> tup
     file, options = name_of(given), options_of(given)
     if use is not None:
         return use, data.load(file, use, chat=chat, options=options)
-    check_is_no_stream(file, "name the stage with --for")
+    if file == STDIN:
+        raise PerlError("Standard input can be read once, and each stage reads for itself", "name the stage with --for")
     faults = []
     for name in USES:
         try:
@@ -61,20 +63,14 @@ def load(given: settings.OfData, use: settings.Use | None, *, chat: bool) -> tup
     raise faults[0] if is_same(faults) else PerlError("\n".join(fault.problem for fault in faults))
 
 
-def check_is_no_stream(file: str, hint: str) -> None:
-    """Raise PerlError for standard input where it would be read for one stage after another."""
-    if file == STDIN:
-        raise PerlError("Standard input can be read once, and each stage reads for itself", hint)
-
-
 def is_same(faults: list[PerlError]) -> bool:
     """Whether the stages failed for one reason, which then lies in the file and not in what it is used for."""
     return len({fault.problem for fault in faults}) == 1
 
 
-def columns(rows: Data, use: settings.Use, render: Renderer, length: settings.LengthSettings) -> Iterator[Columns]:
-    """What a stage makes of rows, one at a time; the report is whole after the last. Raises PerlError."""
+def fitting(report: DataReport, use: settings.Use, render: Renderer, length: settings.LengthSettings) -> Fitting:
+    """What makes a stage's columns of rows, and tells the report. Raises PerlError."""
     longest = (length.max_length or 0) - (length.max_completion_length or 0 if use == "rl" else 0)
     if longest <= 0:
         raise PerlError("--max-length leaves no room for a prompt before --max-completion-length", "raise --max-length")
-    return fitted(rows, longest, partial(COLUMNS[use], render), on_long=length.on_long, render=render)
+    return Fitting(report, longest, partial(COLUMNS[use], render), on_long=length.on_long, render=render)

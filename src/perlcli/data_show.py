@@ -7,11 +7,11 @@ import sys
 from itertools import groupby
 
 from perlcli import data_file, settings
-from perlcli.data import Data, Renderer
+from perlcli.data import Renderer
 from perlcli.data.fitting import Columns
 from perlcli.data.rows import DataReport
 from perlcli.data.tokens import IGNORED
-from perlcli.errors import PerlError
+from perlcli.errors import counted
 
 GREEN, PLAIN, BRACKETS = "\x1b[1;32m", "\x1b[0m", ("⟦", "⟧")
 LEGEND = {
@@ -31,15 +31,15 @@ def run(given: settings.DataShow) -> None:
     legend = LEGEND[use].format(marks="coloured" if coloured else f"between {BRACKETS[0]} and {BRACKETS[1]}")
     say(f"{found.report.line()}\nAs perl {use} reads it: {legend}")
     for number, row in zip(found.numbers[: values.show.rows], found.rows, strict=False):
-        one = Data([row], [number], DataReport(found.report.source, found.report.format, 1, 1))
-        try:
-            (item,) = data_file.columns(one, use, render, values.length)
-        except PerlError as fault:
-            say(f"\n── row {number}: left out, {fault.problem.removeprefix(found.report.source + ': every row is ')}")
-            continue
-        cut = ", its prompt cut from the left" if one.report.truncated else ""
-        for name, ids, learned in views(item):
-            say(f"\n── row {number}{name}, {len(ids):,} tokens{cut}\n" + marked(ids, learned, render, coloured))
+        report = DataReport(found.report.source, found.report.format, 1, 1)
+        fitting = data_file.fitting(report, use, render, values.length)
+        for _, _, item in fitting.take([(number, row)]):
+            cut = ", its prompt cut from the left" if report.truncated else ""
+            for name, ids, learned in views(item):
+                size = counted(len(ids), "token")
+                say(f"\n── row {number}{name}, {size}{cut}\n" + marked(ids, learned, render, coloured))
+        for reason in report.dropped:
+            say(f"\n── row {number}: left out, {reason}")
 
 
 def views(item: Columns) -> list[tuple[str, list[int], list[bool]]]:

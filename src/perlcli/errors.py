@@ -45,6 +45,11 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"Did you mean {found[0]}?" if found else ""
 
 
+def counted(number: int, noun: str) -> str:
+    """A count with its noun: `1 row`, `1,234 rows`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def shorten(value: object, limit: int = 80) -> str:
     """The value as it would be typed, cut to `limit` characters, for use inside an error line."""
     text = repr(value)

@@ -15,7 +15,7 @@ from perlcli import base, data, device, generate, plots, policies, rewards, role
 from perlcli.data import Data, Prompt
 from perlcli.errors import PerlError
 from perlcli.generate import Sampling
-from perlcli.prepare import Prepared, first_rows, load_data, prepare, preview
+from perlcli.prepare import Prepared, first_rows, load_data, prepare, preview, trained_on
 from perlcli.progress import Progress
 from perlcli.record import SAMPLES, RunRecord, recording
 
@@ -37,8 +37,11 @@ def run(given: settings.Eval) -> RunRecord | None:
 
 
 def load_held_out(prepared: Prepared, use: str, limit: int | None) -> Data:
-    """The first rows of the held-out data, `limit` at most."""
-    return first_rows(prepared, load_data(prepared, use, "test"), limit, "--max-samples")
+    """The first rows of the held-out data, `limit` at most; the report tells which prompts the model was trained on."""
+    found = first_rows(prepared, load_data(prepared, use, "test"), limit, "--max-samples")
+    if trained := trained_on(prepared.source):
+        found.report.overlap = data.prompts(found).found_in(data.unpacked(trained))
+    return found
 
 
 def evaluate_reward(prepared: Prepared) -> RunRecord | None:

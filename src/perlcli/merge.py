@@ -20,7 +20,7 @@ from torch import nn
 from perlcli import base, device, guards, roles, settings, upstream
 from perlcli.base import ADAPTER_CONFIG, Source
 from perlcli.errors import PerlError, RunFailed
-from perlcli.prepare import Prepared, check_fingerprint, check_tokenizer, loaded, trained_in
+from perlcli.prepare import Prepared, check_fingerprint, check_tokenizer, loaded, trained_in, trained_on
 from perlcli.record import RECORD, SAMPLES, Run, RunRecord, check_output, find_record, recording
 from perlcli.settings import ModelSettings
 from perlcli.value_model import HEAD_FILE
@@ -100,6 +100,7 @@ def find(given: settings.Merge) -> Prepared:
     tokenizer = base.load_tokenizer(source, trust_remote_code=trust)
     check_tokenizer(source, tokenizer)
     prepared = Prepared(resolved, source, tokenizer, base.renderer(source, tokenizer), Run(resolved))
+    prepared.run.prompts = trained_on(source)
     prepared.run.record.device = device.describe(precision_of(prepared))
     prepared.run.record.model = base.describe(source, tokenizer)
     trained = find_record(source.adapter)

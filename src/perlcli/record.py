@@ -27,6 +27,7 @@ CARD, PROOF, MERGE = "README.md", "proof.json", "merge"
 SEVERAL = ("compare-full", "quickstart")  # commands of several runs, each with a folder and record of its own
 STEP, STEP_CPU = "seconds/step", "seconds/step_cpu"  # of a step: by the wall's clock, and of the process's processors
 CHECKPOINTS, OPTIMIZER = "checkpoints", "optimizer.pt"
+PROMPTS = "prompts.bin"
 CARD_OF_ADAPTER = ["library_name: peft", "tags: [perl, lora, trl]"]
 PACKAGES = ("perlcli", "torch", "transformers", "trl", "peft", "datasets", "accelerate", "bitsandbytes")
 
@@ -140,6 +141,7 @@ class Run:
     def __init__(self, settings: definitions.Stage) -> None:
         values = definitions.flat(settings)
         self.folder = Path(values["output"]).expanduser()
+        self.prompts = b""  # digests of the prompts that are trained on, for later evaluations
         self._values = values
         self._clock = time.monotonic()
         self.record = RunRecord(
@@ -162,6 +164,8 @@ class Run:
         if self._values.get("overwrite"):
             _empty(self.folder)
         write_settings(self.folder / SETTINGS, self._values)
+        if self.prompts:
+            (self.folder / PROMPTS).write_bytes(self.prompts)
         self.write()
 
     def write(self) -> None:

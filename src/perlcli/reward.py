@@ -27,7 +27,7 @@ def run(given: settings.Reward) -> RunRecord | None:
     require(prepared, policy=False)
     config = trainer_args(prepared.settings)
     rows, held_out = load_sides(prepared, "reward")
-    train_set = Dataset.from_list(scores.tokens(rows, prepared, "train"))
+    train_set = scores.table(rows, prepared, "train")
     eval_rows = scores.tokens(held_out, prepared, "eval") if held_out else None
     weight = pos_weight(prepared, train_set)
     if weight is not None and config.center_rewards_coefficient is not None:

@@ -9,11 +9,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from datasets import Dataset
+
 from perlcli import base, device, plots, roles, settings, stats
 from perlcli.data import Data
 from perlcli.data.tokens import of_preference
 from perlcli.errors import PerlError, RunFailed
-from perlcli.prepare import fit, trained_in
+from perlcli.prepare import dataset, fit, trained_in
 from perlcli.progress import Progress
 from perlcli.record import PROOF, SAMPLES, Run, RunRecord, find_record, package_versions, write_json
 
@@ -26,6 +28,11 @@ Scorer = Callable[[Sequence[list[int]]], list[float]]
 def tokens(rows: Data, prepared: Any, role: str) -> list[dict[str, Any]]:
     """The columns that the trainers read: chosen_ids and rejected_ids, or input_ids and label."""
     return fit(prepared, role, rows, partial(of_preference, prepared.renderer))
+
+
+def table(rows: Data, prepared: Any, role: str) -> Dataset:
+    """The same as a table, to train on."""
+    return dataset(prepared, role, rows, partial(of_preference, prepared.renderer))
 
 
 def id_lists(row: dict[str, Any]) -> list[list[int]]:

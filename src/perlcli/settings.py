@@ -265,7 +265,9 @@ class FileSettings:
     """Data"""
 
     file: str | None = option(
-        None, "Data: local file or folder, hub id, or coffee for the embedded data.", argument=True
+        None,
+        "Data: local file or folder, hub id, - for standard input, or coffee for the embedded data.",
+        argument=True,
     )
     data_format: str | None = option_of(DataSettings, "data_format")
     subset: str | None = option_of(DataSettings, "subset")

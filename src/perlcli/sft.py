@@ -12,7 +12,7 @@ from perlcli import data, generate, plots, policies, roles, settings
 from perlcli.data import Data, Demonstration
 from perlcli.data.tokens import of_demonstration
 from perlcli.meter import train
-from perlcli.prepare import Prepared, fit, load_sides, prepare, preview, require
+from perlcli.prepare import Prepared, dataset, load_sides, prepare, preview, require
 from perlcli.record import METRICS, SAMPLES, RunRecord, recording
 from perlcli.training import trl_config
 
@@ -58,7 +58,7 @@ def tokens(rows: Data, prepared: Prepared, config: SFTConfig, role: str) -> Data
         completion_only=config.completion_only_loss is not False,
         assistant_only=config.assistant_only_loss,
     )
-    return Dataset.from_list(fit(prepared, role, rows, row_tokens))
+    return dataset(prepared, role, rows, row_tokens)
 
 
 def measure(trainer: SFTTrainer, held_out: Dataset | None) -> dict[str, float]:

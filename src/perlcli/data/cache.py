@@ -16,6 +16,8 @@ Ids = list[int]
 FOLDER = "perlcli-tokens"
 FEWEST = 64  # texts that are worth a file
 CHECKSUM = 4  # bytes at the end of a file
+MOST = 5 * 10**9  # bytes that the folder may take
+LOOK = MOST // 20  # bytes written between two looks at its size
 
 
 class TokenCache:
@@ -24,6 +26,7 @@ class TokenCache:
     def __init__(self, tokenizer: str) -> None:
         self.folder = cache_folder() / FOLDER
         self._start = hashlib.sha256(tokenizer.encode())
+        self._unlooked = LOOK  # so that the first write looks
 
     def ids(self, texts: Sequence[str], kind: str, encode: Callable[[], list[Ids]]) -> list[Ids]:
         """The ids of each text: from the file of exactly these texts, else by `encode`, and then kept.
@@ -36,10 +39,16 @@ class TokenCache:
         mark.update(json.dumps([kind, *texts]).encode())
         path = self.folder / f"{mark.hexdigest()[:40]}.ids"
         found = read(path, len(texts))
-        if found is None:
-            found = encode()
+        if found is not None:
             with suppress(OSError):
-                write(path, found)
+                os.utime(path)  # used now
+            return found
+        found = encode()
+        with suppress(OSError):
+            self._unlooked += write(path, found)
+            if self._unlooked >= LOOK:
+                make_room(self.folder)
+                self._unlooked = 0
         return found
 
 
@@ -50,8 +59,28 @@ def cache_folder() -> Path:
     return Path(os.environ.get("HF_DATASETS_CACHE", f"{hub}/datasets")).expanduser()
 
 
-def write(path: Path, rows: list[Ids]) -> None:
-    """Write the length of each row, then all ids, then a checksum; to the side, and renamed when it is whole."""
+def make_room(folder: Path) -> None:
+    """Delete the files that were not used for longest, until the others take no more than `MOST`."""
+    found = [(status.st_mtime, status.st_size, path) for path in folder.iterdir() if (status := _status(path))]
+    total = sum(size for _, size, _ in found)
+    for _, size, path in sorted(found):
+        if total <= MOST:
+            return
+        path.unlink(missing_ok=True)
+        total -= size
+
+
+def _status(path: Path) -> os.stat_result | None:
+    """What the system knows of a file; None where another run has just deleted it."""
+    try:
+        return path.stat()
+    except OSError:
+        return None
+
+
+def write(path: Path, rows: list[Ids]) -> int:
+    """Write the length of each row, then all ids, then a checksum; to the side, and renamed when it is whole. Gives
+    the bytes written."""
     content = array("i", [len(row) for row in rows])
     for row in rows:
         content.extend(row)
@@ -62,6 +91,7 @@ def write(path: Path, rows: list[Ids]) -> None:
             side.write(whole + zlib.crc32(whole).to_bytes(CHECKSUM, "little"))
             side.close()
             os.replace(side.name, path)
+            return len(whole) + CHECKSUM
         except BaseException:
             Path(side.name).unlink(missing_ok=True)
             raise

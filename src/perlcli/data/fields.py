@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from math import isnan
 from typing import Any
 
 from perlcli.data.rows import Content, Message, Raw
@@ -71,10 +72,20 @@ def messages(value: Any, name: str) -> list[Message]:
     return [{"role": message["role"], "content": message["content"]} for message in value]
 
 
-def label(raw: Raw, name: str = "label") -> bool:
-    """Thumbs up or down, in any of its spellings."""
+def is_missing(value: Any) -> bool:
+    """Whether a field holds nothing: null, an empty text, or the NaN that pandas writes for either."""
+    return value is None or value == "" or (isinstance(value, float) and isnan(value))
+
+
+def label(raw: Raw, name: str = "label") -> bool | None:
+    """Thumbs up or down, in any of its spellings; None where nobody judged the row.
+
+    Another value is an error and not left out: it would say that the column is on another scale, on which 1 may be bad.
+    """
+    value = raw.get(name)
+    if is_missing(value):
+        return None
     expected = "0, 1, true or false"
-    value = need(raw, name, expected)
     if isinstance(value, int | float) and value in (0, 1):
         return bool(value)
     if isinstance(value, str) and value.lower() in ("true", "false", "0", "1", "0.0", "1.0"):

@@ -21,6 +21,7 @@ TOO_LONG = f"longer than {LONGEST // 2**20} MiB, the most that one row may be"
 CHUNK = 2**20
 CUT_OFF = 16  # characters: an escape, a literal or a number that the end of a chunk cuts in two is shorter
 SPACE = re.compile(r"[ \t\r\n]*")
+HALVES = re.compile(r"\\u[dD][89a-fA-F]")  # how JSON spells half a character: text in UTF-8 holds none
 
 
 class Unreadable(Exception):
@@ -57,7 +58,8 @@ def _json_lines(stream: BinaryIO, name: str, start: bytes, number: int, offset: 
             row += 1
             place = f"row {row}" + (f" (line {number})" if row != number else "")
             try:
-                yield _row(_parse(_text(line, number, offset).rstrip(), number), f"{name}, {place}")
+                text = _text(line, number, offset).rstrip()
+                yield _row(_parse(text, number), f"{name}, {place}", HALVES.search(text))
             except Unreadable as fault:
                 yield _fault(name, fault)
         number, offset = number + 1, offset + len(line)
@@ -140,13 +142,13 @@ def _doubled(value: Any) -> str:
     return next((key for key in map(_doubled, inside) if key), "")
 
 
-def _row(value: Any, place: str) -> Found:
-    """A parsed value as a row, where it is one."""
+def _row(value: Any, place: str, halves: object) -> Found:
+    """A parsed value as a row, where it is one; `halves` says whether half a character may stand in it."""
     if not isinstance(value, dict):
         return Found(place, None, f"expected an object with named columns, found {shorten(value)}")
     if key := _doubled(value):
         return Found(place, None, f"the key {shorten(key)} stands twice in one object")
-    if half := _half(value):
+    if half := _half(value) if halves else "":
         return Found(place, None, f"{half} is half a character: drop it, or write both halves")
     return Found(place, value)
 
@@ -179,8 +181,8 @@ class _List:
         row, ended = 0, self._peek() == "]"
         while not ended:
             row += 1
-            value = self._value()
-            yield _row(value, f"{self.name}, row {row}")
+            value, halves = self._value()
+            yield _row(value, f"{self.name}, row {row}", halves)
             ended = self._peek() == "]"
             if not ended:
                 self._skip(",")
@@ -188,7 +190,8 @@ class _List:
         if self._peek():
             raise self._broken("Extra data", self.at)
 
-    def _value(self) -> Any:
+    def _value(self) -> tuple[Any, object]:
+        """The next value, and whether half a character is spelled in it."""
         self._peek()
         while True:
             try:
@@ -201,8 +204,9 @@ class _List:
                 raise Unreadable(f"line {self.line}", _odd_json(error)) from error
             else:
                 if end < len(self.text) or self.at_end:
+                    halves = HALVES.search(self.text, self.at, end)
                     self._move(end)
-                    return value
+                    return value, halves
             if len(self.text) - self.at > LONGEST:
                 raise Unreadable(f"line {self.line}", TOO_LONG)
             self._fill()

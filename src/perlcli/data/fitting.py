@@ -2,64 +2,104 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 from perlcli.data.checks import percentiles, restrict
 from perlcli.data.render import Renderer
-from perlcli.data.rows import Content, Data, Row
-from perlcli.errors import PerlError
+from perlcli.data.rows import Content, Data, DataReport, Row
+from perlcli.errors import PerlError, counted
 
 Columns = dict[str, Any]
 Tokens = Callable[[Any], Columns]
+Numbered = tuple[int, Row]  # a row, and its number in the source
 NAMED_ROWS = 10
 BATCH = 128  # rows that are encoded at once: a tokenizer takes some hundred bytes a token for it
+
+
+class Fitting:
+    """Rows as token columns within a length, some at a time; the report counts what becomes of the others.
+
+    No list of ids among the columns by `tokens` is above `longest`. What becomes of a longer row is `on_long`'s choice:
+    "drop" leaves it out, "truncate" cuts its prompt from the left with `render`, "error" refuses the data.
+    """
+
+    def __init__(
+        self, report: DataReport, longest: int, tokens: Tokens, *, on_long: str = "drop", render: Renderer | None = None
+    ) -> None:
+        self.report, self.longest, self.tokens, self.on_long, self.render = report, longest, tokens, on_long, render
+        self._lengths: Counter[int] = Counter()
+        self._refused: list[int] = []
+
+    def take(self, rows: Sequence[Numbered]) -> Iterator[tuple[int, Row, Columns]]:
+        """Of rows that fit or are cut to fit: the place among these, the row as it is used, its columns."""
+        for start in range(0, len(rows), BATCH):
+            part = rows[start : start + BATCH]
+            if self.render:
+                self.render.foresee([row for _, row in part])
+            for place, (number, row) in enumerate(part, start):
+                item = self.tokens(row)
+                length = length_of(item)
+                self._lengths[length] += 1
+                used = row if length <= self.longest else self._shorten(number, row)
+                if used is not None:
+                    yield place, used, item if used is row else self.tokens(used)
+
+    def _shorten(self, number: int, row: Row) -> Row | None:
+        """A row that is too long as it is used, None where it isn't."""
+        is_cut = self.on_long == "truncate" and self.render is not None
+        shorter = truncate(row, self.longest, self.tokens, self.render) if is_cut and self.render else None
+        if shorter is None:
+            self.report.drop(_reason(self.longest, self.on_long), number)
+        else:
+            self.report.truncated.append(number)
+        if self.on_long == "error":
+            self._refused.append(number)
+        return shorter
+
+    def end(self) -> None:
+        """Complete the report; raises PerlError where no row is left, or where longer ones are refused."""
+        if self._lengths:
+            self.report.tokens = percentiles(self._lengths)
+        if self._refused:
+            self._refuse()
+        if self.report.kept <= 0:
+            hint = "raise --max-length, or shorten the rows"
+            raise PerlError(f"{self.report.source}: every row is {_reason(self.longest, self.on_long)}", hint)
+
+    def _refuse(self) -> None:
+        numbers = self._refused
+        shown = ", ".join(map(str, numbers[:NAMED_ROWS])) + ("…" if len(numbers) > NAMED_ROWS else "")
+        raise PerlError(
+            f"{self.report.source}: {counted(len(numbers), 'row')} longer than {self.longest} tokens, the longest has "
+            f"{self.report.tokens['max']:,}: {'row' if len(numbers) == 1 else 'rows'} {shown}",
+            "raise --max-length, or take --on-long drop or truncate",
+        )
 
 
 def fit(
     data: Data, longest: int, tokens: Tokens, *, on_long: str = "drop", render: Renderer | None = None
 ) -> list[Columns]:
-    """Each row's columns by `tokens`, no list of ids among them longer than `longest`. Raises PerlError.
-
-    What becomes of a longer row is `on_long`'s choice: "drop" leaves it out, "truncate" cuts its prompt from the left
-    with `render`, "error" refuses the data. The report counts them, and `data` keeps the rows that are used.
-    """
-    found = list(fitted(data, longest, tokens, on_long=on_long, render=render))
-    if render:
-        render.forget()
-    return found
+    """The columns of all rows that `Fitting` leaves; `data` keeps those rows. Raises PerlError."""
+    return list(fitted(data, longest, tokens, on_long=on_long, render=render))
 
 
 def fitted(
     data: Data, longest: int, tokens: Tokens, *, on_long: str = "drop", render: Renderer | None = None
 ) -> Iterator[Columns]:
-    """The same, one row at a time; the report is whole after the last."""
-    rows: list[Row] = []
-    numbers, lengths, refused = [], [], []
-    for place, (number, row) in enumerate(zip(data.numbers, data.rows, strict=True)):
-        if render and place % BATCH == 0:
-            render.foresee(data.rows[place : place + BATCH])
-        used, item = row, tokens(row)
-        lengths.append(length_of(item))
-        if lengths[-1] > longest:
-            refused.append(number)
-            shorter = truncate(row, longest, tokens, render) if on_long == "truncate" and render else None
-            if shorter is None:
-                data.report.drop(_reason(longest, on_long), number)
-                continue
-            data.report.truncated.append(number)
-            used, item = shorter, tokens(shorter)
+    """The same, one row's after the other; `data` and its report are whole after the last."""
+    fitting = Fitting(data.report, longest, tokens, on_long=on_long, render=render)
+    rows, numbers = [], []
+    for place, used, item in fitting.take(list(zip(data.numbers, data.rows, strict=True))):
         rows.append(used)
-        numbers.append(number)
+        numbers.append(data.numbers[place])
         yield item
-    data.report.tokens = percentiles(lengths)
-    if refused and on_long == "error":
-        _refuse(data, longest, refused)
-    if not rows:
-        hint = "raise --max-length, or shorten the rows"
-        raise PerlError(f"{data.report.source}: every row is {_reason(longest, on_long)}", hint)
+    fitting.end()
     restrict(data, rows, numbers)
+    if render:
+        render.forget()
 
 
 def length_of(item: Columns) -> int:
@@ -70,15 +110,6 @@ def length_of(item: Columns) -> int:
 def _reason(longest: int, on_long: str) -> str:
     cut = ", which no cut of the prompt mends" if on_long == "truncate" else ""
     return f"longer than {longest} tokens{cut}"
-
-
-def _refuse(data: Data, longest: int, numbers: list[int]) -> None:
-    shown = ", ".join(map(str, numbers[:NAMED_ROWS])) + ("…" if len(numbers) > NAMED_ROWS else "")
-    raise PerlError(
-        f"{data.report.source}: {len(numbers):,} rows are longer than {longest} tokens, the longest has "
-        f"{data.report.tokens['max']:,}: rows {shown}",
-        "raise --max-length, or take --on-long drop or truncate",
-    )
 
 
 def truncate(row: Row, longest: int, tokens: Tokens, render: Renderer) -> Row | None:

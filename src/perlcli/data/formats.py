@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import takewhile
 
 from perlcli.data import published, standard
 from perlcli.data.fields import BadField, SetAside
-from perlcli.data.rows import Demonstration, Found, Preference, Prompt, Raw, Row, Thumb
-from perlcli.errors import PerlError, nearest
+from perlcli.data.rows import (
+    DataReport,
+    Demonstration,
+    Found,
+    Preference,
+    Prompt,
+    Raw,
+    Row,
+    Thumb,
+    Unjudged,
+    is_blank,
+)
+from perlcli.errors import PerlError, counted, nearest
 
 SHOWN_FAULTS = 10
 ALL = frozenset({"sft", "reward", "rl"})
@@ -31,7 +42,7 @@ class Format:
     name: str
     columns: tuple[str, ...]
     uses: frozenset[str]
-    read: Callable[[Raw, bool], Row | list[Row]]
+    read: Callable[[Raw, bool], Row | Unjudged | list[Row]]
     what: str  # what the rows are, for the documentation
     is_it: Callable[[Raw], bool] = lambda raw: True
 
@@ -71,16 +82,6 @@ NAMES = {known.name: known for known in FORMATS}
 
 
 @dataclass
-class Converted:
-    """Rows in our shape, each with the number of the source's row that it comes from, and those set aside by reason."""
-
-    format: str = ""
-    rows: list[Row] = field(default_factory=list)
-    numbers: list[int] = field(default_factory=list)
-    dropped: dict[str, list[int]] = field(default_factory=dict)
-
-
-@dataclass
 class Faults:
     """What is wrong with the rows of a source: the first ten and how many there are."""
 
@@ -99,7 +100,8 @@ class Faults:
     def tell(self) -> None:
         """Raise PerlError where there are any."""
         if self.count:
-            more = f"\n… and {self.count - SHOWN_FAULTS:,} more rows" if self.count > SHOWN_FAULTS else ""
+            rest = counted(self.count - SHOWN_FAULTS, "more row")
+            more = f"\n… and {rest}" if self.count > SHOWN_FAULTS else ""
             raise PerlError("\n".join(self.shown) + more, self.hint if self.is_misfit else "")
 
 
@@ -115,42 +117,49 @@ def named(name: str) -> Format:
     return NAMES[name]
 
 
-def convert(
-    found: Iterable[Found],
-    use: str,
-    source: str,
-    *,
-    chat: bool,
-    name: str | None = None,
-    limit: Callable[[Raw], None] | None = None,
-) -> Converted:
-    """Every row in our shape for `use` ("sft", "reward" or "rl"), by the format of this name, else the first row's.
+class Converter:
+    """Rows of a source in our shape for `use` ("sft", "reward" or "rl"), by the format of this name, else the first
+    row's. `chat` says whether conversations can be rendered, `limit` sets rows of SHP aside."""
 
-    `chat` says whether conversations can be rendered, `limit` sets rows of SHP aside. Raises PerlError with all faulty
-    rows up to ten, then a count.
-    """
-    done, faults = Converted(), Faults()
-    known: Format | None = None
-    for number, item in enumerate(found, start=1):
+    def __init__(
+        self,
+        use: str,
+        source: str,
+        *,
+        chat: bool,
+        name: str | None = None,
+        limit: Callable[[Raw], None] | None = None,
+    ) -> None:
+        self.use, self.chat, self.name, self.limit = use, chat, name, limit
+        self.report = DataReport(source, "")
+        self.faults = Faults()
+        self._known: Format | None = None
+
+    def take(self, number: int, item: Found) -> list[Row]:
+        """What a row of the source becomes: nothing where it is set aside, which the report counts, or faulty.
+
+        Raises PerlError at the first row, where its format doesn't serve the use.
+        """
         if item.raw is None:
-            faults.add(f"{item.place}: {item.fault}")
-            continue
-        if known is None:
-            known = _format(item.raw, use, source, name)
-            done.format = known.name
-            faults.hint = f"the data was read as {known.name}; --data-format names another format"
+            self.faults.add(f"{item.place}: {item.fault}")
+            return []
+        if self._known is None:
+            self._known = _format(item.raw, self.use, self.report.source, self.name)
+            self.report.format = self._known.name
+            self.faults.hint = f"the data was read as {self._known.name}; --data-format names another format"
         try:
-            if limit is not None and known.name == "shp":
-                limit(item.raw)
-            for row in _rows(known, item.raw, use, chat):
-                done.rows.append(row)
-                done.numbers.append(number)
+            if self.limit is not None and self._known.name == "shp":
+                self.limit(item.raw)
+            rows = list(_rows(self._known, item.raw, self.use, self.chat))
         except SetAside as reason:
-            done.dropped.setdefault(str(reason), []).append(number)
+            self.report.take()
+            self.report.drop(str(reason), number)
         except BadField as fault:
-            faults.add(f"{item.place}: {fault}", is_misfit=True)
-    faults.tell()
-    return done
+            self.faults.add(f"{item.place}: {fault}", is_misfit=True)
+        else:
+            self.report.take(len(rows))
+            return rows
+        return []
 
 
 def _format(raw: Raw, use: str, source: str, name: str | None) -> Format:
@@ -182,8 +191,10 @@ def _rows(known: Format, raw: Raw, use: str, chat: bool) -> Iterator[Row]:
         yield USES[use](row, raw)
 
 
-def _for_sft(row: Row, raw: Raw) -> Row:
+def _for_sft(row: Row | Unjudged, raw: Raw) -> Row:
     """Demonstrations as they are; of preferences the chosen completion, of thumbs the rows with a thumbs up."""
+    if isinstance(row, Unjudged):
+        raise SetAside(row.why)
     if isinstance(row, Preference):
         return Demonstration(row.prompt, row.chosen)
     if isinstance(row, Thumb):
@@ -195,11 +206,13 @@ def _for_sft(row: Row, raw: Raw) -> Row:
     return row
 
 
-def _for_reward(row: Row, raw: Raw) -> Row:
+def _for_reward(row: Row | Unjudged, raw: Raw) -> Row:
+    if isinstance(row, Unjudged):
+        raise SetAside(row.why)
     if isinstance(row, Preference) and row.chosen == row.rejected:
-        raise SetAside("equal pairs")
+        raise SetAside("with equal answers")
     if isinstance(row, Demonstration):
-        raise BadField("label is missing: expected 0, 1, true or false")  # of the format android-control alone
+        raise SetAside(standard.UNLABELLED)  # of the format android-control alone
     return row
 
 
@@ -207,15 +220,17 @@ def _for_reward(row: Row, raw: Raw) -> Row:
 OWN = ("prompt", "completion", "chosen", "rejected", "utterances")
 
 
-def _for_rl(row: Row, raw: Raw) -> Row:
+def _for_rl(row: Row | Unjudged, raw: Raw) -> Row:
     """The prompt alone: a row's own, of a conversation all but the last answer, of two texts their common beginning."""
     prompt = row.prompt
     if prompt is None and isinstance(row, Demonstration) and not isinstance(row.completion, str):
         prompt = row.completion[:-1] if row.completion[-1]["role"] == "assistant" else row.completion
     if prompt is None and isinstance(row, Preference) and isinstance(row.chosen, str):
-        prompt = _common_start(row.chosen, str(row.rejected))
-    if not prompt:
+        prompt = _common_start(row.chosen, str(row.rejected)) or None
+    if prompt is None or prompt == []:
         raise BadField("there is no prompt to answer")
+    if is_blank(prompt):
+        raise SetAside("with an empty prompt")
     return Prompt(prompt, {key: value for key, value in raw.items() if key not in OWN})
 
 
@@ -225,7 +240,7 @@ def _common_start(one: str, other: str) -> str:
     return re.sub(r"\S*\Z", "", "".join(letter for letter, _ in same)).rstrip()
 
 
-USES: dict[str, Callable[[Row, Raw], Row]] = {"sft": _for_sft, "reward": _for_reward, "rl": _for_rl}
+USES: dict[str, Callable[[Row | Unjudged, Raw], Row]] = {"sft": _for_sft, "reward": _for_reward, "rl": _for_rl}
 
 
 def table() -> str:

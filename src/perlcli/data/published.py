@@ -11,6 +11,7 @@ from typing import Any
 from perlcli.data.fields import (
     BadField,
     SetAside,
+    is_missing,
     label,
     listed,
     mapping,
@@ -21,9 +22,11 @@ from perlcli.data.fields import (
     parsed,
     text,
 )
-from perlcli.data.rows import Content, Demonstration, Message, Preference, Prompt, Raw, Row, Thumb
-from perlcli.data.standard import shared
+from perlcli.data.rows import Content, Demonstration, Message, Preference, Prompt, Raw, Row, Thumb, Unjudged
+from perlcli.data.standard import UNLABELLED, shared, thumb
 from perlcli.errors import shorten
+
+TIED = "with tied scores"  # the reason in the report
 
 
 def _asked(prompt: str, chat: bool) -> Content:
@@ -78,13 +81,16 @@ def _hh_text(turns: list[Message]) -> str:
 # --- Stanford Human Preferences (https://huggingface.co/datasets/stanfordnlp/SHP; SHP-2 has the same columns)
 
 
-def read_shp(raw: Raw, chat: bool) -> Row:
+def read_shp(raw: Raw, chat: bool) -> Preference | Unjudged:
     """A post and two comments on it; `labels` is 1 where A is preferred, 0 where B is."""
     post, a, b = text(raw, "history"), text(raw, "human_ref_A"), text(raw, "human_ref_B")
-    chosen, rejected = (a, b) if label(raw, "labels") else (b, a)
-    if chat:
-        return Preference(_asked(post, chat), _answered(chosen, chat), _answered(rejected, chat))
-    prompt = f"POST: {post}\n\nRESPONSE:"
+    prompt = _asked(post if chat else f"POST: {post}\n\nRESPONSE:", chat)
+    is_first = label(raw, "labels")
+    if is_first is None:
+        return Unjudged(prompt, UNLABELLED)
+    if raw.get("score_A") is not None and raw["score_A"] == raw.get("score_B"):
+        return Unjudged(prompt, TIED)
+    chosen, rejected = (a, b) if is_first else (b, a)
     return Preference(prompt, _answered(chosen, chat), _answered(rejected, chat))
 
 
@@ -124,7 +130,7 @@ def _tldr_prompt(raw: Mapping[str, Any]) -> str:
     return f"SUBREDDIT: r/{subreddit}\n\nTITLE: {text(raw, 'title')}\n\nPOST: {text(raw, 'post')}\n\nTL;DR:"
 
 
-def read_comparison(raw: Raw, chat: bool) -> Row:
+def read_comparison(raw: Raw, chat: bool) -> Preference | Unjudged:
     """Two summaries of a Reddit post, or of a news article, and the number of the better one."""
     info = mapping(raw, "info", "post, title and subreddit")
     try:
@@ -138,10 +144,12 @@ def read_comparison(raw: Raw, chat: bool) -> Row:
     for summary in summaries:
         if not isinstance(summary, Mapping) or not isinstance(summary.get("text"), str):
             raise BadField(f"summaries holds {shorten(summary)}, which is not a summary with a text")
-    choice = need(raw, "choice", "0 or 1")
+    choice = raw.get("choice")
+    if is_missing(choice):
+        return Unjudged(_asked(prompt, chat), UNLABELLED)
     if isinstance(choice, bool) or choice not in (0, 1):
         raise BadField(f"choice must be 0 or 1, not {shorten(choice)}")
-    better, worse = (_answered(summaries[index]["text"], chat) for index in (choice, 1 - choice))
+    better, worse = (_answered(summaries[index]["text"], chat) for index in (int(choice), 1 - int(choice)))
     return Preference(_asked(prompt, chat), better, worse)
 
 
@@ -156,14 +164,14 @@ def read_tldr(raw: Raw, chat: bool) -> Row:
 # --- Taskmaster (https://github.com/google-research-datasets/Taskmaster): TM-3 and TM-4, released with the paper
 
 
-def read_taskmaster(raw: Raw, chat: bool) -> Row:
+def read_taskmaster(raw: Raw, chat: bool) -> Thumb | Unjudged:
     """A reward row: the dialog so far is the prompt, the agent's next action the completion, 1.0 a thumbs up."""
     context, action = parsed(raw, "context"), parsed(raw, "generation")
     if not isinstance(context, list):
         raise BadField(f"context must be a list of turns, not {shorten(context)}")
     lines = [_turn(turn, "context") for turn in context]
     answer = _turn(action, "generation").removeprefix("agent: ")
-    return Thumb(_dialog(lines, chat), _answered(answer, chat), label(raw, "reward"))
+    return thumb(_dialog(lines, chat), _answered(answer, chat), label(raw, "reward"))
 
 
 def _dialog(lines: list[str], chat: bool) -> Content:
@@ -241,7 +249,7 @@ def _call(who: str, name: Any, given: Any) -> str:
 # --- AndroidControl (https://github.com/google-research/google-research/tree/master/android_control, arXiv 2406.03679)
 
 
-def read_android(raw: Raw, chat: bool) -> Row:
+def read_android(raw: Raw, chat: bool) -> Demonstration | Thumb | Unjudged:
     """A step on a phone, judged: the goal, the instruction of the step, the actions so far and what the screen holds
     in words are the prompt, the action the completion. Screenshots are not read. Without a label, a demonstration."""
     parts = [f"{name}: {optional_text(raw, name)}" for name in ("goal", "instruction") if optional_text(raw, name)]
@@ -256,7 +264,7 @@ def read_android(raw: Raw, chat: bool) -> Row:
         raise BadField(f"action must be text or an object, not {shorten(action)}")
     kept = {key: value for key, value in action.items() if value is not None} if isinstance(action, Mapping) else action
     prompt, answer = _asked("\n".join([*parts, "action:"]), chat), _answered(_spelled(kept), chat)
-    return Thumb(prompt, answer, label(raw)) if "label" in raw else Demonstration(prompt, answer)
+    return thumb(prompt, answer, label(raw)) if "label" in raw else Demonstration(prompt, answer)
 
 
 # --- Instructions

@@ -8,7 +8,6 @@ again; one that was cut off has neither EOS nor tail.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -34,7 +33,7 @@ class Renderer:
         self.eos_ids = tuple(dict.fromkeys([tokenizer.eos_token_id, *eos_ids]))
         self.cache: TokenCache | None = None
         self._texts: dict[str, Ids] = {}
-        self._chats: dict[tuple[str, bool], Ids] = {}
+        self._chats: dict[tuple[Any, ...], Ids] = {}
 
     @property
     def chat(self) -> bool:
@@ -51,15 +50,22 @@ class Renderer:
         needed = [content for row in rows for content in _needed(row)]
         texts = {content: content for content, _ in needed if isinstance(content, str)}
         self._keep(self._texts, {key: text for key, text in texts.items() if key not in self._texts}, special=True)
-        chats = {_key(content, last): (content, last) for content, last in needed if not isinstance(content, str)}
-        rendered: dict[tuple[str, bool], str] = {}
-        for key in [key for key in chats if key not in self._chats] if self._templates_text else ():
-            with suppress(Exception):  # one that can't be rendered is told when it is asked for
-                messages, is_prompt = chats[key]
-                rendered[key] = self.tokenizer.apply_chat_template(
-                    messages, tokenize=False, add_generation_prompt=is_prompt
-                )
+        rendered: dict[tuple[Any, ...], str] = {}
+        for is_prompt in (True, False) if self._templates_text else ():
+            chats = {_key(c, last): c for c, last in needed if last == is_prompt and not isinstance(c, str)}
+            rendered |= self._rendered({key: c for key, c in chats.items() if key not in self._chats}, is_prompt)
         self._keep(self._chats, rendered, special=False)
+
+    def _rendered(self, chats: dict[Any, list[Message]], is_prompt: bool) -> dict[Any, str]:
+        """The conversations as text; without those that can't be rendered, which is told when they are asked for."""
+        how = {"tokenize": False, "add_generation_prompt": is_prompt}
+        with suppress(Exception):  # of the template, which raises what it likes
+            return dict(zip(chats, self.tokenizer.apply_chat_template(list(chats.values()), **how), strict=True))
+        found = {}
+        for key, messages in chats.items():
+            with suppress(Exception):
+                found[key] = self.tokenizer.apply_chat_template(messages, **how)
+        return found
 
     def _keep(self, known: dict[Any, Ids], texts: dict[Any, str], *, special: bool) -> None:
         if texts:
@@ -227,5 +233,6 @@ def _needed(row: Row) -> Iterator[tuple[Content, bool]]:
             yield [*prompt, *completion], False
 
 
-def _key(messages: list[Message], is_prompt: bool) -> tuple[str, bool]:
-    return json.dumps(messages), is_prompt
+def _key(messages: list[Message], is_prompt: bool) -> tuple[Any, ...]:
+    """What a conversation is known by, and whether it is a prompt."""
+    return (is_prompt, *(tuple(message.items()) for message in messages))

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from perlcli.errors import counted
+
 Raw = Mapping[str, Any]  # a row as its source has it
 Message = dict[str, str]
 Content = str | list[Message]  # plain text, or the messages of a conversation
@@ -48,6 +50,20 @@ class Prompt:
 Row = Demonstration | Preference | Thumb | Prompt
 
 
+@dataclass(frozen=True, slots=True)
+class Unjudged:
+    """A prompt whose answers nobody told apart, and why: of use as a prompt alone."""
+
+    prompt: Content
+    why: str
+
+
+def is_blank(content: Content) -> bool:
+    """Whether a content says nothing."""
+    texts = [content] if isinstance(content, str) else [message["content"] for message in content]
+    return not any(text.strip() for text in texts)
+
+
 def completions(row: Row) -> list[Content]:
     """A row's completions, in order."""
     if isinstance(row, Preference):
@@ -76,6 +92,7 @@ class DataReport:
     format: str
     read: int = 0
     kept: int = 0
+    extra: int = 0  # of those read: beyond the first that a row of the source, a dialog, became
     fingerprint: str = ""
     dropped: dict[str, Numbers] = field(default_factory=dict)  # by reason
     repeated: Numbers = field(default_factory=list)  # kept rows that equal an earlier one
@@ -85,6 +102,12 @@ class DataReport:
     labels: dict[str, int] = field(default_factory=dict)  # thumbs: how many up, how many down
     tokens: dict[str, int] = field(default_factory=dict)  # percentiles of the rows' lengths, before any was left out
 
+    def take(self, count: int = 1) -> None:
+        """Count the rows in that a row of the source became."""
+        self.extra += max(0, count - 1)
+        self.read += count
+        self.kept += count
+
     def drop(self, reason: str, number: int) -> None:
         """Count a row out."""
         self.dropped.setdefault(reason, []).append(number)
@@ -92,7 +115,9 @@ class DataReport:
 
     def line(self) -> str:
         """What was read and what is left, in one line for the terminal."""
-        text = f"{self.source}: {self.format}, {self.kept:,} of {self.read:,} rows"
+        text = f"{self.source}: {self.format}, {self.kept:,} of {counted(self.read, 'row')}"
+        if self.extra:
+            text += f" (of {self.read - self.extra:,} in the source)"
         if self.held_out:
             text += f"; {self.held_out:,} held out for evaluation"
         for reason, numbers in self.dropped.items():
@@ -106,16 +131,16 @@ class DataReport:
             found.append("tokens a row: half up to {p50:,}, 90 % up to {p90:,}, 99 % up to {p99:,}, "
                          "the longest {max:,}".format(**self.tokens))  # fmt: skip
         if self.truncated:
-            found.append(f"{len(self.truncated):,} prompts were cut from the left ({_shown(self.truncated)})")
+            found.append(f"{counted(len(self.truncated), 'prompt')} cut from the left ({_shown(self.truncated)})")
         if self.labels:
             up, down = self.labels["up"], self.labels["down"]
             found.append(f"{up:,} thumbs up, {down:,} thumbs down ({up / max(1, up + down):.1%} up)")
         if self.repeated:
-            found.append(f"{len(self.repeated):,} rows repeat an earlier one, and are kept ({_shown(self.repeated)})")
+            found.append(f"{counted(len(self.repeated), 'repeat')} of an earlier row, kept ({_shown(self.repeated)})")
         if self.overlap:
             found.append(
-                f"Warning: {len(self.overlap):,} held-out rows have a prompt that is trained on, too: their figures "
-                f"flatter ({_shown(self.overlap)})"
+                f"Warning: {counted(len(self.overlap), 'held-out row')} with a prompt that is trained on, too: such "
+                f"figures flatter ({_shown(self.overlap)})"
             )
         return found
 
@@ -124,17 +149,19 @@ class DataReport:
         return {
             "source": self.source, "format": self.format, "read": self.read, "kept": self.kept,
             "fingerprint": self.fingerprint, "held_out": self.held_out,
-            "dropped": {reason: _counted(numbers) for reason, numbers in self.dropped.items()},
-            "truncated": _counted(self.truncated), "repeated": _counted(self.repeated),
-            "overlap": _counted(self.overlap), "labels": self.labels, "tokens": self.tokens,
+            "dropped": {reason: _told(numbers) for reason, numbers in self.dropped.items()},
+            "truncated": _told(self.truncated), "repeated": _told(self.repeated),
+            "overlap": _told(self.overlap), "labels": self.labels, "tokens": self.tokens,
         }  # fmt: skip
 
 
 def _shown(numbers: Numbers) -> str:
-    return "rows " + ", ".join(map(str, numbers[:SHOWN_ROWS])) + ("…" if len(numbers) > SHOWN_ROWS else "")
+    told = list(dict.fromkeys(numbers))  # a dialog gives several rows of its number
+    rest = "…" if len(told) > SHOWN_ROWS else ""
+    return ("row " if len(told) == 1 else "rows ") + ", ".join(map(str, told[:SHOWN_ROWS])) + rest
 
 
-def _counted(numbers: Numbers) -> dict[str, Any]:
+def _told(numbers: Numbers) -> dict[str, Any]:
     return {"count": len(numbers), "first_rows": numbers[:KEPT_ROWS]}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from copy import deepcopy
 
-from perlcli.data.checks import fingerprint, labels, prompt_mark, repeats
+from perlcli.data.checks import prompt_mark, tally
 from perlcli.data.rows import Data
 from perlcli.errors import PerlError
 
@@ -34,7 +34,7 @@ def hold_out(data: Data, fraction: float) -> tuple[Data, Data]:
     held_out, train = sides
     train.report.held_out = taken
     held_out.report.source += f", {fraction:g} held out by prompt"
-    held_out.report.read, held_out.report.dropped = taken, {}
+    held_out.report.read, held_out.report.extra, held_out.report.dropped = taken, 0, {}
     return train, held_out
 
 
@@ -42,6 +42,7 @@ def _side(data: Data, wanted: list[bool]) -> Data:
     rows = [row for row, stays in zip(data.rows, wanted, strict=True) if stays]
     numbers = [number for number, stays in zip(data.numbers, wanted, strict=True) if stays]
     report = deepcopy(data.report)  # each side counts on its own
-    report.kept, report.fingerprint, report.labels = len(rows), fingerprint(rows), labels(rows)
-    report.repeated = [numbers[place] for place in repeats(rows)]
-    return Data(rows, numbers, report)
+    report.kept = len(rows)
+    side = Data(rows, numbers, report)
+    tally(side)
+    return side

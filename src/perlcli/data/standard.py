@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from perlcli.data.fields import content, label, messages, need, same_kind, text
-from perlcli.data.rows import Content, Demonstration, Message, Preference, Prompt, Raw, Row, Thumb
+from perlcli.data.rows import Content, Demonstration, Message, Preference, Prompt, Raw, Row, Thumb, Unjudged
+
+UNLABELLED = "with a null or missing label"  # the reason in the report
 
 
-def read_pair(raw: Raw, chat: bool) -> Row:
+def read_pair(raw: Raw, chat: bool) -> Preference:
     """A preference; without a prompt of its own, the turns that both conversations begin with are its prompt."""
     chosen, rejected = content(raw, "chosen"), content(raw, "rejected")
     prompt = content(raw, "prompt") if raw.get("prompt") is not None else None
@@ -36,11 +38,16 @@ def shared(one: list[Message], other: list[Message]) -> int:
     return next((index for index, (a, b) in pairs if a != b), min(len(one), len(other)))
 
 
-def read_thumb(raw: Raw, chat: bool) -> Row:
+def read_thumb(raw: Raw, chat: bool) -> Thumb | Unjudged:
     """A completion with its label."""
     prompt, completion = content(raw, "prompt"), content(raw, "completion")
     same_kind(prompt, completion)
-    return Thumb(prompt, completion, label(raw))
+    return thumb(prompt, completion, label(raw))
+
+
+def thumb(prompt: Content, completion: Content, up: bool | None) -> Thumb | Unjudged:
+    """A completion with its label, where it has one."""
+    return Unjudged(prompt, UNLABELLED) if up is None else Thumb(prompt, completion, up)
 
 
 def read_demonstration(raw: Raw, chat: bool) -> Row:
