@@ -24,8 +24,8 @@ def write_metrics(folder: Path, rows: list[dict[str, Any]]) -> Path:
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The figures that are saved, to look inside."""
     figures: list[Any] = []
-    save = plots._save
-    monkeypatch.setattr(plots, "_save", lambda figure, target: (figures.append(figure), save(figure, target)))
+    save = plots.save
+    monkeypatch.setattr(plots, "save", lambda figure, target: (figures.append(figure), save(figure, target)))
     return figures
 
 
@@ -94,6 +94,6 @@ def test_shares_become_bars_with_their_figures(values: tuple[float, ...], tmp_pa
 
 
 def test_the_running_mean_is_over_a_tenth_of_the_run() -> None:
-    assert plots._smooth([4.0]) == [4.0]
-    assert plots._smooth([0.0, 1.0, 2.0]) == [0.0, 1.0, 2.0]
-    assert plots._smooth([float(step) for step in range(20)])[:4] == [0.0, 0.5, 1.5, 2.5]
+    assert plots.smooth([4.0]) == [4.0]
+    assert plots.smooth([0.0, 1.0, 2.0]) == [0.0, 1.0, 2.0]
+    assert plots.smooth([float(step) for step in range(20)])[:4] == [0.0, 0.5, 1.5, 2.5]
