@@ -15,7 +15,7 @@ from perlcli.figures import FULL, QUALITY, Arm, Comparison, Report, RunFigures, 
 from perlcli.reports import words
 
 WIDTH = 100
-NAME = 34  # the longest name that a terminal's table shows whole
+NAME = 34  # per cent of a terminal's width that a name may take
 FURTHER = 5  # columns of a higher rank stand in a document's second table
 SHORT = 60  # the longest failure that stands in a terminal's table
 RATIOS = ("memory", "reserved", "speed", "cpu_speed", "tokens_per_second", "trainable", "weights", "optimizer")
@@ -104,7 +104,7 @@ def _finished(arm: Arm) -> RunFigures | None:
 def _bytes(arm: Arm, field: str) -> str:
     run = _finished(arm)
     size = getattr(run, field) if run else None
-    return words.megabytes(size / 1e6) if size is not None and size >= 1e6 else f"{size / 1e3:,.0f} kB" if size else ""
+    return "" if size is None else words.size(size)
 
 
 def _of(arm: Arm, name: str) -> str:
@@ -142,36 +142,44 @@ def _section(comparison: Comparison, width: int) -> str:
 
 def _wrapped(text: str, width: int, first: str = "") -> str:
     """The text in lines, those after the first indented as far as what stands before the first."""
-    return textwrap.fill(text, width, initial_indent=first, subsequent_indent=" " * len(first), break_long_words=False)
+    return textwrap.fill(
+        text, width, initial_indent=first, subsequent_indent=" " * len(first), break_long_words=False,
+        break_on_hyphens=False,
+    )  # fmt: skip
 
 
 def _arms(comparison: Comparison, width: int) -> str:
     """The arms' table with as many columns as fit; a failure stands in place of an arm's figures."""
-    kept = columns(comparison)
-    names = _names(comparison)
-    while True:
-        header = ("", *(column.head for column in kept))
-        rows = [(name, *(_plain(column, arm) for column in kept))
-                for name, arm in zip(names, comparison.arms, strict=True)]  # fmt: skip
-        lines = texts.table(header, rows).splitlines()
-        highest = max((column.rank for column in kept), default=0)
-        if max(map(len, lines)) <= width or not highest:
-            break
-        kept = [column for column in kept if column.rank != highest]
-    start = max(map(len, names)) + 2
-    for place, arm in enumerate(comparison.arms):
+    names = _names(comparison, width)
+    head, *lines = _fitting(comparison, names, width)
+    start = max(map(len, names), default=0) + 2
+    for place, (name, arm) in enumerate(zip(names, comparison.arms, strict=True)):
         if arm.failure:
-            lines[2 + place] = names[place].ljust(start) + words.cut(
-                words.failure(arm), max(20, min(SHORT, width - start))
-            )
-    return "\n".join(lines)
+            told = words.cut(words.failure(arm), max(20, min(SHORT, width - start)))
+            lines[place] = name.ljust(start) + told
+    return "\n".join(filter(None, (head, *lines)))
 
 
-def _names(comparison: Comparison) -> list[str]:
+def _fitting(comparison: Comparison, names: Sequence[str], width: int) -> list[str]:
+    """The table's head and a line per arm; without any figure, no head."""
+    kept = columns(comparison)
+    while kept:
+        rows = [[name, *(_plain(column, arm) for column in kept)]
+                for name, arm in zip(names, comparison.arms, strict=True)]  # fmt: skip
+        lines = texts.table(["", *(column.head for column in kept)], rows).splitlines()
+        highest = max(column.rank for column in kept)
+        if max(map(len, lines)) <= width or not highest:
+            return ["\n".join(lines[:2]), *lines[2:]]
+        kept = [column for column in kept if column.rank != highest]
+    return ["", *names]
+
+
+def _names(comparison: Comparison, width: int) -> list[str]:
+    """What the arms are called in a terminal's first column, with the numbers of their remarks."""
     _, marks = footnotes(comparison, SHORT)
     labels = words.labels(comparison.arms)
     return [
-        words.clip(label, NAME) + "".join(f" [{number}]" for number in numbers)
+        words.clip(label, width * NAME // 100) + "".join(f" [{number}]" for number in numbers)
         for label, numbers in zip(labels, marks, strict=True)
     ]
 
@@ -205,7 +213,7 @@ def spent_phases(arm: Arm) -> dict[str, float]:
 
 def _phases_text(comparison: Comparison, width: int) -> str:
     header, rows = phases(comparison)
-    return texts.table(header, [[words.clip(row[0], NAME), *row[1:]] for row in rows]) if rows else ""
+    return texts.table(header, [[words.clip(row[0], width * NAME // 100), *row[1:]] for row in rows]) if rows else ""
 
 
 def paper(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
@@ -219,7 +227,7 @@ def paper(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     return ["", *tasks], rows
 
 
-PAPER_LINE = "The paper, LoRA to full tuning (arXiv 2403.10704, Table 1; PaLM 2 and Gemini Pro):"
+PAPER_LINE = "The paper, LoRA to full (arXiv 2403.10704, Table 1; PaLM 2 and Gemini Pro):"
 
 
 def paper_beside(comparison: Comparison) -> tuple[list[str], list[list[str]]]:

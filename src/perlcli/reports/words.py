@@ -28,6 +28,11 @@ def megabytes(mb: float) -> str:
     return f"{mb:,.0f} MB" if mb < THOUSAND else f"{number(mb / THOUSAND)} GB"
 
 
+def size(count: float) -> str:
+    """Bytes, in kB or MB of thousands."""
+    return f"{number(count / 1e6)} MB" if count >= 1e6 else f"{number(count / 1e3)} kB"
+
+
 def count(parts: float) -> str:
     """A number of parameters or bytes: 32,896 is 32.9k."""
     power = 0
