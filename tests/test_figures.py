@@ -175,7 +175,7 @@ def test_seeds_that_overlap_may_be_chance(ours: tuple[float, ...], chance: bool,
     arm = figures.compare("reward", [full, lora]).arms[1]
     assert arm.may_be_chance is chance
     assert arm.remarks == (
-        ["accuracy: the seeds of both arms overlap, so the difference may be chance"] if chance else []
+        ["accuracy: the ranges of both arms overlap, so the difference may be chance"] if chance else []
     )
 
 
@@ -218,11 +218,11 @@ def test_differences_are_told_once_with_the_runs_that_have_each_value() -> None:
     runs["c"].versions = {"torch": "2.14"}
     assert figures.differences(runs, {"lora_r", "seed", "max_length"}) == [
         "The runs differ in train data.kept: 3 in a, b; 2 in c",
-        'The runs differ in version.torch: "2.13" in a, b; "2.14" in c',
-        "The runs differ in kept: null in a, b; 2 in c",
+        "The runs differ in version.torch: 2.13 in a, b; 2.14 in c",
+        "The runs differ in kept: not set in a, b; 2 in c",
     ]
     (told,) = figures.differences({"a": RunRecord(settings={"x": "y" * 99}), "b": RunRecord()}, ())
-    assert told == f'The runs differ in x: "{"y" * 58}… in a; null in b'
+    assert told == f"The runs differ in x: {'y' * 59}… in a; not set in b"
 
 
 def test_a_report_is_read_as_it_was_written(tmp_path: Path, arm_of: Any) -> None:

@@ -359,7 +359,7 @@ def remarks(arm: Arm, baseline: Arm, stage: str) -> list[str]:
     words = name.replace("_", " ")
     if max(len(_seeds(arm)), len(_seeds(baseline))) > 1:
         apart = ours.low > theirs.high or ours.high < theirs.low
-        return [] if apart else [f"{words}: the seeds of both arms overlap, so the difference may be chance"]
+        return [] if apart else [f"{words}: the ranges of both arms overlap, so the difference may be chance"]
     if ours.low == ours.high:
         return [f"{words}: one seed, so the difference may be chance"]
     gap, noise = ours.value - theirs.value, math.hypot(_error(ours), _error(theirs)) * Z95
@@ -387,13 +387,15 @@ def differences(records: Mapping[str, RunRecord], meant: Iterable[str]) -> list[
         for name, view in views.items():
             groups.setdefault(json.dumps(view.get(key), default=str, ensure_ascii=False), []).append(name)
         if key.rpartition(".")[2] not in allowed and len(groups) > 1:
-            told = "; ".join(f"{_cut(value)} in {', '.join(names)}" for value, names in groups.items())
+            told = "; ".join(f"{_shown(value)} in {', '.join(names)}" for value, names in groups.items())
             found.append(f"The runs differ in {key}: {told}")
     return found
 
 
-def _cut(value: str, limit: int = 60) -> str:
-    return value if len(value) <= limit else value[: limit - 1] + "…"
+def _shown(value: str, limit: int = 60) -> str:
+    """A value in JSON as a person reads it."""
+    text = "not set" if value == "null" else value.strip('"')
+    return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
 def _view(record: RunRecord) -> dict[str, Any]:

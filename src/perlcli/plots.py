@@ -115,6 +115,8 @@ def new_figure(count: int) -> tuple[Any, list[Any]]:
 def label_axis(axis: Any, title: str, below: str, is_share: bool) -> None:
     axis.set_title(title, fontsize=11, color=INK)
     axis.set_xlabel(below)
+    if below == "step":
+        axis.xaxis.get_major_locator().set_params(integer=True)
     axis.grid(axis="y", color="#e4e7eb")
     axis.set_axisbelow(True)
     for side in ("top", "right"):

@@ -21,7 +21,8 @@ body { margin: 0; background: var(--page); color: var(--ink); line-height: 1.55;
   font-family: system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
 main { max-width: 62rem; margin: 0 auto; padding: 2rem 1.25rem 4rem; }
 .kicker { color: var(--soft); margin: 0 0 .5rem; font-size: .9rem; overflow-wrap: anywhere; }
-h1 { font-size: clamp(1.35rem, 4vw, 2rem); line-height: 1.25; margin: 0 0 1rem; overflow-wrap: anywhere; }
+h1 { font-size: 1.7rem; font-size: clamp(1.35rem, 4vw, 2rem);
+  line-height: 1.25; margin: 0 0 1rem; overflow-wrap: anywhere; }
 .lead { font-size: 1.1rem; font-weight: 600; }
 h2 { font-size: 1.3rem; margin: 2.75rem 0 .5rem; padding-top: 1.25rem; border-top: 1px solid var(--line); }
 h3 { font-size: 1.05rem; margin: 1.75rem 0 .5rem; }

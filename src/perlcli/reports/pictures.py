@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from perlcli import report as texts
-from perlcli.figures import QUALITY, Arm, Comparison, Report, Spread
+from perlcli.figures import QUALITY, Arm, Comparison, Report, RunFigures, Spread
 from perlcli.plots import ACCENT, COLORS, INK, PANELS, SOFT, compared, label_axis, save
 from perlcli.record import METRICS
 from perlcli.reports import tables, words
@@ -54,7 +54,12 @@ def _costs(comparison: Comparison, folder: Path) -> list[Picture]:
     for place, arm in enumerate(comparison.arms):  # why there is no bar, once
         if arm.failure and not panels[0].values[place]:
             axes[0].text(
-                0.01, place, words.cut(arm.failure, 40), transform=axes[0].get_yaxis_transform(), color=BAD, **ENDS
+                0.01,
+                place,
+                _plain(words.cut(arm.failure, 40)),
+                transform=axes[0].get_yaxis_transform(),
+                color=BAD,
+                **ENDS,
             )
     path = f"{FOLDER}/{comparison.stage}-cost.png"
     save(figure, folder / path)
@@ -63,7 +68,12 @@ def _costs(comparison: Comparison, folder: Path) -> list[Picture]:
 
 
 def _labels(arms: Sequence[Arm]) -> list[str]:
-    return [words.clip(label, LABEL) for label in words.labels(arms)]
+    return [_plain(words.clip(label, LABEL)) for label in words.labels(arms)]
+
+
+def _plain(text: str) -> str:
+    """Text that matplotlib takes for no formula."""
+    return text.replace("$", r"\$")
 
 
 @dataclass(frozen=True)
@@ -92,7 +102,9 @@ def _memory(comparison: Comparison) -> Bars:
     values = [_peak(arm) for arm in arms]
     is_large = max((value for value in values if value is not None), default=0) >= 1000
     ticks: Callable[[float], str] = (lambda mb: f"{mb / 1000:g} GB") if is_large else (lambda mb: f"{mb:g} MB")
-    return Bars("peak memory", values, [words.cut(arm.failure, 40) if arm.failure else _at(arm) for arm in arms], ticks)
+    return Bars(
+        "peak memory", values, [_plain(words.cut(arm.failure, 40)) if arm.failure else _at(arm) for arm in arms], ticks
+    )
 
 
 def _peak(arm: Arm) -> float | None:
@@ -271,8 +283,8 @@ def _curves(comparison: Comparison, folder: Path) -> list[Picture]:
     found = []
     for place, (model, shown) in enumerate(models.items(), 1):
         runs = {
-            words.clip(arm.name, LABEL): [folder / run.folder / METRICS for run in arm.runs]
-            for arm in comparison.arms if arm.model == model
+            label: [folder / run.folder / METRICS for run in _of_curves(arm)]
+            for label, arm in zip(_labels(comparison.arms), comparison.arms, strict=True) if arm.model == model
         }  # fmt: skip
         path = f"{FOLDER}/{comparison.stage}-curves{f'-{place}' if len(models) > 1 else ''}.png"
         (folder / path).unlink(missing_ok=True)
@@ -282,3 +294,8 @@ def _curves(comparison: Comparison, folder: Path) -> list[Picture]:
             caption = f"Learning curves{of}: each run thin, an arm's mean over its runs strong, smoothed."
             found.append(Picture(comparison.stage, path, caption))
     return found
+
+
+def _of_curves(arm: Arm) -> list[RunFigures]:
+    """The runs whose curves are drawn: those that came to their end, of an arm without one what there is."""
+    return [run for run in arm.runs if run.status == "finished"] or arm.runs

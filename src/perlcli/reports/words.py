@@ -91,7 +91,8 @@ def shortest(names: Iterable[str]) -> dict[str, str]:
 def labels(arms: Sequence[Arm]) -> list[str]:
     """What each arm is called beside the others: its name, of several models behind its model's."""
     models = shortest(arm.model for arm in arms)
-    return [arm.name if len(models) == 1 else f"{models[arm.model]} · {arm.name}" for arm in arms]
+    shown = [arm.name if len(models) == 1 else f"{models[arm.model]} · {arm.name}" for arm in arms]
+    return [" ".join(name.split()) for name in shown]
 
 
 def baseline_word(comparison: Comparison) -> str:
