@@ -100,6 +100,7 @@ def bars(names: Sequence[str], values: Sequence[float], title: str, target: Path
 
 
 def new_figure(count: int) -> tuple[Any, list[Any]]:
+    """A figure with so many panels, at most two in a row, and the panels."""
     from matplotlib.figure import Figure  # not pyplot: no window, no global state
 
     columns = min(count, 2)
@@ -114,6 +115,7 @@ def new_figure(count: int) -> tuple[Any, list[Any]]:
 
 
 def label_axis(axis: Any, title: str, below: str, is_share: bool) -> None:
+    """Give a panel its title, the name of its horizontal axis and the look of all our pictures."""
     axis.set_title(title, fontsize=11, color=INK)
     axis.set_xlabel(below)
     if below == "step":
@@ -133,6 +135,7 @@ def smooth(values: Sequence[float]) -> list[float]:
 
 
 def save(figure: Any, target: Path) -> None:
+    """Write the figure as PNG."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with warnings.catch_warnings():
         # A name in a script that matplotlib's own font lacks: drawn as boxes, and whole in every table.
