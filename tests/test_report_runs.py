@@ -173,6 +173,8 @@ def test_runs_of_the_tool_itself_are_rendered_with_all_files(
     assert set(runs[2].phases) == {"sampling", "scoring", "anchor", "learning"}
     perl("report", sft_run, "-o", "out")  # an earlier report of this command is replaced
     assert len(figures.read(tmp_path / "out" / "report.json").comparisons) == 1
+    assert {name for name in files(tmp_path / "out") if name.startswith("plots")} < plots
+    assert "reward" not in " ".join(files(tmp_path / "out"))
 
 
 def test_a_comparison_is_rendered_again_from_its_json(make: Make, perl: Any, tmp_path: Path, files: Any) -> None:

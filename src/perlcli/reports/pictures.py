@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,15 @@ def draw(report: Report, folder: Path) -> list[Picture]:
     for comparison in report.comparisons:
         found += [*_costs(comparison, folder), *_qualities(comparison, folder), *_phases(comparison, folder),
                   *_curves(comparison, folder)]  # fmt: skip
+    _remove_old(folder, {item.path for item in found})
     return found
+
+
+def _remove_old(folder: Path, kept: Collection[str]) -> None:
+    """Take away what an earlier report drew and this one has no figures for."""
+    for path in (folder / FOLDER).glob("*-*.png"):
+        if path.name.partition("-")[0] in words.STAGES and f"{FOLDER}/{path.name}" not in kept:
+            path.unlink()
 
 
 def _costs(comparison: Comparison, folder: Path) -> list[Picture]:
