@@ -213,3 +213,30 @@ def still_random() -> Iterator[None]:
     before = torch.random.get_rng_state()
     yield
     assert torch.equal(torch.random.get_rng_state(), before)
+
+
+@pytest.fixture(scope="session")
+def arm_of() -> Callable[..., Any]:
+    """Builds an arm of a report with a run for each seed, whose every step takes `seconds`."""
+    from perlcli.figures import FULL, Arm, RunFigures
+
+    def run(name: str, seed: int, seconds: float, metrics: Row, given: Row) -> RunFigures:
+        return RunFigures(**{
+            "folder": f"{name}-{seed}", "command": f"perl reward --seed {seed}", "status": "finished", "seed": seed,
+            "steps": 4, "trainable_parameters": 100, "total_parameters": 10_000, "memory_mb": 500.0,
+            "step_seconds": [seconds, seconds * 2], "step_cpu_seconds": [seconds, seconds * 2],
+            "step_tokens": [50, 50], "weights_bytes": 4000, "optimizer_bytes": 8000, "metrics": metrics, **given,
+        })  # fmt: skip
+
+    def arm(
+        name: str = "lora r=16", seconds: float = 1.0, seeds: tuple[int, ...] = (0,), metrics: Row | None = None,
+        of_arm: Row | None = None, **of_run: Any,
+    ) -> Arm:  # fmt: skip
+        full = name == FULL
+        values: Row = {
+            "model": "org/base", "kind": FULL if full else "lora", "precision": "float32", "rank": None if full else 16,
+            "learning_rate": 1e-5 if full else 1e-4, "is_baseline": full,
+        } | (of_arm or {})  # fmt: skip
+        return Arm(name=name, runs=[run(name, seed, seconds, metrics or {}, of_run) for seed in seeds], **values)
+
+    return arm

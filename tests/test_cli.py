@@ -18,8 +18,9 @@ import perlcli
 from perlcli import coffee, device, entry, settings
 from perlcli.cli import app
 from perlcli.options import shown_name
-from perlcli.settings import COMMANDS, dashed
+from perlcli.settings import COMMANDS, COMPARE_COMMANDS, dashed
 
+STAGES = COMMANDS | COMPARE_COMMANDS
 HEAVY = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "matplotlib", "numpy")
 PAIR = {"prompt": "a coffee", "chosen": "here", "rejected": "no"}
 EXAMPLE = re.compile(r"perl (\w+)((?: --[\w-]+ \S+)*)")
@@ -75,7 +76,7 @@ def test_help_comes_at_once(words: list[str], limit: float) -> None:
 def test_the_script_knows_the_commands_of_the_app() -> None:
     names = [command.name for command in app.registered_commands]
     groups = [group.name for group in app.registered_groups]
-    assert tuple(names) == tuple(COMMANDS)
+    assert tuple(names) == tuple(STAGES)
     assert (*names, *groups) == entry.COMMANDS
 
 
@@ -87,12 +88,12 @@ def test_the_help_of_all_names_each_command_with_what_it_does() -> None:
         assert f"{command.name} {first}" in found
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", STAGES)
 def test_every_option_is_in_the_help_under_its_panel(command: str) -> None:
     group = typer.main.get_command(app)
     parameters = {p.name: p for p in group.commands[command].params}
     found = perl(command, "--help").output
-    for item in settings.options(COMMANDS[command]):
+    for item in settings.options(STAGES[command]):
         parameter = parameters[item.name]
         assert parameter.opts[0] == (item.name if item.argument else f"--{dashed(item.name)}")
         assert parameter.rich_help_panel == item.panel
@@ -131,12 +132,12 @@ def test_a_flag_can_be_taken_back_but_for_those_that_steer_one_call() -> None:
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", STAGES)
 def test_every_command_has_an_example_with_options_that_exist(command: str) -> None:
     text = next(item.callback.__doc__ for item in app.registered_commands if item.name == command)
     examples = EXAMPLE.findall(text[text.index("Example") :])
     assert examples
-    known = {dashed(item.name) for item in settings.options(COMMANDS[command])}
+    known = {dashed(item.name) for item in settings.options(STAGES[command])}
     for name, words in examples:
         assert name == command
         assert set(re.findall(r"--([\w-]+)", words)) <= known
@@ -391,11 +392,11 @@ def test_a_dry_quickstart_writes_nothing(out: Path) -> None:
     assert not out.exists()
 
 
-@pytest.mark.parametrize("command", settings.COMMANDS)
+@pytest.mark.parametrize("command", STAGES)
 def test_help_in_80_columns_cuts_no_options_name(command: str) -> None:
     shown = CliRunner().invoke(app, [command, "--help"], terminal_width=80, env={"COLUMNS": "80"}).output
     words = set(shown.split())
-    assert set(map(shown_name, settings.options(settings.COMMANDS[command]))) <= words
+    assert set(map(shown_name, settings.options(STAGES[command]))) <= words
 
 
 def test_help_of_merge_shows_its_argument() -> None:

@@ -22,6 +22,11 @@ LAYERS = (
     {"device", "progress", "stats", "upstream", "checkpoints"},
     {"record"},
     {"report", "plots", "figures"},
+    {"reports.words"},
+    {"reports.tables"},
+    {"reports.pictures"},
+    {"reports.pages"},
+    {"reports"},
     {"data.rows", "data.cache"},
     {"data.fields", "data.files", "data.render", "data.checks"},
     {"data.standard", "data.sources", "data.fitting", "data.splits", "data.tokens"},
@@ -35,14 +40,15 @@ LAYERS = (
     {"rewards", "algorithms"},
     {"judge"},
     {"sft", "reward", "rl", "evaluate", "merge", "data_check", "data_show", "data_convert"},
-    {"arms", "processes", "reports"},
-    {"quickstart", "compare_full"},
+    {"arms", "processes"},
+    {"quickstart", "compare_full", "report_runs"},
     {"options"},
     {"cli"},
     {"reference", "__main__"},
 )
 NUMBERS = {name: number for number, layer in enumerate(LAYERS) for name in layer}
 LIGHT = ("errors", "values", "settings", "config", "recipes", "coffee", "record", "report", "figures", "stats", "plots",
+         "reports", "report_runs",
          "progress", "upstream", "device", "data", "options", "cli", "entry")  # fmt: skip
 HEAVY = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "matplotlib", "numpy")
 

@@ -16,7 +16,7 @@ from perlcli.config import read_config
 from perlcli.errors import Interrupted, PerlError, RunFailed
 from perlcli.options import Group, command
 from perlcli.record import write_settings
-from perlcli.settings import COMMANDS, build, flat
+from perlcli.settings import ALL_COMMANDS, COMMANDS, build, flat
 
 Action = Callable[[Any], None]
 
@@ -35,7 +35,7 @@ def given(*words: object, stage: str = "sft") -> dict[str, Any]:
     result = call(found.append, *words, stage=stage)
     assert result.exit_code == 0, result.output
     (values,) = map(flat, found)
-    defaults = flat(COMMANDS[stage]())
+    defaults = flat(ALL_COMMANDS[stage]())
     return {name: value for name, value in values.items() if value != defaults[name]}
 
 
@@ -201,6 +201,16 @@ def test_a_config_that_can_not_be_read_is_told(name: str, told: str, tmp_path: P
         2,
         f"Error: Can't read --config {tmp_path / name}: {told}: {tmp_path / name}",
     )
+
+
+def test_an_argument_can_be_several(config: Callable[[str], Path]) -> None:
+    for words in (["runs/a", "-o", "out", "runs/b_c"], ["-o", "out", "--", "runs/a", "runs/b_c"]):
+        assert given(*words, stage="report") == {"run": ("runs/a", "runs/b_c"), "output": "out"}
+    path = config("run: [runs/a, runs/b]")
+    assert given("--config", path, stage="report") == {"run": ("runs/a", "runs/b")}
+    assert given("runs/c", "--config", path, stage="report") == {"run": ("runs/c",)}
+    assert given("--config", config("run: runs/a"), stage="report") == {"run": ("runs/a",)}
+    assert given(stage="report") == {}
 
 
 def test_a_config_that_is_not_utf_8_is_told(tmp_path: Path) -> None:

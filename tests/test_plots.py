@@ -24,8 +24,8 @@ def write_metrics(folder: Path, rows: list[dict[str, Any]]) -> Path:
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The figures that are saved, to look inside."""
     figures: list[Any] = []
-    save = plots._save
-    monkeypatch.setattr(plots, "_save", lambda figure, target: (figures.append(figure), save(figure, target)))
+    save = plots.save
+    monkeypatch.setattr(plots, "save", lambda figure, target: (figures.append(figure), save(figure, target)))
     return figures
 
 
@@ -93,7 +93,24 @@ def test_shares_become_bars_with_their_figures(values: tuple[float, ...], tmp_pa
     assert [label.get_text() for label in axis.texts] == [f"{value:.1%}" for value in values]
 
 
+def test_kinds_of_runs_are_compared_over_their_steps(tmp_path: Path, drawn: list[Any]) -> None:
+    files = []
+    for number, steps in enumerate((4, 2)):
+        (tmp_path / str(number)).mkdir()
+        rows = [{"step": 5 * step, "reward": number + step, "kl": None} for step in range(1, steps + 1)]
+        files.append(write_metrics(tmp_path / str(number), rows))
+    plots.compared({"a": files, "b": [tmp_path / "none.jsonl"]}, PANELS["rl"], tmp_path / "x.png")
+    assert is_png(tmp_path / "x.png")
+    (axis,) = drawn[0].axes
+    assert [(list(line.get_xdata()), list(line.get_ydata())) for line in axis.lines] == [
+        ([5, 10, 15, 20], [1, 2, 3, 4]), ([5, 10], [2, 3]), ([5, 10], [1.5, 2.5]),
+    ]  # fmt: skip
+    assert [text.get_text() for text in drawn[0].legends[0].get_texts()] == ["a"]
+    plots.compared({"b": [tmp_path / "none.jsonl"]}, PANELS["rl"], tmp_path / "y.png")
+    assert not (tmp_path / "y.png").exists()
+
+
 def test_the_running_mean_is_over_a_tenth_of_the_run() -> None:
-    assert plots._smooth([4.0]) == [4.0]
-    assert plots._smooth([0.0, 1.0, 2.0]) == [0.0, 1.0, 2.0]
-    assert plots._smooth([float(step) for step in range(20)])[:4] == [0.0, 0.5, 1.5, 2.5]
+    assert plots.smooth([4.0]) == [4.0]
+    assert plots.smooth([0.0, 1.0, 2.0]) == [0.0, 1.0, 2.0]
+    assert plots.smooth([float(step) for step in range(20)])[:4] == [0.0, 0.5, 1.5, 2.5]

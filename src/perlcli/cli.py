@@ -111,6 +111,17 @@ def compare_full(given: settings.CompareFull) -> None:
     compare_full.run(given)
 
 
+@command(app, "report")
+def report(given: settings.Report) -> None:
+    """Render finished runs again, of any stage, side by side: cost, quality, and the ratios to full tuning.
+
+    Example: perl report runs/reward-full runs/reward --output runs/report
+    """
+    from perlcli import report_runs
+
+    report_runs.run(given)
+
+
 data_app = typer.Typer(
     cls=Group,
     help="Look at data before it trains: what can use it, how the model sees it, in TRL's format.",

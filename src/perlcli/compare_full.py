@@ -29,6 +29,7 @@ from perlcli.record import (
     recording,
     write_record,
 )
+from perlcli.reports import tables
 
 MERGED = "merged"
 # glibc keeps most of what is freed, some hundred MB more in one process than in its twin. So told, it gives blocks from
@@ -340,9 +341,6 @@ def arm(state: State, stage: str, way: Way, runs: list[RunFigures]) -> Arm:
 def warnings(state: State, stage: str) -> list[str]:
     """What makes the comparison less than fair."""
     found = []
-    rates = arms.learning_rates(state.given, stage, arms.given_values(state.given, stage))
-    if rates[0] == rates[1]:
-        found.append(f"Full tuning and LoRA have the same learning rate ({rates[0]:g}): full tuning wants a lower one")
     for model in dict.fromkeys(way.model for way, _ in state.plans[stage]):
         records = finished(state, stage, model)
         meant = MEANT | (OF_FULL_RL if stage == "rl" else set())
@@ -377,7 +375,7 @@ def finish(state: State) -> None:
         for one in each.arms:
             prefix = f"{each.stage}/{one.model + '/' if len(models_of(each)) > 1 else ''}{one.name}"
             state.run.record.metrics |= {f"{prefix}/{name}": value for name, value in one.ratios.items()}
-    print(f"\n{reports.terminal(state.report)}\n\nReport: {state.folder}/report.html (also .md, .csv, .json)")
+    print(f"\n{tables.terminal(state.report)}\n\nReport: {state.folder}/report.html (also .md, .csv, .json)")
     failed = [
         run
         for stage in state.plans

@@ -13,13 +13,15 @@ from pathlib import Path
 from statistics import fmean, median, quantiles
 from typing import Any
 
-from perlcli.errors import PerlError
-from perlcli.record import METRICS, STEP, STEP_CPU, RunRecord, read_record, said
+from perlcli.errors import PerlError, shorten
+from perlcli.record import METRICS, STEP, STEP_CPU, RunRecord, read_record, read_rows, said
 from perlcli.stats import Z95
+from perlcli.values import fits
 
 SCHEMA_VERSION = 1
 REPORT = "report.json"
 WARM_UP = 2  # steps that don't count: caches fill, a GPU picks its kernels
+FULL = "full"
 # As torch's error for a GPU is called and worded, Python's own, and torch's for main memory.
 NO_MEMORY = ("outofmemoryerror", "out of memory", "memoryerror", "can't allocate memory")
 
@@ -99,6 +101,7 @@ class Arm:
         "To the baseline: memory, reserved, speed, cpu_speed, tokens_per_second, trainable, weights, optimizer. Speed "
         "is the baseline's step time over this arm's, the median over steps of the same number.", factory=dict,
     )  # fmt: skip
+    may_be_chance: bool = said("Whether its first figure of quality may differ from the baseline's by chance.", False)
     remarks: list[str] = said("What a reader must know: differences that may be chance, rows it lacks.", factory=list)
     predicted_mb: float | None = said("Peak memory as `perl estimate` predicts it.", None)
     runs: list[RunFigures] = said("Each run.", factory=list)
@@ -162,6 +165,8 @@ def _built(kind: Any, content: Any) -> Any:
     if typing.get_origin(kind) is dict:
         return {name: _built(inner[1], item) for name, item in content.items()}
     if not (isinstance(kind, type) and dataclasses.is_dataclass(kind)):
+        if kind is not Any and not fits(content, kind):
+            raise TypeError(f"{shorten(content)} where {kind.__name__} is expected")
         return content
     types_of = typing.get_type_hints(kind)
     return kind(**{name: _built(types_of[name], item) for name, item in content.items()})
@@ -208,12 +213,12 @@ def outcome(record: RunRecord) -> str:
 
 def _steps(path: Path) -> list[dict[str, Any]]:
     """The rows of a run's metrics that are steps, each with its own tokens."""
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
     steps, before = [], 0
-    for row in rows:
-        if STEP in row:
-            steps.append({**row, "tokens": row["num_tokens"] - before})
-            before = row["num_tokens"]
+    for row in read_rows(path):
+        if {STEP, STEP_CPU} <= row.keys():
+            counted = row.get("num_tokens", before)
+            steps.append({**row, "tokens": counted - before})
+            before = counted
     return steps
 
 
@@ -223,6 +228,9 @@ def summarise(arm: Arm, stage: str) -> Arm:
     if not done:
         arm.failure = next((_ending(run) for run in arm.runs), "not run yet")
         return arm
+    if len(done) < len(arm.runs):
+        ended = "; ".join(dict.fromkeys(_ending(run) for run in arm.runs if run.status != "finished"))
+        arm.remarks = [*arm.remarks, f"{len(arm.runs) - len(done)} of {len(arm.runs)} runs have no figures: {ended}"]
     arm.trainable_parameters, arm.total_parameters = done[0].trainable_parameters, done[0].total_parameters
     arm.memory_mb = over_runs([run.memory_mb for run in done])
     arm.reserved_mb = over_runs([run.reserved_mb for run in done])
@@ -238,7 +246,9 @@ def summarise(arm: Arm, stage: str) -> Arm:
 def _ending(run: RunFigures) -> str:
     """How a run ended early, with what it had taken."""
     at = f" at {run.memory_mb / 1000:.1f} GB" if run.memory_mb else ""
-    return f"out of memory{at}" if run.status == "out of memory" else run.failure or run.status
+    if run.status == "out of memory":
+        return f"out of memory{at}"
+    return f"{run.status}: {run.failure}" if run.failure else run.status
 
 
 def over_runs(values: Iterable[float | None]) -> Spread | None:
@@ -275,8 +285,22 @@ def compare(stage: str, arms: Sequence[Arm], warnings: Sequence[str] = ()) -> Co
         baseline = next((other for other in done if other.is_baseline and other.model == arm.model), None)
         if baseline is not None and baseline is not arm:
             arm.ratios = ratios(arm, baseline)
-            arm.remarks = [*arm.remarks, *remarks(arm, baseline, stage)]
-    return Comparison(stage, list(done), list(warnings), paper(stage))
+            chance = remarks(arm, baseline, stage)
+            arm.may_be_chance, arm.remarks = bool(chance), [*arm.remarks, *chance]
+    models = list(dict.fromkeys(arm.model for arm in done))
+    done.sort(key=lambda arm: (models.index(arm.model), not arm.is_baseline))
+    return Comparison(stage, done, [*warnings, *same_rates(done)], paper(stage))
+
+
+def same_rates(arms: Sequence[Arm]) -> list[str]:
+    """A warning where full tuning and adapters train at one learning rate: it suits one of them at most."""
+    rates = {arm.learning_rate for arm in arms if arm.kind == FULL} - {None}
+    same = [arm for arm in arms if arm.kind != FULL and arm.learning_rate in rates]
+    if not same:
+        return []
+    names = ", ".join(dict.fromkeys(arm.name for arm in same))
+    return [f"The learning rate of {names} is that of full tuning, {same[0].learning_rate:g}: adapters are commonly "
+            "trained at ten times the rate"]  # fmt: skip
 
 
 def paper(stage: str) -> dict[str, dict[str, float]]:
@@ -335,15 +359,19 @@ def remarks(arm: Arm, baseline: Arm, stage: str) -> list[str]:
         return []
     ours, theirs = arm.quality[name], baseline.quality[name]
     words = name.replace("_", " ")
-    if len({run.seed for run in arm.runs}) > 1:
+    if max(len(_seeds(arm)), len(_seeds(baseline))) > 1:
         apart = ours.low > theirs.high or ours.high < theirs.low
-        return [] if apart else [f"{words}: the seeds of both arms overlap, so the difference may be chance"]
+        return [] if apart else [f"{words}: the ranges of both arms overlap, so the difference may be chance"]
     if ours.low == ours.high:
         return [f"{words}: one seed, so the difference may be chance"]
     gap, noise = ours.value - theirs.value, math.hypot(_error(ours), _error(theirs)) * Z95
     if abs(gap) > noise:
         return []
     return [f"{words}: {gap * 100:+.1f} points, within the ±{noise * 100:.1f} that {ours.n:,} rows leave to chance"]
+
+
+def _seeds(arm: Arm) -> set[int]:
+    return {run.seed for run in arm.runs if run.status == "finished"}
 
 
 def _error(share: Spread) -> float:
@@ -355,21 +383,29 @@ def differences(records: Mapping[str, RunRecord], meant: Iterable[str]) -> list[
     """In what else than `meant` the runs of one comparison differ: settings, TRL's settings, data, device, versions."""
     views = {name: _view(record) for name, record in records.items()}
     allowed = set(meant)
-    keys = dict.fromkeys(key for view in views.values() for key in view)
     found = []
-    for key in keys:
-        values = {name: view.get(key) for name, view in views.items()}
-        if key.rpartition(".")[2] not in allowed and len({json.dumps(v, default=str) for v in values.values()}) > 1:
-            told = "; ".join(f"{name} {value}" for name, value in values.items())
-            found.append(f"The arms differ in {key}: {told}")
+    for key in dict.fromkeys(key for view in views.values() for key in view):
+        groups: dict[str, list[str]] = {}
+        for name, view in views.items():
+            groups.setdefault(json.dumps(view.get(key), default=str, ensure_ascii=False), []).append(name)
+        if key.rpartition(".")[2] not in allowed and len(groups) > 1:
+            told = "; ".join(f"{_shown(value)} in {', '.join(names)}" for value, names in groups.items())
+            found.append(f"The runs differ in {key}: {told}")
     return found
+
+
+def _shown(value: str, limit: int = 60) -> str:
+    """A value in JSON as a person reads it."""
+    text = "not set" if value == "null" else value.strip('"')
+    return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
 def _view(record: RunRecord) -> dict[str, Any]:
     """What must be the same in each arm, by name."""
-    view: dict[str, Any] = {name: value for name, value in record.settings.items() if name != "output"}
-    view |= {f"trl.{name}": value for name, value in record.trl_settings.items()}
+    view: dict[str, Any] = dict(record.settings)
+    view |= {f"trl.{name}": value for name, value in record.trl_settings.items() if name not in record.settings}
     for role, found in record.data.items():
         view |= {f"{role} data.{key}": found.get(key) for key in ("fingerprint", "kept", "tokens")}
+    view |= {f"version.{name}": value for name, value in record.versions.items()}
     return view | {"steps": record.steps, "device.name": record.device.get("name"),
                    "device.threads": record.device.get("threads")}  # fmt: skip

@@ -112,6 +112,7 @@ def _parameter(item: Option) -> inspect.Parameter:
     """The Typer parameter of an option. Its default is None, so that what the user gave can be told apart."""
     kind = bool if item.type is bool else _scalar(item.type)
     if item.argument:
+        kind = list[str] if item.type == tuple[str, ...] else kind
         place = typer.Argument(help=item.help, rich_help_panel=item.panel, show_default=False, metavar=shown_name(item))
         return _keyword(item.name, Annotated[kind | None, place], None)
     negatable = kind is bool and item.panel != "Run"
@@ -130,7 +131,9 @@ def _parameter(item: Option) -> inspect.Parameter:
 
 def shown_name(item: Option) -> str:
     """What stands for an option in the help: `--lora-r`, or an argument's name in capitals."""
-    return item.name.upper() if item.argument else f"--{dashed(item.name)}"
+    if item.argument:
+        return item.name.upper() + "..." * (typing.get_origin(item.type) is tuple)
+    return f"--{dashed(item.name)}"
 
 
 def shown_default(item: Option) -> str:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import json
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from perlcli.record import read_rows
 
 # The panels of each stage's curves: the key in `metrics.jsonl`, the panel's title, whether it is a share.
 PANELS: dict[str, tuple[tuple[str, str, bool], ...]] = {
@@ -19,71 +21,86 @@ PANELS: dict[str, tuple[tuple[str, str, bool], ...]] = {
     ),
 }
 INK, SOFT, ACCENT = "#1f2933", "#9fb3c8", "#1971c2"
-COLORS = (ACCENT, "#e8590c", "#2f9e44")
+COLORS = (ACCENT, "#e8590c", "#2f9e44", "#9c36b5", "#c2255c", "#0c8599", "#b08800", "#5f3dc4", "#868e96", "#212529")
 
 
 def curves(stage: str, metrics: Path, target: Path) -> None:
     """Draw a stage's learning curves from its `metrics.jsonl`: each step faint, a running mean strong."""
-    rows = _rows(metrics)
+    rows = read_rows(metrics)
     panels = [panel for panel in PANELS[stage] if any(row.get(panel[0]) is not None for row in rows)]
     if not panels:
         return
-    figure, axes = _figure(len(panels))
+    figure, axes = new_figure(len(panels))
     for axis, (key, title, is_share) in zip(axes, panels, strict=True):
         points = [(row["step"], row[key]) for row in rows if row.get(key) is not None]
         steps, values = [step for step, _ in points], [value for _, value in points]
         axis.plot(steps, values, color=SOFT, linewidth=1, marker="." if len(steps) < 3 else "")
-        axis.plot(steps, _smooth(values), color=ACCENT, linewidth=2)
-        _label(axis, title, "step", is_share)
-    _save(figure, target)
+        axis.plot(steps, smooth(values), color=ACCENT, linewidth=2)
+        label_axis(axis, title, "step", is_share)
+    save(figure, target)
 
 
 def compared(runs: Mapping[str, Sequence[Path]], panels: Sequence[tuple[str, str, bool]], target: Path) -> None:
     """Draw figures by step for several kinds of runs, from their `metrics.jsonl`: each run thin, a kind's mean strong.
 
-    `panels` are as in PANELS; runs of a kind are drawn as far as the shortest goes.
+    `panels` are as in PANELS, those without a figure are left out; a kind's mean goes as far as its shortest run.
     """
-    figure, axes = _figure(len(panels))
+    found = {kind: [rows for file in files if (rows := read_rows(file))] for kind, files in runs.items()}
+    has = {key for kinds in found.values() for rows in kinds for row in rows for key in row if row[key] is not None}
+    panels = [panel for panel in panels if panel[0] in has]
+    if not panels:
+        return
+    figure, axes = new_figure(len(panels))
     for axis, (key, title, is_share) in zip(axes, panels, strict=True):
-        for (kind, files), color in zip(runs.items(), COLORS, strict=False):
-            lines = [_smooth([row[key] for row in _rows(file) if row.get(key) is not None]) for file in files]
-            for line in lines:
-                axis.plot(range(1, len(line) + 1), line, color=color, linewidth=0.8, alpha=0.35)
-            mean = [sum(points) / len(points) for points in zip(*lines, strict=False)]
-            axis.plot(range(1, len(mean) + 1), mean, color=color, linewidth=2, label=kind)
-        _label(axis, title, "step", is_share)
-    axes[0].legend(frameon=False)
-    _save(figure, target)
+        for (kind, files), color in zip(found.items(), COLORS, strict=False):
+            _lines(axis, [[(row["step"], row[key]) for row in rows if row.get(key) is not None] for rows in files],
+                   color, kind)  # fmt: skip
+        label_axis(axis, title, "step", is_share)
+    entries = {label: line for axis in axes for line, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    figure.legend(
+        list(entries.values()), list(entries), frameon=False, loc="outside lower center", ncols=min(len(entries), 3)
+    )
+    save(figure, target)
+
+
+def _lines(axis: Any, runs: Sequence[Sequence[tuple[float, float]]], color: str, kind: str) -> None:
+    """Draw a kind's runs as points (step, value), smoothed: each thin, their mean strong."""
+    runs = [points for points in runs if points]
+    lines = [smooth([value for _, value in points]) for points in runs]
+    if not lines:
+        return
+    for points, line in zip(runs, lines, strict=True):
+        axis.plot([step for step, _ in points], line, color=color, linewidth=0.8, alpha=0.35)
+    mean = [sum(values) / len(values) for values in zip(*lines, strict=False)]
+    steps = [step for step, _ in runs[0]][: len(mean)]
+    axis.plot(steps, mean, color=color, linewidth=2, marker="." if len(mean) < 3 else "", label=kind)
 
 
 def histogram(groups: Mapping[str, Sequence[float]], title: str, label: str, target: Path) -> None:
     """Draw how the scores of two or three groups are spread, on common bins."""
-    figure, (axis,) = _figure(1)
+    figure, (axis,) = new_figure(1)
     low, high = min(map(min, groups.values())), max(map(max, groups.values()))
     edges = [low + (high - low or 1) * i / 30 for i in range(31)]
     for (name, values), color in zip(groups.items(), COLORS, strict=False):
         axis.hist(list(values), bins=edges, alpha=0.55, label=f"{name} ({len(values)})", color=color)
     axis.legend(frameon=False)
-    _label(axis, title, label, is_share=False)
+    label_axis(axis, title, label, is_share=False)
     axis.set_ylabel("rows")
-    _save(figure, target)
+    save(figure, target)
 
 
 def bars(names: Sequence[str], values: Sequence[float], title: str, target: Path) -> None:
     """Draw shares as bars with their figures on top."""
-    figure, (axis,) = _figure(1)
+    figure, (axis,) = new_figure(1)
     drawn = axis.bar(list(names), list(values), color=[SOFT, "#74a9d8", ACCENT][-len(names) :], width=0.6)
     axis.bar_label(drawn, labels=[f"{value:.1%}" for value in values], padding=3, color=INK)
-    _label(axis, title, "", is_share=True)
+    label_axis(axis, title, "", is_share=True)
     axis.set_ylim(0, 1.08)
-    _save(figure, target)
+    save(figure, target)
 
 
-def _rows(metrics: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
-
-
-def _figure(count: int) -> tuple[Any, list[Any]]:
+def new_figure(count: int) -> tuple[Any, list[Any]]:
+    """A figure with so many panels, at most two in a row, and the panels."""
     from matplotlib.figure import Figure  # not pyplot: no window, no global state
 
     columns = min(count, 2)
@@ -97,23 +114,30 @@ def _figure(count: int) -> tuple[Any, list[Any]]:
     return figure, axes[:count]
 
 
-def _label(axis: Any, title: str, below: str, is_share: bool) -> None:
+def label_axis(axis: Any, title: str, below: str, is_share: bool) -> None:
+    """Give a panel its title, the name of its horizontal axis and the look of all our pictures."""
     axis.set_title(title, fontsize=11, color=INK)
     axis.set_xlabel(below)
+    if below == "step":
+        axis.xaxis.get_major_locator().set_params(integer=True)
     axis.grid(axis="y", color="#e4e7eb")
     axis.set_axisbelow(True)
     for side in ("top", "right"):
         axis.spines[side].set_visible(False)
     if is_share:
-        axis.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+        axis.yaxis.set_major_formatter(lambda value, _: f"{value * 100:.3g}%")
 
 
-def _smooth(values: Sequence[float]) -> list[float]:
+def smooth(values: Sequence[float]) -> list[float]:
     """A running mean over about a tenth of the run."""
     width = max(1, len(values) // 10)
     return [sum(values[max(0, i - width + 1) : i + 1]) / min(i + 1, width) for i in range(len(values))]
 
 
-def _save(figure: Any, target: Path) -> None:
+def save(figure: Any, target: Path) -> None:
+    """Write the figure as PNG."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(target, dpi=130)
+    with warnings.catch_warnings():
+        # A name in a script that matplotlib's own font lacks: drawn as boxes, and whole in every table.
+        warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
+        figure.savefig(target, dpi=130)

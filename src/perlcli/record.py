@@ -124,6 +124,23 @@ def read_record(folder: Path) -> RunRecord:
     return RunRecord(**content)
 
 
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a run's `metrics.jsonl`; without those that a killed run left half-written."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        return []
+    return [row for line in lines if (row := _row(line)) is not None]
+
+
+def _row(line: str) -> dict[str, Any] | None:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) else None
+
+
 def find_record(folder: str | None) -> RunRecord | None:
     """The record of a folder that a run of ours left; None for any other folder, hub id or nothing."""
     return read_record(Path(folder)) if folder is not None and (Path(folder) / RECORD).exists() else None

@@ -372,6 +372,25 @@ class ComparedRunSettings:
 
 
 @dataclass(frozen=True)
+class RunsSettings:
+    """Runs"""
+
+    run: tuple[str, ...] = option(
+        (), "Folders of runs, of any stage, to hold side by side; or the folder of one comparison.", argument=True
+    )
+
+
+@dataclass(frozen=True)
+class ReportRunSettings:
+    """Run"""
+
+    output: str | None = option(
+        None, "Folder for the report as Markdown, JSON, CSV, pictures and one HTML page.", short="-o",
+        unset="print the table alone; of a comparison, its own folder",
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
 class QuickstartSettings:
     """Quickstart"""
 
@@ -499,6 +518,14 @@ class DataConvert:
     run: ConvertRunSettings = field(default_factory=ConvertRunSettings)
 
 
+@dataclass(frozen=True)
+class Report:
+    """Settings of `perl report`."""
+
+    runs: RunsSettings = field(default_factory=RunsSettings)
+    run: ReportRunSettings = field(default_factory=ReportRunSettings)
+
+
 Training = Sft | Reward | Rl
 Stage = Training | Eval | Merge | Quickstart | CompareFull
 OfData = DataCheck | DataShow | DataConvert
@@ -508,7 +535,8 @@ COMMANDS: dict[str, type[Any]] = {
 }  # fmt: skip
 
 DATA_COMMANDS: dict[str, type[Any]] = {"data check": DataCheck, "data show": DataShow, "data convert": DataConvert}
-ALL_COMMANDS = COMMANDS | DATA_COMMANDS
+COMPARE_COMMANDS: dict[str, type[Any]] = {"report": Report}  # they hold finished runs against each other
+ALL_COMMANDS = COMMANDS | COMPARE_COMMANDS | DATA_COMMANDS
 
 # What an option is where neither the user nor the embedded default says otherwise. Sources: the paper's settings
 # (arXiv 2403.10704, section 4 and appendix) for the reward and RL learning rates, beta and temperature; TRL's
@@ -531,7 +559,7 @@ LEARNING_RATES = {"sft": (2e-4, 2e-5), "reward": (1e-4, 1e-5), "rl": (1e-5, 1e-6
 RL_ACCUMULATION = 4
 
 
-def command_of(settings: Stage | OfData | type[Any]) -> str:
+def command_of(settings: Stage | OfData | Report | type[Any]) -> str:
     """The command whose settings these are."""
     kind = settings if isinstance(settings, type) else type(settings)
     return next(name for name, stage in ALL_COMMANDS.items() if stage is kind)
@@ -583,7 +611,7 @@ def build(stage: type[Any], values: Mapping[str, Any]) -> Any:
     return stage(**{group: kinds[group](**given) for group, given in groups.items()})
 
 
-def flat(settings: Stage | OfData) -> dict[str, Any]:
+def flat(settings: Stage | OfData | Report) -> dict[str, Any]:
     """The settings as one flat mapping of option names to values."""
     return {item.name: getattr(getattr(settings, item.group), item.name) for item in options(type(settings))}
 
