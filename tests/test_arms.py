@@ -11,7 +11,9 @@ from perlcli.errors import PerlError
 
 
 def given(stage: str = "reward", **values: Any) -> settings.CompareFull:
-    found: settings.CompareFull = settings.build(settings.CompareFull, {"stage": stage, "model": "m", **values})
+    found: settings.CompareFull = settings.build(
+        settings.CompareFull, {"stage": stage, "model": "m", "seed": (0,), **values}
+    )
     return found
 
 

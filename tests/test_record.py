@@ -206,7 +206,7 @@ def test_a_new_or_empty_output_is_fine(tmp_path: Path, place: str) -> None:
         ("sft", "--resume to go on, --overwrite to replace it, or another --output"),
         ("eval", "--overwrite to replace it, or another --output"),
         ("merge", "--overwrite to replace it, or another --output"),
-        ("quickstart", "--overwrite to replace it, or another --output"),
+        ("quickstart", "--resume to go on, --overwrite to replace it, or another --output"),
     ],
 )
 def test_an_output_that_is_not_empty_is_refused(old_run: Path, command: str, hint: str) -> None:
@@ -217,7 +217,7 @@ def test_an_output_that_is_not_empty_is_refused(old_run: Path, command: str, hin
 
 @pytest.mark.parametrize("way", ["overwrite", "resume"])
 def test_an_old_run_can_be_gone_on_with_or_replaced(old_run: Path, way: str) -> None:
-    check_output(resolved(old_run, seed=5, **{way: True}))
+    check_output(resolved(old_run, seed=5, **{way: "latest" if way == "resume" else True}))
     assert "plots" in names(old_run)  # a check alone deletes nothing
 
 
@@ -275,7 +275,7 @@ def test_a_home_folder_is_understood(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_a_folder_that_is_no_run_is_never_taken(tmp_path: Path, way: str) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
     with pytest.raises(PerlError, match="is not empty and not a run of perlcli"):
-        check_output(resolved(tmp_path, **{way: True}))
+        check_output(resolved(tmp_path, **{way: "latest" if way == "resume" else True}))
     assert names(tmp_path) == {"thesis.txt"}
 
 

@@ -38,7 +38,7 @@ GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "1310
 # What arms differ in by their nature, by the names of settings and of TRL's.
 MEANT = {
     "full", "use_dora", "load_in_4bit", "load_in_8bit", "learning_rate", "value_learning_rate", "seed", "data_seed",
-    "output_dir", "logging_dir", "run_name", "bf16", "fp16", *arms.OF_ADAPTERS,
+    "output", "output_dir", "logging_dir", "run_name", "bf16", "fp16", *arms.OF_ADAPTERS,
 }  # fmt: skip
 OF_FULL_RL = {"model", "reward"}  # merged: the same policy and reward without adapters
 
@@ -65,7 +65,7 @@ def run(given: settings.CompareFull) -> RunRecord | None:
     """Run every arm and report what each cost and gave; None for a dry run."""
     wanted = arms.stages(given)
     output = given.run.output or f"runs/compare-{given.compare.stage}"
-    given = replace(given, run=replace(given.run, output=output))
+    given = replace(given, run=replace(given.run, output=output, seed=given.run.seed or (0,)))
     plans = {stage: plan(given, stage) for stage in wanted}
     check(given, plans)
     check_output(given)
@@ -129,8 +129,6 @@ def check(given: settings.CompareFull, plans: Mapping[str, Sequence[tuple[Way, V
     rate = given.compare.full_learning_rate
     numbers |= {} if rate is None else {"--full-learning-rate": (rate,)}
     faults += [f"{name} must be above 0, not {n}" for name, values in numbers.items() for n in values if n <= 0]
-    if not given.run.seed:
-        faults.append("--seed names no seed")
     if faults:
         raise PerlError("\n".join(faults), "perl compare-full --help lists the options")
     for stage, found in plans.items():

@@ -331,8 +331,9 @@ class CompareSettings:
     """Comparison"""
 
     stage: Compared | None = option(
-        None, "What to compare: sft, reward, rl, or all, where each stage builds on the one before.", argument=True
-    )
+        None, "What to compare: sft, reward, rl, or all, where each stage builds on the one before.", argument=True,
+        unset="must be given",
+    )  # fmt: skip
     arms: str = option("full,lora", "Ways to train, comma-separated: full, lora, lora-8bit, lora-4bit, dora.")
     full_learning_rate: float | None = option(
         None, "Peak learning rate of full tuning.", unset="a tenth of --learning-rate, as in the paper"
@@ -366,7 +367,7 @@ class ComparedRunSettings:
     """Run"""
 
     output: str | None = option_of(RunSettings, "output")
-    seed: tuple[int, ...] = option((0,), "Seeds, comma-separated: each arm runs once with each.")
+    seed: tuple[int, ...] = option((), "Seeds, comma-separated: each arm runs once with each.", unset="0")
     dry_run: bool = option_of(RunSettings, "dry_run")
     overwrite: bool = option_of(RunSettings, "overwrite")
 
