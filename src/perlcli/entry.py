@@ -16,7 +16,7 @@ This module runs before each Perl program, so it imports `os` and `sys` alone, a
 import os
 import sys
 
-COMMANDS = ("sft", "reward", "rl", "eval", "merge", "quickstart", "data", "recipes")
+COMMANDS = ("sft", "reward", "rl", "eval", "merge", "quickstart", "estimate", "data", "recipes")
 OPTIONS = ("--help", "--version", "--install-completion", "--show-completion")
 COMPLETION_VARIABLE = "_PERL_COMPLETE"  # set by the completion script of the shell, name as Typer builds it
 

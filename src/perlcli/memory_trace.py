@@ -133,8 +133,11 @@ class Traced:
 
 def trace(config: Any, step: Step, *, trust_remote_code: bool = False) -> Traced:
     """What this step holds, for the model of this config; raises PerlError where its code can't run without data."""
-    key = json.dumps(config.to_dict(), sort_keys=True, default=str)
-    return _trace(_Config(key, config, trust_remote_code), step)
+    return _trace(_Config(_key_of(config), config, trust_remote_code), step)
+
+
+def _key_of(config: Any) -> str:
+    return json.dumps(config.to_dict(), sort_keys=True, default=str)
 
 
 class _Config:
@@ -401,7 +404,8 @@ class _Marks:
     def _before_all(self, series: torch.Tensor, more: int) -> torch.Tensor:
         """What was there at the start, of a cache for each layer."""
         kept = series.clone()
-        kept[:, TAGS.index(CACHE)] += kept[:, TAGS.index(CACHE)] * more // RUN_LAYERS
+        start, cache = self.forward[0], TAGS.index(CACHE)
+        kept[:start, cache] += kept[:start, cache] * more // RUN_LAYERS
         return kept
 
 
