@@ -48,6 +48,9 @@ class Row:
 def run(given: settings.Estimate) -> None:
     """Print what each stage takes under each arm, and what fits. Raises PerlError."""
     values = settings.resolve(given, {})
+    values = replace(
+        values, train=replace(values.train, gradient_accumulation_steps=given.train.gradient_accumulation_steps)
+    )
     settings.check(values)
     limit = parse_gpu(values.estimate.gpu) if values.estimate.gpu else device_bytes()
     arms = parse_arms(values.estimate.arms, values.estimate.lora_r)
@@ -73,7 +76,9 @@ def parse_stage(word: str) -> tuple[settings.Use, ...]:
     """The stages that are named; raises PerlError for an unknown one."""
     found = [stage for stage in STAGES if word in (stage, "all")]
     if not found:
-        raise PerlError(f"There is no stage {word}", nearest(word, [*STAGES, "all"]) or "perl estimate sft|reward|rl|all")
+        raise PerlError(
+            f"There is no stage {word}", nearest(word, [*STAGES, "all"]) or "perl estimate sft|reward|rl|all"
+        )
     return tuple(found)
 
 
@@ -102,19 +107,17 @@ def plan_of(values: settings.Estimate, source: base.Source, stage: settings.Use,
         dtype = "bfloat16"
     checkpointing = values.train.gradient_checkpointing
     targets = base.target_modules(skeleton_of(source, values), str(values.estimate.lora_target_modules))
-    accumulation = given_accumulation(values, stage)
     return Plan(
         stage, arm, targets if isinstance(targets, str) else tuple(targets), dtype,
         int(values.train.per_device_train_batch_size or 1), int(values.train.max_length or 1),
-        int(values.rl.max_completion_length or 1), accumulation, on_gpu if checkpointing is None else checkpointing,
+        int(values.rl.max_completion_length or 1), passes(values, stage), on_gpu if checkpointing is None else checkpointing,
         values.rl.algorithm == "reinforce", values.rl.rewards, stage == "rl" and source.adapter is not None, True, on_gpu,
     )  # fmt: skip
 
 
-def given_accumulation(values: settings.Estimate, stage: settings.Use) -> int:
+def passes(values: settings.Estimate, stage: settings.Use) -> int:
     """Passes a step: as given, else as the stage's own default."""
-    own = settings.RL_ACCUMULATION if stage == "rl" else 1
-    return int(values.train.gradient_accumulation_steps or own)
+    return int(values.train.gradient_accumulation_steps or (settings.RL_ACCUMULATION if stage == "rl" else 1))
 
 
 def skeleton_of(source: base.Source, values: settings.Estimate) -> Any:

@@ -18,7 +18,11 @@ from perlcli.memory_trace import CACHE, GRADIENTS, Step
 
 Stage = Literal["sft", "reward", "rl"]
 SIZES = {"float32": 4, "bfloat16": 2, "float16": 2}
-BLOCK, NESTED, CODE = 64, 256, 256  # of bitsandbytes' NF4: values a scale, scales a scale of scales, entries of its code
+BLOCK, NESTED, CODE = (
+    64,
+    256,
+    256,
+)  # of bitsandbytes' NF4: values a scale, scales a scale of scales, entries of its code
 NF4 = 16
 CUDA_WORKSPACE = 40 << 20  # cuBLAS and cuBLASLt take it from torch's allocator (Hopper: 32 MiB and some)
 CUDA_CONTEXT, SPARE = 600 << 20, 0.05  # beside torch's allocator: the driver's own, and what fragments stay unused
@@ -189,7 +193,9 @@ def _weights(shape: Shape, plan: Plan) -> dict[str, int]:
     """The bytes of whole models by role; full tuning holds what it trains in float32, and its anchor as well."""
     arm, is_reward = plan.arm, plan.stage == "reward"
     if not arm.rank:
-        found = {"policy": weight_bytes(shape, 0, "float32", head=not is_reward) + (4 * shape.hidden if is_reward else 0)}
+        found = {
+            "policy": weight_bytes(shape, 0, "float32", head=not is_reward) + (4 * shape.hidden if is_reward else 0)
+        }
         if plan.stage == "rl":
             found["anchor"] = weight_bytes(shape, 0, "float32")
             found |= _rewards(plan, weight_bytes(shape, 0, plan.dtype, head=False) + shape.hidden * SIZES[plan.dtype])
@@ -290,4 +296,3 @@ def cache_bytes(prediction: Prediction) -> int:
 def device_bytes() -> int | None:
     """The memory of the GPU at hand; None without one."""
     return int(torch.cuda.get_device_properties(0).total_memory) if torch.cuda.is_available() else None
-

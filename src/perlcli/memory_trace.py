@@ -253,6 +253,8 @@ def _run(config: Any, step: Step, batch: int, layers: int, trust_remote_code: bo
         with _uncollected(), _Kernels(step, quantised), live, _learning(model, step, live):
             with _autocast(step):
                 loss = _forward(model, inner, step, batch, live, cache)
+                before = len(live.events)
+            live.events[before:] = sorted(live.events[before:], key=lambda event: event[2])  # autocast frees in any order
             if loss is not None:
                 loss.backward()
     return marks.repeated(layers, len(body))
@@ -322,6 +324,8 @@ def _forward(model: Any, inner: Any, step: Step, batch: int, live: Live, cache: 
     if step.kind in ("prefill", "decode"):
         with torch.no_grad():
             out = model(input_ids=ids, attention_mask=mask, use_cache=True, past_key_values=cache, logits_to_keep=1)
+            for tensor in tensors_of(out.past_key_values):
+                live.retag(tensor, CACHE)
             live.tag = LOGITS
             scores = out.logits[:, -1].to(torch.float32, copy=True)
             nn.functional.softmax(scores / 0.7, dim=-1).multinomial(1)
@@ -389,7 +393,7 @@ class _Marks:
         # What every layer leaves until the forward pass is over (autocast's copies of weights) goes for each of them; not
         # what the next layer alone still reads.
         after = range(self.end, back[0] if back else len(series))
-        freed = [(place, *self.live.events[place]) for place in after if self.live.events[place][1] < 0]
+        freed = [(place, *self.live.events[place]) for place in after if self.live.events[place][2] != place]
         of_first = {(tag, size) for _, tag, size, birth in freed if self.forward[0] <= birth < begin}
         for place, tag, size, birth in freed:
             if begin <= birth < end and (tag, size) in of_first:
@@ -508,7 +512,10 @@ def _tile(ctx: Any, hidden: Any, weight: Any, way: str) -> list[torch.Tensor]:
     held = [weight[:width].to(ctx.dtype)]
     ctx.live.tag = LOGITS
     extra = 0 if ctx.step.cuda else CPU_TILE[way]
-    held += [torch.empty(len(hidden), width, dtype=ctx.dtype), torch.empty(len(hidden), width * extra, dtype=torch.int8)]
+    held += [
+        torch.empty(len(hidden), width, dtype=ctx.dtype),
+        torch.empty(len(hidden), width * extra, dtype=torch.int8),
+    ]
     held.append(hidden.to(ctx.dtype))
     ctx.live.tag = ACTIVATIONS
     return held
