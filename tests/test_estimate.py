@@ -1,4 +1,4 @@
-"""`perl estimate` held against real models: weights, adapters, gradients and moments to the byte, steps by live tensors."""
+"""`perl estimate` held against real models: what lies there to the byte, training steps by live tensors."""
 
 import json
 from dataclasses import replace

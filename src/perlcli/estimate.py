@@ -100,18 +100,18 @@ def parse_arms(words: str, ranks: str) -> list[Arm]:
 
 def plan_of(values: settings.Estimate, source: base.Source, stage: settings.Use, arm: Arm, limit: int | None) -> Plan:
     """What `perl STAGE` would do with these settings under this arm, on a GPU where one is named or at hand."""
-    on_gpu = limit is not None
+    on_gpu, has_anchor = limit is not None, stage == "rl" and source.adapter is not None
     model = settings.ModelSettings(dtype=values.model.dtype, load_in_8bit=arm.bits == 8, load_in_4bit=arm.bits == 4)
     dtype = device.dtype_name(model)
     if on_gpu and values.model.dtype == "auto":
         dtype = "bfloat16"
-    checkpointing = values.train.gradient_checkpointing
+    asked = values.train.gradient_checkpointing
     targets = base.target_modules(skeleton_of(source, values), str(values.estimate.lora_target_modules))
     return Plan(
         stage, arm, targets if isinstance(targets, str) else tuple(targets), dtype,
         int(values.train.per_device_train_batch_size or 1), int(values.train.max_length or 1),
-        int(values.rl.max_completion_length or 1), passes(values, stage), on_gpu if checkpointing is None else checkpointing,
-        values.rl.algorithm == "reinforce", values.rl.rewards, stage == "rl" and source.adapter is not None, True, on_gpu,
+        int(values.rl.max_completion_length or 1), passes(values, stage), on_gpu if asked is None else asked,
+        values.rl.algorithm == "reinforce", values.rl.rewards, has_anchor, True, on_gpu,
     )  # fmt: skip
 
 

@@ -141,7 +141,7 @@ def _out_in(module: Any) -> tuple[int, int]:
 
 
 def weight_bytes(shape: Shape, bits: int, dtype: str, *, head: bool = True) -> int:
-    """A base's bytes: the linear modules in `bits` with their scales, all else in `dtype`; of a score without a head."""
+    """A base's bytes: the linear modules in `bits` with their scales, the rest in `dtype`; of a score without a head."""
     rest = (shape.rest + (shape.head if head else 0)) * SIZES[dtype]
     if not bits:
         return rest + sum(out * width for out, width in shape.linear) * SIZES[dtype]
@@ -149,7 +149,7 @@ def weight_bytes(shape: Shape, bits: int, dtype: str, *, head: bool = True) -> i
 
 
 def _four_bits(out: int, width: int) -> int:
-    """NF4 with double quantisation, as base.py sets it up: packed values, a byte a block, scales of scales, two codes."""
+    """NF4 with double quantisation, as base.py sets it up: packed values, a byte a block, their scales, two codes."""
     blocks = math.ceil(out * width / BLOCK)
     return math.ceil(out * width / 2) + blocks + 4 * (math.ceil(blocks / NESTED) + CODE + NF4 + 1)
 
@@ -235,7 +235,7 @@ def _trained(shape: Shape, plan: Plan) -> int:
 
 
 def _loading(shape: Shape, plan: Plan) -> int:
-    """What loading takes for the moment: the largest tensor as stored; on a CPU the file, mapped until it is converted."""
+    """What loading takes for the moment: the largest tensor as stored; on a CPU the file, until it is converted."""
     size = SIZES.get(shape.stored, 4)
     is_converted = shape.stored != ("float32" if not plan.arm.rank else plan.dtype) or plan.arm.bits
     if plan.cuda or not is_converted:

@@ -254,7 +254,9 @@ def _run(config: Any, step: Step, batch: int, layers: int, trust_remote_code: bo
             with _autocast(step):
                 loss = _forward(model, inner, step, batch, live, cache)
                 before = len(live.events)
-            live.events[before:] = sorted(live.events[before:], key=lambda event: event[2])  # autocast frees in any order
+            live.events[before:] = sorted(
+                live.events[before:], key=lambda event: event[2]
+            )  # autocast frees in any order
             if loss is not None:
                 loss.backward()
     return marks.repeated(layers, len(body))
@@ -390,7 +392,7 @@ class _Marks:
             return series
         begin, end = self.forward[1], self.forward[2]
         back = sorted(set(self.backward))
-        # What every layer leaves until the forward pass is over (autocast's copies of weights) goes for each of them; not
+        # What every layer leaves until the forward pass is over (autocast's copies of weights) goes for each layer; not
         # what the next layer alone still reads.
         after = range(self.end, back[0] if back else len(series))
         freed = [(place, *self.live.events[place]) for place in after if self.live.events[place][2] != place]
@@ -454,7 +456,7 @@ class _Attention(torch.autograd.Function):
 
 
 class _Quantised(torch.autograd.Function):
-    """The memory of a bitsandbytes product: weights unpacked for the moment; in 8 bits the input stays until backward."""
+    """The memory of a bitsandbytes product: weights unpacked for the moment; 8 bits keep the input until backward."""
 
     @staticmethod
     def forward(ctx: Any, x: Any, weight: Any, bits: int) -> Any:
@@ -513,7 +515,7 @@ def _tile(ctx: Any, hidden: Any, weight: Any, way: str) -> list[torch.Tensor]:
     ctx.live.tag = LOGITS
     extra = 0 if ctx.step.cuda else CPU_TILE[way]
     held += [
-        torch.empty(len(hidden), width, dtype=ctx.dtype),
+        torch.empty(len(hidden), TILE_WIDTH, dtype=ctx.dtype),
         torch.empty(len(hidden), width * extra, dtype=torch.int8),
     ]
     held.append(hidden.to(ctx.dtype))
