@@ -164,10 +164,10 @@ def test_another_architecture(gpt2: Path) -> None:
 
 
 def test_command(perl: Any, llama: Path) -> None:
-    out = perl("estimate", "--model", llama, "--arms", "full,lora,lora-4bit", "--lora-r", "1,4", "--gpu", "24GB",
+    out = perl("estimate", "rl", "--model", llama, "--arms", "full,lora", "--lora-r", "4", "--gpu", "1GB",
                "--max-length", "64", "--max-completion-length", "16").output  # fmt: skip
     assert "perl rl: bfloat16, batch 8 x 64 tokens (16 of them written, 4 passes a step)" in out
-    assert "fits 24 GiB" in out
+    assert "fits 1 GiB" in out
     assert "lora r4, stock copies" in out
 
 

@@ -141,7 +141,7 @@ def _out_in(module: Any) -> tuple[int, int]:
 
 
 def weight_bytes(shape: Shape, bits: int, dtype: str, *, head: bool = True) -> int:
-    """A base's bytes: the linear modules in `bits` with their scales, the rest in `dtype`; of a score without a head."""
+    """A base's bytes: the linear modules in `bits` with their scales, the rest in `dtype`; a score has no head."""
     rest = (shape.rest + (shape.head if head else 0)) * SIZES[dtype]
     if not bits:
         return rest + sum(out * width for out, width in shape.linear) * SIZES[dtype]

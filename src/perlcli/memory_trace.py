@@ -342,7 +342,7 @@ def _forward(model: Any, inner: Any, step: Step, batch: int, live: Live, cache: 
     hidden = inner.base_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state[:, :-1]
     rows = hidden[:, -step.completion :] if step.kind == "rl" and step.cuda else hidden
     head = inner.get_output_embeddings()
-    found: Any = _Head.apply(rows.reshape(-1, rows.size(-1)), head.weight, step, live)  # type: ignore[no-untyped-call]
+    found: Any = _Head.apply(rows.reshape(-1, rows.size(-1)), head.weight, step, live)
     return found.sum()
 
 
@@ -426,10 +426,10 @@ class _Kernels(TorchFunctionMode):
         kwargs = kwargs or {}
         functional = nn.functional
         if self.step.bits and func is functional.linear and id(args[1]) in self.quantised:
-            return _Quantised.apply(args[0], args[1], self.step.bits)  # type: ignore[no-untyped-call]
+            return _Quantised.apply(args[0], args[1], self.step.bits)
         if self.step.cuda and func is functional.scaled_dot_product_attention:
             mask = args[3] if len(args) > 3 else kwargs.get("attn_mask")
-            return _Attention.apply(*_lowered(args[:3], self.step), mask)  # type: ignore[no-untyped-call]
+            return _Attention.apply(*_lowered(args[:3], self.step), mask)
         if self.step.cuda and self.step.autocast and func is functional.layer_norm:  # in float32 under CUDA's autocast
             args = (args[0].float(), *args[1:])
         return func(*args, **kwargs)
