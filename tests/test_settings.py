@@ -135,7 +135,8 @@ def test_full_tuning_takes_a_lower_learning_rate_than_lora(command: str) -> None
 
 @STAGES
 def test_the_output_is_named_after_the_command(command: str) -> None:
-    assert resolved(command)["output"] == f"runs/{command}"
+    if command != "estimate":  # it leaves nothing
+        assert resolved(command)["output"] == f"runs/{command}"
 
 
 @pytest.mark.parametrize(

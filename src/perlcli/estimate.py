@@ -51,9 +51,11 @@ def run(given: settings.Estimate) -> None:
     values = replace(
         values, train=replace(values.train, gradient_accumulation_steps=given.train.gradient_accumulation_steps)
     )
+    if values.estimate.stage not in ("rl", "all"):  # nothing is sampled: no completion needs room
+        values = replace(values, rl=replace(values.rl, num_generations=None))
     settings.check(values)
     limit = parse_gpu(values.estimate.gpu) if values.estimate.gpu else device_bytes()
-    arms = parse_arms(values.estimate.arms, values.estimate.lora_r)
+    arms = parse_arms(values.estimate.arms, str(values.estimate.lora_r))
     stages = parse_stage(values.estimate.stage)
     source = base.locate(values.model.model, trust_remote_code=values.model.trust_remote_code)
     shape = shape_of(source.config, source.base_name, trust_remote_code=values.model.trust_remote_code)
@@ -87,7 +89,7 @@ def parse_arms(words: str, ranks: str) -> list[Arm]:
     names = [word.strip() for word in words.split(",") if word.strip()]
     unknown = [name for name in names if name not in ARMS]
     if unknown or not names:
-        raise PerlError(f"--arms: there is no arm {', '.join(unknown) or words!r}", f"arms: {', '.join(ARMS)}")
+        raise PerlError(f"--arms: there is no arm {', '.join(unknown) or 'at all'}", f"arms: {', '.join(ARMS)}")
     numbers = [word.strip() for word in ranks.split(",")]
     if not all(number.isdigit() and int(number) > 0 for number in numbers):
         raise PerlError(f"--lora-r must be whole numbers above 0, comma-separated, not {ranks}", "--lora-r 1,4,16")

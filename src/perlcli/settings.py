@@ -331,7 +331,7 @@ class EstimateSettings:
     arms: str = option(
         "full,lora,lora-8bit,lora-4bit", "Ways to train, comma-separated: full; lora, dora, each also -8bit or -4bit.",
     )  # fmt: skip
-    lora_r: str = option("16", "Ranks of the adapters, comma-separated.")
+    lora_r: str | None = option(None, "Ranks of the adapters, comma-separated.", unset="16")
     lora_target_modules: str | None = option_of(LoraSettings, "lora_target_modules")
     gpu: str | None = option(
         None, "Memory of the GPU to fit on: 24, 24GB or 24GiB (a GPU sold as 24 GB has 24 GiB).",
