@@ -18,12 +18,12 @@ import perlcli
 from perlcli import coffee, device, entry, settings
 from perlcli.cli import app
 from perlcli.options import shown_name
-from perlcli.settings import COMMANDS, COMPARE_COMMANDS, dashed
+from perlcli.settings import COMMANDS, RUNLESS_COMMANDS, dashed
 
-STAGES = COMMANDS | COMPARE_COMMANDS
+STAGES = COMMANDS | RUNLESS_COMMANDS
 HEAVY = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "matplotlib", "numpy")
 PAIR = {"prompt": "a coffee", "chosen": "here", "rejected": "no"}
-EXAMPLE = re.compile(r"perl (\w+)((?: --[\w-]+ \S+)*)")
+EXAMPLE = re.compile(r"perl ([\w-]+)((?: --[\w-]+ \S+)*)")
 
 
 def perl(*words: object) -> Result:

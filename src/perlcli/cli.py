@@ -122,6 +122,17 @@ def report(given: settings.Report) -> None:
     report_runs.run(given)
 
 
+@command(app, "estimate")
+def estimate(given: settings.Estimate) -> None:
+    """Predict the memory that training takes, from a model's config alone: which arms fit, and with which batch.
+
+    Example: perl estimate rl --model HuggingFaceTB/SmolLM2-135M-Instruct --gpu 24GB
+    """
+    from perlcli import estimate
+
+    estimate.run(given)
+
+
 data_app = typer.Typer(
     cls=Group,
     help="Look at data before it trains: what can use it, how the model sees it, in TRL's format.",

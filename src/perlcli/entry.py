@@ -16,7 +16,9 @@ This module runs before each Perl program, so it imports `os` and `sys` alone, a
 import os
 import sys
 
-COMMANDS = ("sft", "reward", "rl", "eval", "merge", "quickstart", "compare-full", "report", "data", "recipes")
+COMMANDS = (
+    "sft", "reward", "rl", "eval", "merge", "quickstart", "compare-full", "report", "estimate", "data", "recipes",
+)  # fmt: skip
 OPTIONS = ("--help", "--version", "--install-completion", "--show-completion")
 COMPLETION_VARIABLE = "_PERL_COMPLETE"  # set by the completion script of the shell, name as Typer builds it
 

@@ -402,6 +402,57 @@ class QuickstartSettings:
 
 
 @dataclass(frozen=True)
+class EstimateModelSettings:
+    """Model"""
+
+    model: str | None = option(
+        None, "Model or adapter, of which only the config is read: hub id or local folder.", short="-m",
+        unset="the embedded coffee base",
+    )  # fmt: skip
+    dtype: Dtype = option_of(ModelSettings, "dtype")
+    trust_remote_code: bool = option_of(ModelSettings, "trust_remote_code")
+
+
+@dataclass(frozen=True)
+class EstimateSettings:
+    """Estimate"""
+
+    stage: str = option("all", "What to estimate: sft, reward, rl or all.", argument=True)
+    arms: str = option(
+        "full,lora,lora-8bit,lora-4bit", "Ways to train, comma-separated: full; lora, dora, each also -8bit or -4bit.",
+    )  # fmt: skip
+    lora_r: str | None = option(None, "Ranks of the adapters, comma-separated.", unset="16")
+    lora_target_modules: str | None = option_of(LoraSettings, "lora_target_modules")
+    gpu: str | None = option(
+        None, "Memory of the GPU to fit on: 24, 24GB or 24GiB (a GPU sold as 24 GB has 24 GiB).",
+        unset="the GPU at hand",
+    )  # fmt: skip
+    json: bool = option(False, "Print JSON, in bytes, instead of tables.")
+
+
+@dataclass(frozen=True)
+class EstimateTrainSettings:
+    """Training"""
+
+    per_device_train_batch_size: int | None = option_of(TrainSettings, "per_device_train_batch_size")
+    gradient_accumulation_steps: int | None = option_of(TrainSettings, "gradient_accumulation_steps")
+    max_length: int | None = option(None, "Tokens of every row, prompt and completion together.", unset="1024")
+    gradient_checkpointing: bool | None = option(
+        None, "Compute activations again instead of keeping them.", unset="on for a GPU, as in training"
+    )
+
+
+@dataclass(frozen=True)
+class EstimateRlSettings:
+    """Sampling and reward"""
+
+    algorithm: Algorithm = option_of(RlSettings, "algorithm")
+    num_generations: int | None = option_of(RlSettings, "num_generations")
+    max_completion_length: int | None = option_of(SamplingSettings, "max_completion_length")
+    rewards: int = option(1, "Reward models, each an adapter on the one base.")
+
+
+@dataclass(frozen=True)
 class Sft:
     """Settings of `perl sft`."""
 
@@ -527,6 +578,16 @@ class Report:
     run: ReportRunSettings = field(default_factory=ReportRunSettings)
 
 
+@dataclass(frozen=True)
+class Estimate:
+    """Settings of `perl estimate`."""
+
+    estimate: EstimateSettings = field(default_factory=EstimateSettings)
+    model: EstimateModelSettings = field(default_factory=EstimateModelSettings)
+    train: EstimateTrainSettings = field(default_factory=EstimateTrainSettings)
+    rl: EstimateRlSettings = field(default_factory=EstimateRlSettings)
+
+
 Training = Sft | Reward | Rl
 Stage = Training | Eval | Merge | Quickstart | CompareFull
 OfData = DataCheck | DataShow | DataConvert
@@ -536,8 +597,8 @@ COMMANDS: dict[str, type[Any]] = {
 }  # fmt: skip
 
 DATA_COMMANDS: dict[str, type[Any]] = {"data check": DataCheck, "data show": DataShow, "data convert": DataConvert}
-COMPARE_COMMANDS: dict[str, type[Any]] = {"report": Report}  # they hold finished runs against each other
-ALL_COMMANDS = COMMANDS | COMPARE_COMMANDS | DATA_COMMANDS
+RUNLESS_COMMANDS: dict[str, type[Any]] = {"report": Report, "estimate": Estimate}  # they leave no run
+ALL_COMMANDS = COMMANDS | RUNLESS_COMMANDS | DATA_COMMANDS
 
 # What an option is where neither the user nor the embedded default says otherwise. Sources: the paper's settings
 # (arXiv 2403.10704, section 4 and appendix) for the reward and RL learning rates, beta and temperature; TRL's
@@ -652,7 +713,7 @@ POSITIVE = (
     "max_length", "lora_r", "lora_alpha", "max_steps", "num_train_epochs", "learning_rate",
     "per_device_train_batch_size", "gradient_accumulation_steps", "save_steps", "temperature", "num_generations",
     "max_completion_length", "max_samples", "per_device_eval_batch_size", "value_learning_rate", "shp_score_ratio",
-    "shp_per_post", "rows", "max_eval_samples", "repeats", "full_learning_rate", "save_total_limit",
+    "shp_per_post", "rows", "rewards", "max_eval_samples", "repeats", "full_learning_rate", "save_total_limit",
 )  # fmt: skip
 NOT_NEGATIVE = ("beta", "seed", "missing_eos_penalty")
 
