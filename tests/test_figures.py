@@ -118,6 +118,23 @@ def test_an_arm_that_was_not_run_says_so_and_one_that_lacks_runs_remarks_it(arm_
     assert arm.failure is None
 
 
+@pytest.mark.parametrize(
+    ("ratios", "told"),
+    [
+        ({"speed": 2.35, "cpu_speed": 1.6}, ["speed: 2.35x by the clock, 1.60x by the processors' own seconds"]),
+        ({"speed": 1.0, "cpu_speed": 1.2}, ["speed: 1.00x by the clock, 1.20x by the processors' own seconds"]),
+        ({"speed": 1.6, "cpu_speed": 1.55}, []),
+        ({"speed": 1.6}, []),
+    ],
+)
+def test_a_machine_that_was_shared_is_remarked(ratios: dict[str, float], told: list[str], arm_of: Any) -> None:
+    arm = arm_of()
+    arm.ratios = ratios
+    assert [words.partition(": something")[0] for words in figures.beside(arm)] == told
+    arm.reserved_mb = Spread(1, 1, 1)  # a GPU: processors only wait for it
+    assert figures.beside(arm) == []
+
+
 def test_figures_over_runs() -> None:
     assert figures.over_runs([None, 1.0, 3.0]) == Spread(2, 1, 3, 2)
     assert figures.over_runs([None]) is None

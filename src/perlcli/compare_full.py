@@ -134,9 +134,8 @@ def check(given: settings.CompareFull, plans: Mapping[str, Sequence[tuple[Way, V
     for stage, found in plans.items():
         for way, values in found:
             kind = settings.COMMANDS[stage]
-            known = {name: value for name, value in values.items() if name in settings.names(kind)}
             try:
-                resolved = settings.resolve(settings.build(kind, known), {})
+                resolved = settings.resolve(settings.build(kind, values), {})
                 settings.check(resolved)
                 device.check(resolved.model)
             except PerlError as error:
@@ -309,8 +308,13 @@ def comparison(state: State, stage: str) -> Comparison:
             run.memory_mb = None
         if timed and apart:
             timed[0].memory_mb = apart[0].memory_mb
-        found.append(arm(state, stage, way, timed or apart))
+        found.append(arm(state, stage, way, timed or [memory_alone(run) for run in apart]))
     return figures.compare(stage, found, warnings(state, stage))
+
+
+def memory_alone(run: RunFigures) -> RunFigures:
+    """The run that was for memory, without what its few steps gave and took."""
+    return replace(run, metrics={}, phases={}, step_seconds=[], step_cpu_seconds=[], step_tokens=[])
 
 
 def run_figures(state: State, job: Job) -> RunFigures:

@@ -20,6 +20,7 @@ from perlcli.values import fits
 
 SCHEMA_VERSION = 1
 REPORT = "report.json"
+UNEVEN = 1.1  # between two ways to count a speed, where the machine wasn't shared with others alike
 WARM_UP = 2  # steps that don't count: caches fill, a GPU picks its kernels
 FULL = "full"
 # As torch's error for a GPU is called and worded, Python's own, and torch's for main memory.
@@ -286,10 +287,21 @@ def compare(stage: str, arms: Sequence[Arm], warnings: Sequence[str] = ()) -> Co
         if baseline is not None and baseline is not arm:
             arm.ratios = ratios(arm, baseline)
             chance = remarks(arm, baseline, stage)
-            arm.may_be_chance, arm.remarks = bool(chance), [*arm.remarks, *chance]
+            arm.may_be_chance, arm.remarks = bool(chance), [*arm.remarks, *chance, *beside(arm)]
     models = list(dict.fromkeys(arm.model for arm in done))
     done.sort(key=lambda arm: (models.index(arm.model), not arm.is_baseline))
     return Comparison(stage, done, [*warnings, *same_rates(done)], paper(stage))
+
+
+def beside(arm: Arm) -> list[str]:
+    """A remark where the clock and the processors disagree about an arm's speed: the machine was shared unevenly."""
+    by_clock, by_cpu = arm.ratios.get("speed"), arm.ratios.get("cpu_speed")
+    if by_clock is None or by_cpu is None or arm.reserved_mb is not None:  # on a GPU processors only wait
+        return []
+    if max(by_clock / by_cpu, by_cpu / by_clock) < UNEVEN:
+        return []
+    return [f"speed: {by_clock:.2f}x by the clock, {by_cpu:.2f}x by the processors' own seconds: something else ran "
+            "beside it, so believe the second"]  # fmt: skip
 
 
 def same_rates(arms: Sequence[Arm]) -> list[str]:

@@ -17,7 +17,7 @@ from perlcli.figures import FULL, Arm, Comparison, Report
 from perlcli.record import RECORD, RunRecord, find_record, read_record
 from perlcli.reports import tables, words
 
-COMMAND = "perl report"
+COMMAND, COMPARISON = "perl report", "compare-full"
 STAGES = ("sft", "reward", "rl", "eval")
 UNFINISHED = "still running, or it was killed"
 
@@ -57,7 +57,9 @@ def run(given: settings.Report) -> None:
 def is_comparison(folder: str) -> bool:
     """Whether a folder holds a comparison, not a run."""
     path = Path(folder).expanduser()
-    return (path / figures.REPORT).exists() and not (path / RECORD).exists()
+    if not (path / figures.REPORT).exists():
+        return False
+    return not (path / RECORD).exists() or read_record(path).command == COMPARISON
 
 
 def again(folder: Path, output: str | None) -> None:
