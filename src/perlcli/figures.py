@@ -126,7 +126,7 @@ class Report:
 
     schema_version: int = said("Version of this schema.", SCHEMA_VERSION)
     title: str = said("One line.", "")
-    command: str = said("The command as it was typed.", "")
+    command: str = said("The command that makes it again.", "")
     status: str = said("running, finished or interrupted.", "running")
     started: str = said("Start, UTC, ISO 8601.", "")
     elapsed_seconds: float = said("Wall-clock seconds.", 0.0)
