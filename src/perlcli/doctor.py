@@ -61,23 +61,23 @@ def apart(names: list[str]) -> Iterator[Finding]:
     Where the process dies, the check that it died in failed; the others are left on the list.
     """
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as said:
-        process = subprocess.Popen(
+        with subprocess.Popen(
             [*CHILD, *names], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=said, encoding="utf-8",
-        )  # fmt: skip
-        patience = threading.Timer(PATIENCE_SECONDS, process.kill)
-        patience.start()
-        try:
-            current = yield from heard(process, names)
-            code = process.wait()
-        finally:
-            is_late = not patience.is_alive()
-            patience.cancel()
-            process.kill()
-            process.wait()
+        ) as process:  # fmt: skip
+            patience = threading.Timer(PATIENCE_SECONDS, process.kill)
+            patience.start()
+            try:
+                current = yield from heard(process, names)
+            except BaseException:  # Ctrl-C, or nobody wants to hear the rest
+                process.kill()
+                raise
+            finally:
+                is_late = not patience.is_alive()
+                patience.cancel()
         said.seek(0)
         last = said.read().strip().splitlines()[-1:]
     if current or names:
-        how = f"took more than {PATIENCE_SECONDS:.0f} s" if is_late else ending(code)
+        how = f"took more than {PATIENCE_SECONDS:g} s" if is_late else ending(process.returncode)
         yield Finding(current or names[0], "FAIL", clean(": ".join([f"its process {how}", *last])))
     if current:
         names.remove(current)
@@ -87,7 +87,10 @@ def heard(process: subprocess.Popen[str], names: list[str]) -> Generator[Finding
     """The findings that a process tells; gives the name of the check that it began and did not end, if any."""
     current = ""
     for text in process.stdout or ():
-        told = json.loads(text)
+        try:
+            told = json.loads(text)
+        except ValueError:
+            continue  # what Python's own start-up prints, where someone made it print
         if "begin" in told:
             current = told["begin"]
         elif "end" in told:

@@ -37,13 +37,8 @@ def build() -> Iterator[Finding]:
     """How torch was built, and the threads that it computes with."""
     import torch
 
-    built = (
-        f"CUDA {torch.version.cuda}"
-        if torch.version.cuda
-        else f"ROCm {torch.version.hip}"
-        if torch.version.hip
-        else "CPU"
-    )
+    kinds = (("CUDA", torch.version.cuda), ("ROCm", torch.version.hip))
+    built = next((f"{kind} {version}" for kind, version in kinds if version), "the CPU")
     yield Finding("torch", "ok", f"torch {torch.__version__}, built for {built}, threads: {torch.get_num_threads()}")
 
 
