@@ -59,9 +59,17 @@ def clean(text: str) -> str:
     for name, value in os.environ.items():
         if SECRET.search(name) and len(value) >= 6 and not value.startswith(("/", "~")):
             text = text.replace(value, "***")
-    for home in {str(Path.home()), str(Path.home().resolve())} - {"/"}:
+    for home in homes():
         text = re.sub(re.escape(home) + r"(?![\w.-])", "~", text)
     return " ".join(text.split())
+
+
+def homes() -> set[str]:
+    """The user's home by all its names; none for a user whom the system doesn't know, as containers have them."""
+    try:
+        return {str(Path.home()), str(Path.home().resolve())} - {"/"}
+    except RuntimeError:
+        return set()
 
 
 def python() -> Iterator[Finding]:
@@ -182,7 +190,10 @@ def disk() -> Iterator[Finding]:
     """Room where runs, models and temporary files go."""
     from huggingface_hub import constants
 
-    yield room("this folder", Path.cwd(), "cd elsewhere, or give each run an --output with more room")
+    try:
+        yield room("this folder", Path.cwd(), "cd elsewhere, or give each run an --output with more room")
+    except FileNotFoundError:
+        yield Finding("disk", "FAIL", "the folder that you are in was deleted", "cd to one that is there")
     yield room("hub cache", Path(constants.HF_HUB_CACHE), "set HF_HOME to a folder with more room")
     yield room("temporary files", Path(tempfile.gettempdir()), "set TMPDIR to a folder with more room")
 

@@ -396,8 +396,8 @@ class ListSettings:
     """Runs"""
 
     dir: str | None = option(
-        None, "Folder whose runs to list, at any depth; also the folder of one run, or of several.", argument=True,
-        unset="runs",
+        None, "Folder whose runs to list, at any depth, or that of one run; `runs` in this folder if not given.",
+        argument=True,
     )  # fmt: skip
     watch: bool | None = option(
         None, "Print the table again every two seconds, until Ctrl-C.",
