@@ -83,6 +83,8 @@ def test_runs_within_a_run_are_shown_beneath_it(make: Make, top: Path) -> None:
     assert listed(top / "quickstart") == [("quickstart", 0), ("sft", 1), ("rl", 1)]
     assert listed(top / "other") == [("other", 0)]
     assert "  sft" in runs.text(runs.read(top, {}), top, NOW, None)
+    whole = row(make("whole", command="compare-full", **BEGUN))  # its steps are those of each run within
+    assert runs.steps_of(whole) == "-"
     assert row(top / "quickstart").metric == ("rl_gold", 0.9) and row(top / "all").metric is None
 
 

@@ -10,6 +10,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -17,7 +18,17 @@ from typing import Any
 
 from perlcli import coffee, figures, liveness, progress, report, settings
 from perlcli.errors import PerlError
-from perlcli.record import CHECKPOINTS, MERGE, METRICS, RECORD, SCHEMA_VERSION, SETTINGS, RunRecord, read_record
+from perlcli.record import (
+    CHECKPOINTS,
+    MERGE,
+    METRICS,
+    RECORD,
+    SCHEMA_VERSION,
+    SETTINGS,
+    SEVERAL,
+    RunRecord,
+    read_record,
+)
 
 DEFAULT = "runs"
 DEPTH = 8  # folders below the one that is asked for: a comparison's runs lie three deep
@@ -102,14 +113,12 @@ def follow(top: Path, rows: list[Row], *, for_ever: bool) -> None:
         size = shutil.get_terminal_size()
         return Text(fitting(text(rows, top, time.time(), size.columns), size.lines - 1), no_wrap=True)
 
-    try:
-        with Live(shown(), console=Console(), auto_refresh=False) as live:
-            while for_ever or is_live(rows):
-                time.sleep(REFRESH_SECONDS)
-                rows = read(top, {row.folder: row for row in rows})
-                live.update(shown(), refresh=True)
-    except KeyboardInterrupt:
-        return  # how one stops looking: the runs go on
+    with suppress(KeyboardInterrupt), Live(shown(), console=Console(), auto_refresh=False, transient=True) as live:
+        while for_ever or is_live(rows):
+            time.sleep(REFRESH_SECONDS)
+            rows = read(top, {row.folder: row for row in rows})
+            live.update(shown(), refresh=True)
+    print(text(rows, top, time.time(), width_of_terminal()))  # all of it, as nothing is cut to the terminal's height
 
 
 def fitting(table: str, height: int) -> str:
@@ -227,7 +236,9 @@ def last_row(path: Path) -> dict[str, Any]:
 
 
 def total_of(record: RunRecord, steps: int, last: Mapping[str, Any]) -> int | None:
-    """Steps that a run will have done at its end; None where nothing tells it."""
+    """Steps that a run will have done at its end; None where nothing tells it, or where its settings are of others."""
+    if record.command in SEVERAL:
+        return None
     if record.status == "finished":
         return steps
     asked, epochs, epoch = record.settings.get("max_steps"), record.settings.get("num_train_epochs"), last.get("epoch")
