@@ -19,7 +19,7 @@ LAYERS = (
     {"config", "coffee.world", "coffee.presets"},
     {"recipes", "coffee.documents", "coffee"},
     {"coffee.build"},
-    {"device", "progress", "stats", "upstream", "checkpoints"},
+    {"device", "progress", "stats", "upstream", "checkpoints", "liveness", "doctor_checks"},
     {"record"},
     {"report", "plots", "figures"},
     {"reports.words"},
@@ -36,19 +36,19 @@ LAYERS = (
     {"base"},
     {"adapters"},
     {"roles", "generate", "prepare", "meter", "data_file"},
-    {"guards", "memory", "value_model", "training", "policies", "scores", "memory_trace"},
+    {"guards", "memory", "value_model", "training", "policies", "scores", "memory_trace", "precisions"},
     {"rewards", "algorithms", "estimate_memory"},
     {"judge"},
     {"sft", "reward", "rl", "evaluate", "merge", "data_check", "data_show", "data_convert", "estimate"},
-    {"arms", "processes"},
-    {"quickstart", "compare_full", "report_runs"},
+    {"arms", "processes", "doctor_torch"},
+    {"quickstart", "compare_full", "report_runs", "runs", "doctor"},
     {"options"},
     {"cli"},
     {"reference", "__main__"},
 )
 NUMBERS = {name: number for number, layer in enumerate(LAYERS) for name in layer}
 LIGHT = ("errors", "values", "settings", "config", "recipes", "coffee", "record", "report", "figures", "stats", "plots",
-         "reports", "report_runs",
+         "reports", "report_runs", "runs", "doctor", "doctor_torch", "doctor_checks", "liveness",
          "progress", "upstream", "device", "data", "options", "cli", "entry")  # fmt: skip
 HEAVY = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "matplotlib", "numpy")
 

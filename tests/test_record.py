@@ -107,7 +107,7 @@ def test_a_note_is_told_and_kept(tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 def test_a_fresh_record_claims_nothing() -> None:
     fresh = dataclasses.asdict(RunRecord())
-    assert fresh.pop("schema_version") == 3
+    assert fresh.pop("schema_version") == 4
     assert fresh.pop("status") == "running"
     assert not any(fresh.values())
 
@@ -145,10 +145,10 @@ def test_the_record_keeps_how_a_run_ended(tmp_path: Path, error: BaseException, 
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        (lambda content: content.update(schema_version=1), "has schema version 1; this perlcli reads version 3"),
+        (lambda content: content.update(schema_version=1), "has schema version 1; this perlcli reads version 4"),
         (lambda content: content.pop("schema_version"), "has schema version None"),
-        (lambda content: content.pop("status"), "has schema version 3"),
-        (lambda content: content.update(more=1), "has schema version 3"),
+        (lambda content: content.pop("status"), "has schema version 4"),
+        (lambda content: content.update(more=1), "has schema version 4"),
     ],
     ids=["another version", "no version", "a field too few", "a field too many"],
 )

@@ -111,6 +111,17 @@ def compare_full(given: settings.CompareFull) -> None:
     compare_full.run(given)
 
 
+@command(app, "runs")
+def runs(given: settings.Runs) -> None:
+    """List the runs below a folder: stage, status, steps, model, key figure, age and size; those at work live.
+
+    Example: perl runs
+    """
+    from perlcli import runs
+
+    runs.run(given)
+
+
 @command(app, "report")
 def report(given: settings.Report) -> None:
     """Render finished runs again, of any stage, side by side: cost, quality, and the ratios to full tuning.
@@ -131,6 +142,17 @@ def estimate(given: settings.Estimate) -> None:
     from perlcli import estimate
 
     estimate.run(given)
+
+
+@command(app, "doctor")
+def doctor(given: settings.Doctor) -> None:
+    """Check this machine: versions, GPU, each precision by a real forward and backward pass, disk, what to install.
+
+    Example: perl doctor
+    """
+    from perlcli import doctor
+
+    doctor.run(given)
 
 
 data_app = typer.Typer(

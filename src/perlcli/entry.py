@@ -17,7 +17,8 @@ import os
 import sys
 
 COMMANDS = (
-    "sft", "reward", "rl", "eval", "merge", "quickstart", "compare-full", "report", "estimate", "data", "recipes",
+    "sft", "reward", "rl", "eval", "merge", "quickstart", "compare-full", "runs", "report", "estimate",
+    "doctor", "data", "recipes",
 )  # fmt: skip
 OPTIONS = ("--help", "--version", "--install-completion", "--show-completion")
 COMPLETION_VARIABLE = "_PERL_COMPLETE"  # set by the completion script of the shell, name as Typer builds it

@@ -17,11 +17,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from perlcli import checkpoints, device
+from perlcli import checkpoints, device, liveness
 from perlcli import settings as definitions
 from perlcli.errors import Interrupted, PerlError
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 RECORD, SETTINGS, METRICS, SAMPLES = "record.json", "settings.yaml", "metrics.jsonl", "samples.jsonl"
 CARD, PROOF, MERGE = "README.md", "proof.json", "merge"
 SEVERAL = ("compare-full", "quickstart")  # commands of several runs, each with a folder and record of its own
@@ -48,6 +48,10 @@ class RunRecord:
     status: Status = said("running, finished, failed or interrupted.", "running")
     failure: str | None = said("Why the run failed, in one line.", None)
     started: str = said("Start, UTC, ISO 8601.", "")
+    process: dict[str, Any] = said(
+        "The process of the run: pid, started (an opaque mark of its start) and host (a digest of the machine's name). "
+        "By it `perl runs` tells a run at work from one that was killed.", factory=dict,
+    )  # fmt: skip
     elapsed_seconds: float = said("Wall-clock seconds from start to end, loading included.", 0.0)
     settings: dict[str, Any] = said("Every option as resolved: what `settings.yaml` holds.", factory=dict)
     trl_settings: dict[str, Any] = said("The TRL config in use, every field.", factory=dict)
@@ -164,6 +168,7 @@ class Run:
         self.record = RunRecord(
             command=definitions.command_of(settings),
             started=datetime.now(UTC).isoformat(timespec="seconds"),
+            process=liveness.mark(),
             settings=values,
             seed=first_of(values.get("seed", 0)),
         )

@@ -392,6 +392,28 @@ class ReportRunSettings:
 
 
 @dataclass(frozen=True)
+class ListSettings:
+    """Runs"""
+
+    dir: str | None = option(
+        None, "Folder whose runs to list, at any depth, or that of one run; `runs` in this folder if not given.",
+        argument=True,
+    )  # fmt: skip
+    watch: bool | None = option(
+        None, "Print the table again every two seconds, until Ctrl-C.",
+        unset="on a terminal, until no run is at work any more",
+    )  # fmt: skip
+    json: bool = option(False, "Print JSON instead of a table.")
+
+
+@dataclass(frozen=True)
+class DoctorSettings:
+    """Doctor"""
+
+    json: bool = option(False, "Print JSON instead of lines.")
+
+
+@dataclass(frozen=True)
 class QuickstartSettings:
     """Quickstart"""
 
@@ -588,6 +610,20 @@ class Estimate:
     rl: EstimateRlSettings = field(default_factory=EstimateRlSettings)
 
 
+@dataclass(frozen=True)
+class Runs:
+    """Settings of `perl runs`."""
+
+    runs: ListSettings = field(default_factory=ListSettings)
+
+
+@dataclass(frozen=True)
+class Doctor:
+    """Settings of `perl doctor`."""
+
+    doctor: DoctorSettings = field(default_factory=DoctorSettings)
+
+
 Training = Sft | Reward | Rl
 Stage = Training | Eval | Merge | Quickstart | CompareFull
 OfData = DataCheck | DataShow | DataConvert
@@ -597,7 +633,8 @@ COMMANDS: dict[str, type[Any]] = {
 }  # fmt: skip
 
 DATA_COMMANDS: dict[str, type[Any]] = {"data check": DataCheck, "data show": DataShow, "data convert": DataConvert}
-RUNLESS_COMMANDS: dict[str, type[Any]] = {"report": Report, "estimate": Estimate}  # they leave no run
+# They leave no run.
+RUNLESS_COMMANDS: dict[str, type[Any]] = {"runs": Runs, "report": Report, "estimate": Estimate, "doctor": Doctor}
 ALL_COMMANDS = COMMANDS | RUNLESS_COMMANDS | DATA_COMMANDS
 
 # What an option is where neither the user nor the embedded default says otherwise. Sources: the paper's settings
