@@ -2,8 +2,8 @@
 
 Nothing is computed and no weight is read. A tracker sees every tensor that comes and goes, so that activations, caches
 and logits follow from the architecture itself, whatever it is. Three layers are run and the middle one is repeated;
-where layers differ, all are run. Two batch sizes are run, and what is held grows by the same amount with each further
-row. What a kernel takes for itself while it runs is unseen; where CUDA's kernels hold other tensors than a CPU's
+where layers differ, all are run. The batch that is run is a large prime: bytes that it divides grow with the batch, as
+no other dimension is a multiple of it, and so one run tells of every batch. What a kernel takes for itself while it runs is unseen; where CUDA's kernels hold other tensors than a CPU's
 (attention, bitsandbytes, TRL's head), stand-ins hold what they hold.
 """
 
@@ -12,11 +12,12 @@ from __future__ import annotations
 import copy
 import functools
 import gc
+import itertools
 import json
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -27,6 +28,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers.initialization import no_init_weights
 from transformers.pytorch_utils import Conv1D
 
 from perlcli import roles
@@ -36,7 +38,8 @@ Kind = Literal["sft", "reward", "rl", "prefill", "decode", "scoring"]
 ACTIVATIONS, LOGITS, GRADIENTS, CACHE = TAGS = ("activations", "logits", "gradients", "cache")
 TILE_TOKENS, TILE_WIDTH = 4096, 32768  # of TRL's fused head, which never holds all logits (trl/kernels)
 CPU_TILE = {"forward": 12, "backward": 29}  # bytes an element beside the tile, where torch folds it and not Triton
-RUN_LAYERS, BATCHES = 3, (2, 3)
+RUN_LAYERS = 3
+ROWS = 1_048_573  # of the batch that is run: a prime, small enough that no count of bytes overflows
 
 
 @dataclass(frozen=True)
@@ -103,15 +106,20 @@ class Live(TorchDispatchMode):
             self.seen.setdefault(id(storage), (storage, "", -1))
 
     def series(self) -> torch.Tensor:
-        """The change of each tag's bytes at each event, (events, tags)."""
-        found = torch.zeros(len(self.events), len(TAGS), dtype=torch.int64)
-        for row, (tag, size, _) in enumerate(self.events):
-            found[row, TAGS.index(tag)] = size
-        return found
+        """The change of each tag's bytes at each event, (events, 2, tags): those of any batch, and those of a row."""
+        changes = [
+            [[0 if tag != other else part for other in TAGS] for part in split(size)] for tag, size, _ in self.events
+        ]
+        return torch.tensor(changes, dtype=torch.int64).reshape(-1, 2, len(TAGS))
 
     def peak(self) -> int:
         """The most bytes that lived at once."""
-        return int(self.series().sum(1).cumsum(0).max()) if self.events else 0
+        return max(itertools.accumulate((size for _, size, _ in self.events), initial=0))
+
+
+def split(size: int) -> tuple[int, int]:
+    """The bytes of a tensor of the run that every batch takes, and those that each row adds."""
+    return (0, size // ROWS) if size % ROWS == 0 else (size, 0)
 
 
 @dataclass(frozen=True)
@@ -124,7 +132,7 @@ class Traced:
 
     def at_peak(self, batch: int) -> dict[str, int]:
         """The bytes of each tag at the moment when most is held."""
-        rows = torch.full((len(TAGS),), float(batch))
+        rows = torch.full((len(TAGS),), float(batch), dtype=torch.float64)
         rows[TAGS.index(LOGITS)] = min(float(batch), self.tile_rows)
         held = self.fixed + self.a_row * rows
         where = int(held.sum(1).argmax())
@@ -158,7 +166,7 @@ def _trace(given: _Config, step: Step) -> Traced:
     layers = int(given.config.get_text_config().num_hidden_layers)
     config = shortened(given.config)
     try:
-        runs = [_run(config, replace(step), batch, layers, given.trust_remote_code) for batch in BATCHES]
+        held = _run(config, step, ROWS, layers, given.trust_remote_code).cumsum(0)
     except PerlError:
         raise
     except Exception as error:  # modelling code can ask for what only data can tell
@@ -167,12 +175,8 @@ def _trace(given: _Config, step: Step) -> Traced:
             f"The memory of {given.config.model_type} can't be predicted: its code doesn't run without data ({kind})",
             "a step of a real run tells its peak: perl reward … --max-steps 2",
         ) from error
-    if len(runs[0]) != len(runs[1]):
-        raise PerlError(f"The memory of {given.config.model_type} can't be predicted: its steps differ with the batch")
-    held = [run.cumsum(0).double() for run in runs]
-    a_row = (held[1] - held[0]) / (BATCHES[1] - BATCHES[0])
     tokens = step.completion if step.kind == "rl" and step.cuda else max(1, step.length - 1)
-    return Traced(held[0] - a_row * BATCHES[0], a_row, TILE_TOKENS / tokens)
+    return Traced(held[:, 0].double(), held[:, 1].double(), TILE_TOKENS / tokens)
 
 
 def shortened(config: Any) -> Any:
@@ -209,8 +213,9 @@ def skeleton(config: Any, step: Step, *, trust_remote_code: bool = False) -> Any
     config.num_labels = 1
     config.get_text_config().pad_token_id = 0
     dtype = getattr(torch, step.dtype)
-    with torch.device("meta"):
+    with torch.device("meta"), no_init_weights():
         model: Any = kind.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
+        model.tie_weights()  # initialising would
         model.requires_grad_(step.rank == 0)
         if step.rank == 0:
             return model
@@ -224,8 +229,7 @@ def skeleton(config: Any, step: Step, *, trust_remote_code: bool = False) -> Any
 
 
 def _run(config: Any, step: Step, batch: int, layers: int, trust_remote_code: bool) -> torch.Tensor:
-    """The changes of each tag over a step of the whole depth, (events, tags)."""
-    torch.manual_seed(0)
+    """The changes of each tag over a step of the whole depth, (events, 2, tags)."""
     model = skeleton(config, step, trust_remote_code=trust_remote_code)
     fake, live = FakeTensorMode(), Live()
     marks = _Marks(live)
@@ -265,7 +269,6 @@ def _run(config: Any, step: Step, batch: int, layers: int, trust_remote_code: bo
 @contextmanager
 def _uncollected() -> Iterator[None]:
     """Without Python's collector, whose moments would stand among the events by chance."""
-    gc.collect()
     was_on = gc.isenabled()
     gc.disable()
     try:
@@ -386,7 +389,7 @@ class _Marks:
             hidden.register_hook(lambda _: self.backward.append(len(self.live.events)))
 
     def repeated(self, layers: int, ran: int) -> torch.Tensor:
-        """The changes with the middle layer's part as often as the model has such layers, (events, tags)."""
+        """The changes with the middle layer's part as often as the model has such layers, (events, 2, tags)."""
         series, more = self.live.series(), layers - ran
         if not more or ran < RUN_LAYERS:
             return series
@@ -400,18 +403,18 @@ class _Marks:
         for place, tag, size, birth in freed:
             if begin <= birth < end and (tag, size) in of_first:
                 series[place] *= 1 + more
-        middle = series[begin:end].repeat(more, 1)
+        middle = series[begin:end].repeat(more, 1, 1)
         if len(back) < RUN_LAYERS:
             return torch.cat([self._before_all(series[:begin], more), series[begin:end], middle, series[end:]])
         first, last = back[-2:]
-        again = series[first:last].repeat(more, 1)
+        again = series[first:last].repeat(more, 1, 1)
         return torch.cat([series[:end], middle, series[end:last], again, series[last:]])
 
     def _before_all(self, series: torch.Tensor, more: int) -> torch.Tensor:
         """What was there at the start, of a cache for each layer."""
         kept = series.clone()
         start, cache = self.forward[0], TAGS.index(CACHE)
-        kept[:start, cache] += kept[:start, cache] * more // RUN_LAYERS
+        kept[:start, :, cache] += kept[:start, :, cache] * more // RUN_LAYERS
         return kept
 
 
