@@ -14,10 +14,11 @@ import functools
 import gc
 import itertools
 import json
+import logging
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -34,7 +35,8 @@ from transformers.pytorch_utils import Conv1D
 from perlcli import roles
 from perlcli.errors import PerlError
 
-Kind = Literal["sft", "reward", "rl", "prefill", "decode", "scoring"]
+Kind = Literal["sft", "reward", "rl", "value", "prefill", "decode", "scoring"]
+LEARNING = ("sft", "reward", "rl", "value")
 ACTIVATIONS, LOGITS, GRADIENTS, CACHE = TAGS = ("activations", "logits", "gradients", "cache")
 TILE_TOKENS, TILE_WIDTH = 4096, 32768  # of TRL's fused head, which never holds all logits (trl/kernels)
 CPU_TILE = {"forward": 12, "backward": 29}  # bytes an element beside the tile, where torch folds it and not Triton
@@ -44,11 +46,11 @@ ROWS = 1_048_573  # of the batch that is run: a prime, small enough that no coun
 
 @dataclass(frozen=True)
 class Step:
-    """What is run: a training step of a stage, or the forward pass of sampling or scoring."""
+    """What is run: a training step of a stage or of the value model, or the forward pass of sampling or scoring."""
 
     kind: Kind
     length: int  # tokens a row; decode: those in the cache
-    completion: int = 0  # rl: tokens whose log-probabilities are taken
+    completion: int = 0  # rl: tokens whose log-probabilities are taken, or whose returns are predicted
     dtype: str = "float32"  # of the weights; of a quantised base, what it computes in
     autocast: str = ""  # the dtype of mixed precision, where it is on
     bits: int = 0  # 4 or 8 where the base is quantised
@@ -141,6 +143,8 @@ class Traced:
 
 def trace(config: Any, step: Step, *, trust_remote_code: bool = False) -> Traced:
     """What this step holds, for the model of this config; raises PerlError where its code can't run without data."""
+    if step.kind == "rl" and not step.cuda and not step.autocast:  # a CPU's head takes every token, as in sft
+        step = replace(step, kind="sft", completion=0)
     return _trace(_Config(_key_of(config), config, trust_remote_code), step)
 
 
@@ -163,10 +167,9 @@ class _Config:
 
 @functools.lru_cache(maxsize=256)
 def _trace(given: _Config, step: Step) -> Traced:
-    layers = int(given.config.get_text_config().num_hidden_layers)
-    config = shortened(given.config)
+    config = _shortened(given)
     try:
-        held = _run(config, step, ROWS, layers, given.trust_remote_code).cumsum(0)
+        held = _run(given, config, step).cumsum(0)
     except PerlError:
         raise
     except Exception as error:  # modelling code can ask for what only data can tell
@@ -177,6 +180,11 @@ def _trace(given: _Config, step: Step) -> Traced:
         ) from error
     tokens = step.completion if step.kind == "rl" and step.cuda else max(1, step.length - 1)
     return Traced(held[:, 0].double(), held[:, 1].double(), TILE_TOKENS / tokens)
+
+
+@functools.cache
+def _shortened(given: _Config) -> Any:
+    return shortened(given.config)
 
 
 def shortened(config: Any) -> Any:
@@ -193,10 +201,15 @@ def shortened(config: Any) -> Any:
 
 
 def _layers_differ(config: Any) -> bool:
-    with torch.device("meta"):
+    with torch.device("meta"), no_init_weights():
         model = AutoModelForCausalLM.from_config(config)
     shapes = [[tuple(p.shape) for p in layer.parameters()] for layer in layers_of(model)]
     return any(shape != shapes[0] for shape in shapes)
+
+
+def has_experts(model: nn.Module) -> bool:
+    """Whether tokens are sent to experts by what they are, so that memory depends on data."""
+    return any("experts" in name.split(".") for name, _ in model.named_modules())
 
 
 def layers_of(model: nn.Module) -> list[nn.Module]:
@@ -228,52 +241,58 @@ def skeleton(config: Any, step: Step, *, trust_remote_code: bool = False) -> Any
         return roles.as_float32(get_peft_model(model, lora))
 
 
-def _run(config: Any, step: Step, batch: int, layers: int, trust_remote_code: bool) -> torch.Tensor:
+def _run(given: _Config, config: Any, step: Step) -> torch.Tensor:
     """The changes of each tag over a step of the whole depth, (events, 2, tags)."""
-    model = skeleton(config, step, trust_remote_code=trust_remote_code)
-    fake, live = FakeTensorMode(), Live()
+    model = skeleton(config, step, trust_remote_code=given.trust_remote_code)
+    live = Live()
     marks = _Marks(live)
-    with fake:
+    with FakeTensorMode():
         _fill(model)
         inner = model.get_base_model() if step.rank else model
         quantised = _quantised(inner) if step.bits else set()
-        body = layers_of(inner)
-        model.train()
-        if step.checkpointing and step.kind in ("sft", "reward", "rl"):
-            again = {"use_reentrant": False, "context_fn": lambda: (nullcontext(), _Kernels(step, quantised))}
-            inner.gradient_checkpointing_enable(gradient_checkpointing_kwargs=again)
-            inner.enable_input_require_grads()
-        if step.accumulated:
-            for parameter in model.parameters():
-                parameter.grad = torch.empty_like(parameter) if parameter.requires_grad else None
-        cache = _cache(inner, step, batch) if step.kind == "decode" else None
-        marks.watch(body)
+        _set_up(model, inner, step, quantised)
+        cache = _cache(inner, step, ROWS) if step.kind == "decode" else None
+        marks.watch(layers_of(inner))
         live.ignore([*model.parameters(), *model.buffers()])
         if cache is not None:
             live.tag = CACHE
             for tensor in tensors_of(cache):
                 live.add(tensor)
             live.tag = ACTIVATIONS
-        with _uncollected(), _Kernels(step, quantised), live, _learning(model, step, live):
+        with _undisturbed(), _Kernels(step, quantised), live, _learning(model, step, live):
             with _autocast(step):
-                loss = _forward(model, inner, step, batch, live, cache)
+                loss = _forward(model, inner, step, live, cache)
                 before = len(live.events)
-            live.events[before:] = sorted(
-                live.events[before:], key=lambda event: event[2]
-            )  # autocast frees in any order
+            # autocast frees in any order
+            live.events[before:] = sorted(live.events[before:], key=lambda event: event[2])
             if loss is not None:
                 loss.backward()
-    return marks.repeated(layers, len(body))
+    return marks.repeated(int(given.config.get_text_config().num_hidden_layers), len(layers_of(inner)))
+
+
+def _set_up(model: Any, inner: Any, step: Step, quantised: set[int]) -> None:
+    """The model as it is when the step begins: in training, with checkpointing and earlier gradients where asked."""
+    model.train()
+    if step.checkpointing and step.kind in LEARNING:
+        again = {"use_reentrant": False, "context_fn": lambda: (nullcontext(), _Kernels(step, quantised))}
+        inner.gradient_checkpointing_enable(gradient_checkpointing_kwargs=again)
+        inner.enable_input_require_grads()
+    if step.accumulated:
+        for parameter in model.parameters():
+            parameter.grad = torch.empty_like(parameter) if parameter.requires_grad else None
 
 
 @contextmanager
-def _uncollected() -> Iterator[None]:
-    """Without Python's collector, whose moments would stand among the events by chance."""
-    was_on = gc.isenabled()
+def _undisturbed() -> Iterator[None]:
+    """Without Python's collector, whose moments would stand among the events by chance, and torch's log of faults."""
+    was_on, log = gc.isenabled(), logging.getLogger(FakeTensorMode.__module__)
+    level = log.level
     gc.disable()
+    log.setLevel(logging.CRITICAL)
     try:
         yield
     finally:
+        log.setLevel(level)
         if was_on:
             gc.enable()
 
@@ -322,10 +341,10 @@ def _learning(model: Any, step: Step, live: Live) -> Iterator[None]:
         yield
 
 
-def _forward(model: Any, inner: Any, step: Step, batch: int, live: Live, cache: Any) -> Any:
+def _forward(model: Any, inner: Any, step: Step, live: Live, cache: Any) -> Any:
     """Run the step's forward pass; gives the loss of a training step."""
-    ids = torch.ones(batch, 1 if step.kind == "decode" else step.length, dtype=torch.long)
-    mask = torch.ones(batch, step.length, dtype=torch.long)
+    ids = torch.ones(ROWS, 1 if step.kind == "decode" else step.length, dtype=torch.long)
+    mask = torch.ones(ROWS, step.length, dtype=torch.long)
     if step.kind in ("prefill", "decode"):
         with torch.no_grad():
             out = model(input_ids=ids, attention_mask=mask, use_cache=True, past_key_values=cache, logits_to_keep=1)
@@ -343,6 +362,10 @@ def _forward(model: Any, inner: Any, step: Step, batch: int, live: Live, cache: 
         logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits.squeeze(-1)
         return nn.functional.logsigmoid(logits).mean()  # chosen and rejected lie in one batch
     hidden = inner.base_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state[:, :-1]
+    if step.kind == "value":
+        with torch.autocast("cpu", enabled=False):
+            head = nn.Parameter(torch.empty(1, hidden.size(-1)))
+            return nn.functional.linear(hidden[:, -step.completion :].float(), head).square().mean()
     rows = hidden[:, -step.completion :] if step.kind == "rl" and step.cuda else hidden
     head = inner.get_output_embeddings()
     found: Any = _Head.apply(rows.reshape(-1, rows.size(-1)), head.weight, step, live)
