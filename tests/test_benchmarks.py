@@ -4,6 +4,7 @@ import importlib.util
 import json
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,25 +15,32 @@ SCRIPT = Path(__file__).parents[1] / "benchmarks" / "one_base.py"
 
 
 @pytest.fixture(scope="module")
-def one_base() -> Any:
+def script() -> Iterator[Callable[[str], Any]]:
+    """Imports a script by its name, as the scripts import each other."""
+
+    def load(name: str) -> Any:
+        spec = importlib.util.spec_from_file_location(f"benchmark_{name}", SCRIPT.with_name(f"{name}.py"))
+        assert spec and spec.loader
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = module  # dataclasses look themselves up there
+        spec.loader.exec_module(module)
+        return module
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "path", [*sys.path, str(SCRIPT.parent)])
+        yield load
+
+
+@pytest.fixture(scope="module")
+def one_base(script: Callable[[str], Any]) -> Any:
     """The script as a module."""
-    spec = importlib.util.spec_from_file_location("one_base", SCRIPT)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["one_base"] = module
-    spec.loader.exec_module(module)
-    return module
+    return script("one_base")
 
 
-@pytest.fixture
-def of_data(one_base: Any) -> Any:
+@pytest.fixture(scope="module")
+def of_data(script: Callable[[str], Any]) -> Any:
     """The other script as a module; it borrows from the first."""
-    spec = importlib.util.spec_from_file_location("data_benchmark", SCRIPT.with_name("data.py"))
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["data_benchmark"] = module
-    spec.loader.exec_module(module)
-    return module
+    return script("data")
 
 
 def run_of(one_base: Any, arm: str, repeat: int, peak: float, step: float, **more: Any) -> dict[str, Any]:

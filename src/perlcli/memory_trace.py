@@ -2,9 +2,10 @@
 
 Nothing is computed and no weight is read. A tracker sees every tensor that comes and goes, so that activations, caches
 and logits follow from the architecture itself, whatever it is. Three layers are run and the middle one is repeated;
-where layers differ, all are run. The batch that is run is a large prime: bytes that it divides grow with the batch, as
-no other dimension is a multiple of it, and so one run tells of every batch. What a kernel takes for itself while it runs is unseen; where CUDA's kernels hold other tensors than a CPU's
-(attention, bitsandbytes, TRL's head), stand-ins hold what they hold.
+where layers differ, all are run. The batch that is run is a large prime: what it divides grows with the batch, as no
+other dimension is a multiple of it, and so one run tells of every batch. What a kernel takes for itself while it runs
+is unseen; where CUDA's kernels hold other tensors than a CPU's (attention, bitsandbytes, TRL's head), stand-ins hold
+what they hold.
 """
 
 from __future__ import annotations
@@ -143,9 +144,17 @@ class Traced:
 
 def trace(config: Any, step: Step, *, trust_remote_code: bool = False) -> Traced:
     """What this step holds, for the model of this config; raises PerlError where its code can't run without data."""
-    if step.kind == "rl" and not step.cuda and not step.autocast:  # a CPU's head takes every token, as in sft
-        step = replace(step, kind="sft", completion=0)
+    if step.kind == "sft" and not step.cuda and not step.autocast and not has_dropout(config):
+        step = replace(step, kind="rl")  # a CPU's head takes every token there too: one run for both
+    if step.kind == "rl" and not step.cuda:
+        step = replace(step, completion=0)
     return _trace(_Config(_key_of(config), config, trust_remote_code), step)
+
+
+def has_dropout(config: Any) -> bool:
+    """Whether any chance in the config says that training drops something out."""
+    chances = {name: value for name, value in config.to_dict().items() if "drop" in name and value}
+    return any(isinstance(value, int | float) for value in chances.values())
 
 
 def _key_of(config: Any) -> str:
@@ -273,6 +282,9 @@ def _run(given: _Config, config: Any, step: Step) -> torch.Tensor:
 def _set_up(model: Any, inner: Any, step: Step, quantised: set[int]) -> None:
     """The model as it is when the step begins: in training, with checkpointing and earlier gradients where asked."""
     model.train()
+    for module in model.modules() if step.kind != "sft" else ():  # TRL's reward and RL trainers turn it off
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
     if step.checkpointing and step.kind in LEARNING:
         again = {"use_reentrant": False, "context_fn": lambda: (nullcontext(), _Kernels(step, quantised))}
         inner.gradient_checkpointing_enable(gradient_checkpointing_kwargs=again)
@@ -437,7 +449,7 @@ class _Marks:
         """What was there at the start, of a cache for each layer."""
         kept = series.clone()
         start, cache = self.forward[0], TAGS.index(CACHE)
-        kept[:start, :, cache] += kept[:start, :, cache] * more // RUN_LAYERS
+        kept[start - 1 : start, :, cache] += kept[:start, :, cache].sum(0) * more // RUN_LAYERS
         return kept
 
 
