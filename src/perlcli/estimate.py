@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -229,13 +230,18 @@ def text(shape: Shape, rows: dict[settings.Use, list[Row]], limit: int | None) -
         what = f"perl {stage}: {plan.dtype}, batch {plan.batch} x {plan.length} tokens"
         what += f" ({plan.completion} of them written, {plan.accumulation} passes a step)" if stage == "rl" else ""
         what += f", gradient checkpointing {'on' if plan.checkpointing else 'off'}"
-        header = [*HEADER, *([f"fits {limit / GIB:.3g} GiB", "largest batch"] if limit is not None else [])]
-        parts.append(what + "\n\n" + report.table(header, [cells(row, found) for row in found]))
+        parts.append(what + "\n\n" + table(found, limit))
     parts.append(ASSUMED.format(round(CUDA_WORKSPACE / 1e6)))
     return "\n\n".join(parts)
 
 
-def cells(row: Row, rows: list[Row]) -> list[str]:
+def table(rows: Sequence[Row], limit: int | None = None) -> str:
+    """The arms of a stage side by side; against full tuning where it is among them, and against a limit in bytes."""
+    header = [*HEADER, *([f"fits {limit / GIB:.3g} GiB", "largest batch"] if limit is not None else [])]
+    return report.table(header, [cells(row, rows) for row in rows])
+
+
+def cells(row: Row, rows: Sequence[Row]) -> list[str]:
     """A row of the table."""
     parts = row.found.highest.parts
     full = next((other.found.peak for other in rows if not other.plan.arm.rank), None)
