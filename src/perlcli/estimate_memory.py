@@ -170,8 +170,15 @@ def adapter_parameters(shape: Shape, plan: Plan, stage: Stage) -> int:
 
 @functools.cache
 def _trainable(shape: Shape, step: Step) -> int:
-    model = memory_trace.skeleton(shape.config, step, trust_remote_code=shape.trust_remote_code)
-    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+    short = memory_trace.shortened_once(shape.config)
+    model = memory_trace.skeleton(short, step, trust_remote_code=shape.trust_remote_code)
+    layers = memory_trace.layers_of(model.get_base_model())
+    more = int(shape.config.get_text_config().num_hidden_layers) - len(layers)
+    return _count(model) + (more * _count(layers[0]) if more and layers else 0)
+
+
+def _count(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
 def predict(shape: Shape, plan: Plan) -> Prediction:
@@ -257,7 +264,10 @@ class Pass:
 
 
 def _passes(plan: Plan) -> list[Pass]:
-    """The phases that run the model, in their order."""
+    """The phases that run the model, in their order.
+
+    Scoring and the anchor's log-probabilities are left out: they take the rows of learning forward, and keep nothing.
+    """
     arm, mixed = plan.arm, plan.dtype if plan.dtype != "float32" else ""
     held, again = "float32" if not arm.rank else plan.dtype, int(plan.accumulation > 1)
     step = Step(
@@ -274,7 +284,6 @@ def _passes(plan: Plan) -> list[Pass]:
     found = [
         Pass("sampling", replace(sampled, kind="prefill", length=max(2, plan.length - plan.completion)), rows),
         Pass("sampling", replace(sampled, kind="decode"), rows),
-        Pass("scoring", replace(sampled, kind="scoring", dtype=plan.dtype, autocast=""), plan.batch),
         Pass("learning", step, plan.batch, again),
     ]
     if plan.reinforce:  # the value model learns when the policy's gradients are whole

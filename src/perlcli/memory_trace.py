@@ -36,7 +36,7 @@ from transformers.pytorch_utils import Conv1D
 from perlcli import roles
 from perlcli.errors import PerlError
 
-Kind = Literal["sft", "reward", "rl", "value", "prefill", "decode", "scoring"]
+Kind = Literal["sft", "reward", "rl", "value", "prefill", "decode"]
 LEARNING = ("sft", "reward", "rl", "value")
 ACTIVATIONS, LOGITS, GRADIENTS, CACHE = TAGS = ("activations", "logits", "gradients", "cache")
 TILE_TOKENS, TILE_WIDTH = 4096, 32768  # of TRL's fused head, which never holds all logits (trl/kernels)
@@ -47,7 +47,7 @@ ROWS = 1_048_573  # of the batch that is run: a prime, small enough that no coun
 
 @dataclass(frozen=True)
 class Step:
-    """What is run: a training step of a stage or of the value model, or the forward pass of sampling or scoring."""
+    """What is run: a training step of a stage or of the value model, or the forward pass of sampling."""
 
     kind: Kind
     length: int  # tokens a row; decode: those in the cache
@@ -176,7 +176,7 @@ class _Config:
 
 @functools.lru_cache(maxsize=256)
 def _trace(given: _Config, step: Step) -> Traced:
-    config = _shortened(given)
+    config = shortened_once(given.config)
     try:
         held = _run(given, config, step).cumsum(0)
     except PerlError:
@@ -189,6 +189,11 @@ def _trace(given: _Config, step: Step) -> Traced:
         ) from error
     tokens = step.completion if step.kind == "rl" and step.cuda else max(1, step.length - 1)
     return Traced(held[:, 0].double(), held[:, 1].double(), TILE_TOKENS / tokens)
+
+
+def shortened_once(config: Any) -> Any:
+    """The config as `shortened` gives it, found once for each."""
+    return _shortened(_Config(_key_of(config), config, False))
 
 
 @functools.cache
@@ -365,10 +370,6 @@ def _forward(model: Any, inner: Any, step: Step, live: Live, cache: Any) -> Any:
             live.tag = LOGITS
             scores = out.logits[:, -1].to(torch.float32, copy=True)
             nn.functional.softmax(scores / 0.7, dim=-1).multinomial(1)
-        return None
-    if step.kind == "scoring":
-        with torch.no_grad():
-            inner.base_model(input_ids=ids, attention_mask=mask, use_cache=False)
         return None
     if step.kind == "reward":
         logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits.squeeze(-1)
