@@ -309,6 +309,16 @@ def test_a_run_asks_for_what_its_options_say(deep: Path, reward_run: Path) -> No
     assert estimate.asked_of(full).kind == "full"
 
 
+def test_an_adapter_goes_on_with_its_own_rank(sft_run: Path, tmp_path: Path) -> None:
+    values = {"model": str(sft_run), "reward": "r", "data": "coffee", "output": "run", "dtype": "float32"}
+    model = estimate.Model(str(sft_run))
+    asked = model.asked(settings.resolve(settings.build(settings.Rl, values), {}))
+    assert asked.rank == 4
+    assert model.plan(asked).anchor
+    with pytest.raises(PerlError, match="LoRA and DoRA alone are predicted"):
+        estimate.asked_of(settings.resolve(settings.build(settings.Rl, {**values, "peft": "loha.json"}), {}))
+
+
 def test_a_row_tells_its_peak_and_what_fits(deep: Path) -> None:
     model = estimate.Model(str(deep))
     row = model.row(estimate.Asked("reward", "lora-4bit", 8, batch=2, max_length=32, on_gpu=True), 24 * 2**30)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from perlcli import base, device, report, settings
+from perlcli import adapters, base, device, report, settings
 from perlcli.errors import PerlError, nearest
 from perlcli.estimate_memory import (
     CUDA_WORKSPACE,
@@ -87,6 +87,20 @@ class Model:
         """The run's prediction, and with a limit in bytes whether it fits, and with which batch."""
         return row_of(self.shape, self.plan(asked), limit)
 
+    def asked(self, given: settings.Training) -> Asked:
+        """What a run of `perl sft|reward|rl` on this model asks for; an adapter goes on with its own rank and modules.
+
+        Raises PerlError for an adapter that is no LoRA.
+        """
+        found, own = asked_of(given), self.source.adapter_config
+        if own is None or found.kind == FULL:
+            return found
+        if adapters.kind_of(own) != "LORA":
+            raise PerlError(f"{self.source.name} is {adapters.words(own)}, and LoRA and DoRA alone are predicted")
+        names = own.target_modules if isinstance(own.target_modules, str) else ",".join(sorted(own.target_modules))
+        kind = found.kind.replace("lora", "dora") if own.use_dora else found.kind
+        return replace(found, kind=kind, rank=own.r, target_modules=names)
+
     def plan(self, asked: Asked) -> Plan:
         """What `perl STAGE` would do under these options."""
         if asked.kind not in ARMS:
@@ -119,11 +133,12 @@ def dtype_of(wanted: settings.Dtype, arm: Arm, *, on_gpu: bool) -> str:
 
 
 def asked_of(given: settings.Training) -> Asked:
-    """What a run of `perl sft|reward|rl` would ask for, from its resolved settings.
-
-    Its adapter is taken for a LoRA of the rank given, where it is none of --full and --use-dora.
-    """
+    """What a run of `perl sft|reward|rl` with a new adapter asks for, from its resolved settings. Raises PerlError."""
     flat = settings.flat(given)
+    if flat["peft"]:
+        raise PerlError(
+            f"--peft {flat['peft']}: LoRA and DoRA alone are predicted", "a run of some steps tells its peak"
+        )
     stage: Any = settings.command_of(given)
     bits = 4 if flat["load_in_4bit"] else 8 if flat["load_in_8bit"] else 0
     kind = FULL if flat["full"] else ("dora" if flat["use_dora"] else "lora") + (f"-{bits}bit" if bits else "")
