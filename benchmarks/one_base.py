@@ -30,6 +30,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import shapes
+
 HERE = Path(__file__).resolve().parent
 MB = 1e6
 WARM_UP = 2  # steps before the clock counts: caches fill, CUDA picks its kernels
@@ -47,33 +49,6 @@ COMPARED = (
 )  # fmt: skip
 SAME = ("mean_length", "min_length", "max_length", "step_tokens")  # what must be equal in every arm
 
-# The shapes of real models by name: weights are random, as only their cost counts.
-LLAMA = {
-    "architecture": "llama", "vocab_size": 128256, "head_dim": 64, "num_attention_heads": 32, "num_key_value_heads": 8,
-    "rms_norm_eps": 1e-5, "max_position_embeddings": 8192,
-    "rope_parameters": {"rope_type": "default", "rope_theta": 5e5},
-}  # fmt: skip
-CONFIGS: dict[str, dict[str, Any]] = {
-    "llama-3.2-1b": LLAMA | {
-        "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "tie_word_embeddings": True,
-    },
-    "llama-3.1-8b": LLAMA | {
-        "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "tie_word_embeddings": False,
-        "head_dim": 128,
-    },
-    "qwen2.5-1.5b": {
-        "architecture": "qwen2", "vocab_size": 151936, "hidden_size": 1536, "intermediate_size": 8960,
-        "num_hidden_layers": 28, "num_attention_heads": 12, "num_key_value_heads": 2, "tie_word_embeddings": True,
-        "rms_norm_eps": 1e-6, "max_position_embeddings": 32768,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
-    },
-    "tiny": {
-        "architecture": "llama", "vocab_size": 1000, "hidden_size": 64, "intermediate_size": 128,
-        "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "tie_word_embeddings": True,
-        "max_position_embeddings": 512,
-    },
-}  # fmt: skip
-
 ARMS = {
     "perl": "perl rl: policy, anchor and reward on one base",
     "perl-4-rewards": "perl rl with four reward adapters on the one base",
@@ -90,7 +65,7 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--model", help="folder of a model with its tokenizer")
-    what.add_argument("--config", choices=CONFIGS, help="random weights in the shape of this model")
+    what.add_argument("--config", choices=shapes.CONFIGS, help="random weights in the shape of this model")
     add("--arms", default="perl,stock,full,perl-4-rewards", help="which to run: " + ", ".join(ARMS))
     add("--precision", choices=["float32", "bfloat16", "4bit"], default="float32", help="of the weights")
     add("--steps", type=int, default=6, help=f"optimiser steps, the first {WARM_UP} uncounted")
@@ -136,34 +111,14 @@ def make_model(spec: dict[str, Any], folder: Path) -> None:
     file what a copy costs: converted, every copy is memory of its own.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    stored = torch.bfloat16 if spec["precision"] == "float32" or spec["device"] == "cuda" else torch.float32
-    if spec["model"]:
-        model = AutoModelForCausalLM.from_pretrained(spec["model"], dtype=stored)
-        AutoTokenizer.from_pretrained(spec["model"]).save_pretrained(folder)
-    else:
-        torch.manual_seed(0)
-        shape = dict(CONFIGS[spec["config"]])
-        tokenizer = make_tokenizer(shape["vocab_size"])
-        ids = {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
-        config = AutoConfig.for_model(shape.pop("architecture"), **shape, **ids)
-        with torch.device(spec["device"]):
-            model = AutoModelForCausalLM.from_config(config, dtype=stored)
-        tokenizer.save_pretrained(folder)
-    model.save_pretrained(folder)
-
-
-def make_tokenizer(size: int) -> Any:
-    """A tokenizer of one word a token, so that what is decoded and encoded again keeps its length."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    special = ["<eos>", "<pad>", "<unk>"]
-    words = special + [f"w{number}" for number in range(size - len(special))]
-    raw = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="<unk>"))
-    raw.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<eos>", pad_token="<pad>", unk_token="<unk>")
+    stored = "bfloat16" if spec["precision"] == "float32" or spec["device"] == "cuda" else "float32"
+    if not spec["model"]:
+        shapes.make_model(spec["config"], folder, stored, spec["device"])
+        return
+    AutoModelForCausalLM.from_pretrained(spec["model"], dtype=getattr(torch, stored)).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(spec["model"]).save_pretrained(folder)
 
 
 def make_rewards(spec: dict[str, Any], work: Path) -> tuple[list[str], int, int]:
@@ -204,19 +159,13 @@ def make_prompts(spec: dict[str, Any], work: Path) -> None:
 
     tokenizer = AutoTokenizer.from_pretrained(work / "model")
     dice = random.Random(0)
-    words = [word for word in sample_words(tokenizer, dice) if len(tokenizer(f" {word}")["input_ids"]) == 1]
+    words = shapes.words_of(tokenizer, dice)
     (work / "prompts").mkdir()
     with (work / "prompts" / "train.jsonl").open("w", encoding="utf-8") as file:
         for _ in range(spec["steps"] * spec["batch"] // spec["generations"]):
             prompt = "".join(f" {dice.choice(words)}" for _ in range(spec["prompt_tokens"]))
             assert len(tokenizer(prompt)["input_ids"]) == spec["prompt_tokens"]
             file.write(json.dumps({"prompt": prompt}) + "\n")
-
-
-def sample_words(tokenizer: Any, dice: random.Random) -> list[str]:
-    """Words of the vocabulary."""
-    ids = dice.sample(range(len(tokenizer)), min(5000, len(tokenizer)))
-    return [word for token in ids if (word := tokenizer.decode([token]).strip()).isalnum() and word.isascii()]
 
 
 # The arms: what a user would type, with the same work in each.

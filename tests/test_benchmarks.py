@@ -4,6 +4,7 @@ import importlib.util
 import json
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,25 +15,32 @@ SCRIPT = Path(__file__).parents[1] / "benchmarks" / "one_base.py"
 
 
 @pytest.fixture(scope="module")
-def one_base() -> Any:
+def script() -> Iterator[Callable[[str], Any]]:
+    """Imports a script by its name, as the scripts import each other."""
+
+    def load(name: str) -> Any:
+        spec = importlib.util.spec_from_file_location(f"benchmark_{name}", SCRIPT.with_name(f"{name}.py"))
+        assert spec and spec.loader
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = module  # dataclasses look themselves up there
+        spec.loader.exec_module(module)
+        return module
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "path", [*sys.path, str(SCRIPT.parent)])
+        yield load
+
+
+@pytest.fixture(scope="module")
+def one_base(script: Callable[[str], Any]) -> Any:
     """The script as a module."""
-    spec = importlib.util.spec_from_file_location("one_base", SCRIPT)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["one_base"] = module
-    spec.loader.exec_module(module)
-    return module
+    return script("one_base")
 
 
-@pytest.fixture
-def of_data(one_base: Any) -> Any:
+@pytest.fixture(scope="module")
+def of_data(script: Callable[[str], Any]) -> Any:
     """The other script as a module; it borrows from the first."""
-    spec = importlib.util.spec_from_file_location("data_benchmark", SCRIPT.with_name("data.py"))
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["data_benchmark"] = module
-    spec.loader.exec_module(module)
-    return module
+    return script("data")
 
 
 def run_of(one_base: Any, arm: str, repeat: int, peak: float, step: float, **more: Any) -> dict[str, Any]:
@@ -111,6 +119,61 @@ def test_figures_of_data_are_kept_to_read_and_to_compute_with(of_data: Any, tmp_
     of_data.write(tmp_path / "results" / "a", about, found)
     assert json.loads((tmp_path / "results" / "a.json").read_text())["runs"] == [asdict(found[0])]
     assert "| 1,000 | 2 | 12.3 | 14.5 | 600 |" in (tmp_path / "results" / "a.md").read_text()
+
+
+def test_rows_have_the_length_that_was_asked_for(script: Any, tmp_path: Path, llama: Path) -> None:
+    from perlcli import base, data
+    from perlcli.data.tokens import of_demonstration, of_preference, of_prompt
+
+    shapes = script("shapes")
+    shapes.make_model("tiny", tmp_path / "model", "float32")
+    for model in (tmp_path / "model", llama):
+        shapes.make_rows(model, tmp_path, 40, 10, 3)
+        source = base.locate(str(model))
+        render = base.renderer(source, base.load_tokenizer(source))
+        (pair, *_), (chat, *_), (prompt, *_) = (
+            data.load(str(tmp_path / file), use).rows
+            for file, use in (("pairs.jsonl", "reward"), ("chats.jsonl", "sft"), ("prompts.jsonl", "rl"))
+        )
+        assert {len(ids) for ids in of_preference(render, pair).values()} == {40}
+        assert len(of_demonstration(render, chat)["input_ids"]) == 40
+        assert len(of_prompt(render, prompt)["ids"]) == 30
+
+
+def test_predictions_stand_beside_what_was_measured(script: Any, tmp_path: Path) -> None:
+    estimate = script("estimate")
+    found = [
+        estimate.Figures("reward", "full", 110.0, 100.0, None),
+        estimate.Figures("rl", "full", 90.0, None, None, "out of memory: at 79 GB"),
+    ]
+    about = {"command": "c", "date": "d", "git_commit": "g", "device": "e", "versions": {"a": "1"}, "model": "m"}
+    estimate.write(tmp_path / "results" / "a", about, found)
+    shown = (tmp_path / "results" / "a.md").read_text()
+    assert "| reward | full | 110 | 100 | 1.10 |" in shown
+    assert "| rl | full | 90 | out of memory |  |" in shown
+    assert json.loads((tmp_path / "results" / "a.json").read_text())["runs"][0]["ratio"] == pytest.approx(1.1)
+
+
+def test_unknown_arms_and_stages_are_told(script: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    estimate = script("estimate")
+    for words, said in ((("--arms", "qlora"), "--arms: there is no qlora"), (("--stages", "rm"), "there is no rm")):
+        with pytest.raises(SystemExit):
+            estimate.parse(["--config", "tiny", *words])
+        assert said in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="memory on a CPU is read from /proc")
+def test_predictions_are_held_against_runs(tmp_path: Path) -> None:
+    words = ["--config", "tiny", "--stages", "reward,rl", "--arms", "full,lora", "--steps", "2", "--length", "64"]
+    command = [sys.executable, str(SCRIPT.with_name("estimate.py")), *words, "--output", str(tmp_path / "tiny")]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stdout + found.stderr
+    runs = json.loads((tmp_path / "tiny.json").read_text(encoding="utf-8"))["runs"]
+    assert [(run["stage"], run["arm"]) for run in runs] == [
+        ("reward", "full"), ("reward", "lora"), ("rl", "full"), ("rl", "lora"),
+    ]  # fmt: skip
+    assert all(run["measured_mb"] > 0 and run["predicted_mb"] > 0 for run in runs)
 
 
 @pytest.mark.slow

@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from perlcli import base, device, report, settings
+from perlcli import adapters, base, device, report, settings
 from perlcli.errors import PerlError, nearest
 from perlcli.estimate_memory import (
+    CUDA_WORKSPACE,
     Arm,
     Plan,
     Prediction,
@@ -24,7 +26,8 @@ from perlcli.estimate_memory import (
 )
 
 STAGES: tuple[settings.Use, ...] = ("sft", "reward", "rl")
-ARMS = {"full": (False, 0), "lora": (False, 0), "lora-8bit": (False, 8), "lora-4bit": (False, 4),
+FULL = "full"
+ARMS = {FULL: (False, 0), "lora": (False, 0), "lora-8bit": (False, 8), "lora-4bit": (False, 4),
         "dora": (True, 0), "dora-8bit": (True, 8), "dora-4bit": (True, 4)}  # fmt: skip
 GB, GIB = 10**9, 2**30
 HEADER = ("arm", "weights", "adapters", "optimiser", "gradients", "activations", "KV cache", "peak", "of full")
@@ -32,6 +35,25 @@ ASSUMED = (
     "GB of 10^9 bytes, at the moment when most is held. Every row has the full length; AdamW in float32; on a GPU {} "
     "MB for cuBLAS are in the peak, and what must fit is the peak, 5 % and 600 MB for the driver."
 )
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A run whose memory is asked for, in the words of its options."""
+
+    stage: settings.Use
+    kind: str = "lora"  # one of ARMS
+    rank: int = 16
+    target_modules: str = settings.ATTENTION
+    dtype: settings.Dtype = "auto"
+    batch: int = 8  # per device: rows, pairs or completions
+    accumulation: int | None = None  # None: the stage's own default
+    max_length: int = 1024
+    max_completion_length: int = 128
+    algorithm: settings.Algorithm = "rloo"
+    rewards: int = 1
+    checkpointing: bool | None = None  # None: on for a GPU, as in training
+    on_gpu: bool | None = None  # None: where there is one
 
 
 @dataclass(frozen=True)
@@ -43,6 +65,96 @@ class Row:
     found: Prediction
     fits: bool | None  # None: no GPU to hold it against
     largest: int | None
+
+    @property
+    def peak(self) -> int:
+        """The most bytes that it holds at once."""
+        return self.found.peak
+
+
+class Model:
+    """A model whose runs are predicted: its config is read once. Raises PerlError where there is none to predict."""
+
+    def __init__(self, name: str | None, *, trust_remote_code: bool = False) -> None:
+        self.source = base.locate(name, trust_remote_code=trust_remote_code)
+        self.shape = shape_of(self.source.config, self.source.base_name, trust_remote_code=trust_remote_code)
+        skeleton = base.skeleton(self.source, trust_remote_code=trust_remote_code)
+        if skeleton is None:
+            raise PerlError(f"{self.source.base_name} can't be built without its weights", "name another --model")
+        self.skeleton = skeleton
+
+    def row(self, asked: Asked, limit: int | None = None) -> Row:
+        """The run's prediction, and with a limit in bytes whether it fits, and with which batch."""
+        return row_of(self.shape, self.plan(asked), limit)
+
+    def asked(self, given: settings.Training) -> Asked:
+        """What a run of `perl sft|reward|rl` on this model asks for; an adapter goes on with its own rank and modules.
+
+        Raises PerlError for an adapter that is no LoRA.
+        """
+        found, own = asked_of(given), self.source.adapter_config
+        if own is None or found.kind == FULL:
+            return found
+        if adapters.kind_of(own) != "LORA":
+            raise PerlError(f"{self.source.name} is {adapters.words(own)}, and LoRA and DoRA alone are predicted")
+        names = own.target_modules if isinstance(own.target_modules, str) else ",".join(sorted(own.target_modules))
+        kind = found.kind.replace("lora", "dora") if own.use_dora else found.kind
+        return replace(found, kind=kind, rank=own.r, target_modules=names)
+
+    def plan(self, asked: Asked) -> Plan:
+        """What `perl STAGE` would do under these options."""
+        if asked.kind not in ARMS:
+            raise PerlError(f"There is no arm {asked.kind}", f"arms: {', '.join(ARMS)}")
+        is_dora, bits = ARMS[asked.kind]
+        arm = Arm(asked.kind) if asked.kind == FULL else Arm(asked.kind, asked.rank, bits, is_dora)
+        on_gpu = device_bytes() is not None if asked.on_gpu is None else asked.on_gpu
+        passes = asked.accumulation or (settings.RL_ACCUMULATION if asked.stage == "rl" else 1)
+        return Plan(
+            asked.stage, arm, self.targets(asked) if arm.rank else (), dtype_of(asked.dtype, arm, on_gpu=on_gpu),
+            asked.batch, asked.max_length, asked.max_completion_length, passes,
+            on_gpu if asked.checkpointing is None else asked.checkpointing,
+            asked.stage == "rl" and asked.algorithm == "reinforce" and arm.rank > 0, asked.rewards,
+            asked.stage == "rl" and self.source.adapter is not None, True, on_gpu,
+        )  # fmt: skip
+
+    def targets(self, asked: Asked) -> tuple[str, ...] | str:
+        """The modules that get an adapter. Raises PerlError for one that the model lacks."""
+        found = base.target_modules(self.skeleton, asked.target_modules)
+        return found if isinstance(found, str) else tuple(found)
+
+
+def dtype_of(wanted: settings.Dtype, arm: Arm, *, on_gpu: bool) -> str:
+    """The dtype of what isn't quantised, on the machine at hand or on a GPU that isn't."""
+    if on_gpu and wanted == "auto" and device.kind() == "cpu":
+        return "bfloat16"
+    return device.dtype_name(
+        settings.ModelSettings(dtype=wanted, load_in_8bit=arm.bits == 8, load_in_4bit=arm.bits == 4)
+    )
+
+
+def asked_of(given: settings.Training) -> Asked:
+    """What a run of `perl sft|reward|rl` with a new adapter asks for, from its resolved settings. Raises PerlError."""
+    flat = settings.flat(given)
+    if flat["peft"]:
+        raise PerlError(
+            f"--peft {flat['peft']}: LoRA and DoRA alone are predicted", "a run of some steps tells its peak"
+        )
+    stage: Any = settings.command_of(given)
+    bits = 4 if flat["load_in_4bit"] else 8 if flat["load_in_8bit"] else 0
+    kind = FULL if flat["full"] else ("dora" if flat["use_dora"] else "lora") + (f"-{bits}bit" if bits else "")
+    set_apart = dict(item.split("=", 1) for item in flat["set"] if "=" in item)
+    asked = set_apart.get("gradient_checkpointing")
+    found = Asked(
+        stage, kind, int(flat["lora_r"] or 0), str(flat["lora_target_modules"]), flat["dtype"],
+        int(flat["per_device_train_batch_size"]), flat["gradient_accumulation_steps"], int(flat["max_length"]),
+        checkpointing=None if asked is None else asked.strip().lower() in ("true", "1", "yes", "on"),
+    )  # fmt: skip
+    if not isinstance(given, settings.Rl):
+        return found
+    return replace(
+        found, max_completion_length=flat["max_completion_length"], algorithm=flat["algorithm"],
+        rewards=len(flat["reward"]),
+    )  # fmt: skip
 
 
 def run(given: settings.Estimate) -> None:
@@ -57,13 +169,22 @@ def run(given: settings.Estimate) -> None:
     limit = parse_gpu(values.estimate.gpu) if values.estimate.gpu else device_bytes()
     arms = parse_arms(values.estimate.arms, str(values.estimate.lora_r))
     stages = parse_stage(values.estimate.stage)
-    source = base.locate(values.model.model, trust_remote_code=values.model.trust_remote_code)
-    shape = shape_of(source.config, source.base_name, trust_remote_code=values.model.trust_remote_code)
-    plans = {stage: [plan_of(values, source, stage, arm, limit) for arm in arms] for stage in stages}
-    rows = {stage: [row_of(shape, plan, limit) for plan in found] for stage, found in plans.items()}
+    model = Model(values.model.model, trust_remote_code=values.model.trust_remote_code)
+    plans = {stage: [model.plan(asked_for(values, stage, arm, limit)) for arm in arms] for stage in stages}
+    rows = {stage: [row_of(model.shape, plan, limit) for plan in found] for stage, found in plans.items()}
     if "rl" in rows:
-        rows["rl"] += [row_of(shape, plan, limit) for plan in map(stock, plans["rl"]) if plan.arm.rank]
-    print(as_json(shape, rows, limit) if values.estimate.json else text(shape, rows, limit))
+        rows["rl"] += [row_of(model.shape, plan, limit) for plan in map(stock, plans["rl"]) if plan.arm.rank]
+    print(as_json(model.shape, rows, limit) if values.estimate.json else text(model.shape, rows, limit))
+
+
+def asked_for(values: settings.Estimate, stage: settings.Use, arm: Arm, limit: int | None) -> Asked:
+    """A stage's run under an arm with the options of `perl estimate`, on a GPU where one is named or at hand."""
+    train, rl = values.train, values.rl
+    return Asked(
+        stage, arm.name, arm.rank, str(values.estimate.lora_target_modules), values.model.dtype,
+        int(train.per_device_train_batch_size or 1), train.gradient_accumulation_steps, int(train.max_length or 1),
+        int(rl.max_completion_length or 1), rl.algorithm, rl.rewards, train.gradient_checkpointing, limit is not None,
+    )  # fmt: skip
 
 
 def parse_gpu(words: str) -> int:
@@ -96,37 +217,7 @@ def parse_arms(words: str, ranks: str) -> list[Arm]:
     found = []
     for name in names:
         is_dora, bits = ARMS[name]
-        found += [Arm("full")] if name == "full" else [Arm(name, int(rank), bits, is_dora) for rank in numbers]
-    return found
-
-
-def plan_of(values: settings.Estimate, source: base.Source, stage: settings.Use, arm: Arm, limit: int | None) -> Plan:
-    """What `perl STAGE` would do with these settings under this arm, on a GPU where one is named or at hand."""
-    on_gpu, has_anchor = limit is not None, stage == "rl" and source.adapter is not None
-    model = settings.ModelSettings(dtype=values.model.dtype, load_in_8bit=arm.bits == 8, load_in_4bit=arm.bits == 4)
-    dtype = device.dtype_name(model)
-    if on_gpu and values.model.dtype == "auto":
-        dtype = "bfloat16"
-    asked = values.train.gradient_checkpointing
-    targets = base.target_modules(skeleton_of(source, values), str(values.estimate.lora_target_modules))
-    return Plan(
-        stage, arm, targets if isinstance(targets, str) else tuple(targets), dtype,
-        int(values.train.per_device_train_batch_size or 1), int(values.train.max_length or 1),
-        int(values.rl.max_completion_length or 1), passes(values, stage), on_gpu if asked is None else asked,
-        values.rl.algorithm == "reinforce", values.rl.rewards, has_anchor, True, on_gpu,
-    )  # fmt: skip
-
-
-def passes(values: settings.Estimate, stage: settings.Use) -> int:
-    """Passes a step: as given, else as the stage's own default."""
-    return int(values.train.gradient_accumulation_steps or (settings.RL_ACCUMULATION if stage == "rl" else 1))
-
-
-def skeleton_of(source: base.Source, values: settings.Estimate) -> Any:
-    """The base's modules; raises PerlError where it has none that can be had without weights."""
-    found = base.skeleton(source, trust_remote_code=values.model.trust_remote_code)
-    if found is None:
-        raise PerlError(f"{source.base_name} can't be built as a causal language model", "name another --model")
+        found += [Arm(FULL)] if name == FULL else [Arm(name, int(rank), bits, is_dora) for rank in numbers]
     return found
 
 
@@ -138,7 +229,9 @@ def stock(plan: Plan) -> Plan:
 def row_of(shape: Shape, plan: Plan, limit: int | None) -> Row:
     """The prediction, and whether and with which batch it fits."""
     found = predict(shape, plan)
-    name = plan.arm.name + (f" r{plan.arm.rank}" if plan.arm.rank else "") + ("" if plan.one_base else ", stock copies")
+    name = (
+        plan.arm.name + (f" r={plan.arm.rank}" if plan.arm.rank else "") + ("" if plan.one_base else ", stock copies")
+    )
     if limit is None:
         return Row(plan, name, found, None, None)
     return Row(plan, name, found, takes(found, plan) <= limit, largest_batch(shape, plan, limit))
@@ -152,13 +245,18 @@ def text(shape: Shape, rows: dict[settings.Use, list[Row]], limit: int | None) -
         what = f"perl {stage}: {plan.dtype}, batch {plan.batch} x {plan.length} tokens"
         what += f" ({plan.completion} of them written, {plan.accumulation} passes a step)" if stage == "rl" else ""
         what += f", gradient checkpointing {'on' if plan.checkpointing else 'off'}"
-        header = [*HEADER, *([f"fits {limit / GIB:.3g} GiB", "largest batch"] if limit is not None else [])]
-        parts.append(what + "\n\n" + report.table(header, [cells(row, found) for row in found]))
-    parts.append(ASSUMED.format(42))
+        parts.append(what + "\n\n" + table(found, limit))
+    parts.append(ASSUMED.format(round(CUDA_WORKSPACE / 1e6)))
     return "\n\n".join(parts)
 
 
-def cells(row: Row, rows: list[Row]) -> list[str]:
+def table(rows: Sequence[Row], limit: int | None = None) -> str:
+    """The arms of a stage side by side; against full tuning where it is among them, and against a limit in bytes."""
+    header = [*HEADER, *([f"fits {limit / GIB:.3g} GiB", "largest batch"] if limit is not None else [])]
+    return report.table(header, [cells(row, rows) for row in rows])
+
+
+def cells(row: Row, rows: Sequence[Row]) -> list[str]:
     """A row of the table."""
     parts = row.found.highest.parts
     full = next((other.found.peak for other in rows if not other.plan.arm.rank), None)

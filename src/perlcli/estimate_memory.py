@@ -120,6 +120,9 @@ def shape_of(config: Any, name: str = "", *, trust_remote_code: bool = False) ->
     except Exception as error:  # the library's, or remote code's own
         problem = f"{name or config.model_type} can't be built as a causal language model: {type(error).__name__}"
         raise PerlError(problem, "name a causal language model") from error
+    if memory_trace.has_experts(model):
+        problem = f"{name or config.model_type} sends tokens to experts by what they say: its memory depends on data"
+        raise PerlError(problem, "a step of a real run tells its peak: perl reward … --max-steps 2")
     head = model.get_output_embeddings()
     linear = [m for m in model.modules() if isinstance(m, nn.Linear | Conv1D) and m is not head]
     sizes = {id(p): p.numel() for p in model.parameters()}
@@ -167,8 +170,15 @@ def adapter_parameters(shape: Shape, plan: Plan, stage: Stage) -> int:
 
 @functools.cache
 def _trainable(shape: Shape, step: Step) -> int:
-    model = memory_trace.skeleton(shape.config, step, trust_remote_code=shape.trust_remote_code)
-    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+    short = memory_trace.shortened_once(shape.config)
+    model = memory_trace.skeleton(short, step, trust_remote_code=shape.trust_remote_code)
+    layers = memory_trace.layers_of(model.get_base_model())
+    more = int(shape.config.get_text_config().num_hidden_layers) - len(layers)
+    return _count(model) + (more * _count(layers[0]) if more and layers else 0)
+
+
+def _count(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
 def predict(shape: Shape, plan: Plan) -> Prediction:
@@ -179,12 +189,12 @@ def predict(shape: Shape, plan: Plan) -> Prediction:
     lying = {"weights": sum(weights.values()), "adapters": sum(adapters.values())}
     lying["overhead"] = CUDA_WORKSPACE if plan.cuda else 0
     states = lying | {"optimiser": optimiser}
+    of_one = 4 * _trained(shape, replace(plan, reinforce=False))
     phases = [Phase("loading", lying | {"activations": _loading(shape, plan)})]
-    for name, step, batch in _steps(plan):
-        held = memory_trace.trace(shape.config, step, trust_remote_code=shape.trust_remote_code).at_peak(batch)
-        if step.accumulated:
-            held[GRADIENTS] += gradients
-        phases.append(Phase(name, states | held))
+    for each in _passes(plan):
+        held = memory_trace.trace(shape.config, each.step, trust_remote_code=shape.trust_remote_code).at_peak(each.rows)
+        held[GRADIENTS] += each.adapters * of_one
+        phases.append(Phase(each.name, states | held))
     phases.append(Phase("update", states | {GRADIENTS: gradients}))
     return Prediction(weights, adapters, gradients, optimiser, tuple(phases))
 
@@ -243,26 +253,42 @@ def _loading(shape: Shape, plan: Plan) -> int:
     return shape.parameters * size
 
 
-def _steps(plan: Plan) -> list[tuple[str, Step, int]]:
-    """The phases that run the model, each with its step and how many rows go through it at once."""
+@dataclass(frozen=True)
+class Pass:
+    """A phase that runs the model."""
+
+    name: str
+    step: Step
+    rows: int  # that go through at once
+    adapters: int = 0  # whose gradients lie there already
+
+
+def _passes(plan: Plan) -> list[Pass]:
+    """The phases that run the model, in their order.
+
+    Scoring and the anchor's log-probabilities are left out: they take the rows of learning forward, and keep nothing.
+    """
     arm, mixed = plan.arm, plan.dtype if plan.dtype != "float32" else ""
-    held = "float32" if not arm.rank else plan.dtype
+    held, again = "float32" if not arm.rank else plan.dtype, int(plan.accumulation > 1)
     step = Step(
         plan.stage, plan.length, plan.completion, dtype=held, autocast=mixed, bits=arm.bits, rank=arm.rank,
-        targets=plan.targets, dora=arm.dora, checkpointing=plan.checkpointing, accumulated=plan.accumulation > 1,
+        targets=plan.targets, dora=arm.dora, checkpointing=plan.checkpointing, accumulated=bool(again),
         cuda=plan.cuda,
     )  # fmt: skip
     if plan.stage != "rl":
-        return [("learning", step, plan.batch * (2 if plan.stage == "reward" else 1))]
+        step = replace(step, completion=0)
+        return [Pass("learning", step, plan.batch * (2 if plan.stage == "reward" else 1), again)]
     # An adapter is sampled outside autocast; a whole model's own forward pass has it on.
     sampled = replace(step, checkpointing=False, accumulated=False, completion=0, autocast="" if arm.rank else mixed)
     rows = plan.batch * plan.accumulation
-    return [
-        ("sampling", replace(sampled, kind="prefill", length=max(2, plan.length - plan.completion)), rows),
-        ("sampling", replace(sampled, kind="decode"), rows),
-        ("scoring", replace(sampled, kind="scoring", dtype=plan.dtype, autocast=""), plan.batch),
-        ("learning", step, plan.batch),
+    found = [
+        Pass("sampling", replace(sampled, kind="prefill", length=max(2, plan.length - plan.completion)), rows),
+        Pass("sampling", replace(sampled, kind="decode"), rows),
+        Pass("learning", step, plan.batch, again),
     ]
+    if plan.reinforce:  # the value model learns when the policy's gradients are whole
+        found.append(Pass("value", replace(step, kind="value"), plan.batch, 1 + again))
+    return found
 
 
 def takes(prediction: Prediction, plan: Plan) -> int:

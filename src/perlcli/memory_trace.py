@@ -2,9 +2,10 @@
 
 Nothing is computed and no weight is read. A tracker sees every tensor that comes and goes, so that activations, caches
 and logits follow from the architecture itself, whatever it is. Three layers are run and the middle one is repeated;
-where layers differ, all are run. Two batch sizes are run, and what is held grows by the same amount with each further
-row. What a kernel takes for itself while it runs is unseen; where CUDA's kernels hold other tensors than a CPU's
-(attention, bitsandbytes, TRL's head), stand-ins hold what they hold.
+where layers differ, all are run. The batch that is run is a large prime: what it divides grows with the batch, as no
+other dimension is a multiple of it, and so one run tells of every batch. What a kernel takes for itself while it runs
+is unseen; where CUDA's kernels hold other tensors than a CPU's (attention, bitsandbytes, TRL's head), stand-ins hold
+what they hold.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ from __future__ import annotations
 import copy
 import functools
 import gc
+import itertools
 import json
+import logging
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -27,25 +30,28 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers.initialization import no_init_weights
 from transformers.pytorch_utils import Conv1D
 
 from perlcli import roles
 from perlcli.errors import PerlError
 
-Kind = Literal["sft", "reward", "rl", "prefill", "decode", "scoring"]
+Kind = Literal["sft", "reward", "rl", "value", "prefill", "decode"]
+LEARNING = ("sft", "reward", "rl", "value")
 ACTIVATIONS, LOGITS, GRADIENTS, CACHE = TAGS = ("activations", "logits", "gradients", "cache")
 TILE_TOKENS, TILE_WIDTH = 4096, 32768  # of TRL's fused head, which never holds all logits (trl/kernels)
 CPU_TILE = {"forward": 12, "backward": 29}  # bytes an element beside the tile, where torch folds it and not Triton
-RUN_LAYERS, BATCHES = 3, (2, 3)
+RUN_LAYERS = 3
+ROWS = 1_048_573  # of the batch that is run: a prime, small enough that no count of bytes overflows
 
 
 @dataclass(frozen=True)
 class Step:
-    """What is run: a training step of a stage, or the forward pass of sampling or scoring."""
+    """What is run: a training step of a stage or of the value model, or the forward pass of sampling."""
 
     kind: Kind
     length: int  # tokens a row; decode: those in the cache
-    completion: int = 0  # rl: tokens whose log-probabilities are taken
+    completion: int = 0  # rl: tokens whose log-probabilities are taken, or whose returns are predicted
     dtype: str = "float32"  # of the weights; of a quantised base, what it computes in
     autocast: str = ""  # the dtype of mixed precision, where it is on
     bits: int = 0  # 4 or 8 where the base is quantised
@@ -103,15 +109,20 @@ class Live(TorchDispatchMode):
             self.seen.setdefault(id(storage), (storage, "", -1))
 
     def series(self) -> torch.Tensor:
-        """The change of each tag's bytes at each event, (events, tags)."""
-        found = torch.zeros(len(self.events), len(TAGS), dtype=torch.int64)
-        for row, (tag, size, _) in enumerate(self.events):
-            found[row, TAGS.index(tag)] = size
-        return found
+        """The change of each tag's bytes at each event, (events, 2, tags): those of any batch, and those of a row."""
+        changes = [
+            [[0 if tag != other else part for other in TAGS] for part in split(size)] for tag, size, _ in self.events
+        ]
+        return torch.tensor(changes, dtype=torch.int64).reshape(-1, 2, len(TAGS))
 
     def peak(self) -> int:
         """The most bytes that lived at once."""
-        return int(self.series().sum(1).cumsum(0).max()) if self.events else 0
+        return max(itertools.accumulate((size for _, size, _ in self.events), initial=0))
+
+
+def split(size: int) -> tuple[int, int]:
+    """The bytes of a tensor of the run that every batch takes, and those that each row adds."""
+    return (0, size // ROWS) if size % ROWS == 0 else (size, 0)
 
 
 @dataclass(frozen=True)
@@ -124,7 +135,7 @@ class Traced:
 
     def at_peak(self, batch: int) -> dict[str, int]:
         """The bytes of each tag at the moment when most is held."""
-        rows = torch.full((len(TAGS),), float(batch))
+        rows = torch.full((len(TAGS),), float(batch), dtype=torch.float64)
         rows[TAGS.index(LOGITS)] = min(float(batch), self.tile_rows)
         held = self.fixed + self.a_row * rows
         where = int(held.sum(1).argmax())
@@ -133,7 +144,17 @@ class Traced:
 
 def trace(config: Any, step: Step, *, trust_remote_code: bool = False) -> Traced:
     """What this step holds, for the model of this config; raises PerlError where its code can't run without data."""
+    if step.kind == "sft" and not step.cuda and not step.autocast and not has_dropout(config):
+        step = replace(step, kind="rl")  # a CPU's head takes every token there too: one run for both
+    if step.kind == "rl" and not step.cuda:
+        step = replace(step, completion=0)
     return _trace(_Config(_key_of(config), config, trust_remote_code), step)
+
+
+def has_dropout(config: Any) -> bool:
+    """Whether any chance in the config says that training drops something out."""
+    chances = {name: value for name, value in config.to_dict().items() if "drop" in name and value}
+    return any(isinstance(value, int | float) for value in chances.values())
 
 
 def _key_of(config: Any) -> str:
@@ -155,10 +176,9 @@ class _Config:
 
 @functools.lru_cache(maxsize=256)
 def _trace(given: _Config, step: Step) -> Traced:
-    layers = int(given.config.get_text_config().num_hidden_layers)
-    config = shortened(given.config)
+    config = shortened_once(given.config)
     try:
-        runs = [_run(config, replace(step), batch, layers, given.trust_remote_code) for batch in BATCHES]
+        held = _run(given, config, step).cumsum(0)
     except PerlError:
         raise
     except Exception as error:  # modelling code can ask for what only data can tell
@@ -167,12 +187,18 @@ def _trace(given: _Config, step: Step) -> Traced:
             f"The memory of {given.config.model_type} can't be predicted: its code doesn't run without data ({kind})",
             "a step of a real run tells its peak: perl reward … --max-steps 2",
         ) from error
-    if len(runs[0]) != len(runs[1]):
-        raise PerlError(f"The memory of {given.config.model_type} can't be predicted: its steps differ with the batch")
-    held = [run.cumsum(0).double() for run in runs]
-    a_row = (held[1] - held[0]) / (BATCHES[1] - BATCHES[0])
     tokens = step.completion if step.kind == "rl" and step.cuda else max(1, step.length - 1)
-    return Traced(held[0] - a_row * BATCHES[0], a_row, TILE_TOKENS / tokens)
+    return Traced(held[:, 0].double(), held[:, 1].double(), TILE_TOKENS / tokens)
+
+
+def shortened_once(config: Any) -> Any:
+    """The config as `shortened` gives it, found once for each."""
+    return _shortened(_Config(_key_of(config), config, False))
+
+
+@functools.cache
+def _shortened(given: _Config) -> Any:
+    return shortened(given.config)
 
 
 def shortened(config: Any) -> Any:
@@ -189,10 +215,15 @@ def shortened(config: Any) -> Any:
 
 
 def _layers_differ(config: Any) -> bool:
-    with torch.device("meta"):
+    with torch.device("meta"), no_init_weights():
         model = AutoModelForCausalLM.from_config(config)
     shapes = [[tuple(p.shape) for p in layer.parameters()] for layer in layers_of(model)]
     return any(shape != shapes[0] for shape in shapes)
+
+
+def has_experts(model: nn.Module) -> bool:
+    """Whether tokens are sent to experts by what they are, so that memory depends on data."""
+    return any("experts" in name.split(".") for name, _ in model.named_modules())
 
 
 def layers_of(model: nn.Module) -> list[nn.Module]:
@@ -209,8 +240,9 @@ def skeleton(config: Any, step: Step, *, trust_remote_code: bool = False) -> Any
     config.num_labels = 1
     config.get_text_config().pad_token_id = 0
     dtype = getattr(torch, step.dtype)
-    with torch.device("meta"):
+    with torch.device("meta"), no_init_weights():
         model: Any = kind.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
+        model.tie_weights()  # initialising would
         model.requires_grad_(step.rank == 0)
         if step.rank == 0:
             return model
@@ -223,54 +255,61 @@ def skeleton(config: Any, step: Step, *, trust_remote_code: bool = False) -> Any
         return roles.as_float32(get_peft_model(model, lora))
 
 
-def _run(config: Any, step: Step, batch: int, layers: int, trust_remote_code: bool) -> torch.Tensor:
-    """The changes of each tag over a step of the whole depth, (events, tags)."""
-    torch.manual_seed(0)
-    model = skeleton(config, step, trust_remote_code=trust_remote_code)
-    fake, live = FakeTensorMode(), Live()
+def _run(given: _Config, config: Any, step: Step) -> torch.Tensor:
+    """The changes of each tag over a step of the whole depth, (events, 2, tags)."""
+    model = skeleton(config, step, trust_remote_code=given.trust_remote_code)
+    live = Live()
     marks = _Marks(live)
-    with fake:
+    with FakeTensorMode():
         _fill(model)
         inner = model.get_base_model() if step.rank else model
         quantised = _quantised(inner) if step.bits else set()
-        body = layers_of(inner)
-        model.train()
-        if step.checkpointing and step.kind in ("sft", "reward", "rl"):
-            again = {"use_reentrant": False, "context_fn": lambda: (nullcontext(), _Kernels(step, quantised))}
-            inner.gradient_checkpointing_enable(gradient_checkpointing_kwargs=again)
-            inner.enable_input_require_grads()
-        if step.accumulated:
-            for parameter in model.parameters():
-                parameter.grad = torch.empty_like(parameter) if parameter.requires_grad else None
-        cache = _cache(inner, step, batch) if step.kind == "decode" else None
-        marks.watch(body)
+        _set_up(model, inner, step, quantised)
+        cache = _cache(inner, step, ROWS) if step.kind == "decode" else None
+        marks.watch(layers_of(inner))
         live.ignore([*model.parameters(), *model.buffers()])
         if cache is not None:
             live.tag = CACHE
             for tensor in tensors_of(cache):
                 live.add(tensor)
             live.tag = ACTIVATIONS
-        with _uncollected(), _Kernels(step, quantised), live, _learning(model, step, live):
+        with _undisturbed(), _Kernels(step, quantised), live, _learning(model, step, live):
             with _autocast(step):
-                loss = _forward(model, inner, step, batch, live, cache)
+                loss = _forward(model, inner, step, live, cache)
                 before = len(live.events)
-            live.events[before:] = sorted(
-                live.events[before:], key=lambda event: event[2]
-            )  # autocast frees in any order
+            # autocast frees in any order
+            live.events[before:] = sorted(live.events[before:], key=lambda event: event[2])
             if loss is not None:
                 loss.backward()
-    return marks.repeated(layers, len(body))
+    return marks.repeated(int(given.config.get_text_config().num_hidden_layers), len(layers_of(inner)))
+
+
+def _set_up(model: Any, inner: Any, step: Step, quantised: set[int]) -> None:
+    """The model as it is when the step begins: in training, with checkpointing and earlier gradients where asked."""
+    model.train()
+    for module in model.modules() if step.kind != "sft" else ():  # TRL's reward and RL trainers turn it off
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    if step.checkpointing and step.kind in LEARNING:
+        again = {"use_reentrant": False, "context_fn": lambda: (nullcontext(), _Kernels(step, quantised))}
+        inner.gradient_checkpointing_enable(gradient_checkpointing_kwargs=again)
+        inner.enable_input_require_grads()
+    if step.accumulated:
+        for parameter in model.parameters():
+            parameter.grad = torch.empty_like(parameter) if parameter.requires_grad else None
 
 
 @contextmanager
-def _uncollected() -> Iterator[None]:
-    """Without Python's collector, whose moments would stand among the events by chance."""
-    gc.collect()
-    was_on = gc.isenabled()
+def _undisturbed() -> Iterator[None]:
+    """Without Python's collector, whose moments would stand among the events by chance, and torch's log of faults."""
+    was_on, log = gc.isenabled(), logging.getLogger(FakeTensorMode.__module__)
+    level = log.level
     gc.disable()
+    log.setLevel(logging.CRITICAL)
     try:
         yield
     finally:
+        log.setLevel(level)
         if was_on:
             gc.enable()
 
@@ -319,10 +358,10 @@ def _learning(model: Any, step: Step, live: Live) -> Iterator[None]:
         yield
 
 
-def _forward(model: Any, inner: Any, step: Step, batch: int, live: Live, cache: Any) -> Any:
+def _forward(model: Any, inner: Any, step: Step, live: Live, cache: Any) -> Any:
     """Run the step's forward pass; gives the loss of a training step."""
-    ids = torch.ones(batch, 1 if step.kind == "decode" else step.length, dtype=torch.long)
-    mask = torch.ones(batch, step.length, dtype=torch.long)
+    ids = torch.ones(ROWS, 1 if step.kind == "decode" else step.length, dtype=torch.long)
+    mask = torch.ones(ROWS, step.length, dtype=torch.long)
     if step.kind in ("prefill", "decode"):
         with torch.no_grad():
             out = model(input_ids=ids, attention_mask=mask, use_cache=True, past_key_values=cache, logits_to_keep=1)
@@ -332,14 +371,14 @@ def _forward(model: Any, inner: Any, step: Step, batch: int, live: Live, cache: 
             scores = out.logits[:, -1].to(torch.float32, copy=True)
             nn.functional.softmax(scores / 0.7, dim=-1).multinomial(1)
         return None
-    if step.kind == "scoring":
-        with torch.no_grad():
-            inner.base_model(input_ids=ids, attention_mask=mask, use_cache=False)
-        return None
     if step.kind == "reward":
         logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits.squeeze(-1)
         return nn.functional.logsigmoid(logits).mean()  # chosen and rejected lie in one batch
     hidden = inner.base_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state[:, :-1]
+    if step.kind == "value":
+        with torch.autocast("cpu", enabled=False):
+            head = nn.Parameter(torch.empty(1, hidden.size(-1)))
+            return nn.functional.linear(hidden[:, -step.completion :].float(), head).square().mean()
     rows = hidden[:, -step.completion :] if step.kind == "rl" and step.cuda else hidden
     head = inner.get_output_embeddings()
     found: Any = _Head.apply(rows.reshape(-1, rows.size(-1)), head.weight, step, live)
@@ -386,7 +425,7 @@ class _Marks:
             hidden.register_hook(lambda _: self.backward.append(len(self.live.events)))
 
     def repeated(self, layers: int, ran: int) -> torch.Tensor:
-        """The changes with the middle layer's part as often as the model has such layers, (events, tags)."""
+        """The changes with the middle layer's part as often as the model has such layers, (events, 2, tags)."""
         series, more = self.live.series(), layers - ran
         if not more or ran < RUN_LAYERS:
             return series
@@ -400,18 +439,18 @@ class _Marks:
         for place, tag, size, birth in freed:
             if begin <= birth < end and (tag, size) in of_first:
                 series[place] *= 1 + more
-        middle = series[begin:end].repeat(more, 1)
+        middle = series[begin:end].repeat(more, 1, 1)
         if len(back) < RUN_LAYERS:
             return torch.cat([self._before_all(series[:begin], more), series[begin:end], middle, series[end:]])
         first, last = back[-2:]
-        again = series[first:last].repeat(more, 1)
+        again = series[first:last].repeat(more, 1, 1)
         return torch.cat([series[:end], middle, series[end:last], again, series[last:]])
 
     def _before_all(self, series: torch.Tensor, more: int) -> torch.Tensor:
         """What was there at the start, of a cache for each layer."""
         kept = series.clone()
         start, cache = self.forward[0], TAGS.index(CACHE)
-        kept[:start, cache] += kept[:start, cache] * more // RUN_LAYERS
+        kept[start - 1 : start, :, cache] += kept[:start, :, cache].sum(0) * more // RUN_LAYERS
         return kept
 
 

@@ -738,7 +738,7 @@ def resolve(settings: Any, preset: Mapping[str, Any]) -> Any:
         named = {item.partition("=")[0] for item in values["set"]}
         kept = (item for item in defaults.get("set", ()) if item.partition("=")[0] not in named)
         values["set"] = (*kept, *values["set"])
-    if values.get("algorithm") == "reinforce" and values["value_learning_rate"] is None:
+    if values.get("algorithm") == "reinforce" and values.get("value_learning_rate", 0) is None:
         values["value_learning_rate"] = values["learning_rate"]
     if values.get("lora_alpha", 0) is None and (values["lora_r"] or 0) > 0 and not values["peft"]:
         values["lora_alpha"] = 2 * values["lora_r"]
@@ -826,7 +826,7 @@ def _algorithm_conflicts(values: Mapping[str, Any]) -> Iterator[str]:
         yield "--num-generations must be at least 2: each completion's baseline is the mean of the others"
     if reinforce and count != 1:
         yield f"--algorithm reinforce takes one completion a prompt, not --num-generations {count}"
-    if reinforce and values["full"]:
+    if reinforce and values.get("full"):
         yield "--algorithm reinforce has its value model on the frozen base, so it can't be combined with --full"
     if values.get("value_learning_rate") is not None and not reinforce:
         yield "--value-learning-rate is of --algorithm reinforce alone"

@@ -24,7 +24,7 @@ LOGGERS = {
 }
 WARNINGS = (
     # transformers renames names that TRL and peft still use
-    (r"`(is_)?gradient_checkpointing` is deprecated", FutureWarning),
+    (r"`(is_)?gradient_checkpointing\w*` is deprecated", FutureWarning),
     # torch on pinned memory without an accelerator: transformers asks for it by default
     (r".*pin_memory.*", UserWarning),
     # bitsandbytes LLM.int8 says at each layer that it casts its input to float16: documented behaviour

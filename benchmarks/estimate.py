@@ -1,0 +1,227 @@
+"""What `perl estimate` predicts against what runs take at their peak, on CUDA or, by resident memory, on a CPU.
+
+    python benchmarks/estimate.py --model FOLDER --stages reward,sft,rl --arms full,lora
+    python benchmarks/estimate.py --config llama-3.2-1b --arms full,lora,lora-8bit,lora-4bit --length 1024
+
+Every arm of every stage runs `perl` in a fresh process on rows of one length; its record tells the peak. README.md
+beside this file says more.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import shapes
+from one_base import GIVE_BACK, MB, device_name, flag, markdown
+
+from perlcli import device, estimate, record
+
+HERE = Path(__file__).resolve().parent
+STAGES = {"sft": shapes.CHATS, "reward": shapes.PAIRS, "rl": shapes.PROMPTS}
+FLAGS = {"full": ["--full"], "lora": [], "lora-8bit": ["--load-in-8bit"], "lora-4bit": ["--load-in-4bit"],
+         "dora": ["--use-dora"]}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Figures:
+    """A run's peak in MB, predicted and measured; None where it did not finish."""
+
+    stage: str
+    arm: str
+    predicted_mb: float
+    measured_mb: float | None
+    reserved_mb: float | None  # on a GPU, by torch's allocator
+    failure: str = ""
+
+    @property
+    def ratio(self) -> float | None:
+        """Predicted over measured."""
+        return self.predicted_mb / self.measured_mb if self.measured_mb else None
+
+
+def parse(words: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--model", type=Path, help="folder of a model with its tokenizer")
+    what.add_argument("--config", choices=shapes.CONFIGS, help="random weights in the shape of this model")
+    add("--stages", default="sft,reward,rl", help="which to run: " + ", ".join(STAGES))
+    add("--arms", default="full,lora", help="which to run: " + ", ".join(FLAGS))
+    add("--dtype", choices=["auto", "float32", "bfloat16"], default="auto", help="of what isn't quantised")
+    add("--batch", type=int, default=4, help="rows, pairs or completions a step")
+    add("--length", type=int, default=128, help="tokens of every row")
+    add("--completion", type=int, default=32, help="tokens of every completion, which RL samples")
+    add("--rank", type=int, default=16, help="LoRA rank")
+    add("--steps", type=int, default=3, help="optimiser steps")
+    add("--algorithm", choices=["rloo", "reinforce"], default="rloo", help="of RL")
+    add("--checkpointing", choices=["on", "off"], help="gradient checkpointing; default: on for a GPU")
+    add("--output", type=Path, help="where to write, without ending; default: results/DEVICE-estimate-MODEL here")
+    add("--work", type=Path, help="folder for the model and the runs; default: a temporary one")
+    found = parser.parse_args(words)
+    for name, known in (("stages", STAGES), ("arms", FLAGS)):
+        wanted = getattr(found, name).split(",")
+        if unknown := [word for word in wanted if word not in known]:
+            parser.error(f"--{name}: there is no {', '.join(unknown)}; there are {', '.join(known)}")
+        setattr(found, name, wanted)
+    return found
+
+
+def measure(given: argparse.Namespace, work: Path) -> Iterator[Figures]:
+    """Predict and run every arm of every stage."""
+    model = given.model or work / "model"
+    if given.config:
+        shapes.make_model(given.config, model, "bfloat16", device.kind())
+    rows = work / "rows"
+    shapes.make_rows(model, rows, given.length, given.completion, given.steps * given.batch)
+    told = estimate.Model(str(model))
+    for stage in given.stages:
+        for arm in given.arms:
+            if stage == "rl" and arm == "full" and given.algorithm == "reinforce":
+                continue  # its value model is an adapter
+            predicted = told.row(asked(given, stage, arm)).peak / MB
+            yield run(given, stage, arm, [model, rows, work], predicted)
+
+
+def asked(given: argparse.Namespace, stage: Any, arm: str) -> estimate.Asked:
+    """The run in the words of `perl estimate`."""
+    return estimate.Asked(
+        stage, arm, given.rank, dtype=given.dtype, batch=given.batch, accumulation=1, max_length=given.length,
+        max_completion_length=given.completion, algorithm=given.algorithm,
+        checkpointing=None if given.checkpointing is None else given.checkpointing == "on",
+    )  # fmt: skip
+
+
+def run(given: argparse.Namespace, stage: str, arm: str, places: list[Path], predicted: float) -> Figures:
+    """Run an arm of a stage in a fresh process, and read its record. Raises SystemExit where it left none."""
+    model, rows, work = places
+    folder = work / f"{stage}-{arm}"
+    words = [*perl_words(given, stage, arm), "--model", str(model), "--data", str(rows / STAGES[stage])]
+    if stage == "rl":
+        words += ["--reward", str(reward_for(given, arm, places))]
+    error = perl([*words, "--output", str(folder)])
+    if not (folder / "record.json").exists():
+        raise SystemExit(f"perl {stage} ({arm}) failed:\n{error}")
+    found = record.read_record(folder)
+    figures = Figures(
+        stage, arm, predicted, found.memory.get("training_mb") if found.status == "finished" else None,
+        found.memory.get("reserved_mb"), found.failure or "",
+    )  # fmt: skip
+    for path in folder.glob("*.safetensors"):
+        path.unlink()
+    print(" | ".join(cells(figures)), flush=True)
+    return figures
+
+
+def perl_words(given: argparse.Namespace, stage: str, arm: str) -> list[str]:
+    """The options that every run of a stage has under an arm."""
+    words = [stage, *FLAGS[arm], "--max-steps", str(given.steps), "--per-device-train-batch-size", str(given.batch)]
+    words += ["--gradient-accumulation-steps", "1", "--max-length", str(given.length), "--dtype", given.dtype]
+    words += ["--lora-r", str(given.rank)] if arm != "full" else []
+    if given.checkpointing:
+        words += ["--set", f"gradient_checkpointing={flag(given.checkpointing == 'on')}"]
+    if stage == "rl":
+        words += ["--max-completion-length", str(given.completion), "--algorithm", given.algorithm]
+        words += ["--num-generations", "1" if given.algorithm == "reinforce" else str(given.batch)]
+        words += ["--set", f"generation_kwargs={json.dumps({'min_new_tokens': given.completion})}"]
+    return words
+
+
+def reward_for(given: argparse.Namespace, arm: str, places: list[Path]) -> Path:
+    """A reward for RL, made by two steps: an adapter on the same base, or for full tuning a whole model."""
+    model, rows, work = places
+    folder = work / f"reward-for-rl-{arm}"
+    if not folder.exists():
+        options = ["--model", str(model), "--data", str(rows / shapes.PAIRS), "--output", str(folder)]
+        one = argparse.Namespace(**{**vars(given), "steps": 2})
+        if error := perl([*perl_words(one, "reward", "lora" if arm == "full" else arm), *options]):
+            raise SystemExit(f"perl reward, for RL, failed:\n{error}")
+    if arm != "full":
+        return folder
+    whole = work / "whole-reward-for-rl"
+    if not whole.exists() and (error := perl(["merge", str(folder), "--output", str(whole)])):
+        raise SystemExit(f"perl merge failed:\n{error}")
+    return whole
+
+
+def perl(words: list[str]) -> str:
+    """Run a command in a process of its own; gives what it printed last where it failed, else nothing."""
+    environment = os.environ | {"HF_HUB_OFFLINE": "1"} | (GIVE_BACK if device.kind() == "cpu" else {})
+    command = [sys.executable, "-m", "perlcli", *words]
+    found = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    return (found.stdout + found.stderr)[-4000:] if found.returncode else ""
+
+
+def cells(figures: Figures) -> list[str]:
+    """A row of the table."""
+    if figures.measured_mb is None:
+        return [figures.stage, figures.arm, f"{figures.predicted_mb:,.0f}", figures.failure.split(":")[0], ""]
+    return [
+        figures.stage, figures.arm, f"{figures.predicted_mb:,.0f}", f"{figures.measured_mb:,.0f}",
+        f"{figures.ratio:.2f}",
+    ]  # fmt: skip
+
+
+def table(found: list[Figures]) -> str:
+    """The figures as Markdown."""
+    heads = ["stage", "arm", "predicted MB", "measured MB", "predicted / measured"]
+    return markdown(heads, [cells(figures) for figures in found])
+
+
+def described(given: argparse.Namespace) -> dict[str, Any]:
+    """What the figures were measured on, and how."""
+    words = " ".join(shlex.quote(Path(word).name if Path(word).is_absolute() else word) for word in sys.argv[1:])
+    names = ("dtype", "batch", "length", "completion", "rank", "steps", "algorithm", "checkpointing")
+    return {
+        "command": f"python benchmarks/estimate.py {words}",
+        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
+        "git_commit": record.git_commit() or "unknown",
+        "device": device_name(device.kind()),
+        "versions": record.package_versions(),
+        "model": given.config or given.model.name,
+        "settings": {name: getattr(given, name) for name in names},
+    }
+
+
+def write(path: Path, about: dict[str, Any], found: list[Figures]) -> None:
+    """Keep the figures as JSON, and to read as Markdown."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    runs = [asdict(figures) | {"ratio": figures.ratio} for figures in found]
+    Path(f"{path}.json").write_text(json.dumps({"about": about, "runs": runs}, indent=2) + "\n", encoding="utf-8")
+    versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
+    text = (
+        f"# {path.name}\n\n{about['device']}, {about['date']}, commit {about['git_commit']}\n\n"
+        f"```console\n$ {about['command']}\n```\n\n{versions}\n\n{table(found)}\n"
+    )
+    Path(f"{path}.md").write_text(text, encoding="utf-8")
+
+
+def main() -> None:
+    """Predict, measure, show and keep."""
+    given = parse()
+    with tempfile.TemporaryDirectory(prefix="estimate-") as folder:
+        work = (given.work or Path(folder)).resolve()
+        work.mkdir(parents=True, exist_ok=True)
+        found = list(measure(given, work))
+        about = described(given)
+    name = about["device"] if device.kind() == "cuda" else "cpu"
+    short = re.sub(r"\W+", "-", name).strip("-").lower()
+    path = given.output or HERE / "results" / f"{short}-estimate-{about['model']}"
+    write(path, about, found)
+    print(f"\n{table(found)}\n\nWritten: {path}.md and {path.name}.json")
+
+
+if __name__ == "__main__":
+    main()
