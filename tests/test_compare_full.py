@@ -102,6 +102,7 @@ def test_a_comparison_of_reward_models(runner: Runner, perl: Perl, words: Words)
     assert full.memory_mb is not None and lora.memory_mb is not None
     assert set(full.quality) == {"accuracy", "auc", "balanced_accuracy"}
     assert full.runs[0].step_tokens == lora.runs[0].step_tokens
+    assert full.predicted_mb and lora.predicted_mb and lora.predicted_mb < full.predicted_mb
     assert only.warnings == []
     assert only.paper["memory"]["Harmless"] == 0.431
     assert "lora r=4" in result.output and "report.html" in result.output
@@ -265,6 +266,17 @@ def test_a_dry_run_tells_the_plan_and_writes_nothing(runner: Runner, perl: Perl,
     assert runner.calls == [] and not OUT.exists()
 
 
+def test_memory_is_predicted_without_a_run(runner: Runner, perl: Perl, words: Words) -> None:
+    told = perl(*words, "--arms", "full,lora,lora-4bit", "--estimate", "--gpu", "24GB").output
+    assert [line.split("  ")[0] for line in told.splitlines()[3:]] == ["full", "lora r=4", "lora-4bit r=4"]
+    assert "fits 24 GiB" in told and "largest batch" in told
+    assert runner.calls == [] and not OUT.exists()
+
+
+def test_a_gpu_is_of_a_prediction(perl: Perl, words: Words) -> None:
+    assert "--gpu is for --estimate" in perl(*words, "--gpu", "24GB", code=2).output
+
+
 def test_equal_learning_rates_and_missing_held_out_rows_are_warnings(
     runner: Runner, perl: Perl, llama: Path, rows: dict[str, Path]
 ) -> None:
@@ -304,6 +316,7 @@ def test_ranks_of_an_adapter_are_its_own(perl: Perl, sft_run: Path, reward_run: 
     assert f"--lora-r 2,4: {sft_run} is an adapter already" in perl(*words, code=2).output
 
 
+@pytest.mark.slow
 def test_all_builds_each_stage_on_the_one_before(
     runner: Runner, perl: Perl, llama: Path, rows: dict[str, Path]
 ) -> None:

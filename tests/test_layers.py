@@ -41,6 +41,7 @@ LAYERS = (
     {"judge"},
     {"sft", "reward", "rl", "evaluate", "merge", "data_check", "data_show", "data_convert", "estimate"},
     {"arms", "processes", "doctor_torch"},
+    {"predictions"},
     {"quickstart", "compare_full", "report_runs", "runs", "doctor"},
     {"options"},
     {"cli"},

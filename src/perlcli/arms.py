@@ -21,7 +21,19 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 STAGES = ("sft", "reward", "rl")
 OF_ADAPTERS = ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules")
-OWN = ("stage", "arms", "full_learning_rate", "repeats", "lora_r", "seed", "model", "output", *settings.ONCE)
+OWN = (
+    "stage",
+    "arms",
+    "full_learning_rate",
+    "repeats",
+    "estimate",
+    "gpu",
+    "lora_r",
+    "seed",
+    "model",
+    "output",
+    *settings.ONCE,
+)
 DEFAULT_RANK: Any = settings.GENERAL["lora_r"]
 RATIO = 10  # LoRA's learning rate over full tuning's where one is not given, as in the paper
 MEMORY_STEPS = 8  # steps of a process that runs for its memory alone

@@ -11,7 +11,7 @@ from statistics import median
 
 import yaml
 
-from perlcli import arms, device, figures, processes, reports, settings
+from perlcli import arms, device, figures, predictions, processes, reports, settings
 from perlcli.arms import Job, Values, Way
 from perlcli.coffee import NAME
 from perlcli.data import COFFEE
@@ -28,6 +28,7 @@ from perlcli.record import (
     read_record,
     recording,
     write_record,
+    write_whole,
 )
 from perlcli.reports import tables
 
@@ -62,12 +63,15 @@ class State:
 
 
 def run(given: settings.CompareFull) -> RunRecord | None:
-    """Run every arm and report what each cost and gave; None for a dry run."""
+    """Run every arm and report what each cost and gave; None for a dry run, and where memory is only predicted."""
     wanted = arms.stages(given)
     output = given.run.output or f"runs/compare-{given.compare.stage}"
     given = replace(given, run=replace(given.run, output=output, seed=given.run.seed or (0,)))
     plans = {stage: plan(given, stage) for stage in wanted}
     check(given, plans)
+    if given.compare.estimate:
+        print(predictions.text(plans, given.compare.gpu))
+        return None
     check_output(given)
     state = State(given, Run(given), Report(), plans, measures_memory(given))
     state.total = sum(len(list(jobs(state, stage))) for stage in wanted)
@@ -128,6 +132,8 @@ def check(given: settings.CompareFull, plans: Mapping[str, Sequence[tuple[Way, V
     numbers: dict[str, tuple[float, ...]] = {"--lora-r": given.lora.lora_r, "--repeats": (given.compare.repeats,)}
     rate = given.compare.full_learning_rate
     numbers |= {} if rate is None else {"--full-learning-rate": (rate,)}
+    if given.compare.gpu is not None and not given.compare.estimate:
+        faults.append("--gpu is for --estimate: a run takes the GPU at hand")
     faults += [f"{name} must be above 0, not {n}" for name, values in numbers.items() for n in values if n <= 0]
     if faults:
         raise PerlError("\n".join(faults), "perl compare-full --help lists the options")
@@ -176,7 +182,7 @@ def compare(state: State, stage: str) -> None:
         state.done += 1
         perform(state, with_inputs(state, job))
         state.report.comparisons[-1] = comparison(state, stage)
-        tell_report(state)
+        keep_figures(state)
 
 
 def with_inputs(state: State, job: Job) -> Job:
@@ -363,15 +369,31 @@ def finished(state: State, stage: str, model: str | None) -> dict[str, RunRecord
     return found
 
 
-def tell_report(state: State) -> None:
-    """Bring the report's files up to date."""
+def keep_figures(state: State) -> None:
+    """Bring the report's JSON up to date."""
     state.report.elapsed_seconds = state.run.elapsed
-    reports.write_all(state.report, state.folder)
+    write_whole(state.folder / figures.REPORT, [figures.write(state.report)])
+
+
+def tell_report(state: State) -> None:
+    """Bring every file of the report up to date."""
+    keep_figures(state)
+    reports.render(state.report, state.folder)
+
+
+def predict(state: State) -> None:
+    """Put beside each measured peak the one that is predicted for rows as long as the longest."""
+    for each in state.report.comparisons:
+        for one, (way, values) in zip(each.arms, sorted_as(each.arms, state.plans[each.stage]), strict=True):
+            records = [find_record(str(state.folder / run.folder)) for run in one.runs]
+            longest = max((longest_row(record) for record in records if record is not None), default=0) or None
+            one.predicted_mb = predictions.peak_mb(each.stage, way, values, longest)
 
 
 def finish(state: State) -> None:
     """Write and print the whole report. Raises RunFailed where a run failed otherwise than by a want of memory."""
     state.report.status = "finished"
+    predict(state)
     tell_report(state)
     for each in state.report.comparisons:
         for one in each.arms:
@@ -389,6 +411,21 @@ def finish(state: State) -> None:
             f"{len(failed)} of {state.total} runs failed: {failed[0].folder}: {failed[0].failure}",
             f"{state.report.command} --resume runs them again",
         )
+
+
+def sorted_as(found: Sequence[Arm], plans: Sequence[tuple[Way, Values]]) -> list[tuple[Way, Values]]:
+    """The plans in the order of their arms."""
+    by_name = {(way.model or NAME, way.name): (way, values) for way, values in plans}
+    return [by_name[one.model, one.name] for one in found]
+
+
+def longest_row(record: RunRecord) -> int:
+    """Tokens of the longest training row that was kept, its completion counted where it is still to be written; 0 where
+    the record doesn't tell."""
+    tokens = int(record.data.get("train", {}).get("tokens", {}).get("max", 0))
+    if tokens and record.command == "rl":
+        tokens += record.settings["max_completion_length"]
+    return min(tokens, record.settings["max_length"] or tokens)
 
 
 def models_of(each: Comparison) -> list[str]:

@@ -339,6 +339,10 @@ class CompareSettings:
         None, "Peak learning rate of full tuning.", unset="a tenth of --learning-rate, as in the paper"
     )
     repeats: int = option(1, "How often each run is timed; arms take turns.")
+    estimate: bool = option(False, "Predict each arm's peak memory from the model's config alone, and run nothing.")
+    gpu: str | None = option(
+        None, "With --estimate: memory of the GPU to fit on: 24, 24GB or 24GiB.", unset="the GPU at hand"
+    )
 
 
 @dataclass(frozen=True)
