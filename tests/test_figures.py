@@ -119,20 +119,24 @@ def test_an_arm_that_was_not_run_says_so_and_one_that_lacks_runs_remarks_it(arm_
 
 
 @pytest.mark.parametrize(
-    ("ratios", "told"),
+    ("ratios", "speed", "told"),
     [
-        ({"speed": 2.35, "cpu_speed": 1.6}, ["speed: 2.35x by the clock, 1.60x by the processors' own seconds"]),
-        ({"speed": 1.0, "cpu_speed": 1.2}, ["speed: 1.00x by the clock, 1.20x by the processors' own seconds"]),
-        ({"speed": 1.6, "cpu_speed": 1.55}, []),
-        ({"speed": 1.6}, []),
+        ({"speed": 2.35, "cpu_speed": 1.6}, 1.6, "by the clock 2.35x"),
+        ({"speed": 1.0, "cpu_speed": 1.2}, 1.2, "by the clock 1.00x"),
+        ({"speed": 1.6, "cpu_speed": 1.55}, 1.6, ""),
+        ({"speed": 1.6}, 1.6, ""),
+        ({}, None, ""),
     ],
 )
-def test_a_machine_that_was_shared_is_remarked(ratios: dict[str, float], told: list[str], arm_of: Any) -> None:
+def test_on_a_shared_machine_the_processors_tell_the_speed(
+    ratios: dict[str, float], speed: float | None, told: str, arm_of: Any
+) -> None:
     arm = arm_of()
     arm.ratios = ratios
-    assert [words.partition(": something")[0] for words in figures.beside(arm)] == told
+    assert figures.speed_of(arm) == speed
+    assert [told in words for words in figures.beside(arm)] == [True] * bool(told)
     arm.reserved_mb = Spread(1, 1, 1)  # a GPU: processors only wait for it
-    assert figures.beside(arm) == []
+    assert figures.speed_of(arm) == ratios.get("speed") and figures.beside(arm) == []
 
 
 def test_figures_over_runs() -> None:

@@ -293,15 +293,27 @@ def compare(stage: str, arms: Sequence[Arm], warnings: Sequence[str] = ()) -> Co
     return Comparison(stage, done, [*warnings, *same_rates(done)], paper(stage))
 
 
-def beside(arm: Arm) -> list[str]:
-    """A remark where the clock and the processors disagree about an arm's speed: the machine was shared unevenly."""
+def speed_of(arm: Arm) -> float | None:
+    """The arm's speed as a multiple of the baseline's: by the clock, or where other work on the machine disturbed that by
+    the processors' own seconds."""
+    return arm.ratios.get("cpu_speed" if _is_disturbed(arm) else "speed")
+
+
+def _is_disturbed(arm: Arm) -> bool:
+    """Whether clock and processors disagree about an arm's speed. On a GPU processors only wait."""
     by_clock, by_cpu = arm.ratios.get("speed"), arm.ratios.get("cpu_speed")
-    if by_clock is None or by_cpu is None or arm.reserved_mb is not None:  # on a GPU processors only wait
+    if not by_clock or not by_cpu or arm.reserved_mb is not None:
+        return False
+    return max(by_clock / by_cpu, by_cpu / by_clock) >= UNEVEN
+
+
+def beside(arm: Arm) -> list[str]:
+    """A remark where an arm's speed is told by the processors' seconds, as the machine was shared unevenly."""
+    if not _is_disturbed(arm):
         return []
-    if max(by_clock / by_cpu, by_cpu / by_clock) < UNEVEN:
-        return []
-    return [f"speed: {by_clock:.2f}x by the clock, {by_cpu:.2f}x by the processors' own seconds: something else ran "
-            "beside it, so believe the second"]  # fmt: skip
+    return [
+        f"speed by the processors' own seconds; by the clock {arm.ratios['speed']:.2f}x, as something else ran beside"
+    ]
 
 
 def same_rates(arms: Sequence[Arm]) -> list[str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from perlcli import report as texts
-from perlcli.figures import QUALITY, Arm, Comparison, Report, RunFigures, Spread
+from perlcli.figures import QUALITY, Arm, Comparison, Report, RunFigures, Spread, speed_of
 from perlcli.plots import ACCENT, COLORS, INK, PANELS, SOFT, compared, label_axis, save
 from perlcli.record import METRICS
 from perlcli.reports import tables, words
@@ -131,7 +131,7 @@ def _speed(comparison: Comparison) -> Bars:
     arms = comparison.arms
     rates = [words.number(arm.steps_per_second.value) if arm.steps_per_second else "" for arm in arms]
     if _is_relative(arms, "speed"):
-        ratios = [1.0 if arm.is_baseline and arm.steps_per_second else arm.ratios.get("speed") for arm in arms]
+        ratios = [1.0 if arm.is_baseline and arm.steps_per_second else speed_of(arm) for arm in arms]
         ends = [
             f"{words.times(value)}  ({rate} steps/s)" if value is not None else ""
             for value, rate in zip(ratios, rates, strict=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from perlcli import report as texts
-from perlcli.figures import FULL, QUALITY, WARM_UP, Arm, Comparison, Report, Spread
+from perlcli.figures import FULL, QUALITY, WARM_UP, Arm, Comparison, Report, Spread, speed_of
 
 STAGES = {
     "sft": "Supervised fine-tuning", "reward": "Reward model", "rl": "Reinforcement learning", "eval": "Evaluation",
@@ -172,7 +172,7 @@ def _cost(stage: str, arm: Arm) -> str:
     does = DOES.get(stage)
     if does is None:
         return ""
-    memory, speed = arm.ratios.get("memory"), arm.ratios.get("speed")
+    memory, speed = arm.ratios.get("memory"), speed_of(arm)
     parts = [
         f"in {share(memory)} of the memory" if memory is not None
         else f"in {megabytes(arm.memory_mb.value)}" if arm.memory_mb else "",
