@@ -164,6 +164,7 @@ def test_resumed_only_what_is_missing_runs(runner: Runner, perl: Perl, words: Wo
     assert runner.folders == []
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_goes_on(runner: Runner, perl: Perl, words: Words) -> None:
     perl(*words, "--save-steps", "1")
     record = read_record(OUT / "reward/full/seed-0")
@@ -277,6 +278,7 @@ def test_a_gpu_is_of_a_prediction(perl: Perl, words: Words) -> None:
     assert "--gpu is for --estimate" in perl(*words, "--gpu", "24GB", code=2).output
 
 
+@pytest.mark.slow
 def test_equal_learning_rates_and_missing_held_out_rows_are_warnings(
     runner: Runner, perl: Perl, llama: Path, rows: dict[str, Path]
 ) -> None:

@@ -294,7 +294,7 @@ def compare(stage: str, arms: Sequence[Arm], warnings: Sequence[str] = ()) -> Co
 
 
 def speed_of(arm: Arm) -> float | None:
-    """The arm's speed as a multiple of the baseline's: by the clock, or where other work on the machine disturbed that by
+    """The arm's speed as a multiple of the baseline's: by the clock; where other work on the machine disturbed that, by
     the processors' own seconds."""
     return arm.ratios.get("cpu_speed" if _is_disturbed(arm) else "speed")
 
