@@ -246,6 +246,7 @@ def test_a_first_run_that_is_refused_stops_all(runner: Runner, perl: Perl, words
         (["--temperature", "0.5"], "--temperature: no option of perl reward"),
         (["--max-steps", "0"], "--max-steps must be above 0"),
         (["--dtype", "float16"], "--dtype float16 needs a GPU"),
+        (["--data", "-"], "Standard input can be read once"),
         (["--full-learning-rate", "0"], "--full-learning-rate must be above 0"),
     ],
 )
@@ -311,6 +312,11 @@ def test_full_rl_takes_merged_adapters_and_lora_the_adapters_themselves(
     records = [read_record(OUT / f"rl/{name}/seed-0") for name in ("full", "lora")]
     assert records[0].metrics["first_reward"] == pytest.approx(records[1].metrics["first_reward"], abs=1e-3)
     assert records[1].memory["base_copies"] == 1
+
+
+def test_rl_without_a_reward_is_refused_by_its_first_run(runner: Runner, perl: Perl) -> None:
+    assert "--reward is missing" in perl("compare-full", "rl", "--max-steps", "1", "--output", OUT, code=2).output
+    assert len(runner.calls) == 1
 
 
 def test_ranks_of_an_adapter_are_its_own(perl: Perl, sft_run: Path, reward_run: Path) -> None:

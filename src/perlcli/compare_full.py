@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -29,7 +30,7 @@ from perlcli.record import (
     recording,
     write_record,
     write_whole,
-)
+)  # fmt: skip
 from perlcli.reports import tables
 
 MERGED = "merged"
@@ -134,6 +135,8 @@ def check(given: settings.CompareFull, plans: Mapping[str, Sequence[tuple[Way, V
     numbers |= {} if rate is None else {"--full-learning-rate": (rate,)}
     if given.compare.gpu is not None and not given.compare.estimate:
         faults.append("--gpu is for --estimate: a run takes the GPU at hand")
+    if "-" in (given.data.data, given.held_out.eval_data):
+        faults.append("Standard input can be read once, and every run reads the data: give a file")
     faults += [f"{name} must be above 0, not {n}" for name, values in numbers.items() for n in values if n <= 0]
     if faults:
         raise PerlError("\n".join(faults), "perl compare-full --help lists the options")
@@ -195,7 +198,8 @@ def with_inputs(state: State, job: Job) -> Job:
     if job.stage == "rl" and job.way.is_full:
         if is_adapter(values.get("model")):
             values["model"] = merged(state, str(values["model"]))
-        values["reward"] = tuple(merged(state, name) if is_adapter(name) else name for name in values["reward"])
+        rewards = values.get("reward", ())
+        values["reward"] = tuple(merged(state, name) if is_adapter(name) else name for name in rewards)
     return replace(job, values=values)
 
 
@@ -217,7 +221,8 @@ def first_run(state: State, stage: str, way: Way) -> Path:
 
 def merged(state: State, adapter: str) -> str:
     """The folder of an adapter's merged model, made where it isn't there. Raises RunFailed."""
-    folder = state.folder / MERGED / arms.slug(str(Path(adapter).resolve()).replace("/", "-").strip("-"))
+    place = hashlib.sha256(str(Path(adapter).expanduser().resolve()).encode()).hexdigest()[:8]
+    folder = state.folder / MERGED / f"{arms.slug(adapter)}-{place}"
     record = find_record(str(folder))
     if record is None or record.status != "finished":
         log = folder.with_suffix(".log")
@@ -400,12 +405,8 @@ def finish(state: State) -> None:
             prefix = f"{each.stage}/{one.model + '/' if len(models_of(each)) > 1 else ''}{one.name}"
             state.run.record.metrics |= {f"{prefix}/{name}": value for name, value in one.ratios.items()}
     print(f"\n{tables.terminal(state.report)}\n\nReport: {state.folder}/report.html (also .md, .csv, .json)")
-    failed = [
-        run
-        for stage in state.plans
-        for job in jobs(state, stage)
-        if (run := run_figures(state, job)).status == "failed"
-    ]
+    runs = [run_figures(state, job) for stage in state.plans for job in jobs(state, stage)]
+    failed = [run for run in runs if run.status == "failed"]
     if failed:
         raise RunFailed(
             f"{len(failed)} of {state.total} runs failed: {failed[0].folder}: {failed[0].failure}",
