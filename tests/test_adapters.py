@@ -327,6 +327,7 @@ def test_dry_run_counts_what_trains(perl: Perl, llama: Path, rows: dict[str, Pat
         assert count in perl("sft", *common, *words, "--overwrite", "--dry-run").output
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "algorithm", "how"),
     [("DoRA", "reinforce", ("--load-in-4bit",)), ("VeRA", "rloo", ("--load-in-4bit",)), ("LoHa", "reinforce", ())],

@@ -297,6 +297,7 @@ def test_advantages_of_nothing_are_nothing() -> None:
     assert torch.equal(whiten(torch.ones(2, 3), torch.zeros(2, 3)), torch.zeros(2, 3))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:MatMul8bitLt")  # what LLM.int8 says at each layer, documented by bitsandbytes
 @pytest.mark.parametrize("algorithm", ["rloo", "reinforce"])
 @pytest.mark.parametrize("precision", [["--dtype", "bfloat16"], ["--load-in-4bit"], ["--load-in-8bit"]])

@@ -293,6 +293,7 @@ def test_equal_learning_rates_and_missing_held_out_rows_are_warnings(
     assert len(warnings) == 2
 
 
+@pytest.mark.slow
 def test_full_rl_takes_merged_adapters_and_lora_the_adapters_themselves(
     runner: Runner, perl: Perl, sft_run: Path, reward_run: Path, rows: dict[str, Path]
 ) -> None:
@@ -345,6 +346,7 @@ def test_all_builds_each_stage_on_the_one_before(
     assert read_record(OUT / "rl/lora-r-4/seed-0").memory["base_copies"] == 1
 
 
+@pytest.mark.slow
 def test_a_stage_without_its_foundation_stops(runner: Runner, perl: Perl, llama: Path, rows: dict[str, Path]) -> None:
     runner.faults = {"sft/lora-r-4/seed-0": lambda folder: 1}
     words = ["compare-full", "all", "--model", llama, "--data", rows["pairs"], "--output", OUT, *SHORT]

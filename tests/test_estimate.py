@@ -210,6 +210,7 @@ def memory_of(trainer: Any) -> int:
     return found + (roles.bytes_of(trainer.value.head.parameters()) if hasattr(trainer, "value") else 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["sft", "reward", "rl", "value", "prefill", "decode"])
 def test_three_layers_tell_of_all(deep: Path, monkeypatch: pytest.MonkeyPatch, kind: Any) -> None:
     config = base.locate(str(deep)).config

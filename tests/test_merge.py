@@ -165,6 +165,7 @@ def test_card_says_what_it_is_and_the_settings_run_it_again(perl: Perl, sft_run:
     assert marks(Path("out"))["model.safetensors"] == marks(Path("again"))["model.safetensors"]
 
 
+@pytest.mark.slow
 def test_merged_models_go_into_every_other_command(
     perl: Perl, sft_run: Path, reward_run: Path, rows: dict[str, Path]
 ) -> None:
@@ -187,6 +188,7 @@ def test_merged_models_go_into_every_other_command(
 # Precision
 
 
+@pytest.mark.slow
 @quiet_8bit
 @pytest.mark.parametrize("bits", ["4", "8"])
 @pytest.mark.parametrize("command", ["sft", "reward"])
@@ -218,6 +220,7 @@ def test_quantised_run_is_merged_into_16_bit_weights_and_the_shift_is_told(
     assert close(logits(merged), wanted, 0.05 * max(float(row.abs().max()) for row in wanted))
 
 
+@pytest.mark.slow
 def test_merged_weights_are_held_as_the_run_held_its_base(perl: Perl, llama: Path, rows: dict[str, Path]) -> None:
     run = trained(perl, "sft", llama, rows["demonstrations"], "--dtype", "bfloat16")
     perl("merge", run, "--output", "out")
@@ -262,6 +265,7 @@ def test_adapter_without_a_record_is_merged_as_its_base_is_stored(
 # Other adapters and bases
 
 
+@pytest.mark.slow
 def test_gpt2_without_a_chat_template_merges(perl: Perl, gpt2: Path, rows: dict[str, Path]) -> None:
     """Its projections are Conv1D, whose weights lie the other way round."""
     for command, kind, load in (("sft", "demonstrations", plain_policy), ("reward", "pairs", plain_reward)):
@@ -317,6 +321,7 @@ def test_tied_embeddings_that_an_adapter_changes_become_two_matrices(
     assert close(logits(merged), wanted, 5e-3)
 
 
+@pytest.mark.slow
 def test_other_additive_adapters_merge_as_peft_can(perl: Perl, llama: Path, peft_adapter: Any) -> None:
     for config in (
         peft.IA3Config(task_type="CAUSAL_LM", target_modules=["k_proj"], feedforward_modules=[]),
@@ -399,6 +404,7 @@ def test_base_with_other_weights_than_the_records_is_refused(refused: Any, perl:
     assert "run was trained on other weights (" in refused(run, "-o", "out")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [[], ["--overwrite"]], ids=" ".join)
 def test_base_and_adapter_are_never_overwritten(
     words: list[str], refused: Any, perl: Perl, llama: Path, rows: dict[str, Path]

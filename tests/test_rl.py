@@ -107,6 +107,7 @@ def test_divergence_begins_at_zero_where_the_base_has_dropout(
     assert metrics(Path("run"))[0]["kl"] == 0
 
 
+@pytest.mark.slow
 def test_divergence_begins_at_zero_where_the_adapter_has_dropout(
     perl: Perl, llama: Path, reward_run: Path, rows: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -232,6 +233,7 @@ def test_prompts_are_taken_from_any_kind_of_row(
     assert "32 of 32 rows" in result.stdout
 
 
+@pytest.mark.slow
 def test_missing_eos_penalty_is_taken_off_what_was_cut(
     perl: Perl, sft_run: Path, reward_run: Path, rows: dict[str, Path]
 ) -> None:
@@ -356,6 +358,7 @@ def test_reward_that_is_no_number_in_the_middle_keeps_the_adapter_of_the_step_be
     assert not same(Path("run"), sft_run)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [[], ["--algorithm", "reinforce"]])
 def test_few_prompts_fill_a_step_by_coming_again(
     words: list[str], perl: Perl, sft_run: Path, reward_run: Path, write: Any
