@@ -12,6 +12,7 @@ from typer.testing import CliRunner, Result
 
 from perlcli import coffee, upstream
 from perlcli.cli import app
+from perlcli.settings import ModelSettings
 
 # The libraries read these once, when a test first imports them: one thread (spinning OpenMP threads make shared cores
 # ten times slower), no network, an empty hub cache instead of the developer's, and the quiet of the command line.
@@ -27,6 +28,16 @@ SHORT = (
     "--max-steps", "2", "--per-device-train-batch-size", "4", "--lora-r", "4", "--max-length", "128",
     "--learning-rate", "1e-2",
 )  # fmt: skip
+
+# What several roles on one base are held to: rows as token ids, and each way to hold the base.
+ROWS = [[1, 40, 41, 42, 2], [1, 50], [1, 60, 61, 62, 63, 64, 65, 66, 2, 201]]
+PAD = 0
+PRECISIONS = {
+    "float32": ModelSettings(),
+    "bfloat16": ModelSettings(dtype="bfloat16"),
+    "4-bit": ModelSettings(load_in_4bit=True),
+    "8-bit": ModelSettings(load_in_8bit=True),
+}
 
 Row = dict[str, Any]
 Perl = Callable[..., Result]

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import PAD, PRECISIONS, ROWS
 from peft import LoraConfig, PeftModel
 from safetensors.torch import load_file
 from torch import nn
@@ -20,14 +21,6 @@ from perlcli.record import read_record
 from perlcli.settings import LoraSettings, ModelSettings
 
 Perl = Callable[..., Any]
-ROWS = [[1, 40, 41, 42, 2], [1, 50], [1, 60, 61, 62, 63, 64, 65, 66, 2, 201]]
-PAD = 0
-PRECISIONS = {
-    "float32": ModelSettings(),
-    "bfloat16": ModelSettings(dtype="bfloat16"),
-    "4-bit": ModelSettings(load_in_4bit=True),
-    "8-bit": ModelSettings(load_in_8bit=True),
-}
 FILES: dict[str, dict[str, Any]] = {
     "LoRA": {"peft_type": "LORA", "r": 2, "use_rslora": True, "init_lora_weights": "gaussian"},
     "DoRA": {"peft_type": "LORA", "r": 2, "use_dora": True},

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import PAD, PRECISIONS, ROWS
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -17,14 +18,6 @@ from perlcli.errors import PerlError, RunFailed
 from perlcli.settings import LoraSettings, ModelSettings
 
 LORA = LoraSettings(lora_r=4, lora_alpha=8, lora_dropout=0.5, lora_target_modules="attention")
-ROWS = [[1, 40, 41, 42, 2], [1, 50], [1, 60, 61, 62, 63, 64, 65, 66, 2, 201]]
-PAD = 0
-PRECISIONS = {
-    "float32": ModelSettings(),
-    "bfloat16": ModelSettings(dtype="bfloat16"),
-    "4-bit": ModelSettings(load_in_4bit=True),
-    "8-bit": ModelSettings(load_in_8bit=True),
-}
 # What LLM.int8 says at each layer, documented by bitsandbytes; the command line silences it (upstream.py)
 quiet_8bit = pytest.mark.filterwarnings("ignore:MatMul8bitLt")
 

@@ -10,10 +10,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 
-import yaml
-
 from perlcli import arms, device, figures, predictions, processes, reports, settings
 from perlcli.arms import Job, Values, Way
+from perlcli.base import ADAPTER_CONFIG
 from perlcli.coffee import NAME
 from perlcli.data import COFFEE
 from perlcli.errors import PerlError, RunFailed
@@ -29,6 +28,7 @@ from perlcli.record import (
     read_record,
     recording,
     write_record,
+    write_settings,
     write_whole,
 )  # fmt: skip
 from perlcli.reports import tables
@@ -74,7 +74,7 @@ def run(given: settings.CompareFull) -> RunRecord | None:
         print(predictions.text(plans, given.compare.gpu))
         return None
     check_output(given)
-    state = State(given, Run(given), Report(), plans, measures_memory(given))
+    state = State(given, Run(given), Report(), plans, measures_memory())
     state.total = sum(len(list(jobs(state, stage))) for stage in wanted)
     tell_plan(state)
     if given.run.dry_run:
@@ -94,7 +94,7 @@ def run(given: settings.CompareFull) -> RunRecord | None:
     return state.run.record
 
 
-def measures_memory(given: settings.CompareFull) -> bool:
+def measures_memory() -> bool:
     """Whether memory takes processes of its own: on a CPU, where what is resident depends on what is given back."""
     return device.kind() == "cpu" and sys.platform == "linux"
 
@@ -124,7 +124,7 @@ def ranks_for(given: settings.CompareFull, model: str | None, shared: Values) ->
 
 def is_adapter(model: str | None) -> bool:
     """Whether a model is a local adapter's folder."""
-    return model is not None and (Path(model).expanduser() / "adapter_config.json").exists()
+    return model is not None and (Path(model).expanduser() / ADAPTER_CONFIG).exists()
 
 
 def check(given: settings.CompareFull, plans: Mapping[str, Sequence[tuple[Way, Values]]]) -> None:
@@ -250,8 +250,7 @@ def perform(state: State, job: Job) -> None:
         return
     config = folder.with_suffix(".yaml")
     config.parent.mkdir(parents=True, exist_ok=True)
-    kept = {name: list(value) if isinstance(value, tuple) else value for name, value in job.values.items()}
-    config.write_text(yaml.safe_dump(kept, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    write_settings(config, job.values)
     words = [job.stage, "--config", str(config), "--output", str(folder), *again(folder, job, before)]
     print(f"[{state.done}/{state.total}] {job.words} …", flush=True)
     log = log_of(state, job)

@@ -72,6 +72,11 @@ def peak_memory_mb() -> float:
 
     if kind() == "cuda":
         return round(torch.cuda.max_memory_allocated() / 1e6, 1)
+    return _most_resident_mb()
+
+
+def _most_resident_mb() -> float:
+    """The most main memory that the process ever held, in MB."""
     unit = 1 if sys.platform == "darwin" else 1024
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6, 1)
 
@@ -82,8 +87,7 @@ def resident_mb() -> float:
         with open("/proc/self/statm", encoding="ascii") as file:
             return round(int(file.read().split()[1]) * resource.getpagesize() / 1e6, 1)
     except OSError:  # not Linux
-        unit = 1 if sys.platform == "darwin" else 1024
-        return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6, 1)
+        return _most_resident_mb()
 
 
 def memory_of_training(before_mb: float) -> dict[str, float]:
