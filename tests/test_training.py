@@ -107,7 +107,8 @@ REFUSED = {
     "weight_decay=true": "--set weight_decay: must be a number, not True",
     "weight_decay=": "--set weight_decay: must be a number, not None",
     "dataloader_num_workers=1.5": "--set dataloader_num_workers: must be a whole number, not 1.5",
-    "ignore_data_skip=1": "--set ignore_data_skip: must be true or false, not 1",
+    "shuffle_dataset=1": "--set shuffle_dataset: must be true or false, not 1",
+    "ignore_data_skip=true": "--set ignore_data_skip: perlcli decides this itself",
     "reward_weights=2": "--set reward_weights: must be list, not 2",
 }
 

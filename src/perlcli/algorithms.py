@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import TrainerCallback
-from trl import RLOOTrainer
 
 from perlcli import roles
+from perlcli.resuming import KeepsGeneration
 from perlcli.value_model import Batch, ValueModel
 
 PHASES = ("sampling", "scoring", "anchor", "learning")
@@ -62,7 +62,7 @@ class Clock(TrainerCallback):
             self.trainer._metrics["train"][TIME + name].append(self.seconds[name])
 
 
-class Rloo(RLOOTrainer):
+class Rloo(KeepsGeneration):
     """TRL's RLOO, which also logs the seconds of sampling, scoring, anchor (both log-probabilities) and learning."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

@@ -357,7 +357,7 @@ def _suffix(name: str, outside: set[str]) -> str:
 
 
 def fingerprint(where: str) -> str:
-    """A digest of a base's weights as stored, whatever precision they are loaded in.
+    """A digest of a model's weights, or of an adapter's, as stored, whatever precision they are loaded in.
 
     Reads each safetensors header (names, types, shapes) and some bytes at the start, middle and end of every tensor, so
     that it takes milliseconds for any size. Empty where the files aren't safetensors.
@@ -381,7 +381,7 @@ def fingerprint(where: str) -> str:
 
 def _weight_files(where: str) -> list[Path]:
     if Path(where).is_dir():
-        return sorted(Path(where).glob("model*.safetensors"))
+        return sorted(Path(where).glob("model*.safetensors")) or sorted(Path(where).glob(ADAPTER_WEIGHTS))
     from huggingface_hub import try_to_load_from_cache
 
     index = try_to_load_from_cache(where, "model.safetensors.index.json")
@@ -398,6 +398,7 @@ def describe(source: Source, tokenizer: PreTrainedTokenizerBase) -> dict[str, An
         "name": source.name, "base": source.base_name, "adapter": source.adapter,
         "architecture": (source.config.architectures or [source.config.model_type])[0],
         "fingerprint": fingerprint(source.base), "tokenizer": tokenizer_fingerprint(tokenizer),
+        "adapter_fingerprint": fingerprint(source.adapter) if source.adapter else None,
     }  # fmt: skip
 
 

@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import math
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import Trainer, TrainerCallback
+from transformers import SchedulerType, Trainer, TrainerCallback
 from transformers.trainer_callback import PrinterCallback
+from trl import RLOOTrainer
 
-from perlcli import checkpoints, device
+from perlcli import checkpoints, device, resuming
 from perlcli.errors import Interrupted, PerlError, RunFailed
 from perlcli.progress import Progress
-from perlcli.record import CHECKPOINTS, METRICS, SAMPLES, STEP, STEP_CPU, Run
-from perlcli.settings import LATEST
+from perlcli.record import CHECKPOINTS, METRICS, STEP, STEP_CPU, Run
+from perlcli.resuming import Resumable
 
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # the last is how schedulers say that time is nearly up
 
@@ -29,15 +28,16 @@ STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # the last is how sched
 class Meter(TrainerCallback):
     """Keeps `metrics.jsonl` and the progress line, and stops a run whose loss or gradient is no number."""
 
-    def __init__(self, run: Run) -> None:
-        self.run = run
+    def __init__(self, run: Run, *, counts_on: bool = False) -> None:
+        self.run, self.counts_on = run, counts_on
         self.progress: Progress | None = None
         self.interrupted = 0  # the signal that asked for the end
-        self.earlier_tokens: int | None = None  # of a resumed run, where its trainer counts from 0 again
+        self.earlier_tokens = 0  # of a resumed run, where its trainer counts from 0 again
         self.began = self.took = (0.0, 0.0)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.progress = Progress(self.run.record.command, state.max_steps).__enter__()
+        self.earlier_tokens = 0 if self.counts_on else self.run.record.tokens
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.began = clocks()
@@ -57,8 +57,6 @@ class Meter(TrainerCallback):
         if logs is None or "loss" not in logs:
             return
         counted = int(logs.get("num_tokens") or 0)
-        if self.earlier_tokens is None:
-            self.earlier_tokens = self.run.record.tokens if counted < self.run.record.tokens else 0
         self.run.record.steps, self.run.record.tokens = state.global_step, self.earlier_tokens + counted
         seconds = dict(zip((STEP, STEP_CPU), self.took, strict=True))
         self.run.append(METRICS, {"step": state.global_step, **logs, **seconds, "num_tokens": self.run.record.tokens})
@@ -116,16 +114,18 @@ def clocks() -> tuple[float, float]:
 
 def train(trainer: Trainer, run: Run, save: Callable[[Any], None]) -> None:
     """Train to the end, or to a stop that leaves the last good state; `save` writes a model into the run's folder."""
-    meter = Meter(run)
+    meter = Meter(run, counts_on=isinstance(trainer, RLOOTrainer))
+    resumable = Resumable(trainer)
     trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(meter)
+    for callback in (resumable, meter):  # in this order: a checkpoint is sealed when all is in it
+        trainer.add_callback(callback)
     checkpoints.begin(run.folder / CHECKPOINTS)
-    checkpoint = _checkpoint(run) if run.record.settings["resume"] else None
+    checkpoint = resuming.find(run) if run.record.settings["resume"] else None
     if device.kind() == "cuda":
         torch.cuda.reset_peak_memory_stats()
     try:
         with meter.listening():
-            trainer.train(resume_from_checkpoint=checkpoint)
+            _train(trainer, run, resumable, checkpoint)
     except (PerlError, KeyboardInterrupt):  # also of a reward function that fails in the middle
         save(trainer.model)
         raise
@@ -140,63 +140,18 @@ def train(trainer: Trainer, run: Run, save: Callable[[Any], None]) -> None:
         raise stopped
 
 
+def _train(trainer: Trainer, run: Run, resumable: Resumable, checkpoint: Path | None) -> None:
+    """Train from the start or from a checkpoint on; from one of the last step there is nothing left to train."""
+    if checkpoint is None:
+        trainer.train()
+    elif resuming.is_last(checkpoint, run):
+        resuming.take_last(trainer, checkpoint)
+    else:
+        resumable.take(checkpoint)
+        resuming.tell_longer(checkpoint, run, SchedulerType(trainer.args.lr_scheduler_type).value)
+        trainer.train(resume_from_checkpoint=str(checkpoint))
+
+
 def go_on(run: Run) -> str:
     """The command that goes on with a run."""
     return f"perl {run.record.command} --config {run.folder}/settings.yaml --resume"
-
-
-def _fault(run: Run, checkpoint: Path) -> str | None:
-    """Why a whole checkpoint can't be trained on from, or None."""
-    state = json.loads((checkpoint / checkpoints.STATE).read_text(encoding="utf-8"))
-    steps, epochs = run.record.settings["max_steps"], run.record.settings["num_train_epochs"]
-    total = steps if steps is not None else state["max_steps"] * max(1.0, epochs / state["num_train_epochs"])
-    if state["global_step"] >= total:  # transformers would do a step too many
-        return "is of the last step"
-    return None
-
-
-def _take_back(path: Path, step: int) -> list[dict[str, Any]]:
-    """Keep a file's rows up to a step, and give them; rows without a step are a run's last, and are written again."""
-    if not path.exists():
-        return []
-    lines = path.read_text(encoding="utf-8").splitlines()
-    rows = [row for row in map(_row, lines) if row is not None and row.get("step", step + 1) <= step]
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-    return rows
-
-
-def _row(line: str) -> dict[str, Any] | None:
-    """A line of metrics; None for one that a killed run left half-written."""
-    try:
-        return json.loads(line)
-    except json.JSONDecodeError:
-        return None
-
-
-def _checkpoint(run: Run) -> str | None:
-    """The checkpoint to go on from; metrics and samples of later steps are taken back."""
-    folder = run.folder / CHECKPOINTS
-    asked = str(run.record.settings["resume"])
-    if asked == LATEST:
-        found = checkpoints.last_whole(folder, partial(_fault, run), run.note)
-    else:
-        found = _asked_for(run, Path(asked).expanduser())
-    if found is None:
-        run.note("No checkpoint yet: starting over.")
-    step = checkpoints.step_of(found) if found else 0
-    rows = _take_back(run.folder / METRICS, step)
-    _take_back(run.folder / SAMPLES, step)
-    run.record.tokens = int(rows[-1]["num_tokens"]) if rows else 0
-    if found:
-        run.note(f"Going on from step {step} ({found.name}).")
-    return str(found) if found else None
-
-
-def _asked_for(run: Run, checkpoint: Path) -> Path:
-    """The checkpoint that --resume names; those behind it are deleted, as their steps are taken again."""
-    if wrong := _fault(run, checkpoint):
-        raise PerlError(f"--resume {checkpoint}: it {wrong}", "--resume alone takes the last one to go on from")
-    for later in checkpoints.found(run.folder / CHECKPOINTS):
-        if checkpoints.step_of(later) > checkpoints.step_of(checkpoint):
-            checkpoints.discard(later)
-    return checkpoint

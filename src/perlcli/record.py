@@ -60,8 +60,9 @@ class RunRecord:
     seed: int = said("Seed of initialisation, data order and sampling.", 0)
     device: dict[str, Any] = said("Device name, type, threads and precision of the base.", factory=dict)
     model: dict[str, Any] = said(
-        "name as given, base, adapter it started from, architecture, fingerprint of the base's weights, tokenizer; "
-        "peft: what the --peft file held.",
+        "name as given, base, adapter it started from, architecture; fingerprints of the base's weights, the "
+        "adapter's, the tokenizer, the anchor that was named and the rewards (a function's is its file's); peft: what "
+        "the --peft file held.",
         factory=dict,
     )
     data: dict[str, Any] = said(
@@ -295,6 +296,7 @@ def check_output(settings: definitions.Stage) -> None:
         raise PerlError(f"--overwrite would delete {inside[0]}, which this run reads", "name another --output")
 
 
+FUNCTION = "the reward function "
 MAY_CHANGE = {
     "max_steps", "num_train_epochs", "save_steps", "save_total_limit", "report_to", "resume", "overwrite", "dry_run",
     "output", "trust_remote_code", "strict", "recipe", "max_eval_samples",
@@ -314,6 +316,7 @@ def _check_resumable(folder: Path, values: Mapping[str, Any]) -> None:
     if changed:
         told = "; ".join(f"{name} was {old.get(name)}, now {values[name]}" for name in changed)
         raise PerlError(f"--resume: the run in {folder} had other settings: {told}", "go on with the same ones")
+    _check_longer(old, values)
     if found.command in SEVERAL:
         return  # what hasn't finished runs again
     steps, epochs = values["max_steps"], values["num_train_epochs"]
@@ -322,6 +325,15 @@ def _check_resumable(folder: Path, values: Mapping[str, Any]) -> None:
         raise PerlError(
             f"The run in {folder} is complete ({found.steps} steps)", "a larger --max-steps goes on from there"
         )
+
+
+def _check_longer(old: Mapping[str, Any], values: Mapping[str, Any]) -> None:
+    """Refuse to go on for fewer steps or epochs than the run was to have."""
+    for name in ("max_steps", "num_train_epochs"):
+        was, now = old.get(name), values.get(name)
+        if was and now and now < was:
+            problem = f"--resume: --{definitions.dashed(name)} was {was:g}, now {now:g}: it may grow, not shrink"
+            raise PerlError(problem, f"leave it at {was:g}, or begin a run of its own with another --output")
 
 
 def _check_named(folder: Path, checkpoint: Path) -> None:
@@ -335,21 +347,35 @@ def _check_named(folder: Path, checkpoint: Path) -> None:
 
 
 def _check_same(run: Run) -> None:
-    """Refuse to go on with a run of other data, another base or another tokenizer: it would be another trajectory."""
+    """Refuse to go on with a run of other data or other weights, whichever role they have: it would be another
+    trajectory. A reward function may have been mended; that is told."""
     old = find_record(str(run.folder))
     if old is None:
         return
-    now = run.record
-    pairs = {name: (old.model.get(name), now.model.get(name)) for name in ("fingerprint", "tokenizer")}
-    pairs["training data"] = old.data.get("train", {}).get("fingerprint"), now.data.get("train", {}).get("fingerprint")
-    words = {"fingerprint": "the base"}
-    changed = [f"{words.get(name, name)} was {was}, now {is_now}" for name, (was, is_now) in pairs.items()
-               if was and is_now and was != is_now]  # fmt: skip
+    before, now = _inputs(old), _inputs(run.record)
+    changed = [name for name in now if now[name] and before.get(name) and now[name] != before[name]]
+    for name in [name for name in changed if name.startswith(FUNCTION)]:
+        changed.remove(name)
+        run.note(f"The file of {name} was changed: the steps from here on have another reward than those before.")
     if changed:
+        told = "; ".join(f"{name} was {before[name]}, now {now[name]}" for name in changed)
         raise PerlError(
-            f"--resume: the run in {run.folder} had other inputs: {'; '.join(changed)}",
+            f"--resume: the run in {run.folder} had other inputs: {told}",
             "go on with the same files, or begin a run of its own with another --output",
         )
+
+
+def _inputs(record: RunRecord) -> dict[str, Any]:
+    """What a run read, by name: the digest of each."""
+    model = record.model
+    found = {
+        "the base": model.get("fingerprint"), "tokenizer": model.get("tokenizer"),
+        f"the adapter {model.get('adapter')}": model.get("adapter_fingerprint"), "the anchor": model.get("anchor"),
+        "training data": record.data.get("train", {}).get("fingerprint"),
+    }  # fmt: skip
+    functions = {True: FUNCTION, False: "the reward "}
+    is_function = {name: ":" in name and not Path(name).exists() for name in model.get("rewards", {})}
+    return found | {functions[is_function[name]] + name: mark for name, mark in model.get("rewards", {}).items()}
 
 
 def is_inside(name: str, folder: Path) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import os
 import re
 import sys
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from perlcli import adapters, base, roles, scores
+from perlcli import adapters, base, checkpoints, roles, scores
 from perlcli.base import Source
 from perlcli.data import Content, Prompt, Renderer, text_of
 from perlcli.errors import PerlError, nearest
@@ -38,6 +39,14 @@ class Reward:
         """Whether the reward is an adapter on the policy's own base."""
         return self.source is not None and self.apart is None
 
+    @property
+    def fingerprint(self) -> str:
+        """A digest of the model's weights, or of the function's file; empty where there is none to read."""
+        if self.source is not None:
+            return base.fingerprint(self.source.adapter or self.source.base)
+        file = inspect.getsourcefile(inspect.unwrap(self.function)) if inspect.isfunction(self.function) else None
+        return checkpoints.checksum(Path(file))[:16] if file and Path(file).is_file() else ""
+
 
 @dataclass(frozen=True)
 class Scored:
@@ -55,7 +64,9 @@ def find_all(prepared: Prepared) -> list[Reward]:
             "--reward is missing: RL without a reward learns nothing",
             "train one with `perl reward`, then give its folder; or give module:function",
         )
-    return [find(name, prepared) for name in names]
+    found = [find(name, prepared) for name in names]
+    prepared.run.record.model["rewards"] = {reward.name: reward.fingerprint for reward in found}
+    return found
 
 
 def find(name: str, prepared: Prepared) -> Reward:

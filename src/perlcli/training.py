@@ -12,7 +12,8 @@ from perlcli.errors import PerlError, nearest, shorten
 from perlcli.record import CHECKPOINTS
 from perlcli.values import convert, describe, fits
 
-# Fields that perlcli decides, because the model is loaded and the rows are rendered before TRL sees them.
+# Fields that perlcli decides: the model is loaded and the rows are rendered before TRL sees them, every step is told,
+# and a run that stopped goes on as if it hadn't.
 DECIDED = {
     "output_dir", "disable_tqdm", "logging_nan_inf_filter", "save_strategy", "use_cpu", "bf16", "fp16",
     "full_determinism", "model_init_kwargs", "trust_remote_code", "chat_template_path", "dataset_text_field",
@@ -20,7 +21,8 @@ DECIDED = {
     "remove_unused_columns", "resume_from_checkpoint", "overwrite_output_dir", "do_train", "do_eval", "do_predict",
     "eval_strategy", "eval_steps", "load_best_model_at_end", "report_to", "seed", "chat_template_kwargs", "use_vllm",
     "use_transformers_continuous_batching", "sync_ref_model", "push_to_hub", "num_generations_eval",
-    "eval_packing", "log_completions",
+    "eval_packing", "log_completions", "logging_strategy", "logging_steps", "logging_first_step", "save_only_model",
+    "ignore_data_skip", "restore_callback_states_from_checkpoint", "enable_jit_checkpoint", "auto_find_batch_size",
 }  # fmt: skip
 
 

@@ -1,0 +1,199 @@
+"""A resumed run ends as one that was never stopped: weights, optimiser, metrics and samples, bit for bit."""
+
+import json
+import shutil
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file, save_file
+from unbroken import differences, killed_after
+
+from perlcli import checkpoints, resuming
+
+Perl = Callable[..., Any]
+STEPS = 6
+
+COMMON = ("--max-steps", STEPS, "--save-steps", 1, "--save-total-limit", STEPS, "--learning-rate", "1e-2")
+SMALL = ("--per-device-train-batch-size", 4, "--lora-r", 4, "--max-length", 128)
+SHORT = ("--max-length", 128, "--max-completion-length", 6, "--lora-r", 4)
+ACCUMULATED = ("--per-device-train-batch-size", 2, "--gradient-accumulation-steps", 2, "--lora-r", 4,
+               "--max-length", 128)  # fmt: skip
+RLOO = ("--per-device-train-batch-size", 4, "--num-generations", 2, *SHORT)
+REINFORCE = ("--algorithm", "reinforce", "--per-device-train-batch-size", 4, *SHORT)
+DROPOUT = ("--lora-dropout", "0.2")
+
+# 10 rows of data: an epoch is 2 or 3 steps, whose last batch is not full.
+CASES: dict[str, tuple[object, ...]] = {
+    "sft": ("sft", *SMALL, *DROPOUT),
+    "sft accumulated": ("sft", *ACCUMULATED, *DROPOUT),
+    "sft 4-bit": ("sft", *SMALL, *DROPOUT, "--load-in-4bit"),
+    "sft 8-bit": ("sft", *SMALL, "--load-in-8bit"),
+    "sft full": ("sft", "--full", "--per-device-train-batch-size", 4, "--max-length", 128),
+    "sft dora": ("sft", *SMALL, "--use-dora"),
+    "sft by length": ("sft", *SMALL, *DROPOUT, "--set", "train_sampling_strategy=group_by_length"),
+    "reward pairs": ("reward", *SMALL, *DROPOUT),
+    "reward pairs accumulated": ("reward", *ACCUMULATED),
+    "reward pairs 4-bit": ("reward", *SMALL, "--load-in-4bit"),
+    "reward pairs full": ("reward", "--full", "--per-device-train-batch-size", 4, "--max-length", 128),
+    "reward thumbs": ("reward thumbs", *SMALL, *DROPOUT),
+    "reward thumbs 8-bit": ("reward thumbs", *SMALL, "--load-in-8bit"),
+    "rloo": ("rl", *RLOO),
+    "rloo accumulated": ("rl", *RLOO, "--gradient-accumulation-steps", 2),
+    "rloo 4-bit": ("rl", *RLOO, "--load-in-4bit"),
+    "rloo 8-bit": ("rl", *RLOO, "--load-in-8bit"),
+    "rloo full": ("rl", "--full", "--per-device-train-batch-size", 4, "--num-generations", 2, *SHORT[:4]),
+    "rloo two iterations": ("rl", *RLOO, "--set", "num_iterations=2"),
+    "rloo three steps a generation": ("rl", *RLOO, "--set", "steps_per_generation=3"),
+    "rloo both": ("rl", *RLOO, "--gradient-accumulation-steps", 2, "--set", "num_iterations=2",
+                  "--set", "steps_per_generation=4"),
+    "rloo generations in a step": ("rl", *RLOO, "--gradient-accumulation-steps", 3, "--set", "steps_per_generation=2"),
+    "reinforce": ("rl", *REINFORCE),
+    "reinforce 4-bit": ("rl", *REINFORCE, "--load-in-4bit"),
+    "reinforce 8-bit": ("rl", *REINFORCE, "--load-in-8bit"),
+    "reinforce both": ("rl", *REINFORCE, "--gradient-accumulation-steps", 2, "--set", "num_iterations=2",
+                       "--set", "steps_per_generation=4"),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def few(tmp_path_factory: pytest.TempPathFactory, rows: dict[str, Path]) -> dict[str, Path]:
+    """Files of ten rows by kind."""
+    top = tmp_path_factory.mktemp("few")
+    for name, folder in rows.items():
+        lines = (folder / "train.jsonl").read_text().splitlines(keepends=True)[:10]
+        (top / f"{name}.jsonl").write_text("".join(lines))
+    return {name: top / f"{name}.jsonl" for name in rows}
+
+
+@pytest.fixture
+def words(llama: Path, sft_run: Path, reward_run: Path, few: dict[str, Path]) -> Callable[[str], list[object]]:
+    """The command line of a case."""
+
+    def of(case: str) -> list[object]:
+        stage, *options = CASES[case]
+        model: list[object] = ["--model", llama]
+        data = {"sft": "demonstrations", "reward": "pairs", "reward thumbs": "thumbs", "rl": "prompts"}[str(stage)]
+        if stage == "rl":
+            model = ["--model", llama if "--full" in options else sft_run, "--reward", reward_run]
+            options = [word for at, word in enumerate(options) if "--full" in options or not is_lora(options, at)]
+        return [str(stage).split()[0], *model, "--data", few[data], *COMMON, *options]
+
+    return of
+
+
+def is_lora(options: list[object], at: int) -> bool:
+    """Whether a word is of --lora-r, which an adapter that goes on has already."""
+    return options[at] == "--lora-r" or (at > 0 and options[at - 1] == "--lora-r")
+
+
+QUICK = {"sft accumulated": 3, "reward thumbs": 4, "rloo both": 5, "reinforce both": 3}  # the step to go on from
+
+
+def goes_on_alike(case: str, steps: Iterable[int], perl: Perl, words: Any, folder: Path) -> None:
+    """Hold runs that were killed after some steps and resumed against one that was left alone."""
+    perl(*words(case), "--output", "run")
+    shutil.move("run", "unbroken")
+    for step in steps:
+        killed_after(folder / "unbroken", step, folder / "run")
+        told = perl(*words(case), "--output", "run", "--resume").stdout
+        assert f"Going on from step {step} (checkpoint-{step})." in told
+        assert differences(folder / "unbroken", folder / "run") == []
+        shutil.rmtree("run")
+
+
+@pytest.mark.parametrize("case", QUICK)
+def test_a_resumed_run_ends_as_an_unbroken_one(case: str, perl: Perl, words: Any, tmp_path: Path) -> None:
+    goes_on_alike(case, [QUICK[case]], perl, words, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES)
+def test_every_kind_of_run_goes_on_exactly(case: str, perl: Perl, words: Any, tmp_path: Path) -> None:
+    goes_on_alike(case, range(1, STEPS + 1), perl, words, tmp_path)
+
+
+@pytest.mark.slow
+def test_saving_changes_nothing(perl: Perl, words: Any, tmp_path: Path) -> None:
+    perl(*words("rloo both"), "--output", "often")
+    perl(*words("rloo both"), "--output", "seldom", "--save-steps", 100)
+    assert differences(tmp_path / "often", tmp_path / "seldom") == []
+
+
+# What makes it another run
+
+
+def stopped(perl: Perl, words: Any, case: str, folder: Path) -> list[object]:
+    """A run of two steps that was killed after its first; gives its command line."""
+    line = [*words(case), "--max-steps", 2, "--output", folder]
+    perl(*line)
+    whole = folder.with_name("finished")
+    shutil.move(folder, whole)
+    killed_after(whole, 1, folder)
+    return [*line, "--resume"]
+
+
+def retouch(folder: Path) -> None:
+    """Change one weight of an adapter."""
+    file = folder / "adapter_model.safetensors"
+    tensors = load_file(file)
+    next(iter(tensors.values())).view(-1)[0] += 1
+    save_file(tensors, file, metadata={"format": "pt"})
+
+
+def test_other_weights_in_any_role_are_another_run(perl: Perl, words: Any, tmp_path: Path, sft_run: Path) -> None:
+    roles = {name: tmp_path / name for name in ("policy", "reward", "anchor")}
+    line = words("rloo")
+    for name, source in zip(roles, (sft_run, line[line.index("--reward") + 1], sft_run), strict=True):
+        shutil.copytree(source, roles[name])
+    line[line.index("--model") + 1], line[line.index("--reward") + 1] = roles["policy"], roles["reward"]
+    line = stopped(perl, lambda case: [*line, "--anchor", roles["anchor"]], "", tmp_path / "run")
+    told = {"policy": f"the adapter {roles['policy']}", "reward": f"the reward {roles['reward']}", "anchor": "anchor"}
+    for name, folder in roles.items():
+        kept = (folder / "adapter_model.safetensors").read_bytes()
+        retouch(folder)
+        problem = " ".join(perl(*line, code=2).stderr.split())
+        assert "had other inputs: " in problem and f"{told[name]} was " in problem
+        (folder / "adapter_model.safetensors").write_bytes(kept)
+    perl(*line)
+
+
+def test_a_reward_function_that_was_mended_is_told(
+    perl: Perl, words: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    text = "def reward(completion_ids, **columns):\n    return [float(ids[0]) for ids in completion_ids]\n"
+    Path("mended.py").write_text(text)
+    line = words("rloo")
+    line[line.index("--reward") + 1] = "mended:reward"
+    line = stopped(perl, lambda case: line, "", tmp_path / "run")
+    Path("mended.py").write_text(text + "# a word more\n")
+    assert "The file of the reward function mended:reward was changed: " in perl(*line).stdout
+
+
+@pytest.mark.parametrize("length", ["--max-steps", "--num-train-epochs"])
+def test_a_run_may_grow_but_not_shrink(length: str, perl: Perl, words: Any, tmp_path: Path) -> None:
+    line = words("sft")
+    del line[line.index("--max-steps") : line.index("--max-steps") + 2]
+    perl(*line, "--output", "run", length, 2)
+    before = sorted(path.name for path in Path("run/checkpoints").iterdir())
+    told = perl(*line, "--output", "run", length, 1, "--resume", code=2).stderr
+    assert f"{length} was 2, now 1: it may grow, not shrink" in " ".join(told.split())
+    assert sorted(path.name for path in Path("run/checkpoints").iterdir()) == before
+    told = perl(*line, "--output", "run", length, 3, "--resume").stdout
+    assert "its learning rate (linear) follows those." in told
+    assert json.loads(Path("run/record.json").read_text())["steps"] > 2
+
+
+def test_a_checkpoint_without_our_part_of_it_is_not_gone_on_from(perl: Perl, words: Any, tmp_path: Path) -> None:
+    line = stopped(perl, words, "sft", tmp_path / "run")
+    checkpoint = tmp_path / "run" / "checkpoints" / "checkpoint-1"
+    (checkpoint / resuming.FILE).unlink()
+    checkpoints.seal(checkpoint)
+    told = perl(*line, checkpoint, code=2).stderr
+    assert "it was written by another version of perlcli" in " ".join(told.split())
+    told = perl(*line).stdout
+    assert "checkpoint-1 was written by another version of perlcli: taking the one before." in told
+    assert "No checkpoint yet: starting over." in told
