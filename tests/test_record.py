@@ -259,6 +259,16 @@ def test_length_and_what_is_kept_may_change_on_the_way(old_run: Path, given: dic
     check_output(resolved(old_run, resume="latest", seed=5, **given))
 
 
+def test_several_runs_keep_their_length(tmp_path: Path) -> None:
+    """Those that finished stay as they are, so that the others can't become longer."""
+    given = {"output": str(tmp_path / "out"), "max_steps": 3}
+    with recording(record.Run(settings.resolve(settings.build(settings.Quickstart, given), {}))):
+        pass
+    longer = settings.build(settings.Quickstart, {**given, "max_steps": 4, "resume": "latest"})
+    with pytest.raises(PerlError, match=r"had other settings: max_steps was 3, now 4"):
+        check_output(settings.resolve(longer, {}))
+
+
 def test_a_home_folder_is_understood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     with recording(record.Run(resolved(Path("~/out")))):

@@ -197,3 +197,24 @@ def test_a_checkpoint_without_our_part_of_it_is_not_gone_on_from(perl: Perl, wor
     told = perl(*line).stdout
     assert "checkpoint-1 was written by another version of perlcli: taking the one before." in told
     assert "No checkpoint yet: starting over." in told
+
+
+def edit_record(folder: Path, part: str, **values: object) -> None:
+    record = json.loads((folder / "record.json").read_text())
+    record[part] |= values
+    (folder / "record.json").write_text(json.dumps(record))
+
+
+def test_another_precision_is_another_run_and_other_versions_are_told(perl: Perl, words: Any, tmp_path: Path) -> None:
+    line = stopped(perl, words, "sft", tmp_path / "run")
+    edit_record(tmp_path / "run", "device", precision="bfloat16")
+    told = perl(*line, code=2).stderr
+    assert "had other inputs: the base's precision was bfloat16, now float32" in " ".join(told.split())
+    edit_record(tmp_path / "run", "device", precision="float32", threads=7)
+    edit_record(tmp_path / "run", "versions", torch="1.0")
+    told = perl(*line).stdout
+    assert "The steps before were done with torch 1.0, now " in told and "; threads 7, now 1: what follows may" in told
+
+
+def test_an_unbroken_machine_is_not_spoken_of(perl: Perl, words: Any, tmp_path: Path) -> None:
+    assert "The steps before" not in perl(*stopped(perl, words, "sft", tmp_path / "run")).stdout

@@ -297,8 +297,9 @@ def check_output(settings: definitions.Stage) -> None:
 
 
 FUNCTION = "the reward function "
-MAY_CHANGE = {
-    "max_steps", "num_train_epochs", "save_steps", "save_total_limit", "report_to", "resume", "overwrite", "dry_run",
+LENGTH = {"max_steps", "num_train_epochs"}
+MAY_CHANGE = LENGTH | {
+    "save_steps", "save_total_limit", "report_to", "resume", "overwrite", "dry_run",
     "output", "trust_remote_code", "strict", "recipe", "max_eval_samples",
 }  # fmt: skip
 
@@ -312,7 +313,8 @@ def _check_resumable(folder: Path, values: Mapping[str, Any]) -> None:
     if is_named:
         _check_named(folder, Path(values["resume"]).expanduser())
     old = {name: tuple(value) if isinstance(value, list) else value for name, value in found.settings.items()}
-    changed = [name for name in values if name not in MAY_CHANGE and old.get(name) != values[name]]
+    fixed = LENGTH if found.command in SEVERAL else set()  # the runs that finished stay as they are
+    changed = [name for name in values if name not in MAY_CHANGE - fixed and old.get(name) != values[name]]
     if changed:
         told = "; ".join(f"{name} was {old.get(name)}, now {values[name]}" for name in changed)
         raise PerlError(f"--resume: the run in {folder} had other settings: {told}", "go on with the same ones")
@@ -329,7 +331,7 @@ def _check_resumable(folder: Path, values: Mapping[str, Any]) -> None:
 
 def _check_longer(old: Mapping[str, Any], values: Mapping[str, Any]) -> None:
     """Refuse to go on for fewer steps or epochs than the run was to have."""
-    for name in ("max_steps", "num_train_epochs"):
+    for name in sorted(LENGTH):
         was, now = old.get(name), values.get(name)
         if was and now and now < was:
             problem = f"--resume: --{definitions.dashed(name)} was {was:g}, now {now:g}: it may grow, not shrink"
@@ -363,6 +365,15 @@ def _check_same(run: Run) -> None:
             f"--resume: the run in {run.folder} had other inputs: {told}",
             "go on with the same files, or begin a run of its own with another --output",
         )
+    _tell_moved(run, old)
+
+
+def _tell_moved(run: Run, old: RunRecord) -> None:
+    """Say so where a run goes on on another machine or under other versions, which may round otherwise."""
+    before, now = old.versions | old.device, package_versions() | run.record.device
+    moved = [f"{name} {before[name]}, now {now[name]}" for name in now if before.get(name, now[name]) != now[name]]
+    if moved:
+        run.note(f"The steps before were done with {'; '.join(moved)}: what follows may differ by rounding.")
 
 
 def _inputs(record: RunRecord) -> dict[str, Any]:
@@ -372,6 +383,7 @@ def _inputs(record: RunRecord) -> dict[str, Any]:
         "the base": model.get("fingerprint"), "tokenizer": model.get("tokenizer"),
         f"the adapter {model.get('adapter')}": model.get("adapter_fingerprint"), "the anchor": model.get("anchor"),
         "training data": record.data.get("train", {}).get("fingerprint"),
+        "the base's precision": record.device.get("precision"),
     }  # fmt: skip
     functions = {True: FUNCTION, False: "the reward "}
     is_function = {name: ":" in name and not Path(name).exists() for name in model.get("rewards", {})}

@@ -1,0 +1,332 @@
+"""Kills runs with SIGKILL at random moments of random phases, resumes each, and holds its end against an unbroken one.
+
+    python tests/chaos.py --kills 48 --output benchmarks/results/cpu-chaos
+
+Runs are forked from one process that has loaded the libraries, so that most of a run is its work. A run says in memory
+that it shares with this process which phase it is in; the moment of a kill is drawn from a phase, one of the times that
+an unbroken run was in it, and a delay up to its mean duration.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import mmap
+import os
+import platform
+import random
+import shutil
+import signal
+import struct
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+PHASES = ("loading", "sampling", "scoring", "learning", "saving", "ending")
+LIMIT = 300  # seconds, of one run
+STEPS = ("--max-steps", "5", "--save-steps", "1", "--per-device-train-batch-size", "4", "--max-length", "128")
+SCORE = ("--max-completion-length", "8", "--reward", "{reward}")
+REUSE = ("--gradient-accumulation-steps", "2", "--set", "num_iterations=2", "--set", "steps_per_generation=4")
+STAGES = {
+    "sft": ("sft", "--data", "{rows}/sft.jsonl", "--lora-dropout", "0.1", *STEPS),
+    "reward, 8-bit": ("reward", "--data", "{rows}/pairs.jsonl", "--load-in-8bit", *STEPS),
+    "reward, thumbs": ("reward", "--data", "{rows}/thumbs.jsonl", "--gradient-accumulation-steps", "2", *STEPS),
+    "rloo": ("rl", "--data", "{rows}/prompts.jsonl", "--num-generations", "2", *SCORE, *STEPS, *REUSE),
+    "rloo, 4-bit": ("rl", "--data", "{rows}/prompts.jsonl", "--num-generations", "2", "--load-in-4bit", *SCORE, *STEPS),
+    "reinforce": ("rl", "--data", "{rows}/prompts.jsonl", "--algorithm", "reinforce", *SCORE, *STEPS, *REUSE),
+}  # fmt: skip
+
+
+class Board:
+    """What a run and this process share: the phase that the run is in, and how often and how long it was in each."""
+
+    SLOT = struct.Struct("Qd")
+
+    def __init__(self) -> None:
+        self.memory = mmap.mmap(-1, mmap.PAGESIZE)
+
+    def reset(self) -> None:
+        self.memory[:] = bytes(len(self.memory))
+
+    @property
+    def phase(self) -> int:
+        return self.memory[0]
+
+    def read(self, phase: int) -> tuple[int, float]:
+        """How often the run entered a phase, and its seconds there."""
+        return self.SLOT.unpack_from(self.memory, 64 + phase * self.SLOT.size)
+
+    @contextmanager
+    def inside(self, phase: int) -> Iterator[None]:
+        """Be in a phase; the one around it goes on behind it."""
+        outer, began = self.phase, time.monotonic()
+        self.enter(phase)
+        try:
+            yield
+        finally:
+            count, seconds = self.read(phase)
+            self.SLOT.pack_into(self.memory, 64 + phase * self.SLOT.size, count, seconds + time.monotonic() - began)
+            self.memory[0] = outer
+
+    def enter(self, phase: int) -> None:
+        count, seconds = self.read(phase)
+        self.SLOT.pack_into(self.memory, 64 + phase * self.SLOT.size, count + 1, seconds)
+        self.memory[0] = phase
+
+
+@dataclass(frozen=True)
+class Moment:
+    """When a run is to be killed: some seconds after it entered a phase for the nth time."""
+
+    phase: int
+    nth: int
+    delay: float
+
+
+@dataclass
+class Kill:
+    """A kill that was done."""
+
+    stage: str
+    phase: str  # that the run was in, which may be the one behind the phase that was drawn
+    steps: int  # whose checkpoint was there
+    again: str = "exact"  # what became of the run
+
+
+def marked(board: Board) -> Iterator[Any]:
+    """The patches by which a run tells its phases."""
+    from transformers import Trainer
+
+    from perlcli import checkpoints, meter
+    from perlcli.algorithms import Rloo
+
+    places: list[tuple[Any, str, str]] = [
+        (Rloo, "_generate", "sampling"), (Rloo, "_calculate_rewards", "scoring"),
+        (Trainer, "training_step", "learning"), (Trainer, "_save_checkpoint", "saving"),
+        (checkpoints, "keep", "saving"),
+    ]  # fmt: skip
+    for owner, name, phase in places:
+        yield mock.patch.object(owner, name, timed(getattr(owner, name), board, PHASES.index(phase)))
+    train = meter._train
+
+    def training(*args: Any) -> None:
+        train(*args)
+        board.enter(PHASES.index("ending"))  # until the process is gone
+
+    yield mock.patch.object(meter, "_train", training)
+
+
+def timed(function: Callable[..., Any], board: Board, phase: int) -> Callable[..., Any]:
+    def call(*args: Any, **kwargs: Any) -> Any:
+        with board.inside(phase):
+            return function(*args, **kwargs)
+
+    return call
+
+
+def start(words: Sequence[str], board: Board, log: Path) -> int:
+    """Fork a run of perlcli; gives its process id."""
+    board.reset()
+    child = os.fork()
+    if child:
+        return child
+    code = 70
+    try:
+        place = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        for stream in (1, 2):
+            os.dup2(place, stream)
+        board.enter(PHASES.index("loading"))
+        for patch in marked(board):
+            patch.start()
+        from perlcli.cli import app
+
+        try:
+            app(list(words), standalone_mode=True)
+        except SystemExit as ended:
+            code = ended.code if isinstance(ended.code, int) else 1
+        sys.stdout.flush()
+    finally:
+        os._exit(code)
+
+
+def wait(child: int, board: Board, moment: Moment | None) -> tuple[int | None, str]:
+    """Wait for a run, or kill it at a moment; gives its exit code, None where it was killed, and its last phase."""
+    ends, due = time.monotonic() + LIMIT, None
+    while True:
+        found, status = os.waitpid(child, os.WNOHANG)
+        if found:
+            return os.waitstatus_to_exitcode(status), PHASES[board.phase]
+        now = time.monotonic()
+        if moment and due is None and board.read(moment.phase)[0] >= moment.nth:
+            due = now + moment.delay
+        if (due is not None and now >= due) or now > ends:
+            phase = PHASES[board.phase]
+            os.kill(child, signal.SIGKILL)
+            _, status = os.waitpid(child, 0)
+            assert now <= ends, f"a run took more than {LIMIT} seconds"
+            return (None if os.WIFSIGNALED(status) else os.waitstatus_to_exitcode(status)), phase
+        time.sleep(0.0005)
+
+
+class Chaos:
+    """Stages with their unbroken runs, to be killed and resumed."""
+
+    def __init__(self, folder: Path, seed: int) -> None:
+        self.folder, self.board, self.random = folder, Board(), random.Random(seed)
+        self.kills: list[Kill] = []
+        self.visits: dict[str, list[tuple[int, float]]] = {}  # by stage, of each phase: how often and how long
+
+    def prepare(self, stages: Sequence[str]) -> None:
+        """Write the data, train a reward, and run each stage unbroken."""
+        from perlcli import coffee
+
+        kinds = {"sft": coffee.demonstrations, "pairs": coffee.preferences, "thumbs": coffee.thumbs,
+                 "prompts": coffee.prompts}  # fmt: skip
+        for name, rows in kinds.items():
+            lines = [json.dumps(row) + "\n" for row in rows("train", 10)]  # an epoch is 2 or 3 steps
+            (self.folder / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
+        reward = ("reward", "--data", f"{self.folder}/pairs.jsonl", *STEPS, "--output", f"{self.folder}/reward")
+        self._finish(reward)
+        for stage in stages:
+            begun = time.monotonic()
+            self._finish([*self.words(stage), "--output", str(self._place(stage, "run"))])
+            visits = [self.board.read(phase) for phase in range(len(PHASES))]
+            whole = time.monotonic() - begun
+            visits[0] = 1, max(0.0, whole - sum(seconds for _, seconds in visits))
+            visits[-1] = 1, 0.5
+            self.visits[stage] = visits
+            self._place(stage, "run").rename(self._place(stage, "unbroken"))
+
+    def words(self, stage: str) -> list[str]:
+        """The command line of a stage."""
+        return [word.format(rows=self.folder, reward=self.folder / "reward") for word in STAGES[stage]]
+
+    def trial(self, stage: str, kills: int, report: Callable[[Kill], None]) -> None:
+        """Kill one run of a stage so many times, resume it each time, and compare its end."""
+        run, done = self._place(stage, "run"), []
+        line = [*self.words(stage), "--output", str(run)]
+        for moment in self._moments(stage, kills):
+            words = line if not done else [*line, "--resume"]
+            code, phase = wait(start(words, self.board, self._log(stage)), self.board, moment)
+            if code is not None:  # it was faster
+                assert code == 0, self._log(stage).read_text()[-3000:]
+                break
+            done.append(Kill(stage, phase, self._steps(run)))
+        if not self._is_finished(run):
+            self._finish([*line, "--resume"])
+        wrong = self._differences(stage)
+        for kill in done:
+            kill.again = "differs: " + ", ".join(wrong[:3]) if wrong else "exact"
+            self.kills.append(kill)
+            report(kill)
+        shutil.rmtree(run)
+
+    def _moments(self, stage: str, kills: int) -> Iterator[Moment]:
+        phases = [phase for phase, (count, _) in enumerate(self.visits[stage]) if count]
+        for _ in range(kills):
+            phase = self.random.choice(phases)
+            count, seconds = self.visits[stage][phase]
+            yield Moment(phase, self.random.randint(1, count), self.random.uniform(0, seconds / count))
+
+    def _finish(self, words: Sequence[str]) -> None:
+        log = self.folder / "log"
+        code, _ = wait(start(words, self.board, log), self.board, None)
+        assert code == 0, log.read_text()[-3000:]
+
+    def _differences(self, stage: str) -> list[str]:
+        from unbroken import differences
+
+        return differences(self._place(stage, "unbroken"), self._place(stage, "run"))
+
+    def _steps(self, run: Path) -> int:
+        from perlcli import checkpoints
+
+        return max(map(checkpoints.step_of, checkpoints.found(run / "checkpoints")), default=0)
+
+    def _is_finished(self, run: Path) -> bool:
+        record = run / "record.json"
+        return record.exists() and json.loads(record.read_text(encoding="utf-8"))["status"] == "finished"
+
+    def _place(self, stage: str, name: str) -> Path:
+        return self.folder / f"{stage} {name}"
+
+    def _log(self, stage: str) -> Path:
+        return self.folder / f"{stage} log"
+
+
+def warm() -> None:
+    """Load what every run loads, once."""
+    os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    import bitsandbytes  # noqa: F401
+    import torch
+
+    import perlcli.reward
+    import perlcli.rl
+    import perlcli.sft  # noqa: F401
+
+    torch.set_num_threads(1)
+
+
+def table(chaos: Chaos) -> str:
+    """The kills by stage and phase."""
+    counts = Counter((kill.stage, kill.phase) for kill in chaos.kills)
+    rows = [
+        f"| {stage} | " + " | ".join(str(counts[stage, phase] or "") for phase in PHASES) + " |"
+        for stage in chaos.visits
+    ]
+    return "\n".join([f"| run | {' | '.join(PHASES)} |", f"| --- |{' ---: |' * len(PHASES)}", *rows])
+
+
+def keep(chaos: Chaos, output: Path, arguments: argparse.Namespace, seconds: float) -> None:
+    """Write the report beside the benchmarks' others."""
+    from perlcli.record import git_commit, package_versions
+
+    exact = sum(kill.again == "exact" for kill in chaos.kills)
+    command = f"python tests/chaos.py --kills {arguments.kills} --seed {arguments.seed}"
+    content = {
+        "command": command, "commit": git_commit(), "device": platform.processor() or platform.machine(),
+        "versions": package_versions(), "seconds": round(seconds), "kills": [asdict(kill) for kill in chaos.kills],
+    }  # fmt: skip
+    output.with_suffix(".json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    lines = [
+        "# Killed and resumed", "",
+        f"`{command}` on a CPU, commit {content['commit']}: {len(chaos.kills)} kills with SIGKILL at random moments, "
+        f"some runs killed up to three times; after {exact} of them the run, resumed, ended bit-equal to an unbroken "
+        "one in weights, optimiser, metrics and samples. The phase is the one that the run was in when it was killed.",
+        "", table(chaos), "",
+    ]  # fmt: skip
+    output.with_suffix(".md").write_text("\n".join(lines), encoding="utf-8")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--kills", type=int, default=48)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--stages", nargs="*", default=list(STAGES), choices=list(STAGES))
+    parser.add_argument("--output", type=Path, help="write a report here, as .md and .json")
+    arguments = parser.parse_args()
+    warm()
+    begun = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["HF_DATASETS_CACHE"] = folder
+        chaos = Chaos(Path(folder), arguments.seed)
+        chaos.prepare(arguments.stages)
+        while len(chaos.kills) < arguments.kills:
+            for stage in arguments.stages:
+                chaos.trial(stage, chaos.random.randint(1, 3), partial(print, flush=True))
+        if arguments.output:
+            keep(chaos, arguments.output, arguments, time.monotonic() - begun)
+        print(table(chaos))
+    return int(any(kill.again != "exact" for kill in chaos.kills))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
