@@ -32,7 +32,17 @@ from unittest import mock
 
 PHASES = ("loading", "sampling", "scoring", "learning", "saving", "ending")
 LIMIT = 300  # seconds, of one run
-STEPS = ("--max-steps", "5", "--save-steps", "1", "--per-device-train-batch-size", "4", "--max-length", "128")
+STEPS_IN_ALL = 5
+STEPS = (
+    "--max-steps",
+    str(STEPS_IN_ALL),
+    "--save-steps",
+    "1",
+    "--per-device-train-batch-size",
+    "4",
+    "--max-length",
+    "128",
+)
 SCORE = ("--max-completion-length", "8", "--reward", "{reward}")
 REUSE = ("--gradient-accumulation-steps", "2", "--set", "num_iterations=2", "--set", "steps_per_generation=4")
 STAGES = {
@@ -48,37 +58,52 @@ STAGES = {
 class Board:
     """What a run and this process share: the phase that the run is in, and how often and how long it was in each."""
 
-    SLOT = struct.Struct("Qd")
+    SLOT, CLOCK, SLOTS = struct.Struct("Qd"), struct.Struct("d"), 64
 
     def __init__(self) -> None:
         self.memory = mmap.mmap(-1, mmap.PAGESIZE)
 
-    def reset(self) -> None:
+    def begin(self) -> None:
+        """A run begins, in its first phase."""
         self.memory[:] = bytes(len(self.memory))
+        self.CLOCK.pack_into(self.memory, 8, time.monotonic())
+        self.enter(0)
 
     @property
     def phase(self) -> int:
         return self.memory[0]
 
     def read(self, phase: int) -> tuple[int, float]:
-        """How often the run entered a phase, and its seconds there."""
-        return self.SLOT.unpack_from(self.memory, 64 + phase * self.SLOT.size)
+        """How often the run entered a phase, and its seconds there, without those of phases inside."""
+        found: tuple[int, float] = self.SLOT.unpack_from(self.memory, self.SLOTS + phase * self.SLOT.size)
+        return found
+
+    def enter(self, phase: int) -> None:
+        """Be in a phase, once more."""
+        self._switch(phase)
+        count, seconds = self.read(phase)
+        self.SLOT.pack_into(self.memory, self.SLOTS + phase * self.SLOT.size, count + 1, seconds)
 
     @contextmanager
     def inside(self, phase: int) -> Iterator[None]:
         """Be in a phase; the one around it goes on behind it."""
-        outer, began = self.phase, time.monotonic()
+        outer = self.phase
         self.enter(phase)
         try:
             yield
         finally:
-            count, seconds = self.read(phase)
-            self.SLOT.pack_into(self.memory, 64 + phase * self.SLOT.size, count, seconds + time.monotonic() - began)
-            self.memory[0] = outer
+            self._switch(outer)
 
-    def enter(self, phase: int) -> None:
-        count, seconds = self.read(phase)
-        self.SLOT.pack_into(self.memory, 64 + phase * self.SLOT.size, count + 1, seconds)
+    def close(self) -> None:
+        """The run is over: count its last phase."""
+        self._switch(self.phase)
+
+    def _switch(self, phase: int) -> None:
+        now, place = time.monotonic(), self.SLOTS + self.phase * self.SLOT.size
+        (since,) = self.CLOCK.unpack_from(self.memory, 8)
+        count, seconds = self.SLOT.unpack_from(self.memory, place)
+        self.SLOT.pack_into(self.memory, place, count, seconds + now - since)
+        self.CLOCK.pack_into(self.memory, 8, now)
         self.memory[0] = phase
 
 
@@ -134,7 +159,7 @@ def timed(function: Callable[..., Any], board: Board, phase: int) -> Callable[..
 
 def start(words: Sequence[str], board: Board, log: Path) -> int:
     """Fork a run of perlcli; gives its process id."""
-    board.reset()
+    board.begin()
     child = os.fork()
     if child:
         return child
@@ -143,7 +168,6 @@ def start(words: Sequence[str], board: Board, log: Path) -> int:
         place = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         for stream in (1, 2):
             os.dup2(place, stream)
-        board.enter(PHASES.index("loading"))
         for patch in marked(board):
             patch.start()
         from perlcli.cli import app
@@ -196,13 +220,9 @@ class Chaos:
         reward = ("reward", "--data", f"{self.folder}/pairs.jsonl", *STEPS, "--output", f"{self.folder}/reward")
         self._finish(reward)
         for stage in stages:
-            begun = time.monotonic()
             self._finish([*self.words(stage), "--output", str(self._place(stage, "run"))])
-            visits = [self.board.read(phase) for phase in range(len(PHASES))]
-            whole = time.monotonic() - begun
-            visits[0] = 1, max(0.0, whole - sum(seconds for _, seconds in visits))
-            visits[-1] = 1, 0.5
-            self.visits[stage] = visits
+            self.board.close()
+            self.visits[stage] = [self.board.read(phase) for phase in range(len(PHASES))]
             self._place(stage, "run").rename(self._place(stage, "unbroken"))
 
     def words(self, stage: str) -> list[str]:
@@ -213,7 +233,8 @@ class Chaos:
         """Kill one run of a stage so many times, resume it each time, and compare its end."""
         run, done = self._place(stage, "run"), []
         line = [*self.words(stage), "--output", str(run)]
-        for moment in self._moments(stage, kills):
+        for _ in range(kills):
+            moment = self._moment(stage, done, self._steps(run))
             words = line if not done else [*line, "--resume"]
             code, phase = wait(start(words, self.board, self._log(stage)), self.board, moment)
             if code is not None:  # it was faster
@@ -229,12 +250,14 @@ class Chaos:
             report(kill)
         shutil.rmtree(run)
 
-    def _moments(self, stage: str, kills: int) -> Iterator[Moment]:
+    def _moment(self, stage: str, done: Sequence[Kill], steps: int) -> Moment:
+        """A moment in one of the phases of a stage that were hit least, of those that are still to come."""
+        hits = Counter(PHASES.index(kill.phase) for kill in [*self.kills, *done] if kill.stage == stage)
         phases = [phase for phase, (count, _) in enumerate(self.visits[stage]) if count]
-        for _ in range(kills):
-            phase = self.random.choice(phases)
-            count, seconds = self.visits[stage][phase]
-            yield Moment(phase, self.random.randint(1, count), self.random.uniform(0, seconds / count))
+        phase = self.random.choice([phase for phase in phases if hits[phase] == min(hits[other] for other in phases)])
+        count, seconds = self.visits[stage][phase]
+        to_come = max(1, count * (STEPS_IN_ALL - steps) // STEPS_IN_ALL)
+        return Moment(phase, self.random.randint(1, to_come), self.random.uniform(0, seconds / count))
 
     def _finish(self, words: Sequence[str]) -> None:
         log = self.folder / "log"

@@ -1,0 +1,36 @@
+"""The short form of the chaos test: `python tests/chaos.py` is the long one."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import chaos
+import pytest
+from chaos import PHASES, Board
+
+
+@pytest.mark.slow
+def test_killed_runs_go_on_to_the_same_end(tmp_path: Path) -> None:
+    command = [sys.executable, chaos.__file__, "--kills", "12", "--seed", "1", "--output", str(tmp_path / "report")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1500, check=False)
+    assert done.returncode == 0, f"{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+    kills = json.loads((tmp_path / "report.json").read_text())["kills"]
+    assert len(kills) >= 12 and {kill["stage"] for kill in kills} == set(chaos.STAGES)
+    assert all(kill["again"] == "exact" for kill in kills)
+    assert "| reinforce |" in (tmp_path / "report.md").read_text()
+
+
+def test_the_board_counts_phases_and_their_own_time() -> None:
+    board = Board()
+    board.begin()
+    learning, scoring = PHASES.index("learning"), PHASES.index("scoring")
+    for _ in range(2):
+        with board.inside(learning):
+            with board.inside(scoring):
+                assert board.phase == scoring
+            assert board.phase == learning
+    assert board.phase == 0
+    board.close()
+    assert [board.read(phase)[0] for phase in range(len(PHASES))] == [1, 0, 2, 2, 0, 0]
+    assert all(board.read(phase)[1] > 0 for phase in (0, learning, scoring))
