@@ -218,3 +218,10 @@ def test_another_precision_is_another_run_and_other_versions_are_told(perl: Perl
 
 def test_an_unbroken_machine_is_not_spoken_of(perl: Perl, words: Any, tmp_path: Path) -> None:
     assert "The steps before" not in perl(*stopped(perl, words, "sft", tmp_path / "run")).stdout
+
+
+def test_checkpoints_come_as_often_as_is_said_on_the_way(perl: Perl, words: Any, tmp_path: Path) -> None:
+    line = stopped(perl, words, "sft", tmp_path / "run")
+    perl(*line, "--max-steps", 6, "--save-steps", 3)
+    found = [checkpoints.step_of(path) for path in checkpoints.found(tmp_path / "run" / "checkpoints")]
+    assert found == [6, 3, 1]

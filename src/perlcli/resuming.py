@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +36,9 @@ class Resumable(TrainerCallback):
         self.trainer = trainer
         self.epoch_start: torch.Tensor | None = None  # the random state before the rows of this epoch were ordered
         self.is_given = False
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        state.save_steps = args.save_steps  # transformers goes on with what the checkpoint says
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.is_given and self.epoch_start is not None:
@@ -113,7 +115,7 @@ def find(run: Run) -> Path | None:
     asked = str(run.record.settings["resume"])
     folder = run.folder / CHECKPOINTS
     if asked == LATEST:
-        found = checkpoints.last_whole(folder, partial(_fault, run), run.note)
+        found = checkpoints.last_whole(folder, _fault, run.note)
     else:
         found = _asked_for(run, Path(asked).expanduser())
     step = checkpoints.step_of(found) if found else 0
@@ -155,14 +157,14 @@ def _total(run: Run, state: dict[str, Any]) -> float:
     return float(steps if steps is not None else state["max_steps"] * max(1.0, epochs / state["num_train_epochs"]))
 
 
-def _fault(run: Run, checkpoint: Path) -> str | None:
+def _fault(checkpoint: Path) -> str | None:
     """Why a whole checkpoint can't be trained on from, or None."""
     return None if (checkpoint / FILE).exists() else "was written by another version of perlcli"
 
 
 def _asked_for(run: Run, checkpoint: Path) -> Path:
     """The checkpoint that --resume names; those behind it are deleted, as their steps are taken again."""
-    if wrong := _fault(run, checkpoint):
+    if wrong := _fault(checkpoint):
         raise PerlError(f"--resume {checkpoint}: it {wrong}", "--resume alone takes the last one to go on from")
     for later in checkpoints.found(run.folder / CHECKPOINTS):
         if checkpoints.step_of(later) > checkpoints.step_of(checkpoint):
