@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -88,7 +89,7 @@ def _tuned_from(folder: str) -> str | None:
     record = find_record(folder)
     if record is None or not record.settings.get("full"):
         return None
-    return str(coffee.BASE) if record.model["name"] == coffee.NAME else str(record.model["name"])
+    return str(coffee.BASE) if record.model["name"] == coffee.NAME else os.path.expanduser(str(record.model["name"]))
 
 
 def _round_reference(reference: Any, prepared: Prepared) -> None:

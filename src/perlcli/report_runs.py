@@ -16,6 +16,7 @@ from perlcli.errors import PerlError
 from perlcli.figures import FULL, Arm, Comparison, Report
 from perlcli.record import RECORD, RunRecord, find_record, read_record
 from perlcli.reports import tables, words
+from perlcli.terminal import say
 
 COMMAND, COMPARISON = "perl report", "compare-full"
 STAGES = ("sft", "reward", "rl", "eval")
@@ -72,9 +73,9 @@ def again(folder: Path, output: str | None) -> None:
     else:
         check_output(target)
         for run in _runs(found):
-            run.folder = os.path.relpath(folder / run.folder, target)
+            run.folder = os.path.relpath(folder / Path(run.folder).expanduser(), target)
         reports.write_all(found, target)
-    print(f"\nWritten to {target}: {reports.PAGE}, {reports.MARKDOWN}, {reports.ARMS}, {reports.RUNS}, plots")
+    say(f"\nWritten to {target}: {reports.PAGE}, {reports.MARKDOWN}, {reports.ARMS}, {reports.RUNS}, plots")
 
 
 def _runs(found: Report) -> Iterator[figures.RunFigures]:
@@ -91,17 +92,17 @@ def side_by_side(folders: Sequence[str], output: str | None) -> None:
         check_output(target)
     made = of_runs(found, target)
     if len(found) == 1 and found[0].record.status == "finished":
-        print(report.text(found[0].record) + "\n")
+        say(report.text(found[0].record) + "\n")
     show(made)
     if target is not None:
         reports.write_all(made, target)
-        print(f"\nWritten to {target}: {reports.PAGE}, {reports.MARKDOWN}, {figures.REPORT}, {reports.ARMS}, plots")
+        say(f"\nWritten to {target}: {reports.PAGE}, {reports.MARKDOWN}, {figures.REPORT}, {reports.ARMS}, plots")
 
 
 def show(found: Report) -> None:
     """Print a report as wide as the terminal, from 80 to 100 columns."""
     width = shutil.get_terminal_size(fallback=(tables.WIDTH, 24)).columns
-    print(tables.terminal(found, min(tables.WIDTH, max(80, width))))
+    say(tables.terminal(found, min(tables.WIDTH, max(80, width))))
 
 
 def check_output(folder: Path) -> None:

@@ -19,7 +19,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from perlcli import adapters
-from perlcli.base import ADAPTER_WEIGHTS
+from perlcli.base import ADAPTER_WEIGHTS, check_adapter_weights
 from perlcli.errors import PerlError
 from perlcli.settings import LoraSettings
 
@@ -56,6 +56,7 @@ def begin_at_base(model: nn.Module, adapter: str) -> None:
 
 def load_adapter(model: PreTrainedModel, folder: str, *, trainable: bool) -> PeftModel:
     """Put a saved adapter on the model; raises PerlError where it doesn't fit this model."""
+    check_adapter_weights(folder)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("error", message="Found missing adapter keys", category=UserWarning)
@@ -210,6 +211,7 @@ def add_adapter(model: PeftModel, folder: str, name: str) -> None:
 
     Raises PerlError where it doesn't fit.
     """
+    check_adapter_weights(folder)
     was_training = model.training
     try:
         with torch.random.fork_rng():  # else peft's initialisation would shift the stream that samples completions
