@@ -18,7 +18,7 @@ PR_SET_PDEATHSIG = 1  # of prctl(2)
 ERROR = "Error: "  # as the command line tells one
 STOPS = (signal.SIGINT, signal.SIGTERM)
 PARENT = "PERLCLI_PARENT"  # tells a process whose child it is
-PERL = (sys.executable, "-P", "-m", "perlcli")  # -P: no module of the working folder comes before ours
+MODULE = ("-P", "-m", "perlcli")  # -P: no module of the working folder comes before ours
 GRACE_SECONDS = 30  # for a process to end, once it was told to stop at once
 
 
@@ -36,7 +36,12 @@ def run(words: Sequence[str], log: Path, environment: Mapping[str, str] | None =
     variables = {**os.environ, PARENT: str(os.getpid()), **(environment or {})}
     with log.open("ab") as file:
         process = subprocess.Popen(
-            [*PERL, *words], stdin=subprocess.DEVNULL, stdout=file, stderr=file, env=variables, start_new_session=True
+            [sys.executable, *MODULE, *words],
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=file,
+            env=variables,
+            start_new_session=True,
         )
         try:
             with handing_on(process) as asked:

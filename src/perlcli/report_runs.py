@@ -14,6 +14,7 @@ from typing import Any
 from perlcli import figures, report, reports, settings
 from perlcli.errors import PerlError
 from perlcli.figures import FULL, Arm, Comparison, Report
+from perlcli.private import homes
 from perlcli.record import RECORD, RunRecord, find_record, read_record
 from perlcli.reports import tables, words
 from perlcli.terminal import say
@@ -73,7 +74,7 @@ def again(folder: Path, output: str | None) -> None:
     else:
         check_output(target)
         for run in _runs(found):
-            run.folder = os.path.relpath(folder / Path(run.folder).expanduser(), target)
+            run.folder = seen_from(target, folder / Path(run.folder).expanduser())
         reports.write_all(found, target)
     say(f"\nWritten to {target}: {reports.PAGE}, {reports.MARKDOWN}, {reports.ARMS}, {reports.RUNS}, plots")
 
@@ -150,6 +151,12 @@ def _is_run(folder: str) -> bool:
     return path.exists()
 
 
+def seen_from(report: Path, run: Path) -> str:
+    """A run's folder as seen from a report's; in full where the way there would lead through the user's home."""
+    is_private = [any(place.resolve().is_relative_to(home) for home in homes()) for place in (report, run)]
+    return str(run.resolve()) if is_private == [False, True] else os.path.relpath(run, report)
+
+
 def of_runs(found: Sequence[Found], target: Path | None) -> Report:
     """The runs as a report, grouped by stage, whose folders are told as seen from `target`."""
     stages = list(dict.fromkeys(item.record.command for item in found))
@@ -208,7 +215,7 @@ def arm_of(name: str, group: Sequence[Found], target: Path | None) -> Arm:
     for item in group:
         seeds.append(item.record.seed)
         path = Path(item.folder).expanduser()
-        shown = item.folder if target is None else os.path.relpath(path, target)
+        shown = item.folder if target is None else seen_from(target, path)
         made = figures.of_run(path, shown=shown, repeat=seeds.count(item.record.seed))
         if made.status == "running":
             made.status = UNFINISHED
