@@ -55,6 +55,13 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, bool]]:
     return found
 
 
+@pytest.fixture
+def harmless(marker: Path, loaded: list[tuple[str, bool]]) -> Iterator[Path]:
+    """The file that planted code would make; the test fails where it is there at its end, or a pickle was read."""
+    yield marker
+    assert not marker.exists() and not loaded
+
+
 def planted(path: Path, marker: Path) -> Path:
     """A pickle that runs code as it is loaded."""
 
@@ -76,88 +83,84 @@ def without_weights(model: Path, folder: Path) -> Path:
 
 def test_a_planted_pickle_would_run(tmp_path: Path, marker: Path) -> None:
     with planted(tmp_path / "a.bin", marker).open("rb") as file:
-        pickle.load(file)
+        pickle.load(file).close()
     assert marker.exists()
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "pytorch_model-00001-of-00002.bin"])
 def test_a_model_as_a_pickle_is_refused(
-    name: str, llama: Path, rows: dict[str, Path], perl: Perl, marker: Path, loaded: list[Any]
+    name: str, llama: Path, rows: dict[str, Path], perl: Perl, harmless: Path
 ) -> None:
     model = without_weights(llama, Path("model"))
-    planted(model / name, marker)
+    planted(model / name, harmless)
     told = perl("sft", "--model", model, "--data", rows["demonstrations"], *SHORT, code=2).output
     assert f"its weights are a pickle, {name}" in told and "save_pretrained" in told
     with pytest.raises(PerlError, match="pickle"):  # whoever comes here without `locate`
         base.load_causal(base.Source("m", str(model), None), base.ModelSettings())
-    assert not marker.exists() and not loaded
 
 
 def test_an_index_of_safetensors_that_names_a_pickle_is_refused(
-    llama: Path, rows: dict[str, Path], perl: Perl, marker: Path, loaded: list[Any]
+    llama: Path, rows: dict[str, Path], perl: Perl, harmless: Path
 ) -> None:
     model = without_weights(llama, Path("model"))
     for name in ("weights.bin", "../weights.safetensors", "/weights.safetensors"):
-        planted(model / "weights.bin", marker)
+        planted(model / "weights.bin", harmless)
         (model / base.INDEX).write_text(json.dumps({"metadata": {}, "weight_map": {"lm_head.weight": name}}))
         told = perl("sft", "--model", model, "--data", rows["demonstrations"], *SHORT, code=2).output
         assert name in told and "no file of safetensors" in told
     (model / base.INDEX).write_text('{"weight_map": 3}')
     assert "can't be read" in perl("estimate", "rl", "--model", model, code=2).output
-    assert not marker.exists() and not loaded
 
 
 @pytest.mark.parametrize("option", ["--model", "--anchor", "--reward"])
 def test_an_adapter_as_a_pickle_is_refused(
-    option: str, sft_run: Path, reward_run: Path, rows: dict[str, Path], perl: Perl, marker: Path, loaded: list[Any]
+    option: str, sft_run: Path, reward_run: Path, rows: dict[str, Path], perl: Perl, harmless: Path
 ) -> None:
     folder = without_weights(reward_run if option == "--reward" else sft_run, Path("adapter"))
-    planted(folder / "adapter_model.bin", marker)
+    planted(folder / "adapter_model.bin", harmless)
     given = {"--model": sft_run, "--reward": reward_run, "--anchor": "sft"} | {option: folder}
     words = [word for pair in given.items() for word in pair]
     told = perl("rl", *words, "--data", rows["prompts"], "--output", "out", *SAMPLED, code=2).output
     assert "its weights are a pickle, adapter_model.bin" in told
     if option != "--anchor":
         assert "adapter_model.bin" in perl("merge", folder, code=2).output
-    assert not marker.exists() and not loaded and not Path("out").exists()
+    assert not Path("out").exists()
 
 
 def test_an_anchor_inside_a_policys_folder_is_no_pickle_either(
-    rl_run: Path, reward_run: Path, rows: dict[str, Path], perl: Perl, marker: Path, loaded: list[Any]
+    rl_run: Path, reward_run: Path, rows: dict[str, Path], perl: Perl, harmless: Path
 ) -> None:
     folder = Path(shutil.copytree(rl_run, "policy", ignore=shutil.ignore_patterns("checkpoints")))
     (folder / "anchor" / base.ADAPTER_WEIGHTS).unlink()
-    planted(folder / "anchor" / "adapter_model.bin", marker)
+    planted(folder / "anchor" / "adapter_model.bin", harmless)
     told = perl("eval", "--model", folder, "--reward", reward_run, "--data", rows["prompts"], *SAMPLED, code=2).output
-    assert "adapter_model.bin" in told and not marker.exists() and not loaded
+    assert "adapter_model.bin" in told
 
 
 def test_an_adapter_whose_base_is_a_pickle_or_an_adapter_is_refused(
-    sft_run: Path, llama: Path, perl: Perl, marker: Path, loaded: list[Any]
+    sft_run: Path, llama: Path, perl: Perl, harmless: Path
 ) -> None:
     folder = Path(shutil.copytree(sft_run, "adapter", ignore=shutil.ignore_patterns("checkpoints")))
     bad = without_weights(llama, Path("bad"))
-    planted(bad / "pytorch_model.bin", marker)
+    planted(bad / "pytorch_model.bin", harmless)
     config = json.loads((folder / base.ADAPTER_CONFIG).read_text())
     (folder / base.ADAPTER_CONFIG).write_text(json.dumps(config | {"base_model_name_or_path": str(bad.resolve())}))
     assert "The base " in (told := perl("merge", folder, code=2).output) and "pytorch_model.bin" in told
     (bad / "pytorch_model.bin").unlink()
     shutil.copy(llama / "model.safetensors", bad)
     (bad / base.ADAPTER_CONFIG).write_text(json.dumps(config))
-    planted(bad / "adapter_model.bin", marker)  # which transformers would put on the base by itself
+    planted(bad / "adapter_model.bin", harmless)  # which transformers would put on the base by itself
     assert "is an adapter itself" in perl("merge", folder, code=2).output
-    assert not marker.exists() and not loaded
 
 
 def test_a_classifier_as_a_pickle_is_refused(
-    classifier: Path, sft_run: Path, rows: dict[str, Path], perl: Perl, marker: Path, loaded: list[Any]
+    classifier: Path, sft_run: Path, rows: dict[str, Path], perl: Perl, harmless: Path
 ) -> None:
     model = without_weights(classifier, Path("classifier"))
-    planted(model / "pytorch_model.bin", marker)
+    planted(model / "pytorch_model.bin", harmless)
     for words in (("rl", "--model", sft_run, "--reward", model, "--data", rows["prompts"], "--output", "out"),
                   ("eval", "--model", model, "--data", rows["pairs"])):  # fmt: skip
         assert "its weights are a pickle, pytorch_model.bin" in perl(*words, code=2).output
-    assert not marker.exists() and not loaded
 
 
 def test_an_adapter_on_the_hub_without_safetensors_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -269,7 +272,7 @@ def adapter_on(run: Path, model: Path, folder: str) -> Path:
     """A copy of a run whose base is another, and whose record says that its code is trusted."""
     place = Path(shutil.copytree(run, folder, ignore=shutil.ignore_patterns("checkpoints")))
     config = json.loads((place / base.ADAPTER_CONFIG).read_text()) | {"base_model_name_or_path": str(model)}
-    (place / base.ADAPTER_CONFIG).write_text(json.dumps(config | {"trust_remote_code": True}))
+    (place / base.ADAPTER_CONFIG).write_text(json.dumps(config))
     told = json.loads((place / RECORD).read_text())
     told["settings"]["trust_remote_code"] = told["trl_settings"]["trust_remote_code"] = True
     (place / RECORD).write_text(json.dumps(told))
@@ -283,8 +286,10 @@ def test_modelling_code_is_not_run_unasked(
     policy, judge = adapter_on(sft_run, evil, "policy"), adapter_on(reward_run, evil, "judge")
     prompts = ("--data", rows["prompts"])
     for words in (
-        ("sft", "--model", evil, "--data", rows["demonstrations"]), ("reward", "--model", evil, "--data", rows["pairs"]),
-        ("rl", "--model", evil, "--reward", reward_run, *prompts), ("rl", "--model", sft_run, "--reward", judge, *prompts),
+        ("sft", "--model", evil, "--data", rows["demonstrations"]),
+        ("reward", "--model", evil, "--data", rows["pairs"]),
+        ("rl", "--model", evil, "--reward", reward_run, *prompts),
+        ("rl", "--model", sft_run, "--reward", judge, *prompts),
         ("rl", "--model", sft_run, "--reward", reward_run, "--anchor", evil, *prompts),
         ("rl", "--model", policy, "--reward", reward_run, *prompts), ("eval", "--model", evil, *prompts),
         ("eval", "--model", policy, *prompts), ("eval", "--model", judge, "--data", rows["pairs"]), ("merge", policy),
@@ -338,7 +343,9 @@ def test_no_record_names_a_reward_function(
     told["model"]["name"] = module
     (folder / RECORD).write_text(json.dumps(told))
     (folder / SETTINGS).write_text(f"reward: [{module}]\nmodel: {module}\n")
-    config = json.loads((folder / base.ADAPTER_CONFIG).read_text()) | {"reward": module, "auto_mapping": {"a": module}}
+    config = json.loads((folder / base.ADAPTER_CONFIG).read_text()) | {
+        "auto_mapping": {"base_model_class": "score", "parent_library": "evil_reward"}
+    }
     (folder / base.ADAPTER_CONFIG).write_text(json.dumps(config))
     words = ("--data", rows["prompts"], *SAMPLED)
     perl("eval", "--model", folder, *words, "--output", "eval")
@@ -400,8 +407,8 @@ def test_no_file_and_no_line_of_a_run_tells_a_home_or_a_secret(
         perl("sft", "--model", model, "--data", data["demonstrations"], "--output", runs / "sft", *SHORT),
         perl("reward", "--model", model, "--data", data["pairs"], "--output", runs / "reward", *SHORT),
         perl(
-            "rl", "--model", runs / "sft", "--reward", runs / "reward", "--data", data["prompts"], "--output", runs / "rl",
-            "--algorithm", "reinforce", *SHORT[:6], *SAMPLED,
+            "rl", "--model", runs / "sft", "--reward", runs / "reward", "--data", data["prompts"], "--output",
+            runs / "rl", "--algorithm", "reinforce", *SHORT[:6], *SAMPLED,
         ),
         perl(
             "eval", "--model", runs / "rl", "--reward", runs / "reward", "--data", data["prompts"], "--output",
@@ -410,7 +417,8 @@ def test_no_file_and_no_line_of_a_run_tells_a_home_or_a_secret(
         perl("merge", runs / "rl", "--output", runs / "merged"),
         perl("report", runs / "reward", runs / "rl", "--output", runs / "report"),
         perl("report", runs / "reward", runs / "rl", "--output", tmp_path / "home" / "outside"),
-        perl("runs", runs), perl("estimate", "rl", "--model", model), perl("data", "check", data["pairs"] / "train.jsonl"),
+        perl("runs", runs), perl("estimate", "rl", "--model", model),
+        perl("data", "check", data["pairs"] / "train.jsonl"),
         perl("sft", "--model", home / "none", "--data", data["pairs"], code=2),
         perl("sft", "--model", model, "--data", home / "none", code=2),
     ]  # fmt: skip
@@ -440,9 +448,8 @@ def test_a_run_below_the_home_goes_on_and_runs_again_from_what_it_wrote(
 
 
 def test_why_a_run_failed_is_told_without_secrets(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run = Run(record.definitions.Sft())
+    run = Run(record.definitions.Sft(run=record.definitions.RunSettings(output="run")))
     run.folder = home / "run"
-    run.record.settings["output"] = str(home / "run")
     with pytest.raises(ValueError), record.recording(run):
         run.note(f"read {home}/x with {SECRETS['HF_TOKEN']}")
         run.append(record.METRICS, {f"rewards/{home}/a": 1.0, "step": 1})
@@ -500,7 +507,8 @@ def test_values_of_secret_variables_are_hidden_in_every_value(monkeypatch: pytes
 
 
 def test_a_warning_of_a_library_is_a_line_without_its_path(home: Path) -> None:
-    code = "from perlcli import upstream; upstream.hush(); import os, warnings; warnings.warn(os.environ['HOME'] + '/x\\ny')"
+    code = "from perlcli import upstream; upstream.hush(); import os, warnings; "
+    code += "warnings.warn(os.environ['HOME'] + '/x\\ny')"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stderr == "UserWarning: ~/x y\n"
 
@@ -524,7 +532,9 @@ def test_a_models_name_is_no_way_out_of_a_comparison(name: str) -> None:
 
 def test_a_reports_stage_is_no_way_out_of_its_folder(perl: Perl, arm_of: Any) -> None:
     folder = Path("theirs/inside")
-    reports.write_all(Report("t", "perl compare-full", comparisons=[figures.compare("reward", [arm_of()])]), folder)
+    reports.write_all(
+        Report(title="t", command="perl compare-full", comparisons=[figures.compare("reward", [arm_of()])]), folder
+    )
     content = json.loads((folder / figures.REPORT).read_text())
     for stage in ("../../../x", "/tmp/x", "a/b", ""):
         content["comparisons"][0]["stage"] = stage
@@ -542,7 +552,7 @@ def test_nothing_that_is_printed_steers_the_terminal(perl: Perl, capsys: pytest.
     shown = "\\x1b]0;title\\x07\\x1b[2J\\r\\x9b31m\\u202eabc\\u2066"
     assert capsys.readouterr().out == f"{shown}\n\tb\n"
     assert f"--data {shown} does not exist" in perl("sft", "--data", f"./{bad}", code=2).output.replace("./", "")
-    run = Run(record.definitions.Sft())
+    run = Run(record.definitions.Sft(run=record.definitions.RunSettings(output="run")))
     run.note(bad)
     assert capsys.readouterr().out == f"{shown}\n"
 
@@ -630,7 +640,7 @@ def whole(arm_of: Any) -> Callable[[str], Report]:
                 remarks=[text], **(numbers | spreads),
             )  # fmt: skip
         values = {"device": {text: text, "name": text}, "versions": {text: text}, "git_commit": text, "started": text}
-        return Report(text, text, "finished", comparisons=[done], **values)
+        return Report(title=text, command=text, status="finished", comparisons=[done], **values)
 
     return made
 
@@ -666,14 +676,14 @@ def test_a_link_can_not_be_escaped_back_into_markdown() -> None:
     assert markdown.inline("a\\|b\n<c>") == "a\\\\\\|b &lt;c&gt;"
 
 
-@pytest.mark.parametrize("text", ["=1+1", "+1", "-1+cmd|' /C calc'!A0", "@SUM(A1)", "\t=1", "\r=1"])
+@pytest.mark.parametrize("text", ["=1+1", "+1", "-1+cmd|' /C calc'!A0", "@SUM(A1)", "\t=1", "\r=1", "=a\r=1"])
 def test_no_cell_of_a_report_is_a_formula(text: str, whole: Any, tmp_path: Path) -> None:
     reports.write_all(whole(text), tmp_path)
     for name in (reports.ARMS, reports.RUNS):
-        cells = [cell for row in csv.DictReader(io.StringIO((tmp_path / name).read_text())) for cell in row.values()]
-        found = [
-            cell for cell in cells if cell and cell.lstrip("'").startswith(text.strip()[:1]) and not is_number(cell)
-        ]
+        written = io.StringIO((tmp_path / name).read_bytes().decode(), newline="")
+        cells = [cell for row in csv.DictReader(written) for cell in row.values()]
+        found = [cell for cell in cells if cell and cell.lstrip("'").startswith(text.strip()[:1])]
+        found = [cell for cell in found if not is_number(cell)]
         assert found and all(cell.startswith("'") for cell in found)
 
 
@@ -687,9 +697,8 @@ def is_number(cell: str) -> bool:
 
 @pytest.mark.parametrize("text", PLANTED)
 def test_a_model_card_is_text(text: str) -> None:
-    card = record.card(RunRecord(
-        command="sft", model={"base": text, "name": text}, data={"train": {"source": text, "kept": 1}}, metrics={text: 1.0},
-    ))  # fmt: skip
+    data = {"train": {"source": text, "kept": 1}}
+    card = record.card(RunRecord(command="sft", model={"base": text, "name": text}, data=data, metrics={text: 1.0}))
     front, rest = card.split("---\n")[1], card.split("---\n", 2)[2]
     assert "base_model" not in front and "<" not in rest and rest.count("\n# ") == 1
     assert "](javascript" not in rest.replace("\\\\\\[a](", "")

@@ -18,7 +18,7 @@ from perlcli.reports import words
 WIDTH = 100
 NAME = 34  # per cent of a terminal's width that a name may take
 FURTHER = 5  # columns of a higher rank stand in a document's second table
-FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a formula begins with in a spreadsheet
+FORMULA = ("=", "+", "-", "@")  # what a formula begins with in a spreadsheet
 SHORT = 60  # the longest failure that stands in a terminal's table
 RATIOS = ("memory", "reserved", "speed", "cpu_speed", "tokens_per_second", "trainable", "weights", "optimizer")
 SPREADS = ("memory_mb", "reserved_mb", "steps_per_second", "tokens_per_second")
@@ -395,5 +395,8 @@ def _csv(rows: Iterable[Mapping[str, Any]]) -> str:
 
 
 def _no_formula(value: Any) -> Any:
-    """A cell that a spreadsheet takes for what it is: text that it would compute begins with an apostrophe."""
-    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value
+    """A cell that a spreadsheet takes for what it is: text in one line, behind an apostrophe if it would compute."""
+    if not isinstance(value, str):
+        return value
+    text = " ".join(value.split())
+    return f"'{text}" if text.startswith(FORMULA) else text
