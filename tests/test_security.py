@@ -231,6 +231,12 @@ def test_links_are_no_part_of_a_checkpoint(tmp_path: Path) -> None:
     (outside / "adapter_model.bin").write_bytes(b"x")
     (place / "ref").symlink_to(outside)  # peft would read an adapter there
     assert checkpoints.fault(place) == "is damaged: it has ref, which isn't of its run"
+    elsewhere = sealed(tmp_path / "elsewhere")
+    (tmp_path / "checkpoint-2").symlink_to(elsewhere)
+    checkpoints.side(tmp_path).symlink_to(elsewhere)
+    assert checkpoints.last_whole(tmp_path, lambda path: None, lambda text: None) is None  # names and deletes the first
+    checkpoints.begin(tmp_path)
+    assert checkpoints.fault(elsewhere) is None and not checkpoints.side(tmp_path).exists()
 
 
 def test_a_manifest_can_not_lead_outside(tmp_path: Path) -> None:
@@ -506,11 +512,11 @@ def test_values_of_secret_variables_are_hidden_in_every_value(monkeypatch: pytes
     assert private.STARS in repr(found) and "a-long-secret" not in repr(found)
 
 
-def test_a_warning_of_a_library_is_a_line_without_its_path(home: Path) -> None:
-    code = "from perlcli import upstream; upstream.hush(); import os, warnings; "
-    code += "warnings.warn(os.environ['HOME'] + '/x\\ny')"
+def test_what_libraries_say_tells_no_home(home: Path) -> None:
+    code = "from perlcli import upstream; upstream.hush(); import logging, os, warnings; "
+    code += "warnings.warn(os.environ['HOME'] + '/x\\ny'); logging.error('in %s', os.environ['HOME'])"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert found.stderr == "UserWarning: ~/x y\n"
+    assert found.stderr == "UserWarning: ~/x y\nERROR:root:in ~\n"
 
 
 # names

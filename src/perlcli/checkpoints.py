@@ -27,6 +27,8 @@ def side(folder: Path) -> Path:
 
 def begin(folder: Path) -> None:
     """Clear away what a killed run left half-written."""
+    if side(folder).is_symlink():
+        side(folder).unlink()  # nobody's checkpoints go elsewhere
     shutil.rmtree(side(folder), ignore_errors=True)
 
 
@@ -129,4 +131,4 @@ def sync(path: Path) -> None:
 
 
 def _entries(folder: Path) -> list[Path]:
-    return [path for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
+    return [path for path in folder.iterdir() if path.is_dir() and not path.is_symlink()] if folder.is_dir() else []

@@ -182,7 +182,7 @@ def with_boundary(action: Callable[[], None], *, debug: bool) -> None:
         action()
     except PerlError as error:
         if debug:
-            traceback.print_exc()
+            _tell(traceback.format_exc())
         _tell("Error: " + str(error))
         raise typer.Exit(error.exit_code) from None
     except KeyboardInterrupt:

@@ -50,6 +50,14 @@ def hush() -> None:
     for message, category in WARNINGS:
         warnings.filterwarnings("ignore", message=message, category=category)
     warnings.formatwarning = _as_line
+    logging.setLogRecordFactory(Line)
+
+
+class Line(logging.LogRecord):
+    """A line of a library's log, without the user's home and secrets."""
+
+    def getMessage(self) -> str:
+        return hidden(super().getMessage())
 
 
 def _as_line(
