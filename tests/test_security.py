@@ -153,6 +153,27 @@ def test_an_adapter_whose_base_is_a_pickle_or_an_adapter_is_refused(
     assert "is an adapter itself" in perl("merge", folder, code=2).output
 
 
+@pytest.mark.parametrize(
+    "config",
+    [{"peft_type": "XLORA", "hidden_size": 64, "adapters": {"a": "elsewhere"}},
+     {"peft_type": "MULTITASK_PROMPT_TUNING", "prompt_tuning_init_state_dict_path": "elsewhere/adapter_model.bin",
+      "prompt_tuning_init": "EXACT_SOURCE_TASK", "num_virtual_tokens": 4}],
+)  # fmt: skip
+def test_an_adapter_that_leads_to_other_files_is_refused(
+    config: dict[str, Any], llama: Path, rows: dict[str, Path], perl: Perl, harmless: Path
+) -> None:
+    for place in (Path("adapter"), Path("elsewhere")):
+        place.mkdir()
+        planted(place / "adapter_model.bin", harmless)
+    (Path("adapter") / base.ADAPTER_WEIGHTS).write_bytes(b"")
+    values = {"base_model_name_or_path": str(llama), "task_type": "CAUSAL_LM"} | config
+    (Path("adapter") / base.ADAPTER_CONFIG).write_text(json.dumps(values))
+    for words in (("eval", "--model", "adapter", "--data", rows["prompts"]), ("merge", "adapter")):
+        assert "names other files to load" in perl(*words, code=2).output
+    with pytest.raises(PerlError, match="names other files"):
+        base.check_adapter_weights("adapter")
+
+
 def test_a_classifier_as_a_pickle_is_refused(
     classifier: Path, sft_run: Path, rows: dict[str, Path], perl: Perl, harmless: Path
 ) -> None:

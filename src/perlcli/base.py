@@ -33,6 +33,10 @@ ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetens
 TOKENIZER_CONFIG = "tokenizer_config.json"
 INDEX, SHARD = "model.safetensors.index.json", re.compile(r"\w[\w.-]*\.safetensors")
 PICKLES = {"pytorch_model*.bin": "model*.safetensors", "adapter_model.bin": ADAPTER_WEIGHTS}  # and what we read instead
+# Of peft's types: the field that names further weights, which peft reads whatever kind of file they are.
+ELSEWHERE = {
+    "XLORA": "adapters", "SHADOW": "shadow_model", "MULTITASK_PROMPT_TUNING": "prompt_tuning_init_state_dict_path",
+}  # fmt: skip
 CONVERT = "if you trust it, load it by transformers or peft and save_pretrained(NEW): that writes safetensors"
 TRUST = "--trust-remote-code runs it; read it first"
 NEEDS_TRUST = "trust_remote_code=True"  # in transformers' error where a model's own code would have to run
@@ -122,6 +126,7 @@ def check_weights(where: str, option: str = "--model") -> None:
 def check_adapter_weights(folder: str) -> None:
     """The same for an adapter, also on the hub, where peft takes a pickle for want of safetensors."""
     if Path(folder).is_dir():
+        _adapter_config(folder, is_folder=True, option="The adapter")
         check_weights(folder, "The adapter")
     elif _of_hub(folder, ADAPTER_WEIGHTS) is None:
         raise PerlError(f"The adapter {folder} has no {ADAPTER_WEIGHTS} that can be had from the hub", CONVERT)
@@ -160,9 +165,14 @@ def _adapter_config(where: str, *, is_folder: bool, option: str) -> Any:
     if not (Path(where) / ADAPTER_CONFIG).exists() if is_folder else not _hub_has_adapter(where, option):
         return None
     try:
-        return PeftConfig.from_pretrained(where)
+        config = PeftConfig.from_pretrained(where)
     except (ValueError, OSError, TypeError, KeyError) as error:
         raise PerlError(f"{option} {where}: {ADAPTER_CONFIG} can't be read: {_line(error)}") from error
+    kind = str(getattr(config.peft_type, "value", config.peft_type))
+    if getattr(config, ELSEWHERE.get(kind, ""), None):
+        problem = f"{option} {where} is {kind}, whose {ELSEWHERE[kind]} names other files to load"
+        raise PerlError(problem, "an adapter is taken whose weights lie in its own folder")
+    return config
 
 
 def _hub_has_adapter(name: str, option: str) -> bool:

@@ -152,7 +152,8 @@ def _whole_anchor(wanted: str, prepared: Prepared) -> Anchor:
         return Anchor("the model that RL starts from", True, model=start)
     if wanted == BASE:
         found = base_of(start)
-        keep_apart(prepared.settings, base.locate(found, option="--anchor"))
+        trust = prepared.settings.model.trust_remote_code
+        keep_apart(prepared.settings, base.locate(found, option="--anchor", trust_remote_code=trust))
         return Anchor(f"the base {found}", found == start, model=found)
     source = _locate_anchor(wanted, prepared)
     if source.adapter:
