@@ -335,6 +335,19 @@ def test_modelling_code_runs_where_it_is_asked_for(evil: Path, perl: Perl, marke
     assert marker.exists()
 
 
+def test_code_beside_a_known_model_is_left_alone(llama: Path, perl: Perl, marker: Path) -> None:
+    folder = Path(shutil.copytree(llama, "evil"))
+    names = {"AutoConfig": "modelling.Config", "AutoModelForCausalLM": "modelling.Model"}
+    (folder / "config.json").write_text(
+        json.dumps(json.loads((folder / "config.json").read_text()) | {"auto_map": names})
+    )
+    (folder / "modelling.py").write_text(f"open({str(marker)!r}, 'w').close()")
+    source = base.locate(str(folder))
+    assert type(base.load_causal(source, base.ModelSettings())).__name__ == "LlamaForCausalLM"
+    perl("data", "show", "coffee", "--model", folder)
+    assert not marker.exists()
+
+
 def test_a_tokenizers_code_is_not_run_unasked(llama: Path, perl: Perl, marker: Path) -> None:
     folder = Path(shutil.copytree(llama, "evil"))
     (folder / "tokenizer.py").write_text(f"open({str(marker)!r}, 'w').close()\nclass Evil: pass\n")
@@ -455,6 +468,17 @@ def test_no_file_and_no_line_of_a_run_tells_a_home_or_a_secret(
     kept = record.read_record(runs / "rl")
     assert kept.settings["model"] == "~/runs/sft" and kept.settings["reward"] == ["~/runs/reward"]
     assert kept.model["base"] == "~/model" and kept.data["train"]["source"] == "~/prompts"
+
+
+@pytest.mark.slow  # four processes
+def test_no_file_of_a_comparison_tells_a_home_or_a_secret(home: Path, llama: Path, perl: Perl) -> None:
+    model = shutil.copytree(llama, home / "model")
+    words = ("compare-full", "sft", "--model", model, "--data", "coffee", "--output", home / "whole", *SHORT)
+    told = perl(*words).output
+    assert leaks(home / "whole") == [] and "planted-user" not in told
+    assert "Report: ~/whole/report.html" in perl("compare-full", "--config", "~/whole/settings.yaml", "--resume").output
+    perl("report", "~/whole", "--output", "~/other")
+    assert leaks(home / "other") == []
 
 
 def test_a_run_below_the_home_goes_on_and_runs_again_from_what_it_wrote(
