@@ -200,6 +200,7 @@ def test_colours_stand_for_the_brackets_on_a_terminal(llama: Path) -> None:
 
 def test_what_would_steer_a_terminal_is_spelled_out() -> None:
     assert terminal.visible("a\x1b[31m\nä\u200b") == "a\\x1b[31m\nä\\u200b"
+    assert terminal.visible(plain := "Voilà\u202f! \U0001f469\u200d\U0001f469 \u0645\u06cc\u200c\u062e") == plain
 
 
 def test_text_that_the_terminal_can_not_encode_is_no_error(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import sys
+import unicodedata
 from typing import TextIO
 
 from perlcli.private import hidden
+
+LINES, JOINERS = "\n\t", "\u200c\u200d"  # Persian and families of emoji need the latter
 
 
 def say(text: str = "", file: TextIO | None = None) -> None:
@@ -22,4 +25,9 @@ def put(text: str, file: TextIO | None = None) -> None:
 
 def visible(text: str) -> str:
     """The text with what would steer a terminal spelled out."""
-    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
+    return "".join(c if _is_text(c) else c.encode("unicode_escape").decode() for c in text)
+
+
+def _is_text(letter: str) -> bool:
+    """Whether a letter is printed as itself: as it is text, a space of any width, or joins others into one."""
+    return letter.isprintable() or letter in LINES + JOINERS or unicodedata.category(letter) == "Zs"
