@@ -491,9 +491,10 @@ def test_a_run_below_the_home_goes_on_and_runs_again_from_what_it_wrote(
     perl(*words)
     assert "is complete" in perl(*words, "--resume", code=2).output
     assert "Going on from step 1" in perl(*words, "--max-steps", 2, "--resume").output
-    perl("reward", "--config", "~/run/settings.yaml", "--output", "~/again")
-    assert record.read_record(home / "again").metrics.keys() == record.read_record(home / "run").metrics.keys()
-    assert perl("report", "~/run", "~/again", "--output", "~/report").output and leaks(home / "again") == []
+    again = perl("reward", "--config", "~/run/settings.yaml", "--output", "~/again", "--dry-run").output
+    assert "model: ~/model" in again and "output: ~/again" in again
+    perl("report", "~/run", "--output", "~/report")
+    assert leaks(home / "run", home / "report") == []
     other = shutil.copytree(rows["pairs"], home / "other")
     assert "data was ~/pairs, now ~/other" in perl(*words, "--data", other, "--resume", code=2).output
 
@@ -510,9 +511,7 @@ def test_why_a_run_failed_is_told_without_secrets(home: Path, capsys: pytest.Cap
     assert leaks(home / "run") == []
     kept = record.read_record(home / "run")
     assert kept.notes == ["read ~/x with ***"]
-    assert kept.failure == "ValueError: no login at https://me:***@host by *** in ~" or "https://***@host" in str(
-        kept.failure
-    )
+    assert kept.failure == "ValueError: no login at https://***@host by *** in ~"
     assert capsys.readouterr().out == "read ~/x with ***\n"
 
 
