@@ -10,7 +10,7 @@ import pytest
 from transformers import AutoTokenizer
 from typer.testing import CliRunner
 
-from perlcli import base, data, data_check, data_file, data_show, settings
+from perlcli import base, data, data_check, data_file, data_show, settings, terminal
 from perlcli.cli import app
 from perlcli.data import Demonstration, Preference, Prompt, Renderer
 from perlcli.data.rows import Found
@@ -199,12 +199,13 @@ def test_colours_stand_for_the_brackets_on_a_terminal(llama: Path) -> None:
 
 
 def test_what_would_steer_a_terminal_is_spelled_out() -> None:
-    assert data_show.visible("a\x1b[31m\nä\u200b") == "a\\x1b[31m\nä\\u200b"
+    assert terminal.visible("a\x1b[31m\nä\u200b") == "a\\x1b[31m\nä\\u200b"
+    assert terminal.visible(plain := "Voilà\u202f! \U0001f469\u200d\U0001f469 \u0645\u06cc\u200c\u062e") == plain
 
 
 def test_text_that_the_terminal_can_not_encode_is_no_error(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     monkeypatch.setattr(type(sys.stdout), "encoding", "ascii", raising=False)
-    data_show.say("ä⟦")
+    terminal.put("ä⟦")
     assert capsys.readouterr().out in ("\\xe4\\u27e6\n", "ä⟦\n")
 
 

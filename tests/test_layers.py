@@ -14,8 +14,8 @@ PACKAGE = Path(perlcli.__file__).parent
 
 # Lowest first. Neighbours in a layer don't import each other. `entry` stands outside: it runs before each Perl program.
 LAYERS = (
-    {"errors", "values"},
-    {"settings"},
+    {"errors", "values", "private", "markdown"},
+    {"settings", "terminal"},
     {"config", "coffee.world", "coffee.presets"},
     {"recipes", "coffee.documents", "coffee"},
     {"coffee.build"},
@@ -48,7 +48,8 @@ LAYERS = (
     {"reference", "__main__"},
 )
 NUMBERS = {name: number for number, layer in enumerate(LAYERS) for name in layer}
-LIGHT = ("errors", "values", "settings", "config", "recipes", "coffee", "record", "report", "figures", "stats", "plots",
+LIGHT = ("errors", "values", "private", "markdown", "terminal", "settings", "config", "recipes", "coffee", "record",
+         "report", "figures", "stats", "plots",
          "reports", "report_runs", "runs", "doctor", "doctor_torch", "doctor_checks", "liveness",
          "progress", "upstream", "device", "data", "options", "cli", "entry")  # fmt: skip
 HEAVY = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "matplotlib", "numpy")

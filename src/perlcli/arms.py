@@ -36,6 +36,7 @@ OWN = (
 )
 DEFAULT_RANK: Any = settings.GENERAL["lora_r"]
 RATIO = 10  # LoRA's learning rate over full tuning's where one is not given, as in the paper
+LONGEST = 80  # letters of a folder's name
 MEMORY_STEPS = 8  # steps of a process that runs for its memory alone
 
 Values = dict[str, Any]
@@ -208,5 +209,5 @@ def place(found: Sequence[tuple[Way, Values]], way: Way) -> Path:
 
 
 def slug(name: str) -> str:
-    """A name as a folder's: its last part, letters, digits, dots and dashes alone."""
-    return re.sub(r"[^A-Za-z0-9.]+", "-", name.rstrip("/").rsplit("/", 1)[-1]).strip("-.") or "model"
+    """A name as a folder's: the end of its last part, letters, digits, dots and dashes alone."""
+    return re.sub(r"[^A-Za-z0-9.]+", "-", name.rstrip("/").rsplit("/", 1)[-1])[-LONGEST:].strip("-.") or "model"

@@ -26,11 +26,20 @@ from transformers.pytorch_utils import Conv1D
 from perlcli import coffee, device
 from perlcli.data import Renderer
 from perlcli.data.cache import TokenCache
-from perlcli.errors import PerlError
+from perlcli.errors import PerlError, shorten
 from perlcli.settings import ATTENTION, ModelSettings
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 TOKENIZER_CONFIG = "tokenizer_config.json"
+INDEX, SHARD = "model.safetensors.index.json", re.compile(r"\w[\w.-]*\.safetensors")
+PICKLES = {"pytorch_model*.bin": "model*.safetensors", "adapter_model.bin": ADAPTER_WEIGHTS}  # and what we read instead
+# Of peft's types: the field that names further weights, which peft reads whatever kind of file they are.
+ELSEWHERE = {
+    "XLORA": "adapters", "SHADOW": "shadow_model", "MULTITASK_PROMPT_TUNING": "prompt_tuning_init_state_dict_path",
+}  # fmt: skip
+CONVERT = "if you trust it, load it by transformers or peft and save_pretrained(NEW): that writes safetensors"
+TRUST = "--trust-remote-code runs it; read it first"
+NEEDS_TRUST = "trust_remote_code=True"  # in transformers' error where a model's own code would have to run
 PROBE = 256  # bytes that a fingerprint reads at each place of a tensor
 ATTENTION_BLOCK = re.compile(r"(attn|attention)(?!\w*norm)", re.IGNORECASE)  # but no post_attention_layernorm
 
@@ -80,6 +89,8 @@ def locate(name: str | None, *, option: str = "--model", trust_remote_code: bool
     if looks_local and not path.is_dir():
         raise PerlError(f"{option} {name} does not exist")
     where = str(path.resolve()) if path.is_dir() else name  # absolute, so that adapters find their base from anywhere
+    if path.is_dir():
+        check_weights(where, option)
     adapter_config = _adapter_config(where, is_folder=path.is_dir(), option=option)
     if adapter_config is None:
         return Source(name, where, _config(where, option, trust_remote_code))
@@ -90,7 +101,62 @@ def locate(name: str | None, *, option: str = "--model", trust_remote_code: bool
         base = str(coffee.BASE)  # trained on the embedded base of another environment
     if Path(base).is_dir() and not Path(base).is_absolute():
         base = str(Path(base).resolve())  # as trl writes it for a base that was named so
-    return Source(name, base, _base_config_of(name, base, trust_remote_code), where, adapter_config)
+    config = _base_config_of(name, base, trust_remote_code)
+    _check_base(name, base)
+    return Source(name, base, config, where, adapter_config)
+
+
+def check_weights(where: str, option: str = "--model") -> None:
+    """Raise PerlError where weights are not safetensors: transformers and peft would take a pickle where there is
+    nothing else, and where an index of safetensors names one."""
+    place = Path(where)
+    for pickle, safe in PICKLES.items():
+        found = sorted(place.glob(pickle)) if place.is_dir() and not any(place.glob(safe)) else []
+        if found:
+            problem = f"{option} {where}: its weights are a pickle, {found[0].name}, and loading one can run any code"
+            raise PerlError(problem, CONVERT)
+    index = place / INDEX if place.is_dir() else _of_hub(where, INDEX)
+    for name in _shards(index) if index is not None and index.exists() else ():
+        if not SHARD.fullmatch(name):
+            raise PerlError(
+                f"{option} {where}: {INDEX} names {shorten(name)}, which is no file of safetensors", CONVERT
+            )
+
+
+def check_adapter_weights(folder: str) -> None:
+    """The same for an adapter, also on the hub, where peft takes a pickle for want of safetensors."""
+    if Path(folder).is_dir():
+        _adapter_config(folder, is_folder=True, option="The adapter")
+        check_weights(folder, "The adapter")
+    elif _of_hub(folder, ADAPTER_WEIGHTS) is None:
+        raise PerlError(f"The adapter {folder} has no {ADAPTER_WEIGHTS} that can be had from the hub", CONVERT)
+
+
+def _shards(index: Path) -> list[str]:
+    try:
+        return sorted(map(str, set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise PerlError(f"{index} can't be read: {_line(error)}") from error
+
+
+def _of_hub(name: str, file: str) -> Path | None:
+    """A file of a hub repository; None where it can't be had."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        return Path(hf_hub_download(name, file))
+    except (HFValidationError, HfHubHTTPError, OSError):
+        return None
+
+
+def _check_base(adapter: str, base: str) -> None:
+    """Raise PerlError where an adapter's base is an adapter itself, or holds no safetensors."""
+    if (Path(base) / ADAPTER_CONFIG).exists():  # transformers would put that one on, too, be it a pickle
+        hint = f"perl merge {base} --output DIR, then DIR as base_model_name_or_path in {adapter}/{ADAPTER_CONFIG}"
+        raise PerlError(f"The base {base} of the adapter {adapter} is an adapter itself", hint)
+    if Path(base).is_dir():
+        check_weights(base, "The base")
 
 
 def _adapter_config(where: str, *, is_folder: bool, option: str) -> Any:
@@ -99,9 +165,14 @@ def _adapter_config(where: str, *, is_folder: bool, option: str) -> Any:
     if not (Path(where) / ADAPTER_CONFIG).exists() if is_folder else not _hub_has_adapter(where, option):
         return None
     try:
-        return PeftConfig.from_pretrained(where)
+        config = PeftConfig.from_pretrained(where)
     except (ValueError, OSError, TypeError, KeyError) as error:
         raise PerlError(f"{option} {where}: {ADAPTER_CONFIG} can't be read: {_line(error)}") from error
+    kind = str(getattr(config.peft_type, "value", config.peft_type))
+    if getattr(config, ELSEWHERE.get(kind, ""), None):
+        problem = f"{option} {where} is {kind}, whose {ELSEWHERE[kind]} names other files to load"
+        raise PerlError(problem, "an adapter is taken whose weights lie in its own folder")
+    return config
 
 
 def _hub_has_adapter(name: str, option: str) -> bool:
@@ -127,6 +198,8 @@ def _base_config_of(adapter: str, base: str, trust_remote_code: bool) -> Any:
     try:
         return _config(base, "--model", trust_remote_code)
     except PerlError as error:
+        if error.hint == TRUST:
+            raise
         raise PerlError(
             f"The adapter {adapter} belongs to the base {base}, which isn't there",
             f"put it back, or correct base_model_name_or_path in {adapter}/{ADAPTER_CONFIG}",
@@ -135,11 +208,19 @@ def _base_config_of(adapter: str, base: str, trust_remote_code: bool) -> Any:
 
 def _config(where: str, option: str, trust_remote_code: bool) -> Any:
     try:
-        return AutoConfig.from_pretrained(where, trust_remote_code=trust_remote_code)
+        config = AutoConfig.from_pretrained(where, trust_remote_code=trust_remote_code)
     except Exception as error:  # the hub's client and remote code raise types of their own
+        if NEEDS_TRUST in str(error):
+            raise PerlError(
+                f"{option} {where} brings modelling code of its own, which is not run unasked", TRUST
+            ) from error
         inside = sorted(str(path.parent) for path in Path(where).glob(f"*/{ADAPTER_CONFIG}"))
         hint = f"it holds adapters, name one: {', '.join(inside)}" if inside else "check the name and the network"
         raise PerlError(f"{option} {where} can't be read as a model: {_line(error)}", hint) from error
+    attention = str(getattr(config.get_text_config(), "_attn_implementation", None) or "")
+    if "/" in attention and not trust_remote_code:
+        raise PerlError(f"{option} {where} asks for the attention {attention}, which is code from the hub", TRUST)
+    return config
 
 
 def _line(error: BaseException) -> str:
@@ -174,6 +255,9 @@ def _saved_tokenizer(source: Source, trust_remote_code: bool) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=trust_remote_code)
     except Exception as error:  # tokenizers are read by many parsers
+        if NEEDS_TRUST in str(error):
+            problem = f"{source.name} brings code of its own for its tokenizer, which is not run unasked"
+            raise PerlError(problem, TRUST) from error
         raise PerlError(f"{source.name} has no tokenizer that can be read: {_line(error)}") from error
     if len(tokenizer) <= len(tokenizer.all_special_tokens):  # made for GPT-2 where the files are missing
         raise PerlError(f"{source.name} has no tokenizer that can be read: it holds no words")
@@ -266,10 +350,11 @@ def _load(kind: Any, where: str, settings: ModelSettings, **options: Any) -> Pre
         options["device_map"] = {"": torch.cuda.current_device()}  # straight there, not by way of the host's memory
     elif quantisation is not None:
         options["device_map"] = "cpu"
+    check_weights(where)
     try:
         model: Any = kind.from_pretrained(
             where, dtype=getattr(torch, device.dtype_name(settings)),
-            trust_remote_code=settings.trust_remote_code, **options,
+            trust_remote_code=settings.trust_remote_code, use_safetensors=True, **options,
         )  # fmt: skip
     except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
         raise PerlError(f"The model {where} can't be loaded: {_line(error)}") from error

@@ -13,6 +13,9 @@ from pathlib import Path
 SIDE = ".writing"  # where the trainer writes, below the folder of checkpoints
 MANIFEST = "manifest.json"
 STATE = "trainer_state.json"  # transformers': how far the training was
+# What trainers write and nothing of ours reads: a pickle with paths and whatever else the trainer was told, a card.
+UNREAD = ("training_args.bin", "README.md")
+PICKLES = ("pytorch_model.bin", "adapter_model.bin")  # weights as others keep them: ours are safetensors
 NAME = re.compile(r"checkpoint-(\d+)")
 Say = Callable[[str], None]
 
@@ -24,6 +27,8 @@ def side(folder: Path) -> Path:
 
 def begin(folder: Path) -> None:
     """Clear away what a killed run left half-written."""
+    if side(folder).is_symlink():
+        side(folder).unlink()  # nobody's checkpoints go elsewhere
     shutil.rmtree(side(folder), ignore_errors=True)
 
 
@@ -43,6 +48,8 @@ def keep(folder: Path, step: int, limit: int | None) -> Path:
 
 def seal(checkpoint: Path) -> None:
     """Bring a checkpoint's files to the disk, and write their checksums beside them."""
+    for path in [path for name in UNREAD for path in checkpoint.rglob(name)]:
+        path.unlink()
     files = [*files_of(checkpoint)]
     for path in files:
         sync(path)
@@ -68,6 +75,8 @@ def fault(checkpoint: Path) -> str | None:
         return f"is damaged: it lacks {missing[0]}"
     if foreign:
         return f"is damaged: it has {foreign[0]}, which isn't of its run"
+    if pickle := next((name for name in sorted(wanted) if Path(name).name in PICKLES), None):
+        return f"holds {pickle}, a pickle: weights are safetensors alone"
     changed = next((name for name in sorted(wanted) if checksum(checkpoint / name) != wanted[name]), None)
     return None if changed is None else f"is damaged: {changed} isn't what was written"
 
@@ -101,8 +110,9 @@ def discard(checkpoint: Path) -> None:
 
 
 def files_of(checkpoint: Path) -> Iterator[Path]:
-    """The files of a checkpoint but for its manifest."""
-    return (path for path in checkpoint.rglob("*") if path.is_file() and path != checkpoint / MANIFEST)
+    """The files of a checkpoint but for its manifest, and links, as what lies behind one is not of the checkpoint."""
+    found = (path for path in checkpoint.rglob("*") if path.is_file() or path.is_symlink())
+    return (path for path in found if path != checkpoint / MANIFEST)
 
 
 def checksum(path: Path) -> str:
@@ -121,4 +131,4 @@ def sync(path: Path) -> None:
 
 
 def _entries(folder: Path) -> list[Path]:
-    return [path for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
+    return [path for path in folder.iterdir() if path.is_dir() and not path.is_symlink()] if folder.is_dir() else []

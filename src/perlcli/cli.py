@@ -8,6 +8,7 @@ import typer
 
 from perlcli import __version__, recipes, settings
 from perlcli.options import DEBUG_HELP, Group, command, with_boundary
+from perlcli.terminal import visible
 
 app = typer.Typer(
     name="perl",
@@ -221,7 +222,7 @@ def show_recipe(
 
     Example: perl recipes show tldr > mine.yaml
     """
-    with_boundary(lambda: print(recipes.text(name), end=""), debug=debug)
+    with_boundary(lambda: print(visible(recipes.text(name)), end=""), debug=debug)
 
 
 def main() -> None:

@@ -32,6 +32,7 @@ from perlcli.record import (
     write_whole,
 )  # fmt: skip
 from perlcli.reports import tables
+from perlcli.terminal import say
 
 MERGED = "merged"
 # glibc keeps most of what is freed, some hundred MB more in one process than in its twin. So told, it gives blocks from
@@ -71,14 +72,14 @@ def run(given: settings.CompareFull) -> RunRecord | None:
     plans = {stage: plan(given, stage) for stage in wanted}
     check(given, plans)
     if given.compare.estimate:
-        print(predictions.text(plans, given.compare.gpu))
+        say(predictions.text(plans, given.compare.gpu))
         return None
     check_output(given)
     state = State(given, Run(given), Report(), plans, measures_memory())
     state.total = sum(len(list(jobs(state, stage))) for stage in wanted)
     tell_plan(state)
     if given.run.dry_run:
-        print("Dry run: nothing was loaded, trained or written.")
+        say("Dry run: nothing was loaded, trained or written.")
         return None
     with recording(state.run):
         begin(state)
@@ -157,9 +158,9 @@ def tell_plan(state: State) -> None:
     for stage, found in state.plans.items():
         names = ", ".join(way.name for way, _ in found)
         rates = arms.learning_rates(state.given, stage, arms.given_values(state.given, stage))
-        print(f"{stage}: {names}; learning rate {rates[0]:g}, full tuning {rates[1]:g}")
+        say(f"{stage}: {names}; learning rate {rates[0]:g}, full tuning {rates[1]:g}")
     seeds = len(state.given.run.seed)
-    print(f"{state.total} runs, each in a process of its own ({seeds} seed{'s' * (seeds > 1)}), into {state.folder}")
+    say(f"{state.total} runs, each in a process of its own ({seeds} seed{'s' * (seeds > 1)}), into {state.folder}")
 
 
 def jobs(state: State, stage: str) -> list[Job]:
@@ -252,14 +253,14 @@ def perform(state: State, job: Job) -> None:
     config.parent.mkdir(parents=True, exist_ok=True)
     write_settings(config, job.values)
     words = [job.stage, "--config", str(config), "--output", str(folder), *again(folder, job, before)]
-    print(f"[{state.done}/{state.total}] {job.words} …", flush=True)
+    say(f"[{state.done}/{state.total}] {job.words} …")
     log = log_of(state, job)
     code = processes.run(words, log, GIVE_BACK if job.for_memory else None)
     settle(folder, code, log)
     if code == PerlError.exit_code and not state.report.comparisons[0].arms:
         raise PerlError(f"{job.words}: {processes.last_error(log)}", f"see {log}")
     clean(folder, job)
-    print(f"    {told(folder)}", flush=True)
+    say(f"    {told(folder)}")
 
 
 def again(folder: Path, job: Job, before: RunRecord | None) -> list[str]:
@@ -403,7 +404,7 @@ def finish(state: State) -> None:
         for one in each.arms:
             prefix = f"{each.stage}/{one.model + '/' if len(models_of(each)) > 1 else ''}{one.name}"
             state.run.record.metrics |= {f"{prefix}/{name}": value for name, value in one.ratios.items()}
-    print(f"\n{tables.terminal(state.report)}\n\nReport: {state.folder}/report.html (also .md, .csv, .json)")
+    say(f"\n{tables.terminal(state.report)}\n\nReport: {state.folder}/report.html (also .md, .csv, .json)")
     runs = [run_figures(state, job) for stage in state.plans for job in jobs(state, stage)]
     failed = [run for run in runs if run.status == "failed"]
     if failed:

@@ -13,6 +13,7 @@ from perlcli.data.checks import Marks, Tally, prompt_mark
 from perlcli.data.rows import Found
 from perlcli.data.sources import has_split, title
 from perlcli.errors import PerlError
+from perlcli.terminal import say
 
 INDENT = " " * 18
 BATCH = 128  # rows of the source that the stages take by turns, so that what one has encoded serves the others too
@@ -30,11 +31,11 @@ def run(given: settings.DataCheck) -> None:
     found, faults = reports(values, file, render)
     if not found:
         raise failure(title(file), list(faults.values()))
-    print(f"{title(file)}, with the tokenizer of {values.model.model or 'the embedded coffee base'}\n")
+    say(f"{title(file)}, with the tokenizer of {values.model.model or 'the embedded coffee base'}\n")
     for use in STAGES:
-        say(f"perl {use}", use in found, found.get(use) or faults[use].problem.splitlines())
+        tell(f"perl {use}", use in found, found.get(use) or faults[use].problem.splitlines())
     measured = [EVAL[use] for use in ("reward", "rl") if use in found]
-    say("perl eval", bool(measured), ["; ".join(measured) or "it needs what perl reward or perl rl needs"])
+    tell("perl eval", bool(measured), ["; ".join(measured) or "it needs what perl reward or perl rl needs"])
 
 
 def failure(file: str, faults: list[PerlError]) -> PerlError:
@@ -133,6 +134,6 @@ def options_of(values: settings.DataCheck, split: str) -> settings.DataSettings:
     return options if split == "train" else replace(options, split=None)
 
 
-def say(command: str, can: bool, lines: list[str]) -> None:
+def tell(command: str, can: bool, lines: list[str]) -> None:
     """Print a command, whether it can use the file, and why."""
-    print(f"{command:<13}{'yes' if can else 'no':<5}" + f"\n{INDENT}".join(lines), flush=True)
+    say(f"{command:<13}{'yes' if can else 'no':<5}" + f"\n{INDENT}".join(lines))

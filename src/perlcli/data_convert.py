@@ -12,6 +12,7 @@ from perlcli.data.formats import detect
 from perlcli.data.rows import Row
 from perlcli.errors import PerlError, counted
 from perlcli.record import write_whole
+from perlcli.terminal import say
 
 
 def run(given: settings.DataConvert) -> None:
@@ -23,8 +24,8 @@ def run(given: settings.DataConvert) -> None:
     rows = [as_trl(row) for row in found.rows]
     write_whole(path, (json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows))
     for line in found.report.lines():
-        print(line)
-    print(f"Wrote {path}: {counted(len(rows), 'row')} of {', '.join(rows[0])}, for perl {use}")
+        say(line)
+    say(f"Wrote {path}: {counted(len(rows), 'row')} of {', '.join(rows[0])}, for perl {use}")
 
 
 def check_path(path: Path, file: str, *, overwrite: bool) -> None:

@@ -12,6 +12,7 @@ from perlcli.data.fitting import Columns
 from perlcli.data.rows import DataReport
 from perlcli.data.tokens import IGNORED
 from perlcli.errors import counted
+from perlcli.terminal import put, say, visible
 
 GREEN, PLAIN, BRACKETS = "\x1b[1;32m", "\x1b[0m", ("⟦", "⟧")
 LEGEND = {
@@ -37,7 +38,7 @@ def run(given: settings.DataShow) -> None:
             cut = ", its prompt cut from the left" if report.truncated else ""
             for name, ids, learned in views(item):
                 size = counted(len(ids), "token")
-                say(f"\n── row {number}{name}, {size}{cut}\n" + marked(ids, learned, render, coloured))
+                put(f"\n── row {number}{name}, {size}{cut}\n" + marked(ids, learned, render, coloured))
         for reason in report.dropped:
             say(f"\n── row {number}: left out, {reason}")
 
@@ -67,14 +68,3 @@ def marked(ids: list[int], learned: list[bool], render: Renderer, coloured: bool
         part = visible(whole[len(before) :] if whole.startswith(before) else whole)
         text, before = text + (begin + part + end if is_learned else part), whole
     return text
-
-
-def visible(text: str) -> str:
-    """The text with what would steer a terminal spelled out."""
-    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
-
-
-def say(text: str) -> None:
-    """Print text, and what standard output can't encode as its number."""
-    encoding = sys.stdout.encoding or "utf-8"
-    print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
-import re
 import shutil
 import tempfile
 import tomllib
@@ -16,6 +15,7 @@ from typing import Literal
 
 from perlcli import entry
 from perlcli.errors import PerlError, reason
+from perlcli.private import hidden
 
 Status = Literal["ok", "warn", "FAIL"]
 GB = 1e9
@@ -28,7 +28,6 @@ OPTIONAL = {
     "wandb": "--report-to wandb",
     "sentencepiece": "models whose folder has a tokenizer.model and no tokenizer.json",
 }
-SECRET = re.compile(r"TOKEN|KEY|SECRET|PASSWORD|CREDENTIAL", re.IGNORECASE)  # in the name of a variable
 
 
 @dataclass(frozen=True)
@@ -56,20 +55,7 @@ def examine(name: str, check: Callable[[], Iterable[Finding]]) -> list[Finding]:
 
 def clean(text: str) -> str:
     """Text in one line, with `~` for the user's home and stars for the values of variables that hold secrets."""
-    for name, value in os.environ.items():
-        if SECRET.search(name) and len(value) >= 6 and not value.startswith(("/", "~")):
-            text = text.replace(value, "***")
-    for home in homes():
-        text = re.sub(re.escape(home) + r"(?![\w.-])", "~", text)
-    return " ".join(text.split())
-
-
-def homes() -> set[str]:
-    """The user's home by all its names; none for a user whom the system doesn't know, as containers have them."""
-    try:
-        return {str(Path.home()), str(Path.home().resolve())} - {"/"}
-    except RuntimeError:
-        return set()
+    return " ".join(hidden(text).split())
 
 
 def python() -> Iterator[Finding]:

@@ -24,6 +24,7 @@ from perlcli.estimate_memory import (
     shape_of,
     takes,
 )
+from perlcli.terminal import say
 
 STAGES: tuple[settings.Use, ...] = ("sft", "reward", "rl")
 FULL = "full"
@@ -174,7 +175,7 @@ def run(given: settings.Estimate) -> None:
     rows = {stage: [row_of(model.shape, plan, limit) for plan in found] for stage, found in plans.items()}
     if "rl" in rows:
         rows["rl"] += [row_of(model.shape, plan, limit) for plan in map(stock, plans["rl"]) if plan.arm.rank]
-    print(as_json(model.shape, rows, limit) if values.estimate.json else text(model.shape, rows, limit))
+    say(as_json(model.shape, rows, limit) if values.estimate.json else text(model.shape, rows, limit))
 
 
 def asked_for(values: settings.Estimate, stage: settings.Use, arm: Arm, limit: int | None) -> Asked:

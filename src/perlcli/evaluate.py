@@ -18,6 +18,7 @@ from perlcli.generate import Sampling
 from perlcli.prepare import Prepared, first_rows, load_data, prepare, preview, trained_on
 from perlcli.progress import Progress
 from perlcli.record import SAMPLES, RunRecord, recording
+from perlcli.terminal import say
 
 PROMPTS, SAMPLED = 256, 20
 Ids = list[int]
@@ -215,8 +216,8 @@ def show(prepared: Prepared, rows: Sequence[Prompt], mine: Samples, theirs: Samp
                 sample[f"{name}_reward"] = round(samples.rewards[index], 4)
         prepared.run.append(SAMPLES, sample)
         if index < 3:
-            print("\n" + "\n".join(f"  {key}: {str(value)[-300:]}" for key, value in sample.items()))
-    print()
+            say("\n" + "\n".join(f"  {key}: {str(value)[-300:]}" for key, value in sample.items()))
+    say()
     groups = {"policy": mine.rewards, **({"anchor": theirs.rewards} if theirs else {})}
     if mine.rewards:
         plots.histogram(groups, "Rewards on held-out prompts", "reward", folder / "plots" / "rewards.png")

@@ -14,6 +14,7 @@ from statistics import fmean, median, quantiles
 from typing import Any
 
 from perlcli.errors import PerlError, shorten
+from perlcli.private import hidden_in
 from perlcli.record import METRICS, STEP, STEP_CPU, RunRecord, read_record, read_rows, said
 from perlcli.stats import Z95
 from perlcli.values import fits
@@ -137,8 +138,8 @@ class Report:
 
 
 def write(report: Report) -> str:
-    """The report as JSON."""
-    return json.dumps(dataclasses.asdict(report), indent=2, ensure_ascii=False) + "\n"
+    """The report as JSON, without the user's home and secrets."""
+    return json.dumps(dataclasses.asdict(hidden_in(report)), indent=2, ensure_ascii=False) + "\n"
 
 
 def read(path: Path) -> Report:
@@ -151,7 +152,10 @@ def read(path: Path) -> Report:
     if version != SCHEMA_VERSION:
         raise PerlError(f"{path} has schema version {version}; this perlcli reads version {SCHEMA_VERSION}")
     try:
-        return _built(Report, content)
+        found = _built(Report, content)
+        if strange := [each.stage for each in found.comparisons if each.stage not in QUALITY]:  # they name its pictures
+            raise TypeError(f"there is no stage {shorten(strange[0])}")
+        return found
     except (TypeError, KeyError, AttributeError) as error:
         raise PerlError(f"{path} is not a report of perlcli: {error}") from error
 

@@ -23,6 +23,7 @@ from perlcli.errors import PerlError, RunFailed
 from perlcli.prepare import Prepared, check_fingerprint, check_tokenizer, loaded, trained_in, trained_on
 from perlcli.record import RECORD, SAMPLES, Run, RunRecord, check_output, find_record, recording
 from perlcli.settings import ModelSettings
+from perlcli.terminal import say
 from perlcli.value_model import HEAD_FILE
 
 PROMPTS = (
@@ -198,8 +199,8 @@ def summary(prepared: Prepared) -> str:
 
 def preview(prepared: Prepared, values: ModelSettings) -> None:
     """Print what a run would do, for `--dry-run`."""
-    print(f"{summary(prepared)}\nmerged weights: {values.dtype}")
-    print(f"output: {prepared.settings.run.output}\nDry run: nothing was loaded, merged or written.")
+    say(f"{summary(prepared)}\nmerged weights: {values.dtype}")
+    say(f"output: {prepared.settings.run.output}\nDry run: nothing was loaded, merged or written.")
 
 
 # What is measured

@@ -20,6 +20,7 @@ from perlcli import settings as definitions
 from perlcli.config import read_config
 from perlcli.errors import PerlError, reason
 from perlcli.settings import Option, dashed
+from perlcli.terminal import say
 from perlcli.values import convert, fits
 
 CONFIG_HELP = "YAML file with the same names as these options; the command line wins."
@@ -154,7 +155,7 @@ def _keyword(name: str, annotation: Any, default: Any) -> inspect.Parameter:
 
 
 def _settings(stage: type[Any], config: str | None, given: Mapping[str, Any]) -> Any:
-    values = read_config(stage, Path(config)) if config else {}
+    values = read_config(stage, Path(config).expanduser()) if config else {}
     types_of = {item.name: item.type for item in definitions.options(stage)}
     for name, value in given.items():
         if value is not None:
@@ -181,7 +182,7 @@ def with_boundary(action: Callable[[], None], *, debug: bool) -> None:
         action()
     except PerlError as error:
         if debug:
-            traceback.print_exc()
+            _tell(traceback.format_exc())
         _tell("Error: " + str(error))
         raise typer.Exit(error.exit_code) from None
     except KeyboardInterrupt:
@@ -207,4 +208,4 @@ def with_boundary(action: Callable[[], None], *, debug: bool) -> None:
 
 
 def _tell(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    say(text, file=sys.stderr)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -88,7 +89,7 @@ def _tuned_from(folder: str) -> str | None:
     record = find_record(folder)
     if record is None or not record.settings.get("full"):
         return None
-    return str(coffee.BASE) if record.model["name"] == coffee.NAME else str(record.model["name"])
+    return str(coffee.BASE) if record.model["name"] == coffee.NAME else os.path.expanduser(str(record.model["name"]))
 
 
 def _round_reference(reference: Any, prepared: Prepared) -> None:
@@ -152,7 +153,8 @@ def _whole_anchor(wanted: str, prepared: Prepared) -> Anchor:
         return Anchor("the model that RL starts from", True, model=start)
     if wanted == BASE:
         found = base_of(start)
-        keep_apart(prepared.settings, base.locate(found, option="--anchor"))
+        trust = prepared.settings.model.trust_remote_code
+        keep_apart(prepared.settings, base.locate(found, option="--anchor", trust_remote_code=trust))
         return Anchor(f"the base {found}", found == start, model=found)
     source = _locate_anchor(wanted, prepared)
     if source.adapter:

@@ -17,7 +17,9 @@ from perlcli.data import Data, Renderer, checks
 from perlcli.data.fitting import Tokens
 from perlcli.data.sources import has_split
 from perlcli.errors import PerlError
+from perlcli.private import hidden_in
 from perlcli.record import PROMPTS, PROOF, RECORD, Run, check_output, find_record, is_inside
+from perlcli.terminal import say
 
 LORA_FIELDS = {"lora_r": "r", "lora_alpha": "lora_alpha", "lora_dropout": "lora_dropout", "use_dora": "use_dora"}
 TASKS = {"reward": "SEQ_CLS"}  # what peft is told that a stage trains; CAUSAL_LM where nothing stands here
@@ -209,7 +211,7 @@ def _keep_file(resolved: Any, run: Run) -> None:
     """Keep in the record what the --peft file holds; raises PerlError under --resume where it held something else."""
     if not hasattr(resolved, "lora") or resolved.lora.peft is None:
         return
-    run.record.model["peft"] = held = adapters.content(resolved.lora.peft)
+    run.record.model["peft"] = held = hidden_in(adapters.content(resolved.lora.peft))  # as a record has it
     before = find_record(str(run.folder)) if resolved.keep.resume else None
     if before is not None and before.model.get("peft") != held:
         raise PerlError(
@@ -357,16 +359,16 @@ def preview(prepared: Prepared, config: Any = None) -> None:
     """Print what a run would do, for `--dry-run`."""
     found, values = prepared.source, prepared.settings
     if values.recipe.recipe is not None:
-        print(f"recipe: {values.recipe.recipe}")
-    print(f"model: {found.name} (base {found.base_name}, {device.precision(values.model)} on {device.kind()})")
+        say(f"recipe: {values.recipe.recipe}")
+    say(f"model: {found.name} (base {found.base_name}, {device.precision(values.model)} on {device.kind()})")
     if hasattr(values, "lora"):
-        print(_training_line(prepared))
+        say(_training_line(prepared))
     if config is not None:
         length = f"{config.max_steps} steps" if config.max_steps > 0 else f"{config.num_train_epochs:g} epoch(s)"
         schedule = getattr(config.lr_scheduler_type, "value", config.lr_scheduler_type)
         size = config.per_device_train_batch_size * config.gradient_accumulation_steps
-        print(f"training: {length} of {size} rows, learning rate {config.learning_rate:g} ({schedule})")
-    print(f"output: {values.run.output}\nDry run: nothing was loaded, trained or written.")
+        say(f"training: {length} of {size} rows, learning rate {config.learning_rate:g} ({schedule})")
+    say(f"output: {values.run.output}\nDry run: nothing was loaded, trained or written.")
 
 
 def _training_line(prepared: Prepared) -> str:

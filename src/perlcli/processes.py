@@ -18,6 +18,7 @@ PR_SET_PDEATHSIG = 1  # of prctl(2)
 ERROR = "Error: "  # as the command line tells one
 STOPS = (signal.SIGINT, signal.SIGTERM)
 PARENT = "PERLCLI_PARENT"  # tells a process whose child it is
+MODULE = ("-P", "-m", "perlcli")  # -P: no module of the working folder comes before ours
 GRACE_SECONDS = 30  # for a process to end, once it was told to stop at once
 
 
@@ -35,9 +36,13 @@ def run(words: Sequence[str], log: Path, environment: Mapping[str, str] | None =
     variables = {**os.environ, PARENT: str(os.getpid()), **(environment or {})}
     with log.open("ab") as file:
         process = subprocess.Popen(
-            [sys.executable, "-m", "perlcli", *words], stdin=subprocess.DEVNULL, stdout=file, stderr=file,
-            env=variables, start_new_session=True,
-        )  # fmt: skip
+            [sys.executable, *MODULE, *words],
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=file,
+            env=variables,
+            start_new_session=True,
+        )
         try:
             with handing_on(process) as asked:
                 code = process.wait()

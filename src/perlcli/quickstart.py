@@ -14,6 +14,7 @@ from typing import Any
 from perlcli import data, device, evaluate, plots, report, reward, rl, settings, sft
 from perlcli.errors import RunFailed
 from perlcli.record import Run, RunRecord, check_output, find_record, recording
+from perlcli.terminal import say
 
 STORY = """\
 A language model learns to take coffee orders, in the three phases of RLHF, by LoRA on one frozen base.
@@ -37,10 +38,10 @@ def run(given: settings.Quickstart) -> RunRecord | None:
     given = settings.resolve(given, {})
     settings.check(given)
     check_output(given)
-    out = Path(str(given.run.output))
-    print(STORY)
+    out = Path(str(given.run.output)).expanduser()
+    say(STORY)
     if given.run.dry_run:
-        print(f"Would run sft, reward, rl and eval on the embedded coffee base and data, into {out}.")
+        say(f"Would run sft, reward, rl and eval on the embedded coffee base and data, into {out}.")
         return None
     whole = Run(given)
     with recording(whole):
@@ -51,7 +52,7 @@ def run(given: settings.Quickstart) -> RunRecord | None:
         whole.record.peak_memory_mb = device.peak_memory_mb()
         golds = [found[f"eval-{name}"].metrics["gold"] for name in ("base", "sft", "rl")]
         plots.bars(("base", "SFT", "RL"), golds, "Orders taken right, held-out", out / "plots" / "success.png")
-    print(conclusion(whole.record, found, out))
+    say(conclusion(whole.record, found, out))
     return whole.record
 
 
@@ -73,19 +74,19 @@ def stages(out: Path, given: settings.Quickstart) -> dict[str, RunRecord]:
         name: str, what: str, module: Any, kind: Any, said: Callable[[dict[str, Any]], str], **values: Any
     ) -> None:
         if what:
-            print(f"\n{what}", flush=True)
+            say(f"\n{what}")
         values |= {"output": str(out / name), "seed": given.run.seed}
         before = find_record(str(out / name)) if given.quickstart.resume else None
         if before is not None and before.status == "finished":
             found[name] = before
-            print(f"   {said(before.metrics)} (done before)", flush=True)
+            say(f"   {said(before.metrics)} (done before)")
             return
         with contextlib.redirect_stdout(io.StringIO()):  # a stage's own notes are in its record
             record = module.run(settings.build(kind, values | again(out / name, before, kind)))
         if record is None:
             raise RunFailed(f"The stage {name} gave no record")
         found[name] = record
-        print(f"   {said(record.metrics)} ({record.elapsed_seconds:.0f} s)", flush=True)
+        say(f"   {said(record.metrics)} ({record.elapsed_seconds:.0f} s)")
 
     policy, judge = str(out / "sft"), str(out / "reward")
     stage(
@@ -101,7 +102,7 @@ def stages(out: Path, given: settings.Quickstart) -> dict[str, RunRecord]:
         rl, settings.Rl, lambda m: f"reward {m['first_reward']:.2f} -> {m['reward']:.2f}",
         model=policy, reward=judge, **length,
     )  # fmt: skip
-    print("\n4. Evaluation: 400 orders that no stage has seen", flush=True)
+    say("\n4. Evaluation: 400 orders that no stage has seen")
     for name, word, model in (("base", "base", None), ("sft", "SFT ", policy), ("rl", "RL  ", str(out / "rl"))):
         stage(f"eval-{name}", "", evaluate, settings.Eval, partial(_right, word), reward=judge, model=model)
     return found

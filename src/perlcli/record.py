@@ -6,6 +6,7 @@ import dataclasses
 import importlib.metadata
 import json
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -20,11 +21,15 @@ from typing import Any, Literal
 from perlcli import checkpoints, device, liveness
 from perlcli import settings as definitions
 from perlcli.errors import Interrupted, PerlError
+from perlcli.markdown import inline
+from perlcli.private import hidden, hidden_in
+from perlcli.terminal import say
 
 SCHEMA_VERSION = 4
 RECORD, SETTINGS, METRICS, SAMPLES = "record.json", "settings.yaml", "metrics.jsonl", "samples.jsonl"
 CARD, PROOF, MERGE = "README.md", "proof.json", "merge"
 SEVERAL = ("compare-full", "quickstart")  # commands of several runs, each with a folder and record of its own
+HUB_NAME = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
 STEP, STEP_CPU = "seconds/step", "seconds/step_cpu"  # of a step: by the wall's clock, and of the process's processors
 CHECKPOINTS, OPTIMIZER = "checkpoints", "optimizer.pt"
 PROMPTS = "prompts.bin"
@@ -90,8 +95,8 @@ class RunRecord:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON by way of a file beside it."""
-    write_whole(path, [json.dumps(content, indent=2, ensure_ascii=False, default=str) + "\n"])
+    """Write JSON by way of a file beside it, without the user's home and secrets."""
+    write_whole(path, [json.dumps(hidden_in(content), indent=2, ensure_ascii=False, default=str) + "\n"])
 
 
 def write_whole(path: Path, parts: Iterable[str]) -> None:
@@ -148,7 +153,8 @@ def _row(line: str) -> dict[str, Any] | None:
 
 def find_record(folder: str | None) -> RunRecord | None:
     """The record of a folder that a run of ours left; None for any other folder, hub id or nothing."""
-    return read_record(Path(folder)) if folder is not None and (Path(folder) / RECORD).exists() else None
+    path = None if folder is None else Path(folder).expanduser()
+    return read_record(path) if path is not None and (path / RECORD).exists() else None
 
 
 def schema_table() -> str:
@@ -177,7 +183,7 @@ class Run:
     def note(self, text: str) -> None:
         """Tell the user one line, and keep it in the record."""
         self.record.notes.append(text)
-        print(text, flush=True)
+        say(text)
 
     def claim(self) -> None:
         """Make the folder this run's own: until here nothing is written."""
@@ -202,7 +208,8 @@ class Run:
         return round(time.monotonic() - self._clock, 1)
 
     def append(self, name: str, row: Mapping[str, Any]) -> None:
-        """Add a line to `metrics.jsonl` or `samples.jsonl`."""
+        """Add a line to `metrics.jsonl` or `samples.jsonl`, whose texts are the data's and the model's own."""
+        row = row if name == SAMPLES else hidden_in(dict(row))
         with (self.folder / name).open("a", encoding="utf-8") as file:
             file.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")
 
@@ -233,7 +240,7 @@ def recording(run: Run) -> Iterator[Run]:
     run.record.status, run.record.files = "finished", file_bytes(run.folder)
     run.write()
     if (run.folder / CARD).exists() or run.record.command == MERGE:
-        (run.folder / CARD).write_text(card(run.record), encoding="utf-8")
+        (run.folder / CARD).write_text(hidden(card(run.record)), encoding="utf-8")
 
 
 def file_bytes(folder: Path) -> dict[str, int]:
@@ -247,17 +254,22 @@ def card(record: RunRecord) -> str:
     """The run's model card, in place of the blank form that peft leaves."""
     is_merge = record.command == MERGE
     name = record.model.get("base", "")
-    local = not name or name.startswith((".", "/", "~")) or " " in name
+    is_of_hub = HUB_NAME.fullmatch(name) is not None
     kind = ["library_name: transformers", "tags: [perl, trl]"] if is_merge else CARD_OF_ADAPTER
-    header = [*kind, *([] if local else [f"base_model: {name}"])]
+    header = [*kind, *([f"base_model: {name}"] if is_of_hub else [])]
     done = f"{record.steps} steps, seed {record.seed}"
     if is_merge:
-        done = f"the adapter {record.model['name']} added to the base's weights: an ordinary model of transformers"
-    figures = [f"| {key} | {value:.4g} |" for key, value in record.metrics.items() if isinstance(value, int | float)]
-    sources = [f"{role}: {found['source']} ({found['kept']} rows)" for role, found in record.data.items()]
+        done = (
+            f"the adapter {inline(record.model['name'])} added to the base's weights: an ordinary model of transformers"
+        )
+    figures = [
+        f"| {inline(key)} | {value:.4g} |" for key, value in record.metrics.items() if isinstance(value, int | float)
+    ]
+    sources = [f"{role}: {inline(found['source'])} ({found['kept']} rows)" for role, found in record.data.items()]
+    version = record.versions.get("perlcli", "")
     lines = [
         "---", *header, "---", "", f"# perl {record.command}", "",
-        f"Made by `perl {record.command}` (perlcli {record.versions.get('perlcli', '')}) on the base {name}.", "",
+        f"Made by `perl {record.command}` (perlcli {version}) on the base {inline(name)}.", "",
         *(f"- {source}" for source in sources), f"- {done}", "",
         "| metric | value |", "| --- | --- |", *figures, "",
         "`settings.yaml` runs it again, `record.json` has every setting and version.", "",
@@ -306,13 +318,14 @@ MAY_CHANGE = LENGTH | {
 
 def _check_resumable(folder: Path, values: Mapping[str, Any]) -> None:
     """Refuse to go on with a run that has done all its steps, or under settings that would make it another run."""
-    found = read_record(folder)
+    found, values = read_record(folder), hidden_in(dict(values))  # as the record has them
     is_named = values["resume"] != definitions.LATEST
     if is_named and found.command in SEVERAL:
         raise PerlError(f"--resume {values['resume']}: every run goes on from its own last checkpoint", "name none")
     if is_named:
         _check_named(folder, Path(values["resume"]).expanduser())
-    old = {name: tuple(value) if isinstance(value, list) else value for name, value in found.settings.items()}
+    kept = hidden_in(found.settings).items()
+    old = {name: tuple(value) if isinstance(value, list) else value for name, value in kept}
     fixed = LENGTH if found.command in SEVERAL else set()  # the runs that finished stay as they are
     changed = [name for name in values if name not in MAY_CHANGE - fixed and old.get(name) != values[name]]
     if changed:
@@ -414,7 +427,7 @@ def write_settings(path: Path, values: Mapping[str, Any]) -> None:
         for name, value in values.items()
         if name not in definitions.ONCE and (whole or value is not None)
     }
-    path.write_text(yaml.safe_dump(kept, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    path.write_text(yaml.safe_dump(hidden_in(kept), sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 
 def package_versions() -> dict[str, str]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from perlcli.record import RunRecord
+from perlcli.terminal import say
 
 SECONDS = "seconds_"
 PERCENT = ("accuracy", "share", "gold", "wins", "truncated", "distinct")
@@ -14,7 +15,7 @@ PERCENT = ("accuracy", "share", "gold", "wins", "truncated", "distinct")
 def show(record: RunRecord | None) -> None:
     """Print what a finished run has to say; a dry run has said it already."""
     if record is not None:
-        print(text(record))
+        say(text(record))
 
 
 def text(record: RunRecord) -> str:

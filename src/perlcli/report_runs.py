@@ -14,8 +14,10 @@ from typing import Any
 from perlcli import figures, report, reports, settings
 from perlcli.errors import PerlError
 from perlcli.figures import FULL, Arm, Comparison, Report
+from perlcli.private import homes
 from perlcli.record import RECORD, RunRecord, find_record, read_record
 from perlcli.reports import tables, words
+from perlcli.terminal import say
 
 COMMAND, COMPARISON = "perl report", "compare-full"
 STAGES = ("sft", "reward", "rl", "eval")
@@ -72,9 +74,9 @@ def again(folder: Path, output: str | None) -> None:
     else:
         check_output(target)
         for run in _runs(found):
-            run.folder = os.path.relpath(folder / run.folder, target)
+            run.folder = seen_from(target, folder / Path(run.folder).expanduser())
         reports.write_all(found, target)
-    print(f"\nWritten to {target}: {reports.PAGE}, {reports.MARKDOWN}, {reports.ARMS}, {reports.RUNS}, plots")
+    say(f"\nWritten to {target}: {reports.PAGE}, {reports.MARKDOWN}, {reports.ARMS}, {reports.RUNS}, plots")
 
 
 def _runs(found: Report) -> Iterator[figures.RunFigures]:
@@ -91,17 +93,17 @@ def side_by_side(folders: Sequence[str], output: str | None) -> None:
         check_output(target)
     made = of_runs(found, target)
     if len(found) == 1 and found[0].record.status == "finished":
-        print(report.text(found[0].record) + "\n")
+        say(report.text(found[0].record) + "\n")
     show(made)
     if target is not None:
         reports.write_all(made, target)
-        print(f"\nWritten to {target}: {reports.PAGE}, {reports.MARKDOWN}, {figures.REPORT}, {reports.ARMS}, plots")
+        say(f"\nWritten to {target}: {reports.PAGE}, {reports.MARKDOWN}, {figures.REPORT}, {reports.ARMS}, plots")
 
 
 def show(found: Report) -> None:
     """Print a report as wide as the terminal, from 80 to 100 columns."""
     width = shutil.get_terminal_size(fallback=(tables.WIDTH, 24)).columns
-    print(tables.terminal(found, min(tables.WIDTH, max(80, width))))
+    say(tables.terminal(found, min(tables.WIDTH, max(80, width))))
 
 
 def check_output(folder: Path) -> None:
@@ -147,6 +149,12 @@ def _inside(folders: Sequence[str]) -> str:
 def _is_run(folder: str) -> bool:
     path = Path(folder).expanduser() / RECORD
     return path.exists()
+
+
+def seen_from(report: Path, run: Path) -> str:
+    """A run's folder as seen from a report's; in full where the way there would lead through the user's home."""
+    is_private = [any(place.resolve().is_relative_to(home) for home in homes()) for place in (report, run)]
+    return str(run.resolve()) if is_private == [False, True] else os.path.relpath(run, report)
 
 
 def of_runs(found: Sequence[Found], target: Path | None) -> Report:
@@ -207,7 +215,7 @@ def arm_of(name: str, group: Sequence[Found], target: Path | None) -> Arm:
     for item in group:
         seeds.append(item.record.seed)
         path = Path(item.folder).expanduser()
-        shown = item.folder if target is None else os.path.relpath(path, target)
+        shown = item.folder if target is None else seen_from(target, path)
         made = figures.of_run(path, shown=shown, repeat=seeds.count(item.record.seed))
         if made.status == "running":
             made.status = UNFINISHED

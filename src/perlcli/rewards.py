@@ -17,6 +17,7 @@ from perlcli.base import Source
 from perlcli.data import Content, Prompt, Renderer, text_of
 from perlcli.errors import PerlError, nearest
 from perlcli.prepare import Prepared, check_adapter, keep_apart
+from perlcli.private import hidden
 from perlcli.record import RunRecord, find_record
 
 MODULE_FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
@@ -246,6 +247,7 @@ def attach_all(found: Sequence[Reward], model: Any, prepared: Prepared, batch: i
 
 def _short_names(names: Sequence[str]) -> list[str]:
     """The last part of each name where that tells them apart, else the whole."""
+    names = [hidden(name) for name in names]  # they name metrics, which TRL writes into checkpoints
     short = [name.rstrip("/").rsplit("/", 1)[-1] for name in names]
     return short if len(set(short)) == len(short) else list(names)
 

@@ -19,6 +19,7 @@ from perlcli.policies import Anchor
 from perlcli.prepare import Prepared, load_data, prepare, preview, require
 from perlcli.record import METRICS, Run, RunRecord, recording
 from perlcli.rewards import Reward, Weighted
+from perlcli.terminal import say
 from perlcli.training import trl_config
 from perlcli.value_model import ValueModel
 
@@ -36,7 +37,7 @@ def run(given: settings.Rl) -> RunRecord | None:
     prompts = policies.fitting_prompts(prepared, load_data(prepared, "rl"), "train")
     prompts = fill(prompts, config, prepared.run)
     if prepared.is_dry:
-        print(f"algorithm: {prepared.settings.rl.algorithm}; anchor: {anchor.words}")
+        say(f"algorithm: {prepared.settings.rl.algorithm}; anchor: {anchor.words}")
         preview(prepared, config)
         return None
     with recording(prepared.run) as run:

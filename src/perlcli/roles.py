@@ -19,8 +19,10 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from perlcli import adapters
-from perlcli.base import ADAPTER_WEIGHTS
+from perlcli.base import ADAPTER_WEIGHTS, check_adapter_weights
 from perlcli.errors import PerlError
+from perlcli.private import hidden
+from perlcli.record import CARD
 from perlcli.settings import LoraSettings
 
 POLICY, ANCHOR, REWARD, VALUE = "default", "ref", "reward", "value"  # the first two are the names that TRL knows
@@ -56,6 +58,7 @@ def begin_at_base(model: nn.Module, adapter: str) -> None:
 
 def load_adapter(model: PreTrainedModel, folder: str, *, trainable: bool) -> PeftModel:
     """Put a saved adapter on the model; raises PerlError where it doesn't fit this model."""
+    check_adapter_weights(folder)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("error", message="Found missing adapter keys", category=UserWarning)
@@ -210,6 +213,7 @@ def add_adapter(model: PeftModel, folder: str, name: str) -> None:
 
     Raises PerlError where it doesn't fit.
     """
+    check_adapter_weights(folder)
     was_training = model.training
     try:
         with torch.random.fork_rng():  # else peft's initialisation would shift the stream that samples completions
@@ -329,6 +333,8 @@ def round_head(model: PeftModel, dtype: torch.dtype) -> None:
 def save_adapter(model: PeftModel, folder: Path, adapter: str = POLICY) -> None:
     """Write one adapter alone: the policy's into the folder itself, where plain peft looks for it, others below it."""
     model.save_pretrained(str(folder), selected_adapters=[adapter])
+    if (card := folder / CARD).exists():  # peft's names the base by its path; a run that ends well puts its own there
+        card.write_text(hidden(card.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 def scores_in_batches(scorer: Any, rows: Sequence[list[int]], size: int) -> list[float]:

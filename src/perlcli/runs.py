@@ -29,6 +29,7 @@ from perlcli.record import (
     RunRecord,
     read_record,
 )
+from perlcli.terminal import say
 
 DEFAULT = "runs"
 DEPTH = 8  # folders below the one that is asked for: a comparison's runs lie three deep
@@ -85,7 +86,7 @@ def run(given: settings.Runs) -> None:
     elif watch or (watch is None and is_terminal() and is_live(rows)):
         follow(top, rows, for_ever=bool(watch))
     else:
-        print(text(rows, top, time.time(), width_of_terminal()))
+        say(text(rows, top, time.time(), width_of_terminal()))
 
 
 def is_terminal() -> bool:
@@ -118,7 +119,7 @@ def follow(top: Path, rows: list[Row], *, for_ever: bool) -> None:
             time.sleep(REFRESH_SECONDS)
             rows = read(top, {row.folder: row for row in rows})
             live.update(shown(), refresh=True)
-    print(text(rows, top, time.time(), width_of_terminal()))  # all of it, as nothing is cut to the terminal's height
+    say(text(rows, top, time.time(), width_of_terminal()))  # all of it, as nothing is cut to the terminal's height
 
 
 def fitting(table: str, height: int) -> str:

@@ -20,8 +20,9 @@ DECIDED = {
     "dataset_kwargs", "dataset_num_proc", "eos_token", "pad_token", "max_length", "truncation_mode",
     "remove_unused_columns", "resume_from_checkpoint", "overwrite_output_dir", "do_train", "do_eval", "do_predict",
     "eval_strategy", "eval_steps", "load_best_model_at_end", "report_to", "seed", "chat_template_kwargs", "use_vllm",
-    "use_transformers_continuous_batching", "sync_ref_model", "push_to_hub", "num_generations_eval",
-    "eval_packing", "log_completions", "logging_strategy", "logging_steps", "logging_first_step", "save_only_model",
+    "use_transformers_continuous_batching", "sync_ref_model", "push_to_hub", "hub_token", "hub_model_id",
+    "hub_strategy", "hub_private_repo", "hub_always_push", "hub_revision", "num_generations_eval", "eval_packing",
+    "log_completions", "logging_strategy", "logging_steps", "logging_first_step", "save_only_model",
     "ignore_data_skip", "restore_callback_states_from_checkpoint", "enable_jit_checkpoint", "auto_find_batch_size",
 }  # fmt: skip
 

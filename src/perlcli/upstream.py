@@ -10,6 +10,8 @@ import logging
 import os
 import warnings
 
+from perlcli.private import hidden
+
 VARIABLES = {
     "TOKENIZERS_PARALLELISM": "false",  # else a line at each fork of a data loader
     "HF_HUB_DISABLE_TELEMETRY": "1",  # a run reports to nobody unless --report-to says so
@@ -47,6 +49,22 @@ def hush() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
     for message, category in WARNINGS:
         warnings.filterwarnings("ignore", message=message, category=category)
+    warnings.formatwarning = _as_line
+    logging.setLogRecordFactory(Line)
+
+
+class Line(logging.LogRecord):
+    """A line of a library's log, without the user's home and secrets."""
+
+    def getMessage(self) -> str:
+        return hidden(super().getMessage())
+
+
+def _as_line(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """A warning in a line, without the path of the library that gives it."""
+    return hidden(f"{category.__name__}: {' '.join(str(message).split())}\n")
 
 
 def hush_bars() -> None:

@@ -43,7 +43,7 @@ def find(name: str) -> Path:
     """The file of a recipe, by its name or its own path. Raises PerlError."""
     if name in names():
         return FOLDER / f"{name}.yaml"
-    if name.endswith(SUFFIXES) or Path(name).is_file():
+    if name.endswith(SUFFIXES) or Path(name).expanduser().is_file():
         return Path(name).expanduser()
     hint = f"{nearest(name, names())} `perl recipes` lists them; your own is named by its file, NAME.yaml".strip()
     raise PerlError(f"There is no recipe {name}", hint)

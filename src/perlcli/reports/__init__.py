@@ -6,6 +6,7 @@ from pathlib import Path
 
 from perlcli import figures
 from perlcli.figures import Report
+from perlcli.private import hidden_in
 from perlcli.record import write_whole
 from perlcli.reports import pages, pictures, tables
 
@@ -21,6 +22,7 @@ def write_all(report: Report, folder: Path) -> None:
 
 def render(report: Report, folder: Path) -> None:
     """Write every form but the JSON, which the report was read from."""
+    report = hidden_in(report)
     drawn = pictures.draw(report, folder)
     write_whole(folder / MARKDOWN, [tables.markdown(report, [(item.stage, item.path, item.caption) for item in drawn])])
     write_whole(folder / ARMS, [tables.arms_csv(report)])

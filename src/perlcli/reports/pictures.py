@@ -291,7 +291,7 @@ def _curves(comparison: Comparison, folder: Path) -> list[Picture]:
     found = []
     for place, (model, shown) in enumerate(models.items(), 1):
         runs = {
-            label: [folder / run.folder / METRICS for run in _of_curves(arm)]
+            label: [folder / Path(run.folder).expanduser() / METRICS for run in _of_curves(arm)]
             for label, arm in zip(_labels(comparison.arms), comparison.arms, strict=True) if arm.model == model
         }  # fmt: skip
         path = f"{FOLDER}/{comparison.stage}-curves{f'-{place}' if len(models) > 1 else ''}.png"

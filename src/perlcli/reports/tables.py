@@ -12,11 +12,13 @@ from typing import Any
 
 from perlcli import report as texts
 from perlcli.figures import FULL, QUALITY, Arm, Comparison, Report, RunFigures, Spread, speed_of
+from perlcli.markdown import inline
 from perlcli.reports import words
 
 WIDTH = 100
 NAME = 34  # per cent of a terminal's width that a name may take
 FURTHER = 5  # columns of a higher rank stand in a document's second table
+FORMULA = ("=", "+", "-", "@")  # what a formula begins with in a spreadsheet
 SHORT = 60  # the longest failure that stands in a terminal's table
 RATIOS = ("memory", "reserved", "speed", "cpu_speed", "tokens_per_second", "trainable", "weights", "optimizer")
 SPREADS = ("memory_mb", "reserved_mb", "steps_per_second", "tokens_per_second")
@@ -261,12 +263,12 @@ def runs(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
 
 def markdown(report: Report, pictures: Sequence[tuple[str, str, str]] = ()) -> str:
     """The report as Markdown; `pictures` are (stage, path, caption)."""
-    lines = [f"# {_inline(words.title(report))}", ""]
-    lines += [f"**{_inline(words.state(report))}**", ""] if words.state(report) else []
+    lines = [f"# {inline(words.title(report))}", ""]
+    lines += [f"**{inline(words.state(report))}**", ""] if words.state(report) else []
     for comparison in report.comparisons:
         lines += [*_chapter(comparison, [item for item in pictures if item[0] == comparison.stage])]
-    lines += ["## How it was measured", "", *(f"- {_inline(line)}" for line in words.method(report)), ""]
-    lines += [f"- {name}: {_inline(value)}" for name, value in words.facts(report)]
+    lines += ["## How it was measured", "", *(f"- {inline(line)}" for line in words.method(report)), ""]
+    lines += [f"- {name}: {inline(value)}" for name, value in words.facts(report)]
     lines += ["", "## To have it again", "", "```console", *(f"$ {c}" for c in _fenced(words.commands(report))), "```"]
     return "\n".join(lines) + "\n"
 
@@ -276,19 +278,19 @@ def _chapter(comparison: Comparison, pictures: Sequence[tuple[str, str, str]]) -
     notes, _ = footnotes(comparison)
     header, rows = grid(comparison, main_columns(comparison))
     yield from (f"## {words.STAGES.get(comparison.stage, comparison.stage)}", "")
-    yield from (_inline(words.headline(comparison)), "", *markdown_table(header, rows), "")
-    yield from (f"{number}. {_inline(note)}" for number, note in enumerate(notes, 1))
+    yield from (inline(words.headline(comparison)), "", *markdown_table(header, rows), "")
+    yield from (f"{number}. {inline(note)}" for number, note in enumerate(notes, 1))
     yield from [""] if notes else []
     further = further_columns(comparison)
     for header, rows in (grid(comparison, further) if further else ([], []), phases(comparison)):
         yield from [*markdown_table(header, rows), ""] if rows else []
     header, rows = paper_beside(comparison)
     yield from [PAPER_LINE, "", *markdown_table(header, rows), ""] if rows else []
-    yield from (f"> **Warning.** {_inline(warning)}\n" for warning in comparison.warnings)
+    yield from (f"> **Warning.** {inline(warning)}\n" for warning in comparison.warnings)
     for _, path, caption in pictures:
-        yield from (f"![{_inline(caption)}]({path})", "")
+        yield from (f"![{inline(caption)}]({path})", "")
     header, rows = how(comparison)
-    yield from [_inline(common(comparison)), ""] if common(comparison) else []
+    yield from [inline(common(comparison)), ""] if common(comparison) else []
     yield from [*markdown_table(header, rows), ""] if rows else []
 
 
@@ -338,15 +340,8 @@ def common(comparison: Comparison) -> str:
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """A Markdown table, line by line, the first column left, the others right aligned."""
     marks = ["---", *["---:"] * (len(header) - 1)]
-    return [f"| {' | '.join(map(_inline, row))} |" if row is not marks else f"| {' | '.join(row)} |"
+    return [f"| {' | '.join(map(inline, row))} |" if row is not marks else f"| {' | '.join(row)} |"
             for row in (header, marks, *rows)]  # fmt: skip
-
-
-def _inline(text: str) -> str:
-    """Text of a model or a file as Markdown that is nothing but that text."""
-    for sign, safe in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("|", "\\|"), ("`", "\\`"), ("*", "\\*")):
-        text = text.replace(sign, safe)
-    return " ".join(text.replace("[", "\\[").split())
 
 
 def _fenced(lines: Iterable[str]) -> list[str]:
@@ -395,5 +390,13 @@ def _csv(rows: Iterable[Mapping[str, Any]]) -> str:
     if found:
         writer = csv.DictWriter(text, list(found[0]), lineterminator="\n")
         writer.writeheader()
-        writer.writerows(found)
+        writer.writerows({name: _no_formula(value) for name, value in row.items()} for row in found)
     return text.getvalue()
+
+
+def _no_formula(value: Any) -> Any:
+    """A cell that a spreadsheet takes for what it is: text in one line, behind an apostrophe if it would compute."""
+    if not isinstance(value, str):
+        return value
+    text = " ".join(value.split())
+    return f"'{text}" if text.startswith(FORMULA) else text

@@ -1,0 +1,760 @@
+"""What an attacker or an accident may try: pickles, code in folders, names, secrets, texts that are more than text."""
+
+import csv
+import dataclasses
+import io
+import json
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from perlcli import arms, base, checkpoints, figures, markdown, private, processes, record, reports, terminal
+from perlcli.errors import PerlError
+from perlcli.figures import Arm, Report, RunFigures
+from perlcli.private import hidden, hidden_in
+from perlcli.record import RECORD, SETTINGS, Run, RunRecord
+
+Perl = Callable[..., Any]
+SHORT = (
+    "--max-steps", "1", "--per-device-train-batch-size", "4", "--max-length", "128", "--lora-r", "4",
+)  # fmt: skip
+SAMPLED = ("--max-completion-length", "8")
+SECRETS = {
+    "HF_TOKEN": "hf_plantedPLANTEDplanted01", "WANDB_API_KEY": "0123456789abcdefplanted",
+    "AWS_SECRET_ACCESS_KEY": "aws+planted/secret", "OPENAI_API_KEY": "sk-plantedplantedplanted99",
+    "DB_PASSWORD": "correct horse",
+}  # fmt: skip
+
+
+@pytest.fixture
+def marker(tmp_path: Path) -> Path:
+    """A file that planted code makes; the tests look that it isn't there."""
+    return tmp_path / "planted-code-ran"
+
+
+@pytest.fixture
+def loaded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, bool]]:
+    """What torch.load was called for, and whether it was told to take weights alone."""
+    found: list[tuple[str, bool]] = []
+    load = torch.load
+
+    def watched(file: Any, *args: Any, weights_only: bool | None = None, **options: Any) -> Any:
+        found.append((str(file), bool(weights_only)))
+        return load(file, *args, weights_only=weights_only, **options)
+
+    monkeypatch.setattr(torch, "load", watched)
+    return found
+
+
+@pytest.fixture
+def harmless(marker: Path, loaded: list[tuple[str, bool]]) -> Iterator[Path]:
+    """The file that planted code would make; the test fails where it is there at its end, or a pickle was read."""
+    yield marker
+    assert not marker.exists() and not loaded
+
+
+def planted(path: Path, marker: Path) -> Path:
+    """A pickle that runs code as it is loaded."""
+
+    class Code:
+        def __reduce__(self) -> Any:
+            return open, (str(marker), "w")
+
+    path.write_bytes(pickle.dumps(Code()))
+    return path
+
+
+def without_weights(model: Path, folder: Path) -> Path:
+    """A copy of a model or adapter without its safetensors."""
+    return Path(shutil.copytree(model, folder, ignore=shutil.ignore_patterns("*.safetensors", "checkpoints")))
+
+
+# pickles
+
+
+def test_a_planted_pickle_would_run(tmp_path: Path, marker: Path) -> None:
+    with planted(tmp_path / "a.bin", marker).open("rb") as file:
+        pickle.load(file).close()
+    assert marker.exists()
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "pytorch_model-00001-of-00002.bin"])
+def test_a_model_as_a_pickle_is_refused(
+    name: str, llama: Path, rows: dict[str, Path], perl: Perl, harmless: Path
+) -> None:
+    model = without_weights(llama, Path("model"))
+    planted(model / name, harmless)
+    told = perl("sft", "--model", model, "--data", rows["demonstrations"], *SHORT, code=2).output
+    assert f"its weights are a pickle, {name}" in told and "save_pretrained" in told
+    with pytest.raises(PerlError, match="pickle"):  # whoever comes here without `locate`
+        base.load_causal(base.Source("m", str(model), None), base.ModelSettings())
+
+
+def test_an_index_of_safetensors_that_names_a_pickle_is_refused(
+    llama: Path, rows: dict[str, Path], perl: Perl, harmless: Path
+) -> None:
+    model = without_weights(llama, Path("model"))
+    for name in ("weights.bin", "../weights.safetensors", "/weights.safetensors"):
+        planted(model / "weights.bin", harmless)
+        (model / base.INDEX).write_text(json.dumps({"metadata": {}, "weight_map": {"lm_head.weight": name}}))
+        told = perl("sft", "--model", model, "--data", rows["demonstrations"], *SHORT, code=2).output
+        assert name in told and "no file of safetensors" in told
+    (model / base.INDEX).write_text('{"weight_map": 3}')
+    assert "can't be read" in perl("estimate", "rl", "--model", model, code=2).output
+
+
+@pytest.mark.parametrize("option", ["--model", "--anchor", "--reward"])
+def test_an_adapter_as_a_pickle_is_refused(
+    option: str, sft_run: Path, reward_run: Path, rows: dict[str, Path], perl: Perl, harmless: Path
+) -> None:
+    folder = without_weights(reward_run if option == "--reward" else sft_run, Path("adapter"))
+    planted(folder / "adapter_model.bin", harmless)
+    given = {"--model": sft_run, "--reward": reward_run, "--anchor": "sft"} | {option: folder}
+    words = [word for pair in given.items() for word in pair]
+    told = perl("rl", *words, "--data", rows["prompts"], "--output", "out", *SAMPLED, code=2).output
+    assert "its weights are a pickle, adapter_model.bin" in told
+    if option != "--anchor":
+        assert "adapter_model.bin" in perl("merge", folder, code=2).output
+    assert not Path("out").exists()
+
+
+def test_an_anchor_inside_a_policys_folder_is_no_pickle_either(
+    rl_run: Path, reward_run: Path, rows: dict[str, Path], perl: Perl, harmless: Path
+) -> None:
+    folder = Path(shutil.copytree(rl_run, "policy", ignore=shutil.ignore_patterns("checkpoints")))
+    (folder / "anchor" / base.ADAPTER_WEIGHTS).unlink()
+    planted(folder / "anchor" / "adapter_model.bin", harmless)
+    told = perl("eval", "--model", folder, "--reward", reward_run, "--data", rows["prompts"], *SAMPLED, code=2).output
+    assert "adapter_model.bin" in told
+
+
+def test_an_adapter_whose_base_is_a_pickle_or_an_adapter_is_refused(
+    sft_run: Path, llama: Path, perl: Perl, harmless: Path
+) -> None:
+    folder = Path(shutil.copytree(sft_run, "adapter", ignore=shutil.ignore_patterns("checkpoints")))
+    bad = without_weights(llama, Path("bad"))
+    planted(bad / "pytorch_model.bin", harmless)
+    config = json.loads((folder / base.ADAPTER_CONFIG).read_text())
+    (folder / base.ADAPTER_CONFIG).write_text(json.dumps(config | {"base_model_name_or_path": str(bad.resolve())}))
+    assert "The base " in (told := perl("merge", folder, code=2).output) and "pytorch_model.bin" in told
+    (bad / "pytorch_model.bin").unlink()
+    shutil.copy(llama / "model.safetensors", bad)
+    (bad / base.ADAPTER_CONFIG).write_text(json.dumps(config))
+    planted(bad / "adapter_model.bin", harmless)  # which transformers would put on the base by itself
+    assert "is an adapter itself" in perl("merge", folder, code=2).output
+
+
+@pytest.mark.parametrize(
+    "config",
+    [{"peft_type": "XLORA", "hidden_size": 64, "adapters": {"a": "elsewhere"}},
+     {"peft_type": "MULTITASK_PROMPT_TUNING", "prompt_tuning_init_state_dict_path": "elsewhere/adapter_model.bin",
+      "prompt_tuning_init": "EXACT_SOURCE_TASK", "num_virtual_tokens": 4}],
+)  # fmt: skip
+def test_an_adapter_that_leads_to_other_files_is_refused(
+    config: dict[str, Any], llama: Path, rows: dict[str, Path], perl: Perl, harmless: Path
+) -> None:
+    for place in (Path("adapter"), Path("elsewhere")):
+        place.mkdir()
+        planted(place / "adapter_model.bin", harmless)
+    (Path("adapter") / base.ADAPTER_WEIGHTS).write_bytes(b"")
+    values = {"base_model_name_or_path": str(llama), "task_type": "CAUSAL_LM"} | config
+    (Path("adapter") / base.ADAPTER_CONFIG).write_text(json.dumps(values))
+    for words in (("eval", "--model", "adapter", "--data", rows["prompts"]), ("merge", "adapter")):
+        assert "names other files to load" in perl(*words, code=2).output
+    with pytest.raises(PerlError, match="names other files"):
+        base.check_adapter_weights("adapter")
+
+
+def test_a_classifier_as_a_pickle_is_refused(
+    classifier: Path, sft_run: Path, rows: dict[str, Path], perl: Perl, harmless: Path
+) -> None:
+    model = without_weights(classifier, Path("classifier"))
+    planted(model / "pytorch_model.bin", harmless)
+    for words in (("rl", "--model", sft_run, "--reward", model, "--data", rows["prompts"], "--output", "out"),
+                  ("eval", "--model", model, "--data", rows["pairs"])):  # fmt: skip
+        assert "its weights are a pickle, pytorch_model.bin" in perl(*words, code=2).output
+
+
+def test_an_adapter_on_the_hub_without_safetensors_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(base, "_of_hub", lambda name, file: None)
+    with pytest.raises(PerlError, match=base.ADAPTER_WEIGHTS):
+        base.check_adapter_weights("someone/adapter")
+    monkeypatch.setattr(base, "_of_hub", lambda name, file: tmp_path)
+    base.check_adapter_weights("someone/adapter")
+    index = tmp_path / base.INDEX
+    index.write_text('{"weight_map": {"a": "pytorch_model-1.bin"}}')
+    monkeypatch.setattr(base, "_of_hub", lambda name, file: index)
+    with pytest.raises(PerlError, match="no file of safetensors"):
+        base.check_weights("someone/model")
+
+
+def test_what_is_loaded_from_a_run_was_sealed(
+    perl: Perl, llama: Path, rows: dict[str, Path], loaded: list[tuple[str, bool]]
+) -> None:
+    words = ("sft", "--model", llama, "--data", rows["demonstrations"], "--output", "run", *SHORT[2:])
+    perl(*words, "--max-steps", 1)
+    place = Path("run/checkpoints/checkpoint-1")
+    sums = json.loads((place / checkpoints.MANIFEST).read_text())["files"]
+    assert {path.name for path in place.iterdir()} == {*sums, checkpoints.MANIFEST}
+    assert not {"training_args.bin", "README.md"} & set(sums)  # nothing reads them, and they tell of the machine
+    assert not loaded
+    perl(*words, "--max-steps", 2, "--resume")
+    assert {Path(file).name for file, _ in loaded} >= {"optimizer.pt", "scheduler.pt"}
+    for file, weights_only in loaded:
+        assert Path(file).resolve().parent == place.resolve() and Path(file).name in sums and weights_only
+
+
+def test_pickles_that_a_checkpoint_was_not_sealed_with_are_not_loaded(
+    perl: Perl, llama: Path, rows: dict[str, Path], loaded: list[tuple[str, bool]], marker: Path
+) -> None:
+    words = ("sft", "--model", llama, "--data", rows["demonstrations"], "--output", "run", *SHORT[2:])
+    perl(*words, "--max-steps", 1)
+    place = Path("run/checkpoints/checkpoint-1")
+    planted(place / "optimizer.pt", marker)
+    named = perl(*words, "--max-steps", 2, "--resume", place, code=2).output
+    assert "is damaged: optimizer.pt isn't what was written" in named and not loaded
+    assert "No checkpoint yet: starting over." in perl(*words, "--max-steps", 2, "--resume").output
+    assert not marker.exists() and not [file for file, _ in loaded if "checkpoint-1" in file]
+
+
+def sealed(folder: Path) -> Path:
+    """A checkpoint of two files."""
+    folder.mkdir()
+    for name in ("adapter_model.safetensors", "optimizer.pt"):
+        (folder / name).write_bytes(b"x")
+    checkpoints.seal(folder)
+    return folder
+
+
+def test_weights_as_a_pickle_in_a_checkpoint_are_refused_even_with_their_checksum(tmp_path: Path) -> None:
+    place = sealed(tmp_path / "checkpoint-1")
+    assert checkpoints.fault(place) is None
+    for name in ("pytorch_model.bin", "ref/adapter_model.bin"):
+        (place / name).parent.mkdir(exist_ok=True)
+        (place / name).write_bytes(b"x")
+        checkpoints.seal(place)
+        assert f"holds {name}, a pickle" in str(checkpoints.fault(place))
+        (place / name).unlink()
+
+
+def test_links_are_no_part_of_a_checkpoint(tmp_path: Path) -> None:
+    place, outside = sealed(tmp_path / "checkpoint-1"), tmp_path / "outside"
+    outside.mkdir()
+    (outside / "adapter_model.bin").write_bytes(b"x")
+    (place / "ref").symlink_to(outside)  # peft would read an adapter there
+    assert checkpoints.fault(place) == "is damaged: it has ref, which isn't of its run"
+    elsewhere = sealed(tmp_path / "elsewhere")
+    (tmp_path / "checkpoint-2").symlink_to(elsewhere)
+    checkpoints.side(tmp_path).symlink_to(elsewhere)
+    assert checkpoints.last_whole(tmp_path, lambda path: None, lambda text: None) is None  # names and deletes the first
+    checkpoints.begin(tmp_path)
+    assert checkpoints.fault(elsewhere) is None and not checkpoints.side(tmp_path).exists()
+
+
+def test_a_manifest_can_not_lead_outside(tmp_path: Path) -> None:
+    place = sealed(tmp_path / "checkpoint-1")
+    (tmp_path / "x").write_bytes(b"x")
+    content = json.loads((place / checkpoints.MANIFEST).read_text())
+    content["files"]["../x"] = content["files"]["optimizer.pt"]
+    (place / checkpoints.MANIFEST).write_text(json.dumps(content))
+    assert "lacks ../x" in str(checkpoints.fault(place))
+
+
+@pytest.mark.parametrize("name", ["rows.pt", "rows.pkl", "rows.pickle", "rows.npy", "rows.joblib", "rows.py"])
+def test_data_is_never_a_pickle_or_a_script(name: str, perl: Perl, marker: Path) -> None:
+    planted(Path(name), marker)
+    assert "unknown kind of file" in perl("data", "check", name, code=2).output
+    folder = Path("set")
+    folder.mkdir()
+    (folder / "set.py").write_text(f"open({str(marker)!r}, 'w')")
+    planted(folder / f"train{Path(name).suffix}", marker)
+    assert "holds no train.*" in perl("data", "check", folder, code=2).output
+    assert not marker.exists()
+
+
+# code in folders
+
+
+@pytest.fixture
+def evil(marker: Path, llama: Path) -> Path:
+    """A model that brings its modelling code."""
+    folder = Path(shutil.copytree(llama, "evil"))
+    names = {"AutoConfig": "modelling.Config", "AutoModelForCausalLM": "modelling.Model"}
+    (folder / "config.json").write_text(json.dumps({"model_type": "evil", "auto_map": names}))
+    code = f"open({str(marker)!r}, 'w').close()\nfrom transformers import LlamaConfig as Config, LlamaForCausalLM\n"
+    (folder / "modelling.py").write_text(code + "class Config(Config):\n    model_type = 'evil'\n")
+    return folder.resolve()
+
+
+def adapter_on(run: Path, model: Path, folder: str) -> Path:
+    """A copy of a run whose base is another, and whose record says that its code is trusted."""
+    place = Path(shutil.copytree(run, folder, ignore=shutil.ignore_patterns("checkpoints")))
+    config = json.loads((place / base.ADAPTER_CONFIG).read_text()) | {"base_model_name_or_path": str(model)}
+    (place / base.ADAPTER_CONFIG).write_text(json.dumps(config))
+    told = json.loads((place / RECORD).read_text())
+    told["settings"]["trust_remote_code"] = told["trl_settings"]["trust_remote_code"] = True
+    (place / RECORD).write_text(json.dumps(told))
+    (place / SETTINGS).write_text((place / SETTINGS).read_text().replace("_code: false", "_code: true"))
+    return place
+
+
+def test_modelling_code_is_not_run_unasked(
+    evil: Path, sft_run: Path, reward_run: Path, rows: dict[str, Path], perl: Perl, marker: Path
+) -> None:
+    policy, judge = adapter_on(sft_run, evil, "policy"), adapter_on(reward_run, evil, "judge")
+    prompts = ("--data", rows["prompts"])
+    for words in (
+        ("sft", "--model", evil, "--data", rows["demonstrations"]),
+        ("reward", "--model", evil, "--data", rows["pairs"]),
+        ("rl", "--model", evil, "--reward", reward_run, *prompts),
+        ("rl", "--model", sft_run, "--reward", judge, *prompts),
+        ("rl", "--model", sft_run, "--reward", reward_run, "--anchor", evil, *prompts),
+        ("rl", "--model", policy, "--reward", reward_run, *prompts), ("eval", "--model", evil, *prompts),
+        ("eval", "--model", policy, *prompts), ("eval", "--model", judge, "--data", rows["pairs"]), ("merge", policy),
+        ("sft", "--model", policy, "--data", rows["demonstrations"]), ("estimate", "rl", "--model", evil),
+        ("estimate", "rl", "--model", policy), ("data", "check", rows["pairs"], "--model", evil),
+        ("data", "show", rows["pairs"], "--model", policy),
+        ("compare-full", "sft", "--model", evil, "--data", rows["demonstrations"], "--estimate"),
+    ):  # fmt: skip
+        told = perl(*words, code=2).output
+        assert "not run unasked" in told and "--trust-remote-code" in told, words
+    assert not marker.exists() and not Path("runs").exists()
+
+
+def test_modelling_code_runs_where_it_is_asked_for(evil: Path, perl: Perl, marker: Path) -> None:
+    perl("data", "show", "coffee", "--model", evil, "--trust-remote-code")
+    assert marker.exists()
+
+
+def test_code_beside_a_known_model_is_left_alone(llama: Path, perl: Perl, marker: Path) -> None:
+    folder = Path(shutil.copytree(llama, "evil"))
+    names = {"AutoConfig": "modelling.Config", "AutoModelForCausalLM": "modelling.Model"}
+    (folder / "config.json").write_text(
+        json.dumps(json.loads((folder / "config.json").read_text()) | {"auto_map": names})
+    )
+    (folder / "modelling.py").write_text(f"open({str(marker)!r}, 'w').close()")
+    source = base.locate(str(folder))
+    assert type(base.load_causal(source, base.ModelSettings())).__name__ == "LlamaForCausalLM"
+    perl("data", "show", "coffee", "--model", folder)
+    assert not marker.exists()
+
+
+def test_a_tokenizers_code_is_not_run_unasked(llama: Path, perl: Perl, marker: Path) -> None:
+    folder = Path(shutil.copytree(llama, "evil"))
+    (folder / "tokenizer.py").write_text(f"open({str(marker)!r}, 'w').close()\nclass Evil: pass\n")
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    config |= {"tokenizer_class": "Evil", "auto_map": {"AutoTokenizer": ["tokenizer.Evil", None]}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    perl("data", "show", "coffee", "--model", folder, code=2)
+    assert not marker.exists()
+
+
+def test_attention_from_the_hub_is_code(llama: Path, perl: Perl) -> None:
+    folder = Path(shutil.copytree(llama, "evil"))
+    config = json.loads((folder / "config.json").read_text()) | {"attn_implementation": "someone/kernel"}
+    (folder / "config.json").write_text(json.dumps(config))
+    told = perl("data", "show", "coffee", "--model", folder, code=2).output
+    assert "someone/kernel, which is code" in told and "--trust-remote-code" in told
+
+
+@pytest.fixture
+def module(marker: Path) -> Iterator[str]:
+    """A module in the working folder that an attacker's record names as the reward."""
+    Path("evil_reward.py").write_text(f"open({str(marker)!r}, 'w').close()\ndef score(prompts, **k):\n    return []\n")
+    yield "evil_reward:score"
+    sys.modules.pop("evil_reward", None)
+
+
+def test_no_record_names_a_reward_function(
+    module: str, rl_run: Path, reward_run: Path, rows: dict[str, Path], perl: Perl, marker: Path
+) -> None:
+    folder = Path(shutil.copytree(rl_run, "run"))
+    told = json.loads((folder / RECORD).read_text())
+    told["settings"] |= {"reward": [module], "recipe": "evil.yaml", "anchor": module}
+    told["model"]["name"] = module
+    (folder / RECORD).write_text(json.dumps(told))
+    (folder / SETTINGS).write_text(f"reward: [{module}]\nmodel: {module}\n")
+    config = json.loads((folder / base.ADAPTER_CONFIG).read_text()) | {
+        "auto_mapping": {"base_model_class": "score", "parent_library": "evil_reward"}
+    }
+    (folder / base.ADAPTER_CONFIG).write_text(json.dumps(config))
+    words = ("--data", rows["prompts"], *SAMPLED)
+    perl("eval", "--model", folder, *words, "--output", "eval")
+    perl("merge", folder, "--output", "merged", "--dry-run")
+    perl("report", folder)
+    perl("runs", ".")
+    perl("rl", "--model", folder, *words, code=2)  # says that --reward is missing
+    perl("rl", "--model", folder, "--reward", reward_run, *words, "--dry-run")
+    assert not marker.exists() and "evil_reward" not in sys.modules
+    perl("rl", "--model", rl_run, "--reward", module, *words, "--dry-run")
+    assert marker.exists()  # from the command line it is the user's own
+
+
+def test_what_looks_like_a_function_and_is_a_folder_is_a_folder(
+    module: str, sft_run: Path, rows: dict[str, Path], perl: Perl, marker: Path
+) -> None:
+    Path(module).mkdir()
+    told = perl("rl", "--model", sft_run, "--reward", module, "--data", rows["prompts"], code=2).output
+    assert "can't be read as a model" in told and not marker.exists()
+
+
+def test_a_process_of_ours_takes_no_module_from_the_working_folder(marker: Path) -> None:
+    for name in ("typer", "yaml", "perlcli", "json"):
+        Path(f"{name}.py").write_text(f"open({str(marker)!r}, 'w').close()")
+    assert processes.run(["recipes"], Path("log")) == 0, Path("log").read_text()
+    assert not marker.exists()
+
+
+# secrets
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A home with a name that no text may tell, and tokens in the environment."""
+    place = tmp_path / "home" / "planted-user"
+    place.mkdir(parents=True)
+    monkeypatch.setenv("HOME", str(place))
+    for name, value in SECRETS.items():
+        monkeypatch.setenv(name, value)
+    return place
+
+
+def leaks(*folders: Path) -> list[str]:
+    """The files that hold a home or a secret; peft reads the base's path in its config as it stands."""
+    words = ["planted-user", *SECRETS.values()]
+    return [
+        str(path) for folder in folders for path in folder.rglob("*")
+        if path.is_file() and path.name != base.ADAPTER_CONFIG
+        and any(word.encode() in path.read_bytes() for word in words)
+    ]  # fmt: skip
+
+
+def test_no_file_and_no_line_of_a_run_tells_a_home_or_a_secret(
+    home: Path, llama: Path, rows: dict[str, Path], perl: Perl, tmp_path: Path
+) -> None:
+    model, runs = Path(shutil.copytree(llama, home / "model")), home / "runs"
+    data = {name: Path(shutil.copytree(folder, home / name)) for name, folder in rows.items()}
+    told = [
+        perl("sft", "--model", model, "--data", data["demonstrations"], "--output", runs / "sft", *SHORT),
+        perl("reward", "--model", model, "--data", data["pairs"], "--output", runs / "reward", *SHORT),
+        perl(
+            "rl", "--model", runs / "sft", "--reward", runs / "reward", "--data", data["prompts"], "--output",
+            runs / "rl", "--algorithm", "reinforce", *SHORT[:6], *SAMPLED,
+        ),
+        perl(
+            "eval", "--model", runs / "rl", "--reward", runs / "reward", "--data", data["prompts"], "--output",
+            runs / "eval", *SAMPLED,
+        ),
+        perl("merge", runs / "rl", "--output", runs / "merged"),
+        perl("report", runs / "reward", runs / "rl", "--output", runs / "report"),
+        perl("report", runs / "reward", runs / "rl", "--output", tmp_path / "home" / "outside"),
+        perl("runs", runs), perl("estimate", "rl", "--model", model),
+        perl("data", "check", data["pairs"] / "train.jsonl"),
+        perl("sft", "--model", home / "none", "--data", data["pairs"], code=2),
+        perl("sft", "--model", model, "--data", home / "none", code=2),
+    ]  # fmt: skip
+    assert leaks(runs, tmp_path / "home" / "outside") == []
+    for each in told:
+        assert not [word for word in ("planted-user", *SECRETS.values()) if word in each.output], each.output
+    kept = record.read_record(runs / "rl")
+    assert kept.settings["model"] == "~/runs/sft" and kept.settings["reward"] == ["~/runs/reward"]
+    assert kept.model["base"] == "~/model" and kept.data["train"]["source"] == "~/prompts"
+
+
+@pytest.mark.slow  # four processes
+def test_no_file_of_a_comparison_tells_a_home_or_a_secret(home: Path, llama: Path, perl: Perl) -> None:
+    model = shutil.copytree(llama, home / "model")
+    words = ("compare-full", "sft", "--model", model, "--data", "coffee", "--output", home / "whole", *SHORT)
+    told = perl(*words).output
+    assert leaks(home / "whole") == [] and "planted-user" not in told
+    assert "Report: ~/whole/report.html" in perl("compare-full", "--config", "~/whole/settings.yaml", "--resume").output
+    perl("report", "~/whole", "--output", "~/other")
+    assert leaks(home / "other") == []
+
+
+def test_a_run_below_the_home_goes_on_and_runs_again_from_what_it_wrote(
+    home: Path, llama: Path, rows: dict[str, Path], perl: Perl
+) -> None:
+    model, data = shutil.copytree(llama, home / "model"), shutil.copytree(rows["pairs"], home / "pairs")
+    (home / "adapter.json").write_text(json.dumps({"peft_type": "LOHA", "r": 2, "base_model_name_or_path": str(model)}))
+    words = ("reward", "--model", model, "--data", data, "--output", home / "run", "--peft", home / "adapter.json",
+             "--max-steps", 1, *SHORT[2:6])  # fmt: skip
+    perl(*words)
+    assert "is complete" in perl(*words, "--resume", code=2).output
+    assert "Going on from step 1" in perl(*words, "--max-steps", 2, "--resume").output
+    again = perl("reward", "--config", "~/run/settings.yaml", "--output", "~/again", "--dry-run").output
+    assert "model: ~/model" in again and "output: ~/again" in again
+    perl("report", "~/run", "--output", "~/report")
+    assert leaks(home / "run", home / "report") == []
+    other = shutil.copytree(rows["pairs"], home / "other")
+    assert "data was ~/pairs, now ~/other" in perl(*words, "--data", other, "--resume", code=2).output
+
+
+def test_why_a_run_failed_is_told_without_secrets(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = Run(record.definitions.Sft(run=record.definitions.RunSettings(output="run")))
+    run.folder = home / "run"
+    with pytest.raises(ValueError), record.recording(run):
+        run.note(f"read {home}/x with {SECRETS['HF_TOKEN']}")
+        run.append(record.METRICS, {f"rewards/{home}/a": 1.0, "step": 1})
+        raise ValueError(
+            f"no login at https://me:{SECRETS['DB_PASSWORD']}@host by {SECRETS['OPENAI_API_KEY']} in {home}"
+        )
+    assert leaks(home / "run") == []
+    kept = record.read_record(home / "run")
+    assert kept.notes == ["read ~/x with ***"]
+    assert kept.failure == "ValueError: no login at https://***@host by *** in ~"
+    assert capsys.readouterr().out == "read ~/x with ***\n"
+
+
+def test_tokens_and_logins_are_taken_for_what_they_are(perl: Perl, monkeypatch: pytest.MonkeyPatch) -> None:
+    token = "hf_0123456789abcdefghij"
+    told = perl("sft", "--set", f"hub_token={token}", "--set", "push_to_hub=true", code=2).output
+    assert token not in told and "hub_token: perlcli decides this itself" in told
+    address = "https://user:passwd@host.org/data/x"
+    for words in (("--data", address), ("--model", address, "--data", "coffee")):
+        told = perl("sft", *words, code=2).output
+        assert "passwd" not in told and "https://***@host.org/data/x does not exist" in told
+    for text in (token, "sk-" + "a1" * 12, "sk-proj-" + "a1" * 12, "ghp_" + "a1" * 18, "AKIA" + "A1" * 8):
+        assert hidden(f"by {text}, so") == "by ***, so"
+    assert hidden("https://h/x?access_token=abc&page=2") == "https://h/x?access_token=***&page=2"
+    for plain in ("hf_model", "sk-learn", "task-specific-fine-tuning-of-models", "mail me@host.org", "a:b@c", "KIA"):
+        assert hidden(plain) == plain
+
+
+def test_a_home_is_hidden_where_it_is_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    monkeypatch.setenv("HOME", str(tmp_path / "link"))
+    for path in ("link", "real"):
+        there = f"{tmp_path}/{path}"
+        assert hidden(f"{there}/a {there}, '{there}' file://{there}/a {there}.") == "~/a ~, '~' file://~/a ~."
+        for other in (f"{there}2/a", f"{there}-old", f"{there}.bak", f"/data{there}/a", f"a{there}"):
+            assert hidden(other) == other
+    assert hidden(f"../..{tmp_path}/link/a") == "~/a"
+    monkeypatch.setenv("HOME", "/")
+    assert hidden("/a/b") == "/a/b"
+
+
+def test_values_of_secret_variables_are_hidden_in_every_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_TOKEN", "a-long-secret")
+    monkeypatch.setenv("OTHER_KEY", "short")
+    monkeypatch.setenv("SSH_KEY_FILE", "/etc/a-key-file")
+    text = "a-long-secret short /etc/a-key-file"
+    assert hidden(text) == "*** short /etc/a-key-file"
+    run = RunFigures(folder=text, command="c", status="finished", metrics={text: [text, 1, None, (Path(text),)]})
+    found = hidden_in(run)
+    assert (found.folder, found.metrics) == (hidden(text), {hidden(text): [hidden(text), 1, None, (hidden(text),)]})
+    assert private.STARS in repr(found) and "a-long-secret" not in repr(found)
+
+
+def test_what_libraries_say_tells_no_home(home: Path) -> None:
+    code = "from perlcli import upstream; upstream.hush(); import logging, os, warnings; "
+    code += "warnings.warn(os.environ['HOME'] + '/x\\ny'); logging.error('in %s', os.environ['HOME'])"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stderr == "UserWarning: ~/x y\nERROR:root:in ~\n"
+
+
+# names
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../../x", "..", "/", "a/../..", "/etc/passwd", "a\nb", "a\0b", "x" * 300, "é" * 200, "~", "-rf", "con", "", "…",
+     "a/b\\..\\c", "$(touch x)", "\x1b[31m", "\u202eabc", "org/name@main", "x" * 79 + "/.." ],
+)  # fmt: skip
+def test_a_models_name_is_no_way_out_of_a_comparison(name: str) -> None:
+    made = arms.slug(name)
+    assert made and len(os.fsencode(made)) <= arms.LONGEST and not made.startswith((".", "-"))
+    assert Path(made).name == made and made.isascii() and made.isprintable()
+    ways = [(arms.Way("lora", other, 4), {}) for other in (name, "other")]
+    place = arms.place(ways, ways[0][0])
+    assert not place.is_absolute() and ".." not in place.parts and len(place.parts) == 2
+
+
+def test_a_reports_stage_is_no_way_out_of_its_folder(perl: Perl, arm_of: Any) -> None:
+    folder = Path("theirs/inside")
+    reports.write_all(
+        Report(title="t", command="perl compare-full", comparisons=[figures.compare("reward", [arm_of()])]), folder
+    )
+    content = json.loads((folder / figures.REPORT).read_text())
+    for stage in ("../../../x", "/tmp/x", "a/b", ""):
+        content["comparisons"][0]["stage"] = stage
+        (folder / figures.REPORT).write_text(json.dumps(content))
+        assert "is not a report of perlcli: there is no stage" in perl("report", folder, code=2).output
+    assert sorted(path.name for path in Path().iterdir()) == ["theirs"]
+
+
+# what is printed
+
+
+def test_nothing_that_is_printed_steers_the_terminal(perl: Perl, capsys: pytest.CaptureFixture[str]) -> None:
+    bad = "\x1b]0;title\x07\x1b[2J\r\x9b31m\u202eabc\u2066"
+    terminal.say(f"{bad}\n\tb")
+    shown = "\\x1b]0;title\\x07\\x1b[2J\\r\\x9b31m\\u202eabc\\u2066"
+    assert capsys.readouterr().out == f"{shown}\n\tb\n"
+    assert f"--data {shown} does not exist" in perl("sft", "--data", f"./{bad}", code=2).output.replace("./", "")
+    run = Run(record.definitions.Sft(run=record.definitions.RunSettings(output="run")))
+    run.note(bad)
+    assert capsys.readouterr().out == f"{shown}\n"
+
+
+def test_a_record_of_others_is_printed_as_text(perl: Perl) -> None:
+    bad = "\x1b[2J\r\u202e"
+    made = RunRecord(
+        command="sft", status="finished", started="2026-01-02T03:04:05+00:00", model={"base": bad}, notes=[bad],
+        settings={"output": bad}, metrics={f"a{bad}": 1.0}, device={"precision": bad}, failure=bad,
+    )  # fmt: skip
+    Path("run").mkdir()
+    record.write_record(Path("run"), made)
+    for words in (("report", "run"), ("runs", ".")):
+        assert not [letter for letter in perl(*words).output if not letter.isprintable() and letter != "\n"]
+
+
+def test_rows_that_hold_escapes_are_shown_as_text(perl: Perl, write: Any, llama: Path) -> None:
+    pair = {"prompt": "a\x1b[2J", "chosen": "\x9b31m\u202eyes", "rejected": "no\r"}
+    path = write(Path("pairs.jsonl"), [pair, {"prompt": "a", "chosen": "\x1b[2J", "rejected": 3}])
+    for words in (("data", "show"), ("data", "check"), ("data", "convert")):
+        result = perl(*words, path, *(() if "convert" in words else ("--model", llama)), code=2)
+        assert not [letter for letter in result.output if not letter.isprintable() and letter != "\n"]
+    write(path, [pair])
+    shown = perl("data", "show", path, "--model", llama).output
+    assert "a\\x1b[2J" in shown and not [letter for letter in shown if not letter.isprintable() and letter != "\n"]
+
+
+# what is written
+
+PLANTED = ('<script>alert(1)</script>', '"><img src=x onerror=alert(1)>', "' onload='alert(1)", "javascript:alert(1)",
+           "</title></style></pre><iframe>", "{{7*7}}", "\\[a](javascript:alert(1))", "![a](http://x/y.png)", "=cmd()",
+           "a\n\n# b | c", "```\n<b>", "<!-- x", "&lt;script&gt;")  # fmt: skip
+ALLOWED = {"html", "head", "meta", "title", "style", "body", "main", "p", "h1", "h2", "h3", "section", "div", "table",
+           "thead", "tbody", "tr", "th", "td", "sup", "small", "ol", "ul", "li", "dl", "dt", "dd", "figure", "img",
+           "figcaption", "pre", "code", "footer", "a", "strong"}  # fmt: skip
+
+
+class Tags(HTMLParser):
+    """The tags of a page with their attributes."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.seen: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen.append((tag, dict(attrs)))
+
+
+def filled(value: Any, text: str) -> Any:
+    """A value with every text in it replaced, but for the stage and the status, which are words of ours."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        kept = {"stage", "kind", "status"} if not isinstance(value, Report) else {"status"}
+        items = {item.name: getattr(value, item.name) for item in dataclasses.fields(value)}
+        return dataclasses.replace(value, **{k: filled(v, text) for k, v in items.items() if k not in kept})
+    if isinstance(value, str) or value is None:
+        return text
+    if isinstance(value, dict):
+        return value if all(isinstance(item, float | figures.Spread) for item in value.values()) else {text: text}
+    return [filled(item, text) for item in value] if isinstance(value, list) else value
+
+
+@pytest.fixture
+def whole(arm_of: Any) -> Callable[[str], Report]:
+    """A report with every field that holds text holding the one that is given."""
+
+    def made(text: str) -> Report:
+        metrics = {"accuracy": 0.5, "accuracy_low": 0.4, "accuracy_high": 0.6, "rows": 10}
+        two = [
+            arm_of("full", metrics=metrics),
+            arm_of("lora", metrics=metrics),
+            arm_of("b", status="failed", failure="x"),
+        ]
+        done = figures.compare("reward", two, [text])
+        numbers = {"rank": 4, "learning_rate": 0.1, "predicted_mb": 1.0, "memory_mb": None, "reserved_mb": None}
+        for place, arm in enumerate(done.arms):
+            runs = [dataclasses.replace(filled(run, f"{text}{place}"), memory_mb=5.0, reserved_mb=None, weights_bytes=1,
+                                        optimizer_bytes=1, metrics=metrics) for run in arm.runs]  # fmt: skip
+            strange = filled(dataclasses.replace(arm, runs=[]), f"{text}{place}")
+            spreads = {
+                item.name: getattr(arm, item.name) for item in dataclasses.fields(Arm) if "per_second" in item.name
+            }
+            done.arms[place] = dataclasses.replace(
+                strange, runs=runs, quality=arm.quality, ratios=arm.ratios, failure=arm.failure and text,
+                remarks=[text], **(numbers | spreads),
+            )  # fmt: skip
+        values = {"device": {text: text, "name": text}, "versions": {text: text}, "git_commit": text, "started": text}
+        return Report(title=text, command=text, status="finished", comparisons=[done], **values)
+
+    return made
+
+
+@pytest.mark.parametrize("text", PLANTED)
+def test_no_field_of_a_report_becomes_markup(text: str, whole: Any, tmp_path: Path) -> None:
+    reports.write_all(whole(text), tmp_path)
+    page = Tags((tmp_path / reports.PAGE).read_text(encoding="utf-8"))
+    assert {tag for tag, _ in page.seen} <= ALLOWED
+    for tag, given in page.seen:
+        assert set(given) <= {
+            "lang",
+            "charset",
+            "name",
+            "content",
+            "class",
+            "scope",
+            "colspan",
+            "style",
+            "alt",
+            "src",
+            "href",
+        }
+        assert given.get("href", "https://arxiv.org/") is not None and "javascript" not in str(given.get("href"))
+        assert tag != "img" or str(given["src"]).startswith("data:image/png;base64,")
+    outside = (tmp_path / reports.MARKDOWN).read_text(encoding="utf-8").partition("```console\n")
+    assert "<" not in outside[0] and "](javascript" not in outside[0].replace("\\\\\\[a](", "")
+    assert outside[2].count("```") == 1 and outside[2].endswith("```\n")
+
+
+def test_a_link_can_not_be_escaped_back_into_markdown() -> None:
+    assert markdown.inline("\\[a](javascript:x)") == "\\\\\\[a](javascript:x)"  # a backslash, and a bracket as such
+    assert markdown.inline("a\\|b\n<c>") == "a\\\\\\|b &lt;c&gt;"
+
+
+@pytest.mark.parametrize("text", ["=1+1", "+1", "-1+cmd|' /C calc'!A0", "@SUM(A1)", "\t=1", "\r=1", "=a\r=1"])
+def test_no_cell_of_a_report_is_a_formula(text: str, whole: Any, tmp_path: Path) -> None:
+    reports.write_all(whole(text), tmp_path)
+    for name in (reports.ARMS, reports.RUNS):
+        written = io.StringIO((tmp_path / name).read_bytes().decode(), newline="")
+        cells = [cell for row in csv.DictReader(written) for cell in row.values()]
+        found = [cell for cell in cells if cell and cell.lstrip("'").startswith(text.strip()[:1])]
+        found = [cell for cell in found if not is_number(cell)]
+        assert found and all(cell.startswith("'") for cell in found)
+
+
+def is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("text", PLANTED)
+def test_a_model_card_is_text(text: str) -> None:
+    data = {"train": {"source": text, "kept": 1}}
+    card = record.card(RunRecord(command="sft", model={"base": text, "name": text}, data=data, metrics={text: 1.0}))
+    front, rest = card.split("---\n")[1], card.split("---\n", 2)[2]
+    assert "base_model" not in front and "<" not in rest and rest.count("\n# ") == 1
+    assert "](javascript" not in rest.replace("\\\\\\[a](", "")
+
+
+def test_a_name_of_the_hub_stands_in_the_model_card() -> None:
+    assert "base_model: org/a-b.c" in record.card(RunRecord(command="sft", model={"base": "org/a-b.c"}))
+    for name in ("org/a\nlicense: mit", "~/model", "/a/b", "../a", "a: b"):
+        assert "base_model" not in record.card(RunRecord(command="sft", model={"base": name}))
