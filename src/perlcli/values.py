@@ -20,7 +20,7 @@ def fits(value: Any, kind: Any) -> bool:
     if isinstance(value, bool):
         return origin in (bool, Any)
     if origin is float:
-        return isinstance(value, int | float) or _spells_float(value)
+        return isinstance(value, int | float | str) and _is_float(value)
     return isinstance(value, origin) if isinstance(origin, type) else True
 
 
@@ -35,12 +35,14 @@ def _fit_each(values: list[Any], kinds: tuple[Any, ...]) -> bool:
     return len(values) == len(wanted) and all(map(fits, values, wanted))
 
 
-def _spells_float(value: Any) -> bool:
-    """YAML 1.1 reads 1e-4 as text; transformers' users write it so."""
+def _is_float(value: float | str) -> bool:
+    """Whether a number is none too large, or a text spells one: YAML 1.1 reads 1e-4 as text, and transformers' users
+    write it so."""
     try:
-        return isinstance(value, str) and float(value) is not None
-    except ValueError:
+        float(value)
+    except (ValueError, OverflowError):
         return False
+    return True
 
 
 def convert(value: Any, kind: Any) -> Any:

@@ -154,7 +154,7 @@ def _saved_splits(path: Path) -> list[str]:
     """The splits of a folder that datasets saved; none where it has no splits or can't be read, which reading tells."""
     try:
         return list(json.loads((path / "dataset_dict.json").read_text(encoding="utf-8"))["splits"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return []
 
 
@@ -173,7 +173,11 @@ def _read_saved(path: Path, side: str, options: DataSettings) -> Rows:
 
 
 def _numbered(rows: Any, source: str) -> Rows:
-    return (Found(f"{source}, row {number}", row) for number, row in enumerate(rows, start=1))
+    try:
+        for number, row in enumerate(rows, start=1):
+            yield Found(f"{source}, row {number}", row)
+    except Exception as error:  # as for a table
+        raise _cant_read(source, error) from error
 
 
 def _split_of(source: str, found: list[str], side: str, options: DataSettings) -> str:
