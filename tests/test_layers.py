@@ -48,8 +48,8 @@ LAYERS = (
     {"reference", "__main__"},
 )
 NUMBERS = {name: number for number, layer in enumerate(LAYERS) for name in layer}
-LIGHT = ("errors", "values", "safe_yaml", "settings", "config", "recipes", "coffee", "record", "report", "figures", "stats", "plots",
-         "reports", "report_runs", "runs", "doctor", "doctor_torch", "doctor_checks", "liveness",
+LIGHT = ("errors", "values", "settings", "config", "recipes", "coffee", "record", "report", "figures", "stats", "plots",
+         "reports", "report_runs", "runs", "safe_yaml", "doctor", "doctor_torch", "doctor_checks", "liveness",
          "progress", "upstream", "device", "data", "options", "cli", "entry")  # fmt: skip
 HEAVY = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "matplotlib", "numpy")
 

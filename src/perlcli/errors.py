@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 SHOWN_FAULTS = 20
 LONG_NUMBER = 14_000  # bits: Python spells no number of more than 4,300 digits
 
+
 class PerlError(Exception):
     """A problem that the user can put right: the first line names it, the hint says what to type."""
 

@@ -31,7 +31,7 @@ def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def flaw(value: Any, halves: object) -> str:
-    """What is wrong with a value, in words; empty for nothing. `halves` says whether half a character may stand in it."""
+    """What is wrong with a value, in words; empty for nothing. `halves` says whether half a character can be in it."""
     level: list[Any] = [value]
     for _ in range(DEEPEST):
         for item in level:
