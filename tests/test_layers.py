@@ -19,7 +19,7 @@ LAYERS = (
     {"config", "coffee.world", "coffee.presets"},
     {"recipes", "coffee.documents", "coffee"},
     {"coffee.build"},
-    {"device", "progress", "stats", "upstream", "checkpoints", "liveness", "doctor_checks"},
+    {"device", "progress", "stats", "upstream", "checkpoints", "liveness", "expressions", "doctor_checks"},
     {"record"},
     {"report", "plots", "figures"},
     {"reports.words"},
@@ -50,7 +50,7 @@ LAYERS = (
 NUMBERS = {name: number for number, layer in enumerate(LAYERS) for name in layer}
 LIGHT = ("errors", "values", "settings", "config", "recipes", "coffee", "record", "report", "figures", "stats", "plots",
          "reports", "report_runs", "runs", "safe_yaml", "doctor", "doctor_torch", "doctor_checks", "liveness",
-         "progress", "upstream", "device", "data", "options", "cli", "entry")  # fmt: skip
+         "expressions", "progress", "upstream", "device", "data", "options", "cli", "entry")  # fmt: skip
 HEAVY = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "matplotlib", "numpy")
 
 

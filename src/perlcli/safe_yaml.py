@@ -27,7 +27,7 @@ class Loader(yaml.SafeLoader):
         self._depth += 1
         if self._depth > DEEPEST:
             raise ComposerError(None, None, "nested too deeply", place)
-        node = super().compose_node(parent, index)
+        node: Any = super().compose_node(parent, index)
         self._depth -= 1
         if not is_alias:
             self._sizes[node] = self._size(node)
