@@ -27,7 +27,7 @@ from hypothesis import settings as profile
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from perlcli import base, coffee, data, data_convert, recipes, settings
+from perlcli import base, coffee, data, data_convert, options, recipes, settings
 from perlcli.cli import app
 from perlcli.config import read_config
 from perlcli.data.formats import NAMES
@@ -244,19 +244,21 @@ def test_any_field_of_trl(configs: dict[Any, Any], drawn: st.DataObject) -> None
     used_or_refused(lambda: trl_config(configs[stage], built, {}))
 
 
-@examples(60)
-@given(STAGES, st.data())
-def test_any_word_behind_an_option_of_the_command_line(stage: Any, drawn: st.DataObject) -> None:
-    """What the command itself then does isn't called: the settings are refused, or made."""
-    from perlcli import options
+IN_WORDS = [
+    (stage, item)
+    for stage in settings.ALL_COMMANDS.values()
+    for item in settings.options(stage)
+    if item.type in (str, str | None) or typing.get_origin(item.type) is tuple
+]
+LISTS = ["--5", "²", "1,²", "٣", "9" * 5000, "1," * 50, "-", "1,,2", "1e5", "-1,1_0"]
 
-    found = [item for item in settings.options(stage) if item.type is not bool]
-    chosen = drawn.draw(st.sampled_from(found))
-    text = drawn.draw(st.one_of(TEXTS, st.sampled_from(["--5", "²", "1,²", "٣", "9" * 5000, "1," * 50, "-", "1,,2"])))
-    is_words = typing.get_origin(chosen.type) is tuple and chosen.type == tuple[str, ...]
-    is_text = chosen.type in (str, str | None) or typing.get_origin(chosen.type) is tuple
-    if is_text:
-        used_or_refused(lambda: options._settings(stage, None, {chosen.name: [text] if is_words else text}))
+
+@examples(150)
+@given(st.sampled_from(IN_WORDS), st.one_of(TEXTS, st.sampled_from(LISTS)))
+def test_any_word_behind_an_option_of_the_command_line(option: tuple[Any, Any], text: str) -> None:
+    stage, item = option
+    value = [text] if item.type == tuple[str, ...] else text
+    used_or_refused(lambda: options._settings(stage, None, {item.name: value}))
 
 
 @pytest.mark.parametrize(
@@ -312,16 +314,16 @@ def render() -> data.Renderer:
     return base.renderer(source, base.load_tokenizer(source))
 
 
-def use(source: str, stage: Any, render: data.Renderer, options: DataSettings, *, chat: bool) -> None:
+def use(source: str, stage: Any, render: data.Renderer, how: DataSettings, *, chat: bool) -> None:
     """What the commands do with data: read, convert, look at, and fit as tokens."""
     from perlcli.data_file import fitting
 
-    found = data.load(source, stage, chat=chat, options=options)
+    found = data.load(source, stage, chat=chat, options=how)
     for row in found.rows:
         json.dumps(data_convert.as_trl(row), ensure_ascii=False, default=str).encode()
     json.dumps(found.report.summary())
     data.prompts(found)
-    made = fitting(found.report, stage, render, settings.LengthSettings(40, options.on_long, 8))
+    made = fitting(found.report, stage, render, settings.LengthSettings(40, how.on_long, 8))
     for _ in made.take(list(zip(found.numbers, found.rows, strict=True))):
         pass
     made.end()
@@ -359,26 +361,23 @@ KINDS = st.sampled_from(["lines", "list", "UTF-16", "mark", "returns", "gzip", "
 WHOLE_FILES = st.builds(spelled, st.lists(st.one_of(st.sampled_from(ROWS), NEAR_ROWS, ANY_JSON), max_size=4), KINDS)
 SPOILT_FILES = WHOLE_FILES.flatmap(lambda file: st.tuples(st.just(file[0]), spoilt(file[1])))
 ANY_FILES = st.tuples(st.sampled_from(["a.jsonl", "a.json", "a.csv", "a.csv.gz", "a.parquet"]), st.binary(max_size=60))
+LONG_WORDS = {"chosen": "x" * 50_000 + " a", "rejected": "x" * 50_000 + " b"}
 FORMATS = st.sampled_from([None] * 8 + sorted(NAMES))
 
 
 @examples(300)
-@given(
-    file=st.one_of(WHOLE_FILES, SPOILT_FILES, ANY_FILES), stage=USES, name=FORMATS, ratio=st.sampled_from([None, 2.0])
-)
-@example(("a.csv", ",".join(map(str, range(30_000))).encode()), "sft", None, None)
-@example(
-    ("a.jsonl", json.dumps({"chosen": "x" * 50_000 + " a", "rejected": "x" * 50_000 + " b"}).encode()), "rl", None, None
-)
-@example(("a.jsonl", b'{"prompt": "a", "x": ' + b"[" * 700 + b"]" * 700 + b"}"), "rl", None, None)
-@example(("a.jsonl.gz", gzip.compress(b" " * 10**8, mtime=0)), "rl", None, None)
-@example(("a.json.gz", gzip.compress(b"[" + b"9" * 10**8, mtime=0)), "rl", None, None)
+@given(file=st.one_of(WHOLE_FILES, SPOILT_FILES, ANY_FILES), stage=USES, name=FORMATS, ratio=st.sampled_from([None, 2]))
+@example(file=("a.csv", ",".join(map(str, range(30_000))).encode()), stage="sft", name=None, ratio=None)
+@example(file=("a.jsonl", json.dumps(LONG_WORDS).encode()), stage="rl", name=None, ratio=None)
+@example(file=("a.jsonl", b'{"prompt": "a", "x": ' + b"[" * 700 + b"]" * 700 + b"}"), stage="rl", name=None, ratio=None)
+@example(file=("a.jsonl.gz", gzip.compress(b" " * 10**8, mtime=0)), stage="rl", name=None, ratio=None)
+@example(file=("a.json.gz", gzip.compress(b"[" + b"9" * 10**8, mtime=0)), stage="rl", name=None, ratio=None)
 def test_any_bytes_as_data(
     file: tuple[str, bytes], stage: Any, name: str | None, ratio: float | None, render: data.Renderer
 ) -> None:
     Path(file[0]).write_bytes(file[1])
-    options = DataSettings(data=file[0], data_format=name, shp_score_ratio=ratio, shp_per_post=1 if ratio else None)
-    used_or_refused(lambda: use(file[0], stage, render, options, chat=True))
+    how = DataSettings(data=file[0], data_format=name, shp_score_ratio=ratio, shp_per_post=1 if ratio else None)
+    used_or_refused(lambda: use(file[0], stage, render, how, chat=True))
 
 
 @pytest.fixture(scope="module")

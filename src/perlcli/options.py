@@ -173,7 +173,8 @@ def _typed(name: str, value: Any, kind: Any) -> Any:
     if is_whole:
         parts = [int(part) if WHOLE.fullmatch(part) else part for part in parts]
     if not fits(parts, kind):
-        raise PerlError(f"--{dashed(name)} must be {'whole ' * is_whole}numbers, comma-separated, not {clip(str(value))}")
+        what = "whole " * is_whole + "numbers"
+        raise PerlError(f"--{dashed(name)} must be {what}, comma-separated, not {clip(str(value))}")
     return convert(parts, kind)
 
 

@@ -41,6 +41,8 @@ def names() -> list[str]:
 
 def find(name: str) -> Path:
     """The file of a recipe, by its name or its own path. Raises PerlError."""
+    if wrong := settings.misfit("recipe", name):
+        raise PerlError(f"The recipe {wrong}")
     if name in names():
         return FOLDER / f"{name}.yaml"
     if name.endswith(SUFFIXES) or Path(name).is_file():
