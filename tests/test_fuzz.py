@@ -132,8 +132,8 @@ def spoilt(content: bytes) -> Strategy:
 
 
 DEEP = "[" * 5000
-WORDS = ["", "a", "\0", "\ud800", "~nobody-has-this-name/x", "x" * 300, "x/" * 3000, "nan", "inf", "1e400", "1_0", "auto",
-         "none", "=", "a=b", "1,2", "../..", "\x1b[31m", "{}", DEEP]  # fmt: skip
+WORDS = ["", "a", "\0", "\ud800", "~nobody-has-this-name/x", "x" * 300, "x/" * 3000, "nan", "inf", "1e400", "1_0",
+         "auto", "none", "=", "a=b", "1,2", "../..", "\x1b[31m", "{}", DEEP]  # fmt: skip
 
 # --- settings
 
@@ -141,11 +141,12 @@ TEXTS = st.one_of(st.text(max_size=12), st.sampled_from(WORDS))
 STAGES = st.sampled_from(list(settings.ALL_COMMANDS.values()))
 ANY_YAML = st.one_of(fallbacks(TEXTS), st.dates(), st.datetimes(), st.binary(max_size=5))
 PIECES = [
-    "a: &a [*a]\n", "a: &a {b: *a}\n", "&a ", "*a", "!!python/object:os.system {}", "!!int _", "!!float ''", "!!timestamp x",
-    "!!binary x", "!!set {a}", "!!omap [a]", "? [a]\n: b", "<<: [1]", "<<: {a: 1}", "--- 1\n--- 2", "%YAML 9.9\n",
-    "1:99:1", '"\\UFFFFFFFF"', '"\\ud800"', "2024-13-45", "2001-12-14t25:59:43-99:99", "0x" + "f" * 5000, "{" * 3000, DEEP,
-    "- " * 3000, "seed", "seed: ", "lora-r: 1\nlora_r: 2\n", "sft:\n  ", "model: ", "{", "}", "[", "]", ",", "\n", "\t", "'", '"',
-    "|", ">", "#", "\ufeff", "\x85", "\u2028",
+    "a: &a [*a]\n", "a: &a {b: *a}\n", "&a ", "*a", "!!python/object:os.system {}", "!!int _", "!!float ''",
+    "!!timestamp x", "!!binary x", "!!set {a}", "!!omap [a]",
+    "? [a]\n: b", "<<: [1]", "<<: {a: 1}", "--- 1\n--- 2", "%YAML 9.9\n",
+    "1:99:1", '"\\UFFFFFFFF"', '"\\ud800"', "2024-13-45", "2001-12-14t25:59:43-99:99", "0x" + "f" * 5000, "{" * 3000,
+    DEEP, "- " * 3000, "seed", "seed: ", "lora-r: 1\nlora_r: 2\n", "sft:\n  ", "model: ", "{", "}", "[", "]", ",",
+    "\n", "\t", "'", '"', "|", ">", "#", "\ufeff", "\x85", "\u2028",
 ]  # fmt: skip
 ANY_TEXT = st.one_of(st.text(max_size=40), st.lists(st.sampled_from(PIECES), max_size=6).map("".join))
 NUMBERS = [0, -1, 1, 2**31, 2**64, 10**400, 1e308, "1e-4", "nan", "-inf"]
@@ -189,7 +190,7 @@ def resolve(stage: Any, path: Path) -> None:
     settings.flat(resolved)
 
 
-@examples(300)
+@examples(150)
 @given(STAGES, st.data())
 def test_any_value_of_any_option(stage: Any, drawn: st.DataObject) -> None:
     content = yaml.safe_dump(drawn.draw(near_settings(stage)), allow_unicode=True)
@@ -197,15 +198,15 @@ def test_any_value_of_any_option(stage: Any, drawn: st.DataObject) -> None:
     used_or_refused(lambda: resolve(stage, Path("run.yaml")))
 
 
-@examples(300)
+@examples(120)
 @given(STAGES, st.one_of(st.binary(max_size=60), ANY_TEXT.map(lambda text: text.encode("utf-8", "surrogatepass"))))
 @example(settings.Sft, "".join(f"a{n}: &a{n} [{f'*a{n - 1}, ' * 9 if n else 1}]\n" for n in range(20)).encode())
 @example(
     settings.Sft,
     "".join(f"a{n}: &a{n} {{<<: [{f'*a{n - 1}, ' * 9 if n else ''}], k{n}: 1}}\n" for n in range(20)).encode(),
 )
-@example(settings.Sft, ("seed: 1" + ":1" * 40_000).encode())
-@example(settings.Sft, b"".join(b"k%d: 1\n" % number for number in range(9000)))
+@example(settings.Sft, ("seed: 1" + ":1" * 20_000).encode())
+@example(settings.Sft, b"".join(b"k%d: 1\n" % number for number in range(3000)))
 @example(settings.Sft, b"a" * 10**6)
 def test_any_bytes_as_settings_and_as_a_recipe(stage: Any, content: bytes) -> None:
     Path("run.yaml").write_bytes(content)
@@ -273,8 +274,9 @@ def test_lists_and_sizes_of_an_estimate(words: str) -> None:
 ROW_TEXTS = st.one_of(
     st.text(max_size=12),
     st.sampled_from([
-        "", "a", "\n\nHuman: hi\n\nAssistant: good", "\ud800", "\0", "x " * 60, "user", "assistant", "api_call", "request",
-        "nan", "1", DEEP, '[{"role": "user", "text": "\\ud800"}]', '[{"role": "user", "api": ' + "[" * 600 + "]" * 600 + "}]",
+        "", "a", "\n\nHuman: hi\n\nAssistant: good", "\ud800", "\0", "x " * 60, "user", "assistant", "api_call",
+        "request", "nan", "1", DEEP, '[{"role": "user", "text": "\\ud800"}]',
+        '[{"role": "user", "api": ' + "[" * 600 + "]" * 600 + "}]",
         '{"role": "agent", "text": ' + "9" * 5000 + "}",
     ]),
 )  # fmt: skip
@@ -290,7 +292,7 @@ ROWS: list[dict[str, Any]] = [
     {"prompt": "a", "order": {"item": "latte"}},
     {"text": "a"},
     {"messages": [ASKED, SAID]},
-    {"context": '[{"role": "user", "text": "x"}]', "generation": '{"role": "agent", "api": {"a": {"id": "l"}}}', "reward": 1},
+    {"context": '[{"role": "user", "text": "x"}]', "generation": '{"role": "agent", "api": {"a": {}}}', "reward": 1},
     {"context": [{"role": "user", "text": "x"}], "generation": {"role": "agent", "text": "b"}, "reward": "0.0"},
     {"post_id": "p", "history": "a", "human_ref_A": "b", "human_ref_B": "c", "labels": 1, "score_A": 4, "score_B": 2},
     {"info": {"post": "p", "title": "t", "subreddit": "s"}, "summaries": [{"text": "b"}, {"text": "c"}], "choice": 0},
@@ -299,7 +301,8 @@ ROWS: list[dict[str, Any]] = [
     {"subreddit": "a", "title": "b", "post": "c", "summary": "d"},
     {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]},
     {"utterances": [
-        {"speaker": "user", "text": "a", "annotations": [{"name": "api_call", "value": "f"}, {"name": "request", "value": "{}"}]},
+        {"speaker": "user", "text": "a",
+         "annotations": [{"name": "api_call", "value": "f"}, {"name": "request", "value": "{}"}]},
         {"speaker": "ASSISTANT", "text": "b", "apis": [{"name": "n", "args": {"a": 1}, "response": {"b": 2}}]},
     ]},
 ]  # fmt: skip
@@ -330,7 +333,7 @@ def use(source: str, stage: Any, render: data.Renderer, how: DataSettings, *, ch
     "\n".join(found.report.lines()).encode()
 
 
-@examples(400)
+@examples(250)
 @given(row=NEAR_ROWS, stage=USES, chat=st.booleans(), on_long=st.sampled_from(["drop", "truncate"]))
 def test_any_value_in_a_row_of_any_format(
     row: Value, stage: Any, chat: bool, on_long: Any, render: data.Renderer
@@ -365,12 +368,11 @@ LONG_WORDS = {"chosen": "x" * 50_000 + " a", "rejected": "x" * 50_000 + " b"}
 FORMATS = st.sampled_from([None] * 8 + sorted(NAMES))
 
 
-@examples(300)
+@examples(200)
 @given(file=st.one_of(WHOLE_FILES, SPOILT_FILES, ANY_FILES), stage=USES, name=FORMATS, ratio=st.sampled_from([None, 2]))
 @example(file=("a.csv", ",".join(map(str, range(30_000))).encode()), stage="sft", name=None, ratio=None)
 @example(file=("a.jsonl", json.dumps(LONG_WORDS).encode()), stage="rl", name=None, ratio=None)
 @example(file=("a.jsonl", b'{"prompt": "a", "x": ' + b"[" * 700 + b"]" * 700 + b"}"), stage="rl", name=None, ratio=None)
-@example(file=("a.jsonl.gz", gzip.compress(b" " * 10**8, mtime=0)), stage="rl", name=None, ratio=None)
 @example(file=("a.json.gz", gzip.compress(b"[" + b"9" * 10**8, mtime=0)), stage="rl", name=None, ratio=None)
 def test_any_bytes_as_data(
     file: tuple[str, bytes], stage: Any, name: str | None, ratio: float | None, render: data.Renderer
@@ -426,7 +428,7 @@ def record_of_a_run() -> dict[str, Any]:
         process={"pid": 1, "started": "x", "host": "y"}, versions={"perlcli": "1"}, steps=3, tokens=30,
         device={"name": "cpu", "type": "cpu", "threads": 1, "precision": "float32"}, trainable_parameters=4,
         model={"name": "m", "base": "b", "adapter": None, "architecture": "L", "fingerprint": "f", "tokenizer": "t"},
-        data={"train": {"source": "x", "format": "pairs", "read": 3, "kept": 3, "fingerprint": "q", "tokens": {"p50": 3}}},
+        data={"train": {"source": "x", "format": "pairs", "read": 3, "kept": 3, "fingerprint": "q", "tokens": {}}},
         total_parameters=100, memory={"training_mb": 3.0}, files={"weights": 10, "optimizer": 20}, notes=["x"],
         metrics={"accuracy": 0.5, "accuracy_low": 0.4, "accuracy_high": 0.6, "rows": 10, "seconds_learn": 1.0},
     )  # fmt: skip
@@ -446,7 +448,7 @@ def write_run(folder: Path, record: bytes, rows: Value) -> None:
     (folder / "metrics.jsonl").write_bytes(lines.encode("utf-8", "surrogatepass"))
 
 
-@examples(80)
+@examples(50)
 @given(record=RECORDS, rows=st.one_of(st.just(STEPS), damaged(STEPS, fallbacks(TEXTS))))
 def test_any_damage_to_a_run(record: bytes, rows: Value) -> None:
     from perlcli import report_runs, runs
@@ -474,7 +476,8 @@ EXPRESSIONS = [
 ]
 ADAPTER = {
     "peft_type": "LORA", "base_model_name_or_path": str(coffee.BASE), "r": 4, "lora_alpha": 8, "task_type": "CAUSAL_LM",
-    "target_modules": ["q_proj"], "lora_dropout": 0.0, "bias": "none", "init_lora_weights": True, "rank_pattern": {"a": 1},
+    "target_modules": ["q_proj"], "lora_dropout": 0.0, "bias": "none", "init_lora_weights": True,
+    "rank_pattern": {"a": 1},
 }  # fmt: skip
 CONFIG_VALUES = st.one_of(fallbacks(st.one_of(TEXTS, st.sampled_from(EXPRESSIONS))), st.sampled_from(EXPRESSIONS))
 
@@ -485,7 +488,7 @@ def skeleton() -> Any:
     return base.skeleton(base.locate(None))
 
 
-@examples(80)
+@examples(40)
 @given(drawn=st.data())
 @pytest.mark.filterwarnings("ignore")  # of peft, on values that it takes all the same
 def test_any_file_for_peft(skeleton: Any, drawn: st.DataObject) -> None:
@@ -510,7 +513,7 @@ def look_at_model(folder: str) -> None:
     base.renderer(source, tokenizer).prompt_ids("a")
 
 
-@examples(60)
+@examples(40)
 @given(drawn=st.data())
 @pytest.mark.filterwarnings("ignore")  # of transformers, on values that it takes all the same
 def test_any_damage_to_a_model_or_an_adapter(drawn: st.DataObject) -> None:
@@ -532,14 +535,15 @@ def test_any_damage_to_a_model_or_an_adapter(drawn: st.DataObject) -> None:
 # --- all of it by the command line
 
 
-@examples(25)
+@examples(20)
 @given(drawn=st.data())
 def test_the_command_line_ends_by_itself(drawn: st.DataObject) -> None:
     row = drawn.draw(NEAR_ROWS)
     Path("rows.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
     words = drawn.draw(st.sampled_from([
-        ["data", "check", "rows.jsonl"], ["data", "show", "rows.jsonl"], ["data", "convert", "rows.jsonl", "--overwrite"],
-        ["data", "show", "-", "--for", "sft"], ["reward", "--dry-run", "--data", "rows.jsonl"],
+        ["data", "check", "rows.jsonl"], ["data", "show", "rows.jsonl"],
+        ["data", "convert", "rows.jsonl", "--overwrite"], ["data", "show", "-", "--for", "sft"],
+        ["reward", "--dry-run", "--data", "rows.jsonl"],
     ]))  # fmt: skip
     ends_well(*words, stdin=Path("rows.jsonl").read_bytes())
 

@@ -75,4 +75,6 @@ def checked(stage: type[Any], content: Mapping[Any, Any], place: str) -> tuple[d
             faults.append(f"{place}: {shown} must be {describe(known[name].type)}, not {shorten(value)}")
         else:
             values[name] = convert(value, known[name].type)
+            if unusable := settings.misfit(name, values[name]):
+                faults.append(f"{place}: {shown} {unusable}")
     return values, faults
