@@ -168,8 +168,17 @@ def _read_saved(path: Path, side: str, options: DataSettings) -> Rows:
     if isinstance(loaded, datasets.Dataset):
         if options.split is not None:
             raise PerlError(f"--split {options.split}: {path} is a saved data set without splits", "leave --split out")
-        return _numbered(loaded, str(path))
-    return _numbered(loaded[_split_of(str(path), list(loaded), side, options)], str(path))
+        return _sound(loaded, str(path))
+    return _sound(loaded[_split_of(str(path), list(loaded), side, options)], str(path))
+
+
+def _sound(rows: Any, source: str) -> Rows:
+    """The rows of a table from the disk; raises PerlError for a damaged one, at which Arrow would crash."""
+    try:
+        rows.data.validate(full=True)
+    except Exception as error:  # as for a table
+        raise _cant_read(source, error) from error
+    return _numbered(rows, source)
 
 
 def _numbered(rows: Any, source: str) -> Rows:
