@@ -414,3 +414,28 @@ def test_dropout_is_the_files_or_the_options() -> None:
 def test_a_file_takes_the_place_of_a_recipes_lora_options() -> None:
     values = recipes._left({"lora_r": 4, "lora_alpha": 8, "learning_rate": 1e-3}, {"peft": "adapter.json"})
     assert values == {"learning_rate": 1e-3}
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"target_modules": "(.*)*x"}, "what chooses the modules is a regular expression that took longer than 2 s"),
+        ({"target_modules": "("}, "what chooses the modules is no regular expression"),
+        ({"modules_to_save": [{}]}, "modules_to_save=[{}]: it trains modules of the base"),
+        ({"alpha": 10**400}, "holds a number or a character that nothing can use"),
+        ({"rank_pattern": {"\ud800": 1}}, "holds a number or a character that nothing can use"),
+    ],
+)
+def test_a_file_that_does_harm_is_refused(more: dict[str, Any], said: str) -> None:
+    file = written({"peft_type": "LOHA", "r": 4, **more})
+    model = base.skeleton(base.locate(None))
+    assert model is not None
+    with pytest.raises(PerlError) as caught:
+        adapters.try_on(LoraSettings(peft=file), model, "SEQ_CLS")
+    assert said in caught.value.problem
+
+
+def test_a_file_nested_too_deeply_is_no_json() -> None:
+    Path("adapter.json").write_text("[" * 100_000)
+    with pytest.raises(PerlError, match=r"--peft adapter\.json can't be read as JSON"):
+        adapters.content("adapter.json")

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -454,3 +455,67 @@ def test_the_embedded_base_is_known_in_another_environment_too(tmp_path: Path) -
         file.seek(-1, 2)
         file.write(b"\x7f")
     assert not base.locate(str(copy)).is_embedded
+
+
+# What files of a model or an adapter may hold by damage or malice
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"base_model_name_or_path": [1]}, "base_model_name_or_path must be text, not [1]"),
+        ({"base_model_name_or_path": "x" * 300}, "names is longer than any name of a file"),
+        ({"target_modules": {"a": 1}}, "target_modules must be text or list, not {'a': 1}"),
+        ({"lora_dropout": [0]}, "lora_dropout must be a number, not [0]"),
+        ({"target_modules": "(.*)*x"}, "what chooses the modules is a regular expression that took longer than 2 s"),
+        ({"target_modules": "("}, "what chooses the modules is no regular expression"),
+        ({"rank_pattern": {"(": 1}}, "what chooses the modules is no regular expression"),
+    ],
+)
+def test_a_config_of_an_adapter_that_can_not_be_used_is_told(change: Any, told: str, tmp_path: Path) -> None:
+    folder = adapter_folder(tmp_path / "adapter", str(coffee.BASE))
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps({**config, **change}))
+    with pytest.raises(PerlError, match=r"adapter_config\.json") as caught:
+        locate(str(folder))
+    assert told in caught.value.problem
+
+
+def test_a_config_of_an_adapter_that_is_nested_too_deeply_is_told(tmp_path: Path) -> None:
+    folder = adapter_folder(tmp_path / "adapter", None)
+    (folder / "adapter_config.json").write_text("[" * 100_000)
+    with pytest.raises(PerlError, match=r"adapter_config\.json can't be read: maximum recursion depth"):
+        locate(str(folder))
+
+
+@pytest.mark.parametrize(
+    "header",
+    [b"", b"\xff" * 8, b"\x02" + b"\0" * 7 + b"[]", b"\x08" + b"\0" * 7 + b'{"a": 1}',
+     b"\x09" + b"\0" * 7 + b'{"a": {}}', b"\x1f" + b"\0" * 7 + b'{"a": {"data_offsets": [-9, 1]}}'],
+    ids=repr,
+)  # fmt: skip
+def test_weights_with_a_broken_header_are_damaged(header: bytes, tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(header)
+    with pytest.raises(PerlError, match=r"model\.safetensors is damaged: its header can't be read"):
+        base.fingerprint(str(tmp_path))
+
+
+@pytest.mark.parametrize("end", ["x", [1, "x"], {"a": 1}, [[1]]])
+def test_an_end_of_text_that_is_no_number_is_told(end: Any, tmp_path: Path) -> None:
+    shutil.copytree(coffee.BASE, tmp_path / "base")
+    (tmp_path / "base" / "generation_config.json").write_text(json.dumps({"eos_token_id": end}))
+    with pytest.raises(PerlError, match=r"eos_token_id must be a number|generation_config.json can't be read"):
+        base.eos_ids(locate(str(tmp_path / "base")))
+
+
+def test_architectures_that_are_no_names_are_none() -> None:
+    assert base.architectures(SimpleNamespace(architectures=[41, None, "LlamaForCausalLM"])) == ["LlamaForCausalLM"]
+    assert base.architectures(SimpleNamespace(architectures="Llama")) == []
+
+
+def test_a_tokenizer_that_can_not_encode_is_told(tmp_path: Path) -> None:
+    shutil.copytree(coffee.BASE, tmp_path / "base")
+    path = tmp_path / "base" / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "model_max_length": {}}))
+    with pytest.raises(PerlError, match="has no tokenizer that can be read"):
+        base.load_tokenizer(locate(str(tmp_path / "base")))

@@ -502,3 +502,17 @@ def test_a_completion_of_a_pair_begins_with_the_assistant() -> None:
     ends = [[{"role": "user", "content": said}, {"role": "assistant", "content": "sure"}] for said in ("tea", "milk")]
     _, rows = converted([{"chosen": opening + ends[0], "rejected": opening + ends[1]}], "reward")
     assert rows == [Preference(opening[:1], opening[1:] + ends[0], opening[1:] + ends[1])]
+
+
+def test_a_saved_table_with_offsets_that_lead_nowhere_is_told(tmp_path: Path) -> None:
+    """Arrow takes the offsets of a file as they are: reading a text from beyond it ended the process."""
+    import datasets
+
+    datasets.Dataset.from_list([{"text": "abcdefg"}, {"text": "hij"}]).save_to_disk(str(tmp_path / "saved"))
+    (path,) = (tmp_path / "saved").glob("*.arrow")
+    offsets = (0).to_bytes(4, "little") + (7).to_bytes(4, "little") + (10).to_bytes(4, "little")
+    content = path.read_bytes()
+    assert content.count(offsets) == 1
+    path.write_bytes(content.replace(offsets, offsets[:4] + (2**30).to_bytes(4, "little") + offsets[8:]))
+    with pytest.raises(PerlError, match=r"Can't read .*saved"):
+        data.load(str(tmp_path / "saved"), "sft")

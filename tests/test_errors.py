@@ -2,7 +2,7 @@
 
 import pytest
 
-from perlcli.errors import Interrupted, PerlError, RunFailed, nearest, shorten
+from perlcli.errors import Interrupted, PerlError, RunFailed, clip, listing, nearest, shorten
 
 
 def test_the_hint_is_a_second_line() -> None:
@@ -33,3 +33,25 @@ def test_an_unknown_name_suggests_the_nearest_known_one(name: str, hint: str) ->
 def test_a_long_value_is_cut_at_80_characters(value: object, text: str) -> None:
     assert shorten(value) == text
     assert len(text) <= 80
+
+
+@pytest.mark.parametrize(
+    "value", [{"a": [1, "b", (2.5,)], 3: None}, [], {}, [b"x"], {"a": {"b": []}}, "it's", ["a", ["b"]]], ids=repr
+)
+def test_a_value_is_spelled_as_python_does(value: object) -> None:
+    assert shorten(value) == repr(value)
+
+
+def test_no_more_of_a_value_is_spelled_than_is_shown() -> None:
+    wide: list[object] = ["a"]
+    for _ in range(60):
+        wide = [wide] * 9  # 9 ** 60 texts
+    assert shorten(wide).startswith("[" * 61)
+    assert len(shorten(wide)) == 80
+    assert shorten(10**5000) == "a number of thousands of digits"
+
+
+def test_text_and_lists_of_faults_are_cut() -> None:
+    assert (clip("abc", 3), clip("abcd", 3)) == ("abc", "ab…")
+    assert listing(["a", "b"]) == "a\nb"
+    assert listing([str(n) for n in range(1020)]).splitlines()[19:] == ["19", "… and 1,000 more"]

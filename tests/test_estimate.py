@@ -373,3 +373,8 @@ def test_sizes_of_gpus() -> None:
     assert {estimate.parse_gpu(words) for words in ("24", "24GB", "24GiB", " 24 gb")} == {24 * 2**30}
     with pytest.raises(PerlError):
         estimate.parse_gpu("0GB")
+
+
+@pytest.mark.parametrize("words", ["--lora-r=1,²", "--lora-r=0", "--gpu=0", "--gpu=" + "9" * 400])
+def test_a_size_or_rank_that_is_none_is_told(words: str, perl: Any) -> None:
+    assert f"Error: {words.partition('=')[0]}" in perl("estimate", "sft", words, code=2).stderr

@@ -291,3 +291,11 @@ def test_the_schema_documents_every_field() -> None:
         assert all(
             item.metadata["help"].endswith(".") and f"| `{item.name}` |" in tables for item in dataclasses.fields(kind)
         )
+
+
+def test_steps_of_other_types_are_left_out(tmp_path: Path) -> None:
+    step = {STEP: 1.0, STEP_CPU: 1.0, "num_tokens": 5}
+    odd = [{STEP: "x"}, {STEP_CPU: float("inf")}, {"num_tokens": []}]
+    rows = [step, *({**step, **change} for change in odd), {**step, "num_tokens": 9}]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert [row["tokens"] for row in figures._steps(tmp_path / "metrics.jsonl")] == [5, 4]

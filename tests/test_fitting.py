@@ -190,3 +190,23 @@ def test_eval_cuts_too_and_the_record_tells(perl: Any, reward_run: Path, tmp_pat
     told = read_record(tmp_path / "run").data["eval"]
     assert (told["kept"], told["truncated"]) == (2, {"count": 1, "first_rows": [1]})
     assert told["tokens"]["max"] > 64
+
+
+def test_a_long_conversation_is_cut_in_a_few_looks(chat: Renderer) -> None:
+    """Looked at turn by turn, a conversation of ten thousand turns took the better part of an hour."""
+    prompt = [message("user" if place % 2 == 0 else "assistant", f"order {place}") for place in range(1001)]
+    looks = 0
+
+    def tokens(row: Any) -> dict[str, Any]:
+        nonlocal looks
+        looks += 1
+        return of_demonstration(chat, row)
+
+    row = Demonstration(prompt, [message("assistant", "ok")])
+    cut = truncate(row, 80, tokens, chat)
+    assert cut is not None
+    assert cut.prompt is not None
+    assert length_of(of_demonstration(chat, cut)) <= 80
+    assert cut.prompt[-1] == prompt[-1]
+    assert looks < 20
+    assert truncate(row, 5, tokens, chat) is None

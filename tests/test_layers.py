@@ -14,12 +14,12 @@ PACKAGE = Path(perlcli.__file__).parent
 
 # Lowest first. Neighbours in a layer don't import each other. `entry` stands outside: it runs before each Perl program.
 LAYERS = (
-    {"errors", "values", "private", "markdown"},
+    {"errors", "values", "safe_yaml", "private", "markdown"},
     {"settings", "terminal"},
     {"config", "coffee.world", "coffee.presets"},
     {"recipes", "coffee.documents", "coffee"},
     {"coffee.build"},
-    {"device", "progress", "stats", "upstream", "checkpoints", "liveness", "doctor_checks"},
+    {"device", "progress", "stats", "upstream", "checkpoints", "liveness", "expressions", "doctor_checks"},
     {"record"},
     {"report", "plots", "figures"},
     {"reports.words"},
@@ -27,7 +27,7 @@ LAYERS = (
     {"reports.pictures"},
     {"reports.pages"},
     {"reports"},
-    {"data.rows", "data.cache"},
+    {"data.rows", "data.cache", "data.nesting"},
     {"data.fields", "data.files", "data.render", "data.checks"},
     {"data.standard", "data.sources", "data.fitting", "data.splits", "data.tokens"},
     {"data.published"},
@@ -48,10 +48,10 @@ LAYERS = (
     {"reference", "__main__"},
 )
 NUMBERS = {name: number for number, layer in enumerate(LAYERS) for name in layer}
-LIGHT = ("errors", "values", "private", "markdown", "terminal", "settings", "config", "recipes", "coffee", "record",
-         "report", "figures", "stats", "plots",
-         "reports", "report_runs", "runs", "doctor", "doctor_torch", "doctor_checks", "liveness",
-         "progress", "upstream", "device", "data", "options", "cli", "entry")  # fmt: skip
+LIGHT = ("errors", "values", "safe_yaml", "private", "markdown", "terminal", "settings", "config", "recipes", "coffee",
+         "record", "report", "figures", "stats", "plots", "reports", "report_runs", "runs", "doctor", "doctor_torch",
+         "doctor_checks", "liveness", "expressions", "progress", "upstream", "device", "data", "options", "cli",
+         "entry")  # fmt: skip
 HEAVY = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "matplotlib", "numpy")
 
 

@@ -156,6 +156,9 @@ UTF8 = "not UTF-8 text: found"
         ("a.jsonl", lines({"prompt": "a", "completion": "b"}), "has the columns prompt, completion; " + NEEDED),
         ("a.json", b'{"data": []}', "has the columns data; " + NEEDED),
         ("a.jsonl", b"{}", "has the columns none; " + NEEDED),
+        ("a.jsonl", b'{"a": ' + b"[" * 60 + b"]" * 60 + b"}", "a.jsonl, row 1: nested too deeply"),
+        ("a.jsonl", b'{"a": ' + b"[" * 900 + b"]" * 900 + b"}", "a.jsonl, row 1: nested too deeply"),
+        ("a.csv", ",".join(f"column{n}" for n in range(30_000)).encode() + b"\na\n", "expected 30000 fields (column0"),
         # fields of TRL's formats
         ("a.jsonl", lines(PAIR, {**PAIR, "chosen": None}), "a.jsonl, row 2: chosen is null: expected text or a list"),
         ("a.jsonl", lines(PAIR) + b"\n" + lines({**PAIR, "chosen": None}), "a.jsonl, row 2 (line 3): chosen is null"),
@@ -190,6 +193,8 @@ UTF8 = "not UTF-8 text: found"
         # Taskmaster
         ("a.jsonl", lines({**TASK, "context": "[{"}), "row 1: context is not valid JSON (Expecting property name"),
         ("a.jsonl", lines({**TASK, "context": "[" * 9999}), "row 1: context is no JSON that can be read: "),
+        ("a.jsonl", lines({**TASK, "context": "[" * 60 + "]" * 60}), "context is no JSON that can be read: nested"),
+        ("a.jsonl", lines({**TASK, "context": '["\\ud83d"]'}), "context is no JSON that can be read: \\ud83d is"),
         ("a.jsonl", lines({**TASK, "context": "{}"}), "row 1: context must be a list of turns, not {}"),
         ("a.jsonl", lines({**TASK, "context": "[1]"}), "row 1: context holds 1, which is not a turn with a role"),
         ("a.jsonl", lines({**TASK, "generation": '{"role": "agent"}'}), "turn with neither text nor api nor response"),
@@ -263,6 +268,8 @@ def test_malformed_data_gets_one_clear_error(
             {"utterances": [{"speaker": "user", "text": "a", "annotations": ["b"]}]},
             "annotations holds 'b', which",
         ),
+        ("sft", {"utterances": [{"speaker": "user", "text": "a", "annotations": 5}]}, "annotations must be a list"),
+        ("sft", {"utterances": [{"speaker": "user", "text": "a", "apis": 5}]}, "apis must be a list of calls"),
         ("sft", {"utterances": [{"speaker": "user", "text": "a", "apis": [{}]}]}, "apis holds {}, which has no name"),
         ("sft", {"subreddit": "a", "title": "b", "post": "c"}, "row 1: summary is missing or null"),
         ("sft", {"subreddit": "a", "title": "b", "post": None, "summary": "d"}, "row 1: post is null: expected text"),
@@ -426,6 +433,7 @@ def test_standard_input_is_read_once(refused: Refused) -> None:
     ("change", "words", "told"),
     [
         ({"score_ratio": "x"}, ["--shp-score-ratio", "2"], "row 1: score_ratio must be a number, not 'x'"),
+        ({"score_ratio": "nan"}, ["--shp-score-ratio", "2"], "row 1: score_ratio must be a number, not 'nan'"),
         ({"score_ratio": None}, ["--shp-score-ratio", "2"], "row 1: score_A is missing: the row has post_id, "),
         (
             {"score_ratio": None, "score_A": 5, "score_B": 0},

@@ -155,6 +155,13 @@ def test_an_empty_config_sets_nothing(text: str, config: Callable[[str], Path]) 
     assert read_config(settings.Sft, config(text)) == {}
 
 
+def bomb(value: str) -> str:
+    """YAML of some lines whose last value holds 9 ** 20 others."""
+    lines = [f"a0: &a0 {value.format('')}"]
+    lines += [f"a{n}: &a{n} {value.format(', '.join([f'*a{n - 1}'] * 9))}" for n in range(1, 20)]
+    return "\n".join(lines)
+
+
 @pytest.mark.parametrize(
     ("text", "told"),
     [
@@ -177,6 +184,26 @@ def test_an_empty_config_sets_nothing(text: str, config: Callable[[str], Path]) 
         ("model: 2024-13-45", "is not valid YAML: month must be in 1..12"),
         ("a: !!python/object:os.system {}", "is not valid YAML: could not determine a constructor"),
         ("\tlora_r: 8", "is not valid YAML"),
+        ("lora_r: 8\nlora_r: 4", "is not valid YAML: the key lora_r stands twice in"),
+        ("lora_r: 8\nlora-r: 4", "lora-r stands twice, once with another spelling"),
+        ("a: &a [*a]", "is not valid YAML: it holds itself in"),
+        ("[" * 10_000, "is not valid YAML: nested too deeply in"),
+        ("{" * 10_000, "is not valid YAML: nested too deeply in"),
+        ("- " * 10_000, "is not valid YAML: nested too deeply in"),
+        (bomb("[{}]"), "is not valid YAML: its aliases stand for too much in"),
+        (bomb("{{<<: [{}]}}"), "is not valid YAML: its aliases stand for too much in"),
+        ("seed: !!int _", "is not valid YAML: string index out of range in"),
+        ("seed: !!timestamp x", "is not valid YAML: 'NoneType' object has no attribute"),
+        ('model: "\\UFFFFFFFF"', "is not valid YAML: "),
+        ("seed: 0x" + "f" * 5000, "seed must be a finite number of at most 9,007,199,254,740,992, not a number"),
+        ("learning_rate: 1" + "0" * 400, "learning_rate must be a number, not 1000"),
+        ("learning_rate: .inf", "learning_rate must be a finite number of at most"),
+        ('model: "a\\0b"', "model must be text without NUL characters, not 'a\\x00b'"),
+        ('model: "\\ud800"', "model must be text in UTF-8, not '\\ud800'"),
+        ("data: " + "x" * 300, "data is longer than any name of a file: 'xxx"),
+        ("output: ~nobody-has-this-name/x", "output '~nobody-has-this-name/x': there is no such home folder"),
+        ("? 0x" + "f" * 5000 + "\n: 1", "unknown key a number of thousands of digits."),
+        ("#" * 100_001, "longer than 100,000 bytes, so it holds no settings"),
     ],
 )
 def test_a_wrong_config_is_told_with_its_file(text: str, told: str, config: Callable[[str], Path]) -> None:
@@ -315,3 +342,16 @@ def test_a_reader_that_went_away_is_no_error() -> None:
         process.stdout.close()
         assert process.stderr.read() == b""
         assert process.wait(20) == 141
+
+
+def test_anchors_and_merges_that_stay_small_are_read(config: Callable[[str], Path]) -> None:
+    text = "model: &name a\ndata: *name"
+    assert given("--config", config(text)) == {"model": "a", "data": "a"}
+    assert given("--config", config("<<: {seed: 3, lora_r: 2}\nseed: 4")) == {"seed": 4, "lora_r": 2}
+
+
+@pytest.mark.parametrize("text", ["--5", "²", "1,,2", "1e5", "9" * 5000])
+def test_a_list_of_whole_numbers_holds_nothing_else(text: str) -> None:
+    result = call(lambda _: None, f"--lora-r={text}", stage="compare-full")
+    assert result.exit_code == 2
+    assert "--lora-r must be whole numbers, comma-separated, not " in result.stderr

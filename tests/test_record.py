@@ -359,3 +359,36 @@ def test_in_a_git_checkout_the_commit_is_told(tmp_path: Path, monkeypatch: pytes
 def test_without_git_there_is_no_commit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     assert git_commit() is None
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"steps": "many"}, "no run writes steps: 'many'"),
+        ({"settings": []}, "no run writes settings: []"),
+        ({"data": {"train": []}}, "no run writes data: {'train': []}"),
+        ({"metrics": {"accuracy": [1]}}, "no run writes metrics: accuracy: [1]"),
+        ({"settings": {"seed": "x"}}, "no run writes settings: seed: 'x'"),
+        ({"settings": {"model": "x" * 300}}, "no run writes settings: model: 'xxx"),
+        ({"model": {"base": {}}}, "no run writes model: base: {}"),
+        ({"notes": ["\ud800"]}, "no run writes such numbers or characters"),
+        ({"tokens": 10**400}, "no run writes such numbers or characters"),
+    ],
+)
+def test_a_record_that_no_run_wrote_is_refused(change: dict[str, Any], told: str, old_run: Path) -> None:
+    content = json.loads((old_run / "record.json").read_text())
+    (old_run / "record.json").write_text(json.dumps({**content, **change}))
+    with pytest.raises(PerlError, match=r"record\.json is damaged: ") as caught:
+        read_record(old_run)
+    assert told in caught.value.problem
+
+
+def test_a_record_nested_too_deeply_can_not_be_read(old_run: Path) -> None:
+    (old_run / "record.json").write_text("[" * 100_000)
+    with pytest.raises(PerlError, match=r"Can't read .*record\.json"):
+        read_record(old_run)
+
+
+def test_rows_of_metrics_that_no_run_wrote_are_left_out(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n' + "[" * 100_000 + '\n{"a": "\\ud800"}\n{"step": 2}\n')
+    assert record.read_rows(tmp_path / "metrics.jsonl") == [{"step": 1}, {"step": 2}]

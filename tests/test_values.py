@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 import pytest
 
-from perlcli.values import convert, describe, fits
+from perlcli.values import convert, describe, fits, is_plain
 
 Color = Literal["red", "blue"]
 
@@ -46,6 +46,14 @@ Color = Literal["red", "blue"]
         ([1], dict | str | None, False),
         ([1, 2], list[int], True),
         (True, str | bool, True),
+        (10**400, float, False),
+        (["a", 1], list[int], False),
+        ({"a": 1}, dict[str, int], True),
+        ({"a": "b"}, dict[str, int], False),
+        ({1: 1}, dict[str, int], False),
+        ({"a": {"b": object}}, dict[str, Any], True),
+        (True, dict[str, Any], False),
+        (True, Any, True),
     ],
 )
 def test_whether_a_value_fits_a_type(value: Any, kind: Any, expected: bool) -> None:
@@ -95,3 +103,17 @@ def test_a_fitting_value_takes_its_type(value: Any, kind: Any, expected: Any) ->
 )
 def test_a_type_is_told_in_words(kind: Any, words: str) -> None:
     assert describe(kind) == words
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ({"a": [1, 2.5, None, True, "é"]}, True),
+        ({"a": [float("nan")]}, True),
+        ([[2**63]], False),
+        ({"\ud800": 1}, False),
+        ([{"a": "\udfff"}], False),
+    ],
+)
+def test_whether_a_value_can_be_written_anywhere(value: Any, expected: bool) -> None:
+    assert is_plain(value) is expected

@@ -18,7 +18,7 @@ from transformers.pytorch_utils import Conv1D
 from perlcli import base
 from perlcli.errors import PerlError, nearest, shorten
 from perlcli.settings import ATTENTION, LoraSettings, ModelSettings
-from perlcli.values import describe, fits
+from perlcli.values import describe, fits, is_plain
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ FIELDS = {
     ),
 }  # fmt: skip
 NO_MATTER = {"base_model_name_or_path", "revision", "auto_mapping", "peft_version", "inference_mode", "runtime_config"}
-HEADS = {"classifier", "score"}  # what peft itself writes as modules_to_save of a reward
+HEADS = ("classifier", "score")  # what peft itself writes as modules_to_save of a reward
 SIZES = ("r", "lora_alpha", "alpha", "oft_block_size")
 HINT = "docs/adapters.md lists the types and fields that --peft takes"
 
@@ -147,11 +147,13 @@ def try_on(lora: LoraSettings, model: nn.Module, task: str) -> int:
     """How many parameters a new adapter has on a model without weights; raises PerlError where peft can't put it on."""
     config = on_model(lora, model, task)
     config.modules_to_save = None
+    where = f"--peft {lora.peft}" if lora.peft else f"{words(config)}"
+    if wrong := base.expressions_fault(config, lambda: model):
+        raise PerlError(f"{where}: {wrong}")
     try:
         with torch.device("meta"):
             found = get_peft_model(model, config)
-    except (ValueError, TypeError, NotImplementedError, KeyError, RuntimeError) as error:
-        where = f"--peft {lora.peft}" if lora.peft else f"{words(config)}"
+    except Exception as error:  # peft checks few of its values, and what it computes with the others raises as it likes
         raise PerlError(f"{where}: peft can't put it on this model: {' '.join(str(error).split())[:300]}") from error
     return sum(parameter.numel() for parameter in found.parameters() if parameter.requires_grad)
 
@@ -171,7 +173,7 @@ def read(file: str, task: str) -> Any:
         raise PerlError(f"--peft {file}: {kind} can't be trained here: {_reason(kind)}", f"one of {', '.join(KINDS)}")
     values = {name: value for name, value in values.items() if name not in NO_MATTER}
     kept = values.pop("modules_to_save", None)
-    if kept is not None and not (task == "SEQ_CLS" and isinstance(kept, list) and set(kept) <= HEADS):
+    if kept is not None and not (task == "SEQ_CLS" and isinstance(kept, list) and all(name in HEADS for name in kept)):
         values["modules_to_save"] = kept
     faults = list(_faults(values, PEFT_TYPE_TO_CONFIG_MAPPING[kind], task))
     if faults:
@@ -191,10 +193,12 @@ def content(file: str) -> dict[str, Any]:
         raise PerlError(f"--peft {file} does not exist") from None
     except IsADirectoryError:
         raise PerlError(f"--peft {file} is a folder", f"name a file, as {path / base.ADAPTER_CONFIG}") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise PerlError(f"--peft {file} can't be read as JSON: {error}") from error
     if not isinstance(values, dict):
         raise PerlError(f"--peft {file} holds no JSON object", 'as {"peft_type": "LOHA", "r": 8}')
+    if not is_plain(values):
+        raise PerlError(f"--peft {file} holds a number or a character that nothing can use")
     return values
 
 

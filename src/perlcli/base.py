@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,11 +24,13 @@ from transformers import (
 )
 from transformers.pytorch_utils import Conv1D
 
-from perlcli import coffee, device
+from perlcli import coffee, device, expressions
 from perlcli.data import Renderer
 from perlcli.data.cache import TokenCache
 from perlcli.errors import PerlError, shorten
-from perlcli.settings import ATTENTION, ModelSettings
+from perlcli.settings import ATTENTION, ModelSettings, misfit
+from perlcli.values import describe as in_words
+from perlcli.values import fits
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 TOKENIZER_CONFIG = "tokenizer_config.json"
@@ -39,9 +42,19 @@ ELSEWHERE = {
 }  # fmt: skip
 CONVERT = "if you trust it, load it by transformers or peft and save_pretrained(NEW): that writes safetensors"
 TRUST = "--trust-remote-code runs it; read it first"
+LONGEST_HEADER = 100_000_000  # bytes, as safetensors itself has it
 NEEDS_TRUST = "trust_remote_code=True"  # in transformers' error where a model's own code would have to run
 PROBE = 256  # bytes that a fingerprint reads at each place of a tensor
 ATTENTION_BLOCK = re.compile(r"(attn|attention)(?!\w*norm)", re.IGNORECASE)  # but no post_attention_layernorm
+
+
+# What is read of an adapter's config, which peft takes as it comes.
+ADAPTER_FIELDS: dict[str, Any] = {
+    "base_model_name_or_path": str | None, "target_modules": str | list[str] | None, "r": int | dict | None,
+    "lora_alpha": float | None, "lora_dropout": float | None, "use_dora": bool | None, "bias": str | None,
+    "exclude_modules": str | list[str] | None, "layers_pattern": str | list[str] | None,
+    "rank_pattern": dict[str, Any] | None, "alpha_pattern": dict[str, Any] | None,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -59,7 +72,7 @@ class Source:
         """Whether this is a reward model: an adapter with a head, or a whole sequence classifier."""
         if self.adapter_config is not None:
             return str(getattr(self.adapter_config.task_type, "value", self.adapter_config.task_type)) == "SEQ_CLS"
-        return any("ForSequenceClassification" in name for name in self.config.architectures or [])
+        return any("ForSequenceClassification" in name for name in architectures(self.config))
 
     @property
     def is_embedded(self) -> bool:
@@ -97,13 +110,18 @@ def locate(name: str | None, *, option: str = "--model", trust_remote_code: bool
     base = adapter_config.base_model_name_or_path
     if not base:
         raise PerlError(f"The adapter {name} does not say which base it belongs to")
+    if unusable := misfit("model", base):
+        raise PerlError(f"{option} {name}: the base that {ADAPTER_CONFIG} names {unusable}")
     if not Path(base).exists() and Path(base).parts[-3:] == coffee.BASE.parts[-3:]:
         base = str(coffee.BASE)  # trained on the embedded base of another environment
     if Path(base).is_dir() and not Path(base).is_absolute():
         base = str(Path(base).resolve())  # as trl writes it for a base that was named so
     config = _base_config_of(name, base, trust_remote_code)
     _check_base(name, base)
-    return Source(name, base, config, where, adapter_config)
+    source = Source(name, base, config, where, adapter_config)
+    if wrong := expressions_fault(adapter_config, lambda: skeleton(source, trust_remote_code=trust_remote_code)):
+        raise PerlError(f"{option} {name}: {ADAPTER_CONFIG}: {wrong}")
+    return source
 
 
 def check_weights(where: str, option: str = "--model") -> None:
@@ -159,20 +177,43 @@ def _check_base(adapter: str, base: str) -> None:
         check_weights(base, "The base")
 
 
+def architectures(config: Any) -> list[str]:
+    """The classes that a model's config names; none where it names none in words."""
+    found = config.architectures
+    return [name for name in found if isinstance(name, str)] if isinstance(found, list) else []
+
+
 def _adapter_config(where: str, *, is_folder: bool, option: str) -> Any:
     from peft import PeftConfig
 
     if not (Path(where) / ADAPTER_CONFIG).exists() if is_folder else not _hub_has_adapter(where, option):
         return None
     try:
-        config = PeftConfig.from_pretrained(where)
-    except (ValueError, OSError, TypeError, KeyError) as error:
+        found = PeftConfig.from_pretrained(where)
+    except Exception as error:  # peft takes what it finds for the arguments of a class
         raise PerlError(f"{option} {where}: {ADAPTER_CONFIG} can't be read: {_line(error)}") from error
-    kind = str(getattr(config.peft_type, "value", config.peft_type))
-    if getattr(config, ELSEWHERE.get(kind, ""), None):
+    for name, kind in ADAPTER_FIELDS.items():
+        value = getattr(found, name, None)
+        if not fits(sorted(value, key=str) if isinstance(value, set) else value, kind):
+            told = f"{name} must be {in_words(kind)}, not {shorten(value)}"
+            raise PerlError(f"{option} {where}: {ADAPTER_CONFIG} can't be used: {told}")
+    kind = str(getattr(found.peft_type, "value", found.peft_type))
+    if getattr(found, ELSEWHERE.get(kind, ""), None):
         problem = f"{option} {where} is {kind}, whose {ELSEWHERE[kind]} names other files to load"
         raise PerlError(problem, "an adapter is taken whose weights lie in its own folder")
-    return config
+    return found
+
+
+def expressions_fault(config: Any, model: Callable[[], nn.Module | None]) -> str | None:
+    """What is wrong with the regular expressions that choose an adapter's modules; `model` is built if it has any."""
+    wanted = [getattr(config, name, None) for name in ("target_modules", "exclude_modules", "layers_pattern")]
+    found = [text for text in wanted if isinstance(text, str) and text not in ("", "all-linear")]
+    patterns = [getattr(config, name, None) or {} for name in ("rank_pattern", "alpha_pattern")]
+    found += [rf"(.*\.)?({key})$" for pattern in patterns for key in pattern]  # as peft uses them
+    built = model() if found else None
+    names = [name for name, _ in built.named_modules()] if built is not None else []
+    told = expressions.fault(found, names)
+    return None if told is None else f"what chooses the modules {told}"
 
 
 def _hub_has_adapter(name: str, option: str) -> bool:
@@ -254,6 +295,7 @@ def _saved_tokenizer(source: Source, trust_remote_code: bool) -> Any:
     place = source.adapter if has_tokenizer(source) else source.base
     try:
         tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=trust_remote_code)
+        tokenizer("a")  # some of what its files hold is first looked at here
     except Exception as error:  # tokenizers are read by many parsers
         if NEEDS_TRUST in str(error):
             problem = f"{source.name} brings code of its own for its tokenizer, which is not run unasked"
@@ -316,7 +358,10 @@ def token_cache(tokenizer: Any) -> TokenCache | None:
 def eos_ids(source: Source) -> list[int]:
     """Every token that ends what this model writes."""
     found = _generation_eos(source.base) or getattr(source.config.get_text_config(), "eos_token_id", None) or []
-    return found if isinstance(found, list) else [found]
+    listed = found if isinstance(found, list) else [found]
+    if not fits(listed, list[int]):
+        raise PerlError(f"{source.name}: eos_token_id must be a number or a list of them, not {shorten(found)}")
+    return listed
 
 
 def _generation_eos(base: str) -> Any:
@@ -326,6 +371,8 @@ def _generation_eos(base: str) -> Any:
         return GenerationConfig.from_pretrained(base).eos_token_id
     except OSError:
         return None  # a base without a generation config: the model's config says what ends a text
+    except Exception as error:  # transformers checks some of its values
+        raise PerlError(f"{base}: generation_config.json can't be read: {_line(error)}") from error
 
 
 def load_causal(source: Source, settings: ModelSettings) -> PreTrainedModel:
@@ -450,18 +497,26 @@ def fingerprint(where: str) -> str:
     digest = hashlib.sha256()
     files = _weight_files(where)
     for file in files:
-        with file.open("rb") as opened:
-            length = int.from_bytes(opened.read(8), "little")
-            header = opened.read(length)
-            digest.update(header)
-            for name, entry in json.loads(header).items():
-                if name == "__metadata__":
-                    continue
-                begin, end = entry["data_offsets"]
-                for place in (begin, (begin + end) // 2, max(begin, end - PROBE)):
-                    opened.seek(8 + length + place)
-                    digest.update(opened.read(min(PROBE, end - place)))
+        try:
+            _digest(file, digest)
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+            raise PerlError(f"{file} is damaged: its header can't be read") from error
     return digest.hexdigest()[:16] if files else ""
+
+
+def _digest(file: Path, digest: Any) -> None:
+    """Add what a file of weights holds to a digest. Raises ValueError and the like for one that isn't safetensors."""
+    with file.open("rb") as opened:
+        length = int.from_bytes(opened.read(8), "little")
+        header = opened.read(min(length, LONGEST_HEADER))
+        digest.update(header)
+        for name, entry in json.loads(header).items():
+            if name == "__metadata__":
+                continue
+            begin, end = entry["data_offsets"]
+            for place in (begin, (begin + end) // 2, max(begin, end - PROBE)):
+                opened.seek(8 + length + place)
+                digest.update(opened.read(max(0, min(PROBE, end - place))))
 
 
 def _weight_files(where: str) -> list[Path]:
@@ -481,7 +536,7 @@ def describe(source: Source, tokenizer: PreTrainedTokenizerBase) -> dict[str, An
     """The model as a run's record keeps it."""
     return {
         "name": source.name, "base": source.base_name, "adapter": source.adapter,
-        "architecture": (source.config.architectures or [source.config.model_type])[0],
+        "architecture": [*architectures(source.config), source.config.model_type][0],
         "fingerprint": fingerprint(source.base), "tokenizer": tokenizer_fingerprint(tokenizer),
         "adapter_fingerprint": fingerprint(source.adapter) if source.adapter else None,
     }  # fmt: skip

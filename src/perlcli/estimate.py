@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from perlcli import adapters, base, device, report, settings
-from perlcli.errors import PerlError, nearest
+from perlcli.errors import PerlError, clip, nearest
 from perlcli.estimate_memory import (
     CUDA_WORKSPACE,
     Arm,
@@ -190,9 +190,9 @@ def asked_for(values: settings.Estimate, stage: settings.Use, arm: Arm, limit: i
 
 def parse_gpu(words: str) -> int:
     """The bytes of `24`, `24GB` or `24GiB`, all GiB as GPUs are sold; raises PerlError for anything else."""
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(gi?b?)?\s*", words, re.IGNORECASE)
+    found = re.fullmatch(r"\s*(\d{1,9}(?:\.\d+)?)\s*(gi?b?)?\s*", words, re.IGNORECASE)
     if not found or not float(found[1]) > 0:
-        raise PerlError(f"--gpu {words} is no size of memory", "--gpu 24GB")
+        raise PerlError(f"--gpu {clip(words)} is no size of memory", "--gpu 24GB")
     return int(float(found[1]) * GIB)
 
 
@@ -213,7 +213,7 @@ def parse_arms(words: str, ranks: str) -> list[Arm]:
     if unknown or not names:
         raise PerlError(f"--arms: there is no arm {', '.join(unknown) or 'at all'}", f"arms: {', '.join(ARMS)}")
     numbers = [word.strip() for word in ranks.split(",")]
-    if not all(number.isdigit() and int(number) > 0 for number in numbers):
+    if not all(re.fullmatch(r"0*[1-9][0-9]{0,8}", number) for number in numbers):
         raise PerlError(f"--lora-r must be whole numbers above 0, comma-separated, not {ranks}", "--lora-r 1,4,16")
     found = []
     for name in names:

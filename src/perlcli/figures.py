@@ -146,7 +146,7 @@ def read(path: Path) -> Report:
     """A report from its JSON; raises PerlError where it is none of this version."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise PerlError(f"Can't read {path}: {error}") from error
     version = content.get("schema_version") if isinstance(content, dict) else None
     if version != SCHEMA_VERSION:
@@ -199,13 +199,19 @@ def of_run(folder: Path, command: str = "", *, shown: str = "", repeat: int = 1)
         folder=shown or str(folder), command=command or f"perl {record.command} --config {folder}/settings.yaml",
         status=outcome(record), failure=record.failure, seed=record.seed, repeat=repeat, steps=record.steps,
         trainable_parameters=record.trainable_parameters, total_parameters=record.total_parameters,
-        memory_mb=record.memory.get("training_mb"), reserved_mb=record.memory.get("reserved_mb"),
+        memory_mb=_megabytes(record, "training_mb"), reserved_mb=_megabytes(record, "reserved_mb"),
         step_seconds=[row[STEP] for row in counted], step_cpu_seconds=[row[STEP_CPU] for row in counted],
         step_tokens=[row["tokens"] for row in counted],
         phases={k.removeprefix("seconds_"): v for k, v in record.metrics.items() if k.startswith("seconds_")},
         weights_bytes=record.files.get("weights"), optimizer_bytes=record.files.get("optimizer"),
         metrics=record.metrics,
     )  # fmt: skip
+
+
+def _megabytes(record: RunRecord, name: str) -> float | None:
+    """A figure of a run's memory; None where the record has none."""
+    found = record.memory.get(name)
+    return found if _is_number(found) else None
 
 
 def outcome(record: RunRecord) -> str:
@@ -220,11 +226,15 @@ def _steps(path: Path) -> list[dict[str, Any]]:
     """The rows of a run's metrics that are steps, each with its own tokens."""
     steps, before = [], 0
     for row in read_rows(path):
-        if {STEP, STEP_CPU} <= row.keys():
+        if all(_is_number(row.get(name)) for name in (STEP, STEP_CPU)) and _is_number(row.get("num_tokens", before)):
             counted = row.get("num_tokens", before)
             steps.append({**row, "tokens": counted - before})
             before = counted
     return steps
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def summarise(arm: Arm, stage: str) -> Arm:

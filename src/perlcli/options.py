@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import re
 import sys
 import traceback
 import types
@@ -18,7 +19,7 @@ from typer.core import TyperArgument, TyperCommand, TyperGroup
 from perlcli import recipes, upstream
 from perlcli import settings as definitions
 from perlcli.config import read_config
-from perlcli.errors import PerlError, reason
+from perlcli.errors import PerlError, clip, reason
 from perlcli.settings import Option, dashed
 from perlcli.terminal import say
 from perlcli.values import convert, fits
@@ -27,6 +28,7 @@ CONFIG_HELP = "YAML file with the same names as these options; the command line 
 LESS_MEMORY = "a smaller --per-device-train-batch-size or --max-length, or --load-in-4bit, takes less memory"
 METAVARS = {int: "N", float: "X"}
 NO_SPACE = "No space left on device"  # as the system, safetensors and torch all word it
+WHOLE = re.compile(r"[-+]?\d{1,20}")
 DEBUG_HELP = "Show the traceback of an error."
 
 
@@ -170,9 +172,10 @@ def _typed(name: str, value: Any, kind: Any) -> Any:
     parts = value if isinstance(value, list) else [part.strip() for part in value.split(",")]
     is_whole = typing.get_args(kind)[0] is int
     if is_whole:
-        parts = [int(part) if part.lstrip("-").isdecimal() else part for part in parts]
+        parts = [int(part) if WHOLE.fullmatch(part) else part for part in parts]
     if not fits(parts, kind):
-        raise PerlError(f"--{dashed(name)} must be {'whole ' * is_whole}numbers, comma-separated, not {value}")
+        what = "whole " * is_whole + "numbers"
+        raise PerlError(f"--{dashed(name)} must be {what}, comma-separated, not {clip(str(value))}")
     return convert(parts, kind)
 
 

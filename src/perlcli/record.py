@@ -16,14 +16,15 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_type_hints
 
 from perlcli import checkpoints, device, liveness
 from perlcli import settings as definitions
-from perlcli.errors import Interrupted, PerlError
+from perlcli.errors import Interrupted, PerlError, shorten
 from perlcli.markdown import inline
 from perlcli.private import hidden, hidden_in
 from perlcli.terminal import say
+from perlcli.values import fits, is_plain
 
 SCHEMA_VERSION = 4
 RECORD, SETTINGS, METRICS, SAMPLES = "record.json", "settings.yaml", "metrics.jsonl", "samples.jsonl"
@@ -70,7 +71,7 @@ class RunRecord:
         "the --peft file held.",
         factory=dict,
     )
-    data: dict[str, Any] = said(
+    data: dict[str, dict[str, Any]] = said(
         "Per role (train, eval), what became of the rows: see the data report below.", factory=dict
     )
     steps: int = said("Optimiser steps done.", 0)
@@ -124,14 +125,38 @@ def read_record(folder: Path) -> RunRecord:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise PerlError(f"{folder} is not the folder of a run: it has no {RECORD}") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise PerlError(f"Can't read {path}: {error}") from error
     known = {item.name for item in dataclasses.fields(RunRecord)}
     version = content.get("schema_version") if isinstance(content, dict) else None
     if version != SCHEMA_VERSION or set(content) != known:
         problem = f"{path} has schema version {version}; this perlcli reads version {SCHEMA_VERSION}"
         raise PerlError(problem, "run it again with this perlcli, or use the perlcli that wrote it")
+    odd = next(_odd(content), None)
+    if odd is not None:
+        raise PerlError(f"{path} is damaged: no run writes {odd}")
     return RunRecord(**content)
+
+
+def _odd(content: Mapping[str, Any]) -> Iterator[str]:
+    """What no run writes in a record: values of other types, names that nothing can have, settings that are none."""
+    if not is_plain(content):
+        yield "such numbers or characters"
+    kinds = get_type_hints(RunRecord)
+    yield from (f"{name}: {shorten(value)}" for name, value in content.items() if not fits(value, kinds[name]))
+    for name, value in content["metrics"].items():
+        if not (value is None or isinstance(value, int | float)):
+            yield f"metrics: {name}: {shorten(value)}"
+    for name in ("name", "base", "adapter", "fingerprint", "tokenizer"):
+        value = content["model"].get(name)
+        if not fits(value, str | None) or definitions.misfit("model", value):
+            yield f"model: {name}: {shorten(value)}"
+    stage = definitions.COMMANDS.get(content["command"])
+    known = {item.name: item.type for item in definitions.options(stage)} if stage else {}
+    for name, value in content["settings"].items():
+        is_ours = name not in known or fits(value, known[name])
+        if not is_ours or definitions.misfit(name, tuple(value) if isinstance(value, list) else value):
+            yield f"settings: {name}: {shorten(value)}"
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -146,9 +171,9 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 def _row(line: str) -> dict[str, Any] | None:
     try:
         row = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
-    return row if isinstance(row, dict) else None
+    return row if isinstance(row, dict) and is_plain(row) else None
 
 
 def find_record(folder: str | None) -> RunRecord | None:

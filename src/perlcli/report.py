@@ -34,7 +34,7 @@ def text(record: RunRecord) -> str:
     if record.trainable_parameters:
         share = record.trainable_parameters / record.total_parameters
         facts.append(f"trained {record.trainable_parameters:,} of {record.total_parameters:,} parameters ({share:.2%})")
-    return "\n".join([*lines, " · ".join(facts), f"Saved in {record.settings['output']}"])
+    return "\n".join([*lines, " · ".join(facts), f"Saved in {record.settings.get('output')}"])
 
 
 def _merged(metrics: dict[str, Any]) -> dict[str, Any]:

@@ -229,7 +229,7 @@ def last_row(path: Path) -> dict[str, Any]:
     for line in reversed(lines):
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue  # being written, or cut by where reading began
         if isinstance(row, dict) and isinstance(row.get("step"), int):
             return row

@@ -10,9 +10,10 @@ import dataclasses
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, get_origin, get_type_hints
 
-from perlcli.errors import PerlError, nearest
+from perlcli.errors import PerlError, nearest, shorten
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Algorithm = Literal["rloo", "reinforce"]
@@ -706,12 +707,52 @@ def build(stage: type[Any], values: Mapping[str, Any]) -> Any:
     if unknown:
         names = ", ".join(unknown)
         raise PerlError(f"Unknown setting for `perl {command_of(stage)}`: {names}", nearest(unknown[0], known))
+    faults = [f"--{dashed(name)} {what}" for name, value in values.items() if (what := misfit(name, value))]
+    if faults:
+        raise PerlError("\n".join(faults), f"perl {command_of(stage)} --help lists the options")
     groups: dict[str, dict[str, Any]] = {item.group: {} for item in known.values()}
     for name, value in values.items():
         is_one_of_many = isinstance(value, str) and get_origin(known[name].type) is tuple
         groups[known[name].group][name] = (value,) if is_one_of_many else value
     kinds = get_type_hints(stage)
     return stage(**{group: kinds[group](**given) for group, given in groups.items()})
+
+
+# Options that name a file, a folder or something on the hub.
+PLACES = {
+    "model", "data", "eval_data", "peft", "output", "recipe", "anchor", "reward", "adapter", "file", "dir", "run",
+    "resume",
+}  # fmt: skip
+LARGEST = 2**53  # of numbers: above it they are no longer exact everywhere
+LONGEST_TEXT, LONGEST_NAME = 4096, 255  # bytes: what systems take as a path, and as the name of a file
+
+
+def misfit(name: str, value: Any) -> str:
+    """Why no option can have a value, whichever stage it is of; empty where it can."""
+    if isinstance(value, tuple):
+        return next((what for item in value if (what := misfit(name, item))), "")
+    if isinstance(value, int | float) and not abs(value) <= LARGEST:
+        return f"must be a finite number of at most {LARGEST:,}, not {shorten(value)}"
+    return _unusable(value, is_place=name in PLACES) if isinstance(value, str) else ""
+
+
+def _unusable(text: str, *, is_place: bool) -> str:
+    """Why a text can be neither written to a file nor, where it is a place, name one."""
+    try:
+        size = len(text.encode())
+    except UnicodeEncodeError:
+        return f"must be text in UTF-8, not {shorten(text)}"
+    if "\0" in text:
+        return f"must be text without NUL characters, not {shorten(text)}"
+    if not is_place:
+        return ""
+    if size > LONGEST_TEXT or max(len(part.encode()) for part in text.split("/")) > LONGEST_NAME:
+        return f"is longer than any name of a file: {shorten(text)}"
+    try:
+        Path(text).expanduser()
+    except RuntimeError:
+        return f"{shorten(text)}: there is no such home folder"
+    return ""
 
 
 def flat(settings: Stage | OfData | Report) -> dict[str, Any]:

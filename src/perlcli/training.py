@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from perlcli import checkpoints, device, settings
-from perlcli.errors import PerlError, nearest, shorten
+from perlcli.config import parse
+from perlcli.errors import PerlError, clip, listing, nearest, reason, shorten
 from perlcli.record import CHECKPOINTS
 from perlcli.values import convert, describe, fits
 
@@ -58,8 +59,8 @@ def trl_config(kind: Any, given: settings.Training, extra: dict[str, Any]) -> An
         values["trust_remote_code"] = given.model.trust_remote_code  # for the reference model that TRL loads itself
     try:
         config = kind(**values)
-    except (ValueError, TypeError) as error:
-        raise PerlError(f"TRL's {kind.__name__} refuses these settings: {' '.join(str(error).split())}") from error
+    except Exception as error:  # each of its hundred fields is checked in another way, or not at all
+        raise PerlError(f"TRL's {kind.__name__} refuses these settings: {reason(error)}") from error
     # One process drives one GPU: with several in sight, transformers would wrap the model in DataParallel, which TRL
     # refuses. The field is set behind its property, as transformers gives no other way; CUDA_VISIBLE_DEVICES chooses.
     config._n_gpu = min(config.n_gpu, 1)
@@ -79,8 +80,6 @@ def check_trackers(names: list[str]) -> None:
 
 def overrides(items: tuple[str, ...], kind: type[Any], own: set[str]) -> dict[str, Any]:
     """The `--set NAME=VALUE` items by name, checked against the TRL config's fields; `own` are names with an option."""
-    import yaml
-
     types_of = typing.get_type_hints(kind)
     names = {field.name for field in dataclasses.fields(kind) if field.init}
     values, faults = {}, []
@@ -88,13 +87,13 @@ def overrides(items: tuple[str, ...], kind: type[Any], own: set[str]) -> dict[st
         name, equals, text = item.partition("=")
         name = name.strip().replace("-", "_")
         try:
-            value = yaml.safe_load(text)
-        except (yaml.YAMLError, ValueError):  # ValueError: a date like 2024-13-45
+            value = parse(text, name)
+        except PerlError:  # no YAML, such as a date like 2024-13-45
             value = text
         if not equals:
-            faults.append(f"--set {item}: expected NAME=VALUE")
+            faults.append(f"--set {clip(item)}: expected NAME=VALUE")
         elif name not in names:
-            faults.append(f"--set {name}: {kind.__name__} has no such field. {nearest(name, names)}".rstrip())
+            faults.append(f"--set {clip(name)}: {kind.__name__} has no such field. {nearest(name, names)}".rstrip())
         elif name in own:
             faults.append(f"--set {name}: use the option --{settings.dashed(name)}")
         elif name in DECIDED:
@@ -104,5 +103,5 @@ def overrides(items: tuple[str, ...], kind: type[Any], own: set[str]) -> dict[st
         else:
             values[name] = convert(value, types_of[name])
     if faults:
-        raise PerlError("\n".join(faults), f"--set takes the fields of trl.{kind.__name__}")
+        raise PerlError(listing(faults), f"--set takes the fields of trl.{kind.__name__}")
     return values

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from math import isnan
+from math import isfinite, isnan
 from typing import Any
 
+from perlcli.data.nesting import HALVES, flaw
 from perlcli.data.rows import Content, Message, Raw
-from perlcli.errors import shorten
+from perlcli.errors import clip, shorten
 
 CONTENT = "text or a list of messages"
 
@@ -24,7 +25,7 @@ class SetAside(Exception):
 def need(raw: Raw, name: str, expected: str) -> Any:
     """The value of a field that must be there."""
     if name not in raw:
-        raise BadField(f"{name} is missing: the row has {', '.join(map(str, raw)) or 'no columns'}")
+        raise BadField(f"{name} is missing: the row has {clip(', '.join(map(str, raw)), 300) or 'no columns'}")
     if raw[name] is None:
         raise BadField(f"{name} is null: expected {expected}")
     return raw[name]
@@ -47,7 +48,7 @@ def number(raw: Raw, name: str) -> float:
     """The value of a field that must be a number, or a text that spells one."""
     value = need(raw, name, "a number")
     try:
-        if isinstance(value, int | float | str) and not isinstance(value, bool):
+        if isinstance(value, int | float | str) and not isinstance(value, bool) and isfinite(float(value)):
             return float(value)
     except (ValueError, OverflowError):
         pass  # said below
@@ -101,6 +102,11 @@ def listed(raw: Raw, name: str, of: str) -> list[Any]:
     return value
 
 
+def optional_list(raw: Raw, name: str, of: str) -> list[Any]:
+    """The value of a field that is a list where it isn't left out; else an empty list."""
+    return listed(raw, name, of) if raw.get(name) else []
+
+
 def mapping(raw: Raw, name: str, holds: str) -> Mapping[str, Any]:
     """The value of a field that must be an object."""
     value = need(raw, name, f"an object with {holds}")
@@ -115,11 +121,14 @@ def parsed(raw: Raw, name: str) -> Any:
     if not isinstance(value, str):
         return value
     try:
-        return json.loads(value)
+        found = json.loads(value)
     except json.JSONDecodeError as error:
         raise BadField(f"{name} is not valid JSON ({error.msg} at character {error.pos})") from error
     except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets by the thousand
         raise BadField(f"{name} is no JSON that can be read: {error}") from error
+    if what := flaw(found, HALVES.search(value)):
+        raise BadField(f"{name} is no JSON that can be read: {what}")
+    return found
 
 
 def same_kind(*contents: Content) -> None:

@@ -10,18 +10,19 @@ import codecs
 import csv
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
+from perlcli.data.nesting import HALVES, TOO_DEEP, flaw, unique
 from perlcli.data.rows import Found
-from perlcli.errors import shorten
+from perlcli.errors import clip, shorten
 
 LONGEST = 64 * 2**20  # bytes: a longer row is no row, and reading on would fill the memory
 TOO_LONG = f"longer than {LONGEST // 2**20} MiB, the most that one row may be"
 CHUNK = 2**20
 CUT_OFF = 16  # characters: an escape, a literal or a number that the end of a chunk cuts in two is shorter
 SPACE = re.compile(r"[ \t\r\n]*")
-HALVES = re.compile(r"\\u[dD][89a-fA-F]")  # how JSON spells half a character: text in UTF-8 holds none
 
 
 class Unreadable(Exception):
@@ -110,59 +111,20 @@ def _no_json(message: str, text: str, position: int) -> str:
 
 def _odd_json(error: Exception) -> str:
     if isinstance(error, RecursionError):
-        return "nested too deeply"
+        return TOO_DEEP
     return str(error)  # Python reads no number of more than 4,300 digits
 
 
-class _Twice(dict[str, Any]):
-    """An object in which a key stands twice; or one that holds such an object."""
-
-    key = ""
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object of JSON, marked where a key stands twice: which of the two is meant, nobody can tell."""
-    found = dict(pairs)
-    if len(found) == len(pairs):
-        return found
-    seen: set[str] = set()
-    twice = _Twice(found)
-    twice.key = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-    return twice
-
-
-DECODER = json.JSONDecoder(object_pairs_hook=_unique)
-
-
-def _doubled(value: Any) -> str:
-    """The first key that stands twice in an object anywhere inside a value, or an empty text."""
-    if isinstance(value, _Twice):
-        return value.key
-    inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return next((key for key in map(_doubled, inside) if key), "")
+DECODER = json.JSONDecoder(object_pairs_hook=unique)
 
 
 def _row(value: Any, place: str, halves: object) -> Found:
     """A parsed value as a row, where it is one; `halves` says whether half a character may stand in it."""
     if not isinstance(value, dict):
         return Found(place, None, f"expected an object with named columns, found {shorten(value)}")
-    if key := _doubled(value):
-        return Found(place, None, f"the key {shorten(key)} stands twice in one object")
-    if half := _half(value) if halves else "":
-        return Found(place, None, f"{half} is half a character: drop it, or write both halves")
+    if what := flaw(value, halves):
+        return Found(place, None, what)
     return Found(place, value)
-
-
-def _half(value: Any) -> str:
-    """The first lone surrogate in a value: JSON can spell what no text in UTF-8 holds, and tokenizers refuse it."""
-    if isinstance(value, str):
-        try:
-            value.encode()
-        except UnicodeEncodeError as error:
-            return error.object[error.start].encode("unicode_escape").decode()
-        return ""
-    inside = [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return next((half for half in map(_half, inside) if half), "")
 
 
 class _List:
@@ -268,7 +230,7 @@ def read_csv(stream: BinaryIO, name: str) -> Iterator[Found]:
             if len(cells) == len(header):
                 yield Found(f"{name}, row {row}", {k: cell or None for k, cell in zip(header, cells, strict=True)})
             else:
-                what = f"expected {len(header)} fields ({', '.join(header)}), found {len(cells)}"
+                what = f"expected {len(header)} fields ({clip(', '.join(header), 300)}), found {len(cells)}"
                 yield Found(f"{name}, line {reader.line_num}", None, what)
     except csv.Error as error:
         yield Found(f"{name}, line {reader.line_num}", None, f"not valid CSV ({error})")
@@ -277,7 +239,7 @@ def read_csv(stream: BinaryIO, name: str) -> Iterator[Found]:
 
 
 def _header_fault(header: list[str]) -> str:
-    twice = next((column for column in header if header.count(column) > 1), None)
+    twice = next((column for column, count in Counter(header).items() if count > 1), None)
     if twice is not None:
         return f"the column {shorten(twice)} stands twice in the header"
     if header and "" in header[1:]:

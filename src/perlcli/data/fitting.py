@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -119,7 +120,10 @@ def truncate(row: Row, longest: int, tokens: Tokens, render: Renderer) -> Row | 
     what the tokenizer or the chat template puts first stays, and so do system messages and all completions. In a
     conversation the oldest turns go first, then the beginning of the oldest person's turn that is left.
     """
-    for prompt in _later_starts(row.prompt):
+    starts = _starts(row.prompt)
+    fits = bisect_left(starts, True, key=lambda start: _excess(row, _from(row.prompt, start), longest, tokens) <= 0)
+    for start in starts[max(0, fits - 1) : fits + 1]:  # before the first that fits whole, the next can be cut to fit
+        prompt = _from(row.prompt, start)
         cut: Content | None = prompt
         excess, total = _excess(row, prompt, longest, tokens), 0
         while excess > 0 and cut is not None:
@@ -135,18 +139,21 @@ def _excess(row: Row, prompt: Content, longest: int, tokens: Tokens) -> int:
     return length_of(tokens(replace(row, prompt=prompt))) - longest
 
 
-def _later_starts(prompt: Content | None) -> Iterator[Content]:
-    """The prompt, and for a conversation what is left of it when it begins at each later turn of the person."""
-    if prompt is None:
-        return
-    yield prompt
-    if isinstance(prompt, str):
-        return
+def _starts(prompt: Content | None) -> list[int]:
+    """Where a prompt can begin: at 0, and a conversation at each later turn of the person, system messages aside."""
+    if prompt is None or isinstance(prompt, str):
+        return [] if prompt is None else [0]
+    turns = [message for message in prompt if message["role"] != "system"]
+    return [0, *(place for place, message in enumerate(turns) if place and message["role"] == "user")]
+
+
+def _from(prompt: Any, start: int) -> Any:
+    """What is left of a prompt that begins there."""
+    if not start:
+        return prompt
     system = [message for message in prompt if message["role"] == "system"]
     turns = [message for message in prompt if message["role"] != "system"]
-    for place, message in enumerate(turns):
-        if place and message["role"] == "user":
-            yield [*system, *turns[place:]]
+    return [*system, *turns[start:]]
 
 
 def _without_start(prompt: Content, count: int, render: Renderer) -> Content | None:

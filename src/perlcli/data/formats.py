@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import takewhile
@@ -21,7 +20,7 @@ from perlcli.data.rows import (
     Unjudged,
     is_blank,
 )
-from perlcli.errors import PerlError, counted, nearest
+from perlcli.errors import PerlError, clip, counted, nearest
 
 SHOWN_FAULTS = 10
 ALL = frozenset({"sft", "reward", "rl"})
@@ -164,7 +163,7 @@ class Converter:
 
 def _format(raw: Raw, use: str, source: str, name: str | None) -> Format:
     """The format that all rows are read in; raises PerlError where it can't be."""
-    columns = ", ".join(map(str, raw)) or "none"
+    columns = clip(", ".join(map(str, raw)), 300) or "none"
     serving = ", ".join(known.name for known in FORMATS if use in known.uses)
     hint = f"known formats for it: {serving}; the README's Data section shows their columns"
     if name is None:
@@ -237,7 +236,11 @@ def _for_rl(row: Row | Unjudged, raw: Raw) -> Row:
 def _common_start(one: str, other: str) -> str:
     """What two texts begin with in common, up to the last whole word; TRL's implicit prompt may end inside one."""
     same = takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False))
-    return re.sub(r"\S*\Z", "", "".join(letter for letter, _ in same)).rstrip()
+    start = "".join(letter for letter, _ in same)
+    whole = len(start)
+    while whole and not start[whole - 1].isspace():
+        whole -= 1
+    return start[:whole].rstrip()
 
 
 USES: dict[str, Callable[[Row | Unjudged, Raw], Row]] = {"sft": _for_sft, "reward": _for_reward, "rl": _for_rl}

@@ -18,6 +18,7 @@ from perlcli.data.fields import (
     messages,
     need,
     number,
+    optional_list,
     optional_text,
     parsed,
     text,
@@ -188,7 +189,7 @@ def _turn(turn: Any, name: str) -> str:
 
 
 def _spelled(said: Any) -> str:
-    return said if isinstance(said, str) else json.dumps(said, ensure_ascii=False)
+    return said if isinstance(said, str) else json.dumps(said, ensure_ascii=False, default=str)
 
 
 def read_dialog(raw: Raw, chat: bool) -> list[Row]:
@@ -221,7 +222,7 @@ def _utterance(turn: Any) -> list[str]:
 def _calls(turn: Mapping[str, Any]) -> list[str]:
     """The API calls of a turn: TM-4 has them as annotations in their order, TM-3 as `apis` with args and response."""
     lines: list[str] = []
-    notes = turn.get("annotations") or []
+    notes = optional_list(turn, "annotations", "annotations")
     for index, note in enumerate(notes):
         if not isinstance(note, Mapping) or not {"name", "value"} <= set(note):
             raise BadField(f"annotations holds {shorten(note)}, which has no name and value")
@@ -234,7 +235,7 @@ def _calls(turn: Mapping[str, Any]) -> list[str]:
         except BadField as fault:  # three dialogs of TM-4's 500 are published so
             raise SetAside("with a call or response that is not JSON") from fault
         lines.append(_call("agent" if note["name"] == "api_call" else "api", note["value"], given))
-    for call in turn.get("apis") or []:
+    for call in optional_list(turn, "apis", "calls"):
         if not isinstance(call, Mapping) or "name" not in call:
             raise BadField(f"apis holds {shorten(call)}, which has no name")
         lines.append(_call("agent", call["name"], call.get("args") or {}))
@@ -243,7 +244,7 @@ def _calls(turn: Mapping[str, Any]) -> list[str]:
 
 
 def _call(who: str, name: Any, given: Any) -> str:
-    return f"{who}: {json.dumps({str(name): given}, ensure_ascii=False)}"
+    return f"{who}: {json.dumps({str(name): given}, ensure_ascii=False, default=str)}"
 
 
 # --- AndroidControl (https://github.com/google-research/google-research/tree/master/android_control, arXiv 2406.03679)

@@ -154,7 +154,7 @@ def _saved_splits(path: Path) -> list[str]:
     """The splits of a folder that datasets saved; none where it has no splits or can't be read, which reading tells."""
     try:
         return list(json.loads((path / "dataset_dict.json").read_text(encoding="utf-8"))["splits"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return []
 
 
@@ -168,12 +168,25 @@ def _read_saved(path: Path, side: str, options: DataSettings) -> Rows:
     if isinstance(loaded, datasets.Dataset):
         if options.split is not None:
             raise PerlError(f"--split {options.split}: {path} is a saved data set without splits", "leave --split out")
-        return _numbered(loaded, str(path))
-    return _numbered(loaded[_split_of(str(path), list(loaded), side, options)], str(path))
+        return _sound(loaded, str(path))
+    return _sound(loaded[_split_of(str(path), list(loaded), side, options)], str(path))
+
+
+def _sound(rows: Any, source: str) -> Rows:
+    """The rows of a table from the disk; raises PerlError for a damaged one, at which Arrow would crash."""
+    try:
+        rows.data.validate(full=True)
+    except Exception as error:  # as for a table
+        raise _cant_read(source, error) from error
+    return _numbered(rows, source)
 
 
 def _numbered(rows: Any, source: str) -> Rows:
-    return (Found(f"{source}, row {number}", row) for number, row in enumerate(rows, start=1))
+    try:
+        for number, row in enumerate(rows, start=1):
+            yield Found(f"{source}, row {number}", row)
+    except Exception as error:  # as for a table
+        raise _cant_read(source, error) from error
 
 
 def _split_of(source: str, found: list[str], side: str, options: DataSettings) -> str:

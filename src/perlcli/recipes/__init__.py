@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from perlcli import settings
-from perlcli.config import checked, read_mapping
-from perlcli.errors import PerlError, nearest, reason, shorten
+from perlcli.config import checked, read_mapping, read_text
+from perlcli.errors import PerlError, clip, listing, nearest, shorten
 
 FOLDER = Path(__file__).parent
 SUFFIXES = (".yaml", ".yml")
@@ -41,6 +41,8 @@ def names() -> list[str]:
 
 def find(name: str) -> Path:
     """The file of a recipe, by its name or its own path. Raises PerlError."""
+    if wrong := settings.misfit("recipe", name):
+        raise PerlError(f"The recipe {wrong}")
     if name in names():
         return FOLDER / f"{name}.yaml"
     if name.endswith(SUFFIXES) or Path(name).expanduser().is_file():
@@ -51,11 +53,7 @@ def find(name: str) -> Path:
 
 def text(name: str) -> str:
     """A recipe's file as it stands. Raises PerlError."""
-    path = find(name)
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise PerlError(f"Can't read the recipe {path}: {reason(error)}") from error
+    return read_text(find(name), "the recipe")
 
 
 def read(name: str) -> Recipe:
@@ -69,11 +67,12 @@ def read(name: str) -> Recipe:
             stages[key], wrong = _section(path, key, value)
             faults += wrong
         elif key not in TEXTS:
-            faults.append(f"{path}: unknown key {key}. {nearest(str(key), (*TEXTS, *STAGES))}".rstrip())
+            shown = clip(key) if isinstance(key, str) else shorten(key)
+            faults.append(f"{path}: unknown key {shown}. {nearest(shown, (*TEXTS, *STAGES))}".rstrip())
         elif not isinstance(value, str):
             faults.append(f"{path}: {key} must be text")
     if faults:
-        raise PerlError("\n".join(faults), f"a recipe has {', '.join(TEXTS)} and the stages {', '.join(STAGES)}")
+        raise PerlError(listing(faults), f"a recipe has {', '.join(TEXTS)} and the stages {', '.join(STAGES)}")
     return Recipe(name, content.get("title", ""), stages)
 
 

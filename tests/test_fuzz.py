@@ -1,0 +1,555 @@
+"""Whatever a file or a word of the command line holds: it is used, or refused by one clear error, and in little time.
+
+The examples are the same in every run. `PERLCLI_FUZZ=100 pytest -n0 tests/test_fuzz.py` looks at a hundred times as
+many, and at others each time.
+"""
+
+import csv
+import dataclasses
+import gzip
+import io
+import json
+import os
+import shutil
+import signal
+import sys
+import types
+import typing
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, example, given
+from hypothesis import settings as profile
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from perlcli import base, coffee, data, data_convert, options, recipes, settings
+from perlcli.cli import app
+from perlcli.config import read_config
+from perlcli.data.formats import NAMES
+from perlcli.errors import PerlError
+from perlcli.record import RunRecord
+from perlcli.settings import DataSettings
+
+DEPTH = int(os.environ.get("PERLCLI_FUZZ", "1"))
+SECONDS = 20.0  # of the processor's, for one example: each takes milliseconds
+LONGEST = 30_000  # characters of an error: two or three lines, and the values in them cut
+
+Value = Any
+Strategy = st.SearchStrategy[Any]
+
+
+def examples(count: int) -> Any:
+    """So many examples, the same each time."""
+    return profile(
+        max_examples=count * DEPTH, derandomize=DEPTH == 1, database=None, deadline=None,
+        suppress_health_check=list(HealthCheck),
+    )  # fmt: skip
+
+
+@contextmanager
+def in_time() -> Iterator[None]:
+    def ring(*_: object) -> None:
+        pytest.fail(f"took longer than {SECONDS:g} s")
+
+    before = signal.signal(signal.SIGPROF, ring)
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
+
+
+def used_or_refused(action: Callable[[], object]) -> None:
+    """Do something that may end well or by a PerlError of reasonable length, and by nothing else."""
+    with in_time():
+        try:
+            action()
+        except PerlError as error:
+            assert error.problem.strip()
+            assert len(str(error)) < LONGEST
+
+
+def ends_well(*words: object, stdin: bytes | None = None) -> None:
+    """Call the command line, which must end by itself, with an exit code of its own and no traceback."""
+    with in_time():
+        found = CliRunner().invoke(app, [str(word) for word in words], input=stdin)
+    assert found.exception is None or isinstance(found.exception, SystemExit), found.exception
+    assert found.exit_code in (0, 1, 2)
+    assert "Traceback" not in found.output
+    assert "please report it" not in found.output, found.output
+
+
+def fallbacks(text: Strategy) -> Strategy:
+    """Any value that JSON can spell."""
+    plain = st.one_of(
+        st.none(), st.booleans(), st.integers(), st.floats(), st.sampled_from([10**400, 2**63, -(10**400)]), text
+    )
+    return st.recursive(
+        plain, lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(text, inner, max_size=3)),
+        max_leaves=6,
+    )  # fmt: skip
+
+
+def places(value: Value, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Where something stands inside a value."""
+    keys = value if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ()
+    for key in keys:
+        yield (*at, key)
+        yield from places(value[key], (*at, key))
+
+
+def put(value: Value, at: tuple[Any, ...], new: Value) -> Value:
+    """The value with another one in a place."""
+    if not at:
+        return new
+    changed = dict(value) if isinstance(value, dict) else list(value)
+    changed[at[0]] = put(changed[at[0]], at[1:], new)
+    return changed
+
+
+@st.composite
+def damaged(draw: Any, whole: Value, other: Strategy) -> Value:
+    """A value in which one or two others stand in place of what was there."""
+    for _ in range(draw(st.integers(1, 2))):
+        inside = list(places(whole))
+        whole = put(whole, draw(st.sampled_from(inside)) if inside else (), draw(other))
+    return whole
+
+
+def spoilt(content: bytes) -> Strategy:
+    """Bytes of which some are missing or others."""
+
+    def cut(start: int, count: int, new: bytes) -> bytes:
+        return content[:start] + new + content[start + count :]
+
+    return st.builds(cut, st.integers(0, len(content)), st.integers(0, 5), st.binary(max_size=5))
+
+
+DEEP = "[" * 5000
+WORDS = ["", "a", "\0", "\ud800", "~nobody-has-this-name/x", "x" * 300, "x/" * 3000, "nan", "inf", "1e400", "1_0",
+         "auto", "none", "=", "a=b", "1,2", "../..", "\x1b[31m", "{}", DEEP]  # fmt: skip
+
+# --- settings
+
+TEXTS = st.one_of(st.text(max_size=12), st.sampled_from(WORDS))
+STAGES = st.sampled_from(list(settings.ALL_COMMANDS.values()))
+ANY_YAML = st.one_of(fallbacks(TEXTS), st.dates(), st.datetimes(), st.binary(max_size=5))
+PIECES = [
+    "a: &a [*a]\n", "a: &a {b: *a}\n", "&a ", "*a", "!!python/object:os.system {}", "!!int _", "!!float ''",
+    "!!timestamp x", "!!binary x", "!!set {a}", "!!omap [a]",
+    "? [a]\n: b", "<<: [1]", "<<: {a: 1}", "--- 1\n--- 2", "%YAML 9.9\n",
+    "1:99:1", '"\\UFFFFFFFF"', '"\\ud800"', "2024-13-45", "2001-12-14t25:59:43-99:99", "0x" + "f" * 5000, "{" * 3000,
+    DEEP, "- " * 3000, "seed", "seed: ", "lora-r: 1\nlora_r: 2\n", "sft:\n  ", "model: ", "{", "}", "[", "]", ",",
+    "\n", "\t", "'", '"', "|", ">", "#", "\ufeff", "\x85", "\u2028",
+]  # fmt: skip
+ANY_TEXT = st.one_of(st.text(max_size=40), st.lists(st.sampled_from(PIECES), max_size=6).map("".join))
+NUMBERS = [0, -1, 1, 2**31, 2**64, 10**400, 1e308, "1e-4", "nan", "-inf"]
+
+
+def of_type(kind: Any) -> Strategy:
+    """Values of an annotated type, the strange ones among them."""
+    origin, inside = typing.get_origin(kind), typing.get_args(kind)
+    if origin is typing.Literal:
+        return st.sampled_from(inside)
+    if origin in (types.UnionType, typing.Union):
+        return st.one_of(*map(of_type, inside))
+    if origin in (tuple, list):
+        return st.lists(of_type(inside[0]), max_size=3)
+    numbers = st.one_of(st.integers(1, 64), st.sampled_from(NUMBERS))
+    known = {
+        int: numbers,
+        float: st.one_of(st.floats(), numbers),
+        bool: st.booleans(),
+        str: TEXTS,
+        type(None): st.none(),
+    }
+    return known.get(kind, ANY_YAML)
+
+
+@st.composite
+def near_settings(draw: Any, stage: Any) -> dict[Any, Any]:
+    """Names of a stage's options, a few of them misspelt, with values most of which have the option's type."""
+    found = {}
+    for item in draw(st.lists(st.sampled_from(list(settings.options(stage))), max_size=4)):
+        name = draw(st.sampled_from([item.name] * 5 + [item.name.replace("_", "-"), item.name + "x"]))
+        found[name] = draw(of_type(item.type) if draw(st.integers(0, 3)) else ANY_YAML)
+    return found | draw(st.one_of(st.just({}), st.just({}), st.dictionaries(st.one_of(TEXTS, st.dates()), ANY_YAML)))
+
+
+def resolve(stage: Any, path: Path) -> None:
+    """What each command does with its settings before it looks at anything else."""
+    found = settings.build(stage, recipes.fill(stage, read_config(stage, path)))
+    resolved = settings.resolve(found, {})
+    settings.check(resolved)
+    settings.flat(resolved)
+
+
+@examples(150)
+@given(STAGES, st.data())
+def test_any_value_of_any_option(stage: Any, drawn: st.DataObject) -> None:
+    content = yaml.safe_dump(drawn.draw(near_settings(stage)), allow_unicode=True)
+    Path("run.yaml").write_bytes(content.encode("utf-8", "surrogatepass"))
+    used_or_refused(lambda: resolve(stage, Path("run.yaml")))
+
+
+@examples(120)
+@given(STAGES, st.one_of(st.binary(max_size=60), ANY_TEXT.map(lambda text: text.encode("utf-8", "surrogatepass"))))
+@example(settings.Sft, "".join(f"a{n}: &a{n} [{f'*a{n - 1}, ' * 9 if n else 1}]\n" for n in range(20)).encode())
+@example(
+    settings.Sft,
+    "".join(f"a{n}: &a{n} {{<<: [{f'*a{n - 1}, ' * 9 if n else ''}], k{n}: 1}}\n" for n in range(20)).encode(),
+)
+@example(settings.Sft, ("seed: 1" + ":1" * 20_000).encode())
+@example(settings.Sft, b"".join(b"k%d: 1\n" % number for number in range(3000)))
+@example(settings.Sft, b"a" * 10**6)
+def test_any_bytes_as_settings_and_as_a_recipe(stage: Any, content: bytes) -> None:
+    Path("run.yaml").write_bytes(content)
+    used_or_refused(lambda: resolve(stage, Path("run.yaml")))
+    used_or_refused(lambda: recipes.read("run.yaml"))
+    used_or_refused(lambda: recipes.text("run.yaml"))
+
+
+@pytest.fixture(scope="module")
+def configs() -> dict[Any, Any]:
+    """The TRL config of each stage."""
+    from trl import RewardConfig, RLOOConfig, SFTConfig
+
+    return {settings.Sft: SFTConfig, settings.Reward: RewardConfig, settings.Rl: RLOOConfig}
+
+
+@examples(60)
+@given(drawn=st.data())
+def test_any_field_of_trl(configs: dict[Any, Any], drawn: st.DataObject) -> None:
+    from perlcli.training import overrides, trl_config
+
+    stage = drawn.draw(st.sampled_from(list(configs)))
+    kinds = typing.get_type_hints(configs[stage])
+    names = st.sampled_from([item.name for item in dataclasses.fields(configs[stage])])
+    items = []
+    for name in drawn.draw(st.lists(names, max_size=3)):
+        value = drawn.draw(of_type(kinds[name]) if drawn.draw(st.booleans()) else ANY_YAML)
+        items.append(f"{name}={yaml.safe_dump(value, default_flow_style=True)}")
+    items += drawn.draw(st.lists(st.one_of(ANY_TEXT, ANY_TEXT.map("run_name={}".format)), max_size=2))
+    used_or_refused(lambda: overrides(tuple(items), configs[stage], set()))
+    given_items = tuple(
+        item for item in items if "deepspeed" not in item and "fsdp" not in item
+    )  # which set processes up
+    built = settings.resolve(settings.Sft() if stage is settings.Sft else stage(), {})
+    built = dataclasses.replace(built, train=dataclasses.replace(built.train, set=given_items))
+    used_or_refused(lambda: trl_config(configs[stage], built, {}))
+
+
+IN_WORDS = [
+    (stage, item)
+    for stage in settings.ALL_COMMANDS.values()
+    for item in settings.options(stage)
+    if item.type in (str, str | None) or typing.get_origin(item.type) is tuple
+]
+LISTS = ["--5", "²", "1,²", "٣", "9" * 5000, "1," * 50, "-", "1,,2", "1e5", "-1,1_0"]
+
+
+@examples(150)
+@given(st.sampled_from(IN_WORDS), st.one_of(TEXTS, st.sampled_from(LISTS)))
+def test_any_word_behind_an_option_of_the_command_line(option: tuple[Any, Any], text: str) -> None:
+    stage, item = option
+    value = [text] if item.type == tuple[str, ...] else text
+    used_or_refused(lambda: options._settings(stage, None, {item.name: value}))
+
+
+@pytest.mark.parametrize(
+    "words", ["--lora-r 1,²", "--gpu 999999999999999999999999999", "--gpu " + "9" * 400, "--arms ²"]
+)
+def test_lists_and_sizes_of_an_estimate(words: str) -> None:
+    ends_well("estimate", "sft", *words.split())
+
+
+# --- data
+
+ROW_TEXTS = st.one_of(
+    st.text(max_size=12),
+    st.sampled_from([
+        "", "a", "\n\nHuman: hi\n\nAssistant: good", "\ud800", "\0", "x " * 60, "user", "assistant", "api_call",
+        "request", "nan", "1", DEEP, '[{"role": "user", "text": "\\ud800"}]',
+        '[{"role": "user", "api": ' + "[" * 600 + "]" * 600 + "}]",
+        '{"role": "agent", "text": ' + "9" * 5000 + "}",
+    ]),
+)  # fmt: skip
+ANY_JSON = fallbacks(ROW_TEXTS)
+ASKED, SAID = {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}
+ROWS: list[dict[str, Any]] = [
+    {"prompt": "a", "chosen": "b", "rejected": "c"},
+    {"chosen": "\n\nHuman: hi\n\nAssistant: good", "rejected": "\n\nHuman: hi\n\nAssistant: bad"},
+    {"prompt": [ASKED], "chosen": [SAID], "rejected": [{**SAID, "content": "c"}]},
+    {"chosen": [ASKED, SAID], "rejected": [ASKED, {**SAID, "content": "c"}]},
+    {"prompt": "a", "completion": "b", "label": 1},
+    {"prompt": [ASKED], "completion": [SAID]},
+    {"prompt": "a", "order": {"item": "latte"}},
+    {"text": "a"},
+    {"messages": [ASKED, SAID]},
+    {"context": '[{"role": "user", "text": "x"}]', "generation": '{"role": "agent", "api": {"a": {}}}', "reward": 1},
+    {"context": [{"role": "user", "text": "x"}], "generation": {"role": "agent", "text": "b"}, "reward": "0.0"},
+    {"post_id": "p", "history": "a", "human_ref_A": "b", "human_ref_B": "c", "labels": 1, "score_A": 4, "score_B": 2},
+    {"info": {"post": "p", "title": "t", "subreddit": "s"}, "summaries": [{"text": "b"}, {"text": "c"}], "choice": 0},
+    {"goal": "a", "history": ["x", {"y": 1}], "screen": "s", "action": {"action_type": "wait"}, "label": 1},
+    {"instruction": "a", "input": "i", "output": "b"},
+    {"subreddit": "a", "title": "b", "post": "c", "summary": "d"},
+    {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]},
+    {"utterances": [
+        {"speaker": "user", "text": "a",
+         "annotations": [{"name": "api_call", "value": "f"}, {"name": "request", "value": "{}"}]},
+        {"speaker": "ASSISTANT", "text": "b", "apis": [{"name": "n", "args": {"a": 1}, "response": {"b": 2}}]},
+    ]},
+]  # fmt: skip
+NEAR_ROWS = st.sampled_from(ROWS).flatmap(lambda row: damaged(row, ANY_JSON))
+USES = st.sampled_from(["sft", "reward", "rl"])
+
+
+@pytest.fixture(scope="module")
+def render() -> data.Renderer:
+    """The renderer of the embedded base."""
+    source = base.locate(None)
+    return base.renderer(source, base.load_tokenizer(source))
+
+
+def use(source: str, stage: Any, render: data.Renderer, how: DataSettings, *, chat: bool) -> None:
+    """What the commands do with data: read, convert, look at, and fit as tokens."""
+    from perlcli.data_file import fitting
+
+    found = data.load(source, stage, chat=chat, options=how)
+    for row in found.rows:
+        json.dumps(data_convert.as_trl(row), ensure_ascii=False, default=str).encode()
+    json.dumps(found.report.summary())
+    data.prompts(found)
+    made = fitting(found.report, stage, render, settings.LengthSettings(40, how.on_long, 8))
+    for _ in made.take(list(zip(found.numbers, found.rows, strict=True))):
+        pass
+    made.end()
+    "\n".join(found.report.lines()).encode()
+
+
+@examples(250)
+@given(row=NEAR_ROWS, stage=USES, chat=st.booleans(), on_long=st.sampled_from(["drop", "truncate"]))
+def test_any_value_in_a_row_of_any_format(
+    row: Value, stage: Any, chat: bool, on_long: Any, render: data.Renderer
+) -> None:
+    Path("rows.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
+    used_or_refused(lambda: use("rows.jsonl", stage, render, DataSettings(on_long=on_long), chat=chat))
+
+
+def spelled(rows: list[Value], kind: str) -> tuple[str, bytes]:
+    """The rows as a file of a kind: its name and content."""
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    listed = json.dumps(rows, ensure_ascii=False)
+    table = io.StringIO()
+    for row in rows:
+        csv.writer(table).writerow([*row, *map(json.dumps, row.values())] if isinstance(row, dict) else [row])
+    return {
+        "lines": ("a.jsonl", lines.encode()),
+        "list": ("a.json", listed.encode("utf-8", "surrogatepass")),
+        "UTF-16": ("a.json", listed.encode("utf-16", "surrogatepass")),
+        "mark": ("a.json", b"\xef\xbb\xbf" + json.dumps(rows, indent=1).encode()),
+        "returns": ("a.jsonl", lines.replace("\n", "\r\n\r").encode()),
+        "gzip": ("a.jsonl.gz", gzip.compress(lines.encode(), mtime=0)),
+        "table": ("a.csv", table.getvalue().encode("utf-8", "surrogatepass")),
+    }[kind]
+
+
+KINDS = st.sampled_from(["lines", "list", "UTF-16", "mark", "returns", "gzip", "table"])
+WHOLE_FILES = st.builds(spelled, st.lists(st.one_of(st.sampled_from(ROWS), NEAR_ROWS, ANY_JSON), max_size=4), KINDS)
+SPOILT_FILES = WHOLE_FILES.flatmap(lambda file: st.tuples(st.just(file[0]), spoilt(file[1])))
+ANY_FILES = st.tuples(st.sampled_from(["a.jsonl", "a.json", "a.csv", "a.csv.gz", "a.parquet"]), st.binary(max_size=60))
+LONG_WORDS = {"chosen": "x" * 50_000 + " a", "rejected": "x" * 50_000 + " b"}
+FORMATS = st.sampled_from([None] * 8 + sorted(NAMES))
+
+
+@examples(200)
+@given(file=st.one_of(WHOLE_FILES, SPOILT_FILES, ANY_FILES), stage=USES, name=FORMATS, ratio=st.sampled_from([None, 2]))
+@example(file=("a.csv", ",".join(map(str, range(30_000))).encode()), stage="sft", name=None, ratio=None)
+@example(file=("a.jsonl", json.dumps(LONG_WORDS).encode()), stage="rl", name=None, ratio=None)
+@example(file=("a.jsonl", b'{"prompt": "a", "x": ' + b"[" * 700 + b"]" * 700 + b"}"), stage="rl", name=None, ratio=None)
+@example(file=("a.json.gz", gzip.compress(b"[" + b"9" * 10**8, mtime=0)), stage="rl", name=None, ratio=None)
+def test_any_bytes_as_data(
+    file: tuple[str, bytes], stage: Any, name: str | None, ratio: float | None, render: data.Renderer
+) -> None:
+    Path(file[0]).write_bytes(file[1])
+    how = DataSettings(data=file[0], data_format=name, shp_score_ratio=ratio, shp_per_post=1 if ratio else None)
+    used_or_refused(lambda: use(file[0], stage, render, how, chat=True))
+
+
+@pytest.fixture(scope="module")
+def tables(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, bytes]]:
+    """The files of a Parquet table and of a folder that datasets saved."""
+    import datasets
+
+    folder = tmp_path_factory.mktemp("tables")
+    rows = datasets.Dataset.from_list([{"prompt": "a", "chosen": "b", "rejected": "c"}] * 3)
+    rows.save_to_disk(str(folder / "saved"))
+    (folder / "parquet").mkdir()
+    rows.to_parquet(str(folder / "parquet" / "train.parquet"))
+    return {kind.name: {path.name: path.read_bytes() for path in kind.iterdir()} for kind in folder.iterdir()}
+
+
+@examples(40)
+@given(drawn=st.data())
+def test_any_damage_to_a_table(
+    tables: dict[str, dict[str, bytes]], render: data.Renderer, drawn: st.DataObject
+) -> None:
+    files = tables[drawn.draw(st.sampled_from(sorted(tables)))]
+    shutil.rmtree("table", ignore_errors=True)
+    Path("table").mkdir()
+    broken = drawn.draw(st.sampled_from(sorted(files)))
+    content = files[broken]
+    other = (
+        damaged(json.loads(content), ANY_JSON).map(json.dumps).map(str.encode)
+        if broken.endswith("json")
+        else st.nothing()
+    )
+    for name in files:
+        Path("table", name).write_bytes(
+            files[name] if name != broken else drawn.draw(st.one_of(spoilt(content), other))
+        )
+    used_or_refused(lambda: use("table", "reward", render, DataSettings(), chat=True))
+
+
+# --- folders of runs, models and adapters
+
+
+def record_of_a_run() -> dict[str, Any]:
+    """The record of a finished run."""
+    values = settings.flat(settings.resolve(settings.Reward(), {}))
+    record = RunRecord(
+        command="reward", status="finished", started="2026-01-01T00:00:00+00:00", elapsed_seconds=3.0, settings=values,
+        process={"pid": 1, "started": "x", "host": "y"}, versions={"perlcli": "1"}, steps=3, tokens=30,
+        device={"name": "cpu", "type": "cpu", "threads": 1, "precision": "float32"}, trainable_parameters=4,
+        model={"name": "m", "base": "b", "adapter": None, "architecture": "L", "fingerprint": "f", "tokenizer": "t"},
+        data={"train": {"source": "x", "format": "pairs", "read": 3, "kept": 3, "fingerprint": "q", "tokens": {}}},
+        total_parameters=100, memory={"training_mb": 3.0}, files={"weights": 10, "optimizer": 20}, notes=["x"],
+        metrics={"accuracy": 0.5, "accuracy_low": 0.4, "accuracy_high": 0.6, "rows": 10, "seconds_learn": 1.0},
+    )  # fmt: skip
+    return json.loads(json.dumps(dataclasses.asdict(record)))
+
+
+RECORD = record_of_a_run()
+STEPS = [{"step": n, "loss": 1.0, "seconds/step": 0.5, "seconds/step_cpu": 0.4, "num_tokens": 9 * n} for n in (1, 2, 3)]
+AS_BYTES = st.one_of(st.binary(max_size=30), fallbacks(TEXTS).map(json.dumps).map(str.encode), st.just(DEEP.encode()))
+RECORDS = st.one_of(*[damaged(RECORD, fallbacks(TEXTS)).map(json.dumps).map(str.encode)] * 3, AS_BYTES)
+
+
+def write_run(folder: Path, record: bytes, rows: Value) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "record.json").write_bytes(record)
+    lines = "".join(json.dumps(row) + "\n" for row in rows) if isinstance(rows, list) else str(rows)
+    (folder / "metrics.jsonl").write_bytes(lines.encode("utf-8", "surrogatepass"))
+
+
+@examples(50)
+@given(record=RECORDS, rows=st.one_of(st.just(STEPS), damaged(STEPS, fallbacks(TEXTS))))
+def test_any_damage_to_a_run(record: bytes, rows: Value) -> None:
+    from perlcli import report_runs, runs
+
+    write_run(Path("runs/whole"), json.dumps(RECORD).encode(), STEPS)
+    write_run(Path("runs/broken"), record, rows)
+    for words in ({"dir": "runs"}, {"dir": "runs", "json": True}):
+        used_or_refused(lambda words=words: runs.run(settings.build(settings.Runs, words)))
+    for folders in (("runs/broken",), ("runs/broken", "runs/whole")):
+        used_or_refused(lambda given=folders: report_runs.run(settings.build(settings.Report, {"run": given})))
+
+
+EXPRESSIONS = [
+    r"(.*)*x",
+    r"(\w+\.?)+!",
+    ".*" * 12 + "x",
+    "(",
+    "[",
+    "*",
+    r".*q_proj",
+    "(?:",
+    "\\",
+    "all-linear",
+    "q_proj",
+]
+ADAPTER = {
+    "peft_type": "LORA", "base_model_name_or_path": str(coffee.BASE), "r": 4, "lora_alpha": 8, "task_type": "CAUSAL_LM",
+    "target_modules": ["q_proj"], "lora_dropout": 0.0, "bias": "none", "init_lora_weights": True,
+    "rank_pattern": {"a": 1},
+}  # fmt: skip
+CONFIG_VALUES = st.one_of(fallbacks(st.one_of(TEXTS, st.sampled_from(EXPRESSIONS))), st.sampled_from(EXPRESSIONS))
+
+
+@pytest.fixture(scope="module")
+def skeleton() -> Any:
+    """The embedded base without its weights."""
+    return base.skeleton(base.locate(None))
+
+
+@examples(40)
+@given(drawn=st.data())
+@pytest.mark.filterwarnings("ignore")  # of peft, on values that it takes all the same
+def test_any_file_for_peft(skeleton: Any, drawn: st.DataObject) -> None:
+    from perlcli import adapters
+
+    kind = drawn.draw(st.sampled_from([*adapters.KINDS, "ADALORA", "X"]))
+    values = (
+        {**ADAPTER, "peft_type": kind} if kind == "LORA" else {"peft_type": kind, "r": 4, "target_modules": ["q_proj"]}
+    )
+    near = damaged(values, CONFIG_VALUES).map(json.dumps).map(str.encode)
+    Path("peft.json").write_bytes(drawn.draw(st.one_of(near, near, near, AS_BYTES)))
+    lora = settings.LoraSettings(peft="peft.json")
+    used_or_refused(lambda: adapters.try_on(lora, skeleton, drawn.draw(st.sampled_from(["CAUSAL_LM", "SEQ_CLS"]))))
+
+
+def look_at_model(folder: str) -> None:
+    """What every command reads of a model before its weights."""
+    source = base.locate(folder)
+    tokenizer = base.load_tokenizer(source)
+    base.describe(source, tokenizer)
+    base.score_pad(source)
+    base.renderer(source, tokenizer).prompt_ids("a")
+
+
+@examples(40)
+@given(drawn=st.data())
+@pytest.mark.filterwarnings("ignore")  # of transformers, on values that it takes all the same
+def test_any_damage_to_a_model_or_an_adapter(drawn: st.DataObject) -> None:
+    files = {path.name: path.read_bytes() for path in coffee.BASE.iterdir() if path.suffix != ".md"}
+    broken = drawn.draw(st.sampled_from([*sorted(files), *[base.ADAPTER_CONFIG] * 3]))
+    content = files.get(broken, json.dumps(ADAPTER).encode())
+    shutil.rmtree("model", ignore_errors=True)
+    Path("model").mkdir()
+    for name in files if broken in files else ():
+        Path("model", name).symlink_to(coffee.BASE / name)
+    near = [spoilt(content[:200]).map(lambda start: start + content[200:])]
+    if broken.endswith(".json") and broken != "tokenizer.json":
+        near += [damaged(json.loads(content), CONFIG_VALUES).map(json.dumps).map(str.encode)] * 2
+    Path("model", broken).unlink(missing_ok=True)
+    Path("model", broken).write_bytes(drawn.draw(st.one_of(*near, AS_BYTES)))
+    used_or_refused(lambda: look_at_model("model"))
+
+
+# --- all of it by the command line
+
+
+@examples(20)
+@given(drawn=st.data())
+def test_the_command_line_ends_by_itself(drawn: st.DataObject) -> None:
+    row = drawn.draw(NEAR_ROWS)
+    Path("rows.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
+    words = drawn.draw(st.sampled_from([
+        ["data", "check", "rows.jsonl"], ["data", "show", "rows.jsonl"],
+        ["data", "convert", "rows.jsonl", "--overwrite"], ["data", "show", "-", "--for", "sft"],
+        ["reward", "--dry-run", "--data", "rows.jsonl"],
+    ]))  # fmt: skip
+    ends_well(*words, stdin=Path("rows.jsonl").read_bytes())
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a path")
+@pytest.mark.parametrize("word", ["~nobody-has-this-name/x", "x" * 300, "/dev/null/x", "\udcff"])
+@pytest.mark.parametrize("option", ["--data", "--model", "--output", "--config", "--recipe", "--peft"])
+def test_a_word_that_can_name_nothing(option: str, word: str) -> None:
+    ends_well("sft", "--dry-run", option, word)
