@@ -128,13 +128,13 @@ def make_rewards(spec: dict[str, Any], work: Path) -> tuple[list[str], int, int]
     from safetensors.torch import save_file
     from transformers import AutoModelForSequenceClassification
 
-    from perlcli import base
+    from perlcli import base, projections
 
     source = base.locate(str(work / "model"))
     skeleton = base.skeleton(source)
     assert skeleton is not None
     whole = sum(parameter.numel() for parameter in skeleton.parameters())
-    targets = base.target_modules(skeleton, "attention")
+    targets = projections.target_modules(skeleton, "attention")
     source.config.num_labels = 1
     with torch.device("meta"):
         model = AutoModelForSequenceClassification.from_config(source.config)

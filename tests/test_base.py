@@ -14,9 +14,10 @@ from tokenizers import Tokenizer, models
 from torch import nn
 from transformers import AutoConfig, PreTrainedTokenizerFast
 
-from perlcli import base, coffee, roles
-from perlcli.base import Source, choose_pad, locate, skeleton, target_modules
+from perlcli import base, coffee, roles, weights
+from perlcli.base import Source, choose_pad, locate, skeleton
 from perlcli.errors import PerlError
+from perlcli.projections import target_modules
 from perlcli.settings import LoraSettings, ModelSettings
 
 LORA = LoraSettings(lora_r=2, lora_alpha=4, lora_dropout=0.0, lora_target_modules="attention")
@@ -342,30 +343,30 @@ def test_tokenizer_fingerprint_is_of_what_decides_tokens(llama: Path, gpt2: Path
 
 
 def test_fingerprint_is_of_the_weights_wherever_they_lie(llama: Path, cached: str, tmp_path: Path) -> None:
-    mark = base.fingerprint(str(llama))
+    mark = weights.fingerprint(str(llama))
     shutil.copy(llama / "model.safetensors", tmp_path)
     assert mark
-    assert base.fingerprint(str(tmp_path)) == base.fingerprint(cached) == mark
+    assert weights.fingerprint(str(tmp_path)) == weights.fingerprint(cached) == mark
     assert base.same_base(locate(str(llama)), locate(cached))
 
 
 def test_fingerprint_notices_other_weights(llama: Path, gpt2: Path, tmp_path: Path) -> None:
-    weights = load_file(llama / "model.safetensors")
-    weights["model.embed_tokens.weight"] = weights["model.embed_tokens.weight"] + 0.01
-    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    assert base.fingerprint(str(tmp_path)) != base.fingerprint(str(llama))
+    tensors = load_file(llama / "model.safetensors")
+    tensors["model.embed_tokens.weight"] = tensors["model.embed_tokens.weight"] + 0.01
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    assert weights.fingerprint(str(tmp_path)) != weights.fingerprint(str(llama))
     assert not base.same_base(locate(str(llama)), locate(str(gpt2)))
 
 
 def test_fingerprint_covers_every_shard(llama: Path, tmp_path: Path) -> None:
     shutil.copy(llama / "model.safetensors", tmp_path / "model-00001-of-00002.safetensors")
-    one = base.fingerprint(str(tmp_path))
+    one = weights.fingerprint(str(tmp_path))
     shutil.copy(llama / "model.safetensors", tmp_path / "model-00002-of-00002.safetensors")
-    assert base.fingerprint(str(tmp_path)) != one
+    assert weights.fingerprint(str(tmp_path)) != one
 
 
 def test_fingerprint_is_empty_where_there_are_no_weights(tmp_path: Path) -> None:
-    assert base.fingerprint("nobody/nothing") == base.fingerprint(str(tmp_path)) == ""
+    assert weights.fingerprint("nobody/nothing") == weights.fingerprint(str(tmp_path)) == ""
 
 
 def test_bases_without_weights_to_compare_are_not_the_same(llama: Path) -> None:
@@ -497,7 +498,7 @@ def test_a_config_of_an_adapter_that_is_nested_too_deeply_is_told(tmp_path: Path
 def test_weights_with_a_broken_header_are_damaged(header: bytes, tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(header)
     with pytest.raises(PerlError, match=r"model\.safetensors is damaged: its header can't be read"):
-        base.fingerprint(str(tmp_path))
+        weights.fingerprint(str(tmp_path))
 
 
 @pytest.mark.parametrize("end", ["x", [1, "x"], {"a": 1}, [[1]]])

@@ -8,7 +8,20 @@ from typing import Any
 import pytest
 import torch
 
-from perlcli import base, estimate, memory_trace, policies, prepare, reward, rewards, rl, roles, settings, sft
+from perlcli import (
+    base,
+    estimate,
+    memory_trace,
+    policies,
+    prepare,
+    projections,
+    reward,
+    rewards,
+    rl,
+    roles,
+    settings,
+    sft,
+)
 from perlcli.data import Prompt
 from perlcli.errors import PerlError
 from perlcli.estimate_memory import Arm, Plan, largest_batch, predict, shape_of, takes, weight_bytes
@@ -50,7 +63,7 @@ def targets_of(model: Path) -> tuple[str, ...]:
     """What `--lora-target-modules attention` names."""
     skeleton = base.skeleton(base.locate(str(model)))
     assert skeleton is not None
-    return tuple(base.target_modules(skeleton, "attention"))
+    return tuple(projections.target_modules(skeleton, "attention"))
 
 
 def given_for(kind: Any, model: Path, arm: Arm) -> Any:

@@ -17,9 +17,9 @@ from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from perlcli import merge, roles
-from perlcli.base import fingerprint
+from perlcli import merge, roles, weights
 from perlcli.record import read_record
+from perlcli.weights import fingerprint
 
 Perl = Callable[..., Any]
 Files = Callable[[Path], set[str]]
@@ -554,8 +554,8 @@ def test_folder_that_gives_other_logits_fails(perl: Perl, sft_run: Path, monkeyp
 def test_base_of_a_hub_is_held_against_the_record_once_it_is_loaded(
     perl: Perl, sft_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = iter(["", "", "other", "other"])
-    monkeypatch.setattr(merge.base, "fingerprint", lambda where: next(found))
+    found = iter(["", "", "", "other", "other"])  # the base's, the adapter's among them
+    monkeypatch.setattr(weights, "fingerprint", lambda where: next(found))
     assert "was trained on other weights" in failed(perl, sft_run, code=2)[0]
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
-from perlcli import base, data, policies, rewards, scores, settings
+from perlcli import base, data, policies, rewards, scores, settings, weights
 from perlcli.base import locate
 from perlcli.data import Prompt, Renderer
 from perlcli.errors import PerlError
@@ -187,7 +187,7 @@ def test_reward_of_other_weights_under_the_same_name_is_refused(
     prepared: Prepared, reward_run: Path, tmp_path: Path
 ) -> None:
     folder = copy_with(reward_run, tmp_path / "reward", lambda record: record["model"].update(fingerprint="old"))
-    mark = base.fingerprint(prepared.source.base)
+    mark = weights.fingerprint(prepared.source.base)
     with pytest.raises(PerlError, match=rf"was trained on other weights \(old\) than those of .*llama \({mark}\)"):
         find(folder, prepared)
 

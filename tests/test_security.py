@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 
-from perlcli import arms, base, checkpoints, figures, markdown, private, processes, record, reports, terminal
+from perlcli import arms, base, checkpoints, figures, markdown, private, processes, record, reports, terminal, weights
 from perlcli.errors import PerlError
 from perlcli.figures import Arm, Report, RunFigures
 from perlcli.private import hidden, hidden_in
@@ -105,10 +105,10 @@ def test_an_index_of_safetensors_that_names_a_pickle_is_refused(
     model = without_weights(llama, Path("model"))
     for name in ("weights.bin", "../weights.safetensors", "/weights.safetensors"):
         planted(model / "weights.bin", harmless)
-        (model / base.INDEX).write_text(json.dumps({"metadata": {}, "weight_map": {"lm_head.weight": name}}))
+        (model / weights.INDEX).write_text(json.dumps({"metadata": {}, "weight_map": {"lm_head.weight": name}}))
         told = perl("sft", "--model", model, "--data", rows["demonstrations"], *SHORT, code=2).output
         assert name in told and "no file of safetensors" in told
-    (model / base.INDEX).write_text('{"weight_map": 3}')
+    (model / weights.INDEX).write_text('{"weight_map": 3}')
     assert "can't be read" in perl("estimate", "rl", "--model", model, code=2).output
 
 
@@ -131,7 +131,7 @@ def test_an_anchor_inside_a_policys_folder_is_no_pickle_either(
     rl_run: Path, reward_run: Path, rows: dict[str, Path], perl: Perl, harmless: Path
 ) -> None:
     folder = Path(shutil.copytree(rl_run, "policy", ignore=shutil.ignore_patterns("checkpoints")))
-    (folder / "anchor" / base.ADAPTER_WEIGHTS).unlink()
+    (folder / "anchor" / weights.ADAPTER_WEIGHTS).unlink()
     planted(folder / "anchor" / "adapter_model.bin", harmless)
     told = perl("eval", "--model", folder, "--reward", reward_run, "--data", rows["prompts"], *SAMPLED, code=2).output
     assert "adapter_model.bin" in told
@@ -165,7 +165,7 @@ def test_an_adapter_that_leads_to_other_files_is_refused(
     for place in (Path("adapter"), Path("elsewhere")):
         place.mkdir()
         planted(place / "adapter_model.bin", harmless)
-    (Path("adapter") / base.ADAPTER_WEIGHTS).write_bytes(b"")
+    (Path("adapter") / weights.ADAPTER_WEIGHTS).write_bytes(b"")
     values = {"base_model_name_or_path": str(llama), "task_type": "CAUSAL_LM"} | config
     (Path("adapter") / base.ADAPTER_CONFIG).write_text(json.dumps(values))
     for words in (("eval", "--model", "adapter", "--data", rows["prompts"]), ("merge", "adapter")):
@@ -185,16 +185,16 @@ def test_a_classifier_as_a_pickle_is_refused(
 
 
 def test_an_adapter_on_the_hub_without_safetensors_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(base, "_of_hub", lambda name, file: None)
-    with pytest.raises(PerlError, match=base.ADAPTER_WEIGHTS):
+    monkeypatch.setattr(weights, "of_hub", lambda name, file: None)
+    with pytest.raises(PerlError, match=weights.ADAPTER_WEIGHTS):
         base.check_adapter_weights("someone/adapter")
-    monkeypatch.setattr(base, "_of_hub", lambda name, file: tmp_path)
+    monkeypatch.setattr(weights, "of_hub", lambda name, file: tmp_path)
     base.check_adapter_weights("someone/adapter")
-    index = tmp_path / base.INDEX
+    index = tmp_path / weights.INDEX
     index.write_text('{"weight_map": {"a": "pytorch_model-1.bin"}}')
-    monkeypatch.setattr(base, "_of_hub", lambda name, file: index)
+    monkeypatch.setattr(weights, "of_hub", lambda name, file: index)
     with pytest.raises(PerlError, match="no file of safetensors"):
-        base.check_weights("someone/model")
+        weights.check("someone/model")
 
 
 def test_what_is_loaded_from_a_run_was_sealed(

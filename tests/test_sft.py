@@ -75,7 +75,7 @@ def test_record_tells_the_run(sft_run: Path, llama: Path, rows: dict[str, Path])
     assert (found.trainable_parameters, found.total_parameters) == (LORA, total + LORA)
     assert found.model == {
         "name": str(llama), "base": str(llama), "adapter": None, "architecture": "LlamaForCausalLM",
-        "fingerprint": base.fingerprint(str(llama)),
+        "fingerprint": weights.fingerprint(str(llama)),
         "tokenizer": base.tokenizer_fingerprint(AutoTokenizer.from_pretrained(llama)),
     }  # fmt: skip
     counts = {role: (part["source"], part["read"], part["kept"]) for role, part in found.data.items()}

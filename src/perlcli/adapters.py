@@ -15,7 +15,7 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPIN
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from perlcli import base
+from perlcli import base, projections
 from perlcli.errors import PerlError, nearest, shorten
 from perlcli.settings import ATTENTION, LoraSettings, ModelSettings
 from perlcli.values import describe, fits, is_plain
@@ -119,7 +119,7 @@ def on_model(lora: LoraSettings, model: nn.Module, task: str) -> Any:
     """The peft config of a new adapter of this model. Raises PerlError for modules that it doesn't have."""
     config = asked(lora, task)
     if lora.peft is None:
-        config.target_modules = base.target_modules(model, str(lora.lora_target_modules))
+        config.target_modules = projections.target_modules(model, str(lora.lora_target_modules))
     else:
         _choose_modules(config, model, lora.peft)
     if hasattr(config, "fan_in_fan_out"):
@@ -131,9 +131,9 @@ def _choose_modules(config: Any, model: nn.Module, file: str) -> None:
     """Fill in the modules that a file leaves open: every attention projection."""
     wanted = config.target_modules
     if wanted is None:
-        config.target_modules = base.target_modules(model, ATTENTION)
+        config.target_modules = projections.target_modules(model, ATTENTION)
     elif not isinstance(wanted, str):  # text is an expression, which peft reads
-        base.target_modules(model, ",".join(sorted(wanted)), option=f"--peft {file}: target_modules")
+        projections.target_modules(model, ",".join(sorted(wanted)), option=f"--peft {file}: target_modules")
     if kind_of(config) == "IA3" and config.feedforward_modules is None:
         config.feedforward_modules = []
 

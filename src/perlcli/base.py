@@ -1,10 +1,8 @@
-"""The frozen base: where a model name leads, its weights in 16, 8 or 4 bits, its tokenizer, its projections."""
+"""The frozen base: where a model name leads, its weights in 16, 8 or 4 bits, its tokenizer."""
 
 from __future__ import annotations
 
 import hashlib
-import json
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,30 +20,24 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.pytorch_utils import Conv1D
 
-from perlcli import coffee, device, expressions
+from perlcli import coffee, device, expressions, weights
 from perlcli.data import Renderer
 from perlcli.data.cache import TokenCache
-from perlcli.errors import PerlError, shorten
-from perlcli.settings import ATTENTION, ModelSettings, misfit
+from perlcli.errors import PerlError, line, shorten
+from perlcli.settings import ModelSettings, misfit
 from perlcli.values import describe as in_words
 from perlcli.values import fits
+from perlcli.weights import ADAPTER_WEIGHTS
 
-ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+ADAPTER_CONFIG = "adapter_config.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
-INDEX, SHARD = "model.safetensors.index.json", re.compile(r"\w[\w.-]*\.safetensors")
-PICKLES = {"pytorch_model*.bin": "model*.safetensors", "adapter_model.bin": ADAPTER_WEIGHTS}  # and what we read instead
 # Of peft's types: the field that names further weights, which peft reads whatever kind of file they are.
 ELSEWHERE = {
     "XLORA": "adapters", "SHADOW": "shadow_model", "MULTITASK_PROMPT_TUNING": "prompt_tuning_init_state_dict_path",
 }  # fmt: skip
-CONVERT = "if you trust it, load it by transformers or peft and save_pretrained(NEW): that writes safetensors"
 TRUST = "--trust-remote-code runs it; read it first"
-LONGEST_HEADER = 100_000_000  # bytes, as safetensors itself has it
 NEEDS_TRUST = "trust_remote_code=True"  # in transformers' error where a model's own code would have to run
-PROBE = 256  # bytes that a fingerprint reads at each place of a tensor
-ATTENTION_BLOCK = re.compile(r"(attn|attention)(?!\w*norm)", re.IGNORECASE)  # but no post_attention_layernorm
 
 
 # What is read of an adapter's config, which peft takes as it comes.
@@ -80,7 +72,9 @@ class Source:
         place = Path(self.base)
         if not place.is_dir() or place.parts[-3:] != coffee.BASE.parts[-3:]:
             return False
-        return place.resolve() == coffee.BASE.resolve() or fingerprint(self.base) == fingerprint(str(coffee.BASE))
+        if place.resolve() == coffee.BASE.resolve():
+            return True
+        return weights.fingerprint(self.base) == weights.fingerprint(str(coffee.BASE))
 
     @property
     def base_name(self) -> str:
@@ -103,7 +97,7 @@ def locate(name: str | None, *, option: str = "--model", trust_remote_code: bool
         raise PerlError(f"{option} {name} does not exist")
     where = str(path.resolve()) if path.is_dir() else name  # absolute, so that adapters find their base from anywhere
     if path.is_dir():
-        check_weights(where, option)
+        weights.check(where, option)
     adapter_config = _adapter_config(where, is_folder=path.is_dir(), option=option)
     if adapter_config is None:
         return Source(name, where, _config(where, option, trust_remote_code))
@@ -124,48 +118,13 @@ def locate(name: str | None, *, option: str = "--model", trust_remote_code: bool
     return source
 
 
-def check_weights(where: str, option: str = "--model") -> None:
-    """Raise PerlError where weights are not safetensors: transformers and peft would take a pickle where there is
-    nothing else, and where an index of safetensors names one."""
-    place = Path(where)
-    for pickle, safe in PICKLES.items():
-        found = sorted(place.glob(pickle)) if place.is_dir() and not any(place.glob(safe)) else []
-        if found:
-            problem = f"{option} {where}: its weights are a pickle, {found[0].name}, and loading one can run any code"
-            raise PerlError(problem, CONVERT)
-    index = place / INDEX if place.is_dir() else _of_hub(where, INDEX)
-    for name in _shards(index) if index is not None and index.exists() else ():
-        if not SHARD.fullmatch(name):
-            raise PerlError(
-                f"{option} {where}: {INDEX} names {shorten(name)}, which is no file of safetensors", CONVERT
-            )
-
-
 def check_adapter_weights(folder: str) -> None:
     """The same for an adapter, also on the hub, where peft takes a pickle for want of safetensors."""
     if Path(folder).is_dir():
         _adapter_config(folder, is_folder=True, option="The adapter")
-        check_weights(folder, "The adapter")
-    elif _of_hub(folder, ADAPTER_WEIGHTS) is None:
-        raise PerlError(f"The adapter {folder} has no {ADAPTER_WEIGHTS} that can be had from the hub", CONVERT)
-
-
-def _shards(index: Path) -> list[str]:
-    try:
-        return sorted(map(str, set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise PerlError(f"{index} can't be read: {_line(error)}") from error
-
-
-def _of_hub(name: str, file: str) -> Path | None:
-    """A file of a hub repository; None where it can't be had."""
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-
-    try:
-        return Path(hf_hub_download(name, file))
-    except (HFValidationError, HfHubHTTPError, OSError):
-        return None
+        weights.check(folder, "The adapter")
+    elif weights.of_hub(folder, ADAPTER_WEIGHTS) is None:
+        raise PerlError(f"The adapter {folder} has no {ADAPTER_WEIGHTS} that can be had from the hub", weights.CONVERT)
 
 
 def _check_base(adapter: str, base: str) -> None:
@@ -174,7 +133,7 @@ def _check_base(adapter: str, base: str) -> None:
         hint = f"perl merge {base} --output DIR, then DIR as base_model_name_or_path in {adapter}/{ADAPTER_CONFIG}"
         raise PerlError(f"The base {base} of the adapter {adapter} is an adapter itself", hint)
     if Path(base).is_dir():
-        check_weights(base, "The base")
+        weights.check(base, "The base")
 
 
 def architectures(config: Any) -> list[str]:
@@ -191,7 +150,7 @@ def _adapter_config(where: str, *, is_folder: bool, option: str) -> Any:
     try:
         found = PeftConfig.from_pretrained(where)
     except Exception as error:  # peft takes what it finds for the arguments of a class
-        raise PerlError(f"{option} {where}: {ADAPTER_CONFIG} can't be read: {_line(error)}") from error
+        raise PerlError(f"{option} {where}: {ADAPTER_CONFIG} can't be read: {line(error)}") from error
     for name, kind in ADAPTER_FIELDS.items():
         value = getattr(found, name, None)
         if not fits(sorted(value, key=str) if isinstance(value, set) else value, kind):
@@ -231,7 +190,7 @@ def _hub_has_adapter(name: str, option: str) -> bool:
     except EntryNotFoundError:
         return False
     except (HFValidationError, HfHubHTTPError, OSError) as error:
-        raise PerlError(f"{option} {name} is neither a local folder nor a model on the hub: {_line(error)}") from error
+        raise PerlError(f"{option} {name} is neither a local folder nor a model on the hub: {line(error)}") from error
     return True
 
 
@@ -257,15 +216,11 @@ def _config(where: str, option: str, trust_remote_code: bool) -> Any:
             ) from error
         inside = sorted(str(path.parent) for path in Path(where).glob(f"*/{ADAPTER_CONFIG}"))
         hint = f"it holds adapters, name one: {', '.join(inside)}" if inside else "check the name and the network"
-        raise PerlError(f"{option} {where} can't be read as a model: {_line(error)}", hint) from error
+        raise PerlError(f"{option} {where} can't be read as a model: {line(error)}", hint) from error
     attention = str(getattr(config.get_text_config(), "_attn_implementation", None) or "")
     if "/" in attention and not trust_remote_code:
         raise PerlError(f"{option} {where} asks for the attention {attention}, which is code from the hub", TRUST)
     return config
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def load_tokenizer(source: Source, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
@@ -300,7 +255,7 @@ def _saved_tokenizer(source: Source, trust_remote_code: bool) -> Any:
         if NEEDS_TRUST in str(error):
             problem = f"{source.name} brings code of its own for its tokenizer, which is not run unasked"
             raise PerlError(problem, TRUST) from error
-        raise PerlError(f"{source.name} has no tokenizer that can be read: {_line(error)}") from error
+        raise PerlError(f"{source.name} has no tokenizer that can be read: {line(error)}") from error
     if len(tokenizer) <= len(tokenizer.all_special_tokens):  # made for GPT-2 where the files are missing
         raise PerlError(f"{source.name} has no tokenizer that can be read: it holds no words")
     return tokenizer
@@ -372,7 +327,7 @@ def _generation_eos(base: str) -> Any:
     except OSError:
         return None  # a base without a generation config: the model's config says what ends a text
     except Exception as error:  # transformers checks some of its values
-        raise PerlError(f"{base}: generation_config.json can't be read: {_line(error)}") from error
+        raise PerlError(f"{base}: generation_config.json can't be read: {line(error)}") from error
 
 
 def load_causal(source: Source, settings: ModelSettings) -> PreTrainedModel:
@@ -397,14 +352,14 @@ def _load(kind: Any, where: str, settings: ModelSettings, **options: Any) -> Pre
         options["device_map"] = {"": torch.cuda.current_device()}  # straight there, not by way of the host's memory
     elif quantisation is not None:
         options["device_map"] = "cpu"
-    check_weights(where)
+    weights.check(where)
     try:
         model: Any = kind.from_pretrained(
             where, dtype=getattr(torch, device.dtype_name(settings)),
             trust_remote_code=settings.trust_remote_code, use_safetensors=True, **options,
         )  # fmt: skip
     except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
-        raise PerlError(f"The model {where} can't be loaded: {_line(error)}") from error
+        raise PerlError(f"The model {where} can't be loaded: {line(error)}") from error
     _keep_autograd(model)
     model.requires_grad_(False)
     return model
@@ -442,103 +397,13 @@ def skeleton(source: Source, *, trust_remote_code: bool = False) -> nn.Module | 
         return None
 
 
-def target_modules(model: nn.Module, wanted: str, option: str = "--lora-target-modules") -> list[str] | str:
-    """The modules that get an adapter, as peft names them; `attention` is every attention projection of the model.
-
-    Raises PerlError for names that the model doesn't have, and for an architecture whose attention isn't recognised.
-    """
-    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)]
-    body = [name for name in linear if name.count(".") > 1]  # without the output head
-    if wanted == "all-linear":
-        return wanted
-    if wanted != ATTENTION:
-        return _named(linear, wanted, option)
-    inside = [name for name in body if any(ATTENTION_BLOCK.search(part) for part in name.split(".")[:-1])]
-    if not inside:
-        raise PerlError(
-            f"No attention found in {type(model).__name__}; its linear modules: {', '.join(_leaves(linear))}",
-            "name the ones to adapt with --lora-target-modules",
-        )
-    outside = set(linear) - set(inside)
-    return sorted({_suffix(name, outside) for name in inside})
-
-
-def _named(linear: list[str], wanted: str, option: str) -> list[str]:
-    names = [name.strip() for name in wanted.split(",") if name.strip()]
-    missing = [name for name in names if not any(full == name or full.endswith("." + name) for full in linear)]
-    if missing or not names:
-        raise PerlError(
-            f"{option}: the model has no module {', '.join(missing) or wanted!r}",
-            f"its linear modules: {', '.join(_leaves(linear))}",
-        )
-    return names
-
-
-def _leaves(names: list[str]) -> list[str]:
-    return sorted({name.rsplit(".", 1)[-1] for name in names})
-
-
-def _suffix(name: str, outside: set[str]) -> str:
-    """The shortest tail of a module's path that names no module outside attention (gpt2: mlp.c_proj, attn.c_proj)."""
-    parts = name.split(".")
-    for length in range(1, len(parts)):
-        tail = ".".join(parts[-length:])
-        if not any(other == tail or other.endswith("." + tail) for other in outside):
-            return tail
-    return name
-
-
-def fingerprint(where: str) -> str:
-    """A digest of a model's weights, or of an adapter's, as stored, whatever precision they are loaded in.
-
-    Reads each safetensors header (names, types, shapes) and some bytes at the start, middle and end of every tensor, so
-    that it takes milliseconds for any size. Empty where the files aren't safetensors.
-    """
-    digest = hashlib.sha256()
-    files = _weight_files(where)
-    for file in files:
-        try:
-            _digest(file, digest)
-        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-            raise PerlError(f"{file} is damaged: its header can't be read") from error
-    return digest.hexdigest()[:16] if files else ""
-
-
-def _digest(file: Path, digest: Any) -> None:
-    """Add what a file of weights holds to a digest. Raises ValueError and the like for one that isn't safetensors."""
-    with file.open("rb") as opened:
-        length = int.from_bytes(opened.read(8), "little")
-        header = opened.read(min(length, LONGEST_HEADER))
-        digest.update(header)
-        for name, entry in json.loads(header).items():
-            if name == "__metadata__":
-                continue
-            begin, end = entry["data_offsets"]
-            for place in (begin, (begin + end) // 2, max(begin, end - PROBE)):
-                opened.seek(8 + length + place)
-                digest.update(opened.read(max(0, min(PROBE, end - place))))
-
-
-def _weight_files(where: str) -> list[Path]:
-    if Path(where).is_dir():
-        return sorted(Path(where).glob("model*.safetensors")) or sorted(Path(where).glob(ADAPTER_WEIGHTS))
-    from huggingface_hub import try_to_load_from_cache
-
-    index = try_to_load_from_cache(where, "model.safetensors.index.json")
-    names = ["model.safetensors"]
-    if isinstance(index, str):
-        names = sorted(set(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values()))
-    cached = [try_to_load_from_cache(where, name) for name in names]
-    return [Path(path) for path in cached if isinstance(path, str)]
-
-
 def describe(source: Source, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     """The model as a run's record keeps it."""
     return {
         "name": source.name, "base": source.base_name, "adapter": source.adapter,
         "architecture": [*architectures(source.config), source.config.model_type][0],
-        "fingerprint": fingerprint(source.base), "tokenizer": tokenizer_fingerprint(tokenizer),
-        "adapter_fingerprint": fingerprint(source.adapter) if source.adapter else None,
+        "fingerprint": weights.fingerprint(source.base), "tokenizer": tokenizer_fingerprint(tokenizer),
+        "adapter_fingerprint": weights.fingerprint(source.adapter) if source.adapter else None,
     }  # fmt: skip
 
 
@@ -546,5 +411,5 @@ def same_base(one: Source, other: Source) -> bool:
     """Whether two sources stand on the same weights: the same place, or equal fingerprints."""
     if one.base == other.base:
         return True
-    mark = fingerprint(one.base)
-    return bool(mark) and mark == fingerprint(other.base)
+    mark = weights.fingerprint(one.base)
+    return bool(mark) and mark == weights.fingerprint(other.base)

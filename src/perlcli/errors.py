@@ -42,6 +42,11 @@ def reason(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:600]}"
 
 
+def line(error: BaseException) -> str:
+    """What a library says went wrong, in one line, for use inside a sentence of ours."""
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """The hint part `Did you mean …?` for an unknown name, or an empty string where nothing is near."""
     found = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from perlcli import adapters, base, device, report, settings
+from perlcli import adapters, base, device, projections, report, settings
 from perlcli.errors import PerlError, clip, nearest
 from perlcli.estimate_memory import (
     CUDA_WORKSPACE,
@@ -120,7 +120,7 @@ class Model:
 
     def targets(self, asked: Asked) -> tuple[str, ...] | str:
         """The modules that get an adapter. Raises PerlError for one that the model lacks."""
-        found = base.target_modules(self.skeleton, asked.target_modules)
+        found = projections.target_modules(self.skeleton, asked.target_modules)
         return found if isinstance(found, str) else tuple(found)
 
 

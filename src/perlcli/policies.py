@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from transformers import set_seed
 
-from perlcli import base, coffee, device, roles, settings
+from perlcli import base, coffee, device, roles, settings, weights
 from perlcli.data import Data, Prompt
 from perlcli.data.tokens import of_prompt
 from perlcli.errors import PerlError
@@ -137,7 +137,7 @@ def _locate_anchor(wanted: str, prepared: Prepared) -> base.Source:
     if source.is_classifier:
         raise PerlError(f"--anchor {wanted} is a reward model, not a policy")
     keep_apart(prepared.settings, source)
-    prepared.run.record.model["anchor"] = base.fingerprint(source.adapter or source.base)
+    prepared.run.record.model["anchor"] = weights.fingerprint(source.adapter or source.base)
     tokenizer = base.load_tokenizer(source, trust_remote_code=trust)
     marks = [base.tokenizer_fingerprint(tokenizer), base.tokenizer_fingerprint(prepared.tokenizer)]
     if marks[0] != marks[1]:

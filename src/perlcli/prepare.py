@@ -11,7 +11,7 @@ from typing import Any
 from datasets import Dataset, concatenate_datasets
 from transformers import PreTrainedTokenizerBase
 
-from perlcli import adapters, base, coffee, data, device, recipes, settings, upstream
+from perlcli import adapters, base, coffee, data, device, projections, recipes, settings, upstream, weights
 from perlcli.base import Source
 from perlcli.data import Data, Renderer, checks
 from perlcli.data.fitting import Tokens
@@ -144,7 +144,7 @@ def check_adapter(source: Source, run: Run, used: settings.ModelSettings | None)
 def check_fingerprint(source: Source) -> None:
     """Raise PerlError where an adapter's base isn't what its record knows; a hub's is known once it is loaded."""
     record = find_record(source.adapter)
-    known, found = record.model.get("fingerprint") if record else None, base.fingerprint(source.base)
+    known, found = record.model.get("fingerprint") if record else None, weights.fingerprint(source.base)
     if known and found and known != found:
         raise PerlError(
             f"{source.name} was trained on other weights ({known}) than those of {source.base} ({found})",
@@ -173,7 +173,7 @@ def trained_in(source: Source, *, trust_remote_code: bool = False) -> settings.M
 
 def loaded(prepared: Prepared) -> None:
     """Bring the record's fingerprint up to date: a hub's weights are there only once they were loaded."""
-    prepared.run.record.model["fingerprint"] = base.fingerprint(prepared.source.base)
+    prepared.run.record.model["fingerprint"] = weights.fingerprint(prepared.source.base)
 
 
 def _adapter(resolved: Any, source: Source) -> Any:
@@ -198,7 +198,7 @@ def _new_adapter(resolved: Any, source: Source) -> Any:
     if model is not None and lora.peft is not None:
         adapters.try_on(lora, model, task)
     elif model is not None:
-        base.target_modules(model, str(lora.lora_target_modules))
+        projections.target_modules(model, str(lora.lora_target_modules))
     return config
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from perlcli import adapters, base, checkpoints, roles, scores
+from perlcli import adapters, base, checkpoints, roles, scores, weights
 from perlcli.base import Source
 from perlcli.data import Content, Prompt, Renderer, text_of
 from perlcli.errors import PerlError, nearest
@@ -44,7 +44,7 @@ class Reward:
     def fingerprint(self) -> str:
         """A digest of the model's weights, or of the function's file; empty where there is none to read."""
         if self.source is not None:
-            return base.fingerprint(self.source.adapter or self.source.base)
+            return weights.fingerprint(self.source.adapter or self.source.base)
         file = inspect.getsourcefile(inspect.unwrap(self.function)) if inspect.isfunction(self.function) else None
         return checkpoints.checksum(Path(file))[:16] if file and Path(file).is_file() else ""
 

@@ -19,11 +19,12 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from perlcli import adapters
-from perlcli.base import ADAPTER_WEIGHTS, check_adapter_weights
+from perlcli.base import check_adapter_weights
 from perlcli.errors import PerlError
 from perlcli.private import hidden
 from perlcli.record import CARD
 from perlcli.settings import LoraSettings
+from perlcli.weights import ADAPTER_WEIGHTS
 
 POLICY, ANCHOR, REWARD, VALUE = "default", "ref", "reward", "value"  # the first two are the names that TRL knows
 HEAD = "score.weight"
