@@ -38,11 +38,6 @@ MERGED = "merged"
 # glibc keeps most of what is freed, some hundred MB more in one process than in its twin. So told, it gives blocks from
 # 128 kB back at once: what is resident is what is held. A step takes longer, so that such a process isn't timed.
 GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072"}
-# What arms differ in by their nature, by the names of settings and of TRL's.
-MEANT = {
-    "full", "use_dora", "load_in_4bit", "load_in_8bit", "learning_rate", "value_learning_rate", "seed", "data_seed",
-    "output", "output_dir", "logging_dir", "run_name", "bf16", "fp16", *arms.OF_ADAPTERS,
-}  # fmt: skip
 OF_FULL_RL = {"model", "reward"}  # merged: the same policy and reward without adapters
 
 
@@ -356,8 +351,7 @@ def warnings(state: State, stage: str) -> list[str]:
     found = []
     for model in dict.fromkeys(way.model for way, _ in state.plans[stage]):
         records = finished(state, stage, model)
-        meant = MEANT | (OF_FULL_RL if stage == "rl" else set())
-        found += figures.differences(records, meant)
+        found += figures.differences(records, OF_FULL_RL if stage == "rl" else ())
         if records and not any("eval" in record.data for record in records.values()) and stage != "rl":
             found.append("No rows were held out, so that quality is not compared: give --eval-data or --eval-fraction")
     return found

@@ -24,6 +24,12 @@ REPORT = "report.json"
 UNEVEN = 1.1  # between two ways to count a speed, where the machine wasn't shared with others alike
 WARM_UP = 2  # steps that don't count: caches fill, a GPU picks its kernels
 FULL = "full"
+# What arms differ in by their nature, by the names of settings and of TRL's.
+ARMS = {
+    "full", "lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "use_dora", "peft", "load_in_4bit",
+    "load_in_8bit", "learning_rate", "value_learning_rate", "seed", "data_seed", "output", "output_dir", "logging_dir",
+    "run_name", "bf16", "fp16",
+}  # fmt: skip
 # As torch's error for a GPU is called and worded, Python's own, and torch's for main memory.
 NO_MEMORY = ("outofmemoryerror", "out of memory", "memoryerror", "can't allocate memory")
 
@@ -417,10 +423,11 @@ def _error(share: Spread) -> float:
     return math.sqrt(max(share.value * (1 - share.value), 1e-9) / share.n)
 
 
-def differences(records: Mapping[str, RunRecord], meant: Iterable[str]) -> list[str]:
-    """In what else than `meant` the runs of one comparison differ: settings, TRL's settings, data, device, versions."""
+def differences(records: Mapping[str, RunRecord], meant: Iterable[str] = ()) -> list[str]:
+    """In what else than arms by their nature, or than `meant`, the runs of one comparison differ: settings, TRL's
+    settings, data, device, versions."""
     views = {name: _view(record) for name, record in records.items()}
-    allowed = set(meant)
+    allowed = ARMS | set(meant)
     found = []
     for key in dict.fromkeys(key for view in views.values() for key in view):
         groups: dict[str, list[str]] = {}

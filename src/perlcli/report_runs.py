@@ -25,11 +25,6 @@ UNFINISHED = "still running, or it was killed"
 
 # What steers a call or names a place, and makes no other run.
 SAME = {"seed", "output", *settings.ONCE, "save_steps", "report_to", "recipe", "strict"}
-# What runs that are held against each other are meant to differ in.
-MEANT = SAME | {
-    "full", "lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "use_dora", "peft", "learning_rate",
-    "load_in_4bit", "load_in_8bit", "output_dir", "run_name", "value_learning_rate",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -266,7 +261,7 @@ def differing(found: Sequence[Found]) -> list[str]:
                 if origin(item.record) == model and item.record.status == "finished"}  # fmt: skip
         shown = words.shortest(mine)
         place = f"{model}: " if len(models) > 1 else ""
-        meant = MEANT | ({"model", "data"} if found[0].record.command == "eval" else set())
+        meant = SAME | ({"model", "data"} if found[0].record.command == "eval" else set())
         for line in figures.differences({shown[name]: record for name, record in mine.items()}, meant):
             warnings.append(f"{place}{line}")
     return warnings
