@@ -222,7 +222,7 @@ def adapter(tmp_path: Path) -> Callable[..., Path]:
         (["--set", "learning-rate=1"], "--set learning_rate: use the option --learning-rate"),
         (["--set", "output_dir=x"], "--set output_dir: perlcli decides this itself"),
         (["--set", "max_grad_norm=much"], "--set max_grad_norm: must be a number, not 'much'"),
-        (["--set", "logging_first_step=1"], "--set logging_first_step: must be true or false, not 1"),
+        (["--set", "dataloader_drop_last=1"], "--set dataloader_drop_last: must be true or false, not 1"),
         (["--set", "warmup_steps"], "--set warmup_steps: expected NAME=VALUE"),
         (["--set", "lr_scheduler_type=zigzag"], "TRL's RewardConfig refuses these settings"),
         (["--lora-target-modules", "q_prj"], "the model has no module 'q_prj'\nHint: its linear modules: down_proj,"),

@@ -409,7 +409,7 @@ def test_rewards_of_equal_folder_names_keep_their_whole_names() -> None:
     [
         (["--reward-weights", "1,2"], "--reward-weights has 2 weights for 1 --reward"),
         (["--reward-weights", "0"], "--reward-weights are all 0"),
-        (["--reward-weights", "nan"], "--reward-weights must be finite numbers, not nan"),
+        (["--reward-weights", "nan"], "--reward-weights must be a finite number of at most"),
         (["--reward-weights", "one"], "--reward-weights must be numbers, comma-separated, not one"),
         (["--reward", "SAME"], "is given twice"),
     ],

@@ -17,6 +17,7 @@ from perlcli import base, coffee, data, roles
 from perlcli.base import locate
 from perlcli.record import read_record
 from perlcli.settings import ModelSettings
+from perlcli.weights import fingerprint
 
 Perl = Callable[..., Any]
 RUN = {"record.json", "prompts.bin", "settings.yaml", "metrics.jsonl", "samples.jsonl", "plots/training.png"}
@@ -75,8 +76,8 @@ def test_record_tells_the_run(sft_run: Path, llama: Path, rows: dict[str, Path])
     assert (found.trainable_parameters, found.total_parameters) == (LORA, total + LORA)
     assert found.model == {
         "name": str(llama), "base": str(llama), "adapter": None, "architecture": "LlamaForCausalLM",
-        "fingerprint": weights.fingerprint(str(llama)),
-        "tokenizer": base.tokenizer_fingerprint(AutoTokenizer.from_pretrained(llama)),
+        "fingerprint": fingerprint(str(llama)),
+        "adapter_fingerprint": None, "tokenizer": base.tokenizer_fingerprint(AutoTokenizer.from_pretrained(llama)),
     }  # fmt: skip
     counts = {role: (part["source"], part["read"], part["kept"]) for role, part in found.data.items()}
     source = str(rows["demonstrations"])

@@ -11,6 +11,7 @@ from perlcli import settings
 from perlcli.errors import SHOWN_FAULTS, PerlError, clip, listing, nearest, reason, shorten
 from perlcli.values import convert, describe, fits
 
+LONGEST_PATH = 4096  # of letters that are shown: what a system takes
 LARGEST = 100_000  # bytes: ten times the longest recipe, and what YAML in Python takes a second or two to parse
 
 
@@ -41,7 +42,7 @@ def read_text(path: Path, option: str) -> str:
             raise PerlError(f"Can't read {option} {path}: longer than {LARGEST:,} bytes, so it holds no settings")
         return content.decode("utf-8")
     except (OSError, ValueError, RuntimeError) as error:  # ValueError: no text; RuntimeError: a home that nobody has
-        raise PerlError(f"Can't read {option} {clip(str(path))}: {reason(error)}") from error
+        raise PerlError(f"Can't read {option} {clip(str(path), LONGEST_PATH)}: {reason(error)}") from error
 
 
 def parse(text: str, name: str) -> Any:

@@ -157,7 +157,7 @@ def _keyword(name: str, annotation: Any, default: Any) -> inspect.Parameter:
 
 
 def _settings(stage: type[Any], config: str | None, given: Mapping[str, Any]) -> Any:
-    values = read_config(stage, Path(config).expanduser()) if config else {}
+    values = read_config(stage, Path(config)) if config else {}
     types_of = {item.name: item.type for item in definitions.options(stage)}
     for name, value in given.items():
         if value is not None:
