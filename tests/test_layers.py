@@ -15,6 +15,11 @@ PACKAGE = Path(perlcli.__file__).parent
 # Lowest first. Neighbours in a layer don't import each other. `entry` stands outside: it runs before each Perl program.
 LAYERS = (
     {"errors", "values", "safe_yaml", "private", "markdown"},
+    {"settings.declaring"},
+    {"settings.groups"},
+    {"settings.commands"},
+    {"settings.resolving"},
+    {"settings.conflicts"},
     {"settings", "terminal"},
     {"config", "coffee.world", "coffee.presets"},
     {"recipes", "coffee.documents", "coffee"},
