@@ -10,6 +10,8 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from perlcli.disk import sync
+
 SIDE = ".writing"  # where the trainer writes, below the folder of checkpoints
 MANIFEST = "manifest.json"
 STATE = "trainer_state.json"  # transformers': how far the training was
@@ -23,7 +25,13 @@ def side(folder: Path) -> Path:
 
 
 def begin(folder: Path) -> None:
-    """Clear away what a killed run left half-written."""
+    """Make the folder, and clear away what a killed run left half-written."""
+    clear(folder)
+    folder.mkdir(exist_ok=True)
+
+
+def clear(folder: Path) -> None:
+    """Delete what is half-written."""
     shutil.rmtree(side(folder), ignore_errors=True)
 
 
@@ -109,15 +117,6 @@ def checksum(path: Path) -> str:
     """The SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def sync(path: Path) -> None:
-    """Wait until a file or folder is on the disk."""
-    place = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(place)
-    finally:
-        os.close(place)
 
 
 def _entries(folder: Path) -> list[Path]:

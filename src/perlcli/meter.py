@@ -17,13 +17,14 @@ import torch
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 
-from perlcli import checkpoints, device
+from perlcli import checkpoints, device, disk
 from perlcli.errors import Interrupted, PerlError, RunFailed
 from perlcli.progress import Progress
-from perlcli.record import CHECKPOINTS, METRICS, SAMPLES, STEP, STEP_CPU, Run
+from perlcli.record import CHECKPOINTS, METRICS, SAMPLES, STEP, STEP_CPU, Run, go_on, write_whole
 from perlcli.settings import LATEST
 
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # the last is how schedulers say that time is nearly up
+KEPT = 10  # rows of a trainer's own history of its figures
 
 
 class Meter(TrainerCallback):
@@ -64,14 +65,17 @@ class Meter(TrainerCallback):
         self.run.append(METRICS, {"step": state.global_step, **logs, **seconds, "num_tokens": self.run.record.tokens})
         if self.progress:
             self.progress.update(state.global_step, logs)
+        del state.log_history[:-KEPT]  # all of it is in metrics.jsonl; every checkpoint would hold it once more
         if not math.isfinite(logs["loss"]):
             self._fail(f"loss is not a finite number at step {state.global_step}")
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """The trainer has written a checkpoint: make it one that counts."""
+        self.run.check_stands()
         checkpoints.keep(self.run.folder / CHECKPOINTS, state.global_step, self.run.record.settings["save_total_limit"])
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
+        self.run.check_stands()  # the trainer would make folders again that were deleted
         wall, processors = clocks()
         self.took = round(wall - self.began[0], 6), round(processors - self.began[1], 6)
         if self.interrupted:
@@ -114,12 +118,14 @@ def clocks() -> tuple[float, float]:
     return time.perf_counter(), time.process_time()
 
 
-def train(trainer: Trainer, run: Run, save: Callable[[Any], None]) -> None:
-    """Train to the end, or to a stop that leaves the last good state; `save` writes a model into the run's folder."""
+def train(trainer: Trainer, run: Run, save: Callable[[Any, Path], None]) -> None:
+    """Train to the end, or to a stop that leaves the last good state; `save` writes a model into a folder, from where
+    it comes into the run's once it is whole."""
     meter = Meter(run)
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(meter)
     checkpoints.begin(run.folder / CHECKPOINTS)
+    run.parts.append(CHECKPOINTS)
     checkpoint = _checkpoint(run) if run.record.settings["resume"] else None
     if device.kind() == "cuda":
         torch.cuda.reset_peak_memory_stats()
@@ -127,22 +133,24 @@ def train(trainer: Trainer, run: Run, save: Callable[[Any], None]) -> None:
         with meter.listening():
             trainer.train(resume_from_checkpoint=checkpoint)
     except (PerlError, KeyboardInterrupt):  # also of a reward function that fails in the middle
-        save(trainer.model)
+        if run.stands:
+            _save(trainer, run, save)
         raise
     finally:
         meter.close()
         run.record.peak_memory_mb = device.peak_memory_mb()
         run.record.memory |= device.memory_of_training(run.record.memory["before_mb"])
-    save(trainer.model)
+    _save(trainer, run, save)
     if meter.interrupted:
         stopped = Interrupted(f"Stopped at step {run.record.steps} and saved", go_on(run))
         stopped.exit_code = 128 + meter.interrupted
         raise stopped
 
 
-def go_on(run: Run) -> str:
-    """The command that goes on with a run."""
-    return f"perl {run.record.command} --config {run.folder}/settings.yaml --resume"
+def _save(trainer: Trainer, run: Run, save: Callable[[Any, Path], None]) -> None:
+    """Save the model as it is, and leave the one that lay there before alone until it is whole."""
+    with disk.aside(run.folder) as side:
+        save(trainer.model, side)
 
 
 def _fault(run: Run, checkpoint: Path) -> str | None:
@@ -161,7 +169,7 @@ def _take_back(path: Path, step: int) -> list[dict[str, Any]]:
         return []
     lines = path.read_text(encoding="utf-8").splitlines()
     rows = [row for row in map(_row, lines) if row is not None and row.get("step", step + 1) <= step]
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    write_whole(path, (json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     return rows
 
 
