@@ -13,6 +13,7 @@ from pathlib import Path
 from perlcli.disk import sync
 
 SIDE = ".writing"  # where the trainer writes, below the folder of checkpoints
+HERE = ".here"  # marks the folder as long as its run is at work: one that the trainer made again hasn't got it
 MANIFEST = "manifest.json"
 STATE = "trainer_state.json"  # transformers': how far the training was
 NAME = re.compile(r"checkpoint-(\d+)")
@@ -25,13 +26,15 @@ def side(folder: Path) -> Path:
 
 
 def begin(folder: Path) -> None:
-    """Make the folder, and clear away what a killed run left half-written."""
+    """Make the folder and mark it, and clear away what a killed run left half-written."""
     clear(folder)
     folder.mkdir(exist_ok=True)
+    (folder / HERE).touch()
 
 
 def clear(folder: Path) -> None:
-    """Delete what is half-written."""
+    """Delete what is half-written, and the mark of a run at work."""
+    (folder / HERE).unlink(missing_ok=True)
     shutil.rmtree(side(folder), ignore_errors=True)
 
 

@@ -6,6 +6,7 @@ import errno
 import os
 import re
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -22,11 +23,11 @@ WORDS = {
     errno.EACCES: "it may not be written to",
     errno.EPERM: "it may not be written to",
     errno.EIO: "the disk fails (input/output error)",
-    errno.ESTALE: "the network disk has lost it",
 }
+GONE = (errno.ENOENT, errno.ENOTDIR, errno.ESTALE)
 ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what more room would cure
 RUST = re.compile(r"\(os error (\d+)\)")  # as safetensors and tokenizers tell the system's errors
-TORCH = ("PytorchStreamWriter", "inline_container")  # torch.save tells no reason
+TORCH = ("PytorchStreamWriter", "inline_container", "iostream error")  # torch.save tells no reason
 PROBE_BYTES = 1 << 20
 
 
@@ -38,29 +39,41 @@ def failure(error: BaseException, folder: Path, parts: Sequence[str], way_on: st
     """
     if not isinstance(error, Exception):
         return None
-    if parts and (lost := vanished(folder, parts)):
+    if parts and (lost := vanished(folder, parts, way_on)):
         return lost  # whatever else failed for it
     code = code_of(error)
     if code is None:
         return None
-    code = code or probe(folder)
+    return _in_words(error, code or probe(folder), folder, way_on)
+
+
+def _in_words(error: Exception, code: int, folder: Path, way_on: str) -> RunFailed | None:
     place = getattr(error, "filename", None) or str(folder)
-    is_inside = Path(os.fsdecode(place)).resolve().is_relative_to(folder.resolve())
+    is_inside = Path(str(place)).resolve().is_relative_to(folder.resolve())
+    if code in GONE and is_inside:
+        return gone(place, way_on)
     if code in ROOM or (code in WORDS and is_inside):
         cure = "make room" if code in ROOM else "put it right"
         return RunFailed(f"Can't write to {folder if is_inside else place}: {WORDS[code]}", f"{cure}, then {way_on}")
-    if code:
-        return None
-    return RunFailed(f"Can't write to {folder}: {' '.join(str(error).split())}", way_on)
+    return None if code else RunFailed(f"Can't write to {folder}: {' '.join(str(error).split())}", way_on)
 
 
-def vanished(folder: Path, parts: Sequence[str]) -> RunFailed | None:
-    """The error of a folder that isn't there any more, or has lost one of its parts; None where it stands."""
+def vanished(folder: Path, parts: Sequence[str], way_on: str) -> RunFailed | None:
+    """The error of a folder that isn't there any more, or has lost one of its parts; None where it stands.
+
+    A part with a dot is a mark of the folder that it lies in: one that a library made again hasn't got it.
+    """
     missing = next((place for place in (folder, *(folder / part for part in parts)) if not place.exists()), None)
     if missing is None:
         return None
-    problem = f"{missing} has vanished: it was deleted while the run was at work"
-    return RunFailed(problem, "the same command begins again")
+    if missing.name.startswith(".") and missing != folder:
+        return gone(missing.parent, way_on)
+    return gone(missing, "the same command begins again")
+
+
+def gone(place: object, way_on: str) -> RunFailed:
+    """The error of something that was there and is no more."""
+    return RunFailed(f"{place} has vanished: it was deleted while the run was at work", way_on)
 
 
 def code_of(error: BaseException) -> int | None:
@@ -90,10 +103,14 @@ def probe(folder: Path) -> int:
 def why_closed(folder: Path) -> str | None:
     """Why nothing can be written into a folder, or made where it isn't yet, in words; None where it can."""
     standing = next((place for place in (folder, *folder.parents) if place.exists()), folder)
-    if os.access(standing, os.W_OK | os.X_OK):
-        return None
-    is_read_only = standing.exists() and os.statvfs(standing).f_flag & os.ST_RDONLY
-    return f"{standing} {'lies on a read-only disk' if is_read_only else 'may not be written to'}"
+    if not standing.exists():
+        return f"{standing} can't be made"
+    if not os.access(standing, os.W_OK | os.X_OK):
+        is_read_only = os.statvfs(standing).f_flag & os.ST_RDONLY
+        return f"{standing} {'lies on a read-only disk' if is_read_only else 'may not be written to'}"
+    usage = shutil.disk_usage(standing)
+    is_full = usage.total and usage.free < PROBE_BYTES  # some network disks tell no size
+    return f"the disk of {standing} is full" if is_full else None
 
 
 def sync(path: Path) -> None:
@@ -126,6 +143,16 @@ def aside(folder: Path) -> Iterator[Path]:
         sync(folder)
     finally:
         shutil.rmtree(side, ignore_errors=True)
+
+
+def tell(text: str, *, error: bool = False) -> None:
+    """Print a line; where it goes into a log whose disk is full it is lost, and ends no run."""
+    try:
+        print(text, file=sys.stderr if error else sys.stdout, flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError:
+        return
 
 
 def remove_empty(*folders: Path) -> None:

@@ -98,7 +98,7 @@ class Meter(TrainerCallback):
             if self.interrupted:
                 raise KeyboardInterrupt
             self.interrupted = number
-            print("Finishing this step, then saving. Once more to stop at once.", flush=True)
+            disk.tell("Finishing this step, then saving. Once more to stop at once.")
 
         before = {number: signal.signal(number, ask) for number in STOPS}
         try:
@@ -125,7 +125,7 @@ def train(trainer: Trainer, run: Run, save: Callable[[Any, Path], None]) -> None
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(meter)
     checkpoints.begin(run.folder / CHECKPOINTS)
-    run.parts.append(CHECKPOINTS)
+    run.parts.append(f"{CHECKPOINTS}/{checkpoints.HERE}")
     checkpoint = _checkpoint(run) if run.record.settings["resume"] else None
     if device.kind() == "cuda":
         torch.cuda.reset_peak_memory_stats()

@@ -178,7 +178,7 @@ class Run:
     def note(self, text: str) -> None:
         """Tell the user one line, and keep it in the record."""
         self.record.notes.append(text)
-        print(text, flush=True)
+        disk.tell(text)
 
     def claim(self) -> None:
         """Make the folder this run's own: until here nothing is written."""
@@ -210,7 +210,7 @@ class Run:
 
     def check_stands(self) -> None:
         """Raise RunFailed where the folder, or a part of it, was deleted."""
-        if lost := disk.vanished(self.folder, self.parts):
+        if lost := disk.vanished(self.folder, self.parts, way_on(self)):
             raise lost
 
     def append(self, name: str, row: Mapping[str, Any]) -> None:
@@ -239,6 +239,7 @@ def recording(run: Run) -> Iterator[Run]:
         yield run
         if (run.folder / CARD).exists() or run.record.command == MERGE:
             write_whole(run.folder / CARD, [card(run.record)])
+        checkpoints.clear(run.folder / CHECKPOINTS)
         run.record.status, run.record.files = "finished", file_bytes(run.folder)
         run.write()
     except BaseException as error:
@@ -311,7 +312,7 @@ def check_output(settings: definitions.Stage) -> None:
     if standing.exists() and not standing.is_dir():
         raise PerlError(f"--output {folder}: {standing} is a file", "name a folder")
     if closed := disk.why_closed(folder):
-        raise PerlError(f"--output {folder}: {closed}", "name a folder that you may write to")
+        raise PerlError(f"--output {folder}: {closed}", "name a folder that can be written to, or make room there")
     if not folder.is_dir() or not any(folder.iterdir()):
         return
     ours = (folder / RECORD).exists()
