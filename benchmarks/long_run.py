@@ -25,7 +25,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from one_base import device_name, markdown
+from one_base import GIVE_BACK, device_name, markdown
 
 from perlcli import checkpoints, record, runs
 
@@ -37,8 +37,6 @@ RL = (
     "rl", "--per-device-train-batch-size", "4", "--num-generations", "4", "--max-completion-length", "8",
     "--save-steps", "50",
 )  # fmt: skip
-# Freed memory goes back at once: glibc keeps up to some 50 MB of it, now more and now less, which hides what is held.
-GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072"}
 
 
 @dataclass(frozen=True)
@@ -85,6 +83,7 @@ def look(pid: int, metrics: Path) -> Look | None:
 def watch(words: Sequence[str], folder: Path) -> list[Look]:
     """Run `perl rl` in a process of its own, and what it held from its first step to its last."""
     command = [sys.executable, "-m", "perlcli", *words, "--output", str(folder)]
+    # What is freed goes back at once: else glibc keeps some 50 MB of it, now more and now less.
     process = subprocess.Popen(command, env={**os.environ, **GIVE_BACK})
     looks = []
     while process.poll() is None:
