@@ -131,7 +131,7 @@ def test_a_long_run_that_grows_is_told(script: Any, tmp_path: Path) -> None:
     assert long_run.faults(found, 4.0) == []
     grown = [long_run.Look(step, 600.0 + step / 10, 400.0, 3 + step // 40, 2 + step // 90) for step in range(1, 101)]
     told = long_run.faults(long_run.parts(grown, 100), 4.0)
-    assert [line.split(":")[0] for line in told] == ["memory", "open files", "most open files"]
+    assert [line.split(":")[0] for line in told] == ["memory", "open files"]
     about = {
         "command": "c",
         "runs": ["r"],
