@@ -139,8 +139,8 @@ def written(folder: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def described(seconds: float) -> dict[str, Any]:
-    """What the figures were measured on."""
+def described() -> dict[str, Any]:
+    """What the figures are measured on."""
     changed = subprocess.run(["git", "status", "--porcelain", "src"], capture_output=True, text=True, check=False)
     return {
         "command": f"python benchmarks/long_run.py {shlex.join(sys.argv[1:])}".strip(),
@@ -149,7 +149,6 @@ def described(seconds: float) -> dict[str, Any]:
         "git_commit": (record.git_commit() or "unknown") + (", changed" if changed.stdout.strip() else ""),
         "device": device_name("cpu"),
         "versions": record.package_versions(),
-        "seconds": round(seconds, 1),
     }
 
 
@@ -187,12 +186,13 @@ def main() -> None:
     parser.add_argument("--limit-mb", type=float, default=4.0, help="growth of memory that is still called flat")
     parser.add_argument("--output", help="where to write, without ending; default: results/cpu-long-run here")
     given = parser.parse_args()
+    about = described()  # before the run: the code may change while it is at work
     with tempfile.TemporaryDirectory() as place:
         reward, folder = Path(place) / "reward", Path(place) / "rl"
         subprocess.run([sys.executable, "-m", "perlcli", *REWARD, "--output", str(reward)], check=True)
         begin = time.monotonic()
         looks = watch([*RL, "--reward", str(reward), "--max-steps", str(given.steps)], folder)
-        about, files = described(time.monotonic() - begin), written(folder)
+        about["seconds"], files = round(time.monotonic() - begin, 1), written(folder)
     found = parts(looks, given.steps)
     path = Path(given.output) if given.output else HERE / "results" / "cpu-long-run"
     write(path, about, found, files)

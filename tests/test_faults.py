@@ -296,6 +296,8 @@ def test_why_torch_could_not_write_is_found_by_a_write(tmp_path: Path, monkeypat
     [
         ValueError("no"), OSError("can't load this model"), FileNotFoundError(errno.ENOENT, "none", "/elsewhere"),
         PermissionError(errno.EACCES, "Permission denied", "/elsewhere"), KeyboardInterrupt(),
+        PermissionError(errno.EPERM, "Operation not permitted"),  # of a signal, say
+        RuntimeError("[enforce fail at inline_container.cc:1] . PytorchStreamReader failed reading zip archive"),
     ],
 )  # fmt: skip
 def test_other_errors_stay_what_they_are(error: BaseException, tmp_path: Path) -> None:

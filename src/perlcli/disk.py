@@ -26,6 +26,7 @@ WORDS = {
 }
 GONE = (errno.ENOENT, errno.ENOTDIR, errno.ESTALE)
 ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what more room would cure
+BY_WRITING = (*ROOM, errno.EROFS, errno.EIO)  # what writing into an open file can meet, where the system names none
 RUST = re.compile(r"\(os error (\d+)\)")  # as safetensors and tokenizers tell the system's errors
 TORCH = ("PytorchStreamWriter", "inline_container", "iostream error")  # torch.save tells no reason
 PROBE_BYTES = 1 << 20
@@ -79,11 +80,12 @@ def gone(place: object, way_on: str) -> RunFailed:
 def code_of(error: BaseException) -> int | None:
     """The system's number of an error of reading or writing; 0 where a library tells none, None for other errors."""
     if isinstance(error, OSError):
-        return error.errno
+        is_unclear = error.filename is None and error.errno not in BY_WRITING
+        return None if is_unclear else error.errno
     text = str(error)
     if found := RUST.search(text):
         return int(found[1])
-    if any(mark in text for mark in TORCH):
+    if any(mark in text for mark in TORCH) and "Reader" not in text:
         return 0
     return next((code for code in ROOM if os.strerror(code) in text), None)
 
