@@ -331,6 +331,8 @@ def test_files_take_their_places_together_or_not_at_all(tmp_path: Path) -> None:
 
 def test_a_log_on_a_full_disk_ends_no_run(monkeypatch: pytest.MonkeyPatch) -> None:
     class Log:
+        encoding = "utf-8"
+
         def __init__(self, error: OSError) -> None:
             self.error = error
 

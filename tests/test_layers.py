@@ -15,8 +15,8 @@ PACKAGE = Path(perlcli.__file__).parent
 # Lowest first. Neighbours in a layer don't import each other. `entry` stands outside: it runs before each Perl program.
 LAYERS = (
     {"errors", "values"},
-    {"settings", "disk"},
-    {"config", "coffee.world", "coffee.presets"},
+    {"settings"},
+    {"disk", "config", "coffee.world", "coffee.presets"},
     {"recipes", "coffee.documents", "coffee"},
     {"coffee.build"},
     {"device", "progress", "stats", "upstream", "checkpoints", "liveness", "doctor_checks"},
