@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -119,6 +120,41 @@ def test_figures_of_data_are_kept_to_read_and_to_compute_with(of_data: Any, tmp_
     of_data.write(tmp_path / "results" / "a", about, found)
     assert json.loads((tmp_path / "results" / "a.json").read_text())["runs"] == [asdict(found[0])]
     assert "| 1,000 | 2 | 12.3 | 14.5 | 600 |" in (tmp_path / "results" / "a.md").read_text()
+
+
+def test_a_long_run_that_grows_is_told(script: Any, tmp_path: Path) -> None:
+    long_run = script("long_run")
+    flat = [long_run.Look(step, 600.0 + step % 2, 400.0, 3 + (step == 10), 2) for step in range(1, 101)]
+    found = long_run.parts(flat, 100)
+    assert [one.steps for one in found] == ["1 to 25", "26 to 50", "51 to 75", "76 to 99"]
+    assert (found[0].resident_mb, found[0].files, found[0].most_files, found[0].looks) == (601.0, 3, 4, 25)
+    assert long_run.faults(found, 4.0) == []
+    grown = [long_run.Look(step, 600.0 + step / 10, 400.0, 3 + step // 40, 2 + step // 90) for step in range(1, 101)]
+    told = long_run.faults(long_run.parts(grown, 100), 4.0)
+    assert [line.split(":")[0] for line in told] == ["memory", "open files"]
+    about = {
+        "command": "c",
+        "runs": ["r"],
+        "date": "d",
+        "git_commit": "g",
+        "device": "e",
+        "versions": {},
+        "seconds": 1.0,
+    }
+    long_run.write(tmp_path / "a", about, found, {"metrics_rows": 100})
+    assert "| 1 to 25 | 601.0 | 400.0 | 601.0 | 3 | 4 | 2 |" in (tmp_path / "a.md").read_text()
+    assert json.loads((tmp_path / "a.json").read_text())["parts"][0] == asdict(found[0])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
+def test_a_process_is_looked_at_from_outside(script: Any, tmp_path: Path) -> None:
+    long_run = script("long_run")
+    (tmp_path / "metrics.jsonl").write_text('{"step": 7}\n')
+    with (tmp_path / "open").open("w"):
+        one = long_run.look(os.getpid(), tmp_path / "metrics.jsonl")
+    assert one.step == 7 and one.resident_mb > one.private_mb > 10 and one.threads >= 1
+    assert one.files - 1 == long_run.look(os.getpid(), tmp_path / "metrics.jsonl").files
+    assert long_run.look(2**22 + 1, tmp_path / "metrics.jsonl") is None
 
 
 def test_rows_have_the_length_that_was_asked_for(script: Any, tmp_path: Path, llama: Path) -> None:

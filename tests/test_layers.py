@@ -21,7 +21,7 @@ LAYERS = (
     {"settings.resolving"},
     {"settings.conflicts"},
     {"settings", "terminal"},
-    {"config", "coffee.world", "coffee.presets"},
+    {"disk", "config", "coffee.world", "coffee.presets"},
     {"recipes", "coffee.documents", "coffee"},
     {"coffee.build"},
     {"device", "weights", "progress", "stats", "upstream", "checkpoints", "liveness", "expressions", "doctor_checks"},

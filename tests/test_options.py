@@ -305,6 +305,13 @@ def test_a_full_disk_says_how_to_go_on(error: Exception) -> None:
     ]
 
 
+def test_a_read_only_disk_asks_for_another_place() -> None:
+    result = call(raising(OSError(30, "Read-only file system", "there/report")))
+    assert result.stderr.splitlines() == [
+        "Error: Read-only file system: there/report", "Hint: name a place that can be written to",
+    ]  # fmt: skip
+
+
 def test_too_little_memory_says_what_takes_less() -> None:
     class OutOfMemoryError(RuntimeError):  # as torch's is called
         pass

@@ -168,9 +168,9 @@ def test_folder_that_scores_otherwise_fails_the_run(
 ) -> None:
     original = reward.save
 
-    def careless(prepared: Any, model: Any) -> None:
-        original(prepared, model)
-        path = prepared.run.folder / "adapter_model.safetensors"
+    def careless(prepared: Any, model: Any, folder: Path) -> None:
+        original(prepared, model, folder)
+        path = folder / "adapter_model.safetensors"
         save_file({**load_file(path), HEAD: load_file(path)[HEAD] * 1.01}, path, metadata={"format": "pt"})
 
     monkeypatch.setattr(reward, "save", careless)

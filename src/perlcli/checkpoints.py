@@ -10,7 +10,10 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from perlcli.disk import sync
+
 SIDE = ".writing"  # where the trainer writes, below the folder of checkpoints
+HERE = ".here"  # marks the folder as long as its run is at work: one that the trainer made again hasn't got it
 MANIFEST = "manifest.json"
 STATE = "trainer_state.json"  # transformers': how far the training was
 # What trainers write and nothing of ours reads: a pickle with paths and whatever else the trainer was told, a card.
@@ -26,7 +29,15 @@ def side(folder: Path) -> Path:
 
 
 def begin(folder: Path) -> None:
-    """Clear away what a killed run left half-written."""
+    """Make the folder and mark it, and clear away what a killed run left half-written."""
+    clear(folder)
+    folder.mkdir(exist_ok=True)
+    (folder / HERE).touch()
+
+
+def clear(folder: Path) -> None:
+    """Delete what is half-written, and the mark of a run at work."""
+    (folder / HERE).unlink(missing_ok=True)
     if side(folder).is_symlink():
         side(folder).unlink()  # nobody's checkpoints go elsewhere
     shutil.rmtree(side(folder), ignore_errors=True)
@@ -119,15 +130,6 @@ def checksum(path: Path) -> str:
     """The SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def sync(path: Path) -> None:
-    """Wait until a file or folder is on the disk."""
-    place = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(place)
-    finally:
-        os.close(place)
 
 
 def _entries(folder: Path) -> list[Path]:

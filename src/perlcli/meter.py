@@ -16,13 +16,14 @@ from transformers import SchedulerType, Trainer, TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 from trl import RLOOTrainer
 
-from perlcli import checkpoints, device, resuming
+from perlcli import checkpoints, device, disk, resuming
 from perlcli.errors import Interrupted, PerlError, RunFailed
 from perlcli.progress import Progress
-from perlcli.record import CHECKPOINTS, METRICS, STEP, STEP_CPU, Run
+from perlcli.record import CHECKPOINTS, METRICS, STEP, STEP_CPU, Run, go_on
 from perlcli.resuming import Resumable
 
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # the last is how schedulers say that time is nearly up
+KEPT = 10  # rows of a trainer's own history of its figures
 
 
 class Meter(TrainerCallback):
@@ -62,14 +63,17 @@ class Meter(TrainerCallback):
         self.run.append(METRICS, {"step": state.global_step, **logs, **seconds, "num_tokens": self.run.record.tokens})
         if self.progress:
             self.progress.update(state.global_step, logs)
+        del state.log_history[:-KEPT]  # all of it is in metrics.jsonl; every checkpoint would hold it once more
         if not math.isfinite(logs["loss"]):
             self._fail(f"loss is not a finite number at step {state.global_step}")
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """The trainer has written a checkpoint: make it one that counts."""
+        self.run.check_stands()
         checkpoints.keep(self.run.folder / CHECKPOINTS, state.global_step, self.run.record.settings["save_total_limit"])
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
+        self.run.check_stands()  # the trainer would make folders again that were deleted
         wall, processors = clocks()
         self.took = round(wall - self.began[0], 6), round(processors - self.began[1], 6)
         if self.interrupted:
@@ -92,7 +96,7 @@ class Meter(TrainerCallback):
             if self.interrupted:
                 raise KeyboardInterrupt
             self.interrupted = number
-            print("Finishing this step, then saving. Once more to stop at once.", flush=True)
+            disk.tell("Finishing this step, then saving. Once more to stop at once.")
 
         before = {number: signal.signal(number, ask) for number in STOPS}
         try:
@@ -112,14 +116,16 @@ def clocks() -> tuple[float, float]:
     return time.perf_counter(), time.process_time()
 
 
-def train(trainer: Trainer, run: Run, save: Callable[[Any], None]) -> None:
-    """Train to the end, or to a stop that leaves the last good state; `save` writes a model into the run's folder."""
+def train(trainer: Trainer, run: Run, save: Callable[[Any, Path], None]) -> None:
+    """Train to the end, or to a stop that leaves the last good state; `save` writes a model into a folder, from where
+    it comes into the run's once it is whole."""
     meter = Meter(run, counts_on=isinstance(trainer, RLOOTrainer))
     resumable = Resumable(trainer)
     trainer.remove_callback(PrinterCallback)
     for callback in (resumable, meter):  # in this order: a checkpoint is sealed when all is in it
         trainer.add_callback(callback)
     checkpoints.begin(run.folder / CHECKPOINTS)
+    run.parts.append(f"{CHECKPOINTS}/{checkpoints.HERE}")
     checkpoint = resuming.find(run) if run.record.settings["resume"] else None
     if device.kind() == "cuda":
         torch.cuda.reset_peak_memory_stats()
@@ -127,13 +133,14 @@ def train(trainer: Trainer, run: Run, save: Callable[[Any], None]) -> None:
         with meter.listening():
             _train(trainer, run, resumable, checkpoint)
     except (PerlError, KeyboardInterrupt):  # also of a reward function that fails in the middle
-        save(trainer.model)
+        if run.stands:
+            _save(trainer, run, save)
         raise
     finally:
         meter.close()
         run.record.peak_memory_mb = device.peak_memory_mb()
         run.record.memory |= device.memory_of_training(run.record.memory["before_mb"])
-    save(trainer.model)
+    _save(trainer, run, save)
     if meter.interrupted:
         stopped = Interrupted(f"Stopped at step {run.record.steps} and saved", go_on(run))
         stopped.exit_code = 128 + meter.interrupted
@@ -152,6 +159,7 @@ def _train(trainer: Trainer, run: Run, resumable: Resumable, checkpoint: Path | 
         trainer.train(resume_from_checkpoint=str(checkpoint))
 
 
-def go_on(run: Run) -> str:
-    """The command that goes on with a run."""
-    return f"perl {run.record.command} --config {run.folder}/settings.yaml --resume"
+def _save(trainer: Trainer, run: Run, save: Callable[[Any, Path], None]) -> None:
+    """Save the model as it is, and leave the one that lay there before alone until it is whole."""
+    with disk.aside(run.folder) as side:
+        save(trainer.model, side)

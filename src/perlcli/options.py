@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import inspect
 import os
 import re
@@ -16,7 +17,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperArgument, TyperCommand, TyperGroup
 
-from perlcli import recipes, upstream
+from perlcli import disk, recipes, upstream
 from perlcli import settings as definitions
 from perlcli.config import read_config
 from perlcli.errors import PerlError, clip, reason
@@ -27,7 +28,6 @@ from perlcli.values import convert, fits
 CONFIG_HELP = "YAML file with the same names as these options; the command line wins."
 LESS_MEMORY = "a smaller --per-device-train-batch-size or --max-length, or --load-in-4bit, takes less memory"
 METAVARS = {int: "N", float: "X"}
-NO_SPACE = "No space left on device"  # as the system, safetensors and torch all word it
 WHOLE = re.compile(r"[-+]?\d{1,20}")
 DEBUG_HELP = "Show the traceback of an error."
 
@@ -197,17 +197,21 @@ def with_boundary(action: Callable[[], None], *, debug: bool) -> None:
     except Exception as error:
         if debug:
             raise
-        if type(error).__name__ == "OutOfMemoryError":  # torch's, which isn't imported here
-            _tell(f"Error: {reason(error)}\nHint: {LESS_MEMORY}")
-            raise typer.Exit(1) from None
-        if NO_SPACE in str(error):
-            _tell(
-                f"Error: {NO_SPACE}: the run could not be saved\n"
-                "Hint: make room, then the same command with --resume (merge, eval: --overwrite)"
-            )
-            raise typer.Exit(1) from None
-        _tell(f"Error: {reason(error)}\nHint: run it again with --debug to see where; please report it if it is ours")
+        _tell("Error: " + _in_words(error))
         raise typer.Exit(1) from None
+
+
+def _in_words(error: Exception) -> str:
+    """What a library or the system couldn't do, in two lines."""
+    code = disk.code_of(error)
+    if type(error).__name__ == "OutOfMemoryError":  # torch's, which isn't imported here
+        return f"{reason(error)}\nHint: {LESS_MEMORY}"
+    if code in disk.ROOM:
+        way_on = "make room, then the same command with --resume (merge, eval: --overwrite)"
+        return f"{os.strerror(code or 0)}: the run could not be saved\nHint: {way_on}"
+    if code == errno.EROFS:
+        return f"{reason(error)}\nHint: name a place that can be written to"
+    return f"{reason(error)}\nHint: run it again with --debug to see where; please report it if it is ours"
 
 
 def _tell(text: str) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from perlcli.record import read_rows
+from perlcli.record import read_rows, write_whole
 
 # The panels of each stage's curves: the key in `metrics.jsonl`, the panel's title, whether it is a share.
 PANELS: dict[str, tuple[tuple[str, str, bool], ...]] = {
@@ -136,8 +137,10 @@ def smooth(values: Sequence[float]) -> list[float]:
 
 def save(figure: Any, target: Path) -> None:
     """Write the figure as PNG."""
-    target.parent.mkdir(parents=True, exist_ok=True)
+    target.parent.mkdir(exist_ok=True)  # alone: a run's folder that was deleted isn't made again
+    content = io.BytesIO()
     with warnings.catch_warnings():
         # A name in a script that matplotlib's own font lacks: drawn as boxes, and whole in every table.
         warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
-        figure.savefig(target, dpi=130)
+        figure.savefig(content, format="png", dpi=130)
+    write_whole(target, [content.getvalue()])

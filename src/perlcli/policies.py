@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -38,22 +37,17 @@ def start(prepared: Prepared) -> Any:
     return roles.new_adapter(model, prepared.settings.lora, "CAUSAL_LM")
 
 
-def save(prepared: Prepared, model: Any) -> None:
-    """Write the policy's adapter, or the whole model after full tuning, and the tokenizer into the run's folder."""
+def save(prepared: Prepared, model: Any, folder: Path) -> None:
+    """Write the policy's adapter, or the whole model after full tuning, and the tokenizer, into a folder."""
     if prepared.settings.lora.full:
         model.to(getattr(torch, device.dtype_name(prepared.settings.model)))
-        model.save_pretrained(str(prepared.run.folder))
+        model.save_pretrained(str(folder))
     else:
-        roles.save_adapter(model, prepared.run.folder)
-    prepared.tokenizer.save_pretrained(str(prepared.run.folder))
+        roles.save_adapter(model, folder)
+    prepared.tokenizer.save_pretrained(str(folder))
     if roles.ANCHOR in getattr(model, "peft_config", {}):
-        roles.save_adapter(model, prepared.run.folder, roles.ANCHOR)
-        place, old = prepared.run.folder / ANCHOR_FOLDER, prepared.run.folder / ".anchor-before-resume"
-        shutil.rmtree(old, ignore_errors=True)
-        if place.exists():
-            place.replace(old)
-        (prepared.run.folder / roles.ANCHOR).replace(place)
-        shutil.rmtree(old, ignore_errors=True)
+        roles.save_adapter(model, folder, roles.ANCHOR)
+        (folder / roles.ANCHOR).replace(folder / ANCHOR_FOLDER)
 
 
 def fitting_prompts(prepared: Prepared, rows: Data, role: str) -> list[tuple[Prompt, list[int]]]:

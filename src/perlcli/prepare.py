@@ -11,7 +11,7 @@ from typing import Any
 from datasets import Dataset, concatenate_datasets
 from transformers import PreTrainedTokenizerBase
 
-from perlcli import adapters, base, coffee, data, device, projections, recipes, settings, upstream, weights
+from perlcli import adapters, base, coffee, data, device, disk, projections, recipes, settings, upstream, weights
 from perlcli.base import Source
 from perlcli.data import Data, Renderer, checks
 from perlcli.data.fitting import Tokens
@@ -77,8 +77,15 @@ def prepare(given: Any) -> Prepared:
         run.note("No --model: taking the embedded coffee base, a toy of 0.9 M parameters.")
     renderer = base.renderer(source, tokenizer)
     if not resolved.run.dry_run:  # which writes nothing
-        renderer.cache = base.token_cache(tokenizer)
+        renderer.cache = cache = base.token_cache(tokenizer)
+        _tell_cache(run, cache.folder if cache is not None else None)
     return Prepared(resolved, source, tokenizer, renderer, run, adapter)
+
+
+def _tell_cache(run: Run, folder: Path | None) -> None:
+    """Say where tokens can't be kept: the next run encodes its data again, and that is all."""
+    if folder is not None and (closed := disk.why_closed(folder)):
+        run.note(f"Tokens aren't kept for the next run: {closed} (HF_HOME names another place).")
 
 
 def locate(given: Any) -> Source:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from types import TracebackType
 
-from perlcli.terminal import say
+from perlcli import disk
 
 PLAIN_SECONDS = 10.0
 
@@ -68,7 +68,7 @@ class Progress:
         self._last_line = elapsed
         left = elapsed / max(done - self._first, 1) * (self.total - done)
         parts = [f"{self.stage} {done}/{self.total}", figures(self.stage, logs), f"{elapsed:.0f} s, {left:.0f} s left"]
-        say(" · ".join(part for part in parts if part), file=sys.stderr)
+        disk.tell(" · ".join(part for part in parts if part), error=True)
 
 
 def _bar():  # type: ignore[no-untyped-def]  # rich is imported only where there is a terminal to draw on

@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -18,12 +19,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
-from perlcli import checkpoints, device, liveness
+from perlcli import checkpoints, device, disk, liveness
 from perlcli import settings as definitions
 from perlcli.errors import Interrupted, PerlError, shorten
 from perlcli.markdown import inline
 from perlcli.private import hidden, hidden_in
-from perlcli.terminal import say
 from perlcli.values import fits, is_plain
 
 SCHEMA_VERSION = 4
@@ -100,11 +100,11 @@ def write_json(path: Path, content: Any) -> None:
     write_whole(path, [json.dumps(hidden_in(content), indent=2, ensure_ascii=False, default=str) + "\n"])
 
 
-def write_whole(path: Path, parts: Iterable[str]) -> None:
-    """Write text to the side and rename it, so that a reader never sees half a file."""
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=path.name, delete=False, encoding="utf-8") as side:
+def write_whole(path: Path, parts: Iterable[str | bytes]) -> None:
+    """Write text or bytes to the side and rename the file, so that a reader never sees half of it."""
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, delete=False) as side:
         try:
-            side.writelines(parts)
+            side.writelines(part.encode() if isinstance(part, str) else part for part in parts)
             side.flush()
             os.chmod(side.name, 0o644)  # the temporary file's 0600 would lock out the user's own tools
             os.replace(side.name, path)
@@ -194,6 +194,7 @@ class Run:
     def __init__(self, settings: definitions.Stage) -> None:
         values = definitions.flat(settings)
         self.folder = Path(values["output"]).expanduser()
+        self.parts: list[str] = []  # what the folder holds from `claim` on, as long as it stands
         self.prompts = b""  # digests of the prompts that are trained on, for later evaluations
         self._values = values
         self._clock = time.monotonic()
@@ -208,7 +209,7 @@ class Run:
     def note(self, text: str) -> None:
         """Tell the user one line, and keep it in the record."""
         self.record.notes.append(text)
-        say(text)
+        disk.tell(text)
 
     def claim(self) -> None:
         """Make the folder this run's own: until here nothing is written."""
@@ -217,10 +218,11 @@ class Run:
         self.record.memory["before_mb"] = device.resident_mb()
         if self._values.get("overwrite"):
             _empty(self.folder)
+        self.write()  # first: without a record the folder would be no run's, and be refused the next time
+        self.parts = [RECORD]
         write_settings(self.folder / SETTINGS, self._values)
         if self.prompts:
-            (self.folder / PROMPTS).write_bytes(self.prompts)
-        self.write()
+            write_whole(self.folder / PROMPTS, [self.prompts])
 
     def write(self) -> None:
         """Bring `record.json` up to date."""
@@ -232,8 +234,19 @@ class Run:
         """Seconds since the run began."""
         return round(time.monotonic() - self._clock, 1)
 
+    @property
+    def stands(self) -> bool:
+        """Whether the folder is still this run's: one that a library made again has no record."""
+        return (self.folder / RECORD).exists()
+
+    def check_stands(self) -> None:
+        """Raise RunFailed where the folder, or a part of it, was deleted."""
+        if lost := disk.vanished(self.folder, self.parts, way_on(self)):
+            raise lost
+
     def append(self, name: str, row: Mapping[str, Any]) -> None:
         """Add a line to `metrics.jsonl` or `samples.jsonl`, whose texts are the data's and the model's own."""
+        self.check_stands()
         row = row if name == SAMPLES else hidden_in(dict(row))
         with (self.folder / name).open("a", encoding="utf-8") as file:
             file.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")
@@ -248,30 +261,56 @@ def first_of(value: Any) -> Any:
 def recording(run: Run) -> Iterator[Run]:
     """Claim the run's folder, and keep in its record how the run ended.
 
-    Raises PerlError where the run goes on with another that had other data or another base.
+    Raises PerlError where the run goes on with another that had other data or another base, and RunFailed where the
+    disk fails or the folder vanishes.
     """
     if run.record.settings.get("resume"):
         _check_same(run)
-    run.claim()
     try:
+        run.claim()
         yield run
+        if (run.folder / CARD).exists() or run.record.command == MERGE:
+            write_whole(run.folder / CARD, [hidden(card(run.record))])
+        checkpoints.clear(run.folder / CHECKPOINTS)
+        run.record.status, run.record.files = "finished", file_bytes(run.folder)
+        run.write()
     except BaseException as error:
-        stopped = isinstance(error, KeyboardInterrupt | Interrupted)
-        run.record.status = "interrupted" if stopped else "failed"
-        run.record.failure = error.problem if isinstance(error, PerlError) else f"{type(error).__name__}: {error}"
-        with suppress(OSError):  # a full disk is told by the error itself
-            run.write()
+        failure = disk.failure(error, run.folder, run.parts, way_on(run))
+        _keep_failure(run, failure or error)
+        if failure is not None:
+            raise failure from error
         raise
-    run.record.status, run.record.files = "finished", file_bytes(run.folder)
-    run.write()
-    if (run.folder / CARD).exists() or run.record.command == MERGE:
-        (run.folder / CARD).write_text(hidden(card(run.record)), encoding="utf-8")
+
+
+def _keep_failure(run: Run, error: BaseException) -> None:
+    """Keep in the record why a run ended, as far as there is a place and room for it."""
+    stopped = isinstance(error, KeyboardInterrupt | Interrupted)
+    run.record.status = "interrupted" if stopped else "failed"
+    run.record.failure = error.problem if isinstance(error, PerlError) else f"{type(error).__name__}: {error}"
+    checkpoints.clear(run.folder / CHECKPOINTS)  # on a full disk, room for the record
+    if run.stands:
+        with suppress(OSError):  # the error itself tells of a disk that fails
+            run.write()
+    else:
+        disk.remove_empty(run.folder / CHECKPOINTS, run.folder)
+
+
+def go_on(run: Run) -> str:
+    """The command that goes on with a run."""
+    return shlex.join(["perl", run.record.command, "--config", str(run.folder / SETTINGS), "--resume"])
+
+
+def way_on(run: Run) -> str:
+    """What to type when a disk that failed the run is well again."""
+    if "resume" not in run.record.settings:
+        return "the same command with --overwrite"
+    return go_on(run) if (run.folder / SETTINGS).exists() else "the same command with --resume"
 
 
 def file_bytes(folder: Path) -> dict[str, int]:
     """Bytes of the weights that a run left, and of the optimiser's state in its last checkpoint."""
-    steps = sorted((folder / CHECKPOINTS).glob(f"checkpoint-*/{OPTIMIZER}"), key=lambda path: path.stat().st_mtime)
-    files = {"weights": list(folder.glob("*.safetensors")), "optimizer": steps[-1:]}
+    states = [path / OPTIMIZER for path in checkpoints.found(folder / CHECKPOINTS)[:1]]
+    files = {"weights": list(folder.glob("*.safetensors")), "optimizer": [path for path in states if path.exists()]}
     return {name: sum(path.stat().st_size for path in found) for name, found in files.items() if found}
 
 
@@ -309,6 +348,8 @@ def check_output(settings: definitions.Stage) -> None:
     standing = next((place for place in (folder, *folder.parents) if place.exists()), folder)
     if standing.exists() and not standing.is_dir():
         raise PerlError(f"--output {folder}: {standing} is a file", "name a folder")
+    if closed := disk.why_closed(folder):
+        raise PerlError(f"--output {folder}: {closed}", "name a folder that can be written to, or make room there")
     if not folder.is_dir() or not any(folder.iterdir()):
         return
     ours = (folder / RECORD).exists()
@@ -452,7 +493,7 @@ def write_settings(path: Path, values: Mapping[str, Any]) -> None:
         for name, value in values.items()
         if name not in definitions.ONCE and (whole or value is not None)
     }
-    path.write_text(yaml.safe_dump(hidden_in(kept), sort_keys=False, allow_unicode=True), encoding="utf-8")
+    write_whole(path, [yaml.safe_dump(hidden_in(kept), sort_keys=False, allow_unicode=True)])
 
 
 def package_versions() -> dict[str, str]:

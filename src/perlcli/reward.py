@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -42,10 +43,10 @@ def run(given: settings.Reward) -> RunRecord | None:
         role, what = ("", "The reward model") if prepared.settings.lora.full else (roles.POLICY, "The reward adapter")
         before, after = guards.checksum(trainer.model, role), ""
 
-        def finish(model: Any) -> None:
+        def finish(model: Any, folder: Path) -> None:
             nonlocal after
             after = guards.checksum(model, role)  # first: saving rounds the head, or after full tuning the weights
-            save(prepared, model)
+            save(prepared, model, folder)
 
         train(trainer, run, finish)
         guards.assert_moved(before, after, what)
@@ -157,10 +158,8 @@ class ThumbsTrainer(RewardTrainer):
         found["mean_reward"].append(self.accelerator.gather_for_metrics(scores.detach()).mean().item())
 
 
-def save(prepared: Prepared, model: Any) -> None:
-    """Write the adapter with its head, or the whole classifier after full tuning, and the tokenizer."""
-    folder = prepared.run.folder
-    (folder / PROOF).unlink(missing_ok=True)  # of the weights before
+def save(prepared: Prepared, model: Any, folder: Path) -> None:
+    """Write the adapter with its head, or the whole classifier after full tuning, and the tokenizer, into a folder."""
     if prepared.settings.lora.full:
         model.to(getattr(torch, device.dtype_name(prepared.settings.model)))
         model.save_pretrained(str(folder))
@@ -168,6 +167,7 @@ def save(prepared: Prepared, model: Any) -> None:
         roles.round_head(model, model.dtype)
         roles.save_adapter(model, folder)
     prepared.tokenizer.save_pretrained(str(folder))
+    (prepared.run.folder / PROOF).unlink(missing_ok=True)  # of the weights before
 
 
 def prove(prepared: Prepared, rows: list[list[int]], wanted: list[float]) -> roles.ClassifierScorer:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
@@ -17,7 +18,7 @@ from perlcli.judge import REWARD, ROW, SUM, Judge, Probe, probe
 from perlcli.meter import train
 from perlcli.policies import Anchor
 from perlcli.prepare import Prepared, load_data, prepare, preview, require
-from perlcli.record import METRICS, Run, RunRecord, recording
+from perlcli.record import METRICS, Run, RunRecord, read_rows, recording
 from perlcli.rewards import Reward, Weighted
 from perlcli.terminal import say
 from perlcli.training import trl_config
@@ -51,16 +52,16 @@ def run(given: settings.Rl) -> RunRecord | None:
         count_parameters(trainer, run.record)
         before, after = marks(trainer), {}
 
-        def finish(model: Any) -> None:
+        def finish(model: Any, folder: Path) -> None:
             after.update(marks(trainer))  # first: after full tuning saving rounds the weights
-            save(prepared, model, trainer)
+            save(prepared, model, folder, trainer)
 
         train(trainer, run, finish)
         guards.compare(before, after)
         moved = [name for name in before if name in (roles.POLICY, roles.VALUE)]
         run.record.guards["trained"] = sorted(map(guards.told, moved))
         run.record.guards["unchanged"] = sorted(guards.told(name) for name in before if name not in moved)
-        run.record.metrics = summary(trainer.state.log_history)
+        run.record.metrics = summary(read_rows(run.folder / METRICS))
         plots.curves("rl", run.folder / METRICS, run.folder / "plots" / "training.png")
     return run.record
 
@@ -162,12 +163,12 @@ def count_parameters(trainer: Any, record: RunRecord) -> None:
         record.total_parameters += sum(p.numel() for p in trainer.value.head.parameters())
 
 
-def save(prepared: Prepared, model: Any, trainer: Any) -> None:
-    """Write the policy, its anchor, and the value model where there is one."""
-    policies.save(prepared, model)
+def save(prepared: Prepared, model: Any, folder: Path, trainer: Any) -> None:
+    """Write the policy, its anchor, and the value model where there is one, into a folder."""
+    policies.save(prepared, model, folder)
     if isinstance(trainer, Reinforce):
-        roles.save_adapter(model, prepared.run.folder, roles.VALUE)
-        trainer.value.save_head(prepared.run.folder / roles.VALUE)
+        roles.save_adapter(model, folder, roles.VALUE)
+        trainer.value.save_head(folder / roles.VALUE)
 
 
 def marks(trainer: Any) -> dict[str, str]:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,7 @@ HEADER = ("run", "stage", "status", "model", "steps", "key figure", "age", "size
 LEFT = 4  # columns of words
 CUT = ((3, 12), (0, 20), (3, 6), (0, 10))  # what gives way on a narrow terminal: a column, and down to which width
 METRIC_OF = {"quickstart": "rl_gold", MERGE: "share_same_token"}
+FIRST = datetime(2020, 1, 1, tzinfo=UTC).timestamp()  # no run is older: a machine's clock that was never set says 1970
 AGES = ((86400 * 2, 86400, "d"), (3600 * 2, 3600, "h"), (60 * 2, 60, "min"), (0, 1, "s"))
 
 
@@ -313,7 +314,7 @@ def cells_of(line: Line, now: float) -> list[str]:
     metric = "-" if row.metric is None else f"{report.words(row.metric[0])} {report.figure(*row.metric)}"
     return [
         "  " * line.depth + line.name, row.stage or "-", row.status, row.model or "-", steps_of(row), metric,
-        age(now - row.started), amount(row.size),
+        "?" if row.started < FIRST else age(now - row.started), amount(row.size),
     ]  # fmt: skip
 
 
@@ -367,5 +368,6 @@ def as_dict(line: Line, now: float) -> dict[str, Any]:
         "folder": str(row.folder), "name": line.name, "depth": line.depth, "stage": row.stage or None,
         "status": row.status, "note": row.note or None, "model": row.model or None, "steps": row.steps,
         "total_steps": row.total, "metric": row.metric[0] if row.metric else None, "value": value,
-        "started": row.started, "age_seconds": round(max(0.0, now - row.started), 1), "bytes": row.size,
+        "started": row.started, "bytes": row.size,
+        "age_seconds": None if row.started < FIRST else round(max(0.0, now - row.started), 1),
     }  # fmt: skip

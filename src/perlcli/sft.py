@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -13,7 +14,7 @@ from perlcli.data import Data, Demonstration
 from perlcli.data.tokens import of_demonstration
 from perlcli.meter import train
 from perlcli.prepare import Prepared, dataset, load_sides, prepare, preview, require
-from perlcli.record import METRICS, SAMPLES, RunRecord, recording
+from perlcli.record import METRICS, SAMPLES, RunRecord, read_rows, recording
 from perlcli.training import trl_config
 
 SAMPLED = 4
@@ -38,8 +39,8 @@ def run(given: settings.Sft) -> RunRecord | None:
         roles.as_float32(trainer.model)
         run.record.trl_settings = trainer.args.to_dict()
         run.record.trainable_parameters, run.record.total_parameters = roles.count_parameters(trainer.model)
-        train(trainer, run, lambda model: policies.save(prepared, model))
-        run.record.metrics = measure(trainer, eval_set)
+        train(trainer, run, partial(policies.save, prepared))
+        run.record.metrics = measure(trainer, read_rows(run.folder / METRICS), eval_set)
         show_samples(prepared, trainer.model, held_out or rows)
         plots.curves("sft", run.folder / METRICS, run.folder / "plots" / "training.png")
     return run.record
@@ -61,10 +62,9 @@ def tokens(rows: Data, prepared: Prepared, config: SFTConfig, role: str) -> Data
     return dataset(prepared, role, rows, row_tokens)
 
 
-def measure(trainer: SFTTrainer, held_out: Dataset | None) -> dict[str, float]:
-    """The last training loss, and loss and token accuracy on held-out rows."""
-    losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
-    metrics = {"train_loss": losses[-1]} if losses else {}
+def measure(trainer: SFTTrainer, steps: Sequence[dict[str, Any]], held_out: Dataset | None) -> dict[str, float]:
+    """The last training loss by the rows of the steps, and loss and token accuracy on held-out rows."""
+    metrics = {"train_loss": steps[-1]["loss"]} if steps else {}
     if held_out is not None:
         found = trainer.evaluate(held_out)
         names = {"eval_loss": "eval_loss", "eval_mean_token_accuracy": "eval_token_accuracy"}
