@@ -178,7 +178,7 @@ def test_a_run_that_was_stopped_goes_on(runner: Runner, perl: Perl, words: Words
 def no_memory(folder: Path) -> int:
     """What a run leaves that found no memory on a GPU."""
     from perlcli import settings
-    from perlcli.record import Run
+    from perlcli.running import Run
 
     given = settings.build(settings.Reward, {"output": str(folder), "full": True})
     run = Run(given)

@@ -21,11 +21,13 @@ LAYERS = (
     {"settings.resolving"},
     {"settings.conflicts"},
     {"settings", "terminal"},
-    {"disk", "config", "coffee.world", "coffee.presets"},
+    {"disk", "signals", "config", "coffee.world", "coffee.presets"},
     {"recipes", "coffee.documents", "coffee"},
     {"coffee.build"},
     {"device", "weights", "progress", "stats", "upstream", "checkpoints", "liveness", "expressions", "doctor_checks"},
     {"record"},
+    {"outputs"},
+    {"running"},
     {"report", "plots", "figures"},
     {"reports.words"},
     {"reports.tables"},
@@ -53,10 +55,10 @@ LAYERS = (
     {"reference", "__main__"},
 )
 NUMBERS = {name: number for number, layer in enumerate(LAYERS) for name in layer}
-LIGHT = ("errors", "values", "safe_yaml", "private", "markdown", "terminal", "settings", "config", "recipes", "coffee",
-         "record", "report", "figures", "stats", "plots", "reports", "report_runs", "runs", "doctor", "doctor_torch",
-         "doctor_checks", "liveness", "expressions", "progress", "upstream", "device", "data", "options", "cli",
-         "entry")  # fmt: skip
+LIGHT = ("errors", "values", "safe_yaml", "private", "markdown", "terminal", "settings", "config", "recipes",
+         "coffee", "record", "outputs", "running", "report", "figures", "stats", "plots", "reports", "report_runs",
+         "runs", "doctor", "doctor_torch", "doctor_checks", "liveness", "expressions", "progress", "upstream",
+         "device", "data", "options", "cli", "entry", "signals", "disk")  # fmt: skip
 HEAVY = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "matplotlib", "numpy")
 
 

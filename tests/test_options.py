@@ -15,7 +15,7 @@ from perlcli import settings, upstream
 from perlcli.config import read_config
 from perlcli.errors import Interrupted, PerlError, RunFailed
 from perlcli.options import Group, command
-from perlcli.record import write_settings
+from perlcli.running import write_settings
 from perlcli.settings import ALL_COMMANDS, COMMANDS, build, flat
 
 Action = Callable[[Any], None]

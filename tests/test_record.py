@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import re
+import signal
 import subprocess
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -13,9 +14,11 @@ from typing import Any
 import pytest
 import yaml
 
-from perlcli import record, settings
+from perlcli import record, running, settings, signals
 from perlcli.errors import Interrupted, PerlError, RunFailed
-from perlcli.record import RunRecord, check_output, git_commit, read_record, recording, schema_table, write_json
+from perlcli.outputs import check_output
+from perlcli.record import RunRecord, git_commit, read_record, schema_table, write_json
+from perlcli.running import recording
 
 FIELDS = [item.name for item in dataclasses.fields(RunRecord)]
 
@@ -33,7 +36,7 @@ def names(folder: Path) -> set[str]:
 def old_run(tmp_path: Path) -> Path:
     """The folder of a run that was stopped, with a file and a folder of its own."""
     folder = tmp_path / "old"
-    with pytest.raises(KeyboardInterrupt), recording(record.Run(resolved(folder, seed=5))) as run:
+    with pytest.raises(Interrupted), recording(running.Run(resolved(folder, seed=5))) as run:
         run.append("metrics.jsonl", {"step": 1})
         (folder / "plots").mkdir()
         (folder / "plots" / "training.png").write_bytes(b"png")
@@ -77,7 +80,7 @@ def test_a_write_that_fails_keeps_the_old_file_and_leaves_nothing_beside_it(
 
 
 def test_a_record_reads_back_as_it_was_written(tmp_path: Path) -> None:
-    with recording(record.Run(resolved(tmp_path, seed=7, lora_r=4))) as run:
+    with recording(running.Run(resolved(tmp_path, seed=7, lora_r=4))) as run:
         run.record.metrics = {"eval_loss": 0.5, "prompts": 3}
         run.note("chosen: ü")
     found = read_record(tmp_path)
@@ -88,18 +91,18 @@ def test_a_record_reads_back_as_it_was_written(tmp_path: Path) -> None:
 
 
 def test_a_run_leaves_its_record_and_settings_only(tmp_path: Path) -> None:
-    with recording(record.Run(resolved(tmp_path / "a" / "b"))):
+    with recording(running.Run(resolved(tmp_path / "a" / "b"))):
         pass
     assert names(tmp_path / "a" / "b") == {"record.json", "settings.yaml"}
 
 
 def test_a_run_that_has_not_begun_has_written_nothing(tmp_path: Path) -> None:
-    record.Run(resolved(tmp_path / "out"))
+    running.Run(resolved(tmp_path / "out"))
     assert names(tmp_path) == set()
 
 
 def test_a_note_is_told_and_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run = record.Run(resolved(tmp_path))
+    run = running.Run(resolved(tmp_path))
     run.note("kind: pairs")
     assert capsys.readouterr().out == "kind: pairs\n"
     assert run.record.notes == ["kind: pairs"]
@@ -113,7 +116,7 @@ def test_a_fresh_record_claims_nothing() -> None:
 
 
 def test_rows_are_appended_a_line_each(tmp_path: Path) -> None:
-    run = record.Run(resolved(tmp_path))
+    run = running.Run(resolved(tmp_path))
     run.append("samples.jsonl", {"text": "a\nü"})
     run.append("samples.jsonl", {"path": Path("x")})
     lines = (tmp_path / "samples.jsonl").read_text(encoding="utf-8").splitlines()
@@ -121,7 +124,7 @@ def test_rows_are_appended_a_line_each(tmp_path: Path) -> None:
 
 
 def test_the_record_says_running_while_the_run_goes_on(tmp_path: Path) -> None:
-    with recording(record.Run(resolved(tmp_path))):
+    with recording(running.Run(resolved(tmp_path))):
         assert read_record(tmp_path).status == "running"
 
 
@@ -131,15 +134,56 @@ def test_the_record_says_running_while_the_run_goes_on(tmp_path: Path) -> None:
         (RunFailed("The loss is NaN", "try less"), "failed", "The loss is NaN"),
         (ValueError("inside"), "failed", "ValueError: inside"),
         (SystemExit(3), "failed", "SystemExit: 3"),
-        (KeyboardInterrupt(), "interrupted", "KeyboardInterrupt: "),
         (Interrupted("Stopped at step 3 and saved"), "interrupted", "Stopped at step 3 and saved"),
     ],
 )
 def test_the_record_keeps_how_a_run_ended(tmp_path: Path, error: BaseException, status: str, failure: str) -> None:
-    with pytest.raises(type(error)) as caught, recording(record.Run(resolved(tmp_path))):
+    with pytest.raises(type(error)) as caught, recording(running.Run(resolved(tmp_path))):
         raise error
     assert caught.value is error
     assert (read_record(tmp_path).status, read_record(tmp_path).failure) == (status, failure)
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 128 + signal.SIGUSR1)]
+)
+def test_a_signal_outside_of_training_ends_the_run_with_the_way_on(number: int, code: int, tmp_path: Path) -> None:
+    before = [signal.getsignal(each) for each in signals.STOPS]
+    with pytest.raises(Interrupted) as caught, recording(running.Run(resolved(tmp_path))):
+        os.kill(os.getpid(), number)
+    assert (caught.value.exit_code, caught.value.problem) == (code, "Stopped")
+    assert caught.value.hint == f"perl sft --config {tmp_path}/settings.yaml --resume"
+    assert (read_record(tmp_path).status, read_record(tmp_path).failure) == ("interrupted", "Stopped")
+    assert [signal.getsignal(each) for each in signals.STOPS] == before
+
+
+def test_what_a_kill_leaves_of_a_file_is_cleared_away(old_run: Path, tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(MemoryError):
+        patch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(MemoryError))
+        patch.setattr(Path, "unlink", lambda *_, **__: None)  # as a kill would have it
+        (tmp_path / "new").mkdir()
+        write_json(tmp_path / "new" / "record.json", {})
+    (left,) = (tmp_path / "new").iterdir()
+    assert record.is_half_written(left)
+    check_output(resolved(tmp_path / "new"))  # it is as good as empty
+    with recording(running.Run(resolved(tmp_path / "new"))):
+        pass
+    assert names(tmp_path / "new") == {"record.json", "settings.yaml"}
+
+
+@pytest.mark.parametrize("cut", ["rmtree", "unlink"])
+def test_an_overwrite_that_is_killed_leaves_a_run_to_overwrite(
+    cut: str, old_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever it had deleted until then, it goes on from no checkpoint of the run before."""
+    (old_run / "checkpoints" / "checkpoint-1").mkdir(parents=True)
+    with monkeypatch.context() as patch, pytest.raises(MemoryError):
+        place = running.shutil if cut == "rmtree" else Path
+        patch.setattr(place, cut, lambda *_, **__: (_ for _ in ()).throw(MemoryError))
+        running.Run(resolved(old_run, overwrite=True)).claim()
+    assert (old_run / "record.json").exists()
+    assert (read_record(old_run).status == "running") == (not (old_run / "checkpoints").exists())
+    check_output(resolved(old_run, overwrite=True))
 
 
 @pytest.mark.parametrize(
@@ -181,7 +225,7 @@ def test_the_documented_schema_has_a_row_for_every_field() -> None:
     [("org/model", True), ("/home/me/model", False), ("coffee base (embedded)", False), ("", False)],
 )
 def test_a_model_card_replaces_the_blank_one(tmp_path: Path, base: str, is_on_the_hub: bool) -> None:
-    with recording(record.Run(resolved(tmp_path, "reward"))) as run:
+    with recording(running.Run(resolved(tmp_path, "reward"))) as run:
         (tmp_path / "README.md").write_text("[More Information Needed]")
         run.record.model = {"base": base}
         run.record.data = {"train": {"source": "pairs.jsonl", "kept": 7}}
@@ -233,7 +277,7 @@ def test_an_old_run_can_be_gone_on_with_or_replaced(old_run: Path, way: str) -> 
     ],
 )
 def test_a_finished_run_goes_on_only_for_more_steps(tmp_path: Path, given: dict[str, Any], is_more: bool) -> None:
-    with recording(record.Run(resolved(tmp_path))) as run:
+    with recording(running.Run(resolved(tmp_path))) as run:
         run.record.steps = 3
     refused = pytest.raises(PerlError, match=r"is complete \(3 steps\)\nHint: a larger --max-steps")
     with nullcontext() if is_more else refused:
@@ -262,7 +306,7 @@ def test_length_and_what_is_kept_may_change_on_the_way(old_run: Path, given: dic
 def test_several_runs_keep_their_length(tmp_path: Path) -> None:
     """Those that finished stay as they are, so that the others can't become longer."""
     given = {"output": str(tmp_path / "out"), "max_steps": 3}
-    with recording(record.Run(settings.resolve(settings.build(settings.Quickstart, given), {}))):
+    with recording(running.Run(settings.resolve(settings.build(settings.Quickstart, given), {}))):
         pass
     longer = settings.build(settings.Quickstart, {**given, "max_steps": 4, "resume": "latest"})
     with pytest.raises(PerlError, match=r"had other settings: max_steps was 3, now 4"):
@@ -271,7 +315,7 @@ def test_several_runs_keep_their_length(tmp_path: Path) -> None:
 
 def test_a_home_folder_is_understood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
-    with recording(record.Run(resolved(Path("~/out")))):
+    with recording(running.Run(resolved(Path("~/out")))):
         pass
     assert names(tmp_path / "out") == {"record.json", "settings.yaml"}
     (tmp_path / "out" / "plots").mkdir()
@@ -320,20 +364,20 @@ def test_overwrite_empties_the_folder_but_not_what_links_lead_to(old_run: Path, 
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / "kept.txt").write_text("kept")
     (old_run / "link").symlink_to(tmp_path / "elsewhere")
-    with recording(record.Run(resolved(old_run, overwrite=True))):
+    with recording(running.Run(resolved(old_run, overwrite=True))):
         pass
     assert names(old_run) == {"record.json", "settings.yaml"}
     assert names(tmp_path / "elsewhere") == {"kept.txt"}
 
 
 def test_resume_keeps_what_is_there(old_run: Path) -> None:
-    with recording(record.Run(resolved(old_run, resume="latest"))):
+    with recording(running.Run(resolved(old_run, resume="latest"))):
         pass
     assert names(old_run) == {"record.json", "settings.yaml", "metrics.jsonl", "plots"}
 
 
 def test_settings_that_steer_one_call_are_not_kept(tmp_path: Path) -> None:
-    record.write_settings(tmp_path / "settings.yaml", settings.flat(resolved(tmp_path, resume="latest", dry_run=True)))
+    running.write_settings(tmp_path / "settings.yaml", settings.flat(resolved(tmp_path, resume="latest", dry_run=True)))
     kept = (tmp_path / "settings.yaml").read_text()
     assert kept.startswith("dtype: auto\n")  # in the order of the options
     assert "seed: 0" in kept

@@ -17,11 +17,26 @@ from typing import Any
 import pytest
 import torch
 
-from perlcli import arms, base, checkpoints, figures, markdown, private, processes, record, reports, terminal, weights
+from perlcli import (
+    arms,
+    base,
+    checkpoints,
+    figures,
+    markdown,
+    private,
+    processes,
+    record,
+    reports,
+    running,
+    settings,
+    terminal,
+    weights,
+)
 from perlcli.errors import PerlError
 from perlcli.figures import Arm, Report, RunFigures
 from perlcli.private import hidden, hidden_in
-from perlcli.record import RECORD, SETTINGS, Run, RunRecord
+from perlcli.record import RECORD, SETTINGS, RunRecord
+from perlcli.running import Run
 
 Perl = Callable[..., Any]
 SHORT = (
@@ -500,9 +515,9 @@ def test_a_run_below_the_home_goes_on_and_runs_again_from_what_it_wrote(
 
 
 def test_why_a_run_failed_is_told_without_secrets(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run = Run(record.definitions.Sft(run=record.definitions.RunSettings(output="run")))
+    run = Run(settings.build(settings.Sft, {"output": "run"}))
     run.folder = home / "run"
-    with pytest.raises(ValueError), record.recording(run):
+    with pytest.raises(ValueError), running.recording(run):
         run.note(f"read {home}/x with {SECRETS['HF_TOKEN']}")
         run.append(record.METRICS, {f"rewards/{home}/a": 1.0, "step": 1})
         raise ValueError(
@@ -602,7 +617,7 @@ def test_nothing_that_is_printed_steers_the_terminal(perl: Perl, capsys: pytest.
     shown = "\\x1b]0;title\\x07\\x1b[2J\\r\\x9b31m\\u202eabc\\u2066"
     assert capsys.readouterr().out == f"{shown}\n\tb\n"
     assert f"--data {shown} does not exist" in perl("sft", "--data", f"./{bad}", code=2).output.replace("./", "")
-    run = Run(record.definitions.Sft(run=record.definitions.RunSettings(output="run")))
+    run = Run(settings.build(settings.Sft, {"output": "run"}))
     run.note(bad)
     assert capsys.readouterr().out == f"{shown}\n"
 

@@ -17,21 +17,11 @@ from perlcli.coffee import NAME
 from perlcli.data import COFFEE
 from perlcli.errors import PerlError, RunFailed
 from perlcli.figures import Arm, Comparison, Report, RunFigures
+from perlcli.outputs import check_output
 from perlcli.processes import Stopped
-from perlcli.record import (
-    CHECKPOINTS,
-    RECORD,
-    Run,
-    RunRecord,
-    check_output,
-    find_record,
-    read_record,
-    recording,
-    write_record,
-    write_settings,
-    write_whole,
-)  # fmt: skip
+from perlcli.record import CHECKPOINTS, RECORD, RunRecord, find_record, read_record, write_record, write_whole
 from perlcli.reports import tables
+from perlcli.running import Run, recording, write_settings
 from perlcli.terminal import say
 
 MERGED = "merged"

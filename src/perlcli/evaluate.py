@@ -17,7 +17,8 @@ from perlcli.errors import PerlError
 from perlcli.generate import Sampling
 from perlcli.prepare import Prepared, first_rows, load_data, prepare, preview, trained_on
 from perlcli.progress import Progress
-from perlcli.record import SAMPLES, RunRecord, recording
+from perlcli.record import SAMPLES, RunRecord
+from perlcli.running import recording
 from perlcli.terminal import say
 
 PROMPTS, SAMPLED = 256, 20

@@ -13,8 +13,9 @@ from perlcli.data import Prompt
 from perlcli.errors import RunFailed
 from perlcli.generate import Sampling
 from perlcli.prepare import Prepared
-from perlcli.record import SAMPLES, Run
+from perlcli.record import SAMPLES
 from perlcli.rewards import Scored
+from perlcli.running import Run
 
 REWARD, SUM = "reward", "weighted_sum"  # the judge's names, for one reward and for several
 ROW = "perlcli_row"  # the column that leads from TRL's batches back to our rows

@@ -20,8 +20,10 @@ from torch import nn
 from perlcli import base, device, guards, roles, settings, upstream
 from perlcli.base import ADAPTER_CONFIG, Source
 from perlcli.errors import PerlError, RunFailed
+from perlcli.outputs import check_output
 from perlcli.prepare import Prepared, check_fingerprint, check_tokenizer, loaded, trained_in, trained_on
-from perlcli.record import RECORD, SAMPLES, Run, RunRecord, check_output, find_record, recording
+from perlcli.record import RECORD, SAMPLES, RunRecord, find_record
+from perlcli.running import Run, recording
 from perlcli.settings import ModelSettings
 from perlcli.terminal import say
 from perlcli.value_model import HEAD_FILE

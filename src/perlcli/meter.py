@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -16,13 +14,13 @@ from transformers import SchedulerType, Trainer, TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 from trl import RLOOTrainer
 
-from perlcli import checkpoints, device, disk, resuming
+from perlcli import checkpoints, device, disk, resuming, signals
 from perlcli.errors import Interrupted, PerlError, RunFailed
 from perlcli.progress import Progress
-from perlcli.record import CHECKPOINTS, METRICS, STEP, STEP_CPU, Run, go_on
+from perlcli.record import CHECKPOINTS, METRICS, STEP, STEP_CPU
 from perlcli.resuming import Resumable
+from perlcli.running import Run, go_on
 
-STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # the last is how schedulers say that time is nearly up
 KEPT = 10  # rows of a trainer's own history of its figures
 
 
@@ -88,22 +86,15 @@ class Meter(TrainerCallback):
     @contextmanager
     def listening(self) -> Iterator[None]:
         """On Ctrl-C, SIGTERM or SIGUSR1 finish the step, save and end; a second one ends at once."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
 
-        def ask(number: int, frame: Any) -> None:
+        def ask(number: int) -> None:
             if self.interrupted:
-                raise KeyboardInterrupt
+                signals.stop(number)
             self.interrupted = number
             disk.tell("Finishing this step, then saving. Once more to stop at once.")
 
-        before = {number: signal.signal(number, ask) for number in STOPS}
-        try:
+        with signals.heard(ask):
             yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
     def _fail(self, what: str) -> None:
         raise RunFailed(f"The {what}", "try a lower --learning-rate, or --dtype float32 / bfloat16")

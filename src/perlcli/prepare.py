@@ -17,8 +17,10 @@ from perlcli.data import Data, Renderer, checks
 from perlcli.data.fitting import Tokens
 from perlcli.data.sources import has_split
 from perlcli.errors import PerlError
+from perlcli.outputs import check_output, is_inside
 from perlcli.private import hidden_in
-from perlcli.record import PROMPTS, PROOF, RECORD, Run, check_output, find_record, is_inside
+from perlcli.record import PROMPTS, PROOF, RECORD, find_record
+from perlcli.running import Run
 from perlcli.terminal import say
 
 LORA_FIELDS = {"lora_r": "r", "lora_alpha": "lora_alpha", "lora_dropout": "lora_dropout", "use_dora": "use_dora"}

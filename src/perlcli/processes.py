@@ -7,16 +7,15 @@ import os
 import signal
 import subprocess
 import sys
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from perlcli import signals
 from perlcli.errors import Interrupted
 
 PR_SET_PDEATHSIG = 1  # of prctl(2)
 ERROR = "Error: "  # as the command line tells one
-STOPS = (signal.SIGINT, signal.SIGTERM)
 PARENT = "PERLCLI_PARENT"  # tells a process whose child it is
 MODULE = ("-P", "-m", "perlcli")  # -P: no module of the working folder comes before ours
 GRACE_SECONDS = 30  # for a process to end, once it was told to stop at once
@@ -72,22 +71,15 @@ def end_with_parent() -> None:
 def handing_on(process: subprocess.Popen[bytes]) -> Iterator[list[int]]:
     """Give the signals that ask for the end to a process; the list that is given holds those that came."""
     asked: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield asked
-        return
 
-    def hand_on(number: int, frame: object) -> None:
+    def hand_on(number: int) -> None:
         asked.append(number)
         process.send_signal(number)
         if len(asked) == 1:
             print("Stopping: this run saves its step, then all ends. Once more to stop at once.", flush=True)
 
-    before: dict[int, Callable[..., object] | int | None] = {n: signal.signal(n, hand_on) for n in STOPS}
-    try:
+    with signals.heard(hand_on):
         yield asked
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def end(process: subprocess.Popen[bytes]) -> None:

@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from perlcli import data, device, evaluate, plots, report, reward, rl, settings, sft
-from perlcli.errors import RunFailed
-from perlcli.record import Run, RunRecord, check_output, find_record, recording
+from perlcli.errors import Interrupted, RunFailed
+from perlcli.outputs import check_output
+from perlcli.record import RunRecord, find_record
+from perlcli.running import Run, go_on, recording
 from perlcli.terminal import say
 
 STORY = """\
@@ -47,7 +49,11 @@ def run(given: settings.Quickstart) -> RunRecord | None:
     with recording(whole):
         whole.record.device = device.describe(settings.ModelSettings())
         write_data(out / "data")
-        found = stages(out, given)
+        try:
+            found = stages(out, given)
+        except Interrupted as stopped:
+            stopped.hint = go_on(whole)  # not with the stage alone
+            raise
         whole.record.metrics = figures(found)
         whole.record.peak_memory_mb = device.peak_memory_mb()
         golds = [found[f"eval-{name}"].metrics["gold"] for name in ("base", "sft", "rl")]

@@ -21,7 +21,8 @@ from trl.trainer.utils import RepeatSampler
 
 from perlcli import checkpoints
 from perlcli.errors import PerlError
-from perlcli.record import CHECKPOINTS, METRICS, SAMPLES, Run, read_rows, write_whole
+from perlcli.record import CHECKPOINTS, METRICS, SAMPLES, read_rows, write_whole
+from perlcli.running import Run
 from perlcli.settings import LATEST
 
 FILE = "perlcli.safetensors"  # in a checkpoint, beside what the trainer writes

@@ -16,7 +16,8 @@ from perlcli import adapters, base, device, guards, plots, roles, scores, settin
 from perlcli.errors import PerlError, RunFailed
 from perlcli.meter import train
 from perlcli.prepare import Prepared, load_sides, loaded, prepare, preview, require
-from perlcli.record import METRICS, PROOF, RunRecord, recording
+from perlcli.record import METRICS, PROOF, RunRecord
+from perlcli.running import recording
 from perlcli.training import trl_config
 
 PROOF_ROWS, PROOF_KEPT = 8, 4

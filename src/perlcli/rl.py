@@ -18,8 +18,9 @@ from perlcli.judge import REWARD, ROW, SUM, Judge, Probe, probe
 from perlcli.meter import train
 from perlcli.policies import Anchor
 from perlcli.prepare import Prepared, load_data, prepare, preview, require
-from perlcli.record import METRICS, Run, RunRecord, read_rows, recording
+from perlcli.record import METRICS, RunRecord, read_rows
 from perlcli.rewards import Reward, Weighted
+from perlcli.running import Run, recording
 from perlcli.terminal import say
 from perlcli.training import trl_config
 from perlcli.value_model import ValueModel

@@ -17,7 +17,8 @@ from perlcli.data.tokens import of_preference
 from perlcli.errors import PerlError, RunFailed
 from perlcli.prepare import dataset, fit, trained_in
 from perlcli.progress import Progress
-from perlcli.record import PROOF, SAMPLES, Run, RunRecord, find_record, package_versions, write_json
+from perlcli.record import PROOF, SAMPLES, RunRecord, find_record, package_versions, write_json
+from perlcli.running import Run
 
 SAMPLED, BATCH = 20, 16
 ROUNDING, COARSE = 1e-3, 0.1  # how far a score may move by rounding, as a share of the largest: float32, fewer bits

@@ -14,7 +14,8 @@ from perlcli.data import Data, Demonstration
 from perlcli.data.tokens import of_demonstration
 from perlcli.meter import train
 from perlcli.prepare import Prepared, dataset, load_sides, prepare, preview, require
-from perlcli.record import METRICS, SAMPLES, RunRecord, read_rows, recording
+from perlcli.record import METRICS, SAMPLES, RunRecord, read_rows
+from perlcli.running import recording
 from perlcli.training import trl_config
 
 SAMPLED = 4

@@ -1,0 +1,143 @@
+"""The folder that a run writes to: whether it may, and under --resume whether it would still be the same run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from perlcli import checkpoints, disk
+from perlcli import settings as definitions
+from perlcli.errors import PerlError
+from perlcli.private import hidden_in
+from perlcli.record import CHECKPOINTS, RECORD, SEVERAL, RunRecord, is_half_written, package_versions, read_record
+
+FUNCTION = "the reward function "
+LENGTH = {"max_steps", "num_train_epochs"}
+MAY_CHANGE = LENGTH | {
+    "save_steps", "save_total_limit", "report_to", "resume", "overwrite", "dry_run",
+    "output", "trust_remote_code", "strict", "recipe", "max_eval_samples",
+}  # fmt: skip
+
+
+def check_output(settings: definitions.Stage) -> None:
+    """Refuse an output folder whose content this run would destroy or mix with its own."""
+    values = definitions.flat(settings)
+    folder = Path(values["output"]).expanduser()
+    standing = next((place for place in (folder, *folder.parents) if place.exists()), folder)
+    if standing.exists() and not standing.is_dir():
+        raise PerlError(f"--output {folder}: {standing} is a file", "name a folder")
+    if closed := disk.why_closed(folder):
+        raise PerlError(f"--output {folder}: {closed}", "name a folder that can be written to, or make room there")
+    if not folder.is_dir() or all(map(is_half_written, folder.iterdir())):
+        return
+    ours = (folder / RECORD).exists()
+    if values.get("resume") and ours:
+        _check_resumable(folder, values)
+    if (values.get("overwrite") or values.get("resume")) and not ours:
+        raise PerlError(
+            f"--output {folder} is not empty and not a run of perlcli", "name another folder, or empty it yourself"
+        )
+    if not values.get("overwrite") and not values.get("resume"):
+        ways = (
+            "--resume to go on, --overwrite to replace it, or"
+            if "resume" in values
+            else "--overwrite to replace it, or"
+        )
+        raise PerlError(f"--output {folder} is not empty", f"{ways} another --output")
+    reads = [values.get(name) for name in ("model", "data", "eval_data", "anchor", "peft")] + list(
+        values.get("reward", ())
+    )
+    inside = [name for name in reads if name and is_inside(name, folder)]
+    if values.get("overwrite") and inside:
+        raise PerlError(f"--overwrite would delete {inside[0]}, which this run reads", "name another --output")
+
+
+def _check_resumable(folder: Path, values: Mapping[str, Any]) -> None:
+    """Refuse to go on with a run that has done all its steps, or under settings that would make it another run."""
+    found, values = read_record(folder), hidden_in(dict(values))  # as the record has them
+    is_named = values["resume"] != definitions.LATEST
+    if is_named and found.command in SEVERAL:
+        raise PerlError(f"--resume {values['resume']}: every run goes on from its own last checkpoint", "name none")
+    if is_named:
+        _check_named(folder, Path(values["resume"]).expanduser())
+    kept = hidden_in(found.settings).items()
+    old = {name: tuple(value) if isinstance(value, list) else value for name, value in kept}
+    fixed = LENGTH if found.command in SEVERAL else set()  # the runs that finished stay as they are
+    changed = [name for name in values if name not in MAY_CHANGE - fixed and old.get(name) != values[name]]
+    if changed:
+        told = "; ".join(f"{name} was {old.get(name)}, now {values[name]}" for name in changed)
+        raise PerlError(f"--resume: the run in {folder} had other settings: {told}", "go on with the same ones")
+    _check_longer(old, values)
+    if found.command in SEVERAL:
+        return  # what hasn't finished runs again
+    steps, epochs = values["max_steps"], values["num_train_epochs"]
+    longer = steps > found.steps if steps is not None else (epochs or 0) > (found.settings.get("num_train_epochs") or 0)
+    if found.status == "finished" and not longer:
+        raise PerlError(
+            f"The run in {folder} is complete ({found.steps} steps)", "a larger --max-steps goes on from there"
+        )
+
+
+def _check_longer(old: Mapping[str, Any], values: Mapping[str, Any]) -> None:
+    """Refuse to go on for fewer steps or epochs than the run was to have."""
+    for name in sorted(LENGTH):
+        was, now = old.get(name), values.get(name)
+        if was and now and now < was:
+            problem = f"--resume: --{definitions.dashed(name)} was {was:g}, now {now:g}: it may grow, not shrink"
+            raise PerlError(problem, f"leave it at {was:g}, or begin a run of its own with another --output")
+
+
+def _check_named(folder: Path, checkpoint: Path) -> None:
+    """Refuse a checkpoint that isn't one of the run's own, or isn't whole."""
+    if not checkpoint.is_dir():
+        raise PerlError(f"--resume {checkpoint}: there is no such checkpoint", "--resume alone takes the last one")
+    if checkpoint.parent.resolve() != (folder / CHECKPOINTS).resolve():
+        raise PerlError(f"--resume {checkpoint} is not a checkpoint of the run in {folder}", f"--output {folder}")
+    if wrong := checkpoints.fault(checkpoint):
+        raise PerlError(f"--resume {checkpoint}: it {wrong}", "--resume alone takes the last one that is whole")
+
+
+def check_same(old: RunRecord, now: RunRecord, note: Callable[[str], None]) -> None:
+    """Refuse to go on with a run of other data or other weights, whichever role they have: it would be another
+    trajectory. A reward function may have been mended; that is told."""
+    before, inputs = _inputs(old), _inputs(now)
+    changed = [name for name, mark in inputs.items() if mark and before.get(name) and mark != before[name]]
+    for name in [name for name in changed if name.startswith(FUNCTION)]:
+        changed.remove(name)
+        note(f"The file of {name} was changed: the steps from here on have another reward than those before.")
+    if changed:
+        told = "; ".join(f"{name} was {before[name]}, now {inputs[name]}" for name in changed)
+        raise PerlError(
+            f"--resume: the run in {now.settings['output']} had other inputs: {told}",
+            "go on with the same files, or begin a run of its own with another --output",
+        )
+    _tell_moved(old, now, note)
+
+
+def _tell_moved(old: RunRecord, now: RunRecord, note: Callable[[str], None]) -> None:
+    """Say so where a run goes on on another machine or under other versions, which may round otherwise."""
+    before, here = old.versions | old.device, package_versions() | now.device
+    moved = [f"{name} {before[name]}, now {here[name]}" for name in here if before.get(name, here[name]) != here[name]]
+    if moved:
+        note(f"The steps before were done with {'; '.join(moved)}: what follows may differ by rounding.")
+
+
+def _inputs(record: RunRecord) -> dict[str, Any]:
+    """What a run read, by name: the digest of each."""
+    model = record.model
+    found = {
+        "the base": model.get("fingerprint"), "tokenizer": model.get("tokenizer"),
+        f"the adapter {model.get('adapter')}": model.get("adapter_fingerprint"), "the anchor": model.get("anchor"),
+        "training data": record.data.get("train", {}).get("fingerprint"),
+        "the base's precision": record.device.get("precision"),
+    }  # fmt: skip
+    functions = {True: FUNCTION, False: "the reward "}
+    is_function = {name: ":" in name and not Path(name).exists() for name in model.get("rewards", {})}
+    return found | {functions[is_function[name]] + name: mark for name, mark in model.get("rewards", {}).items()}
+
+
+def is_inside(name: str, folder: Path) -> bool:
+    """Whether something local lies in a folder, or is it."""
+    path = Path(name).expanduser()
+    return path.exists() and path.resolve().is_relative_to(folder.resolve())
