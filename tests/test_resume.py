@@ -34,13 +34,21 @@ CASES: dict[str, tuple[object, ...]] = {
     "sft full": ("sft", "--full", "--per-device-train-batch-size", 4, "--max-length", 128),
     "sft dora": ("sft", *SMALL, "--use-dora"),
     "sft by length": ("sft", *SMALL, *DROPOUT, "--set", "train_sampling_strategy=group_by_length"),
+    "sft packed": ("sft", *SMALL, "--set", "packing=true"),
+    "sft adafactor": ("sft", *SMALL, "--set", "optim=adafactor", "--set", "neftune_noise_alpha=5"),
+    "sft computed again": ("sft", *SMALL, *DROPOUT, "--set", "gradient_checkpointing=true", "--set",
+                           "dataloader_num_workers=1"),
+    "sft loha": ("sft", "--per-device-train-batch-size", 4, "--max-length", 128, "--peft", "{loha}"),
     "reward pairs": ("reward", *SMALL, *DROPOUT),
+    "reward by plan": ("reward", *SMALL, "--set", "lr_scheduler_type=cosine_with_restarts", "--set", "warmup_steps=2"),
     "reward pairs accumulated": ("reward", *ACCUMULATED),
     "reward pairs 4-bit": ("reward", *SMALL, "--load-in-4bit"),
     "reward pairs full": ("reward", "--full", "--per-device-train-batch-size", 4, "--max-length", 128),
     "reward thumbs": ("reward thumbs", *SMALL, *DROPOUT),
     "reward thumbs 8-bit": ("reward thumbs", *SMALL, "--load-in-8bit"),
     "rloo": ("rl", *RLOO),
+    "rloo held to the base": ("rl", *RLOO, "--anchor", "base", "--set", "gradient_checkpointing=true"),
+    "rloo unanchored": ("rl", *RLOO, "--beta", 0, "--set", "optim=sgd"),
     "rloo accumulated": ("rl", *RLOO, "--gradient-accumulation-steps", 2),
     "rloo 4-bit": ("rl", *RLOO, "--load-in-4bit"),
     "rloo 8-bit": ("rl", *RLOO, "--load-in-8bit"),
@@ -69,11 +77,15 @@ def few(tmp_path_factory: pytest.TempPathFactory, rows: dict[str, Path]) -> dict
 
 
 @pytest.fixture
-def words(llama: Path, sft_run: Path, reward_run: Path, few: dict[str, Path]) -> Callable[[str], list[object]]:
+def words(
+    llama: Path, sft_run: Path, reward_run: Path, few: dict[str, Path], tmp_path: Path
+) -> Callable[[str], list[object]]:
     """The command line of a case."""
+    loha = tmp_path / "loha.json"
+    loha.write_text('{"peft_type": "LOHA", "r": 4, "target_modules": ["q_proj", "v_proj"], "module_dropout": 0.2}')
 
     def of(case: str) -> list[object]:
-        stage, *options = CASES[case]
+        stage, *options = [loha if word == "{loha}" else word for word in CASES[case]]
         model: list[object] = ["--model", llama]
         data = {"sft": "demonstrations", "reward": "pairs", "reward thumbs": "thumbs", "rl": "prompts"}[str(stage)]
         if stage == "rl":

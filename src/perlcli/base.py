@@ -38,8 +38,6 @@ ELSEWHERE = {
 }  # fmt: skip
 TRUST = "--trust-remote-code runs it; read it first"
 NEEDS_TRUST = "trust_remote_code=True"  # in transformers' error where a model's own code would have to run
-
-
 # What is read of an adapter's config, which peft takes as it comes.
 ADAPTER_FIELDS: dict[str, Any] = {
     "base_model_name_or_path": str | None, "target_modules": str | list[str] | None, "r": int | dict | None,
@@ -119,7 +117,8 @@ def locate(name: str | None, *, option: str = "--model", trust_remote_code: bool
 
 
 def check_adapter_weights(folder: str) -> None:
-    """The same for an adapter, also on the hub, where peft takes a pickle for want of safetensors."""
+    """Raise PerlError where an adapter's weights are not safetensors: peft takes a pickle for want of them, on the hub
+    too."""
     if Path(folder).is_dir():
         _adapter_config(folder, is_folder=True, option="The adapter")
         weights.check(folder, "The adapter")
