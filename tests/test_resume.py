@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from unbroken import differences, killed_after
 
 from perlcli import checkpoints, resuming
+from perlcli.record import read_rows
 
 Perl = Callable[..., Any]
 STEPS = 6
@@ -172,6 +173,31 @@ def test_other_weights_in_any_role_are_another_run(perl: Perl, words: Any, tmp_p
     perl(*line)
 
 
+def test_other_weights_below_the_home_are_another_run(
+    perl: Perl, words: Any, tmp_path: Path, sft_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))  # the record names what lies there by a ~
+    shutil.copytree(sft_run, tmp_path / "policy")
+    line = words("rloo")
+    line[line.index("--model") + 1] = tmp_path / "policy"
+    line = stopped(perl, lambda case: line, "", tmp_path / "run")
+    retouch(tmp_path / "policy")
+    assert "had other inputs: the adapter ~/policy was " in " ".join(perl(*line, code=2).stderr.split())
+
+
+def test_a_checkpoint_of_another_run_is_not_gone_on_from(perl: Perl, words: Any, tmp_path: Path) -> None:
+    line = words("sft")
+    perl(*line, "--max-steps", 2, "--output", "old")
+    for folder in ("new", "old"):
+        shutil.copytree("old/checkpoints/checkpoint-1", "old/checkpoints/checkpoint-1-kept", dirs_exist_ok=True)
+        name = f"old/checkpoints/checkpoint-1{'-kept' if folder == 'old' else ''}"
+        told = " ".join(perl(*line, "--output", folder, "--resume", name, code=2).stderr.split())
+        assert f"--resume {name} is not a checkpoint of the run in {folder}" in told
+        assert (f"Hint: --output {tmp_path}/old" in told) == (folder == "new")
+    told = perl(*line, "--output", "new", "--resume", "checkpoint-9", code=2).stderr
+    assert "--resume checkpoint-9: there is no such checkpoint" in told
+
+
 def test_a_reward_function_that_was_mended_is_told(
     perl: Perl, words: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -197,6 +223,40 @@ def test_a_run_may_grow_but_not_shrink(length: str, perl: Perl, words: Any, tmp_
     told = perl(*line, "--output", "run", length, 3, "--resume").stdout
     assert "its learning rate (linear) follows those." in told
     assert json.loads(Path("run/record.json").read_text())["steps"] > 2
+
+
+def test_a_run_of_steps_does_not_go_on_by_epochs_nor_for_fewer_steps(perl: Perl, words: Any, tmp_path: Path) -> None:
+    line = words("sft")
+    at = line.index("--max-steps")
+    by_epochs = line[:at] + line[at + 2 :]
+    stopped(perl, words, "sft", tmp_path / "steps")
+    told = perl(*by_epochs, "--output", "steps", "--resume", code=2).stderr
+    assert "the run in steps was of --max-steps 2, and now none are given" in " ".join(told.split())
+    perl(*by_epochs, "--num-train-epochs", 2, "--output", "whole")
+    killed_after(tmp_path / "whole", 1, tmp_path / "epochs")
+    told = perl(*by_epochs, "--num-train-epochs", 2, "--output", "epochs", "--max-steps", 5, "--resume", code=2).stderr
+    assert "--resume: --max-steps 5 is less than the 6 steps that the run's epochs have" in " ".join(told.split())
+
+
+def test_a_part_of_an_epoch_may_grow(perl: Perl, words: Any) -> None:
+    line = words("sft")
+    at = line.index("--max-steps")
+    line = [*line[:at], *line[at + 2 :], "--output", "run"]
+    perl(*line, "--num-train-epochs", 1.3)
+    assert "The run was of 4 steps and is now of 6" in perl(*line, "--num-train-epochs", 2, "--resume").stdout
+
+
+@pytest.mark.parametrize("schedule", ["constant", "linear"])
+def test_a_run_that_grew_is_as_one_that_was_long_from_the_start(
+    schedule: str, perl: Perl, words: Any, tmp_path: Path
+) -> None:
+    line = [*words("sft"), "--set", f"lr_scheduler_type={schedule}"]
+    perl(*line, "--output", "long")
+    perl(*line, "--output", "run", "--max-steps", 4)
+    perl(*line, "--output", "run", "--resume")
+    assert differences(tmp_path / "long", tmp_path / "run") == [] or schedule == "linear"
+    rates = [[row["learning_rate"] for row in read_rows(tmp_path / run / "metrics.jsonl")] for run in ("long", "run")]
+    assert rates[0][4:] == rates[1][4:]
 
 
 def test_a_checkpoint_without_our_part_of_it_is_not_gone_on_from(perl: Perl, words: Any, tmp_path: Path) -> None:

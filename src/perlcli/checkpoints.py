@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from perlcli.disk import sync
@@ -112,6 +113,14 @@ def found(folder: Path) -> list[Path]:
 def step_of(checkpoint: Path) -> int:
     """The step that a checkpoint is of."""
     return int(checkpoint.name.rpartition("-")[2])
+
+
+def planned(folder: Path) -> int:
+    """The steps that a run was to have when it wrote its last checkpoint; 0 where none tells."""
+    for checkpoint in found(folder):
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            return int(json.loads((checkpoint / STATE).read_text(encoding="utf-8"))["max_steps"])
+    return 0
 
 
 def discard(checkpoint: Path) -> None:

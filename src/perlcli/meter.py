@@ -142,11 +142,13 @@ def _train(trainer: Trainer, run: Run, resumable: Resumable, checkpoint: Path | 
     """Train from the start or from a checkpoint on; from one of the last step there is nothing left to train."""
     if checkpoint is None:
         trainer.train()
-    elif resuming.is_last(checkpoint, run):
+        return
+    total = resuming.total_steps(trainer)
+    if resuming.is_last(checkpoint, total):
         resuming.take_last(trainer, checkpoint)
     else:
         resumable.take(checkpoint)
-        resuming.tell_longer(checkpoint, run, SchedulerType(trainer.args.lr_scheduler_type).value)
+        resuming.tell_longer(checkpoint, run, total, SchedulerType(trainer.args.lr_scheduler_type).value)
         trainer.train(resume_from_checkpoint=str(checkpoint))
 
 

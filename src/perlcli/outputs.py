@@ -30,6 +30,7 @@ def check_output(settings: definitions.Stage) -> None:
     if closed := disk.why_closed(folder):
         raise PerlError(f"--output {folder}: {closed}", "name a folder that can be written to, or make room there")
     if not folder.is_dir() or all(map(is_half_written, folder.iterdir())):
+        _check_named(folder, values)  # there is none, and another run's would be taken unchecked
         return
     ours = (folder / RECORD).exists()
     if values.get("resume") and ours:
@@ -56,11 +57,9 @@ def check_output(settings: definitions.Stage) -> None:
 def _check_resumable(folder: Path, values: Mapping[str, Any]) -> None:
     """Refuse to go on with a run that has done all its steps, or under settings that would make it another run."""
     found, values = read_record(folder), hidden_in(dict(values))  # as the record has them
-    is_named = values["resume"] != definitions.LATEST
-    if is_named and found.command in SEVERAL:
+    if values["resume"] != definitions.LATEST and found.command in SEVERAL:
         raise PerlError(f"--resume {values['resume']}: every run goes on from its own last checkpoint", "name none")
-    if is_named:
-        _check_named(folder, Path(values["resume"]).expanduser())
+    _check_named(folder, values)
     kept = hidden_in(found.settings).items()
     old = {name: tuple(value) if isinstance(value, list) else value for name, value in kept}
     fixed = LENGTH if found.command in SEVERAL else set()  # the runs that finished stay as they are
@@ -69,6 +68,7 @@ def _check_resumable(folder: Path, values: Mapping[str, Any]) -> None:
         told = "; ".join(f"{name} was {old.get(name)}, now {values[name]}" for name in changed)
         raise PerlError(f"--resume: the run in {folder} had other settings: {told}", "go on with the same ones")
     _check_longer(old, values)
+    _check_counted(folder, old.get("max_steps"), values["max_steps"])
     if found.command in SEVERAL:
         return  # what hasn't finished runs again
     steps, epochs = values["max_steps"], values["num_train_epochs"]
@@ -88,12 +88,30 @@ def _check_longer(old: Mapping[str, Any], values: Mapping[str, Any]) -> None:
             raise PerlError(problem, f"leave it at {was:g}, or begin a run of its own with another --output")
 
 
-def _check_named(folder: Path, checkpoint: Path) -> None:
-    """Refuse a checkpoint that isn't one of the run's own, or isn't whole."""
+def _check_counted(folder: Path, was: Any, now: Any) -> None:
+    """Refuse to go on by epochs where --max-steps was given, and with fewer --max-steps than a run's epochs have."""
+    if was is not None and now is None:
+        problem = f"--resume: the run in {folder} was of --max-steps {was}, and now none are given"
+        raise PerlError(problem, f"--max-steps {was}, or more")
+    planned = checkpoints.planned(folder / CHECKPOINTS) if was is None and now is not None else 0
+    if now is not None and now < planned:
+        problem = f"--resume: --max-steps {now} is less than the {planned} steps that the run's epochs have"
+        raise PerlError(problem, "leave it out, or begin a run of its own with another --output")
+
+
+def _check_named(folder: Path, values: Mapping[str, Any]) -> None:
+    """Refuse a checkpoint that --resume names and that isn't one of the run's own, or isn't whole."""
+    if values.get("resume") in (None, definitions.LATEST):
+        return
+    checkpoint = Path(values["resume"]).expanduser()
     if not checkpoint.is_dir():
         raise PerlError(f"--resume {checkpoint}: there is no such checkpoint", "--resume alone takes the last one")
-    if checkpoint.parent.resolve() != (folder / CHECKPOINTS).resolve():
-        raise PerlError(f"--resume {checkpoint} is not a checkpoint of the run in {folder}", f"--output {folder}")
+    is_its = checkpoint.parent.resolve() == (folder / CHECKPOINTS).resolve()
+    if not is_its or not checkpoints.NAME.fullmatch(checkpoint.name):
+        other = checkpoint.resolve().parent.parent
+        is_others = (other / RECORD).exists() and other != folder.resolve()
+        hint = f"--output {other}" if is_others else "--resume alone takes the last one"
+        raise PerlError(f"--resume {checkpoint} is not a checkpoint of the run in {folder}", hint)
     if wrong := checkpoints.fault(checkpoint):
         raise PerlError(f"--resume {checkpoint}: it {wrong}", "--resume alone takes the last one that is whole")
 
@@ -101,7 +119,7 @@ def _check_named(folder: Path, checkpoint: Path) -> None:
 def check_same(old: RunRecord, now: RunRecord, note: Callable[[str], None]) -> None:
     """Refuse to go on with a run of other data or other weights, whichever role they have: it would be another
     trajectory. A reward function may have been mended; that is told."""
-    before, inputs = _inputs(old), _inputs(now)
+    before, inputs = hidden_in(_inputs(old)), hidden_in(_inputs(now))  # named as the record has them
     changed = [name for name, mark in inputs.items() if mark and before.get(name) and mark != before[name]]
     for name in [name for name in changed if name.startswith(FUNCTION)]:
         changed.remove(name)

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import Sampler
 from transformers import TrainerCallback, TrainerState
 from trl import RLOOTrainer
@@ -38,8 +39,10 @@ class Resumable(TrainerCallback):
         self.epoch_start: torch.Tensor | None = None  # the random state before the rows of this epoch were ordered
         self.is_given = False
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_train_begin(self, args: Any, state: Any, control: Any, lr_scheduler: Any = None, **kwargs: Any) -> None:
         state.save_steps = args.save_steps  # transformers goes on with what the checkpoint says
+        if self.is_given:
+            _plan_rates(lr_scheduler)
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.is_given and self.epoch_start is not None:
@@ -127,18 +130,24 @@ def find(run: Run) -> Path | None:
     return found
 
 
-def is_last(checkpoint: Path, run: Run) -> bool:
-    """Whether a checkpoint is of the run's last step: transformers would do one too many."""
-    state = _state(checkpoint)
-    return bool(state["global_step"] >= _total(run, state))
+def total_steps(trainer: Any) -> int:
+    """The steps that a trainer's run is to have in the end."""
+    if trainer.args.max_steps > 0:
+        return int(trainer.args.max_steps)
+    with torch.random.fork_rng():  # a look at the rows' order, which is drawn again to train
+        return int(trainer.set_initial_training_values(trainer.args, trainer.get_train_dataloader())[-1])
 
 
-def tell_longer(checkpoint: Path, run: Run, schedule: str) -> None:
+def is_last(checkpoint: Path, total: int) -> bool:
+    """Whether a checkpoint is of the last of so many steps: transformers would do one too many."""
+    return bool(_state(checkpoint)["global_step"] >= total)
+
+
+def tell_longer(checkpoint: Path, run: Run, total: int, schedule: str) -> None:
     """Say so where a run goes on for longer than was planned, and its learning rate was planned by that."""
-    state = _state(checkpoint)
-    was, now = state["max_steps"], round(_total(run, state))
-    if now != was and not schedule.startswith("constant"):
-        run.note(f"The run was of {was:,} steps and is now of {now:,}: its learning rate ({schedule}) follows those.")
+    was = _state(checkpoint)["max_steps"]
+    if total != was and not schedule.startswith("constant"):
+        run.note(f"The run was of {was:,} steps and is now of {total:,}: its learning rate ({schedule}) follows those.")
 
 
 def take_last(trainer: Any, checkpoint: Path) -> None:
@@ -147,15 +156,20 @@ def take_last(trainer: Any, checkpoint: Path) -> None:
     trainer.state = TrainerState.load_from_json(str(checkpoint / checkpoints.STATE))
 
 
+def _plan_rates(given: Any) -> None:
+    """Let the next step have the learning rate of the run's length as it is now: in the checkpoint it is that of the
+    length before, 0 at its end."""
+    plan = getattr(given, "scheduler", given)  # accelerate's holds torch's
+    if not isinstance(plan, LambdaLR):
+        return
+    for group, rate, share in zip(plan.optimizer.param_groups, plan.base_lrs, plan.lr_lambdas, strict=True):
+        group["lr"] = rate * share(plan.last_epoch)
+    plan._last_lr = [group["lr"] for group in plan.optimizer.param_groups]
+
+
 def _state(checkpoint: Path) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((checkpoint / checkpoints.STATE).read_text(encoding="utf-8"))
     return found
-
-
-def _total(run: Run, state: dict[str, Any]) -> float:
-    """The steps that a run is to have in the end."""
-    steps, epochs = run.record.settings["max_steps"], run.record.settings["num_train_epochs"]
-    return float(steps if steps is not None else state["max_steps"] * max(1.0, epochs / state["num_train_epochs"]))
 
 
 def _fault(checkpoint: Path) -> str | None:
