@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
-from perlcli import record, running, settings, signals
+from perlcli import liveness, record, running, settings, signals
 from perlcli.errors import Interrupted, PerlError, RunFailed
 from perlcli.outputs import check_output
 from perlcli.record import RunRecord, git_commit, read_record, schema_table, write_json
@@ -63,6 +63,16 @@ def test_json_replaces_the_file_and_leaves_nothing_beside_it(tmp_path: Path) -> 
         assert json.loads((tmp_path / "x.json").read_text(encoding="utf-8")) == content
     assert names(tmp_path) == {"x.json"}
     assert (tmp_path / "x.json").stat().st_mode & 0o777 == 0o644
+
+
+def test_a_file_is_on_the_disk_before_it_takes_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a machine that goes down could leave an empty record: a run that nothing goes on with."""
+    done: list[str] = []
+    for name in ("fsync", "replace"):
+        real = getattr(os, name)
+        monkeypatch.setattr(os, name, lambda *given, name=name, real=real: (done.append(name), real(*given)))
+    write_json(tmp_path / "file.json", {})
+    assert done == ["fsync", "replace"]
 
 
 def test_a_write_that_fails_keeps_the_old_file_and_leaves_nothing_beside_it(
@@ -265,6 +275,20 @@ def test_an_old_run_can_be_gone_on_with_or_replaced(old_run: Path, way: str) -> 
     assert "plots" in names(old_run)  # a check alone deletes nothing
 
 
+@pytest.mark.parametrize("way", ["overwrite", "resume"])
+def test_a_run_that_is_at_work_is_left_alone(old_run: Path, way: str) -> None:
+    """Two that write to one folder would destroy each other's checkpoints."""
+    content = json.loads((old_run / "record.json").read_text())
+    with subprocess.Popen(["sleep", "60"]) as other:
+        process = {"pid": other.pid, "started": liveness.start_of(other.pid), "host": liveness.host()}
+        (old_run / "record.json").write_text(json.dumps(content | {"status": "running", "process": process}))
+        again = resolved(old_run, seed=5, **{way: "latest" if way == "resume" else True})
+        with pytest.raises(PerlError, match=f"its run is at work, process {other.pid}"):
+            check_output(again)
+        other.kill()
+    check_output(again)
+
+
 @pytest.mark.parametrize(
     ("given", "is_more"),
     [
@@ -347,6 +371,12 @@ def test_overwriting_what_the_run_reads_is_refused(old_run: Path, name: str, ins
     with pytest.raises(PerlError, match=r"--overwrite would delete .*, which this run reads"):
         check_output(resolved(old_run, command, overwrite=True, **{name: str(old_run / inside)}))
     assert "plots" in names(old_run)
+
+
+def test_overwriting_one_of_several_models_is_refused(old_run: Path) -> None:
+    given = resolved(old_run, "compare-full", overwrite=True, model=f"elsewhere, {old_run}/plots")
+    with pytest.raises(PerlError, match=f"--overwrite would delete {old_run}/plots, which this run reads"):
+        check_output(given)
 
 
 def test_reading_through_a_link_into_the_output_is_noticed(old_run: Path, tmp_path: Path) -> None:

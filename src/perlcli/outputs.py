@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from perlcli import checkpoints, disk
+from perlcli import checkpoints, disk, liveness
 from perlcli import settings as definitions
 from perlcli.errors import PerlError
 from perlcli.private import hidden_in
@@ -33,6 +34,8 @@ def check_output(settings: definitions.Stage) -> None:
         _check_named(folder, values)  # there is none, and another run's would be taken unchecked
         return
     ours = (folder / RECORD).exists()
+    if ours and (values.get("resume") or values.get("overwrite")):
+        _check_idle(folder)
     if values.get("resume") and ours:
         _check_resumable(folder, values)
     if (values.get("overwrite") or values.get("resume")) and not ours:
@@ -46,12 +49,23 @@ def check_output(settings: definitions.Stage) -> None:
             else "--overwrite to replace it, or"
         )
         raise PerlError(f"--output {folder} is not empty", f"{ways} another --output")
-    reads = [values.get(name) for name in ("model", "data", "eval_data", "anchor", "peft")] + list(
-        values.get("reward", ())
-    )
+    reads = [values.get(name) for name in ("model", "data", "eval_data", "anchor", "peft")]
+    models = map(str.strip, (values.get("model") or "").split(","))  # compare-full takes several
+    reads += [*values.get("reward", ()), *models]
     inside = [name for name in reads if name and is_inside(name, folder)]
     if values.get("overwrite") and inside:
         raise PerlError(f"--overwrite would delete {inside[0]}, which this run reads", "name another --output")
+
+
+def _check_idle(folder: Path) -> None:
+    """Refuse a folder whose run is at work: two that write to it would destroy each other's checkpoints."""
+    try:
+        found = read_record(folder)
+    except PerlError:
+        return  # of another version, or damaged: --overwrite may replace it
+    pid = found.process.get("pid")
+    if found.status == "running" and pid != os.getpid() and liveness.life(found.process) == "alive":
+        raise PerlError(f"--output {folder}: its run is at work, process {pid}", "stop it first, or wait for its end")
 
 
 def _check_resumable(folder: Path, values: Mapping[str, Any]) -> None:
