@@ -1,9 +1,11 @@
 """Checkpoints: whole or none."""
 
+import errno
 import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -104,6 +106,16 @@ def test_damage_is_found_and_named_and_the_one_before_is_taken(damage: Callable[
     assert checkpoints.last_whole(RUN, lambda path: None, said.append) == before
     assert said == [f"checkpoint-2 {told}: taking the one before."]
     assert not last.exists()
+
+
+def test_a_disk_that_fails_makes_no_checkpoint_a_bad_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that can't be read for now would be deleted else."""
+    kept(1)
+    error = OSError(errno.EIO, "Input/output error", str(RUN / "checkpoint-1" / "manifest.json"))
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="Input/output"):
+        patch.setattr(Path, "read_text", mock.Mock(side_effect=error))
+        checkpoints.last_whole(RUN, lambda path: None, print)
+    assert names(checkpoints.found(RUN)) == ["checkpoint-1"]
 
 
 def test_a_caller_may_find_faults_of_its_own() -> None:

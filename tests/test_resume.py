@@ -238,6 +238,17 @@ def test_a_run_of_steps_does_not_go_on_by_epochs_nor_for_fewer_steps(perl: Perl,
     assert "--resume: --max-steps 5 is less than the 6 steps that the run's epochs have" in " ".join(told.split())
 
 
+def test_a_checkpoint_is_never_ahead_of_the_metrics(
+    perl: Perl, words: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a machine goes down, what isn't on the disk is lost."""
+    synced: list[str] = []
+    monkeypatch.setattr("perlcli.disk.sync", lambda path: synced.append(path.name))
+    monkeypatch.setattr("perlcli.checkpoints.sync", lambda path: synced.append(path.name))
+    perl(*words("rloo"), "--max-steps", 1, "--output", "run")
+    assert synced.index("metrics.jsonl") < synced.index("manifest.json") > synced.index("samples.jsonl")
+
+
 def test_a_part_of_an_epoch_may_grow(perl: Perl, words: Any) -> None:
     line = words("sft")
     at = line.index("--max-steps")

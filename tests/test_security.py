@@ -555,6 +555,8 @@ def test_a_home_is_hidden_where_it_is_one(monkeypatch: pytest.MonkeyPatch, tmp_p
         for other in (f"{there}2/a", f"{there}-old", f"{there}.bak", f"/data{there}/a", f"a{there}"):
             assert hidden(other) == other
     assert hidden(f"../..{tmp_path}/link/a") == "~/a"
+    monkeypatch.setenv("HOME", "/data")  # as in a container: ../data is another folder, and would be read from there
+    assert hidden("/data/a ../data/a ../../data") == "~/a ../data/a ../../data"
     monkeypatch.setenv("HOME", "/")
     assert hidden("/a/b") == "/a/b"
 

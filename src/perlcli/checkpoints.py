@@ -79,7 +79,7 @@ def fault(checkpoint: Path) -> str | None:
         wanted = dict(sums)
     except FileNotFoundError:
         return f"has no {MANIFEST}, so that it was only half written"
-    except (OSError, ValueError, KeyError, TypeError):
+    except (IsADirectoryError, ValueError, KeyError, TypeError):  # a disk that fails makes no checkpoint a bad one
         return f"is damaged: its {MANIFEST} can't be read"
     present = {str(path.relative_to(checkpoint)) for path in files_of(checkpoint)}
     missing, foreign = sorted(set(wanted) - present), sorted(present - set(wanted))

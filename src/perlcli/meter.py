@@ -17,7 +17,7 @@ from trl import RLOOTrainer
 from perlcli import checkpoints, device, disk, resuming, signals
 from perlcli.errors import Interrupted, PerlError, RunFailed
 from perlcli.progress import Progress
-from perlcli.record import CHECKPOINTS, METRICS, STEP, STEP_CPU
+from perlcli.record import CHECKPOINTS, METRICS, SAMPLES, STEP, STEP_CPU
 from perlcli.resuming import Resumable
 from perlcli.running import Run, go_on
 
@@ -68,6 +68,9 @@ class Meter(TrainerCallback):
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """The trainer has written a checkpoint: make it one that counts."""
         self.run.check_stands()
+        for path in (self.run.folder / METRICS, self.run.folder / SAMPLES):
+            if path.exists():
+                disk.sync(path)  # a checkpoint that outlives its machine is never ahead of them
         checkpoints.keep(self.run.folder / CHECKPOINTS, state.global_step, self.run.record.settings["save_total_limit"])
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:

@@ -68,6 +68,8 @@ def _changes() -> tuple[Change, ...]:
 @lru_cache(maxsize=8)
 def _compiled(secrets: tuple[str, ...], homes: tuple[str, ...]) -> tuple[Change, ...]:
     found = [(re.escape(secret), STARS) for secret in secrets] + list(KNOWN)
-    for home in homes:  # not /home/u in /data/home/u or /home/u2, but in ../../home/u, as seen from another place
-        found.append((rf"(?:(?:\.\./)+{re.escape(home[1:])}|(?<![\w.-]){re.escape(home)})(?![\w-]|\.\w)", "~"))
+    for home in homes:  # not /home/u in /data/home/u or /home/u2, but in ../../home/u, as seen from another place;
+        # ../data is no home in /data: a home of one name tells nobody's, and folders have that name elsewhere
+        seen = rf"(?:\.\./)+{re.escape(home[1:])}|" if "/" in home[1:] else ""
+        found.append((rf"(?:{seen}(?<![\w.-]){re.escape(home)})(?![\w-]|\.\w)", "~"))
     return tuple((re.compile(pattern), instead) for pattern, instead in found)

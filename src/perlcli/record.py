@@ -102,6 +102,7 @@ def write_whole(path: Path, parts: Iterable[str | bytes]) -> None:
         try:
             side.writelines(part.encode() if isinstance(part, str) else part for part in parts)
             side.flush()
+            os.fsync(side.fileno())  # else a machine that goes down could leave an empty file: a run without a record
             os.chmod(side.name, 0o644)  # the temporary file's 0600 would lock out the user's own tools
             os.replace(side.name, path)
         except BaseException:
