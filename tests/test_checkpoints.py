@@ -108,6 +108,16 @@ def test_damage_is_found_and_named_and_the_one_before_is_taken(damage: Callable[
     assert not last.exists()
 
 
+def test_every_folder_of_a_checkpoint_is_on_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a machine that goes down could take an adapter's file names with it."""
+    synced: list[Path] = []
+    monkeypatch.setattr(checkpoints, "sync", synced.append)
+    place = write(1)
+    checkpoints.seal(place)
+    assert {place, place / "value", place / "value" / "adapter.safetensors", place / "manifest.json"} <= {*synced}
+    assert synced[-1] == place
+
+
 def test_a_disk_that_fails_makes_no_checkpoint_a_bad_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """One that can't be read for now would be deleted else."""
     kept(1)

@@ -1,5 +1,6 @@
 """`perl compare-full`: the arms run one by one, whatever becomes of each, and the report tells."""
 
+import shlex
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ import yaml
 from conftest import SHORT, Perl
 from typer.testing import CliRunner
 
-from perlcli import figures, processes
+from perlcli import compare_full, figures, processes, running, settings
 from perlcli.cli import app
 from perlcli.figures import Report
 from perlcli.processes import Stopped
@@ -361,3 +362,10 @@ def test_the_embedded_default_in_processes_of_its_own(perl: Perl) -> None:
     assert full.memory_mb is not None and lora.memory_mb is not None
     assert lora.ratios["memory"] < 1
     assert "lora r=8" in result.output
+
+
+def test_the_command_to_go_on_may_be_typed_as_it_stands(tmp_path: Path) -> None:
+    given = settings.build(settings.CompareFull, {"stage": "sft", "output": str(tmp_path / "a b"), "seed": (0,)})
+    state = compare_full.State(given, running.Run(given), figures.Report(), {}, measures_memory=False)
+    compare_full.begin(state)
+    assert shlex.split(state.report.command)[-1] == f"{tmp_path}/a b/settings.yaml"

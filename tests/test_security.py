@@ -565,6 +565,8 @@ def test_values_of_secret_variables_are_hidden_in_every_value(monkeypatch: pytes
     monkeypatch.setenv("MY_TOKEN", "a-long-secret")
     monkeypatch.setenv("OTHER_KEY", "short")
     monkeypatch.setenv("SSH_KEY_FILE", "/etc/a-key-file")
+    monkeypatch.setenv("TOKENIZER", "org/a-model")  # hidden it would be lost from settings.yaml
+    assert hidden("org/a-model") == "org/a-model"
     text = "a-long-secret short /etc/a-key-file"
     assert hidden(text) == "*** short /etc/a-key-file"
     run = RunFigures(folder=text, command="c", status="finished", metrics={text: [text, 1, None, (Path(text),)]})

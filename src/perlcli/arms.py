@@ -60,11 +60,6 @@ class Way:
         """Whether it trains every parameter."""
         return self.kind == FULL
 
-    @property
-    def is_quantised(self) -> bool:
-        """Whether its base is held in 8 or 4 bits."""
-        return self.kind.endswith("bit")
-
 
 @dataclass(frozen=True)
 class Job:

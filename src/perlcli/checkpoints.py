@@ -69,7 +69,8 @@ def seal(checkpoint: Path) -> None:
     manifest = checkpoint / MANIFEST
     manifest.write_text(json.dumps({"files": sums}, indent=2) + "\n", encoding="utf-8")
     sync(manifest)
-    sync(checkpoint)
+    for place in sorted({path.parent for path in (*files, manifest)}, reverse=True):
+        sync(place)  # its names, of which an adapter's folder has its own
 
 
 def fault(checkpoint: Path) -> str | None:

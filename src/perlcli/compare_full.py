@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shlex
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -159,7 +160,7 @@ def begin(state: State) -> None:
     words = ["perl", "compare-full", "--config", f"{state.folder}/settings.yaml"]
     record.device = device.describe(settings.ModelSettings(dtype=state.given.model.dtype))
     report.title = f"LoRA against full tuning: {', '.join(state.plans)}"
-    report.command, report.started = " ".join(words), record.started
+    report.command, report.started = shlex.join(words), record.started
     report.device = {name: value for name, value in record.device.items() if name != "precision"}
     report.versions, report.git_commit = record.versions, record.git_commit
 

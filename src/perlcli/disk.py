@@ -143,7 +143,8 @@ def aside(folder: Path) -> Iterator[Path]:
             (folder / path.relative_to(side)).parent.mkdir(parents=True, exist_ok=True)
         for path in files:
             os.replace(path, folder / path.relative_to(side))
-        sync(folder)
+        for place in {folder, *((folder / path.relative_to(side)).parent for path in files)}:
+            sync(place)
     finally:
         shutil.rmtree(side, ignore_errors=True)
 
