@@ -8,7 +8,6 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 
 from perlcli.disk import sync
@@ -117,11 +116,9 @@ def step_of(checkpoint: Path) -> int:
 
 
 def planned(folder: Path) -> int:
-    """The steps that a run was to have when it wrote its last checkpoint; 0 where none tells."""
-    for checkpoint in found(folder):
-        with suppress(OSError, ValueError, KeyError, TypeError):
-            return int(json.loads((checkpoint / STATE).read_text(encoding="utf-8"))["max_steps"])
-    return 0
+    """The steps that a run was to have when it wrote its last whole checkpoint; 0 without one."""
+    whole = next((checkpoint for checkpoint in found(folder) if fault(checkpoint) is None), None)
+    return int(json.loads((whole / STATE).read_text(encoding="utf-8"))["max_steps"]) if whole is not None else 0
 
 
 def discard(checkpoint: Path) -> None:
