@@ -501,8 +501,9 @@ def test_a_run_below_the_home_goes_on_and_runs_again_from_what_it_wrote(
 ) -> None:
     model, data = shutil.copytree(llama, home / "model"), shutil.copytree(rows["pairs"], home / "pairs")
     (home / "adapter.json").write_text(json.dumps({"peft_type": "LOHA", "r": 2, "base_model_name_or_path": str(model)}))
+    (home / "accelerator.json").write_text("{}")
     words = ("reward", "--model", model, "--data", data, "--output", home / "run", "--peft", home / "adapter.json",
-             "--max-steps", 1, *SHORT[2:6])  # fmt: skip
+             "--set", f"accelerator_config={home}/accelerator.json", "--max-steps", 1, *SHORT[2:6])  # fmt: skip
     perl(*words)
     assert "is complete" in perl(*words, "--resume", code=2).output
     assert "Going on from step 1" in perl(*words, "--max-steps", 2, "--resume").output

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import typing
 from pathlib import Path
 from typing import Any
@@ -102,6 +103,8 @@ def overrides(items: tuple[str, ...], kind: type[Any], own: set[str]) -> dict[st
             faults.append(f"--set {name}: must be {describe(types_of[name])}, not {shorten(value)}")
         else:
             values[name] = convert(value, types_of[name])
+            if isinstance(value, str) and value.startswith("~/"):  # as settings.yaml has a file below the home
+                values[name] = os.path.expanduser(value)
     if faults:
         raise PerlError(listing(faults), f"--set takes the fields of trl.{kind.__name__}")
     return values
