@@ -108,6 +108,7 @@ def test_no_penalty_needs_no_anchor(rl: Any, sft_run: Path) -> None:
 # Full tuning: the anchor is a whole model
 
 
+@pytest.mark.slow
 def test_full_tuning_is_held_to_its_start_or_to_the_base_before_it(rl: Any, llama: Path) -> None:
     rl(llama, "--full", "--learning-rate", "1e-3", output="first")
     found = read_record(Path("first"))

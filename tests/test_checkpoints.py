@@ -87,7 +87,7 @@ def put(name: str, content: bytes) -> Callable[[Path], object]:
 @pytest.mark.parametrize(
     ("damage", "told"),
     [
-        (unlink("manifest.json"), "has no manifest.json, so that it was only half written"),
+        (unlink("manifest.json"), "has no manifest.json, as one that is half written"),
         (put("manifest.json", b""), "is damaged: its manifest.json can't be read"),
         (put("manifest.json", b"\xff{"), "is damaged: its manifest.json can't be read"),
         (put("manifest.json", b"[]"), "is damaged: its manifest.json can't be read"),
@@ -104,7 +104,7 @@ def test_damage_is_found_and_named_and_the_one_before_is_taken(damage: Callable[
     assert checkpoints.fault(last) == told
     said: list[str] = []
     assert checkpoints.last_whole(RUN, lambda path: None, said.append) == before
-    assert said == [f"checkpoint-2 {told}: taking the one before."]
+    assert said == [f"checkpoint-2 {told}. It is deleted."]
     assert not last.exists()
 
 
@@ -133,7 +133,7 @@ def test_a_caller_may_find_faults_of_its_own() -> None:
     said: list[str] = []
     found = checkpoints.last_whole(RUN, lambda path: "is too new" if path.name.endswith("2") else None, said.append)
     assert found and found.name == "checkpoint-1"
-    assert said == ["checkpoint-2 is too new: taking the one before."]
+    assert said == ["checkpoint-2 is too new. It is deleted."]
 
 
 def test_without_any_there_is_none() -> None:

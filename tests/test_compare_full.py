@@ -85,6 +85,7 @@ def report() -> Report:
     return figures.read(OUT / "report.json")
 
 
+@pytest.mark.slow
 def test_a_comparison_of_reward_models(runner: Runner, perl: Perl, words: Words) -> None:
     result = perl(*words)
     assert runner.folders == [

@@ -289,7 +289,7 @@ def test_a_half_written_checkpoint_is_passed_over(perl: Perl, llama: Path, rows:
     record = json.loads((Path("run") / "record.json").read_text())
     (Path("run") / "record.json").write_text(json.dumps({**record, "status": "running"}))
     told = perl(*words, "--resume").stdout
-    assert "checkpoint-2 is damaged: it lacks trainer_state.json: taking the one before." in told
+    assert "checkpoint-2 is damaged: it lacks trainer_state.json. It is deleted." in told
     assert "Going on from step 1" in told
 
 

@@ -312,9 +312,9 @@ def test_a_finished_run_goes_on_only_for_more_steps(tmp_path: Path, given: dict[
     ("given", "told"),
     [
         ({"seed": 6}, "seed was 5, now 6"),
-        ({"lora_r": 4}, "lora_r was 16, now 4; lora_alpha was 32, now 8"),
-        ({"data": "rows.jsonl"}, "data was None, now rows.jsonl"),
-        ({"set": ("warmup_steps=2",)}, "set was (), now ('warmup_steps=2',)"),
+        ({"lora_r": 4}, "--lora-r was 16, now 4; --lora-alpha was 32, now 8"),
+        ({"data": "rows.jsonl"}, "--data was not set, now rows.jsonl"),
+        ({"set": ("warmup_steps=2",)}, "--set was not set, now warmup_steps=2"),
     ],
 )
 def test_a_run_does_not_go_on_as_another_one(old_run: Path, given: dict[str, Any], told: str) -> None:
@@ -333,7 +333,7 @@ def test_several_runs_keep_their_length(tmp_path: Path) -> None:
     with recording(running.Run(settings.resolve(settings.build(settings.Quickstart, given), {}))):
         pass
     longer = settings.build(settings.Quickstart, {**given, "max_steps": 4, "resume": "latest"})
-    with pytest.raises(PerlError, match=r"had other settings: max_steps was 3, now 4"):
+    with pytest.raises(PerlError, match=r"had other settings: --max-steps was 3, now 4"):
         check_output(settings.resolve(longer, {}))
 
 

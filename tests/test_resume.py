@@ -278,8 +278,8 @@ def test_a_checkpoint_without_our_part_of_it_is_not_gone_on_from(perl: Perl, wor
     told = perl(*line, checkpoint, code=2).stderr
     assert "it was written by another version of perlcli" in " ".join(told.split())
     told = perl(*line).stdout
-    assert "checkpoint-1 was written by another version of perlcli: taking the one before." in told
-    assert "No checkpoint yet: starting over." in told
+    assert "checkpoint-1 was written by another version of perlcli. It is deleted." in told
+    assert "No checkpoint that is whole: starting over." in told
 
 
 def edit_record(folder: Path, part: str, **values: object) -> None:
@@ -308,3 +308,43 @@ def test_checkpoints_come_as_often_as_is_said_on_the_way(perl: Perl, words: Any,
     perl(*line, "--max-steps", 6, "--save-steps", 3)
     found = [checkpoints.step_of(path) for path in checkpoints.found(tmp_path / "run" / "checkpoints")]
     assert found == [6, 3, 1]
+
+
+def test_a_checkpoint_goes_by_its_name_and_a_runs_folder_is_none(perl: Perl, words: Any, tmp_path: Path) -> None:
+    line = stopped(perl, words, "sft", tmp_path / "run")
+    told = perl(*line, tmp_path / "run", code=2).stderr
+    assert "that is the folder of a run, not a checkpoint" in told and f"Hint: --output {tmp_path}/run --resume" in told
+    assert "Going on from step 1 (checkpoint-1)." in perl(*line, "checkpoint-1").stdout
+
+
+def test_a_run_of_another_command_is_told(perl: Perl, words: Any, tmp_path: Path) -> None:
+    stopped(perl, words, "sft", tmp_path / "run")
+    told = perl(*words("reward pairs"), "--output", tmp_path / "run", "--resume", code=2).stderr
+    assert f"{tmp_path}/run is a run of perl sft, not of perl reward" in " ".join(told.split())
+
+
+def test_settings_beside_a_record_go_on_with_the_run_where_it_is_now(
+    perl: Perl, words: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stopped(perl, words, "sft", Path("run"))
+    shutil.move("run", tmp_path / "moved")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    told = perl("sft", "--config", "../moved/settings.yaml", "--resume").stdout
+    assert "Going on from step 1" in told and "Saved in ../moved" in told
+    assert json.loads((tmp_path / "moved" / "record.json").read_text())["status"] == "finished"
+
+
+def test_the_figures_of_a_resumed_run_are_of_all_of_it(perl: Perl, words: Any, tmp_path: Path) -> None:
+    line = [*words("sft"), "--max-steps", 2, "--output", tmp_path / "run"]
+    perl(*line)
+    path = tmp_path / "run" / "record.json"
+    record = json.loads(path.read_text())
+    record |= {"status": "running", "started": "2026-01-02T03:04:05+00:00", "elapsed_seconds": 1000.0}
+    record |= {"peak_memory_mb": 9e6, "memory": record["memory"] | {"training_mb": 8e6}}
+    path.write_text(json.dumps(record))
+    told = perl(*line, "--resume").stdout
+    assert "That was the last step: nothing is left to train." in told
+    found = json.loads(path.read_text())
+    assert (found["started"], found["peak_memory_mb"]) == (record["started"], 9e6)
+    assert found["elapsed_seconds"] > 1000 and found["memory"]["training_mb"] == 8e6

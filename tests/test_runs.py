@@ -131,7 +131,16 @@ def test_what_goes_on_with_a_killed_run_is_said(make: Make, top: Path) -> None:
     assert f"killed: its process is gone; to go on: perl reward --config '{top}/a b/settings.yaml' --resume\n" in shown
     assert f"{top}/merge: killed: its process is gone\n" in shown
     assert "running?: on another machine, which can't be asked; it last wrote 0 s ago\n" in shown
-    assert shown.endswith("failed: no room [2Jleft")
+    way_on = f"; to go on: perl reward --config {top}/bad/settings.yaml --resume"
+    assert shown.endswith(f"failed: no room [2Jleft{way_on}")
+
+
+def test_no_more_is_told_than_fits_and_that_is_said(make: Make, top: Path) -> None:
+    for number in range(runs.NOTES + 2):
+        make(f"r{number}", hour=number, process=DEAD, **BEGUN)
+    shown = runs.text(runs.read(top, {}), top, NOW, None).splitlines()
+    assert "… and 2 more: --json tells of all" in shown
+    assert sum("to go on: " in line for line in shown) == runs.NOTES
 
 
 def test_steps_by_epochs_are_reckoned_from_the_last_line(make: Make) -> None:

@@ -78,7 +78,7 @@ def fault(checkpoint: Path) -> str | None:
         sums = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))["files"]
         wanted = dict(sums)
     except FileNotFoundError:
-        return f"has no {MANIFEST}, so that it was only half written"
+        return f"has no {MANIFEST}, as one that is half written"
     except (IsADirectoryError, ValueError, KeyError, TypeError):  # a disk that fails makes no checkpoint a bad one
         return f"is damaged: its {MANIFEST} can't be read"
     present = {str(path.relative_to(checkpoint)) for path in files_of(checkpoint)}
@@ -99,7 +99,7 @@ def last_whole(folder: Path, fault_of: Callable[[Path], str | None], say: Say) -
         wrong = fault(checkpoint) or fault_of(checkpoint)
         if wrong is None:
             return checkpoint
-        say(f"{checkpoint.name} {wrong}: taking the one before.")
+        say(f"{checkpoint.name} {wrong}. It is deleted.")
         discard(checkpoint)
     return None
 

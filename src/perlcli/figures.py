@@ -13,6 +13,7 @@ from pathlib import Path
 from statistics import fmean, median, quantiles
 from typing import Any
 
+from perlcli import settings
 from perlcli.errors import PerlError, shorten
 from perlcli.private import hidden_in
 from perlcli.record import METRICS, STEP, STEP_CPU, RunRecord, read_record, read_rows, said
@@ -28,7 +29,7 @@ FULL = "full"
 ARMS = {
     "full", "lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "use_dora", "peft", "load_in_4bit",
     "load_in_8bit", "learning_rate", "value_learning_rate", "seed", "data_seed", "output", "output_dir", "logging_dir",
-    "run_name", "bf16", "fp16",
+    "run_name", "bf16", "fp16", *settings.ONCE,
 }  # fmt: skip
 # As torch's error for a GPU is called and worded, Python's own, and torch's for main memory.
 NO_MEMORY = ("outofmemoryerror", "out of memory", "memoryerror", "can't allocate memory")

@@ -121,6 +121,7 @@ def train(trainer: Trainer, run: Run, save: Callable[[Any, Path], None]) -> None
     checkpoints.begin(run.folder / CHECKPOINTS)
     run.parts.append(f"{CHECKPOINTS}/{checkpoints.HERE}")
     checkpoint = resuming.find(run) if run.record.settings["resume"] else None
+    begun = run.record.steps
     if device.kind() == "cuda":
         torch.cuda.reset_peak_memory_stats()
     try:
@@ -132,13 +133,22 @@ def train(trainer: Trainer, run: Run, save: Callable[[Any, Path], None]) -> None
         raise
     finally:
         meter.close()
-        run.record.peak_memory_mb = device.peak_memory_mb()
-        run.record.memory |= device.memory_of_training(run.record.memory["before_mb"])
+        _keep_memory(run, has_trained=trainer.state.global_step > begun)
     _save(trainer, run, save)
     if meter.interrupted:
         stopped = Interrupted(f"Stopped at step {run.record.steps} and saved", go_on(run))
         stopped.exit_code = 128 + meter.interrupted
         raise stopped
+
+
+def _keep_memory(run: Run, *, has_trained: bool) -> None:
+    """Keep the most that the run held, in this process or by the record of an earlier part."""
+    earlier = run.before.memory if run.before is not None else {}
+    run.record.peak_memory_mb = max(device.peak_memory_mb(), run.before.peak_memory_mb if run.before is not None else 0)
+    found = device.memory_of_training(run.record.memory["before_mb"]) if has_trained else {}
+    for name in ("training_mb", "reserved_mb"):
+        if name in found or name in earlier:
+            run.record.memory[name] = max(found.get(name, 0.0), earlier.get(name, 0.0))
 
 
 def _train(trainer: Trainer, run: Run, resumable: Resumable, checkpoint: Path | None) -> None:
@@ -148,6 +158,7 @@ def _train(trainer: Trainer, run: Run, resumable: Resumable, checkpoint: Path | 
         return
     total = resuming.total_steps(trainer)
     if resuming.is_last(checkpoint, total):
+        run.note("That was the last step: nothing is left to train.")
         resuming.take_last(trainer, checkpoint)
     else:
         resumable.take(checkpoint)

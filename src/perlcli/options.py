@@ -21,6 +21,7 @@ from perlcli import disk, recipes, upstream
 from perlcli import settings as definitions
 from perlcli.config import read_config
 from perlcli.errors import PerlError, clip, reason
+from perlcli.record import RECORD, SETTINGS
 from perlcli.settings import Option, dashed
 from perlcli.terminal import say
 from perlcli.values import convert, fits
@@ -89,8 +90,8 @@ def _with_checkpoint(arguments: list[str]) -> list[str]:
     """The arguments with a value for each `--resume`: the checkpoint behind it, where there is one."""
     found: list[str] = []
     for argument in arguments:
-        is_checkpoint = Path(argument).name.startswith("checkpoint-")
-        if found and found[-1] == f"--resume={definitions.LATEST}" and is_checkpoint:
+        is_place = "/" in argument or Path(argument).name.startswith("checkpoint-")
+        if found and found[-1] == f"--resume={definitions.LATEST}" and is_place and argument[:1] != "-":
             found[-1] = f"--resume={argument}"
         else:
             found.append(f"--resume={definitions.LATEST}" if argument == "--resume" else argument)
@@ -158,6 +159,9 @@ def _keyword(name: str, annotation: Any, default: Any) -> inspect.Parameter:
 
 def _settings(stage: type[Any], config: str | None, given: Mapping[str, Any]) -> Any:
     values = read_config(stage, Path(config)) if config else {}
+    is_resumed = given.get("resume") is not None and config is not None
+    if is_resumed and Path(str(config)).name == SETTINGS and (Path(str(config)).parent / RECORD).exists():
+        values["output"] = str(Path(str(config)).parent)  # where the run is now, from wherever it is called
     types_of = {item.name: item.type for item in definitions.options(stage)}
     for name, value in given.items():
         if value is not None:

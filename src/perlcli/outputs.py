@@ -37,7 +37,7 @@ def check_output(settings: definitions.Stage) -> None:
     if ours and (values.get("resume") or values.get("overwrite")):
         _check_idle(folder)
     if values.get("resume") and ours:
-        _check_resumable(folder, values)
+        _check_resumable(folder, definitions.command_of(settings), values)
     if (values.get("overwrite") or values.get("resume")) and not ours:
         raise PerlError(
             f"--output {folder} is not empty and not a run of perlcli", "name another folder, or empty it yourself"
@@ -68,9 +68,13 @@ def _check_idle(folder: Path) -> None:
         raise PerlError(f"--output {folder}: its run is at work, process {pid}", "stop it first, or wait for its end")
 
 
-def _check_resumable(folder: Path, values: Mapping[str, Any]) -> None:
+def _check_resumable(folder: Path, command: str, values: Mapping[str, Any]) -> None:
     """Refuse to go on with a run that has done all its steps, or under settings that would make it another run."""
     found, values = read_record(folder), hidden_in(dict(values))  # as the record has them
+    if found.command != command:
+        raise PerlError(
+            f"--resume: {folder} is a run of perl {found.command}, not of perl {command}", "another --output"
+        )
     if values["resume"] != definitions.LATEST and found.command in SEVERAL:
         raise PerlError(f"--resume {values['resume']}: every run goes on from its own last checkpoint", "name none")
     _check_named(folder, values)
@@ -79,7 +83,8 @@ def _check_resumable(folder: Path, values: Mapping[str, Any]) -> None:
     fixed = LENGTH if found.command in SEVERAL else set()  # the runs that finished stay as they are
     changed = [name for name in values if name not in MAY_CHANGE - fixed and old.get(name) != values[name]]
     if changed:
-        told = "; ".join(f"{name} was {old.get(name)}, now {values[name]}" for name in changed)
+        told = "; ".join(f"--{definitions.dashed(name)} was {_told(old.get(name))}, now {_told(values[name])}"
+                         for name in changed)  # fmt: skip
         raise PerlError(f"--resume: the run in {folder} had other settings: {told}", "go on with the same ones")
     _check_longer(old, values)
     _check_counted(folder, old.get("max_steps"), values["max_steps"])
@@ -91,6 +96,12 @@ def _check_resumable(folder: Path, values: Mapping[str, Any]) -> None:
         raise PerlError(
             f"The run in {folder} is complete ({found.steps} steps)", "a larger --max-steps goes on from there"
         )
+
+
+def _told(value: Any) -> str:
+    """A setting's value for a person to read."""
+    listed = ", ".join(map(str, value)) if isinstance(value, tuple) else value
+    return "not set" if listed in (None, "") else str(listed)
 
 
 def _check_longer(old: Mapping[str, Any], values: Mapping[str, Any]) -> None:
@@ -113,11 +124,20 @@ def _check_counted(folder: Path, was: Any, now: Any) -> None:
         raise PerlError(problem, "leave it out, or begin a run of its own with another --output")
 
 
+def named(folder: Path, checkpoint: str) -> Path:
+    """The checkpoint that --resume names: by its path, or as one of the run's own by its name alone."""
+    place, its = Path(checkpoint).expanduser(), folder / CHECKPOINTS / checkpoint
+    return its if not place.exists() and its.is_dir() else place
+
+
 def _check_named(folder: Path, values: Mapping[str, Any]) -> None:
     """Refuse a checkpoint that --resume names and that isn't one of the run's own, or isn't whole."""
     if values.get("resume") in (None, definitions.LATEST):
         return
-    checkpoint = Path(values["resume"]).expanduser()
+    checkpoint = named(folder, values["resume"])
+    if (checkpoint / RECORD).exists():
+        problem = f"--resume {checkpoint}: that is the folder of a run, not a checkpoint"
+        raise PerlError(problem, f"--output {checkpoint} --resume goes on from its last one")
     if not checkpoint.is_dir():
         raise PerlError(f"--resume {checkpoint}: there is no such checkpoint", "--resume alone takes the last one")
     is_its = checkpoint.parent.resolve() == (folder / CHECKPOINTS).resolve()

@@ -20,7 +20,7 @@ from transformers import TrainerCallback, TrainerState
 from trl import RLOOTrainer
 from trl.trainer.utils import RepeatSampler
 
-from perlcli import checkpoints
+from perlcli import checkpoints, outputs
 from perlcli.errors import PerlError
 from perlcli.record import CHECKPOINTS, METRICS, SAMPLES, read_rows, write_whole
 from perlcli.running import Run
@@ -118,15 +118,20 @@ def find(run: Run) -> Path | None:
     taken back. Raises PerlError where --resume names one that won't do."""
     asked = str(run.record.settings["resume"])
     folder = run.folder / CHECKPOINTS
+    had = bool(checkpoints.found(folder))
     if asked == LATEST:
         found = checkpoints.last_whole(folder, _fault, run.note)
     else:
-        found = _asked_for(run, Path(asked).expanduser())
+        found = _asked_for(run, outputs.named(run.folder, asked))
     step = checkpoints.step_of(found) if found else 0
     rows = _take_back(run.folder / METRICS, step)
     _take_back(run.folder / SAMPLES, step)
     run.record.steps, run.record.tokens = step, int(rows[-1]["num_tokens"]) if rows else 0
-    run.note(f"Going on from step {step} ({found.name})." if found else "No checkpoint yet: starting over.")
+    run.note(
+        f"Going on from step {step} ({found.name})."
+        if found
+        else f"No checkpoint {'that is whole' if had else 'yet'}: starting over."
+    )
     return found
 
 

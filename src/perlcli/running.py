@@ -42,6 +42,7 @@ class Run:
     def __init__(self, settings: definitions.Stage) -> None:
         values = definitions.flat(settings)
         self.folder = Path(values["output"]).expanduser()
+        self.before: RunRecord | None = None  # of the run that this one goes on with
         self.parts: list[str] = []  # what the folder holds from `claim` on, as long as it stands
         self.prompts = b""  # digests of the prompts that are trained on, for later evaluations
         self._values = values
@@ -83,8 +84,9 @@ class Run:
 
     @property
     def elapsed(self) -> float:
-        """Seconds since the run began."""
-        return round(time.monotonic() - self._clock, 1)
+        """Seconds at work, those that the record of an earlier part tells among them."""
+        earlier = self.before.elapsed_seconds if self.before is not None else 0.0
+        return round(earlier + time.monotonic() - self._clock, 1)
 
     @property
     def stands(self) -> bool:
@@ -119,6 +121,7 @@ def recording(run: Run) -> Iterator[Run]:
     old = find_record(str(run.folder)) if run.record.settings.get("resume") else None
     if old is not None:
         outputs.check_same(old, run.record, run.note)
+        run.before, run.record.started = old, old.started
     try:
         with signals.heard(signals.stop):  # but in training, which first finishes its step
             run.claim()
@@ -150,9 +153,10 @@ def _keep_failure(run: Run, error: BaseException) -> None:
     stopped = isinstance(error, KeyboardInterrupt | Interrupted)
     run.record.status = "interrupted" if stopped else "failed"
     run.record.failure = error.problem if isinstance(error, PerlError) else f"{type(error).__name__}: {error}"
-    checkpoints.clear(run.folder / CHECKPOINTS)  # on a full disk, room for the record
+    with suppress(OSError):  # the error itself tells of a disk that fails
+        checkpoints.clear(run.folder / CHECKPOINTS)  # on a full disk, room for the record
     if run.stands:
-        with suppress(OSError):  # the error itself tells of a disk that fails
+        with suppress(OSError):
             run.write()
     else:
         disk.remove_empty(run.folder / CHECKPOINTS, run.folder)

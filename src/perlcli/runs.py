@@ -205,18 +205,21 @@ def row_of_record(folder: Path, record: RunRecord, stamp: int, size: int) -> Row
 
 def note_of(folder: Path, record: RunRecord, status: str) -> str:
     """What a run has to tell beyond its row."""
-    if status == "failed":
-        return record.failure or ""
+    if status in ("failed", "interrupted"):
+        return "; ".join(filter(None, [record.failure, way_on(folder, record)]))
     if status == ELSEWHERE:
         wrote = max(path.stat().st_mtime for path in (folder / RECORD, folder / METRICS) if path.exists())
         return f"on another machine, which can't be asked; it last wrote {age(time.time() - wrote)} ago"
     if status != KILLED:
         return ""
-    kind = settings.COMMANDS[record.command]
-    if "resume" not in settings.names(kind):
-        return "its process is gone"
-    command = ["perl", record.command, "--config", str(folder / SETTINGS), "--resume"]
-    return f"its process is gone; to go on: {shlex.join(command)}"
+    return "; ".join(filter(None, ["its process is gone", way_on(folder, record)]))
+
+
+def way_on(folder: Path, record: RunRecord) -> str:
+    """The command that goes on with a run, in words; empty for one of a command that can't."""
+    if "resume" not in settings.names(settings.COMMANDS[record.command]):
+        return ""
+    return "to go on: " + shlex.join(["perl", record.command, "--config", str(folder / SETTINGS), "--resume"])
 
 
 def last_row(path: Path) -> dict[str, Any]:
@@ -304,7 +307,9 @@ def text(rows: Sequence[Row], top: Path, now: float, width: int | None) -> str:
         return f"No runs in {top}."
     lines = arranged(rows, top)
     cells = fitted([cells_of(line, now) for line in lines], width)
-    notes = [f"{line.row.folder}: {line.row.status}: {line.row.note}" for line in lines if line.row.note][-NOTES:]
+    found = [f"{line.row.folder}: {line.row.status}: {line.row.note}" for line in lines if line.row.note]
+    more = [f"… and {len(found) - NOTES} more: --json tells of all"] if len(found) > NOTES else []
+    notes = [*more, *found[-NOTES:]]
     return "\n".join([report.table(HEADER, cells, LEFT), *[""][: len(notes)], *notes])
 
 

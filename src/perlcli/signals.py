@@ -6,8 +6,10 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FrameType
 
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+SOON = 0.05  # seconds
 
 
 class Signalled(KeyboardInterrupt):
@@ -24,12 +26,30 @@ def heard(answer: Callable[[int], object]) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.signal(number, lambda number, frame: answer(number)) for number in STOPS}
+    asked: list[int] = []
+
+    def take(number: int, frame: FrameType | None) -> None:
+        if number != signal.SIGALRM:
+            asked.append(number)
+        if _is_in_finaliser(frame):  # Python drops what is raised there
+            signal.setitimer(signal.ITIMER_REAL, SOON)
+        else:
+            answer(asked[-1])
+
+    before = {number: signal.signal(number, take) for number in (*STOPS, signal.SIGALRM)}
     try:
         yield
     finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _is_in_finaliser(frame: FrameType | None) -> bool:
+    """Whether a frame is of an object that is being taken down, or was called by one."""
+    while frame is not None and frame.f_code.co_name != "__del__":
+        frame = frame.f_back
+    return frame is not None
 
 
 def stop(number: int) -> None:
