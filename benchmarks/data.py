@@ -9,11 +9,9 @@ count, and keeps the time and the peak of its memory as JSON and Markdown. READM
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import os
 import random
-import shlex
 import subprocess
 import sys
 import tempfile
@@ -22,9 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from one_base import device_name, markdown
-
-from perlcli import record
+import measured
 
 HERE = Path(__file__).resolve().parent
 TEXT = "the a coffee order with milk and large small please can you tell me about this how to make it work"
@@ -71,16 +67,7 @@ def measure(path: Path, rows: int, model: list[str]) -> Figures:
 
 def described(model: str | None) -> dict[str, Any]:
     """What the figures were measured on."""
-    words = " ".join(shlex.quote(Path(word).name if Path(word).is_absolute() else word) for word in sys.argv[1:])
-    changed = subprocess.run(["git", "status", "--porcelain", "src"], capture_output=True, text=True, check=False)
-    return {
-        "command": f"python benchmarks/data.py {words}".strip(),
-        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
-        "git_commit": (record.git_commit() or "unknown") + (", changed" if changed.stdout.strip() else ""),
-        "device": device_name("cpu"),
-        "versions": record.package_versions(),
-        "model": Path(model).name if model else "the embedded coffee base",
-    }
+    return measured.described("benchmarks/data.py", model=Path(model).name if model else "the embedded coffee base")
 
 
 def shown(found: list[Figures]) -> str:
@@ -90,20 +77,13 @@ def shown(found: list[Figures]) -> str:
         [f"{one.rows:,}", f"{one.file_mb:,.0f}", f"{one.seconds:.1f}", f"{one.cpu_seconds:.1f}", f"{one.peak_mb:,.0f}"]
         for one in found
     ]
-    return str(markdown(heads, cells))
+    return str(measured.markdown(heads, cells))
 
 
 def write(path: Path, about: dict[str, Any], found: list[Figures]) -> None:
     """Keep the figures as JSON, and to read as Markdown."""
     content = {"about": about, "runs": [asdict(one) for one in found]}
-    versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
-    text = (
-        f"# {path.name}\n\n{about['device']}, {about['date']}, commit {about['git_commit']}\n\n"
-        f"```console\n$ {about['command']}\n```\n\n{versions}\n\nTokenizer: {about['model']}\n\n{shown(found)}\n"
-    )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Path(f"{path}.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    Path(f"{path}.md").write_text(text, encoding="utf-8")
+    measured.write(path, content, f"Tokenizer: {about['model']}\n\n{shown(found)}")
 
 
 def main() -> None:

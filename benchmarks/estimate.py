@@ -10,11 +10,9 @@ beside this file says more.
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import os
 import re
-import shlex
 import subprocess
 import sys
 import tempfile
@@ -23,8 +21,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import measured
 import shapes
-from one_base import GIVE_BACK, MB, device_name, flag, markdown
+from one_base import GIVE_BACK, MB, flag
 
 from perlcli import device, estimate, record
 
@@ -177,35 +176,24 @@ def cells(figures: Figures) -> list[str]:
 def table(found: list[Figures]) -> str:
     """The figures as Markdown."""
     heads = ["stage", "arm", "predicted MB", "measured MB", "predicted / measured"]
-    return markdown(heads, [cells(figures) for figures in found])
+    return measured.markdown(heads, [cells(figures) for figures in found])
 
 
 def described(given: argparse.Namespace) -> dict[str, Any]:
     """What the figures were measured on, and how."""
-    words = " ".join(shlex.quote(Path(word).name if Path(word).is_absolute() else word) for word in sys.argv[1:])
     names = ("dtype", "batch", "length", "completion", "rank", "steps", "algorithm", "checkpointing")
-    return {
-        "command": f"python benchmarks/estimate.py {words}",
-        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
-        "git_commit": record.git_commit() or "unknown",
-        "device": device_name(device.kind()),
-        "versions": record.package_versions(),
-        "model": given.config or given.model.name,
-        "settings": {name: getattr(given, name) for name in names},
-    }
+    return measured.described(
+        "benchmarks/estimate.py",
+        device.kind(),
+        model=given.config or given.model.name,
+        settings={name: getattr(given, name) for name in names},
+    )
 
 
 def write(path: Path, about: dict[str, Any], found: list[Figures]) -> None:
     """Keep the figures as JSON, and to read as Markdown."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     runs = [asdict(figures) | {"ratio": figures.ratio} for figures in found]
-    Path(f"{path}.json").write_text(json.dumps({"about": about, "runs": runs}, indent=2) + "\n", encoding="utf-8")
-    versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
-    text = (
-        f"# {path.name}\n\n{about['device']}, {about['date']}, commit {about['git_commit']}\n\n"
-        f"```console\n$ {about['command']}\n```\n\n{versions}\n\n{table(found)}\n"
-    )
-    Path(f"{path}.md").write_text(text, encoding="utf-8")
+    measured.write(path, {"about": about, "runs": runs}, table(found))
 
 
 def main() -> None:

@@ -10,8 +10,6 @@ first. Needs Linux, no network and no GPU. README.md beside this file says more.
 from __future__ import annotations
 
 import argparse
-import datetime
-import json
 import os
 import shlex
 import subprocess
@@ -25,7 +23,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from one_base import GIVE_BACK, device_name, markdown
+import measured
+from one_base import GIVE_BACK
 
 from perlcli import checkpoints, record, runs
 
@@ -141,15 +140,8 @@ def written(folder: Path) -> dict[str, Any]:
 
 def described() -> dict[str, Any]:
     """What the figures are measured on."""
-    changed = subprocess.run(["git", "status", "--porcelain", "src"], capture_output=True, text=True, check=False)
-    return {
-        "command": f"python benchmarks/long_run.py {shlex.join(sys.argv[1:])}".strip(),
-        "runs": [shlex.join(["perl", *REWARD]), shlex.join(["perl", *RL, "--reward", "REWARD"])],
-        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
-        "git_commit": (record.git_commit() or "unknown") + (", changed" if changed.stdout.strip() else ""),
-        "device": device_name("cpu"),
-        "versions": record.package_versions(),
-    }
+    runs = [shlex.join(["perl", *REWARD]), shlex.join(["perl", *RL, "--reward", "REWARD"])]
+    return measured.described("benchmarks/long_run.py", runs=runs)
 
 
 def shown(found: Sequence[Part]) -> str:
@@ -160,23 +152,15 @@ def shown(found: Sequence[Part]) -> str:
          f"{one.most_files}", f"{one.threads:g}"]
         for one in found
     ]  # fmt: skip
-    return str(markdown(heads, cells))
+    return str(measured.markdown(heads, cells))
 
 
 def write(path: Path, about: dict[str, Any], found: Sequence[Part], files: dict[str, Any]) -> None:
     """Keep the figures as JSON, and to read as Markdown."""
     content = {"about": about, "parts": [asdict(one) for one in found], "written": files}
-    versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
-    commands = "\n".join(f"$ {line}" for line in (about["command"], *about["runs"]))
     kept = "\n".join(f"- {name.replace('_', ' ')}: {count:,}" for name, count in files.items())
-    text = (
-        f"# {path.name}\n\n{about['device']}, {about['date']}, commit {about['git_commit']}\n\n"
-        f"```console\n{commands}\n```\n\n{versions}; {about['seconds']:g} seconds\n\n{shown(found)}\n\n"
-        f"At its end the run had written:\n\n{kept}\n"
-    )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Path(f"{path}.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    Path(f"{path}.md").write_text(text, encoding="utf-8")
+    text = f"{about['seconds']:g} seconds\n\n{shown(found)}\n\nAt its end the run had written:\n\n{kept}"
+    measured.write(path, content, text)
 
 
 def main() -> None:

@@ -11,14 +11,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import datetime
 import gc
 import json
 import math
 import os
 import random
 import re
-import shlex
 import subprocess
 import sys
 import tempfile
@@ -30,6 +28,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import measured
 import shapes
 
 HERE = Path(__file__).resolve().parent
@@ -540,15 +539,10 @@ def table(arms: dict[str, dict[str, Any]], *, on_gpu: bool) -> str:
     keys = ("peak", "training", "saved_bases", "wall", "cpu")
     against = [[name, *(shown(found[key], "{:.3f}") for key in keys)] for name, found in ratios.items() if found]
     return (
-        markdown(heads, rows)
+        measured.markdown(heads, rows)
         + "\n\n"
-        + markdown(["against", "peak", "training peak", "bases saved", "step", "step CPU"], against)
+        + measured.markdown(["against", "peak", "training peak", "bases saved", "step", "step CPU"], against)
     )
-
-
-def markdown(heads: list[str], rows: list[list[str]]) -> str:
-    """A table."""
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in [heads, ["---"] * len(heads), *rows])
 
 
 def shown(values: list[float], form: str) -> str:
@@ -561,50 +555,26 @@ def shown(values: list[float], form: str) -> str:
 
 def described(spec: dict[str, Any]) -> dict[str, Any]:
     """What the figures were measured on."""
-    from perlcli import record
-
-    words = " ".join(shlex.quote(Path(word).name if Path(word).is_absolute() else word) for word in sys.argv[1:])
-    changed = subprocess.run(["git", "status", "--porcelain", "src"], capture_output=True, text=True, check=False)
-    commit = record.git_commit() or "unknown"
-    return {
-        "command": f"python benchmarks/one_base.py {words}",
-        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
-        "git_commit": commit + (", changed" if changed.stdout.strip() else ""),
-        "device": device_name(spec["device"]),
-        "threads": os.environ.get("OMP_NUM_THREADS", "default"),
-        "versions": record.package_versions(),
-        "environment": {name: value for name, value in os.environ.items() if name.startswith(("MALLOC_", "PYTORCH_"))},
-        "base_mb": round(spec["base_mb"], 1),
-        "second_base_mb": round(spec["second_base_mb"], 1),
-    }
-
-
-def device_name(kind: str) -> str:
-    """The name of the GPU or CPU."""
-    if kind == "cuda":
-        import torch
-
-        return str(torch.cuda.get_device_name(0))
-    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "CPU")
-    return f"{name} ({os.cpu_count()} cores)"
+    return measured.described(
+        "benchmarks/one_base.py",
+        spec["device"],
+        threads=os.environ.get("OMP_NUM_THREADS", "default"),
+        environment={name: value for name, value in os.environ.items() if name.startswith(("MALLOC_", "PYTORCH_"))},
+        base_mb=round(spec["base_mb"], 1),
+        second_base_mb=round(spec["second_base_mb"], 1),
+    )
 
 
 def write(path: Path, content: dict[str, Any], tables: str) -> None:
     """Keep the figures as JSON, and to read as Markdown."""
     about = content["about"]
-    versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
     arms = "\n".join(f"- {arm}: {ARMS[arm]}" for arm in content["arms"])
-    text = (
-        f"# {path.name}\n\n"
-        f"{about['device']}, threads {about['threads']}, {about['date']}, commit {about['git_commit']}\n\n"
-        f"```console\n$ {about['command']}\n```\n\n{versions}\n\n"
+    measured.write(
+        path,
+        content,
         f"A base: {about['base_mb']:,.0f} MB unquantised; stock's second one, which has no output head of its own: "
-        f"{about['second_base_mb']:,.0f} MB.\n\n{tables}\n\n{arms}\n"
+        f"{about['second_base_mb']:,.0f} MB.\n\n{tables}\n\n{arms}",
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Path(f"{path}.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    Path(f"{path}.md").write_text(text, encoding="utf-8")
 
 
 def arms_to_run(given: argparse.Namespace) -> list[str]:

@@ -13,7 +13,6 @@ import argparse
 import json
 import mmap
 import os
-import platform
 import random
 import shutil
 import signal
@@ -308,25 +307,18 @@ def table(chaos: Chaos) -> str:
     return "\n".join([f"| run | {' | '.join(PHASES)} |", f"| --- |{' ---: |' * len(PHASES)}", *rows])
 
 
-def keep(chaos: Chaos, output: Path, arguments: argparse.Namespace, seconds: float) -> None:
-    """Write the report beside the benchmarks' others."""
-    from perlcli.record import git_commit, package_versions
+def keep(chaos: Chaos, output: Path, about: dict[str, Any], seconds: float) -> None:
+    """Write the report as the benchmarks write theirs."""
+    import measured
 
     exact = sum(kill.again == "exact" for kill in chaos.kills)
-    command = f"python tests/chaos.py --kills {arguments.kills} --seed {arguments.seed}"
-    content = {
-        "command": command, "commit": git_commit(), "device": platform.processor() or platform.machine(),
-        "versions": package_versions(), "seconds": round(seconds), "kills": [asdict(kill) for kill in chaos.kills],
-    }  # fmt: skip
-    output.with_suffix(".json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    lines = [
-        "# Killed and resumed", "",
-        f"`{command}` on a CPU, commit {content['commit']}: {len(chaos.kills)} kills with SIGKILL at random moments, "
-        f"some runs killed up to three times; after {exact} of them the run, resumed, ended bit-equal to an unbroken "
-        "one in weights, optimiser, metrics and samples. The phase is the one that the run was in when it was killed.",
-        "", table(chaos), "",
-    ]  # fmt: skip
-    output.with_suffix(".md").write_text("\n".join(lines), encoding="utf-8")
+    content = {"about": about | {"seconds": round(seconds)}, "kills": [asdict(kill) for kill in chaos.kills]}
+    text = (
+        f"{len(chaos.kills)} kills with SIGKILL at random moments, some runs killed up to three times; after {exact} "
+        "of them the run, resumed, ended bit-equal to an unbroken one in weights, optimiser, metrics and samples. The "
+        f"phase is the one that the run was in when it was killed.\n\n{table(chaos)}"
+    )
+    measured.write(output, content, text)
 
 
 def main() -> int:
@@ -337,6 +329,10 @@ def main() -> int:
     parser.add_argument("--output", type=Path, help="write a report here, as .md and .json")
     arguments = parser.parse_args()
     warm()
+    sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
+    import measured
+
+    about = measured.described("tests/chaos.py")  # before the runs: the code may change while they are at work
     begun = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         os.environ["HF_DATASETS_CACHE"] = folder
@@ -346,7 +342,7 @@ def main() -> int:
             for stage in arguments.stages:
                 chaos.trial(stage, chaos.random.randint(1, 3), partial(print, flush=True))
         if arguments.output:
-            keep(chaos, arguments.output, arguments, time.monotonic() - begun)
+            keep(chaos, arguments.output, about, time.monotonic() - begun)
         print(table(chaos))
     return int(any(kill.again != "exact" for kill in chaos.kills))
 

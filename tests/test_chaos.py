@@ -15,7 +15,9 @@ def test_killed_runs_go_on_to_the_same_end(tmp_path: Path) -> None:
     command = [sys.executable, chaos.__file__, "--kills", "12", "--seed", "1", "--output", str(tmp_path / "report")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=1500, check=False)
     assert done.returncode == 0, f"{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
-    kills = json.loads((tmp_path / "report.json").read_text())["kills"]
+    report = json.loads((tmp_path / "report.json").read_text())
+    kills, about = report["kills"], report["about"]
+    assert about["command"].startswith("python tests/chaos.py --kills 12 --seed 1") and about["seconds"] > 0
     assert len(kills) >= 12 and {kill["stage"] for kill in kills} == set(chaos.STAGES)
     assert all(kill["again"] == "exact" for kill in kills)
     assert "| reinforce |" in (tmp_path / "report.md").read_text()

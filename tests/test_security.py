@@ -237,7 +237,7 @@ def test_pickles_that_a_checkpoint_was_not_sealed_with_are_not_loaded(
     planted(place / "optimizer.pt", marker)
     named = perl(*words, "--max-steps", 2, "--resume", place, code=2).output
     assert "is damaged: optimizer.pt isn't what was written" in named and not loaded
-    assert "No checkpoint yet: starting over." in perl(*words, "--max-steps", 2, "--resume").output
+    assert "No checkpoint that is whole: starting over." in perl(*words, "--max-steps", 2, "--resume").output
     assert not marker.exists() and not [file for file, _ in loaded if "checkpoint-1" in file]
 
 

@@ -1,0 +1,63 @@
+"""What every script here says of its figures (what they were measured on), and how it keeps them."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+
+def described(script: str, kind: str = "cpu", **more: Any) -> dict[str, Any]:
+    """What the figures were measured on: command line, date, commit, device and versions, and what a script adds.
+
+    Absolute paths are told by their names alone.
+    """
+    from perlcli import record
+
+    words = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:]]
+    changed = subprocess.run(["git", "status", "--porcelain", "src"], capture_output=True, text=True, check=False)
+    return {
+        "command": shlex.join(["python", script, *words]),
+        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
+        "git_commit": (record.git_commit() or "unknown") + (", changed" if changed.stdout.strip() else ""),
+        "device": device_name(kind),
+        "versions": record.package_versions(),
+        **more,
+    }
+
+
+def device_name(kind: str) -> str:
+    """The name of the GPU or CPU."""
+    if kind == "cuda":
+        import torch
+
+        return str(torch.cuda.get_device_name(0))
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "CPU")
+    return f"{name} ({os.cpu_count()} cores)"
+
+
+def markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table."""
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in [heads, ["---"] * len(heads), *rows])
+
+
+def write(path: Path, content: dict[str, Any], body: str) -> None:
+    """Keep the content, of which "about" is as `described`, as JSON, and the body below a heading as Markdown."""
+    about = content["about"]
+    on = [about["device"], *([f"threads {about['threads']}"] if "threads" in about else [])]
+    commands = "\n".join(f"$ {line}" for line in (about["command"], *about.get("runs", [])))
+    versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
+    text = (
+        f"# {path.name}\n\n{', '.join([*on, about['date']])}, commit {about['git_commit']}\n\n"
+        f"```console\n{commands}\n```\n\n{versions}\n\n{body}\n"
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Path(f"{path}.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    Path(f"{path}.md").write_text(text, encoding="utf-8")
