@@ -1,7 +1,9 @@
 """What the tests share: an offline, single-threaded process, tiny models, and one run of each stage to look at."""
 
+import gc
 import json
 import os
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -39,6 +41,8 @@ PRECISIONS = {
     "8-bit": ModelSettings(load_in_8bit=True),
 }
 
+FROZEN: list[bool] = []
+
 Row = dict[str, Any]
 Perl = Callable[..., Result]
 
@@ -47,6 +51,16 @@ Perl = Callable[..., Result]
 def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every test works in a folder of its own."""
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def loaded_once() -> None:
+    """Once the libraries are loaded, the garbage collector leaves them be: half a million objects in every collection,
+    and runs ask for several."""
+    if "perlcli.rl" in sys.modules and not FROZEN:
+        gc.collect()
+        gc.freeze()
+        FROZEN.append(True)  # asked of the collector it costs a walk over all of them
 
 
 @pytest.fixture(scope="session", autouse=True)
