@@ -323,7 +323,7 @@ def keep(chaos: Chaos, output: Path, about: dict[str, Any], seconds: float) -> N
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--kills", type=int, default=48)
+    parser.add_argument("--kills", type=int, default=48, help="at least so many: every kind of run is tried as often")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--stages", nargs="*", default=list(STAGES), choices=list(STAGES))
     parser.add_argument("--output", type=Path, help="write a report here, as .md and .json")
