@@ -180,10 +180,11 @@ def test_a_run_that_was_stopped_goes_on(runner: Runner, perl: Perl, words: Words
 def no_memory(folder: Path) -> int:
     """What a run leaves that found no memory on a GPU."""
     from perlcli import settings
+    from perlcli.config import read_config
     from perlcli.running import Run
 
-    given = settings.build(settings.Reward, {"output": str(folder), "full": True})
-    run = Run(given)
+    values = read_config(settings.Reward, folder.with_suffix(".yaml"))
+    run = Run(settings.resolve(settings.build(settings.Reward, {**values, "output": str(folder)}), {}))
     run.claim()
     run.record.status, run.record.failure = "failed", "OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB"
     run.record.memory["training_mb"] = 79_200.0
@@ -201,10 +202,15 @@ def killed(folder: Path) -> int:
 
 
 @pytest.mark.parametrize(
-    ("fault", "told"), [(no_memory, "out of memory at 79.2 GB"), (killed, "out of memory")], ids=["told", "killed"]
+    ("fault", "told", "again"),
+    [
+        (no_memory, "out of memory at 79.2 GB", []),
+        (killed, "out of memory", ["reward/full/memory", "reward/full/seed-0"]),
+    ],
+    ids=["told", "killed"],
 )
 def test_an_arm_without_memory_is_a_result(
-    runner: Runner, perl: Perl, words: Words, fault: Callable[[Path], int], told: str
+    runner: Runner, perl: Perl, words: Words, fault: Callable[[Path], int], told: str, again: list[str]
 ) -> None:
     runner.faults = {"full/memory": fault, "full/seed-0": fault}
     result = perl(*words)
@@ -213,8 +219,10 @@ def test_an_arm_without_memory_is_a_result(
     assert lora.failure is None and lora.ratios == {} and lora.quality
     assert told in result.output
     runner.calls.clear()
+    runner.faults.clear()
     perl("compare-full", "--config", OUT / "settings.yaml", "--resume")
-    assert runner.calls == []  # it would be so again
+    assert runner.folders == again  # what found no memory would find none again; a kill may have been anyone's
+    assert report().comparisons[0].arms[0].failure == (None if again else told)
 
 
 def test_a_failed_arm_lets_the_others_run_and_is_told_at_the_end(runner: Runner, perl: Perl, words: Words) -> None:

@@ -83,7 +83,7 @@ def words(
 ) -> Callable[[str], list[object]]:
     """The command line of a case."""
     loha = tmp_path / "loha.json"
-    loha.write_text('{"peft_type": "LOHA", "r": 4, "target_modules": ["q_proj", "v_proj"], "module_dropout": 0.2}')
+    loha.write_text('{"peft_type": "LOHA", "r": 4, "target_modules": ["q_proj", "v_proj"]}')
 
     def of(case: str) -> list[object]:
         stage, *options = [loha if word == "{loha}" else word for word in CASES[case]]

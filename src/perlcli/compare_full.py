@@ -26,6 +26,7 @@ from perlcli.running import Run, recording, write_settings
 from perlcli.terminal import say
 
 MERGED = "merged"
+KILLED = "out of memory: killed by the system (signal 9), as it does when memory is short"
 # glibc keeps most of what is freed, some hundred MB more in one process than in its twin. So told, it gives blocks from
 # 128 kB back at once: what is resident is what is held. A step takes longer, so that such a process isn't timed.
 GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072"}
@@ -233,7 +234,7 @@ def perform(state: State, job: Job) -> None:
     """Run a job in a fresh process, unless it has run before. Raises PerlError where it is the first, and refused."""
     folder = run_folder(state, job)
     before = find_record(str(folder))
-    if before is not None and figures.outcome(before) in ("finished", "out of memory"):
+    if before is not None and is_result(before):
         return
     config = folder.with_suffix(".yaml")
     config.parent.mkdir(parents=True, exist_ok=True)
@@ -247,6 +248,11 @@ def perform(state: State, job: Job) -> None:
         raise PerlError(f"{job.words}: {processes.last_error(log)}", f"see {log}")
     clean(folder, job)
     say(f"    {told(folder)}")
+
+
+def is_result(record: RunRecord) -> bool:
+    """Whether a run would end so again: it finished, or said that memory ran out; signal 9 may have been another's."""
+    return figures.outcome(record) in ("finished", "out of memory") and record.failure != KILLED
 
 
 def again(folder: Path, job: Job, before: RunRecord | None) -> list[str]:
@@ -268,7 +274,7 @@ def settle(folder: Path, code: int, log: Path) -> None:
     record.status = "failed"
     record.failure = processes.last_error(log)
     if code == -9:
-        record.failure = "out of memory: killed by the system (signal 9), as it does when memory is short"
+        record.failure = KILLED
     write_record(folder, record)
 
 
