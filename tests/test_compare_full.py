@@ -218,6 +218,8 @@ def test_an_arm_without_memory_is_a_result(
     assert full.failure == told
     assert lora.failure is None and lora.ratios == {} and lora.quality
     assert told in result.output
+    way_on = "out of memory: killed by signal 9, as the system does when it is out of memory (--resume goes on)"
+    assert (way_on in result.output) == bool(again)
     runner.calls.clear()
     runner.faults.clear()
     perl("compare-full", "--config", OUT / "settings.yaml", "--resume")

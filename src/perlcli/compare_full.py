@@ -26,7 +26,7 @@ from perlcli.running import Run, recording, write_settings
 from perlcli.terminal import say
 
 MERGED = "merged"
-KILLED = "out of memory: killed by the system (signal 9), as it does when memory is short"
+KILLED = "killed by signal 9, as the system does when it is out of memory"
 # glibc keeps most of what is freed, some hundred MB more in one process than in its twin. So told, it gives blocks from
 # 128 kB back at once: what is resident is what is held. A step takes longer, so that such a process isn't timed.
 GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072"}
@@ -295,7 +295,7 @@ def told(folder: Path) -> str:
         return f"failed: {processes.last_error(folder.with_suffix('.log'))}"
     found = figures.of_run(folder)
     if found.status != "finished":
-        return f"{found.status}: {found.failure}"
+        return f"{found.status}: {found.failure}{' (--resume goes on)' if found.failure == KILLED else ''}"
     pace = f", {median(found.step_seconds):.3g} s a step" if found.step_seconds else ""
     return f"{found.steps} steps{pace}, peak {found.memory_mb:,.0f} MB"
 
