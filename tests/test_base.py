@@ -365,6 +365,32 @@ def test_fingerprint_covers_every_shard(llama: Path, tmp_path: Path) -> None:
     assert weights.fingerprint(str(tmp_path)) != one
 
 
+def test_fingerprint_of_an_adapter_in_the_hub_cache(sft_run: Path) -> None:
+    top = Path(os.environ["HF_HOME"]) / "hub" / "models--org--adapter"
+    (top / "refs").mkdir(parents=True)
+    (top / "refs" / "main").write_text("2" * 40)
+    place = top / "snapshots" / ("2" * 40)
+    place.mkdir(parents=True)
+    for name in (weights.ADAPTER_WEIGHTS, weights.ADAPTER_CONFIG):
+        shutil.copy(sft_run / name, place)
+    assert weights.fingerprint("org/adapter") == weights.fingerprint(str(sft_run)) != ""
+
+
+def test_fingerprint_of_an_adapter_is_of_what_it_does(sft_run: Path, tmp_path: Path) -> None:
+    mark = weights.fingerprint(str(sft_run))
+    for name in (weights.ADAPTER_WEIGHTS, weights.ADAPTER_CONFIG):
+        shutil.copy(sft_run / name, tmp_path)
+    config = tmp_path / weights.ADAPTER_CONFIG
+    values = json.loads(config.read_text())
+    for more, is_same in (({"base_model_name_or_path": "moved"}, True), ({"lora_alpha": 99}, False)):
+        config.write_text(json.dumps(dict(reversed((values | more).items()))))
+        assert (weights.fingerprint(str(tmp_path)) == mark) == is_same
+    for damaged in ("[", "[1]", "7"):
+        config.write_text(damaged)
+        with pytest.raises(PerlError, match=r"adapter_config\.json can't be read"):
+            weights.fingerprint(str(tmp_path))
+
+
 def test_fingerprint_is_empty_where_there_are_no_weights(tmp_path: Path) -> None:
     assert weights.fingerprint("nobody/nothing") == weights.fingerprint(str(tmp_path)) == ""
 

@@ -27,7 +27,7 @@ from hypothesis import settings as profile
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from perlcli import base, coffee, data, data_convert, options, recipes, settings
+from perlcli import base, coffee, data, data_convert, options, recipes, settings, weights
 from perlcli.cli import app
 from perlcli.config import read_config
 from perlcli.data.formats import NAMES
@@ -518,7 +518,7 @@ def look_at_model(folder: str) -> None:
 @pytest.mark.filterwarnings("ignore")  # of transformers, on values that it takes all the same
 def test_any_damage_to_a_model_or_an_adapter(drawn: st.DataObject) -> None:
     files = {path.name: path.read_bytes() for path in coffee.BASE.iterdir() if path.suffix != ".md"}
-    broken = drawn.draw(st.sampled_from([*sorted(files), *[base.ADAPTER_CONFIG] * 3]))
+    broken = drawn.draw(st.sampled_from([*sorted(files), *[weights.ADAPTER_CONFIG] * 3]))
     content = files.get(broken, json.dumps(ADAPTER).encode())
     shutil.rmtree("model", ignore_errors=True)
     Path("model").mkdir()

@@ -4,6 +4,7 @@ import json
 import shutil
 import sys
 from collections.abc import Callable, Iterable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -156,6 +157,13 @@ def retouch(folder: Path) -> None:
     save_file(tensors, file, metadata={"format": "pt"})
 
 
+def rescale(folder: Path) -> None:
+    """Let the same weights of an adapter do twice as much."""
+    file = folder / "adapter_config.json"
+    values = json.loads(file.read_text())
+    file.write_text(json.dumps(values | {"lora_alpha": 2 * values["lora_alpha"]}))
+
+
 def test_other_weights_in_any_role_are_another_run(perl: Perl, words: Any, tmp_path: Path, sft_run: Path) -> None:
     roles = {name: tmp_path / name for name in ("policy", "reward", "anchor")}
     line = words("rloo")
@@ -164,12 +172,15 @@ def test_other_weights_in_any_role_are_another_run(perl: Perl, words: Any, tmp_p
     line[line.index("--model") + 1], line[line.index("--reward") + 1] = roles["policy"], roles["reward"]
     line = stopped(perl, lambda case: [*line, "--anchor", roles["anchor"]], "", tmp_path / "run")
     told = {"policy": f"the adapter {roles['policy']}", "reward": f"the reward {roles['reward']}", "anchor": "anchor"}
-    for name, folder in roles.items():
-        kept = (folder / "adapter_model.safetensors").read_bytes()
-        retouch(folder)
+    changes = {"adapter_model.safetensors": retouch, "adapter_config.json": rescale}
+    for (name, folder), (file, change) in product(roles.items(), changes.items()):
+        kept = (folder / file).read_bytes()
+        change(folder)
         problem = " ".join(perl(*line, code=2).stderr.split())
-        assert "had other inputs: " in problem and f"{told[name]} was " in problem
-        (folder / "adapter_model.safetensors").write_bytes(kept)
+        of_settings = name == "policy" and change is rescale  # it goes on itself, and its rank and alpha are settings
+        assert ("--lora-alpha was 8, now 16" if of_settings else f"{told[name]} was ") in problem
+        assert f"had other {'settings' if of_settings else 'inputs'}: " in problem
+        (folder / file).write_bytes(kept)
     perl(*line)
 
 

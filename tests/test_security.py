@@ -158,12 +158,12 @@ def test_an_adapter_whose_base_is_a_pickle_or_an_adapter_is_refused(
     folder = Path(shutil.copytree(sft_run, "adapter", ignore=shutil.ignore_patterns("checkpoints")))
     bad = without_weights(llama, Path("bad"))
     planted(bad / "pytorch_model.bin", harmless)
-    config = json.loads((folder / base.ADAPTER_CONFIG).read_text())
-    (folder / base.ADAPTER_CONFIG).write_text(json.dumps(config | {"base_model_name_or_path": str(bad.resolve())}))
+    config = json.loads((folder / weights.ADAPTER_CONFIG).read_text())
+    (folder / weights.ADAPTER_CONFIG).write_text(json.dumps(config | {"base_model_name_or_path": str(bad.resolve())}))
     assert "The base " in (told := perl("merge", folder, code=2).output) and "pytorch_model.bin" in told
     (bad / "pytorch_model.bin").unlink()
     shutil.copy(llama / "model.safetensors", bad)
-    (bad / base.ADAPTER_CONFIG).write_text(json.dumps(config))
+    (bad / weights.ADAPTER_CONFIG).write_text(json.dumps(config))
     planted(bad / "adapter_model.bin", harmless)  # which transformers would put on the base by itself
     assert "is an adapter itself" in perl("merge", folder, code=2).output
 
@@ -182,7 +182,7 @@ def test_an_adapter_that_leads_to_other_files_is_refused(
         planted(place / "adapter_model.bin", harmless)
     (Path("adapter") / weights.ADAPTER_WEIGHTS).write_bytes(b"")
     values = {"base_model_name_or_path": str(llama), "task_type": "CAUSAL_LM"} | config
-    (Path("adapter") / base.ADAPTER_CONFIG).write_text(json.dumps(values))
+    (Path("adapter") / weights.ADAPTER_CONFIG).write_text(json.dumps(values))
     for words in (("eval", "--model", "adapter", "--data", rows["prompts"]), ("merge", "adapter")):
         assert "names other files to load" in perl(*words, code=2).output
     with pytest.raises(PerlError, match="names other files"):
@@ -313,8 +313,8 @@ def evil(marker: Path, llama: Path) -> Path:
 def adapter_on(run: Path, model: Path, folder: str) -> Path:
     """A copy of a run whose base is another, and whose record says that its code is trusted."""
     place = Path(shutil.copytree(run, folder, ignore=shutil.ignore_patterns("checkpoints")))
-    config = json.loads((place / base.ADAPTER_CONFIG).read_text()) | {"base_model_name_or_path": str(model)}
-    (place / base.ADAPTER_CONFIG).write_text(json.dumps(config))
+    config = json.loads((place / weights.ADAPTER_CONFIG).read_text()) | {"base_model_name_or_path": str(model)}
+    (place / weights.ADAPTER_CONFIG).write_text(json.dumps(config))
     told = json.loads((place / RECORD).read_text())
     told["settings"]["trust_remote_code"] = told["trl_settings"]["trust_remote_code"] = True
     (place / RECORD).write_text(json.dumps(told))
@@ -398,10 +398,10 @@ def test_no_record_names_a_reward_function(
     told["model"]["name"] = module
     (folder / RECORD).write_text(json.dumps(told))
     (folder / SETTINGS).write_text(f"reward: [{module}]\nmodel: {module}\n")
-    config = json.loads((folder / base.ADAPTER_CONFIG).read_text()) | {
+    config = json.loads((folder / weights.ADAPTER_CONFIG).read_text()) | {
         "auto_mapping": {"base_model_class": "score", "parent_library": "evil_reward"}
     }
-    (folder / base.ADAPTER_CONFIG).write_text(json.dumps(config))
+    (folder / weights.ADAPTER_CONFIG).write_text(json.dumps(config))
     words = ("--data", rows["prompts"], *SAMPLED)
     perl("eval", "--model", folder, *words, "--output", "eval")
     perl("merge", folder, "--output", "merged", "--dry-run")
@@ -448,7 +448,7 @@ def leaks(*folders: Path) -> list[str]:
     words = ["planted-user", *SECRETS.values()]
     return [
         str(path) for folder in folders for path in folder.rglob("*")
-        if path.is_file() and path.name != base.ADAPTER_CONFIG
+        if path.is_file() and path.name != weights.ADAPTER_CONFIG
         and any(word.encode() in path.read_bytes() for word in words)
     ]  # fmt: skip
 

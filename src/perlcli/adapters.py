@@ -15,7 +15,7 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPIN
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from perlcli import base, projections
+from perlcli import base, projections, weights
 from perlcli.errors import PerlError, nearest, shorten
 from perlcli.settings import ATTENTION, LoraSettings, ModelSettings
 from perlcli.values import describe, fits, is_plain
@@ -192,7 +192,7 @@ def content(file: str) -> dict[str, Any]:
     except FileNotFoundError:
         raise PerlError(f"--peft {file} does not exist") from None
     except IsADirectoryError:
-        raise PerlError(f"--peft {file} is a folder", f"name a file, as {path / base.ADAPTER_CONFIG}") from None
+        raise PerlError(f"--peft {file} is a folder", f"name a file, as {path / weights.ADAPTER_CONFIG}") from None
     except (OSError, ValueError, RecursionError) as error:
         raise PerlError(f"--peft {file} can't be read as JSON: {error}") from error
     if not isinstance(values, dict):

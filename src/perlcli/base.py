@@ -28,9 +28,8 @@ from perlcli.errors import PerlError, line, shorten
 from perlcli.settings import ModelSettings, misfit
 from perlcli.values import describe as in_words
 from perlcli.values import fits
-from perlcli.weights import ADAPTER_WEIGHTS
+from perlcli.weights import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 
-ADAPTER_CONFIG = "adapter_config.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
 # Of peft's types: the field that names further weights, which peft reads whatever kind of file they are.
 ELSEWHERE = {

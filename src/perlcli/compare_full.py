@@ -13,7 +13,6 @@ from statistics import median
 
 from perlcli import arms, device, figures, predictions, processes, reports, settings
 from perlcli.arms import Job, Values, Way
-from perlcli.base import ADAPTER_CONFIG
 from perlcli.coffee import NAME
 from perlcli.data import COFFEE
 from perlcli.errors import PerlError, RunFailed
@@ -24,6 +23,7 @@ from perlcli.record import CHECKPOINTS, RECORD, RunRecord, find_record, read_rec
 from perlcli.reports import tables
 from perlcli.running import Run, recording, write_settings
 from perlcli.terminal import say
+from perlcli.weights import ADAPTER_CONFIG
 
 MERGED = "merged"
 KILLED = "killed by signal 9, as the system does when it is out of memory"

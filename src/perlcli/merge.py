@@ -18,7 +18,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from perlcli import base, device, guards, roles, settings, upstream
-from perlcli.base import ADAPTER_CONFIG, Source
+from perlcli.base import Source
 from perlcli.errors import PerlError, RunFailed
 from perlcli.outputs import check_output
 from perlcli.prepare import Prepared, check_fingerprint, check_tokenizer, loaded, trained_in, trained_on
@@ -27,6 +27,7 @@ from perlcli.running import Run, recording
 from perlcli.settings import ModelSettings
 from perlcli.terminal import say
 from perlcli.value_model import HEAD_FILE
+from perlcli.weights import ADAPTER_CONFIG
 
 PROMPTS = (
     "Can I get a large latte with oat milk, and a slice of the lemon cake?",

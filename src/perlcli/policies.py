@@ -196,7 +196,7 @@ def attach_anchor(model: Any, folder: str | None) -> tuple[str | None, str]:
     """Put the anchor that `perl rl` keeps beside its policy on the same base; gives its name there, None for the bare
     base, and what it is in words."""
     place = Path(folder or "") / ANCHOR_FOLDER
-    if folder is None or not (place / base.ADAPTER_CONFIG).exists():
+    if folder is None or not (place / weights.ADAPTER_CONFIG).exists():
         return None, "the base"
     roles.add_adapter(model, str(place), roles.ANCHOR)
     record = find_record(folder)

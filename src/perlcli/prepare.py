@@ -157,7 +157,7 @@ def check_fingerprint(source: Source) -> None:
     if known and found and known != found:
         raise PerlError(
             f"{source.name} was trained on other weights ({known}) than those of {source.base} ({found})",
-            f"put its base back, or correct base_model_name_or_path in {source.adapter}/{base.ADAPTER_CONFIG}",
+            f"put its base back, or correct base_model_name_or_path in {source.adapter}/{weights.ADAPTER_CONFIG}",
         )
 
 
@@ -181,8 +181,11 @@ def trained_in(source: Source, *, trust_remote_code: bool = False) -> settings.M
 
 
 def loaded(prepared: Prepared) -> None:
-    """Bring the record's fingerprint up to date: a hub's weights are there only once they were loaded."""
-    prepared.run.record.model["fingerprint"] = weights.fingerprint(prepared.source.base)
+    """Bring the record's fingerprints up to date: a hub's weights are there only once they were loaded."""
+    model, source = prepared.run.record.model, prepared.source
+    model["fingerprint"] = weights.fingerprint(source.base)
+    if source.adapter:
+        model["adapter_fingerprint"] = weights.fingerprint(source.adapter)
 
 
 def _adapter(resolved: Any, source: Source) -> Any:
@@ -225,7 +228,7 @@ def _keep_file(resolved: Any, run: Run) -> None:
     if before is not None and before.model.get("peft") != held:
         raise PerlError(
             f"--resume: {resolved.lora.peft} holds another adapter than the one that the run in {run.folder} trains",
-            f"--peft {run.folder}/{base.ADAPTER_CONFIG} is that one, if it was saved",
+            f"--peft {run.folder}/{weights.ADAPTER_CONFIG} is that one, if it was saved",
         )
 
 

@@ -10,7 +10,8 @@ from typing import Any
 
 from perlcli.errors import PerlError, line, shorten
 
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
+ADAPTER_WEIGHTS, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+PLACES = {"base_model_name_or_path", "revision"}  # in an adapter's config: where its base lies, not what it does
 INDEX, SHARD = "model.safetensors.index.json", re.compile(r"\w[\w.-]*\.safetensors")
 PICKLES = {"pytorch_model*.bin": "model*.safetensors", "adapter_model.bin": ADAPTER_WEIGHTS}  # and what we read instead
 CONVERT = "if you trust it, load it by transformers or peft and save_pretrained(NEW): that writes safetensors"
@@ -54,10 +55,10 @@ def of_hub(name: str, file: str) -> Path | None:
 
 
 def fingerprint(where: str) -> str:
-    """A digest of a model's weights, or of an adapter's, as stored, whatever precision they are loaded in.
+    """A digest of a model's weights, or of an adapter's with its config, as stored, whatever precision they load in.
 
     Reads each safetensors header (names, types, shapes) and some bytes at the start, middle and end of every tensor, so
-    that it takes milliseconds for any size. Empty where the files aren't safetensors.
+    that it takes milliseconds for any size. Empty where the files aren't safetensors. Raises PerlError where damaged.
     """
     digest = hashlib.sha256()
     files = _weight_files(where)
@@ -66,6 +67,8 @@ def fingerprint(where: str) -> str:
             _digest(file, digest)
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             raise PerlError(f"{file} is damaged: its header can't be read") from error
+    if files and files[0].name == ADAPTER_WEIGHTS:
+        digest.update(_scaling(files[0].with_name(ADAPTER_CONFIG)))
     return digest.hexdigest()[:16] if files else ""
 
 
@@ -84,6 +87,15 @@ def _digest(file: Path, digest: Any) -> None:
                 digest.update(opened.read(max(0, min(PROBE, end - place))))
 
 
+def _scaling(config: Path) -> bytes:
+    """What an adapter's config says of the adapter itself: the same weights under another alpha are another adapter."""
+    try:
+        values = json.loads(config.read_text(encoding="utf-8"))
+        return json.dumps({name: values[name] for name in sorted(set(values) - PLACES)}).encode()
+    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
+        raise PerlError(f"{config} can't be read: {line(error)}") from error
+
+
 def _weight_files(where: str) -> list[Path]:
     if Path(where).is_dir():
         return sorted(Path(where).glob("model*.safetensors")) or sorted(Path(where).glob(ADAPTER_WEIGHTS))
@@ -93,5 +105,8 @@ def _weight_files(where: str) -> list[Path]:
     names = ["model.safetensors"]
     if isinstance(index, str):
         names = sorted(set(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values()))
-    cached = [try_to_load_from_cache(where, name) for name in names]
-    return [Path(path) for path in cached if isinstance(path, str)]
+    for kind in (names, [ADAPTER_WEIGHTS]):
+        cached = [try_to_load_from_cache(where, name) for name in kind]
+        if found := [Path(path) for path in cached if isinstance(path, str)]:
+            return found
+    return []
