@@ -166,6 +166,20 @@ def test_a_fraction_is_held_out_of_a_run(command: str, perl: Any, llama: Path, t
 @pytest.mark.parametrize(
     ("words", "told"),
     [
+        (["--eval-fraction", "0.5"], "Measuring on the first 2 of "),
+        ([], "--max-eval-samples does nothing: no rows are held out"),
+    ],
+)
+def test_the_rows_to_measure_on_can_be_fewer(
+    words: list[str], told: str, perl: Any, llama: Path, rows: dict[str, Path]
+) -> None:
+    given = ("--data", rows["pairs"] / "train.jsonl", "--max-eval-samples", "2", "--dry-run")
+    assert told in perl("reward", "--model", llama, *given, *words).output
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
         (["--eval-fraction", "0.1", "--eval-data", "x.jsonl"], "--eval-data and --eval-fraction exclude each other"),
         (["--eval-fraction", "1"], "--eval-fraction must be above 0 and below 1, not 1"),
         (["--eval-fraction", "0"], "--eval-fraction must be above 0 and below 1, not 0"),

@@ -304,6 +304,8 @@ def load_sides(prepared: Prepared, use: str) -> tuple[Data, Data | None]:
         return train, first_rows(prepared, held_out, values.max_eval_samples, "--max-eval-samples")
     source = options.data
     if values.eval_data is None and not data.is_embedded(source) and not has_split(source, "test", options):
+        if values.max_eval_samples is not None:
+            prepared.run.note("--max-eval-samples does nothing: no rows are held out (--eval-data, --eval-fraction).")
         return train, None
     held_out = load_data(prepared, use, "test", values.eval_data)
     held_out.report.overlap = data.overlap(train, held_out)
