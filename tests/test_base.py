@@ -366,14 +366,14 @@ def test_fingerprint_covers_every_shard(llama: Path, tmp_path: Path) -> None:
 
 
 def test_fingerprint_of_an_adapter_in_the_hub_cache(sft_run: Path) -> None:
-    top = Path(os.environ["HF_HOME"]) / "hub" / "models--org--adapter"
+    top = Path(os.environ["HF_HOME"]) / "hub" / "models--org--tuned"
     (top / "refs").mkdir(parents=True)
     (top / "refs" / "main").write_text("2" * 40)
     place = top / "snapshots" / ("2" * 40)
     place.mkdir(parents=True)
     for name in (weights.ADAPTER_WEIGHTS, weights.ADAPTER_CONFIG):
         shutil.copy(sft_run / name, place)
-    assert weights.fingerprint("org/adapter") == weights.fingerprint(str(sft_run)) != ""
+    assert weights.fingerprint("org/tuned") == weights.fingerprint(str(sft_run)) != ""
 
 
 def test_fingerprint_of_an_adapter_is_of_what_it_does(sft_run: Path, tmp_path: Path) -> None:
