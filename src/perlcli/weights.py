@@ -68,7 +68,7 @@ def fingerprint(where: str) -> str:
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             raise PerlError(f"{file} is damaged: its header can't be read") from error
     if files and files[0].name == ADAPTER_WEIGHTS:
-        digest.update(_scaling(files[0].with_name(ADAPTER_CONFIG)))
+        digest.update(_behaviour(files[0].with_name(ADAPTER_CONFIG)))
     return digest.hexdigest()[:16] if files else ""
 
 
@@ -87,7 +87,7 @@ def _digest(file: Path, digest: Any) -> None:
                 digest.update(opened.read(max(0, min(PROBE, end - place))))
 
 
-def _scaling(config: Path) -> bytes:
+def _behaviour(config: Path) -> bytes:
     """What an adapter's config says of the adapter itself: the same weights under another alpha are another adapter."""
     try:
         values = json.loads(config.read_text(encoding="utf-8"))
