@@ -77,7 +77,7 @@ def shown(found: list[Figures]) -> str:
         [f"{one.rows:,}", f"{one.file_mb:,.0f}", f"{one.seconds:.1f}", f"{one.cpu_seconds:.1f}", f"{one.peak_mb:,.0f}"]
         for one in found
     ]
-    return str(measured.markdown(heads, cells))
+    return measured.markdown(heads, cells)
 
 
 def write(path: Path, about: dict[str, Any], found: list[Figures]) -> None:

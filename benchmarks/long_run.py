@@ -152,7 +152,7 @@ def shown(found: Sequence[Part]) -> str:
          f"{one.most_files}", f"{one.threads:g}"]
         for one in found
     ]  # fmt: skip
-    return str(measured.markdown(heads, cells))
+    return measured.markdown(heads, cells)
 
 
 def write(path: Path, about: dict[str, Any], found: Sequence[Part], files: dict[str, Any]) -> None:

@@ -6,6 +6,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +42,6 @@ PRECISIONS = {
     "8-bit": ModelSettings(load_in_8bit=True),
 }
 
-FROZEN: list[bool] = []
-
 Row = dict[str, Any]
 Perl = Callable[..., Result]
 
@@ -53,14 +52,19 @@ def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
+@cache  # once: the collector's own count of what it left be is a walk over all of it
+def freeze() -> None:
+    """Let the garbage collector leave be what there is now."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True)
 def loaded_once() -> None:
     """Once the libraries are loaded, the garbage collector leaves them be: half a million objects in every collection,
     and runs ask for several."""
-    if "perlcli.rl" in sys.modules and not FROZEN:
-        gc.collect()
-        gc.freeze()
-        FROZEN.append(True)  # asked of the collector it costs a walk over all of them
+    if "perlcli.rl" in sys.modules:
+        freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -35,13 +35,18 @@ def adapter_folder(folder: Path, base_name: str | None, task: str = "CAUSAL_LM")
 @pytest.fixture
 def cached(llama: Path) -> str:
     """The id of a model that an earlier call has brought into the hub cache."""
-    top = Path(os.environ["HF_HOME"]) / "hub" / "models--org--tiny"
+    return in_hub_cache("tiny", llama)
+
+
+def in_hub_cache(name: str, folder: Path) -> str:
+    """The id of a repository that holds what a folder does, as an earlier call would have brought it there."""
+    top = Path(os.environ["HF_HOME"]) / "hub" / f"models--org--{name}"
     if not top.exists():
         revision = "1" * 40
         (top / "refs").mkdir(parents=True)
         (top / "refs" / "main").write_text(revision)
-        shutil.copytree(llama, top / "snapshots" / revision)
-    return "org/tiny"
+        shutil.copytree(folder, top / "snapshots" / revision)
+    return f"org/{name}"
 
 
 # Where a name leads
@@ -151,14 +156,8 @@ def test_base_that_an_adapter_names_from_here_is_found_from_anywhere(llama: Path
     assert again["base_model_name_or_path"] == source.base
 
 
-def test_hub_adapter_without_a_tokenizer_takes_the_bases(llama: Path) -> None:
-    top = Path(os.environ["HF_HOME"]) / "hub" / "models--org--adapter"
-    if not top.exists():
-        (top / "refs").mkdir(parents=True)
-        (top / "refs" / "main").write_text("0" * 40)
-        (top / "snapshots").mkdir()
-        adapter_folder(top / "snapshots" / ("0" * 40), str(llama))
-    source = locate("org/adapter")
+def test_hub_adapter_without_a_tokenizer_takes_the_bases(llama: Path, tmp_path: Path) -> None:
+    source = locate(in_hub_cache("adapter", adapter_folder(tmp_path / "adapter", str(llama))))
     assert (source.adapter, base.load_tokenizer(source).name_or_path) == ("org/adapter", str(llama))
 
 
@@ -366,14 +365,7 @@ def test_fingerprint_covers_every_shard(llama: Path, tmp_path: Path) -> None:
 
 
 def test_fingerprint_of_an_adapter_in_the_hub_cache(sft_run: Path) -> None:
-    top = Path(os.environ["HF_HOME"]) / "hub" / "models--org--tuned"
-    (top / "refs").mkdir(parents=True)
-    (top / "refs" / "main").write_text("2" * 40)
-    place = top / "snapshots" / ("2" * 40)
-    place.mkdir(parents=True)
-    for name in (weights.ADAPTER_WEIGHTS, weights.ADAPTER_CONFIG):
-        shutil.copy(sft_run / name, place)
-    assert weights.fingerprint("org/tuned") == weights.fingerprint(str(sft_run)) != ""
+    assert weights.fingerprint(in_hub_cache("tuned", sft_run)) == weights.fingerprint(str(sft_run)) != ""
 
 
 def test_fingerprint_of_an_adapter_is_of_what_it_does(sft_run: Path, tmp_path: Path) -> None:

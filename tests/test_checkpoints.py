@@ -9,7 +9,7 @@ from unittest import mock
 
 import pytest
 
-from perlcli import checkpoints
+from perlcli import checkpoints, disk
 
 RUN = Path("checkpoints")
 
@@ -111,7 +111,8 @@ def test_damage_is_found_and_named_and_the_one_before_is_taken(damage: Callable[
 def test_every_folder_of_a_checkpoint_is_on_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     """Else a machine that goes down could take an adapter's file names with it."""
     synced: list[Path] = []
-    monkeypatch.setattr(checkpoints, "sync", synced.append)
+    for module in (checkpoints, disk):
+        monkeypatch.setattr(module, "sync", synced.append)
     place = write(1)
     checkpoints.seal(place)
     assert {place, place / "value", place / "value" / "adapter.safetensors", place / "manifest.json"} <= {*synced}

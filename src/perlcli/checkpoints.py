@@ -9,8 +9,9 @@ import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
-from perlcli.disk import sync
+from perlcli.disk import sync, sync_names
 
 SIDE = ".writing"  # where the trainer writes, below the folder of checkpoints
 HERE = ".here"  # marks the folder as long as its run is at work: one that the trainer made again hasn't got it
@@ -68,8 +69,7 @@ def seal(checkpoint: Path) -> None:
     manifest = checkpoint / MANIFEST
     manifest.write_text(json.dumps({"files": sums}, indent=2) + "\n", encoding="utf-8")
     sync(manifest)
-    for place in sorted({path.parent for path in (*files, manifest)}, reverse=True):
-        sync(place)  # its names, of which an adapter's folder has its own
+    sync_names(checkpoint, files)  # an adapter in it has a folder of its own
 
 
 def fault(checkpoint: Path) -> str | None:
@@ -115,10 +115,16 @@ def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.rpartition("-")[2])
 
 
+def state_of(checkpoint: Path) -> dict[str, Any]:
+    """What transformers keeps of how far the training was."""
+    found: dict[str, Any] = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
+    return found
+
+
 def planned(folder: Path) -> int:
     """The steps that a run was to have when it wrote its last whole checkpoint; 0 without one."""
     whole = next((checkpoint for checkpoint in found(folder) if fault(checkpoint) is None), None)
-    return int(json.loads((whole / STATE).read_text(encoding="utf-8"))["max_steps"]) if whole is not None else 0
+    return int(state_of(whole)["max_steps"]) if whole is not None else 0
 
 
 def discard(checkpoint: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import shlex
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -19,7 +18,16 @@ from perlcli.errors import PerlError, RunFailed
 from perlcli.figures import Arm, Comparison, Report, RunFigures
 from perlcli.outputs import check_output
 from perlcli.processes import Stopped
-from perlcli.record import CHECKPOINTS, RECORD, RunRecord, find_record, read_record, write_record, write_whole
+from perlcli.record import (
+    CHECKPOINTS,
+    RECORD,
+    RunRecord,
+    command_line,
+    find_record,
+    read_record,
+    write_record,
+    write_whole,
+)
 from perlcli.reports import tables
 from perlcli.running import Run, recording, write_settings
 from perlcli.terminal import say
@@ -158,10 +166,9 @@ def jobs(state: State, stage: str) -> list[Job]:
 def begin(state: State) -> None:
     """Put into the report what is known from the start."""
     record, report = state.run.record, state.report
-    words = ["perl", "compare-full", "--config", f"{state.folder}/settings.yaml"]
     record.device = device.describe(settings.ModelSettings(dtype=state.given.model.dtype))
     report.title = f"LoRA against full tuning: {', '.join(state.plans)}"
-    report.command, report.started = shlex.join(words), record.started
+    report.command, report.started = command_line(state.folder, "compare-full"), record.started
     report.device = {name: value for name, value in record.device.items() if name != "precision"}
     report.versions, report.git_commit = record.versions, record.git_commit
 

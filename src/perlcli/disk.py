@@ -8,7 +8,7 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -125,6 +125,12 @@ def sync(path: Path) -> None:
         os.close(place)
 
 
+def sync_names(folder: Path, files: Iterable[Path]) -> None:
+    """Wait until a folder, and before it those in it, know these files by name on the disk, too."""
+    for place in sorted({folder, *(path.parent for path in files)}, reverse=True):
+        sync(place)
+
+
 @contextmanager
 def aside(folder: Path) -> Iterator[Path]:
     """A folder to write into, whose files take their places in `folder` at the end, once all are on the disk.
@@ -143,8 +149,7 @@ def aside(folder: Path) -> Iterator[Path]:
             (folder / path.relative_to(side)).parent.mkdir(parents=True, exist_ok=True)
         for path in files:
             os.replace(path, folder / path.relative_to(side))
-        for place in {folder, *((folder / path.relative_to(side)).parent for path in files)}:
-            sync(place)
+        sync_names(folder, [folder / path.relative_to(side) for path in files])
     finally:
         shutil.rmtree(side, ignore_errors=True)
 

@@ -159,9 +159,9 @@ def _keyword(name: str, annotation: Any, default: Any) -> inspect.Parameter:
 
 def _settings(stage: type[Any], config: str | None, given: Mapping[str, Any]) -> Any:
     values = read_config(stage, Path(config)) if config else {}
-    is_resumed = given.get("resume") is not None and config is not None
-    if is_resumed and Path(str(config)).name == SETTINGS and (Path(str(config)).parent / RECORD).exists():
-        values["output"] = str(Path(str(config)).parent)  # where the run is now, from wherever it is called
+    place = Path(config or "")
+    if given.get("resume") is not None and place.name == SETTINGS and (place.parent / RECORD).exists():
+        values["output"] = str(place.parent)  # where the run is now, from wherever it is called
     types_of = {item.name: item.type for item in definitions.options(stage)}
     for name, value in given.items():
         if value is not None:

@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import os
 import re
+import shlex
 import subprocess
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -34,6 +35,11 @@ CARD_OF_ADAPTER = ["library_name: peft", "tags: [perl, lora, trl]"]
 PACKAGES = ("perlcli", "torch", "transformers", "trl", "peft", "datasets", "accelerate", "bitsandbytes")
 
 Status = Literal["running", "finished", "failed", "interrupted"]
+
+
+def command_line(folder: Path, command: str, *words: str) -> str:
+    """What to type to run again what a folder has the settings of, with further words."""
+    return shlex.join(["perl", command, "--config", str(folder / SETTINGS), *words])
 
 
 def said(text: str, default: Any = dataclasses.MISSING, factory: Any = dataclasses.MISSING) -> Any:

@@ -145,12 +145,12 @@ def total_steps(trainer: Any) -> int:
 
 def is_last(checkpoint: Path, total: int) -> bool:
     """Whether a checkpoint is of the last of so many steps: transformers would do one too many."""
-    return bool(_state(checkpoint)["global_step"] >= total)
+    return bool(checkpoints.state_of(checkpoint)["global_step"] >= total)
 
 
 def tell_longer(checkpoint: Path, run: Run, total: int, schedule: str) -> None:
     """Say so where a run goes on for longer than was planned, and its learning rate was planned by that."""
-    was = _state(checkpoint)["max_steps"]
+    was = checkpoints.state_of(checkpoint)["max_steps"]
     if total != was and not schedule.startswith("constant"):
         run.note(f"The run was of {was:,} steps and is now of {total:,}: its learning rate ({schedule}) follows those.")
 
@@ -170,11 +170,6 @@ def _plan_rates(given: Any) -> None:
     for group, rate, share in zip(plan.optimizer.param_groups, plan.base_lrs, plan.lr_lambdas, strict=True):
         group["lr"] = rate * share(plan.last_epoch)
     plan._last_lr = [group["lr"] for group in plan.optimizer.param_groups]
-
-
-def _state(checkpoint: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((checkpoint / checkpoints.STATE).read_text(encoding="utf-8"))
-    return found
 
 
 def _fault(checkpoint: Path) -> str | None:

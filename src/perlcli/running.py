@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 import shutil
 import time
 from collections.abc import Iterator, Mapping
@@ -26,6 +25,7 @@ from perlcli.record import (
     SETTINGS,
     RunRecord,
     card,
+    command_line,
     file_bytes,
     find_record,
     git_commit,
@@ -164,7 +164,7 @@ def _keep_failure(run: Run, error: BaseException) -> None:
 
 def go_on(run: Run) -> str:
     """The command that goes on with a run."""
-    return shlex.join(["perl", run.record.command, "--config", str(run.folder / SETTINGS), "--resume"])
+    return command_line(run.folder, run.record.command, "--resume")
 
 
 def way_on(run: Run) -> str:

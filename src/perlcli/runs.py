@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import shlex
 import shutil
 import sys
 import time
@@ -24,9 +23,9 @@ from perlcli.record import (
     METRICS,
     RECORD,
     SCHEMA_VERSION,
-    SETTINGS,
     SEVERAL,
     RunRecord,
+    command_line,
     read_record,
 )
 from perlcli.terminal import say
@@ -219,7 +218,7 @@ def way_on(folder: Path, record: RunRecord) -> str:
     """The command that goes on with a run, in words; empty for one of a command that can't."""
     if "resume" not in settings.names(settings.COMMANDS[record.command]):
         return ""
-    return "to go on: " + shlex.join(["perl", record.command, "--config", str(folder / SETTINGS), "--resume"])
+    return "to go on: " + command_line(folder, record.command, "--resume")
 
 
 def last_row(path: Path) -> dict[str, Any]:
