@@ -408,6 +408,7 @@ def test_a_folder_that_vanishes_while_a_checkpoint_is_written(
     monkeypatch.setattr(checkpoints, name, after_all)
     lines = told(perl(*words("sft", "run"), code=1))
     assert lines[0].startswith(f"Error: {tmp_path}/run/record.json has vanished: ")
+    assert lines[1] == f"Hint: the same command begins again, once nothing is left of {tmp_path}/run"
     assert not (tmp_path / "run").exists()
 
 

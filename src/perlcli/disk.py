@@ -70,7 +70,8 @@ def vanished(folder: Path, parts: Sequence[str], way_on: str) -> RunFailed | Non
         return None
     if missing.name.startswith(".") and missing != folder:
         return gone(missing.parent, way_on)
-    return gone(missing, "the same command begins again")
+    again = "the same command begins again"
+    return gone(missing, again if missing == folder else f"{again}, once nothing is left of {folder}")
 
 
 def gone(place: object, way_on: str) -> RunFailed:
