@@ -16,12 +16,16 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
-from perlcli import plots
-from perlcli.algorithms import PHASES, TIME
-from perlcli.report import table
+from perlcli.run import plots
+from perlcli.run.metrics import Metric
+from perlcli.run.summary import table
+from perlcli.training.algorithms import PHASES, TIME
 
 ALGORITHMS = ("rloo", "reinforce")
-PANELS = (("gold", "orders taken right", True), ("kl", "KL to the anchor, per token", False))
+PANELS = (
+    Metric(key="gold", panel="orders taken right", unit="share"),
+    Metric(key="kl", panel="KL to the anchor, per token"),
+)
 
 
 def perl(*words: object) -> None:

@@ -25,7 +25,9 @@ import measured
 import shapes
 from one_base import GIVE_BACK, MB, flag
 
-from perlcli import device, estimate, record
+from perlcli import device
+from perlcli.memory import plans
+from perlcli.run import record
 
 HERE = Path(__file__).resolve().parent
 STAGES = {"sft": shapes.CHATS, "reward": shapes.PAIRS, "rl": shapes.PROMPTS}
@@ -85,7 +87,7 @@ def measure(given: argparse.Namespace, work: Path) -> Iterator[Figures]:
         shapes.make_model(given.config, model, "bfloat16", device.kind())
     rows = work / "rows"
     shapes.make_rows(model, rows, given.length, given.completion, given.steps * given.batch)
-    told = estimate.Model(str(model))
+    told = plans.Model(str(model))
     for stage in given.stages:
         for arm in given.arms:
             if stage == "rl" and arm == "full" and given.algorithm == "reinforce":
@@ -94,9 +96,9 @@ def measure(given: argparse.Namespace, work: Path) -> Iterator[Figures]:
             yield run(given, stage, arm, [model, rows, work], predicted)
 
 
-def asked(given: argparse.Namespace, stage: Any, arm: str) -> estimate.Asked:
+def asked(given: argparse.Namespace, stage: Any, arm: str) -> plans.Asked:
     """The run in the words of `perl estimate`."""
-    return estimate.Asked(
+    return plans.Asked(
         stage, arm, given.rank, dtype=given.dtype, batch=given.batch, accumulation=1, max_length=given.length,
         max_completion_length=given.completion, algorithm=given.algorithm,
         checkpointing=None if given.checkpointing is None else given.checkpointing == "on",

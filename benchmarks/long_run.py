@@ -26,7 +26,9 @@ from typing import Any
 import measured
 from one_base import GIVE_BACK
 
-from perlcli import checkpoints, record, runs
+from perlcli.commands import runs as runs_module
+from perlcli.run import checkpoints
+from perlcli.run import files as record
 
 HERE = Path(__file__).resolve().parent
 EVERY = 0.25  # seconds between two looks
@@ -75,7 +77,7 @@ def look(pid: int, metrics: Path) -> Look | None:
     if "VmRSS" not in values:  # a zombie
         return None
     resident, private = (int(values[name][0]) / 1024 for name in ("VmRSS", "RssAnon"))
-    step = int(runs.last_row(metrics).get("step", 0))
+    step = int(runs_module.last_row(metrics).get("step", 0))
     return Look(step, round(resident, 2), round(private, 2), files, int(values["Threads"][0]))
 
 

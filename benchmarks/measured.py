@@ -18,7 +18,7 @@ def described(script: str, kind: str = "cpu", **more: Any) -> dict[str, Any]:
 
     Absolute paths are told by their names alone.
     """
-    from perlcli import record
+    from perlcli.run import record
 
     words = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:]]
     changed = subprocess.run(["git", "status", "--porcelain", "src"], capture_output=True, text=True, check=False)

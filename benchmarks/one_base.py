@@ -127,13 +127,13 @@ def make_rewards(spec: dict[str, Any], work: Path) -> tuple[list[str], int, int]
     from safetensors.torch import save_file
     from transformers import AutoModelForSequenceClassification
 
-    from perlcli import base, projections
+    from perlcli.model import sources, target_modules
 
-    source = base.locate(str(work / "model"))
-    skeleton = base.skeleton(source)
+    source = sources.locate(str(work / "model"))
+    skeleton = sources.skeleton(source)
     assert skeleton is not None
     whole = sum(parameter.numel() for parameter in skeleton.parameters())
-    targets = projections.target_modules(skeleton, "attention")
+    targets = target_modules.target_modules(skeleton, "attention")
     source.config.num_labels = 1
     with torch.device("meta"):
         model = AutoModelForSequenceClassification.from_config(source.config)
@@ -323,7 +323,7 @@ def import_all(spec: dict[str, Any]) -> None:
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
     from trl import RLOOTrainer  # noqa: F401
 
-    import perlcli.rl  # noqa: F401
+    import perlcli.commands.rl  # noqa: F401
 
     config = AutoConfig.from_pretrained(Path(spec["work"]) / "model")
     for kind in (AutoModelForCausalLM, AutoModelForSequenceClassification):
@@ -344,7 +344,7 @@ def start_arm(spec: dict[str, Any]) -> None:
     """Call the arm's own entry, as its command line would."""
     arm = spec["arm"]
     if arm.startswith("perl"):
-        from perlcli.cli import app
+        from perlcli.cli.app import app
 
         code = app([*perl_words(spec, 4 if arm == "perl-4-rewards" else 1), "--debug"], standalone_mode=False)
         if code:

@@ -129,8 +129,9 @@ def marked(board: Board) -> Iterator[Any]:
     """The patches by which a run tells its phases."""
     from transformers import Trainer
 
-    from perlcli import checkpoints, meter
-    from perlcli.algorithms import Rloo
+    from perlcli.run import checkpoints
+    from perlcli.training import loop
+    from perlcli.training.algorithms import Rloo
 
     places: list[tuple[Any, str, str]] = [
         (Rloo, "_generate", "sampling"), (Rloo, "_calculate_rewards", "scoring"),
@@ -139,13 +140,13 @@ def marked(board: Board) -> Iterator[Any]:
     ]  # fmt: skip
     for owner, name, phase in places:
         yield mock.patch.object(owner, name, timed(getattr(owner, name), board, PHASES.index(phase)))
-    train = meter._train
+    train = loop._train
 
     def training(*args: Any) -> None:
         train(*args)
         board.enter(PHASES.index("ending"))  # until the process is gone
 
-    yield mock.patch.object(meter, "_train", training)
+    yield mock.patch.object(loop, "_train", training)
 
 
 def timed(function: Callable[..., Any], board: Board, phase: int) -> Callable[..., Any]:
@@ -169,7 +170,7 @@ def start(words: Sequence[str], board: Board, log: Path) -> int:
             os.dup2(place, stream)
         for patch in marked(board):
             patch.start()
-        from perlcli.cli import app
+        from perlcli.cli.app import app
 
         try:
             app(list(words), standalone_mode=True)
@@ -269,7 +270,7 @@ class Chaos:
         return differences(self._place(stage, "unbroken"), self._place(stage, "run"))
 
     def _steps(self, run: Path) -> int:
-        from perlcli import checkpoints
+        from perlcli.run import checkpoints
 
         return max(map(checkpoints.step_of, checkpoints.found(run / "checkpoints")), default=0)
 
@@ -290,9 +291,9 @@ def warm() -> None:
     import bitsandbytes  # noqa: F401
     import torch
 
-    import perlcli.reward
-    import perlcli.rl
-    import perlcli.sft  # noqa: F401
+    import perlcli.commands.reward
+    import perlcli.commands.rl
+    import perlcli.commands.sft  # noqa: F401
 
     torch.set_num_threads(1)
 

@@ -14,7 +14,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from perlcli import coffee, upstream
-from perlcli.cli import app
+from perlcli.cli.app import app
 from perlcli.settings import ModelSettings
 
 # The libraries read these once, when a test first imports them: one thread (spinning OpenMP threads make shared cores
@@ -63,7 +63,7 @@ def freeze() -> None:
 def loaded_once() -> None:
     """Once the libraries are loaded, the garbage collector leaves them be: half a million objects in every collection,
     and runs ask for several."""
-    if "perlcli.rl" in sys.modules:
+    if "perlcli.commands.rl" in sys.modules:
         freeze()
 
 
@@ -247,7 +247,7 @@ def still_random() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def arm_of() -> Callable[..., Any]:
     """Builds an arm of a report with a run for each seed, whose every step takes `seconds`."""
-    from perlcli.figures import FULL, Arm, RunFigures
+    from perlcli.comparison.results import FULL, Arm, RunFigures
 
     def run(name: str, seed: int, seconds: float, metrics: Row, given: Row) -> RunFigures:
         return RunFigures(**{

@@ -158,15 +158,16 @@ def test_a_process_is_looked_at_from_outside(script: Any, tmp_path: Path) -> Non
 
 
 def test_rows_have_the_length_that_was_asked_for(script: Any, tmp_path: Path, llama: Path) -> None:
-    from perlcli import base, data
+    from perlcli import data
     from perlcli.data.tokens import of_demonstration, of_preference, of_prompt
+    from perlcli.model import sources, tokenizers
 
     shapes = script("shapes")
     shapes.make_model("tiny", tmp_path / "model", "float32")
     for model in (tmp_path / "model", llama):
         shapes.make_rows(model, tmp_path, 40, 10, 3)
-        source = base.locate(str(model))
-        render = base.renderer(source, base.load_tokenizer(source))
+        source = sources.locate(str(model))
+        render = tokenizers.renderer(source, tokenizers.load_tokenizer(source))
         (pair, *_), (chat, *_), (prompt, *_) = (
             data.load(str(tmp_path / file), use).rows
             for file, use in (("pairs.jsonl", "reward"), ("chats.jsonl", "sft"), ("prompts.jsonl", "rl"))

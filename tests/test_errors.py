@@ -2,7 +2,8 @@
 
 import pytest
 
-from perlcli.errors import Interrupted, PerlError, RunFailed, clip, listing, nearest, shorten
+from perlcli.errors import Interrupted, PerlError, RunFailed, listing, nearest
+from perlcli.text import clip, shorten
 
 
 def test_the_hint_is_a_second_line() -> None:

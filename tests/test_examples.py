@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from perlcli import coffee, evaluate, reward, rl, settings, sft
-from perlcli.config import read_config
+from perlcli import coffee, settings
+from perlcli.commands import evaluate, reward, rl, sft
+from perlcli.settings.yaml import read_config
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"

@@ -21,9 +21,13 @@ from safetensors.torch import load_file
 from transformers import Trainer
 from trl import RLOOTrainer, SFTTrainer
 
-from perlcli import base, checkpoints, disk, liveness, meter, plots, policies, reward, runs
+from perlcli.commands import reward, runs
 from perlcli.errors import RunFailed
-from perlcli.record import RECORD, SAMPLES, file_bytes, read_record, write_record
+from perlcli.model import tokenizers
+from perlcli.run import checkpoints, disk, liveness, plots
+from perlcli.run.files import RECORD, SAMPLES, file_bytes
+from perlcli.run.record import read_record, write_record
+from perlcli.training import loop, policies
 
 Perl = Callable[..., Any]
 STAGES = ("sft", "reward", "rl", "reinforce")
@@ -367,7 +371,7 @@ def test_an_output_that_cannot_be_written_is_refused_before_weights_load(
     values[8] = flag
     monkeypatch.setattr(os, "statvfs", lambda place: os.statvfs_result(values))
     monkeypatch.setattr(os, "access", lambda place, mode: mode == os.R_OK)
-    monkeypatch.setattr(base, "load_tokenizer", lambda *args, **kwargs: pytest.fail("something was loaded"))
+    monkeypatch.setattr(tokenizers, "load_tokenizer", lambda *args, **kwargs: pytest.fail("something was loaded"))
     for stage in ("sft", "reward", "rl"):
         lines = told(perl(*words(stage, "run"), code=2))
         assert lines[0] == f"Error: --output {tmp_path}/run: {tmp_path} {why}"
@@ -513,19 +517,19 @@ def test_what_a_run_holds_does_not_grow_with_its_steps(
     if not Path("/proc/self/fd").exists():
         pytest.skip("handles are counted by Linux's /proc")
     seen: list[tuple[int, int, int]] = []
-    original = meter.Meter.on_step_begin
+    original = loop.Meter.on_step_begin
 
     def look(self: Any, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         original(self, args, state, control, **kwargs)
         counts = (len(list(Path("/proc/self", name).iterdir())) for name in ("fd", "task"))
         seen.append((*counts, len(state.log_history)))
 
-    monkeypatch.setattr(meter.Meter, "on_step_begin", look)
+    monkeypatch.setattr(loop.Meter, "on_step_begin", look)
     perl(*words("rl", "run"), "--max-steps", "30", "--save-steps", "10", "--learning-rate", "1e-4")
-    settled = seen[meter.KEPT :]
+    settled = seen[loop.KEPT :]
     assert len(settled) == 20 and set(settled) == {settled[0]}
     (last, *_) = checkpoints.found(tmp_path / "run" / "checkpoints")
-    assert len(json.loads((last / checkpoints.STATE).read_text())["log_history"]) <= meter.KEPT
+    assert len(json.loads((last / checkpoints.STATE).read_text())["log_history"]) <= loop.KEPT
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     assert len(lines) == 30 and max(map(len, lines)) < 2000
     assert len((tmp_path / "run" / "samples.jsonl").read_text().splitlines()) <= 31

@@ -27,13 +27,16 @@ from hypothesis import settings as profile
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from perlcli import base, coffee, data, data_convert, options, recipes, settings, weights
-from perlcli.cli import app
-from perlcli.config import read_config
+from perlcli import coffee, data, recipes, settings
+from perlcli.cli import binding
+from perlcli.cli.app import app
+from perlcli.commands import data_convert
 from perlcli.data.formats import NAMES
 from perlcli.errors import PerlError
-from perlcli.record import RunRecord
+from perlcli.model import sources, tokenizers, weights
+from perlcli.run.record import RunRecord
 from perlcli.settings import DataSettings
+from perlcli.settings.yaml import read_config
 
 DEPTH = int(os.environ.get("PERLCLI_FUZZ", "1"))
 SECONDS = 20.0  # of the processor's, for one example: each takes milliseconds
@@ -226,7 +229,7 @@ def configs() -> dict[Any, Any]:
 @examples(60)
 @given(drawn=st.data())
 def test_any_field_of_trl(configs: dict[Any, Any], drawn: st.DataObject) -> None:
-    from perlcli.training import overrides, trl_config
+    from perlcli.training.trl_config import overrides, trl_config
 
     stage = drawn.draw(st.sampled_from(list(configs)))
     kinds = typing.get_type_hints(configs[stage])
@@ -259,7 +262,7 @@ LISTS = ["--5", "²", "1,²", "٣", "9" * 5000, "1," * 50, "-", "1,,2", "1e5", "
 def test_any_word_behind_an_option_of_the_command_line(option: tuple[Any, Any], text: str) -> None:
     stage, item = option
     value = [text] if item.type == tuple[str, ...] else text
-    used_or_refused(lambda: options._settings(stage, None, {item.name: value}))
+    used_or_refused(lambda: binding._settings(stage, None, {item.name: value}))
 
 
 @pytest.mark.parametrize(
@@ -313,13 +316,13 @@ USES = st.sampled_from(["sft", "reward", "rl"])
 @pytest.fixture(scope="module")
 def render() -> data.Renderer:
     """The renderer of the embedded base."""
-    source = base.locate(None)
-    return base.renderer(source, base.load_tokenizer(source))
+    source = sources.locate(None)
+    return tokenizers.renderer(source, tokenizers.load_tokenizer(source))
 
 
 def use(source: str, stage: Any, render: data.Renderer, how: DataSettings, *, chat: bool) -> None:
     """What the commands do with data: read, convert, look at, and fit as tokens."""
-    from perlcli.data_file import fitting
+    from perlcli.commands.data_file import fitting
 
     found = data.load(source, stage, chat=chat, options=how)
     for row in found.rows:
@@ -451,14 +454,14 @@ def write_run(folder: Path, record: bytes, rows: Value) -> None:
 @examples(50)
 @given(record=RECORDS, rows=st.one_of(st.just(STEPS), damaged(STEPS, fallbacks(TEXTS))))
 def test_any_damage_to_a_run(record: bytes, rows: Value) -> None:
-    from perlcli import report_runs, runs
+    from perlcli.commands import report, runs
 
     write_run(Path("runs/whole"), json.dumps(RECORD).encode(), STEPS)
     write_run(Path("runs/broken"), record, rows)
     for words in ({"dir": "runs"}, {"dir": "runs", "json": True}):
         used_or_refused(lambda words=words: runs.run(settings.build(settings.Runs, words)))
     for folders in (("runs/broken",), ("runs/broken", "runs/whole")):
-        used_or_refused(lambda given=folders: report_runs.run(settings.build(settings.Report, {"run": given})))
+        used_or_refused(lambda given=folders: report.run(settings.build(settings.Report, {"run": given})))
 
 
 EXPRESSIONS = [
@@ -485,14 +488,14 @@ CONFIG_VALUES = st.one_of(fallbacks(st.one_of(TEXTS, st.sampled_from(EXPRESSIONS
 @pytest.fixture(scope="module")
 def skeleton() -> Any:
     """The embedded base without its weights."""
-    return base.skeleton(base.locate(None))
+    return sources.skeleton(sources.locate(None))
 
 
 @examples(40)
 @given(drawn=st.data())
 @pytest.mark.filterwarnings("ignore")  # of peft, on values that it takes all the same
 def test_any_file_for_peft(skeleton: Any, drawn: st.DataObject) -> None:
-    from perlcli import adapters
+    from perlcli.model import adapters
 
     kind = drawn.draw(st.sampled_from([*adapters.KINDS, "ADALORA", "X"]))
     values = (
@@ -506,11 +509,11 @@ def test_any_file_for_peft(skeleton: Any, drawn: st.DataObject) -> None:
 
 def look_at_model(folder: str) -> None:
     """What every command reads of a model before its weights."""
-    source = base.locate(folder)
-    tokenizer = base.load_tokenizer(source)
-    base.describe(source, tokenizer)
-    base.score_pad(source)
-    base.renderer(source, tokenizer).prompt_ids("a")
+    source = sources.locate(folder)
+    tokenizer = tokenizers.load_tokenizer(source)
+    tokenizers.describe(source, tokenizer)
+    tokenizers.score_pad(source)
+    tokenizers.renderer(source, tokenizer).prompt_ids("a")
 
 
 @examples(40)

@@ -21,10 +21,11 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from trl import RewardConfig, RewardTrainer, RLOOConfig, RLOOTrainer
 from trl.trainer.utils import create_model_from_path
 
-from perlcli import base, roles, scores
-from perlcli.base import locate
-from perlcli.record import read_record
+from perlcli.model import scorers, tokenizers
+from perlcli.model.sources import locate
+from perlcli.run.record import read_record
 from perlcli.settings import ModelSettings
+from perlcli.training import reward_model
 
 Perl = Callable[..., Any]
 Trl = Callable[..., Path]
@@ -127,14 +128,14 @@ def trl_plain_sft(trl: Trl, gpt2: Path, plain_rows: dict[str, Path]) -> Path:
 def scored(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[list[int]], list[float]]]:
     """The batches of token ids that `perl rl` scores on the shared base, and their rewards."""
     calls: list[tuple[list[list[int]], list[float]]] = []
-    original = roles.SharedScorer.__call__
+    original = scorers.SharedScorer.__call__
 
     def spy(self: Any, ids: list[list[int]]) -> list[float]:
         found = original(self, ids)
         calls.append((list(ids), found))
         return found
 
-    monkeypatch.setattr(roles.SharedScorer, "__call__", spy)
+    monkeypatch.setattr(scorers.SharedScorer, "__call__", spy)
     return calls
 
 
@@ -143,7 +144,7 @@ def plain_scores(model: Path, folder: Path, ids: list[list[int]]) -> list[float]
     pad = AutoTokenizer.from_pretrained(folder).pad_token_id
     start = AutoModelForSequenceClassification.from_pretrained(model, num_labels=1, pad_token_id=pad)
     scorer: Any = PeftModel.from_pretrained(start, folder).eval()
-    tokens, mask = roles.padded(ids, pad, torch.device("cpu"))
+    tokens, mask = scorers.padded(ids, pad, torch.device("cpu"))
     with torch.no_grad():
         return [float(score) for score in scorer(input_ids=tokens, attention_mask=mask).logits[:, 0]]
 
@@ -222,9 +223,9 @@ def trained_on(folder: Path, pairs: list[dict[str, Any]], template: str | None =
 def ours(folder: Path, pairs: list[dict[str, Any]], template: str | None = None) -> list[list[int]]:
     """What is scored where a policy writes these answers, and ends them."""
     source = locate(str(folder))
-    tokenizer = base.load_tokenizer(source)
+    tokenizer = tokenizers.load_tokenizer(source)
     tokenizer.chat_template = template or tokenizer.chat_template
-    render = base.renderer(source, tokenizer)
+    render = tokenizers.renderer(source, tokenizer)
     found = []
     for row in pairs:
         for answer in (row["chosen"], row["rejected"]):
@@ -343,8 +344,8 @@ def test_our_reward_scores_in_trl_as_in_ours(trl_rloo: Path, reward_run: Path) -
     state = json.loads((trl_rloo / "checkpoint-2" / "trainer_state.json").read_text())
     found = [row["rewards/llama/mean"] for row in state["log_history"] if "reward" in row]
     source = locate(str(reward_run))
-    render = base.renderer(source, base.load_tokenizer(source))
-    scorer = scores.load(source, ModelSettings())
+    render = tokenizers.renderer(source, tokenizers.load_tokenizer(source))
+    scorer = reward_model.load(source, ModelSettings())
     seen = [json.loads(line) for line in (trl_rloo.parent / "seen.jsonl").read_text().splitlines()]
     ids = [
         [render.whole_ids(prompt + answer) for prompt, answer in zip(prompts, answers, strict=True)]
@@ -399,7 +400,7 @@ def test_our_policy_loads_by_its_folder(llama: Path, sft_run: Path) -> None:
 
 def test_our_reward_loads_by_its_folder_with_its_head(reward_run: Path) -> None:
     source = locate(str(reward_run))
-    wanted = scores.load(source, ModelSettings())([IDS[0].tolist()])
+    wanted = reward_model.load(source, ModelSettings())([IDS[0].tolist()])
     with torch.no_grad():
         for kind in (AutoModelForSequenceClassification, AutoPeftModelForSequenceClassification):
             found = kind.from_pretrained(reward_run, num_labels=1).eval()(input_ids=IDS).logits

@@ -1,64 +1,27 @@
-"""The order of the modules: each imports only from layers below its own, and the light ones never load torch."""
+"""The order of the rooms: each imports only from rooms below it, no modules import each other, and the light ones never
+load torch."""
 
 import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 import perlcli
+from perlcli.cli.reference import ROOMS
 
 PACKAGE = Path(perlcli.__file__).parent
-
-# Lowest first. Neighbours in a layer don't import each other. `entry` stands outside: it runs before each Perl program.
-LAYERS = (
-    {"errors", "values", "safe_yaml", "private", "markdown"},
-    {"settings.declaring"},
-    {"settings.groups"},
-    {"settings.commands"},
-    {"settings.resolving"},
-    {"settings.conflicts"},
-    {"settings", "terminal"},
-    {"disk", "signals", "config", "coffee.world", "coffee.presets"},
-    {"recipes", "coffee.documents", "coffee"},
-    {"coffee.build"},
-    {"device", "weights", "progress", "stats", "upstream", "checkpoints", "liveness", "expressions", "doctor_checks"},
-    {"record"},
-    {"outputs"},
-    {"running"},
-    {"report", "plots", "figures"},
-    {"reports.words"},
-    {"reports.tables"},
-    {"reports.pictures"},
-    {"reports.pages"},
-    {"reports"},
-    {"data.rows", "data.cache", "data.nesting"},
-    {"data.fields", "data.files", "data.render", "data.checks"},
-    {"data.standard", "data.sources", "data.fitting", "data.splits", "data.tokens"},
-    {"data.published"},
-    {"data.formats"},
-    {"data"},
-    {"base", "projections"},
-    {"adapters"},
-    {"roles", "generate", "prepare", "resuming", "data_file"},
-    {"guards", "memory", "meter", "value_model", "training", "policies", "scores", "memory_trace", "precisions"},
-    {"rewards", "algorithms", "estimate_memory"},
-    {"judge"},
-    {"sft", "reward", "rl", "evaluate", "merge", "data_check", "data_show", "data_convert", "estimate"},
-    {"arms", "processes", "doctor_torch"},
-    {"predictions"},
-    {"quickstart", "compare_full", "report_runs", "runs", "doctor"},
-    {"options"},
-    {"cli"},
-    {"reference", "__main__"},
-)
-NUMBERS = {name: number for number, layer in enumerate(LAYERS) for name in layer}
-LIGHT = ("errors", "values", "safe_yaml", "private", "markdown", "terminal", "settings", "config", "recipes",
-         "coffee", "record", "outputs", "running", "report", "figures", "stats", "plots", "reports", "report_runs",
-         "runs", "doctor", "doctor_torch", "doctor_checks", "liveness", "expressions", "progress", "upstream",
-         "device", "data", "options", "cli", "entry", "signals", "disk")  # fmt: skip
+LIGHT = (
+    "errors", "text", "redaction", "stats", "upstream", "interpreter", "terminal", "settings", "settings.types",
+    "settings.yaml", "device", "coffee", "recipes", "run.record", "run.card", "run.files", "run.output_folder",
+    "run.lifecycle", "run.checkpoints", "run.disk", "run.liveness", "run.signals", "run.progress", "run.plots",
+    "run.summary", "data", "model.expressions", "doctor.checks", "doctor.torch_checks", "comparison.results",
+    "comparison.render.files", "commands.report", "commands.runs", "commands.doctor", "cli.binding", "cli.boundary",
+    "cli.app", "entry",
+)  # fmt: skip
 HEAVY = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "matplotlib", "numpy")
 
 
@@ -67,11 +30,12 @@ def module_name(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-FILES = {
-    module_name(path): path
-    for path in sorted(PACKAGE.rglob("*.py"))
-    if path.parent != PACKAGE or path.stem != "__init__"
-}
+FILES = {name: path for path in sorted(PACKAGE.rglob("*.py")) if (name := module_name(path))}
+TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in FILES.items()}
+
+
+def room(name: str) -> str:
+    return name.split(".", maxsplit=1)[0]
 
 
 def imported(tree: ast.AST) -> Iterator[str]:
@@ -86,27 +50,30 @@ def imported(tree: ast.AST) -> Iterator[str]:
         yield from names or ({inside} & set(FILES))
 
 
-def test_every_module_has_its_layer() -> None:
-    assert set(NUMBERS) | {"entry"} == set(FILES)
-    assert sum(map(len, LAYERS)) == len(NUMBERS)
+def test_every_room_has_its_floor() -> None:
+    assert {room(name) for name in FILES} == set(ROOMS)
 
 
-@pytest.mark.parametrize("name", sorted(NUMBERS))
-def test_a_module_imports_only_from_lower_layers(name: str) -> None:
-    tree = ast.parse(FILES[name].read_text(encoding="utf-8"))
-    assert not [other for other in imported(tree) if NUMBERS.get(other, -1) >= NUMBERS[name] and other != name]
+@pytest.mark.parametrize("name", sorted(FILES))
+def test_a_module_imports_only_from_lower_rooms(name: str) -> None:
+    floors = list(ROOMS)
+    above = floors[floors.index(room(name)) + 1 :]
+    assert not [other for other in imported(TREES[name]) if room(other) in above]
+
+
+def test_no_modules_import_each_other() -> None:
+    """Raises graphlib.CycleError, which names the modules, where some do."""
+    TopologicalSorter({name: {*imported(tree)} - {name} for name, tree in TREES.items()}).prepare()
 
 
 def test_entry_imports_nothing_of_ours_and_next_to_nothing_before_it_must() -> None:
-    tree = ast.parse(FILES["entry"].read_text(encoding="utf-8"))
-    top = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+    top = [node for node in TREES["entry"].body if isinstance(node, ast.Import | ast.ImportFrom)]
     assert [ast.unparse(node) for node in top] == ["import os", "import sys"]
 
 
 def test_nothing_is_imported_relatively() -> None:
-    for path in FILES.values():
-        nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-        assert not [node for node in nodes if isinstance(node, ast.ImportFrom) and node.level], path
+    for name, tree in TREES.items():
+        assert not [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.level], name
 
 
 def test_the_light_modules_load_no_heavy_library() -> None:

@@ -17,26 +17,18 @@ from typing import Any
 import pytest
 import torch
 
-from perlcli import (
-    arms,
-    base,
-    checkpoints,
-    figures,
-    markdown,
-    private,
-    processes,
-    record,
-    reports,
-    running,
-    settings,
-    terminal,
-    weights,
-)
+from perlcli import redaction, settings, terminal
+from perlcli import text as markdown
+from perlcli.comparison import arms, processes, results
+from perlcli.comparison.render import files as render_files
+from perlcli.comparison.results import Arm, Report, RunFigures
 from perlcli.errors import PerlError
-from perlcli.figures import Arm, Report, RunFigures
-from perlcli.private import hidden, hidden_in
-from perlcli.record import RECORD, SETTINGS, RunRecord
-from perlcli.running import Run
+from perlcli.model import loading, sources, weights
+from perlcli.redaction import hidden, hidden_in
+from perlcli.run import card, checkpoints, files, lifecycle, record
+from perlcli.run.files import RECORD, SETTINGS
+from perlcli.run.lifecycle import Run
+from perlcli.run.record import RunRecord
 
 Perl = Callable[..., Any]
 SHORT = (
@@ -111,7 +103,7 @@ def test_a_model_as_a_pickle_is_refused(
     told = perl("sft", "--model", model, "--data", rows["demonstrations"], *SHORT, code=2).output
     assert f"its weights are a pickle, {name}" in told and "save_pretrained" in told
     with pytest.raises(PerlError, match="pickle"):  # whoever comes here without `locate`
-        base.load_causal(base.Source("m", str(model), None), base.ModelSettings())
+        loading.load_causal(sources.Source("m", str(model), None), sources.ModelSettings())
 
 
 def test_an_index_of_safetensors_that_names_a_pickle_is_refused(
@@ -186,7 +178,7 @@ def test_an_adapter_that_leads_to_other_files_is_refused(
     for words in (("eval", "--model", "adapter", "--data", rows["prompts"]), ("merge", "adapter")):
         assert "names other files to load" in perl(*words, code=2).output
     with pytest.raises(PerlError, match="names other files"):
-        base.check_adapter_weights("adapter")
+        sources.check_adapter_weights("adapter")
 
 
 def test_a_classifier_as_a_pickle_is_refused(
@@ -202,9 +194,9 @@ def test_a_classifier_as_a_pickle_is_refused(
 def test_an_adapter_on_the_hub_without_safetensors_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(weights, "of_hub", lambda name, file: None)
     with pytest.raises(PerlError, match=weights.ADAPTER_WEIGHTS):
-        base.check_adapter_weights("someone/adapter")
+        sources.check_adapter_weights("someone/adapter")
     monkeypatch.setattr(weights, "of_hub", lambda name, file: tmp_path)
-    base.check_adapter_weights("someone/adapter")
+    sources.check_adapter_weights("someone/adapter")
     index = tmp_path / weights.INDEX
     index.write_text('{"weight_map": {"a": "pytorch_model-1.bin"}}')
     monkeypatch.setattr(weights, "of_hub", lambda name, file: index)
@@ -357,8 +349,8 @@ def test_code_beside_a_known_model_is_left_alone(llama: Path, perl: Perl, marker
         json.dumps(json.loads((folder / "config.json").read_text()) | {"auto_map": names})
     )
     (folder / "modelling.py").write_text(f"open({str(marker)!r}, 'w').close()")
-    source = base.locate(str(folder))
-    assert type(base.load_causal(source, base.ModelSettings())).__name__ == "LlamaForCausalLM"
+    source = sources.locate(str(folder))
+    assert type(loading.load_causal(source, sources.ModelSettings())).__name__ == "LlamaForCausalLM"
     perl("data", "show", "coffee", "--model", folder)
     assert not marker.exists()
 
@@ -518,9 +510,9 @@ def test_a_run_below_the_home_goes_on_and_runs_again_from_what_it_wrote(
 def test_why_a_run_failed_is_told_without_secrets(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = Run(settings.build(settings.Sft, {"output": "run"}))
     run.folder = home / "run"
-    with pytest.raises(ValueError), running.recording(run):
+    with pytest.raises(ValueError), lifecycle.recording(run):
         run.note(f"read {home}/x with {SECRETS['HF_TOKEN']}")
-        run.append(record.METRICS, {f"rewards/{home}/a": 1.0, "step": 1})
+        run.append(files.METRICS, {f"rewards/{home}/a": 1.0, "step": 1})
         raise ValueError(
             f"no login at https://me:{SECRETS['DB_PASSWORD']}@host by {SECRETS['OPENAI_API_KEY']} in {home}"
         )
@@ -573,7 +565,7 @@ def test_values_of_secret_variables_are_hidden_in_every_value(monkeypatch: pytes
     run = RunFigures(folder=text, command="c", status="finished", metrics={text: [text, 1, None, (Path(text),)]})
     found = hidden_in(run)
     assert (found.folder, found.metrics) == (hidden(text), {hidden(text): [hidden(text), 1, None, (hidden(text),)]})
-    assert private.STARS in repr(found) and "a-long-secret" not in repr(found)
+    assert redaction.STARS in repr(found) and "a-long-secret" not in repr(found)
 
 
 def test_what_libraries_say_tells_no_home(home: Path) -> None:
@@ -602,13 +594,13 @@ def test_a_models_name_is_no_way_out_of_a_comparison(name: str) -> None:
 
 def test_a_reports_stage_is_no_way_out_of_its_folder(perl: Perl, arm_of: Any) -> None:
     folder = Path("theirs/inside")
-    reports.write_all(
-        Report(title="t", command="perl compare-full", comparisons=[figures.compare("reward", [arm_of()])]), folder
+    render_files.write_all(
+        Report(title="t", command="perl compare-full", comparisons=[results.compare("reward", [arm_of()])]), folder
     )
-    content = json.loads((folder / figures.REPORT).read_text())
+    content = json.loads((folder / results.REPORT).read_text())
     for stage in ("../../../x", "/tmp/x", "a/b", ""):
         content["comparisons"][0]["stage"] = stage
-        (folder / figures.REPORT).write_text(json.dumps(content))
+        (folder / results.REPORT).write_text(json.dumps(content))
         assert "is not a report of perlcli: there is no stage" in perl("report", folder, code=2).output
     assert sorted(path.name for path in Path().iterdir()) == ["theirs"]
 
@@ -681,7 +673,7 @@ def filled(value: Any, text: str) -> Any:
     if isinstance(value, str) or value is None:
         return text
     if isinstance(value, dict):
-        return value if all(isinstance(item, float | figures.Spread) for item in value.values()) else {text: text}
+        return value if all(isinstance(item, float | results.Spread) for item in value.values()) else {text: text}
     return [filled(item, text) for item in value] if isinstance(value, list) else value
 
 
@@ -696,7 +688,7 @@ def whole(arm_of: Any) -> Callable[[str], Report]:
             arm_of("lora", metrics=metrics),
             arm_of("b", status="failed", failure="x"),
         ]
-        done = figures.compare("reward", two, [text])
+        done = results.compare("reward", two, [text])
         numbers = {"rank": 4, "learning_rate": 0.1, "predicted_mb": 1.0, "memory_mb": None, "reserved_mb": None}
         for place, arm in enumerate(done.arms):
             runs = [dataclasses.replace(filled(run, f"{text}{place}"), memory_mb=5.0, reserved_mb=None, weights_bytes=1,
@@ -717,8 +709,8 @@ def whole(arm_of: Any) -> Callable[[str], Report]:
 
 @pytest.mark.parametrize("text", PLANTED)
 def test_no_field_of_a_report_becomes_markup(text: str, whole: Any, tmp_path: Path) -> None:
-    reports.write_all(whole(text), tmp_path)
-    page = Tags((tmp_path / reports.PAGE).read_text(encoding="utf-8"))
+    render_files.write_all(whole(text), tmp_path)
+    page = Tags((tmp_path / render_files.PAGE).read_text(encoding="utf-8"))
     assert {tag for tag, _ in page.seen} <= ALLOWED
     for tag, given in page.seen:
         assert set(given) <= {
@@ -736,7 +728,7 @@ def test_no_field_of_a_report_becomes_markup(text: str, whole: Any, tmp_path: Pa
         }
         assert given.get("href", "https://arxiv.org/") is not None and "javascript" not in str(given.get("href"))
         assert tag != "img" or str(given["src"]).startswith("data:image/png;base64,")
-    outside = (tmp_path / reports.MARKDOWN).read_text(encoding="utf-8").partition("```console\n")
+    outside = (tmp_path / render_files.MARKDOWN).read_text(encoding="utf-8").partition("```console\n")
     assert "<" not in outside[0] and "](javascript" not in outside[0].replace("\\\\\\[a](", "")
     assert outside[2].count("```") == 1 and outside[2].endswith("```\n")
 
@@ -748,8 +740,8 @@ def test_a_link_can_not_be_escaped_back_into_markdown() -> None:
 
 @pytest.mark.parametrize("text", ["=1+1", "+1", "-1+cmd|' /C calc'!A0", "@SUM(A1)", "\t=1", "\r=1", "=a\r=1"])
 def test_no_cell_of_a_report_is_a_formula(text: str, whole: Any, tmp_path: Path) -> None:
-    reports.write_all(whole(text), tmp_path)
-    for name in (reports.ARMS, reports.RUNS):
+    render_files.write_all(whole(text), tmp_path)
+    for name in (render_files.ARMS, render_files.RUNS):
         written = io.StringIO((tmp_path / name).read_bytes().decode(), newline="")
         cells = [cell for row in csv.DictReader(written) for cell in row.values()]
         found = [cell for cell in cells if cell and cell.lstrip("'").startswith(text.strip()[:1])]
@@ -768,13 +760,13 @@ def is_number(cell: str) -> bool:
 @pytest.mark.parametrize("text", PLANTED)
 def test_a_model_card_is_text(text: str) -> None:
     data = {"train": {"source": text, "kept": 1}}
-    card = record.card(RunRecord(command="sft", model={"base": text, "name": text}, data=data, metrics={text: 1.0}))
-    front, rest = card.split("---\n")[1], card.split("---\n", 2)[2]
+    page = card.card(RunRecord(command="sft", model={"base": text, "name": text}, data=data, metrics={text: 1.0}))
+    front, rest = page.split("---\n")[1], page.split("---\n", 2)[2]
     assert "base_model" not in front and "<" not in rest and rest.count("\n# ") == 1
     assert "](javascript" not in rest.replace("\\\\\\[a](", "")
 
 
 def test_a_name_of_the_hub_stands_in_the_model_card() -> None:
-    assert "base_model: org/a-b.c" in record.card(RunRecord(command="sft", model={"base": "org/a-b.c"}))
+    assert "base_model: org/a-b.c" in card.card(RunRecord(command="sft", model={"base": "org/a-b.c"}))
     for name in ("org/a\nlicense: mit", "~/model", "/a/b", "../a", "a: b"):
-        assert "base_model" not in record.card(RunRecord(command="sft", model={"base": name}))
+        assert "base_model" not in card.card(RunRecord(command="sft", model={"base": name}))

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from perlcli import checkpoints
+from perlcli.run import checkpoints
 
 TIMES = ("seconds", "step_time", "train_runtime", "_per_second")  # what no two runs have alike
 

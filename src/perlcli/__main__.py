@@ -7,7 +7,7 @@ from perlcli.entry import perlcli
 
 if __name__ == "__main__":
     if "PERLCLI_PARENT" in os.environ:  # a run of ours that another command of ours started
-        from perlcli.processes import end_with_parent
+        from perlcli.comparison.processes import end_with_parent
 
         end_with_parent()
     sys.exit(perlcli())

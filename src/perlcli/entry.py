@@ -23,11 +23,6 @@ COMMANDS = (
 OPTIONS = ("--help", "--version", "--install-completion", "--show-completion")
 COMPLETION_VARIABLE = "_PERL_COMPLETE"  # set by the completion script of the shell, name as Typer builds it
 
-# What a script called `perl` contains if it leads back to us: our own wrapper in any environment, and the shims that
-# Python version managers write for each script of an installed package.
-OUR_MARKS = (b"perlcli", b"pyenv", b"asdf-plugin: python")
-SCRIPT_BYTES = 4096  # a wrapper is some 200 bytes, 1,000 with a long interpreter path
-
 EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND = 126, 127  # as shells report them
 
 
@@ -44,7 +39,7 @@ def perlcli() -> int:
 
         print(f"perlcli {__version__}")
         return 0
-    from perlcli.cli import main
+    from perlcli.cli.app import main
 
     main()  # ends by SystemExit
     return 0
@@ -59,6 +54,8 @@ def is_ours(arguments: list[str]) -> bool:
 
 def hand_over(arguments: list[str]) -> int:
     """Replace this process with the Perl interpreter; returns an exit code only where that is impossible."""
+    from perlcli.interpreter import find_interpreter
+
     suggest_command(arguments)
     interpreter = find_interpreter(os.environ.get("PATH", os.defpath))
     if interpreter is None:
@@ -83,31 +80,6 @@ def suggest_command(arguments: list[str]) -> None:
 
     for command in get_close_matches(arguments[0].lower(), COMMANDS, n=1):
         tell(f"perlcli: did you mean 'perl {command}'?")
-
-
-def find_interpreter(path: str) -> str | None:
-    """Return the first executable `perl` on `path` that is not a script of ours."""
-    ourselves = os.path.realpath(sys.argv[0])
-    for folder in path.split(os.pathsep):
-        candidate = os.path.join(folder or os.curdir, "perl")  # an empty entry is the current folder
-        if not os.path.isfile(candidate) or not os.access(candidate, os.X_OK):
-            continue
-        if os.path.realpath(candidate) != ourselves and not leads_back(candidate):
-            return candidate
-    return None
-
-
-def leads_back(candidate: str) -> bool:
-    """Tell by its contents whether `candidate` is a script that would start perlcli again.
-
-    Contents, not a variable in the environment: that would also reach the programs that Perl starts.
-    """
-    try:
-        with open(candidate, "rb", buffering=0) as file:
-            start = file.read(SCRIPT_BYTES)
-    except OSError:  # executable but not readable: no script, for a script's interpreter must read it
-        return False
-    return start.startswith(b"#!") and any(mark in start for mark in OUR_MARKS)
 
 
 def restore_signals() -> None:

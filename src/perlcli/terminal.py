@@ -6,7 +6,7 @@ import sys
 import unicodedata
 from typing import TextIO
 
-from perlcli.private import hidden
+from perlcli.redaction import hidden
 
 LINES, JOINERS = "\n\t", "\u200c\u200d"  # Persian and families of emoji need the latter
 

@@ -10,7 +10,7 @@ import logging
 import os
 import warnings
 
-from perlcli.private import hidden
+from perlcli.redaction import hidden
 
 VARIABLES = {
     "TOKENIZERS_PARALLELISM": "false",  # else a line at each fork of a data loader

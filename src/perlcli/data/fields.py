@@ -9,7 +9,7 @@ from typing import Any
 
 from perlcli.data.nesting import HALVES, flaw
 from perlcli.data.rows import Content, Message, Raw
-from perlcli.errors import clip, shorten
+from perlcli.text import clip, shorten
 
 CONTENT = "text or a list of messages"
 

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 
 from perlcli.data.nesting import HALVES, TOO_DEEP, flaw, unique
 from perlcli.data.rows import Found
-from perlcli.errors import clip, shorten
+from perlcli.text import clip, shorten
 
 LONGEST = 64 * 2**20  # bytes: a longer row is no row, and reading on would fill the memory
 TOO_LONG = f"longer than {LONGEST // 2**20} MiB, the most that one row may be"

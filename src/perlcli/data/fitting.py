@@ -11,7 +11,8 @@ from typing import Any
 from perlcli.data.checks import percentiles, restrict
 from perlcli.data.render import Renderer
 from perlcli.data.rows import Content, Data, DataReport, Row
-from perlcli.errors import PerlError, counted
+from perlcli.errors import PerlError
+from perlcli.text import counted
 
 Columns = dict[str, Any]
 Tokens = Callable[[Any], Columns]

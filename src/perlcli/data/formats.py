@@ -8,19 +8,9 @@ from itertools import takewhile
 
 from perlcli.data import published, standard
 from perlcli.data.fields import BadField, SetAside
-from perlcli.data.rows import (
-    DataReport,
-    Demonstration,
-    Found,
-    Preference,
-    Prompt,
-    Raw,
-    Row,
-    Thumb,
-    Unjudged,
-    is_blank,
-)
-from perlcli.errors import PerlError, clip, counted, nearest
+from perlcli.data.rows import DataReport, Demonstration, Found, Preference, Prompt, Raw, Row, Thumb, Unjudged, is_blank
+from perlcli.errors import PerlError, nearest
+from perlcli.text import clip, counted
 
 SHOWN_FAULTS = 10
 ALL = frozenset({"sft", "reward", "rl"})

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from perlcli.errors import shorten
+from perlcli.text import shorten
 
 DEEPEST = 50  # levels: what writes and shows rows later calls itself for each
 TOO_DEEP = "nested too deeply"

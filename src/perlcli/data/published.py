@@ -25,7 +25,7 @@ from perlcli.data.fields import (
 )
 from perlcli.data.rows import Content, Demonstration, Message, Preference, Prompt, Raw, Row, Thumb, Unjudged
 from perlcli.data.standard import UNLABELLED, shared, thumb
-from perlcli.errors import shorten
+from perlcli.text import shorten
 
 TIED = "with tied scores"  # the reason in the report
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from perlcli.errors import counted
+from perlcli.text import counted
 
 Raw = Mapping[str, Any]  # a row as its source has it
 Message = dict[str, str]

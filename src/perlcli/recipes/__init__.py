@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from perlcli import settings
-from perlcli.config import checked, read_mapping, read_text
-from perlcli.errors import PerlError, clip, listing, nearest, shorten
+from perlcli.errors import PerlError, listing, nearest
+from perlcli.settings.yaml import checked, read_mapping, read_text
+from perlcli.text import clip, shorten
 
 FOLDER = Path(__file__).parent
 SUFFIXES = (".yaml", ".yml")

@@ -28,8 +28,8 @@ from perlcli.settings.commands import (
     Sft,
     Stage,
     Training,
-    command_of,
-)  # fmt: skip
+    command_of,  # fmt: skip
+)
 from perlcli.settings.conflicts import check
 from perlcli.settings.declaring import Option, dashed, names, options
 from perlcli.settings.groups import (
@@ -45,8 +45,8 @@ from perlcli.settings.groups import (
     LengthSettings,
     LoraSettings,
     ModelSettings,
-    Use,
-)  # fmt: skip
+    Use,  # fmt: skip
+)
 from perlcli.settings.resolving import GENERAL, LEARNING_RATES, RL_ACCUMULATION, build, flat, misfit, resolve
 
 __all__ = [

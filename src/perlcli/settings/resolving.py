@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_origin, get_type_hints
 
-from perlcli.errors import PerlError, nearest, shorten
+from perlcli.errors import PerlError, nearest
 from perlcli.settings.commands import OfData, Report, Stage, command_of
 from perlcli.settings.declaring import dashed, options
 from perlcli.settings.groups import ATTENTION
+from perlcli.text import shorten
 
 # What an option is where neither the user nor the embedded default says otherwise. Sources: the paper's settings
 # (arXiv 2403.10704, section 4 and appendix) for the reward and RL learning rates, beta and temperature; TRL's

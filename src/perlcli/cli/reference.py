@@ -1,0 +1,100 @@
+"""The parts of the documentation that come from the code: options, module map. `make docs` writes them."""
+
+from __future__ import annotations
+
+import ast
+from itertools import groupby
+from pathlib import Path
+
+from perlcli import recipes, settings
+from perlcli.cli.app import app, data_app
+from perlcli.cli.binding import CONFIG_HELP, DEBUG_HELP, shown_default, shown_name
+from perlcli.settings.types import describe
+
+PACKAGE = Path(__file__).parents[1]
+# The rooms of the package, lowest first: each imports only from those before it (tests/test_layers.py).
+ROOMS = {
+    "errors": "errors that the user can fix",
+    "text": "text for people: cut, counted, as Markdown",
+    "redaction": "takes homes and secrets out of what is kept and printed",
+    "stats": "the figures of reward models and policies",
+    "upstream": "quiets the libraries below us",
+    "interpreter": "finds the Perl interpreter",
+    "terminal": "printing",
+    "settings": "every option: name, type, default, help, limits",
+    "device": "what this machine can do",
+    "coffee": "the embedded world: base, data, gold check",
+    "recipes": "the paper's tasks as YAML",
+    "run": "a run's folder: record, files, checkpoints",
+    "data": "from files to rows to tokens",
+    "model": "the frozen base, its tokenizer, adapters and scorers",
+    "memory": "predicting memory from a config",
+    "doctor": "the checks of `perl doctor`",
+    "training": "between settings and TRL's trainers",
+    "comparison": "arms, their processes, results and reports",
+    "commands": "one module for each command",
+    "cli": "the Typer app",
+    "entry": "`perl`, or the Perl interpreter",
+    "__main__": "`python -m perlcli`",
+}
+
+
+def commands() -> str:
+    """Every command with its help text and a table of its options, as Markdown."""
+    found = [("", info) for info in app.registered_commands] + [
+        ("data ", info) for info in data_app.registered_commands
+    ]
+    texts = {group + str(info.name): info.callback.__doc__ or "" for group, info in found if info.callback}
+    return "\n\n".join(_command(name, texts[name]) for name in settings.ALL_COMMANDS)
+
+
+def recipe_table() -> str:
+    """Every recipe with its title and stages, as Markdown."""
+    rows = ["| recipe | task | stages |", "| --- | --- | --- |"]
+    for name in recipes.names():
+        found = recipes.read(name)
+        rows.append(f"| `{name}` | {found.title} | {', '.join(found.stages)} |")
+    return "\n".join(rows)
+
+
+def _command(name: str, text: str) -> str:
+    lines = [f"## perl {name}", "", *(line.strip() for line in text.strip().splitlines())]
+    rows = [(item.panel, item) for item in settings.options(settings.ALL_COMMANDS[name])]
+    for panel, items in groupby(rows, key=lambda row: row[0]):
+        lines += ["", f"**{panel}**", "", "| option | value | default | meaning |", "| --- | --- | --- | --- |"]
+        lines += [_row(item) for _, item in items]
+        if panel == "Run":
+            lines += [f"| `--config`, `-c` | text | | {CONFIG_HELP} |", f"| `--debug` | flag | | {DEBUG_HELP} |"]
+    return "\n".join(lines)
+
+
+def _row(item: settings.Option) -> str:
+    short = f", `{item.short}`" if item.short else f" (in YAML `{item.name}`)" if item.argument else ""
+    kind = "flag" if item.type is bool else describe(item.type)
+    return f"| `{shown_name(item)}`{short} | {kind} | {shown_default(item)} | {item.help} |"
+
+
+def rooms() -> str:
+    """The rooms from top to bottom as a picture in text; each may import from those below it."""
+    width = max(map(len, ROOMS))
+    return "\n".join(f"    {name:<{width}}  {what}" for name, what in reversed(ROOMS.items()))
+
+
+def module_map() -> str:
+    """The modules of each room with the first sentence of their docstrings, as Markdown."""
+    parts = []
+    for room in sorted(ROOMS):
+        paths = sorted((PACKAGE / room).rglob("*.py")) or [PACKAGE / f"{room}.py"]
+        rows = [f"| `{path.relative_to(PACKAGE)}` | {_summary(path)} |" for path in paths if not _is_empty(path)]
+        parts.append("\n".join(rows))
+    return "\n".join(["| module | contents |", "| --- | --- |", *parts])
+
+
+def _is_empty(path: Path) -> bool:
+    """Whether a file only makes a folder a package."""
+    return path.name == "__init__.py" and len(ast.parse(path.read_text(encoding="utf-8")).body) < 2
+
+
+def _summary(path: Path) -> str:
+    text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+    return " ".join(text.split("\n\n")[0].split())

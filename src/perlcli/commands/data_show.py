@@ -1,0 +1,71 @@
+"""`perl data show`: the first rows as the model will see them, by the code that training renders them with."""
+
+from __future__ import annotations
+
+import os
+import sys
+from itertools import groupby
+
+from perlcli import settings
+from perlcli.commands import data_file
+from perlcli.data import Renderer
+from perlcli.data.fitting import Columns
+from perlcli.data.rows import DataReport
+from perlcli.data.tokens import IGNORED
+from perlcli.terminal import put, say, visible
+from perlcli.text import counted
+
+GREEN, PLAIN, BRACKETS = "\x1b[1;32m", "\x1b[0m", ("⟦", "⟧")
+LEGEND = {
+    "sft": "what is learned is {marks}",
+    "reward": "the score is read at the last token, which is {marks}",
+    "rl": "the policy writes on from here; nothing of a prompt is learned",
+}
+
+
+def run(given: settings.DataShow) -> None:
+    """Print the first rows of the file as a stage renders them. Raises PerlError."""
+    values = settings.resolve(given, {})
+    settings.check(values)
+    render = data_file.renderer(values)
+    use, found = data_file.load(values, values.show.for_, chat=render.chat)
+    coloured = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    legend = LEGEND[use].format(marks="coloured" if coloured else f"between {BRACKETS[0]} and {BRACKETS[1]}")
+    say(f"{found.report.line()}\nAs perl {use} reads it: {legend}")
+    for number, row in zip(found.numbers[: values.show.rows], found.rows, strict=False):
+        report = DataReport(found.report.source, found.report.format, 1, 1)
+        fitting = data_file.fitting(report, use, render, values.length)
+        for _, _, item in fitting.take([(number, row)]):
+            cut = ", its prompt cut from the left" if report.truncated else ""
+            for name, ids, learned in views(item):
+                size = counted(len(ids), "token")
+                put(f"\n── row {number}{name}, {size}{cut}\n" + marked(ids, learned, render, coloured))
+        for reason in report.dropped:
+            say(f"\n── row {number}: left out, {reason}")
+
+
+def views(item: Columns) -> list[tuple[str, list[int], list[bool]]]:
+    """The token rows of a stage's columns, each with its name and which tokens are marked."""
+    if "labels" in item:
+        return [("", item["input_ids"], [label != IGNORED for label in item["labels"]])]
+    if "ids" in item:
+        return [("", item["ids"], [False] * len(item["ids"]))]
+    if "label" in item:
+        return [(f", thumbs {'up' if item['label'] else 'down'}", item["input_ids"], _last(item["input_ids"]))]
+    return [(f", {name}", item[f"{name}_ids"], _last(item[f"{name}_ids"])) for name in ("chosen", "rejected")]
+
+
+def _last(ids: list[int]) -> list[bool]:
+    return [False] * (len(ids) - 1) + [True]
+
+
+def marked(ids: list[int], learned: list[bool], render: Renderer, coloured: bool) -> str:
+    """The tokens as text, special ones by their names, with the learned ones marked."""
+    begin, end = (GREEN, PLAIN) if coloured else BRACKETS
+    text, done, before = "", 0, ""
+    for is_learned, group in groupby(learned):
+        done += len(list(group))
+        whole = render.tokenizer.decode(ids[:done])  # from the start: decoded alone, a part can lose a space
+        part = visible(whole[len(before) :] if whole.startswith(before) else whole)
+        text, before = text + (begin + part + end if is_learned else part), whole
+    return text

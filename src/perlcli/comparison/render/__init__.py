@@ -1,0 +1,1 @@
+"""A comparison report as tables, Markdown, CSV, pictures and a HTML page."""

@@ -1,0 +1,315 @@
+"""A comparison report as pictures, drawn in the style of `plots`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from perlcli.comparison.render import tables, words
+from perlcli.comparison.results import Arm, Comparison, Report, RunFigures, Spread, speed_of
+from perlcli.run import metrics
+from perlcli.run import summary as texts
+from perlcli.run.files import METRICS
+from perlcli.run.plots import ACCENT, COLORS, INK, SOFT, compared, label_axis, save
+
+FOLDER = "plots"
+LABEL = 40  # the longest name beside a bar
+PHASE_COLORS = (ACCENT, "#e8590c", "#f2b134", "#2f9e44")
+BAD = "#c92a2a"
+LETTER = 0.0195  # the width of a letter at a bar's end, as a share of its panel's
+ENDS: dict[str, Any] = {
+    "va": "center", "fontsize": 8.5, "zorder": 3, "bbox": {"facecolor": "white", "edgecolor": "none", "pad": 0.8},
+}  # fmt: skip
+MARKERS = "osD^vP*Xp<>h"
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture that was drawn: of which stage, where it lies seen from the report, and what it shows."""
+
+    stage: str
+    path: str
+    caption: str
+
+
+def draw(report: Report, folder: Path) -> list[Picture]:
+    """Draw what the report's arms have figures for, into the folder's `plots`."""
+    found = []
+    for comparison in report.comparisons:
+        found += [*_costs(comparison, folder), *_qualities(comparison, folder), *_phases(comparison, folder),
+                  *_curves(comparison, folder)]  # fmt: skip
+    _remove_old(folder, {item.path for item in found})
+    return found
+
+
+def _remove_old(folder: Path, kept: Collection[str]) -> None:
+    """Take away what an earlier report drew and this one has no figures for."""
+    for path in (folder / FOLDER).glob("*-*.png"):
+        if path.name.partition("-")[0] in words.STAGES and f"{FOLDER}/{path.name}" not in kept:
+            path.unlink()
+
+
+def _costs(comparison: Comparison, folder: Path) -> list[Picture]:
+    """Memory and speed as bars, side by side."""
+    panels = [panel for panel in (_memory(comparison), _speed(comparison)) if any(panel.values)]
+    if not panels:
+        return []
+    labels = _labels(comparison.arms)
+    figure, axes = _bars_figure(labels, len(panels))
+    for axis, panel in zip(axes, panels, strict=True):
+        _draw_bars(axis, panel, comparison.arms)
+    for place, arm in enumerate(comparison.arms):  # why there is no bar, once
+        if arm.failure and not panels[0].values[place]:
+            axes[0].text(
+                0.01,
+                place,
+                _plain(words.cut(arm.failure, 40)),
+                transform=axes[0].get_yaxis_transform(),
+                color=BAD,
+                **ENDS,
+            )
+    path = f"{FOLDER}/{comparison.stage}-cost.png"
+    save(figure, folder / path)
+    what = " and ".join(panel.title for panel in panels)
+    return [Picture(comparison.stage, path, f"{what[:1].upper()}{what[1:]}, of each arm.")]
+
+
+def _labels(arms: Sequence[Arm]) -> list[str]:
+    return [_plain(words.clip(label, LABEL)) for label in words.labels(arms)]
+
+
+def _plain(text: str) -> str:
+    """Text that matplotlib takes for no formula."""
+    return text.replace("$", r"\$")
+
+
+@dataclass(frozen=True)
+class Bars:
+    """A panel of bars: each arm's value, None where it has none, and the words at its end."""
+
+    title: str
+    values: list[float | None]
+    ends: list[str]
+    ticks: Callable[[float], str]
+    whole: float | None = None  # where the baseline stands
+
+
+def _memory(comparison: Comparison) -> Bars:
+    """Memory as a share of the baseline's; in MB or GB where there is none to hold it against."""
+    arms = comparison.arms
+    if _is_relative(arms, "memory"):
+        shares = [1.0 if arm.is_baseline and arm.memory_mb else arm.ratios.get("memory") for arm in arms]
+        ends = [
+            f"{words.share(value)}  ({_at(arm)})" if value is not None else ""
+            for value, arm in zip(shares, arms, strict=True)
+        ]
+        return Bars(
+            f"peak memory, {words.baseline_word(comparison)} = 100%", shares, ends, lambda value: f"{value:.0%}", 1.0
+        )
+    values = [_peak(arm) for arm in arms]
+    is_large = max((value for value in values if value is not None), default=0) >= 1000
+    ticks: Callable[[float], str] = (lambda mb: f"{mb / 1000:g} GB") if is_large else (lambda mb: f"{mb:g} MB")
+    return Bars(
+        "peak memory", values, [_plain(words.cut(arm.failure, 40)) if arm.failure else _at(arm) for arm in arms], ticks
+    )
+
+
+def _peak(arm: Arm) -> float | None:
+    """An arm's peak memory in MB; where it ran out of memory, what it had taken by then."""
+    if arm.memory_mb is not None:
+        return arm.memory_mb.value
+    return max((run.memory_mb for run in arm.runs if run.memory_mb and run.status == "out of memory"), default=None)
+
+
+def _at(arm: Arm) -> str:
+    return words.megabytes(arm.memory_mb.value) if arm.memory_mb else ""
+
+
+def _speed(comparison: Comparison) -> Bars:
+    """Speed as a multiple of the baseline's; in steps a second where there is none to hold it against."""
+    arms = comparison.arms
+    rates = [words.number(arm.steps_per_second.value) if arm.steps_per_second else "" for arm in arms]
+    if _is_relative(arms, "speed"):
+        ratios = [1.0 if arm.is_baseline and arm.steps_per_second else speed_of(arm) for arm in arms]
+        ends = [
+            f"{words.times(value)}  ({rate} steps/s)" if value is not None else ""
+            for value, rate in zip(ratios, rates, strict=True)
+        ]
+        return Bars(f"speed, {words.baseline_word(comparison)} = 1", ratios, ends, lambda value: f"{value:g}x", 1.0)
+    values = [arm.steps_per_second.value if arm.steps_per_second else None for arm in arms]
+    return Bars("steps a second", values, rates, lambda value: f"{value:g}")
+
+
+def _is_relative(arms: Sequence[Arm], name: str) -> bool:
+    """Whether every arm that came to its end can be held against a baseline."""
+    done = [arm for arm in arms if not arm.failure]
+    return any(arm.ratios for arm in done) and all(arm.is_baseline or name in arm.ratios for arm in done)
+
+
+def _bars_figure(labels: Sequence[str], panels: int) -> tuple[Any, list[Any]]:
+    """A figure with panels side by side that share the arms' names."""
+    from matplotlib.figure import Figure
+
+    longest = max(map(len, labels))
+    figure = Figure(figsize=(0.5 + 0.085 * longest + 4.1 * panels, 1.1 + 0.42 * len(labels)), layout="constrained")
+    axes = list(figure.subplots(1, panels, sharey=True, squeeze=False)[0])
+    axes[0].set_ylim(len(labels) - 0.4, -0.6)
+    axes[0].set_yticks(range(len(labels)), labels)
+    return figure, axes
+
+
+def _draw_bars(axis: Any, bars: Bars, arms: Sequence[Arm]) -> None:
+    """Bars with words at their ends: the baseline's pale, those of arms without figures open."""
+    longest = max(value for value in bars.values if value is not None)
+    if bars.whole is not None:
+        axis.axvline(bars.whole, color="#868e96", linewidth=0.8, linestyle=":")
+    for place, (arm, value, end) in enumerate(zip(arms, bars.values, bars.ends, strict=True)):
+        if value is None:
+            continue
+        color = SOFT if arm.is_baseline else ACCENT
+        style = {"facecolor": "none", "edgecolor": BAD, "hatch": "///"} if arm.failure else {"color": color}
+        axis.barh(place, value, height=0.62, zorder=2, **style)
+        axis.text(value + 0.02 * longest, place, end, color=BAD if arm.failure else INK, **ENDS)
+    _dress(axis, bars.title)
+    axis.xaxis.set_major_formatter(lambda value, _: bars.ticks(value))
+    needs = [
+        (value or 0) / max(0.15, 0.95 - LETTER * len(end)) for value, end in zip(bars.values, bars.ends, strict=True)
+    ]
+    axis.set_xlim(0, max(longest * 1.02, *needs))
+    axis.locator_params(axis="x", nbins=5)
+
+
+def _dress(axis: Any, title: str) -> None:
+    """Give a panel of horizontal bars its title and lines."""
+    label_axis(axis, title, "", is_share=False)
+    axis.grid(axis="y", visible=False)
+    axis.grid(axis="x", color="#e4e7eb")
+    axis.tick_params(axis="y", length=0)
+
+
+def _qualities(comparison: Comparison, folder: Path) -> list[Picture]:
+    """The stage's first figure of quality against trainable parameters."""
+    name = next(
+        (
+            metric.name
+            for metric in metrics.compared(comparison.stage)
+            if any(metric.name in arm.quality for arm in comparison.arms)
+        ),
+        None,
+    )
+    points = [
+        (label, arm, arm.quality[name]) for label, arm in zip(_labels(comparison.arms), comparison.arms, strict=True)
+        if name in arm.quality and arm.trainable_parameters
+    ]  # fmt: skip
+    if name is None or len(points) < 2:
+        return []
+    figure = _scatter(name, points)
+    path = f"{FOLDER}/{comparison.stage}-quality.png"
+    save(figure, folder / path)
+    what = metrics.words(name)
+    caption = (
+        f"{what[:1].upper()}{what[1:]} against trainable parameters, with its interval or, over seeds, the extremes."
+    )
+    return [Picture(comparison.stage, path, caption)]
+
+
+def _scatter(name: str, points: Sequence[tuple[str, Arm, Spread]]) -> Any:
+    """Points with their intervals on a log axis, explained beside it so that no label hides another."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    longest = max(len(label) for label, _, _ in points)
+    figure = Figure(figsize=(6 + 0.08 * longest, max(3.4, 0.9 + 0.27 * len(points))), layout="constrained")
+    axis = figure.subplots()
+    models = list(dict.fromkeys(arm.model for _, arm, _ in points))
+    names = list(dict.fromkeys(arm.name for _, arm, _ in points))
+    taken: list[float] = []
+    for place, (label, arm, found) in enumerate(points):
+        color = COLORS[(models.index(arm.model) if len(models) > 1 else place) % len(COLORS)]
+        reach = [[max(0.0, found.value - found.low)], [max(0.0, found.high - found.value)]]
+        axis.errorbar(
+            _beside(arm.trainable_parameters, taken), found.value, yerr=reach, fmt=MARKERS[names.index(arm.name) % 12],
+            color=color, markersize=7, capsize=3, linewidth=1.4, label=label,
+        )  # fmt: skip
+    axis.set_xscale("log")
+    axis.set_xlim(min(taken) / 2, max(taken) * 2)
+    axis.xaxis.set_major_formatter(lambda value, _: words.count(value))
+    axis.xaxis.set_minor_formatter(lambda value, _: "")
+    axis.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+    label_axis(axis, metrics.words(name), "trainable parameters", is_share=False)
+    if texts.figure(name, 0.5).endswith("%"):
+        axis.yaxis.set_major_formatter(lambda value, _: f"{value * 100:.3g}%")
+    figure.legend(frameon=False, loc="outside right upper", fontsize=9)
+    return figure
+
+
+def _beside(count: int, taken: list[float]) -> float:
+    """Where to draw a point of so many parameters: beside those that stand there already."""
+    place = float(count)
+    while any(abs(place / other - 1) < 0.04 for other in taken):
+        place *= 1.06
+    taken.append(place)
+    return place
+
+
+def _phases(comparison: Comparison, folder: Path) -> list[Picture]:
+    """Where a step's time goes, as stacked bars."""
+    shown = [
+        (label, spent)
+        for label, arm in zip(_labels(comparison.arms), comparison.arms, strict=True)
+        if (spent := tables.spent_phases(arm))
+    ]
+    if not shown:
+        return []
+    figure, (axis,) = _bars_figure([label for label, _ in shown], 1)
+    figure.set_size_inches(8, 1.5 + 0.42 * len(shown))
+    _stack(axis, [spent for _, spent in shown])
+    figure.legend(frameon=False, loc="outside lower center", ncols=len(words.PHASES))
+    path = f"{FOLDER}/{comparison.stage}-phases.png"
+    save(figure, folder / path)
+    return [Picture(comparison.stage, path, "Where the time of a step goes.")]
+
+
+def _stack(axis: Any, spent: Sequence[Mapping[str, float]]) -> None:
+    """Seconds of a step on top of each other, with shares where there is room for them."""
+    totals = [sum(phases.values()) for phases in spent]
+    longest = max(totals) or 1.0
+    starts = [0.0] * len(spent)
+    for name, color in zip(words.PHASES, PHASE_COLORS, strict=True):
+        values = [phases[name] for phases in spent]
+        axis.barh(range(len(spent)), values, left=starts, color=color, height=0.62, label=name)
+        for place, (value, start) in enumerate(zip(values, starts, strict=True)):
+            if value / longest > 0.07:
+                axis.text(start + value / 2, place, f"{value / totals[place]:.0%}", ha="center", va="center",
+                          fontsize=8.5, color=INK if color == PHASE_COLORS[2] else "white")  # fmt: skip
+        starts = [start + value for start, value in zip(starts, values, strict=True)]
+    for place, total in enumerate(totals):
+        axis.text(total + 0.01 * longest, place, f"{words.number(total)} s", va="center", fontsize=8.5, color=INK)
+    axis.set_xlim(0, longest * 1.12)
+    _dress(axis, "seconds a step")
+
+
+def _curves(comparison: Comparison, folder: Path) -> list[Picture]:
+    """Learning curves of the arms, a picture for each model."""
+    models = words.shortest(arm.model for arm in comparison.arms)
+    found = []
+    for place, (model, shown) in enumerate(models.items(), 1):
+        runs = {
+            label: [folder / Path(run.folder).expanduser() / METRICS for run in _of_curves(arm)]
+            for label, arm in zip(_labels(comparison.arms), comparison.arms, strict=True) if arm.model == model
+        }  # fmt: skip
+        path = f"{FOLDER}/{comparison.stage}-curves{f'-{place}' if len(models) > 1 else ''}.png"
+        (folder / path).unlink(missing_ok=True)
+        compared(runs, metrics.panels(comparison.stage), folder / path)
+        if (folder / path).exists():
+            of = f" of {shown}" if len(models) > 1 else ""
+            caption = f"Learning curves{of}: each run thin, an arm's mean over its runs strong, smoothed."
+            found.append(Picture(comparison.stage, path, caption))
+    return found
+
+
+def _of_curves(arm: Arm) -> list[RunFigures]:
+    """The runs whose curves are drawn: those that came to their end, of an arm without one what there is."""
+    return [run for run in arm.runs if run.status == "finished"] or arm.runs

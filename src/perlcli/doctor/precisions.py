@@ -1,0 +1,123 @@
+"""Whether each precision computes what it should: a forward and a backward pass, held against float32's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from peft.utils.integrations import dequantize_module_weight
+
+from perlcli import coffee, device
+from perlcli.model import loading, roles, sources, tokenizers
+from perlcli.settings import ATTENTION, LoraSettings, ModelSettings
+
+PRECISIONS = {
+    "float32": ModelSettings(dtype="float32"),
+    "bfloat16": ModelSettings(dtype="bfloat16"),
+    "float16": ModelSettings(dtype="float16"),
+    "8-bit": ModelSettings(load_in_8bit=True),
+    "4-bit": ModelSettings(load_in_4bit=True),
+}
+# The most that the loss may be off, as a share of it, and the least cosine of the gradients. Rounding costs a tenth of
+# these or less on the embedded base; gradients that miss a layer have a cosine far below.
+TOLERANCES = {
+    "float32": (1e-4, 0.99999),
+    "bfloat16": (0.01, 0.99),
+    "float16": (0.01, 0.99),
+    "8-bit": (0.01, 0.99),
+    "4-bit": (0.01, 0.99),
+}
+QUANTISED_OFF = 0.1  # the most that quantised weights may change float32's own loss, as a share of it
+ADAPTER = LoraSettings(lora_r=4, lora_alpha=8, lora_dropout=0.0, lora_target_modules=ATTENTION)
+SPREAD = 0.05  # of the adapter's weights: as they begin, half of their gradients would be 0
+SCALE = 1024.0  # of the loss, as training in float16 scales it; a power of two, so that nothing else changes
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What a forward and a backward pass gave: the loss, and the gradients of every adapter weight in one row."""
+
+    loss: float
+    gradients: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A precision against float32."""
+
+    loss: float
+    float32_loss: float
+    cosine: float  # of the gradients, with those that float32 computes from the same weights
+    is_right: bool
+
+
+def compare(name: str) -> Comparison:
+    """Hold a precision, by its name in PRECISIONS, on this machine's device against float32.
+
+    Gradients are held against what float32 makes of the same weights, as the precision keeps them: on a model that has
+    learned its task, what quantising does to the weights turns gradients further than a fault of the kernels would.
+    """
+    settings = PRECISIONS[name]
+    model, dtype = adapted(settings), getattr(torch, device.dtype_name(settings))
+    wanted, plain = passes(in_float64(model), None), passes(in_float64(adapted(PRECISIONS["float32"])), None)
+    found = passes(model, None if dtype == torch.float32 else dtype)
+    off, least = TOLERANCES[name]
+    cosine = float(torch.nn.functional.cosine_similarity(found.gradients, wanted.gradients, dim=0))
+    is_near = abs(found.loss - wanted.loss) <= off * wanted.loss  # false for what is no number, as all that follows
+    is_sane = abs(found.loss - plain.loss) <= QUANTISED_OFF * plain.loss
+    return Comparison(found.loss, plain.loss, cosine, is_near and is_sane and cosine >= least)
+
+
+def in_float64(model: torch.nn.Module) -> torch.nn.Module:
+    """The same weights on the CPU, to be computed with in float64: float32 without its rounding.
+
+    The model must not have computed yet: 8-bit layers put away their scales then.
+    """
+    plain = adapted(PRECISIONS["float32"]).cpu()
+    held = dict(model.named_modules())
+    for name, module in plain.named_modules():
+        weight = module._parameters.get("weight")
+        if weight is not None:
+            weight.data.copy_(dequantize_module_weight(held[name]))
+    return plain.double()
+
+
+def adapted(settings: ModelSettings) -> torch.nn.Module:
+    """The embedded base with a LoRA adapter, whose weights are the same ones each time and not 0."""
+    model = roles.new_adapter(loading.load_causal(sources.locate(None), settings), ADAPTER, "CAUSAL_LM")
+    generator = torch.Generator().manual_seed(0)
+    for _, parameter in trained(model):
+        values = torch.randn(parameter.shape, generator=generator) * SPREAD
+        parameter.data.copy_(values)
+    return model
+
+
+def trained(model: torch.nn.Module) -> list[tuple[str, torch.nn.Parameter]]:
+    """The parameters that train, by name."""
+    return sorted((name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad)
+
+
+def passes(model: torch.nn.Module, dtype: torch.dtype | None) -> Pass:
+    """A forward pass without gradients, as sampling makes it, then one with them, and the way back."""
+    place = next(model.parameters()).device
+    ids = tokens().to(place)
+    with torch.autocast(place.type, dtype, enabled=dtype is not None):
+        with torch.no_grad():
+            model.eval()(input_ids=ids)
+        loss = model.train()(input_ids=ids, labels=ids).loss
+    (loss * SCALE).backward()
+    gradients = [_gradient(parameter).flatten() / SCALE for _, parameter in trained(model)]
+    return Pass(float(loss.detach()), torch.cat(gradients))
+
+
+def _gradient(parameter: torch.nn.Parameter) -> torch.Tensor:
+    """A parameter's gradient, on the CPU in float64; zeros where it got none."""
+    return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.detach().cpu().double()
+
+
+def tokens() -> torch.Tensor:
+    """A demonstration of the embedded world as token ids, 1 x length."""
+    (row,) = coffee.demonstrations(count=1)
+    text = "\n".join(message["content"] for key in ("prompt", "completion") for message in row[key])
+    ids: torch.Tensor = tokenizers.load_tokenizer(sources.locate(None))(text, return_tensors="pt").input_ids
+    return ids

@@ -1,0 +1,34 @@
+"""Finds the Perl interpreter behind our own `perl`. Imported before each Perl program, so it needs only os and sys."""
+
+import os
+import sys
+
+# What a script called `perl` contains if it leads back to us: our own wrapper in any environment, and the shims that
+# Python version managers write for each script of an installed package.
+OUR_MARKS = (b"perlcli", b"pyenv", b"asdf-plugin: python")
+SCRIPT_BYTES = 4096  # a wrapper is some 200 bytes, 1,000 with a long interpreter path
+
+
+def find_interpreter(path: str) -> str | None:
+    """Return the first executable `perl` on `path` that is not a script of ours."""
+    ourselves = os.path.realpath(sys.argv[0])
+    for folder in path.split(os.pathsep):
+        candidate = os.path.join(folder or os.curdir, "perl")  # an empty entry is the current folder
+        if not os.path.isfile(candidate) or not os.access(candidate, os.X_OK):
+            continue
+        if os.path.realpath(candidate) != ourselves and not leads_back(candidate):
+            return candidate
+    return None
+
+
+def leads_back(candidate: str) -> bool:
+    """Tell by its contents whether `candidate` is a script that would start perlcli again.
+
+    Contents, not a variable in the environment: that would also reach the programs that Perl starts.
+    """
+    try:
+        with open(candidate, "rb", buffering=0) as file:
+            start = file.read(SCRIPT_BYTES)
+    except OSError:  # executable but not readable: no script, for a script's interpreter must read it
+        return False
+    return start.startswith(b"#!") and any(mark in start for mark in OUR_MARKS)

@@ -1,0 +1,1 @@
+"""Predicting the memory of a run from the model's config."""

@@ -1,0 +1,68 @@
+"""The files in a run's folder: their names, and how they are written and read."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from perlcli.redaction import hidden_in
+from perlcli.run import checkpoints
+from perlcli.settings.types import is_plain
+
+RECORD, SETTINGS, METRICS, SAMPLES = "record.json", "settings.yaml", "metrics.jsonl", "samples.jsonl"
+CARD, PROOF, MERGE = "README.md", "proof.json", "merge"
+CHECKPOINTS, OPTIMIZER = "checkpoints", "optimizer.pt"
+PROMPTS = "prompts.bin"
+HALF = ".half"  # ends the name of a file that is being written
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON by way of a file beside it, without the user's home and secrets."""
+    write_whole(path, [json.dumps(hidden_in(content), indent=2, ensure_ascii=False, default=str) + "\n"])
+
+
+def write_whole(path: Path, parts: Iterable[str | bytes]) -> None:
+    """Write text or bytes to the side and rename the file, so that a reader never sees half of it."""
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", suffix=HALF, delete=False) as side:
+        try:
+            side.writelines(part.encode() if isinstance(part, str) else part for part in parts)
+            side.flush()
+            os.fsync(side.fileno())  # else a machine that goes down could leave an empty file: a run without a record
+            os.chmod(side.name, 0o644)  # the temporary file's 0600 would lock out the user's own tools
+            os.replace(side.name, path)
+        except BaseException:
+            Path(side.name).unlink(missing_ok=True)
+            raise
+
+
+def is_half_written(path: Path) -> bool:
+    """Whether a file is one that `write_whole` was killed at."""
+    return path.name.startswith(".") and path.name.endswith(HALF) and path.is_file()
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a run's `metrics.jsonl`; without those that a killed run left half-written."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        return []
+    return [row for line in lines if (row := _row(line)) is not None]
+
+
+def _row(line: str) -> dict[str, Any] | None:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return row if isinstance(row, dict) and is_plain(row) else None
+
+
+def file_bytes(folder: Path) -> dict[str, int]:
+    """Bytes of the weights that a run left, and of the optimiser's state in its last checkpoint."""
+    states = [path / OPTIMIZER for path in checkpoints.found(folder / CHECKPOINTS)[:1]]
+    files = {"weights": list(folder.glob("*.safetensors")), "optimizer": [path for path in states if path.exists()]}
+    return {name: sum(path.stat().st_size for path in found) for name, found in files.items() if found}

@@ -1,0 +1,194 @@
+"""A run in progress: its record and its folder, kept up to date to whatever end it comes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from perlcli import device
+from perlcli import settings as definitions
+from perlcli.errors import Interrupted, PerlError
+from perlcli.redaction import hidden, hidden_in
+from perlcli.run import checkpoints, disk, liveness, output_folder, signals
+from perlcli.run.card import card
+from perlcli.run.files import (
+    CARD,
+    CHECKPOINTS,
+    MERGE,
+    PROMPTS,
+    RECORD,
+    SAMPLES,
+    SETTINGS,
+    file_bytes,
+    is_half_written,
+    write_whole,
+)
+from perlcli.run.record import RunRecord, command_line, find_record, git_commit, package_versions, write_record
+
+
+class Run:
+    """A run in progress: its record and its folder, which is written to from `claim` on."""
+
+    def __init__(self, settings: definitions.Stage) -> None:
+        values = definitions.flat(settings)
+        self.folder = Path(values["output"]).expanduser()
+        self.before: RunRecord | None = None  # of the run that this one goes on with
+        self.parts: list[str] = []  # what the folder holds from `claim` on, as long as it stands
+        self.prompts = b""  # digests of the prompts that are trained on, for later evaluations
+        self._values = values
+        self._clock = time.monotonic()
+        self.record = RunRecord(
+            command=definitions.command_of(settings),
+            started=datetime.now(UTC).isoformat(timespec="seconds"),
+            process=liveness.mark(),
+            settings=values,
+            seed=first_of(values.get("seed", 0)),
+        )
+
+    def note(self, text: str) -> None:
+        """Tell the user one line, and keep it in the record."""
+        self.record.notes.append(text)
+        disk.tell(text)
+
+    def claim(self) -> None:
+        """Make the folder this run's own: until here nothing is written."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.record.versions, self.record.git_commit = package_versions(), git_commit()
+        self.record.memory["before_mb"] = device.resident_mb()
+        if self._values.get("overwrite"):  # killed in between, this run has no checkpoint of the one before
+            shutil.rmtree(self.folder / CHECKPOINTS, ignore_errors=True)
+        self.write()  # first: without a record the folder would be no run's, and be refused the next time
+        if self._values.get("overwrite"):
+            _empty(self.folder)
+        for left in filter(is_half_written, self.folder.iterdir()):
+            left.unlink()
+        self.parts = [RECORD]
+        write_settings(self.folder / SETTINGS, self._values)
+        if self.prompts:
+            write_whole(self.folder / PROMPTS, [self.prompts])
+
+    def write(self) -> None:
+        """Bring `record.json` up to date."""
+        self.record.elapsed_seconds = self.elapsed
+        write_record(self.folder, self.record)
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds at work, those that the record of an earlier part tells among them."""
+        earlier = self.before.elapsed_seconds if self.before is not None else 0.0
+        return round(earlier + time.monotonic() - self._clock, 1)
+
+    @property
+    def stands(self) -> bool:
+        """Whether the folder is still this run's: one that a library made again has no record."""
+        return (self.folder / RECORD).exists()
+
+    def check_stands(self) -> None:
+        """Raise RunFailed where the folder, or a part of it, was deleted."""
+        if lost := disk.vanished(self.folder, self.parts, way_on(self)):
+            raise lost
+
+    def append(self, name: str, row: Mapping[str, Any]) -> None:
+        """Add a line to `metrics.jsonl` or `samples.jsonl`, whose texts are the data's and the model's own."""
+        self.check_stands()
+        row = row if name == SAMPLES else hidden_in(dict(row))
+        with (self.folder / name).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")
+
+
+def first_of(value: Any) -> Any:
+    """A value, or the first of several."""
+    return value[0] if isinstance(value, tuple) else value
+
+
+@contextmanager
+def recording(run: Run) -> Iterator[Run]:
+    """Claim the run's folder, and keep in its record how the run ended.
+
+    Raises PerlError where the run goes on with another that had other data or another base, RunFailed where the disk
+    fails or the folder vanishes, and Interrupted at a signal that asks for the end.
+    """
+    old = find_record(str(run.folder)) if run.record.settings.get("resume") else None
+    if old is not None:
+        output_folder.check_same(old, run.record, run.note)
+        run.before, run.record.started = old, old.started
+    try:
+        with signals.heard(signals.stop):  # but in training, which first finishes its step
+            run.claim()
+            yield run
+            if (run.folder / CARD).exists() or run.record.command == MERGE:
+                write_whole(run.folder / CARD, [hidden(card(run.record))])
+            checkpoints.clear(run.folder / CHECKPOINTS)
+            run.record.status, run.record.files = "finished", file_bytes(run.folder)
+            run.write()
+    except BaseException as error:
+        told = disk.failure(error, run.folder, run.parts, way_on(run)) or _interruption(error, run)
+        _keep_failure(run, told or error)
+        if told is not None:
+            raise told from error
+        raise
+
+
+def _interruption(error: BaseException, run: Run) -> Interrupted | None:
+    """The end by a signal, with what to type to go on; None for any other."""
+    if not isinstance(error, KeyboardInterrupt):
+        return None
+    stopped = Interrupted("Stopped", way_on(run))
+    stopped.exit_code = signals.exit_code(error)
+    return stopped
+
+
+def _keep_failure(run: Run, error: BaseException) -> None:
+    """Keep in the record why a run ended, as far as there is a place and room for it."""
+    stopped = isinstance(error, KeyboardInterrupt | Interrupted)
+    run.record.status = "interrupted" if stopped else "failed"
+    run.record.failure = error.problem if isinstance(error, PerlError) else f"{type(error).__name__}: {error}"
+    with suppress(OSError):  # the error itself tells of a disk that fails
+        checkpoints.clear(run.folder / CHECKPOINTS)  # on a full disk, room for the record
+    if run.stands:
+        with suppress(OSError):
+            run.write()
+    else:
+        disk.remove_empty(run.folder / CHECKPOINTS, run.folder)
+
+
+def go_on(run: Run) -> str:
+    """The command that goes on with a run."""
+    return command_line(run.folder, run.record.command, "--resume")
+
+
+def way_on(run: Run) -> str:
+    """What to type when a run is to go on that a signal or the disk ended."""
+    if "resume" not in run.record.settings:
+        return "the same command with --overwrite"
+    return go_on(run) if (run.folder / SETTINGS).exists() else "the same command with --resume"
+
+
+def _empty(folder: Path) -> None:
+    """Delete what a folder holds but for the record."""
+    for entry in folder.iterdir():
+        if entry.name == RECORD:
+            continue
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
+
+
+def write_settings(path: Path, values: Mapping[str, Any]) -> None:
+    """Write the YAML that reruns this run with `--config`; what only steers one call stays out."""
+    import yaml
+
+    whole = bool(values.get("recipe"))  # with what is unset, so that nothing is left for the recipe to fill in again
+    kept = {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in values.items()
+        if name not in definitions.ONCE and (whole or value is not None)
+    }
+    write_whole(path, [yaml.safe_dump(hidden_in(kept), sort_keys=False, allow_unicode=True)])

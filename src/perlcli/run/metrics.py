@@ -1,0 +1,136 @@
+"""Every metric of every stage, declared once: TRL's key, our name, unit, better direction, and where it is shown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+Unit = Literal["", "share", "tokens"]
+Better = Literal["", "higher", "lower"]
+
+STEP, STEP_CPU = "seconds/step", "seconds/step_cpu"  # of a step: wall clock, and CPU time of the process
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric of a stage."""
+
+    name: str = ""  # in the record's `metrics`; empty for one that is only logged at each step
+    key: str = ""  # in `metrics.jsonl`, as the trainer logs it; empty for one that is only measured at the end
+    label: str = ""  # for people; empty for the name with spaces
+    unit: Unit = ""
+    better: Better = ""  # set for a metric that comparisons show
+    headline: bool = False  # the one that a stage is judged by, if the run has it
+    live: str = ""  # how the progress line formats it; empty for one that the line leaves out
+    panel: str = ""  # title of its learning curve; empty for none
+
+    @property
+    def is_share(self) -> bool:
+        """Whether the metric is a share, shown in per cent."""
+        return self.unit == "share"
+
+    @property
+    def words(self) -> str:
+        """The metric's name for people."""
+        return self.label or words(self.name or self.key)
+
+
+METRICS: dict[str, tuple[Metric, ...]] = {
+    "sft": (
+        Metric("eval_loss", "eval_loss", better="lower", headline=True),
+        Metric("eval_token_accuracy", "eval_mean_token_accuracy", unit="share", better="higher"),
+        Metric("train_loss", "loss", "loss", better="lower", live="{:.3f}", panel="loss"),
+        Metric("", "mean_token_accuracy", "token accuracy", "share", live="{:.1%}", panel="token accuracy"),
+    ),
+    "reward": (
+        Metric("accuracy", unit="share", better="higher", headline=True),
+        Metric("auc", better="higher"),
+        Metric("balanced_accuracy", unit="share", better="higher"),
+        Metric("", "loss", live="{:.3f}", panel="loss"),
+        Metric("", "accuracy", unit="share", live="{:.1%}", panel="accuracy on the batch"),
+        Metric("train_share_thumbs_up", unit="share"),
+        Metric("share_thumbs_up", unit="share"),
+    ),
+    "rl": (
+        Metric("reward", "reward", better="higher", live="{:.3f}", panel="reward"),
+        Metric("kl_per_token", "kl", "KL/token", better="lower", live="{:.4f}", panel="KL to the anchor, per token"),
+        Metric(
+            "completion_length",
+            "completions/mean_length",
+            "length",
+            "tokens",
+            better="higher",
+            live="{:.1f}",
+            panel="completion length, tokens",
+        ),
+        Metric("share_truncated", "completions/clipped_ratio", "truncated", "share", live="{:.1%}"),
+        Metric("gold", "gold", unit="share", better="higher", headline=True, panel="gold success"),
+        Metric("value_explained", "value/explained"),
+    ),
+    "eval": (
+        Metric("accuracy", unit="share", better="higher", headline=True),
+        Metric("gold", unit="share", better="higher"),
+        Metric("mean_reward", better="higher"),
+        Metric("wins", unit="share", better="higher"),
+        Metric("anchor_gold", unit="share"),
+        Metric("share_ties", unit="share"),
+        Metric("distinct_1", unit="share"),
+        Metric("distinct_2", unit="share"),
+    ),
+    "compare-full": (),
+    "merge": (
+        Metric("share_same_token", unit="share", headline=True),
+        Metric("share_same_token_as_trained", unit="share"),
+        Metric("share_same_order_as_trained", unit="share"),
+    ),
+    "quickstart": (
+        Metric("rl_gold", unit="share", headline=True),
+        Metric("base_gold", unit="share"),
+        Metric("sft_gold", unit="share"),
+        Metric("reward_accuracy", unit="share"),
+    ),
+}
+SHARES = {
+    name for metrics in METRICS.values() for m in metrics if m.unit == "share" for name in (m.name, m.key) if name
+}
+
+
+def live(stage: str) -> list[Metric]:
+    """The metrics in a stage's progress line, in order."""
+    return [metric for metric in METRICS[stage] if metric.live]
+
+
+def panels(stage: str) -> list[Metric]:
+    """The metrics whose learning curves are drawn, in order."""
+    return [metric for metric in METRICS.get(stage, ()) if metric.panel]
+
+
+def compared(stage: str) -> list[Metric]:
+    """The metrics that a comparison shows, the headline first."""
+    return sorted(
+        (metric for metric in METRICS.get(stage, ()) if metric.better), key=lambda metric: not metric.headline
+    )
+
+
+def judged_by(stage: str) -> Iterator[str]:
+    """The names under which a stage's key figure may be found in its record or its last step, the best first."""
+    known = METRICS.get(stage, ())
+    yield from (metric.name for metric in known if metric.headline)
+    yield from (metric.name for metric in compared(stage))
+    yield from (metric.key for metric in known if metric.live)
+
+
+def renamed(stage: str, *, prefix: str = "") -> dict[str, str]:
+    """Our name for each of TRL's keys that start with `prefix`."""
+    return {m.key: m.name for m in METRICS[stage] if m.key and m.name and m.key.startswith(prefix)}
+
+
+def words(name: str) -> str:
+    """A metric's name for people."""
+    return name.replace("_", " ").replace("kl ", "KL ").replace("auc", "AUC")
+
+
+def is_share(name: str) -> bool:
+    """Whether the metric of this name, in a record or a step, is a share; also for the bounds of its interval."""
+    return name.removesuffix("_low").removesuffix("_high") in SHARES

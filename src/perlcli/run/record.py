@@ -1,0 +1,167 @@
+"""The record of a run: its documented schema, written and read."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import json
+import shlex
+import subprocess
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_type_hints
+
+from perlcli import settings as definitions
+from perlcli.errors import PerlError
+from perlcli.run.files import RECORD, SETTINGS, write_json
+from perlcli.settings.types import fits, is_plain
+from perlcli.text import shorten
+
+SCHEMA_VERSION = 4
+SEVERAL = ("compare-full", "quickstart")  # commands of several runs, each with a folder and record of its own
+PACKAGES = ("perlcli", "torch", "transformers", "trl", "peft", "datasets", "accelerate", "bitsandbytes")
+
+Status = Literal["running", "finished", "failed", "interrupted"]
+
+
+def command_line(folder: Path, command: str, *words: str) -> str:
+    """What to type to run again what a folder has the settings of, with further words."""
+    return shlex.join(["perl", command, "--config", str(folder / SETTINGS), *words])
+
+
+def said(text: str, default: Any = dataclasses.MISSING, factory: Any = dataclasses.MISSING) -> Any:
+    """A field of the record with the sentence that the documented schema has for it."""
+    return field(default=default, default_factory=factory, metadata={"help": text})
+
+
+@dataclass
+class RunRecord:
+    """The documented, versioned result of a run, as `record.json` keeps it."""
+
+    schema_version: int = said("Version of this schema.", SCHEMA_VERSION)
+    command: str = said("The perlcli command: sft, reward, rl, eval, merge, quickstart or compare-full.", "")
+    status: Status = said("running, finished, failed or interrupted.", "running")
+    failure: str | None = said("Why the run failed, in one line.", None)
+    started: str = said("Start, UTC, ISO 8601.", "")
+    process: dict[str, Any] = said(
+        "The process of the run: pid, started (an opaque mark of its start) and host (a digest of the machine's name). "
+        "By it `perl runs` tells a run at work from one that was killed.", factory=dict,
+    )  # fmt: skip
+    elapsed_seconds: float = said("Wall-clock seconds from start to end, loading included.", 0.0)
+    settings: dict[str, Any] = said("Every option as resolved: what `settings.yaml` holds.", factory=dict)
+    trl_settings: dict[str, Any] = said("The TRL config in use, every field.", factory=dict)
+    versions: dict[str, str] = said("Versions of Python and the packages that decide the result.", factory=dict)
+    git_commit: str | None = said("Commit of the working directory, where it is a git checkout.", None)
+    seed: int = said("Seed of initialisation, data order and sampling.", 0)
+    device: dict[str, Any] = said("Device name, type, threads and precision of the base.", factory=dict)
+    model: dict[str, Any] = said(
+        "name as given, base, adapter it started from, architecture; fingerprints of the base's weights, the "
+        "adapter's, the tokenizer, the anchor that was named and the rewards (a function's is its file's); peft: what "
+        "the --peft file held.",
+        factory=dict,
+    )
+    data: dict[str, dict[str, Any]] = said(
+        "Per role (train, eval), what became of the rows: see the data report below.", factory=dict
+    )
+    steps: int = said("Optimiser steps done.", 0)
+    tokens: int = said("Tokens that went through training, prompts and completions.", 0)
+    peak_memory_mb: float = said("Peak memory: CUDA allocated on a GPU, resident set of the process on a CPU.", 0.0)
+    trainable_parameters: int = said("Parameters that trained.", 0)
+    total_parameters: int = said("Parameters in memory, each counted once.", 0)
+    memory: dict[str, Any] = said(
+        "before_mb: what the process held before the weights were loaded. Training: training_mb, its peak above that "
+        "(on a GPU: of tensors) and reserved_mb (a GPU's, as torch reserves it). `rl`: base_copies, counted from the "
+        "live tensors, and mb of the base and of what each role adds.", factory=dict,
+    )  # fmt: skip
+    files: dict[str, int] = said(
+        "Bytes on disk: weights, of what was trained, and optimizer, its state in the last checkpoint.", factory=dict
+    )
+    guards: dict[str, Any] = said(
+        "What the checks found: shift of each reward against its own proof, the probe before the first step, KL at the "
+        "start, what trained, and that the rest did not change.", factory=dict,
+    )  # fmt: skip
+    notes: list[str] = said("What the run said about its choices: kind of data, sharing, warnings.", factory=list)
+    metrics: dict[str, Any] = said("Final metrics of the stage.", factory=dict)
+
+
+def write_record(folder: Path, record: RunRecord) -> None:
+    """Write the record of a run's folder."""
+    write_json(folder / RECORD, dataclasses.asdict(record))
+
+
+def read_record(folder: Path) -> RunRecord:
+    """The record of a run's folder; raises PerlError where there is none or it is not of this schema."""
+    path = folder / RECORD
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise PerlError(f"{folder} is not the folder of a run: it has no {RECORD}") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise PerlError(f"Can't read {path}: {error}") from error
+    known = {item.name for item in dataclasses.fields(RunRecord)}
+    version = content.get("schema_version") if isinstance(content, dict) else None
+    if version != SCHEMA_VERSION or set(content) != known:
+        problem = f"{path} has schema version {version}; this perlcli reads version {SCHEMA_VERSION}"
+        raise PerlError(problem, "run it again with this perlcli, or use the perlcli that wrote it")
+    odd = next(_odd(content), None)
+    if odd is not None:
+        raise PerlError(f"{path} is damaged: no run writes {odd}")
+    return RunRecord(**content)
+
+
+def _odd(content: Mapping[str, Any]) -> Iterator[str]:
+    """What no run writes in a record: values of other types, names that nothing can have, settings that are none."""
+    if not is_plain(content):
+        yield "such numbers or characters"
+    kinds = get_type_hints(RunRecord)
+    yield from (f"{name}: {shorten(value)}" for name, value in content.items() if not fits(value, kinds[name]))
+    for name, value in content["metrics"].items():
+        if not (value is None or isinstance(value, int | float)):
+            yield f"metrics: {name}: {shorten(value)}"
+    for name in ("name", "base", "adapter", "fingerprint", "tokenizer"):
+        value = content["model"].get(name)
+        if not fits(value, str | None) or definitions.misfit("model", value):
+            yield f"model: {name}: {shorten(value)}"
+    stage = definitions.COMMANDS.get(content["command"])
+    known = {item.name: item.type for item in definitions.options(stage)} if stage else {}
+    for name, value in content["settings"].items():
+        is_ours = name not in known or fits(value, known[name])
+        if not is_ours or definitions.misfit(name, tuple(value) if isinstance(value, list) else value):
+            yield f"settings: {name}: {shorten(value)}"
+
+
+def find_record(folder: str | None) -> RunRecord | None:
+    """The record of a folder that a run of ours left; None for any other folder, hub id or nothing."""
+    path = None if folder is None else Path(folder).expanduser()
+    return read_record(path) if path is not None and (path / RECORD).exists() else None
+
+
+def schema_table() -> str:
+    """The record's fields as a Markdown table, for the documentation."""
+    rows = [f"| `{item.name}` | {item.type} | {item.metadata['help']} |" for item in dataclasses.fields(RunRecord)]
+    return "\n".join(["| field | type | meaning |", "| --- | --- | --- |", *rows])
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide a run's result."""
+    import platform
+
+    versions = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def git_commit() -> str | None:
+    """The commit of the working directory, or None where there is no git checkout."""
+    try:
+        shown = subprocess.run(
+            ["git", "rev-parse", "--verify", "--quiet", "HEAD"], capture_output=True, text=True, timeout=5, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return shown.stdout.strip() or None

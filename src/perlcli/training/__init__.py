@@ -1,0 +1,1 @@
+"""Everything between a stage's settings and TRL's trainers."""

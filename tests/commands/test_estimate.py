@@ -1,0 +1,384 @@
+"""`perl estimate` held against real models: what lies there to the byte, training steps by live tensors."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from perlcli import settings
+from perlcli.commands import reward, rl, sft
+from perlcli.data import Prompt
+from perlcli.errors import PerlError
+from perlcli.memory import plans, trace
+from perlcli.memory.prediction import Arm, Plan, largest_batch, predict, shape_of, takes, weight_bytes
+from perlcli.memory.trace import Live, Step
+from perlcli.model import roles, sources, target_modules
+from perlcli.training import policies, prepare, rewards
+
+TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj")
+LENGTH, COMPLETION, BATCH = 48, 16, 4
+FULL, LORA = Arm("full"), Arm("lora", 4)
+
+
+@pytest.fixture(scope="module")
+def deep(tmp_path_factory: pytest.TempPathFactory, llama: Path) -> Path:
+    """A random Llama of five layers, more than are run to predict it."""
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    folder = tmp_path_factory.mktemp("models") / "deep"
+    config = LlamaConfig.from_pretrained(llama, num_hidden_layers=5)
+    LlamaForCausalLM(config).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(llama).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def deep_gpt2(tmp_path_factory: pytest.TempPathFactory, gpt2: Path) -> Path:
+    """A random GPT-2 of four layers, whose projections are Conv1D."""
+    from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
+
+    folder = tmp_path_factory.mktemp("models") / "deep-gpt2"
+    GPT2LMHeadModel(GPT2Config.from_pretrained(gpt2, n_layer=4)).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(gpt2).save_pretrained(folder)
+    return folder
+
+
+def plan_for(stage: Any, arm: Arm, targets: tuple[str, ...] = TARGETS, **more: Any) -> Plan:
+    return Plan(stage, arm, targets, batch=BATCH, length=LENGTH, completion=COMPLETION, **more)
+
+
+def targets_of(model: Path) -> tuple[str, ...]:
+    """What `--lora-target-modules attention` names."""
+    skeleton = sources.skeleton(sources.locate(str(model)))
+    assert skeleton is not None
+    return tuple(target_modules.target_modules(skeleton, "attention"))
+
+
+def given_for(kind: Any, model: Path, arm: Arm) -> Any:
+    values: dict[str, Any] = {"model": str(model), "data": "coffee", "max_length": LENGTH}
+    values |= (
+        {"full": True}
+        if not arm.rank
+        else {"lora_r": arm.rank, "load_in_4bit": arm.bits == 4, "load_in_8bit": arm.bits == 8}
+    )
+    return settings.build(kind, {**values, "per_device_train_batch_size": BATCH, "output": "run", "dtype": "float32"})
+
+
+@pytest.mark.parametrize("bits", [0, 4, 8])
+def test_weights_and_adapters_to_the_byte(llama: Path, bits: int) -> None:
+    arm = Arm("lora", 4, bits)
+    prepared = prepare.prepare(given_for(settings.Sft, llama, arm))
+    model = policies.start(prepared)
+    found = predict(shape_of(prepared.source.config), plan_for("sft", arm))
+    assert found.weights["base"] == roles.bytes_of(p for n, p in model.named_parameters() if roles.is_base(n))
+    assert found.adapters["policy"] == roles.adapter_bytes(model, roles.POLICY)
+
+
+@pytest.mark.parametrize("arm", [FULL, LORA], ids=["full", "lora"])
+def test_gradients_and_moments_to_the_byte(llama: Path, arm: Arm) -> None:
+    model = reward_trainer(llama, arm).model
+    model(input_ids=torch.ones(2, 8, dtype=torch.long)).logits.sum().backward()
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimiser = torch.optim.AdamW(trained)
+    optimiser.step()
+    moments = [t for state in optimiser.state.values() for name, t in state.items() if name != "step"]
+    found = predict(shape_of(sources.locate(str(llama)).config), plan_for("reward", arm))
+    assert found.gradients == roles.bytes_of(p.grad for p in trained if p.grad is not None)
+    assert found.optimiser == roles.bytes_of(moments)
+    assert sum(found.weights.values()) + sum(found.adapters.values()) == roles.bytes_of(model.parameters())
+
+
+def reward_trainer(model: Path, arm: Arm) -> Any:
+    prepared = prepare.prepare(given_for(settings.Reward, model, arm))
+    rows = reward.Dataset.from_list([
+        {"chosen_ids": [3] * LENGTH, "rejected_ids": [4] * (LENGTH - 1 - n)} for n in range(BATCH)
+    ])  # fmt: skip
+    return reward.build_trainer(prepared, reward.trainer_args(prepared.settings), rows, None)
+
+
+def sft_trainer(model: Path, arm: Arm) -> Any:
+    prepared = prepare.prepare(given_for(settings.Sft, model, arm))
+    rows = [{"input_ids": [3] * (LENGTH - n), "labels": [3] * (LENGTH - n)} for n in range(BATCH)]
+    config = sft.trainer_args(prepared.settings)
+    policy = policies.start(prepared)
+    with roles.unrounded(policy):
+        trainer = sft.SFTTrainer(
+            policy, config, train_dataset=sft.Dataset.from_list(rows), processing_class=prepared.tokenizer
+        )
+    roles.as_float32(trainer.model)
+    return trainer
+
+
+def rl_trainer(model: Path, arm: Arm, score: Path, algorithm: str = "rloo") -> Any:
+    given = given_for(settings.Rl, model, arm)
+    more = settings.flat(given) | {
+        "reward": (str(score),), "algorithm": algorithm, "max_completion_length": COMPLETION,
+        "num_generations": 1 if algorithm == "reinforce" else BATCH, "gradient_accumulation_steps": 1,
+        "set": (f'generation_kwargs={{"min_new_tokens": {COMPLETION}}}',),
+    }  # fmt: skip
+    prepared = prepare.prepare(settings.build(settings.Rl, more))
+    config = rl.trainer_args(prepared.settings)
+    found, anchor = rewards.find_all(prepared), policies.find_anchor(prepared)
+    prompts = [Prompt("~" * (LENGTH - COMPLETION))] * BATCH  # a byte that no merge takes: a token each
+    return rl.build_trainer(prepared, config, found, anchor, prompts)[0]
+
+
+def measured(trainer: Any) -> int:
+    """The most bytes of tensors that live at once in TRL's own training step, beside what lay there before it."""
+    batch = next(iter(trainer.get_train_dataloader()))
+    trainer.accelerator.gradient_accumulation_steps = trainer.current_gradient_accumulation_steps = 1
+    live = Live()
+    live.ignore([*trainer.model.parameters(), *trainer.model.buffers()])
+    with live:
+        trainer.training_step(trainer.model, batch, None)
+        if hasattr(trainer, "learn_values"):
+            trainer.learn_values()
+    return live.peak()
+
+
+def held_in_steps(model: Path, plan: Plan) -> int:
+    """The most that was predicted beside weights, adapters and moments."""
+    found = predict(shape_of(sources.locate(str(model)).config), plan)
+    return max(sum(phase.parts.get(tag, 0) for tag in trace.TAGS) for phase in found.phases)
+
+
+@pytest.mark.parametrize("stage", ["sft", "reward"])
+@pytest.mark.parametrize("arm", [FULL, LORA], ids=["full", "lora"])
+@pytest.mark.parametrize("kind", ["deep", "deep_gpt2"])
+def test_a_step_holds_what_was_predicted(request: pytest.FixtureRequest, kind: str, stage: Any, arm: Arm) -> None:
+    model: Path = request.getfixturevalue(kind)
+    trainer = (sft_trainer if stage == "sft" else reward_trainer)(model, arm)
+    predicted = held_in_steps(model, plan_for(stage, arm, targets_of(model)))
+    assert predicted == pytest.approx(measured(trainer), rel=0.05)
+
+
+@pytest.fixture(scope="module")
+def score_of(tmp_path_factory: pytest.TempPathFactory, perl: Any, write: Any) -> Any:
+    """The folder of a reward model on a base, made once for each."""
+    pairs = [{"prompt": "a", "chosen": f" b{number}", "rejected": " c"} for number in range(8)]
+    data = write(tmp_path_factory.mktemp("rows") / "pairs.jsonl", pairs)
+    made: dict[tuple[Path, bool], Path] = {}
+
+    def folder(model: Path, *, full: bool) -> Path:
+        if (model, full) not in made:
+            made[model, full] = tmp_path_factory.mktemp("runs") / "reward"
+            perl(
+                "reward", "--model", model, "--data", data, "--output", made[model, full], "--max-steps", "1",
+                "--per-device-train-batch-size", "4", "--max-length", "64", "--learning-rate", "1e-2",
+                *(["--full"] if full else ["--lora-r", "4"]),
+            )  # fmt: skip
+        return made[model, full]
+
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("kind", "arm", "algorithm"),
+    [
+        ("deep", LORA, "rloo"),
+        ("deep", LORA, "reinforce"),
+        ("deep", FULL, "rloo"),
+        ("deep_gpt2", LORA, "rloo"),
+        pytest.param("deep_gpt2", LORA, "reinforce", marks=pytest.mark.slow),
+        pytest.param("deep_gpt2", FULL, "rloo", marks=pytest.mark.slow),
+    ],
+    ids=lambda value: getattr(value, "name", value),
+)
+def test_a_step_of_rl_holds_what_was_predicted(
+    request: pytest.FixtureRequest, score_of: Any, kind: str, arm: Arm, algorithm: str
+) -> None:
+    model: Path = request.getfixturevalue(kind)
+    trainer = rl_trainer(model, arm, score_of(model, full=not arm.rank), algorithm)
+    plan = plan_for("rl", arm, targets_of(model), reinforce=algorithm == "reinforce")
+    found = predict(shape_of(sources.locate(str(model)).config), plan)
+    lies = memory_of(trainer)
+    assert sum(found.weights.values()) + sum(found.adapters.values()) == lies
+    assert found.optimiser == 8 * sum(p.numel() for group in groups_of(trainer) for p in group["params"])
+    assert held_in_steps(model, plan) == pytest.approx(measured(trainer), rel=0.05)
+
+
+def groups_of(trainer: Any) -> list[dict[str, Any]]:
+    """What the optimiser has moments of."""
+    return list(trainer.create_optimizer().param_groups)
+
+
+def memory_of(trainer: Any) -> int:
+    """The bytes of every role's parameters: of the model, an anchor and a reward beside it, and of heads."""
+    found = roles.bytes_of(trainer.model.parameters()) + sum(trainer.reward_funcs[0].score.bytes().values())
+    if trainer.ref_model is not None:
+        return found + roles.bytes_of(trainer.ref_model.parameters())
+    found -= roles.adapter_bytes(trainer.model, roles.REWARD)  # among the model's own already
+    return found + (roles.bytes_of(trainer.value.head.parameters()) if hasattr(trainer, "value") else 0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["sft", "reward", "rl", "value", "prefill", "decode"])
+def test_three_layers_tell_of_all(deep: Path, monkeypatch: pytest.MonkeyPatch, kind: Any) -> None:
+    config = sources.locate(str(deep)).config
+    for rank in (0, 4):
+        step = Step(kind, LENGTH, 16, autocast="bfloat16", rank=rank, targets=TARGETS, cuda=True, checkpointing=True)
+        short = trace.trace(config, step).at_peak(5)
+        with monkeypatch.context() as patch:
+            patch.setattr(trace, "shortened_once", lambda config: config)
+            trace._trace.cache_clear()
+            whole = trace.trace(config, step).at_peak(5)
+        trace._trace.cache_clear()
+        assert sum(short.values()) == pytest.approx(sum(whole.values()), rel=0.01)
+
+
+def test_the_cache_is_keys_and_values_of_every_token(deep: Path) -> None:
+    config = sources.locate(str(deep)).config
+    found = trace.trace(config, Step("decode", LENGTH, rank=4, targets=TARGETS)).at_peak(BATCH)
+    keys = config.num_key_value_heads * config.head_dim * 4 * BATCH  # a layer's, of a token
+    whole = 2 * config.num_hidden_layers * keys * LENGTH
+    # A layer's keys are copied to make room for a token's, and the old ones go when the new ones are there.
+    assert whole <= found["cache"] <= whole + keys * LENGTH
+
+
+def test_checkpointing_takes_less_and_dora_more(deep: Path) -> None:
+    shape = shape_of(sources.locate(str(deep)).config)
+    plan = plan_for("reward", Arm("lora", 4))
+    lora = predict(shape, plan).peak
+    assert predict(shape, replace(plan, checkpointing=True)).peak < lora
+    dora = predict(shape, replace(plan, arm=Arm("dora", 4, dora=True)))
+    assert dora.peak > lora
+    assert dora.adapters["policy"] > predict(shape, plan).adapters["policy"]
+
+
+def test_one_base_saves_a_copy_for_each_reward(llama: Path) -> None:
+    shape = shape_of(sources.locate(str(llama)).config)
+    plan = plan_for("rl", Arm("lora", 4), rewards=3)
+    saved = predict(shape, replace(plan, one_base=False)).peak - predict(shape, plan).peak
+    assert saved == 3 * weight_bytes(shape, 0, "float32", head=False)
+
+
+def test_the_largest_batch_fits_and_the_next_does_not(llama: Path) -> None:
+    shape = shape_of(sources.locate(str(llama)).config)
+    plan = plan_for("reward", Arm("lora", 4))
+    limit = takes(predict(shape, replace(plan, batch=11)), plan)
+    assert largest_batch(shape, plan, limit) == 11
+    assert largest_batch(shape, plan, limit - 1) == 10
+    assert largest_batch(shape, plan, 1000) == 0
+
+
+def test_one_run_tells_of_every_batch(deep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = sources.locate(str(deep)).config
+    steps = [
+        Step(kind, LENGTH, COMPLETION, rank=rank, targets=TARGETS) for kind in ("reward", "decode") for rank in (0, 4)
+    ]
+    told = [trace.trace(config, step).at_peak(7) for step in steps]
+    monkeypatch.setattr(trace, "ROWS", 7)
+    monkeypatch.setattr(trace, "split", lambda size: (size, 0))
+    trace._trace.cache_clear()
+    assert [trace.trace(config, step).at_peak(7) for step in steps] == told
+    trace._trace.cache_clear()
+
+
+def test_experts_are_refused(perl: Any, tmp_path: Path) -> None:
+    from transformers import MixtralConfig
+
+    MixtralConfig(
+        vocab_size=400, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, num_local_experts=4, max_position_embeddings=256,
+    ).save_pretrained(tmp_path / "moe")  # fmt: skip
+    words = ("estimate", "--model", tmp_path / "moe", "--gpu", "24GB", "--max-length", "200")
+    assert "sends tokens to experts by what they say" in perl(*words, code=2).output
+
+
+def test_code_that_asks_for_data_is_refused(deep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers.models.llama.modeling_llama import LlamaRMSNorm
+
+    monkeypatch.setattr(LlamaRMSNorm, "forward", lambda self, hidden: hidden if hidden.sum() > 0 else -hidden)
+    trace._trace.cache_clear()
+    with pytest.raises(PerlError, match="doesn't run without data"):
+        trace.trace(sources.locate(str(deep)).config, Step("reward", LENGTH))
+    trace._trace.cache_clear()
+
+
+def test_a_run_asks_for_what_its_options_say(deep: Path, reward_run: Path) -> None:
+    values = {
+        "model": str(deep), "reward": str(reward_run), "data": "coffee", "algorithm": "reinforce", "dtype": "float32",
+        "lora_r": 4, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 3, "max_length": 64,
+        "max_completion_length": 8, "set": ("gradient_checkpointing=true",), "output": "run",
+    }  # fmt: skip
+    asked = plans.asked_of(settings.resolve(settings.build(settings.Rl, values), {}))
+    plan = plans.Model(str(deep)).plan(asked)
+    assert plan == Plan(
+        "rl", Arm("lora", 4), targets_of(deep), batch=2, length=64, completion=8, accumulation=3, checkpointing=True,
+        reinforce=True,
+    )  # fmt: skip
+    full = settings.resolve(settings.build(settings.Reward, {"model": str(deep), "full": True, "output": "run"}), {})
+    assert plans.asked_of(full).kind == "full"
+
+
+def test_an_adapter_goes_on_with_its_own_rank(sft_run: Path, tmp_path: Path) -> None:
+    values = {"model": str(sft_run), "reward": "r", "data": "coffee", "output": "run", "dtype": "float32"}
+    model = plans.Model(str(sft_run))
+    asked = model.asked(settings.resolve(settings.build(settings.Rl, values), {}))
+    assert asked.rank == 4
+    assert model.plan(asked).anchor
+    with pytest.raises(PerlError, match="LoRA and DoRA alone are predicted"):
+        plans.asked_of(settings.resolve(settings.build(settings.Rl, {**values, "peft": "loha.json"}), {}))
+
+
+def test_a_row_tells_its_peak_and_what_fits(deep: Path) -> None:
+    model = plans.Model(str(deep))
+    row = model.row(plans.Asked("reward", "lora-4bit", 8, batch=2, max_length=32, on_gpu=True), 24 * 2**30)
+    assert row.fits
+    assert row.peak == row.found.peak
+    assert row.name == "lora-4bit r=8"
+    assert row.plan.dtype == "bfloat16"
+    with pytest.raises(PerlError, match="There is no arm qlora"):
+        model.row(plans.Asked("reward", "qlora"))
+
+
+def test_command(perl: Any, llama: Path) -> None:
+    out = perl("estimate", "rl", "--model", llama, "--arms", "full,lora", "--lora-r", "4", "--gpu", "1GB",
+               "--max-length", "64", "--max-completion-length", "16").output  # fmt: skip
+    assert "perl rl: bfloat16, batch 8 x 64 tokens (16 of them written, 4 passes a step)" in out
+    assert "fits 1 GiB" in out
+    assert "lora r=4, stock copies" in out
+
+
+def test_command_for_reinforce(perl: Any, llama: Path) -> None:
+    words = ("estimate", "rl", "--model", llama, "--arms", "lora", "--max-length", "32", "--max-completion-length", "8",
+             "--algorithm", "reinforce", "--json")  # fmt: skip
+    row = json.loads(perl(*words).output)["stages"]["rl"][0]
+    assert "value" in row["adapters"]
+    assert "value" in {phase["name"] for phase in row["phases"]}
+
+
+def test_command_for_programs(perl: Any, llama: Path) -> None:
+    words = ("estimate", "reward", "--model", llama, "--arms", "lora", "--max-length", "32", "--json")
+    found = json.loads(perl(*words).output)
+    (row,) = found["stages"]["reward"]
+    assert row["peak"] == max(phase["total"] for phase in row["phases"])
+    assert row["fits"] is None
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("rm",), "There is no stage rm"),
+        (("--arms", "lora,qlora"), "--arms: there is no arm qlora"),
+        (("--lora-r", "0"), "--lora-r must be whole numbers above 0"),
+        (("--gpu", "big"), "--gpu big is no size of memory"),
+        (("--max-length", "64"), "leaves no room for a prompt"),
+    ],
+)
+def test_faults_are_told(perl: Any, llama: Path, words: tuple[str, ...], said: str) -> None:
+    assert said in perl("estimate", *words, "--model", llama, code=2).output
+
+
+def test_sizes_of_gpus() -> None:
+    assert {plans.parse_gpu(words) for words in ("24", "24GB", "24GiB", " 24 gb")} == {24 * 2**30}
+    with pytest.raises(PerlError):
+        plans.parse_gpu("0GB")
+
+
+@pytest.mark.parametrize("words", ["--lora-r=1,²", "--lora-r=0", "--gpu=0", "--gpu=" + "9" * 400])
+def test_a_size_or_rank_that_is_none_is_told(words: str, perl: Any) -> None:
+    assert f"Error: {words.partition('=')[0]}" in perl("estimate", "sft", words, code=2).stderr

@@ -1,0 +1,148 @@
+"""The guards: each sees the fault that it is there for."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from perlcli.errors import RunFailed
+from perlcli.model import loading, roles
+from perlcli.model.sources import locate
+from perlcli.settings import LoraSettings, ModelSettings
+from perlcli.training import guards
+
+LORA = LoraSettings(lora_r=4, lora_alpha=8, lora_dropout=0.0, lora_target_modules="attention")
+
+
+def load(llama: Path, **precision: Any) -> Any:
+    return roles.new_adapter(loading.load_causal(locate(str(llama)), ModelSettings(**precision)), LORA, "CAUSAL_LM")
+
+
+# Checksums
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("size", [1, 7, 8, 4001])
+def test_total_is_the_same_wherever_a_tensor_lies_and_sees_each_byte(dtype: torch.dtype, size: int) -> None:
+    torch.manual_seed(0)
+    plain = torch.randint(0, 100, (size,)).to(dtype)
+    room = torch.zeros(size + 1, dtype=dtype)
+    room[1:] = plain  # off the place that eight bytes want
+    assert guards._total(plain) == guards._total(room[1:])
+    for place in (0, size // 2, size - 1):
+        changed = plain.clone()
+        changed[place] += 1
+        assert guards._total(changed) != guards._total(plain)
+
+
+def test_checksum_takes_little_memory(llama: Path) -> None:
+    model = torch.nn.Linear(2048, 4096, bias=False)  # 32 MB
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        guards.checksum(model, "")
+    assert max(event.cpu_memory_usage for event in profile.key_averages()) < 2e6
+
+
+@pytest.mark.parametrize("part", ["absmax", "code", "offset", "state2.absmax"])
+def test_checksum_sees_a_change_of_the_4_bit_state(part: str, llama: Path) -> None:
+    model = load(llama, load_in_4bit=True)
+    before = guards.checksum(model, "")
+    weight = next(p for p in model.parameters() if getattr(p, "quant_state", None) is not None)
+    holder = weight.quant_state
+    for name in part.split(".")[:-1]:
+        holder = getattr(holder, name)
+    getattr(holder, part.rsplit(".", 1)[-1]).view(-1)[0] += 1
+    assert guards.checksum(model, "") != before
+
+
+@pytest.mark.filterwarnings("ignore:MatMul8bitLt")  # what LLM.int8 says at each layer, documented by bitsandbytes
+def test_checksum_of_8_bits_outlasts_a_forward_and_sees_a_changed_scale(llama: Path) -> None:
+    model = load(llama, load_in_8bit=True)
+    before = guards.checksum(model, "")
+    model(input_ids=torch.tensor([[1, 2, 3]]))
+    assert guards.checksum(model, "") == before
+    layer = next(module for module in model.modules() if guards.int8_scale(module) is not None)
+    guards.int8_scale(layer)[0] += 1
+    assert guards.checksum(model, "") != before
+
+
+def test_compare_lets_policy_and_value_model_move_and_nothing_else() -> None:
+    before = {"": "a", roles.POLICY: "b", roles.ANCHOR: "c", "reward2": "d", roles.VALUE: "e"}
+    after = {**before, roles.POLICY: "B", roles.VALUE: "E"}
+    guards.compare(before, after)
+    told = {
+        "": "The base changed", roles.ANCHOR: "The anchor changed", "reward2": "The reward2 adapter changed",
+        roles.POLICY: "The policy did not change", roles.VALUE: "The value model did not change",
+    }  # fmt: skip
+    for name, words in told.items():
+        mark = before[name] if name in (roles.POLICY, roles.VALUE) else "other"
+        with pytest.raises(RunFailed, match=words):
+            guards.compare(before, {**after, name: mark})
+
+
+# What trains
+
+
+def optimizer_of(*parameters: torch.Tensor) -> Any:
+    return SimpleNamespace(param_groups=[{"params": list(parameters)}])
+
+
+def test_an_optimiser_with_other_parameters_is_refused(llama: Path) -> None:
+    model = load(llama)
+    named = dict(model.named_parameters())
+    policy = [p for name, p in named.items() if ".default." in name]
+    guard = guards.intended(model)
+    guard.on_train_begin(None, None, None, optimizer=optimizer_of(*policy))
+    embedding = named["base_model.model.model.embed_tokens.weight"]
+    with pytest.raises(RunFailed, match=r"^1 parameters would train against .* base_model.model.model.embed_tokens"):
+        guard.on_train_begin(None, None, None, optimizer=optimizer_of(*policy, embedding))
+    with pytest.raises(RunFailed, match=r"^1 parameters would not train against .*lora_A.default.weight among them"):
+        guard.on_train_begin(None, None, None, optimizer=optimizer_of(*policy[1:]))
+    extra = torch.nn.Parameter(torch.zeros(1))
+    guards.intended(model, [extra]).on_train_begin(None, None, None, optimizer=optimizer_of(*policy, extra))
+    with pytest.raises(RunFailed, match="a parameter outside the model"):
+        guard.on_train_begin(None, None, None, optimizer=optimizer_of(*policy, extra))
+
+
+def test_a_model_without_anything_to_train_is_refused(llama: Path) -> None:
+    guard = guards.TrainsExactly([], {})
+    with pytest.raises(RunFailed, match=r"^No parameter is left to train"):
+        guard.on_train_begin(None, None, None, optimizer=optimizer_of())
+
+
+def test_everything_trains_under_full_tuning(llama: Path) -> None:
+    model = loading.load_causal(locate(str(llama)), ModelSettings())
+    guards.intended(model).on_train_begin(None, None, None, optimizer=optimizer_of(*model.parameters()))
+
+
+# The anchor
+
+
+@pytest.mark.parametrize(
+    ("kl", "dtype"), [(0.0, torch.float32), (1e-6, torch.float32), (-5e-4, torch.bfloat16), (5e-5, torch.float16)]
+)
+def test_rounding_is_no_distance_from_the_anchor(kl: float, dtype: torch.dtype) -> None:
+    guards.assert_at_anchor(kl, dtype)
+
+
+@pytest.mark.parametrize(
+    ("kl", "dtype"),
+    [
+        (1e-3, torch.float32), (-1e-3, torch.float32), (float("nan"), torch.float32),
+        (0.0015, torch.bfloat16),  # an anchor in float32 beside a policy in bfloat16, on a 4-bit base
+    ],
+)  # fmt: skip
+def test_a_distance_from_the_anchor_stops_the_run(kl: float, dtype: torch.dtype) -> None:
+    with pytest.raises(RunFailed, match=r"^The policy is not its own anchor at the start"):
+        guards.assert_at_anchor(kl, dtype)
+
+
+def test_the_first_logged_kl_is_checked_and_no_later_one() -> None:
+    guard = guards.StartsAtAnchor(torch.float32)
+    state = SimpleNamespace(global_step=1)
+    guard.on_log(None, state, None, logs={"kl": 0.0})
+    guard.on_log(None, state, None, logs={"loss": 1.0})
+    with pytest.raises(RunFailed, match="not its own anchor"):
+        guard.on_log(None, state, None, logs={"kl": 0.1})
+    guard.on_log(None, SimpleNamespace(global_step=2), None, logs={"kl": 0.1})

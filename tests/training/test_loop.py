@@ -1,0 +1,359 @@
+"""Stops that leave the last good state: a value that is no number, Ctrl-C, and going on from there."""
+
+import json
+import math
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import SHORT
+from safetensors.torch import load_file
+from torch import nn
+from trl import RLOOTrainer, SFTTrainer
+from unbroken import differences, killed_after
+
+from perlcli.errors import RunFailed
+from perlcli.training.loop import Meter
+
+Perl = Callable[..., Any]
+Hook = Callable[[Any, torch.Tensor], torch.Tensor]
+
+
+@pytest.fixture
+def sft(perl: Perl, llama: Path, rows: dict[str, Path]) -> Perl:
+    """Runs `perl sft` of four steps, with dropout so that the random state counts."""
+
+    def run(output: Path, *words: object, code: int = 0) -> Any:
+        return perl(
+            "sft", "--model", llama, "--data", rows["demonstrations"] / "train.jsonl", "--output", output,
+            "--max-steps", "4", "--per-device-train-batch-size", "4", "--learning-rate", "1e-2", "--lora-r", "4",
+            "--lora-dropout", "0.1", *words, code=code,
+        )  # fmt: skip
+
+    return run
+
+
+@pytest.fixture
+def rl(perl: Perl, sft_run: Path, reward_run: Path, rows: dict[str, Path]) -> Perl:
+    """Runs `perl rl` of three steps."""
+
+    def run(output: Path, *words: object, code: int = 0) -> Any:
+        return perl(
+            "rl", "--model", sft_run, "--reward", reward_run, "--data", rows["prompts"], "--output", output,
+            "--max-steps", "3", "--per-device-train-batch-size", "4", "--gradient-accumulation-steps", "1",
+            "--learning-rate", "1e-2", "--max-completion-length", "8", *words, code=code,
+        )  # fmt: skip
+
+    return run
+
+
+@pytest.fixture
+def after_pass(monkeypatch: pytest.MonkeyPatch) -> Callable[[type, int, Hook], None]:
+    """Has a trainer call a hook once, with model and loss after the pass of one step, before the weights change."""
+
+    def plant(trainer: type, step: int, hook: Hook) -> None:
+        original, waiting = trainer.training_step, [hook]
+
+        def training_step(self: Any, model: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+            loss = original(self, model, *args, **kwargs)
+            return waiting.pop()(model, loss) if waiting and self.state.global_step + 1 == step else loss
+
+        monkeypatch.setattr(trainer, "training_step", training_step)
+
+    return plant
+
+
+def record(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "record.json").read_text())
+
+
+def steps(folder: Path) -> list[int]:
+    return [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "adapter_model.safetensors")
+
+
+def assert_equal_weights(one: Path, other: Path) -> None:
+    first, second = weights(one), weights(other)
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def spoil_gradient(model: Any, loss: torch.Tensor) -> torch.Tensor:
+    next(p for p in model.parameters() if p.grad is not None).grad.view(-1)[3] = math.nan
+    return loss
+
+
+def send(number: int) -> Hook:
+    def hook(model: Any, loss: torch.Tensor) -> torch.Tensor:
+        os.kill(os.getpid(), number)
+        return loss
+
+    return hook
+
+
+# No number
+
+
+def test_gradient_that_is_no_number_stops_before_the_weights_change(sft: Perl, after_pass: Any, tmp_path: Path) -> None:
+    after_pass(SFTTrainer, 3, spoil_gradient)
+    result = sft(tmp_path / "run", "--save-steps", "1", code=1)
+    assert result.stderr.splitlines()[-2:] == [
+        "Error: The gradient is not a finite number at step 3; the adapter of the step before is saved",
+        "Hint: try a lower --learning-rate, or --dtype float32 / bfloat16",
+    ]
+    assert_equal_weights(tmp_path / "run", tmp_path / "run" / "checkpoints" / "checkpoint-2")
+    found = record(tmp_path / "run")
+    assert (found["status"], found["steps"]) == ("failed", 2)
+    assert found["failure"].startswith("The gradient is not a finite number at step 3")
+    assert found["peak_memory_mb"] > 0
+    assert steps(tmp_path / "run") == [1, 2]
+
+
+def test_loss_that_is_no_number_stops_the_run(sft: Perl, after_pass: Any, tmp_path: Path) -> None:
+    after_pass(SFTTrainer, 2, lambda model, loss: loss * math.nan)
+    result = sft(tmp_path / "run", code=1)
+    assert "Error: The loss is not a finite number at step 2" in result.stderr
+    assert record(tmp_path / "run")["status"] == "failed"
+
+
+def test_learning_rate_that_blows_up_leaves_finite_weights(sft: Perl, tmp_path: Path) -> None:
+    wild = ("--learning-rate", "9e15", "--set", "optim=sgd", "--set", "max_grad_norm=0", "--lora-alpha", "1000000")
+    sft(tmp_path / "run", *wild, "--save-steps", "1", code=1)
+    assert all(tensor.isfinite().all() for tensor in weights(tmp_path / "run").values())
+    assert_equal_weights(tmp_path / "run", tmp_path / "run" / "checkpoints" / "checkpoint-1")
+
+
+def test_model_without_a_gradient_is_told() -> None:
+    with pytest.raises(
+        RunFailed, match=r"^No parameter received a gradient: nothing can be learned\nHint: .*--lora-tar"
+    ):
+        Meter(None).on_pre_optimizer_step(None, None, None, model=nn.Linear(2, 2))
+
+
+# Ctrl-C
+
+
+def test_interrupted_run_is_saved_says_how_to_go_on_and_goes_on_exactly(
+    sft: Perl, perl: Perl, after_pass: Any, tmp_path: Path
+) -> None:
+    sft(tmp_path / "whole")
+    after_pass(SFTTrainer, 2, send(signal.SIGINT))
+    result = sft(tmp_path / "run", code=130)
+    command = f"perl sft --config {tmp_path}/run/settings.yaml --resume"
+    assert result.stderr.splitlines()[-2:] == ["Error: Stopped at step 2 and saved", f"Hint: {command}"]
+    found = record(tmp_path / "run")
+    assert (found["status"], found["steps"], found["failure"]) == ("interrupted", 2, "Stopped at step 2 and saved")
+    assert_equal_weights(tmp_path / "run", tmp_path / "run" / "checkpoints" / "checkpoint-2")
+
+    result = perl(*command.split()[1:])
+    assert "Going on from step 2 (checkpoint-2)." in result.stdout
+    assert_equal_weights(tmp_path / "run", tmp_path / "whole")
+    assert steps(tmp_path / "run") == [1, 2, 3, 4]
+    found, whole = record(tmp_path / "run"), record(tmp_path / "whole")
+    assert (found["status"], found["failure"], found["steps"]) == ("finished", None, 4)
+    assert (found["tokens"], found["metrics"]) == (whole["tokens"], whole["metrics"])
+
+
+def test_request_to_terminate_is_heard_too(sft: Perl, after_pass: Any, tmp_path: Path) -> None:
+    after_pass(SFTTrainer, 1, send(signal.SIGTERM))
+    sft(tmp_path / "run", code=143)
+    assert record(tmp_path / "run")["status"] == "interrupted"
+    assert (tmp_path / "run" / "checkpoints" / "checkpoint-1").is_dir()
+
+
+def test_second_interrupt_stops_at_once_and_saves_what_there_is(sft: Perl, after_pass: Any, tmp_path: Path) -> None:
+    def twice(model: Any, loss: torch.Tensor) -> torch.Tensor:
+        send(signal.SIGINT)(model, loss)
+        return send(signal.SIGINT)(model, loss)
+
+    after_pass(SFTTrainer, 3, twice)
+    sft(tmp_path / "run", "--save-steps", "1", code=130)
+    assert record(tmp_path / "run")["status"] == "interrupted"
+    assert_equal_weights(tmp_path / "run", tmp_path / "run" / "checkpoints" / "checkpoint-2")
+
+
+def test_signals_are_the_users_again_after_a_run(sft: Perl, tmp_path: Path) -> None:
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    sft(tmp_path / "run", "--max-steps", "1")
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def test_interrupted_rl_goes_on_exactly(rl: Perl, perl: Perl, after_pass: Any, tmp_path: Path) -> None:
+    """Policy, anchor, reward and the stream that samples completions all come back."""
+    rl(tmp_path / "whole")
+    after_pass(RLOOTrainer, 1, send(signal.SIGINT))
+    rl(tmp_path / "run", code=130)
+    perl("rl", "--config", tmp_path / "run" / "settings.yaml", "--resume")
+    assert_equal_weights(tmp_path / "run", tmp_path / "whole")
+    assert_equal_weights(tmp_path / "run" / "anchor", tmp_path / "whole" / "anchor")
+    found, wanted = (
+        {key: value for key, value in record(tmp_path / name)["metrics"].items() if not key.startswith("seconds_")}
+        for name in ("run", "whole")
+    )
+    assert found == wanted
+    samples = [(tmp_path / name / "samples.jsonl").read_text() for name in ("run", "whole")]
+    assert samples[0] == samples[1]
+
+
+def test_a_run_killed_after_its_last_step_ends_as_it_would_have(rl: Perl, perl: Perl, tmp_path: Path) -> None:
+    """Its last checkpoint is of the last step, and transformers would do one more."""
+    rl(tmp_path / "unbroken", "--save-steps", "1")
+    killed_after(tmp_path / "unbroken", 3, tmp_path / "run")
+    said = rl(tmp_path / "run", "--save-steps", "1", "--resume").stdout
+    assert "Going on from step 3 (checkpoint-3)." in said
+    assert differences(tmp_path / "unbroken", tmp_path / "run") == []
+
+
+def test_interrupt_inside_a_reward_function_waits_for_the_step(
+    rl: Perl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", sys.path[:])
+    Path("impatient.py").write_text(
+        "import os, signal\n"
+        "calls = []\n"
+        "def reward(completion_ids, **columns):\n"
+        "    calls.append(1)\n"
+        "    if len(calls) > 1:\n"  # the first call is the probe's
+        "        os.kill(os.getpid(), signal.SIGINT)\n"
+        "    return [float(ids[0]) for ids in completion_ids]\n"
+    )
+    result = rl(tmp_path / "run", "--reward", "impatient:reward", code=130)
+    assert "Finishing this step, then saving." in result.stdout
+    assert (record(tmp_path / "run")["status"], record(tmp_path / "run")["steps"]) == ("interrupted", 1)
+
+
+def test_reward_function_that_fails_in_the_middle_leaves_the_last_good_adapter(
+    rl: Perl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", sys.path[:])
+    Path("moody.py").write_text(
+        "calls = []\n"
+        "def reward(completion_ids, **columns):\n"
+        "    calls.append(1)\n"
+        "    assert len(calls) < 4, 'no more'\n"  # the first call is the probe's
+        "    return [float(ids[0]) for ids in completion_ids]\n"
+    )
+    result = rl(tmp_path / "run", "--reward", "moody:reward", "--save-steps", "1", code=2)
+    assert "Error: The reward function moody:reward failed: AssertionError: no more" in result.stderr
+    assert (record(tmp_path / "run")["status"], record(tmp_path / "run")["steps"]) == ("failed", 2)
+    assert_equal_weights(tmp_path / "run", tmp_path / "run" / "checkpoints" / "checkpoint-2")
+
+
+# Going on
+
+
+def test_resumed_run_takes_back_the_metrics_behind_its_checkpoint(sft: Perl, after_pass: Any, tmp_path: Path) -> None:
+    sft(tmp_path / "whole")
+    after_pass(SFTTrainer, 4, spoil_gradient)
+    sft(tmp_path / "run", "--save-steps", "2", code=1)
+    assert steps(tmp_path / "run") == [1, 2, 3]
+    sft(tmp_path / "run", "--save-steps", "2", "--resume")
+    assert steps(tmp_path / "run") == [1, 2, 3, 4]
+    assert_equal_weights(tmp_path / "run", tmp_path / "whole")
+
+
+def test_resume_without_a_checkpoint_starts_over(sft: Perl, after_pass: Any, tmp_path: Path) -> None:
+    sft(tmp_path / "whole")
+    after_pass(SFTTrainer, 3, spoil_gradient)
+    sft(tmp_path / "run", code=1)
+    assert not list((tmp_path / "run").glob("checkpoints/checkpoint-*"))
+    assert "No checkpoint yet: starting over." in sft(tmp_path / "run", "--resume").stdout
+    assert steps(tmp_path / "run") == [1, 2, 3, 4]
+    assert_equal_weights(tmp_path / "run", tmp_path / "whole")
+
+
+def test_resume_of_a_finished_run_is_refused_and_more_steps_go_on(sft: Perl, tmp_path: Path) -> None:
+    sft(tmp_path / "whole", "--set", "lr_scheduler_type=constant")
+    sft(tmp_path / "run", "--set", "lr_scheduler_type=constant", "--max-steps", "2")
+    before = (tmp_path / "run" / "record.json").read_text()
+    result = sft(tmp_path / "run", "--set", "lr_scheduler_type=constant", "--max-steps", "2", "--resume", code=2)
+    assert f"The run in {tmp_path}/run is complete (2 steps)\nHint: a larger --max-steps" in result.stderr
+    assert (tmp_path / "run" / "record.json").read_text() == before
+    sft(tmp_path / "run", "--set", "lr_scheduler_type=constant", "--resume")
+    assert_equal_weights(tmp_path / "run", tmp_path / "whole")
+
+
+def test_a_half_written_checkpoint_is_passed_over(perl: Perl, llama: Path, rows: dict[str, Path]) -> None:
+    words = ("sft", "-m", llama, "-d", rows["demonstrations"], "-o", "run", *SHORT, "--save-steps", "1")
+    perl(*words)
+    (Path("run") / "checkpoints" / "checkpoint-2" / "trainer_state.json").unlink()
+    record = json.loads((Path("run") / "record.json").read_text())
+    (Path("run") / "record.json").write_text(json.dumps({**record, "status": "running"}))
+    told = perl(*words, "--resume").stdout
+    assert "checkpoint-2 is damaged: it lacks trainer_state.json. It is deleted." in told
+    assert "Going on from step 1" in told
+
+
+# --resume
+
+
+def stopped_at(sft: Perl, after_pass: Any, folder: Path, step: int, *words: str) -> None:
+    """A run that was stopped by Ctrl-C at a step."""
+    after_pass(SFTTrainer, step, send(signal.SIGINT))
+    sft(folder, "--save-steps", "1", *words, code=130)
+
+
+def test_a_run_goes_on_from_the_checkpoint_that_is_named(sft: Perl, after_pass: Any, tmp_path: Path) -> None:
+    sft(tmp_path / "whole", "--max-steps", "4")
+    stopped_at(sft, after_pass, tmp_path / "run", 3, "--max-steps", "4", "--save-total-limit", "3")
+    named = tmp_path / "run" / "checkpoints" / "checkpoint-1"
+    told = sft(tmp_path / "run", "--max-steps", "4", "--save-total-limit", "3", "--resume", named).stdout
+    assert "Going on from step 1 (checkpoint-1)." in told
+    assert_equal_weights(tmp_path / "run", tmp_path / "whole")
+    assert steps(tmp_path / "run") == [1, 2, 3, 4]
+
+
+def test_as_many_checkpoints_are_kept_as_is_said(sft: Perl, tmp_path: Path) -> None:
+    sft(tmp_path / "run", "--save-steps", "1", "--save-total-limit", "1", "--max-steps", "3")
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").glob("checkpoint-*")] == ["checkpoint-3"]
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("run/checkpoints/checkpoint-9", "there is no such checkpoint"),
+        ("other/checkpoints/checkpoint-1", "is not a checkpoint of the run in"),
+        ("run/checkpoints/checkpoint-1", "it is damaged: it lacks optimizer.pt"),
+    ],
+)
+def test_a_named_checkpoint_must_be_one_of_the_run(
+    sft: Perl, after_pass: Any, tmp_path: Path, name: str, told: str
+) -> None:
+    stopped_at(sft, after_pass, tmp_path / "run", 2)
+    shutil.copytree(tmp_path / "run", tmp_path / "other")
+    (tmp_path / "run/checkpoints/checkpoint-1/optimizer.pt").unlink()
+    assert told in " ".join(sft(tmp_path / "run", "--resume", tmp_path / name, code=2).stderr.split())
+
+
+def test_other_data_is_another_run(sft: Perl, after_pass: Any, tmp_path: Path, rows: dict[str, Path]) -> None:
+    stopped_at(sft, after_pass, tmp_path / "run", 2)
+    known = record(tmp_path / "run")
+    known["data"]["train"]["fingerprint"] = "of other rows"
+    (tmp_path / "run" / "record.json").write_text(json.dumps(known))
+    told = sft(tmp_path / "run", "--resume", code=2).stderr
+    assert "had other inputs: training data was of other rows, now " in told
+    assert record(tmp_path / "run") == known  # nothing was touched
+
+
+def test_another_base_is_another_run(sft: Perl, after_pass: Any, tmp_path: Path) -> None:
+    stopped_at(sft, after_pass, tmp_path / "run", 2)
+    known = record(tmp_path / "run")
+    known["model"]["fingerprint"] = "of other weights"
+    (tmp_path / "run" / "record.json").write_text(json.dumps(known))
+    assert "the base was of other weights, now " in sft(tmp_path / "run", "--resume", code=2).stderr
+
+
+def test_a_schedulers_warning_saves_and_ends(sft: Perl, after_pass: Any, tmp_path: Path) -> None:
+    after_pass(SFTTrainer, 2, send(signal.SIGUSR1))
+    result = sft(tmp_path / "run", code=128 + signal.SIGUSR1)
+    assert "Stopped at step 2 and saved" in result.stderr
+    assert (tmp_path / "run" / "checkpoints" / "checkpoint-2").is_dir()
