@@ -287,7 +287,7 @@ def test_convert_replaces_a_file_when_asked(perl: Any, tmp_path: Path, write: An
 
 def test_nothing_is_left_where_writing_fails(perl: Any, tmp_path: Path, write: Any, monkeypatch: Any) -> None:
     path = write(tmp_path / "a.jsonl", [PAIR])
-    monkeypatch.setattr("perlcli.run.record.os.replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space")))
+    monkeypatch.setattr("perlcli.run.files.os.replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space")))
     perl("data", "convert", path, "-o", "out.jsonl", code=1)
     assert {entry.name for entry in tmp_path.iterdir()} == {"a.jsonl"}
 

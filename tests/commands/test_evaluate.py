@@ -175,7 +175,7 @@ def test_evaluation_is_reproducible_by_its_seed(rl_run: Path, measured: Any) -> 
 def test_size_of_batches_does_not_move_the_divergence(rl_run: Path, measured: Any, monkeypatch: Any) -> None:
     """The same completions, measured four and twelve at a time."""
     written = [[40 + index, 50, 60 + index][: 1 + index % 3] for index in range(12)]
-    monkeypatch.setattr(evaluate.generate, "sample", lambda model, render, prompts, how: [
+    monkeypatch.setattr(evaluate.sampling, "sample", lambda model, render, prompts, how: [
         written[how.seed + index] for index in range(len(prompts))
     ])  # fmt: skip
     small = measured(rl_run, "--per-device-eval-batch-size", "4")
@@ -224,7 +224,7 @@ def test_gold_counts_right_answers_to_orders(perl: Perl, monkeypatch: pytest.Mon
         calls = [*orders[:3], orders[3][:-1]]
         return [render.tokenizer(call + "<end>", add_special_tokens=False)["input_ids"] for call in calls]
 
-    monkeypatch.setattr(evaluate.generate, "sample", answers)
+    monkeypatch.setattr(evaluate.sampling, "sample", answers)
     perl("eval", "-o", "run", "--max-samples", "4")
     found = read_record(Path("run")).metrics
     assert found["gold"] == 0.75
