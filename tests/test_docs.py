@@ -13,6 +13,7 @@ DOCS = sorted((ROOT / "docs").glob("*.md"))
 PROSE = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS]
 LINKED = [*PROSE, ROOT / "CHANGELOG.md", ROOT / "examples" / "README.md", ROOT / "benchmarks" / "README.md"]
 README_WORDS = 1500
+CODE = ("src/perlcli", ".")  # where the paths in CONTRIBUTING.md start
 
 FENCED = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 GENERATED = re.compile(r"\[\[\[cog.*?\[\[\[end\]\]\]", re.DOTALL)
@@ -22,7 +23,7 @@ HEADING = re.compile(r"^#+ (.*)$", re.MULTILINE)
 
 # Words and phrases that read as if they were translated, with what to write instead.
 DIALECT = {
-    r"\b(is|are) no (?!longer\b|more\b)": "is not a",
+    r"(?<!there )\b(is|are) no (?!longer\b|more\b)": "is not a",
     r"(?<!stand-)(?<!leave )(?<!left )\balone\b": "only",
     r"\btold\b": "reported, said",
     r"\bbeside\b": "next to, as well as",
@@ -81,6 +82,13 @@ def test_the_index_lists_every_page() -> None:
     assert set(LINK.findall(text)) == {path.name for path in DOCS} - {"README.md"}
 
 
+def test_the_map_of_the_code_names_files_that_exist() -> None:
+    text = GENERATED.sub("", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"))
+    named = set(re.findall(r"`((?:\w+/)*\w+\.py)`", text))
+    assert named
+    assert [name for name in sorted(named) if not any((ROOT / place / name).exists() for place in CODE)] == []
+
+
 def test_the_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text(encoding="utf-8").split()) <= README_WORDS
 
@@ -103,7 +111,15 @@ def test_dialect_is_found(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["A stand-alone page.", "That run is left alone.", "It is no longer used.", "`whole words`", "Outsold."]
+    "text",
+    [
+        "A stand-alone page.",
+        "That run is left alone.",
+        "There is no file.",
+        "It is no longer used.",
+        "`whole words`",
+        "Outsold.",
+    ],
 )
 def test_plain_english_is_not_taken_for_dialect(text: str) -> None:
     assert dialect(text) == []
