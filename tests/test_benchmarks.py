@@ -58,7 +58,7 @@ def test_command_line(one_base: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["--config", "tiny", "--arms", "perl,mine"], "not mine"),
         (["--config", "tiny", "--batch", "6"], "a multiple of --generations"),
@@ -67,11 +67,11 @@ def test_command_line(one_base: Any) -> None:
     ],
 )
 def test_bad_options_are_reported(
-    one_base: Any, capsys: pytest.CaptureFixture[str], words: list[str], said: str
+    one_base: Any, capsys: pytest.CaptureFixture[str], words: list[str], message: str
 ) -> None:
     with pytest.raises(SystemExit):
         one_base.parse(words)
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 def test_figures_are_medians_and_ratios_of_one_repeat(one_base: Any) -> None:
@@ -193,15 +193,19 @@ def test_predictions_are_next_to_measurements(script: Any, tmp_path: Path) -> No
     assert json.loads((tmp_path / "results" / "a.json").read_text())["runs"][0]["ratio"] == pytest.approx(1.1)
 
 
-def test_unknown_arms_and_stages_are_reported(script: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    estimate = script("estimate")
-    for words, said in (
-        (("--arms", "qlora"), "--arms must be one or more of full, lora, lora-8bit, lora-4bit, dora, not qlora"),
-        (("--stages", "rm"), "--stages must be one or more of sft, reward, rl, not rm"),
-    ):
-        with pytest.raises(SystemExit):
-            estimate.parse(["--config", "tiny", *words])
-        assert said in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--arms", "qlora"], "--arms must be one or more of full, lora, lora-8bit, lora-4bit, dora, not qlora"),
+        (["--stages", "rm"], "--stages must be one or more of sft, reward, rl, not rm"),
+    ],
+)
+def test_unknown_arms_and_stages_are_reported(
+    script: Any, capsys: pytest.CaptureFixture[str], words: list[str], message: str
+) -> None:
+    with pytest.raises(SystemExit):
+        script("estimate").parse(["--config", "tiny", *words])
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.slow
