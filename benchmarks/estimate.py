@@ -59,9 +59,9 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--model", type=Path, help="folder of a model with its tokenizer")
     what.add_argument("--config", choices=shapes.CONFIGS, help="random weights in the shape of this model")
-    add("--stages", default="sft,reward,rl", help="stages to run: " + ", ".join(STAGES))
-    add("--arms", default="full,lora", help="arms to run: " + ", ".join(FLAGS))
-    add("--dtype", choices=["auto", "float32", "bfloat16"], default="auto", help="dtype of what isn't quantised")
+    add("--stages", default="sft,reward,rl", help="which to run: " + ", ".join(STAGES))
+    add("--arms", default="full,lora", help="which to run: " + ", ".join(FLAGS))
+    add("--dtype", choices=["auto", "float32", "bfloat16"], default="auto", help="of what isn't quantised")
     add("--batch", type=int, default=4, help="rows, pairs or completions per step")
     add("--length", type=int, default=128, help="tokens per row")
     add("--completion", type=int, default=32, help="tokens per completion that RL samples")
@@ -101,7 +101,7 @@ def measure(given: argparse.Namespace, work: Path) -> Iterator[Figures]:
 
 
 def asked(given: argparse.Namespace, stage: Any, arm: str) -> plans.Asked:
-    """The run as `perl estimate` describes it."""
+    """The run in the words of `perl estimate`."""
     return plans.Asked(
         stage, arm, given.rank, dtype=given.dtype, batch=given.batch, accumulation=1, max_length=given.length,
         max_completion_length=given.completion, algorithm=given.algorithm,
@@ -131,7 +131,7 @@ def run(given: argparse.Namespace, stage: str, arm: str, places: list[Path], pre
 
 
 def perl_words(given: argparse.Namespace, stage: str, arm: str) -> list[str]:
-    """The options that every run of a stage and arm has."""
+    """The options that every run of a stage has under an arm."""
     words = [stage, *FLAGS[arm], "--max-steps", str(given.steps), "--per-device-train-batch-size", str(given.batch)]
     words += ["--gradient-accumulation-steps", "1", "--max-length", str(given.length), "--dtype", given.dtype]
     words += ["--lora-r", str(given.rank)] if arm != "full" else []

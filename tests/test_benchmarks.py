@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -196,8 +197,8 @@ def test_predictions_are_next_to_measurements(script: Any, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--arms", "qlora"], "--arms must be one or more of full, lora, lora-8bit, lora-4bit, dora, not qlora"),
-        (["--stages", "rm"], "--stages must be one or more of sft, reward, rl, not rm"),
+        (["--arms", "qlora"], r"--arms must be one or more of full, lora, .*, not qlora"),
+        (["--stages", "rm"], r"--stages must be one or more of sft, reward, rl, not rm"),
     ],
 )
 def test_unknown_arms_and_stages_are_reported(
@@ -205,7 +206,7 @@ def test_unknown_arms_and_stages_are_reported(
 ) -> None:
     with pytest.raises(SystemExit):
         script("estimate").parse(["--config", "tiny", *words])
-    assert message in capsys.readouterr().err
+    assert re.search(message, capsys.readouterr().err)
 
 
 @pytest.mark.slow
