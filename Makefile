@@ -1,8 +1,8 @@
-# A fresh machine needs Python 3.11 to 3.13 and make; the rest is installed into .venv by the first target that needs it.
+# A fresh machine needs Python 3.11 to 3.13 and make; the first target that needs anything else installs it into .venv.
 #
 #   make quickstart               train on the embedded task and show the report
 #   make check                    everything that CI runs
-#   make PYTHON=python3.12 test   with another Python; ARGS=… goes to pytest or to perl quickstart
+#   make PYTHON=python3.12 test   with another Python; ARGS=… is passed to pytest or perl quickstart
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -29,10 +29,10 @@ install: $(RUNTIME) ## install perlcli into .venv
 
 dev: $(DEV) ## install perlcli and the development tools into .venv
 
-test: $(DEV) ## run the tests but the slow ones
+test: $(DEV) ## run all tests except the slow ones
 	$(BIN)/python -m pytest $(ARGS)
 
-test-slow: $(DEV) ## run the slow tests alone
+test-slow: $(DEV) ## run only the slow tests
 	$(BIN)/python -m pytest -m slow $(ARGS)
 
 test-all: $(DEV) ## run every test
@@ -61,18 +61,18 @@ clean: ## remove .venv, caches and build outputs
 	rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find src tests -type d -name __pycache__ -prune -exec rm -rf {} +
 
-# pip is the last thing that `venv` installs: a target that exists only if the environment is whole.
+# pip is the last thing that `venv` installs, so this target exists only if the environment is complete.
 $(BIN)/pip:
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || { \
 	  echo "perlcli needs Python 3.11, 3.12 or 3.13; '$(PYTHON)' is $$($(PYTHON) --version 2>&1)" >&2; \
 	  echo "Hint: make PYTHON=python3.12 …, with the name or path of such a Python" >&2; exit 1; }
 	@echo "Creating $(VENV)"
 	@$(PYTHON) -m venv --clear $(VENV) || { \
-	  echo "Hint: on Debian and Ubuntu the module venv is a package of its own: apt install python3-venv" >&2; exit 1; }
+	  echo "Hint: on Debian and Ubuntu the module venv is a separate package: apt install python3-venv" >&2; exit 1; }
 
-# torch alone first: the build of it that is there or chosen is then kept, whatever the other packages ask for.
+# torch comes first and by itself, so that an installed or chosen build of it is kept, whatever the other packages request.
 $(RUNTIME): pyproject.toml constraints.txt | $(BIN)/pip
-	@echo "Installing perlcli and its requirements into $(VENV) (some minutes the first time)"
+	@echo "Installing perlcli and its requirements into $(VENV) (takes some minutes the first time)"
 	@$(PIP) torch
 	@$(PIP) --editable .
 	@touch $@

@@ -1,8 +1,8 @@
-"""RLOO against REINFORCE on the embedded default, over seeds: the table and the picture of docs/algorithms.md.
+"""RLOO compared with REINFORCE on the embedded task, over seeds: the table and the picture of docs/rl.md.
 
     python benchmarks/algorithms.py --runs runs/algorithms
 
-Runs what is missing under --runs (per seed: sft, reward, rl by either algorithm, and an evaluation of each on 400
+Runs what is missing under --runs (per seed: sft, reward, rl with each algorithm, and an evaluation of each on 400
 held-out orders), then writes docs/algorithms.png and prints the table. About 20 minutes on two cores.
 """
 
@@ -23,25 +23,25 @@ from perlcli.training.algorithms import PHASES, TIME
 
 ALGORITHMS = ("rloo", "reinforce")
 PANELS = (
-    Metric(key="gold", panel="orders taken right", unit="share"),
+    Metric(key="gold", panel="correct orders", unit="share"),
     Metric(key="kl", panel="KL to the anchor, per token"),
 )
 
 
 def perl(*words: object) -> None:
-    """One command of perlcli in a process of its own."""
+    """Runs one perlcli command in a separate process."""
     subprocess.run([sys.executable, "-m", "perlcli", *map(str, words)], check=True, stdout=subprocess.DEVNULL)
 
 
 def finished(folder: Path) -> dict[str, Any] | None:
-    """The record of a finished run."""
+    """The record of a run if it finished, else None."""
     path = folder / "record.json"
     record = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     return record if record.get("status") == "finished" else None
 
 
 def make(folder: Path, *words: object) -> dict[str, Any]:
-    """The record of a run, which is run where it isn't there."""
+    """The record of a run, which is run first if it hasn't finished yet."""
     if finished(folder) is None:
         perl(*words, "--output", folder, *(["--overwrite"] if folder.exists() else []))
     record = finished(folder)
@@ -50,13 +50,13 @@ def make(folder: Path, *words: object) -> dict[str, Any]:
 
 
 def curve(folder: Path, key: str) -> list[float]:
-    """A figure of every step."""
+    """A metric at every step."""
     lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     return [row[key] for row in map(json.loads, lines) if row.get(key) is not None]
 
 
 def main() -> None:
-    """Run what is missing, draw, and print the table."""
+    """Runs what is missing, draws the picture, and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=Path, default=Path("runs/algorithms"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
@@ -82,8 +82,17 @@ def main() -> None:
     for name in ALGORITHMS:
         mine = [row for row in rows if row[0] == name]
         shares = [row[2]["gold"] for row in mine]
-        print(f"{name}: {fmean(shares):.1%} right (from {min(shares):.1%} to {max(shares):.1%})")
-    header = ("algorithm", "seed", "SFT", "orders right", "95 % interval", "mean reward", "KL per sequence", "s a step")
+        print(f"{name}: {fmean(shares):.1%} correct (from {min(shares):.1%} to {max(shares):.1%})")
+    header = (
+        "algorithm",
+        "seed",
+        "SFT",
+        "correct orders",
+        "95 % interval",
+        "mean reward",
+        "KL per sequence",
+        "s per step",
+    )
     cells = [
         (
             name, str(seed), f"{m['anchor_gold']:.1%}", f"{m['gold']:.1%}",

@@ -1,9 +1,9 @@
-"""How long `perl data check` takes over many preference rows, and how much memory: every row is checked and rendered.
+"""Time and memory of `perl data check` on many preference rows; every row is checked and rendered.
 
     python benchmarks/data.py --rows 10000 100000 --model FOLDER
 
-Makes the rows itself (conversations of some 200 tokens, seeded), runs the command in a process of its own for each
-count, and keeps the time and the peak of its memory as JSON and Markdown. README.md beside this file says more.
+Makes the rows (seeded conversations of about 200 tokens), runs the command in a separate process for each count, and
+saves its time and peak memory as JSON and Markdown. README.md in this folder says more.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ TEXT = "the a coffee order with milk and large small please can you tell me abou
 
 
 def message(role: str, length: int, chance: random.Random) -> dict[str, str]:
-    """A message of some words."""
+    """A message of `length` words."""
     words = TEXT.split()
     return {"role": role, "content": " ".join(chance.choices(words, k=length)).capitalize() + "."}
 
@@ -41,7 +41,7 @@ def pair(chance: random.Random) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Figures:
-    """What one `perl data check` took."""
+    """Time and memory of one `perl data check`."""
 
     rows: int
     file_mb: float
@@ -51,15 +51,15 @@ class Figures:
 
 
 def measure(path: Path, rows: int, model: list[str]) -> Figures:
-    """Run `perl data check` in a process of its own, and show what it says."""
+    """Runs `perl data check` in a separate process, and shows its output."""
     words = [sys.executable, "-m", "perlcli", "data", "check", str(path), *model]
     begin = time.monotonic()
     process = subprocess.Popen(words)
-    _, status, usage = os.wait4(process.pid, 0)  # the peak of this process alone
+    _, status, usage = os.wait4(process.pid, 0)  # the peak of this process only
     seconds = time.monotonic() - begin
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
-        raise SystemExit(f"perl data check ended with {process.returncode}")
+        raise SystemExit(f"perl data check failed with exit code {process.returncode}")
     peak = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     busy = usage.ru_utime + usage.ru_stime
     return Figures(rows, path.stat().st_size / 1e6, round(seconds, 1), round(busy, 1), round(peak / 1e6, 1))
@@ -81,17 +81,19 @@ def shown(found: list[Figures]) -> str:
 
 
 def write(path: Path, about: dict[str, Any], found: list[Figures]) -> None:
-    """Keep the figures as JSON, and to read as Markdown."""
+    """Saves the figures as JSON and as Markdown."""
     content = {"about": about, "runs": [asdict(one) for one in found]}
     measured.write(path, content, f"Tokenizer: {about['model']}\n\n{shown(found)}")
 
 
 def main() -> None:
-    """Make the rows, measure each count, show and keep the figures."""
+    """Makes the rows, measures each count, and shows and saves the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 100_000])
-    parser.add_argument("--model", help="model whose tokenizer counts (default: the embedded coffee base)")
-    parser.add_argument("--output", help="where to write, without ending; default: results/cpu-data-MODEL here")
+    parser.add_argument("--model", help="model whose tokenizer is used (default: the embedded coffee base)")
+    parser.add_argument(
+        "--output", help="output path without extension (default: results/cpu-data-MODEL in this folder)"
+    )
     given = parser.parse_args()
     about, found = described(given.model), []
     with tempfile.TemporaryDirectory() as folder:
@@ -104,7 +106,7 @@ def main() -> None:
     name = Path(given.model).name if given.model else "coffee"
     path = Path(given.output) if given.output else HERE / "results" / f"cpu-data-{name}"
     write(path, about, found)
-    print(f"\n{shown(found)}\n\nWritten: {path}.md and {path.name}.json")
+    print(f"\n{shown(found)}\n\nWrote {path}.md and {path.name}.json")
 
 
 if __name__ == "__main__":

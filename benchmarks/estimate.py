@@ -1,10 +1,10 @@
-"""What `perl estimate` predicts against what runs take at their peak, on CUDA or, by resident memory, on a CPU.
+"""Predictions of `perl estimate` compared with the peak memory of runs, on CUDA or, as resident memory, on a CPU.
 
     python benchmarks/estimate.py --model FOLDER --stages reward,sft,rl --arms full,lora
     python benchmarks/estimate.py --config llama-3.2-1b --arms full,lora,lora-8bit,lora-4bit --length 1024
 
-Every arm of every stage runs `perl` in a fresh process on rows of one length; its record tells the peak. README.md
-beside this file says more.
+Every arm of every stage runs `perl` in a fresh process on rows of one length; its record has the peak. README.md in
+this folder says more.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ FLAGS = {"full": ["--full"], "lora": [], "lora-8bit": ["--load-in-8bit"], "lora-
 
 @dataclass(frozen=True)
 class Figures:
-    """A run's peak in MB, predicted and measured; None where it did not finish."""
+    """A run's peak in MB, predicted and measured; None if it did not finish."""
 
     stage: str
     arm: str
@@ -62,26 +62,30 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     add("--stages", default="sft,reward,rl", help="which to run: " + ", ".join(STAGES))
     add("--arms", default="full,lora", help="which to run: " + ", ".join(FLAGS))
     add("--dtype", choices=["auto", "float32", "bfloat16"], default="auto", help="of what isn't quantised")
-    add("--batch", type=int, default=4, help="rows, pairs or completions a step")
-    add("--length", type=int, default=128, help="tokens of every row")
-    add("--completion", type=int, default=32, help="tokens of every completion, which RL samples")
+    add("--batch", type=int, default=4, help="rows, pairs or completions per step")
+    add("--length", type=int, default=128, help="tokens per row")
+    add("--completion", type=int, default=32, help="tokens per completion that RL samples")
     add("--rank", type=int, default=16, help="LoRA rank")
     add("--steps", type=int, default=3, help="optimiser steps")
-    add("--algorithm", choices=["rloo", "reinforce"], default="rloo", help="of RL")
-    add("--checkpointing", choices=["on", "off"], help="gradient checkpointing; default: on for a GPU")
-    add("--output", type=Path, help="where to write, without ending; default: results/DEVICE-estimate-MODEL here")
-    add("--work", type=Path, help="folder for the model and the runs; default: a temporary one")
+    add("--algorithm", choices=["rloo", "reinforce"], default="rloo", help="algorithm of RL")
+    add("--checkpointing", choices=["on", "off"], help="gradient checkpointing (default: on for a GPU)")
+    add(
+        "--output",
+        type=Path,
+        help="output path without extension (default: results/DEVICE-estimate-MODEL in this folder)",
+    )
+    add("--work", type=Path, help="folder for the model and the runs (default: a temporary one)")
     found = parser.parse_args(words)
     for name, known in (("stages", STAGES), ("arms", FLAGS)):
         wanted = getattr(found, name).split(",")
         if unknown := [word for word in wanted if word not in known]:
-            parser.error(f"--{name}: there is no {', '.join(unknown)}; there are {', '.join(known)}")
+            parser.error(f"--{name} must be one or more of {', '.join(known)}, not {', '.join(unknown)}")
         setattr(found, name, wanted)
     return found
 
 
 def measure(given: argparse.Namespace, work: Path) -> Iterator[Figures]:
-    """Predict and run every arm of every stage."""
+    """Predicts and runs every arm of every stage."""
     model = given.model or work / "model"
     if given.config:
         shapes.make_model(given.config, model, "bfloat16", device.kind())
@@ -106,7 +110,7 @@ def asked(given: argparse.Namespace, stage: Any, arm: str) -> plans.Asked:
 
 
 def run(given: argparse.Namespace, stage: str, arm: str, places: list[Path], predicted: float) -> Figures:
-    """Run an arm of a stage in a fresh process, and read its record. Raises SystemExit where it left none."""
+    """Runs an arm of a stage in a fresh process, and reads its record. Raises SystemExit if it left none."""
     model, rows, work = places
     folder = work / f"{stage}-{arm}"
     words = [*perl_words(given, stage, arm), "--model", str(model), "--data", str(rows / STAGES[stage])]
@@ -141,24 +145,24 @@ def perl_words(given: argparse.Namespace, stage: str, arm: str) -> list[str]:
 
 
 def reward_for(given: argparse.Namespace, arm: str, places: list[Path]) -> Path:
-    """A reward for RL, made by two steps: an adapter on the same base, or for full tuning a whole model."""
+    """A reward model for RL, trained for two steps: an adapter on the same base, or for full tuning a full model."""
     model, rows, work = places
     folder = work / f"reward-for-rl-{arm}"
     if not folder.exists():
         options = ["--model", str(model), "--data", str(rows / shapes.PAIRS), "--output", str(folder)]
         one = argparse.Namespace(**{**vars(given), "steps": 2})
         if error := perl([*perl_words(one, "reward", "lora" if arm == "full" else arm), *options]):
-            raise SystemExit(f"perl reward, for RL, failed:\n{error}")
+            raise SystemExit(f"perl reward (for RL) failed:\n{error}")
     if arm != "full":
         return folder
-    whole = work / "whole-reward-for-rl"
-    if not whole.exists() and (error := perl(["merge", str(folder), "--output", str(whole)])):
+    full = work / "full-reward-for-rl"
+    if not full.exists() and (error := perl(["merge", str(folder), "--output", str(full)])):
         raise SystemExit(f"perl merge failed:\n{error}")
-    return whole
+    return full
 
 
 def perl(words: list[str]) -> str:
-    """Run a command in a process of its own; gives what it printed last where it failed, else nothing."""
+    """Runs a command in a separate process; returns its last output if it failed, else an empty text."""
     environment = os.environ | {"HF_HUB_OFFLINE": "1"} | (GIVE_BACK if device.kind() == "cpu" else {})
     command = [sys.executable, "-m", "perlcli", *words]
     found = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
@@ -193,13 +197,13 @@ def described(given: argparse.Namespace) -> dict[str, Any]:
 
 
 def write(path: Path, about: dict[str, Any], found: list[Figures]) -> None:
-    """Keep the figures as JSON, and to read as Markdown."""
+    """Saves the figures as JSON and as Markdown."""
     runs = [asdict(figures) | {"ratio": figures.ratio} for figures in found]
     measured.write(path, {"about": about, "runs": runs}, table(found))
 
 
 def main() -> None:
-    """Predict, measure, show and keep."""
+    """Predicts, measures, shows and saves."""
     given = parse()
     with tempfile.TemporaryDirectory(prefix="estimate-") as folder:
         work = (given.work or Path(folder)).resolve()
@@ -210,7 +214,7 @@ def main() -> None:
     short = re.sub(r"\W+", "-", name).strip("-").lower()
     path = given.output or HERE / "results" / f"{short}-estimate-{about['model']}"
     write(path, about, found)
-    print(f"\n{table(found)}\n\nWritten: {path}.md and {path.name}.json")
+    print(f"\n{table(found)}\n\nWrote {path}.md and {path.name}.json")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Whether a long run stays as it began: memory, open files and threads of 2,000 steps of `perl rl`, seen from outside.
+"""Whether a long run grows: memory, open files and threads over 2,000 steps of `perl rl`, read from outside.
 
     python benchmarks/long_run.py --steps 2000
 
-Trains a reward model on the embedded base for a minute, then runs `perl rl` against it in a process of its own, whose
-memory and open files it reads from /proc until it ends. Fails where the last quarter of the steps holds more than the
-first. Needs Linux, no network and no GPU. README.md beside this file says more.
+Trains a reward model on the embedded base for a minute, then runs `perl rl` against it in a separate process and reads
+that process's memory and open files from /proc until it ends. Fails if the last quarter of the steps needs more than
+the first. Needs Linux, no network and no GPU. README.md in this folder says more.
 """
 
 from __future__ import annotations
@@ -31,29 +31,29 @@ from perlcli.run import checkpoints
 from perlcli.run import files as record
 
 HERE = Path(__file__).resolve().parent
-EVERY = 0.25  # seconds between two looks
+EVERY = 0.25  # seconds between two readings
 PARTS = 4
 REWARD = ("reward", "--max-steps", "60")
 RL = (
     "rl", "--per-device-train-batch-size", "8", "--num-generations", "4", "--max-completion-length", "16",
-    "--learning-rate", "2e-4", "--save-steps", "50",  # slow enough that lengths still vary at the end
+    "--learning-rate", "2e-4", "--save-steps", "50",  # low enough that lengths still vary at the end
 )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Look:
-    """What the process held when the run had done so many steps."""
+    """What the process held after a number of steps."""
 
     step: int
     resident_mb: float
-    private_mb: float  # of it, memory that no file backs
+    private_mb: float  # the part that no file backs
     files: int
     threads: int
 
 
 @dataclass(frozen=True)
 class Part:
-    """What the process held over a part of the steps: medians of its looks, and the highest of handles."""
+    """What the process held over a part of the steps: medians over its readings, and the highest values."""
 
     steps: str
     looks: int
@@ -66,7 +66,7 @@ class Part:
 
 
 def look(pid: int, metrics: Path) -> Look | None:
-    """What a process holds now; None where it has ended."""
+    """What a process holds now; None if it has ended."""
     place = Path("/proc") / str(pid)
     try:
         lines = (place / "status").read_text(encoding="ascii").splitlines()
@@ -82,9 +82,9 @@ def look(pid: int, metrics: Path) -> Look | None:
 
 
 def watch(words: Sequence[str], folder: Path) -> list[Look]:
-    """Run `perl rl` in a process of its own, and what it held from its first step to its last."""
+    """Runs `perl rl` in a separate process; returns what it held from its first step to its last."""
     command = [sys.executable, "-m", "perlcli", *words, "--output", str(folder)]
-    # What is freed goes back at once: else glibc keeps some 50 MB of it, now more and now less.
+    # Freed memory goes back at once; otherwise glibc keeps a varying part of it, some 50 MB.
     process = subprocess.Popen(command, env={**os.environ, **GIVE_BACK})
     looks = []
     while process.poll() is None:
@@ -93,15 +93,15 @@ def watch(words: Sequence[str], folder: Path) -> list[Look]:
             looks.append(seen)
         time.sleep(EVERY)
     if process.returncode:
-        raise SystemExit(f"perl rl ended with {process.returncode}")
+        raise SystemExit(f"perl rl failed with exit code {process.returncode}")
     return looks
 
 
 def part(looks: Sequence[Look], first: int, last: int) -> Part:
-    """The looks while the run was between two steps, as one."""
+    """The readings between two steps, summarised."""
     within = [one for one in looks if first <= one.step <= last]
     if not within:
-        raise SystemExit(f"No look at steps {first} to {last}: more --steps, please")
+        raise SystemExit(f"No reading between steps {first} and {last}\nHint: use more --steps")
     resident = [one.resident_mb for one in within]
     return Part(
         f"{first:,} to {last:,}", len(within), round(median(resident), 1),
@@ -114,22 +114,22 @@ def part(looks: Sequence[Look], first: int, last: int) -> Part:
 def parts(looks: Sequence[Look], steps: int) -> list[Part]:
     """The run's quarters."""
     edges = [steps * number // PARTS for number in range(PARTS + 1)]
-    # A look says which step was done last: after the run's own last one it saves, measures and draws
+    # A reading has the last finished step. After the last step of all, the run also saves, evaluates and draws.
     return [part(looks, low + 1, high - (high == steps)) for low, high in pairwise(edges)]
 
 
 def faults(found: Sequence[Part], limit_mb: float) -> list[str]:
-    """In what the last quarter holds more than the first."""
+    """Where the last quarter needs more than the first, one line each."""
     first, last = found[0], found[-1]
     pairs = (
         ("memory", first.resident_mb + limit_mb, last.resident_mb),
         ("open files", first.files, last.files), ("threads", first.threads, last.threads),
     )  # fmt: skip
-    return [f"{name}: {now:g}, where {most:g} is the most" for name, most, now in pairs if now > most]
+    return [f"{name}: {now:g}, but at most {most:g} is allowed" for name, most, now in pairs if now > most]
 
 
 def written(folder: Path) -> dict[str, Any]:
-    """How large a run's logs are, and the trainer's state in the first and last checkpoint that are left."""
+    """The sizes of a run's logs and of the trainer's state in its oldest checkpoint."""
     states = [(place / checkpoints.STATE).stat().st_size for place in checkpoints.found(folder / record.CHECKPOINTS)]
     rows = (folder / record.METRICS).read_bytes().splitlines()
     samples = (folder / record.SAMPLES).read_bytes()
@@ -141,14 +141,14 @@ def written(folder: Path) -> dict[str, Any]:
 
 
 def described() -> dict[str, Any]:
-    """What the figures are measured on."""
+    """What the figures were measured on."""
     runs = [shlex.join(["perl", *REWARD]), shlex.join(["perl", *RL, "--reward", "REWARD"])]
     return measured.described("benchmarks/long_run.py", runs=runs)
 
 
 def shown(found: Sequence[Part]) -> str:
     """The quarters as a Markdown table."""
-    heads = ["steps", "memory MB", "of it private", "highest", "open files", "at most", "threads"]
+    heads = ["steps", "memory MB", "private MB", "highest MB", "open files", "at most", "threads"]
     cells = [
         [one.steps, f"{one.resident_mb:.1f}", f"{one.private_mb:.1f}", f"{one.highest_mb:.1f}", f"{one.files:g}",
          f"{one.most_files}", f"{one.threads:g}"]
@@ -158,21 +158,21 @@ def shown(found: Sequence[Part]) -> str:
 
 
 def write(path: Path, about: dict[str, Any], found: Sequence[Part], files: dict[str, Any]) -> None:
-    """Keep the figures as JSON, and to read as Markdown."""
+    """Saves the figures as JSON and as Markdown."""
     content = {"about": about, "parts": [asdict(one) for one in found], "written": files}
     kept = "\n".join(f"- {name.replace('_', ' ')}: {count:,}" for name, count in files.items())
-    text = f"{about['seconds']:g} seconds\n\n{shown(found)}\n\nAt its end the run had written:\n\n{kept}"
+    text = f"{about['seconds']:g} seconds\n\n{shown(found)}\n\nWritten by the end of the run:\n\n{kept}"
     measured.write(path, content, text)
 
 
 def main() -> None:
-    """Run, watch, show and keep the figures; exit 1 where the run grew."""
+    """Runs and watches, shows and saves the figures; exits with 1 if the run grew."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=2000)
-    parser.add_argument("--limit-mb", type=float, default=4.0, help="growth of memory that is still called flat")
-    parser.add_argument("--output", help="where to write, without ending; default: results/cpu-long-run here")
+    parser.add_argument("--limit-mb", type=float, default=4.0, help="memory growth that is allowed, in MB")
+    parser.add_argument("--output", help="output path without extension (default: results/cpu-long-run in this folder)")
     given = parser.parse_args()
-    about = described()  # before the run: the code may change while it is at work
+    about = described()  # before the run: the code may change meanwhile
     with tempfile.TemporaryDirectory() as place:
         reward, folder = Path(place) / "reward", Path(place) / "rl"
         subprocess.run([sys.executable, "-m", "perlcli", *REWARD, "--output", str(reward)], check=True)
@@ -182,7 +182,7 @@ def main() -> None:
     found = parts(looks, given.steps)
     path = Path(given.output) if given.output else HERE / "results" / "cpu-long-run"
     write(path, about, found, files)
-    print(f"\n{shown(found)}\n\nWritten: {path}.md and {path.name}.json")
+    print(f"\n{shown(found)}\n\nWrote {path}.md and {path.name}.json")
     if grown := faults(found, given.limit_mb):
         raise SystemExit("The run grew: " + "; ".join(grown))
 

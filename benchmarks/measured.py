@@ -1,4 +1,4 @@
-"""What every script here says of its figures (what they were measured on), and how it keeps them."""
+"""What the figures of every script here were measured on, and how they are saved."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Any
 def described(script: str, kind: str = "cpu", **more: Any) -> dict[str, Any]:
     """What the figures were measured on: command line, date, commit, device and versions, and what a script adds.
 
-    Absolute paths are told by their names alone.
+    Of absolute paths only the names are kept.
     """
     from perlcli.run import record
 
@@ -44,12 +44,12 @@ def device_name(kind: str) -> str:
 
 
 def markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table."""
+    """A Markdown table."""
     return "\n".join("| " + " | ".join(cells) + " |" for cells in [heads, ["---"] * len(heads), *rows])
 
 
 def write(path: Path, content: dict[str, Any], body: str) -> None:
-    """Keep the content, of which "about" is as `described`, as JSON, and the body below a heading as Markdown."""
+    """Saves the content as JSON and the body as Markdown; content["about"] comes from `described`."""
     about = content["about"]
     on = [about["device"], *([f"threads {about['threads']}"] if "threads" in about else [])]
     commands = "\n".join(f"$ {line}" for line in (about["command"], *about.get("runs", [])))

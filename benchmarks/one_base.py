@@ -1,10 +1,10 @@
-"""What `perl rl` costs against stock `trl rloo` and against full RLHF: peak memory and time per step, on CPU or CUDA.
+"""The cost of `perl rl`, stock `trl rloo` and full RLHF: peak memory and time per step, on a CPU or CUDA.
 
     python benchmarks/one_base.py --model FOLDER --precision float32
     python benchmarks/one_base.py --config llama-3.2-1b --precision bfloat16 --batch 16 --tokens 128
 
-Every arm is a fresh process, so that no peak leaks into the next; arms take turns over the repeats. README.md beside
-this file says what is counted, and how.
+Every arm is a fresh process, so that no peak leaks into the next; arms take turns over the repeats. README.md in this
+folder says what is measured, and how.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ import shapes
 HERE = Path(__file__).resolve().parent
 MB = 1e6
 WARM_UP = 2  # steps before the clock counts: caches fill, CUDA picks its kernels
-MEMORY, TIME = "memory", "time"  # what a process is run for: on a CPU one or the other, on a GPU both
-# glibc keeps most of what is freed, some hundred MB more in one process than in its twin. So told it gives blocks from
-# 128 kB back at once: what is resident is what is held, to within a MB, and a step takes a third more time.
+MEMORY, TIME = "memory", "time"  # what a process measures: one of them on a CPU, both on a GPU
+# glibc keeps most of what is freed, and equal processes can differ by some hundred MB. With these variables it gives
+# blocks from 128 kB back at once: resident memory is what is held, to within a MB, and a step takes a third longer.
 GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072"}
 CLOCKS = ("wall", "cpu")
 MEMORY_KEYS = (
@@ -49,12 +49,12 @@ COMPARED = (
 SAME = ("mean_length", "min_length", "max_length", "step_tokens")  # what must be equal in every arm
 
 ARMS = {
-    "perl": "perl rl: policy, anchor and reward on one base",
+    "perl": "perl rl: policy, anchor and reward model on one base",
     "perl-4-rewards": "perl rl with four reward adapters on the one base",
-    "stock": "trl rloo --use_peft, the reward adapter on a second base, in the same dtype (under 4bit: bfloat16)",
-    "stock-4bit-reward": "stock with both bases in 4 bits, by --model_init_kwargs; --load_in_4bit means the policy's",
-    "stock-float32": "stock as it is when nothing is said about precision: float32 weights, bfloat16 autocast",
-    "full": "trl rloo without adapters: full policy, full anchor, full reward (under 4bit: bfloat16)",
+    "stock": "trl rloo --use_peft, the reward adapter on a second base, in the same dtype (with 4bit: bfloat16)",
+    "stock-4bit-reward": "stock with both bases in 4 bits, by --model_init_kwargs; --load_in_4bit quantises only one",
+    "stock-float32": "stock without a choice of precision: float32 weights, bfloat16 autocast",
+    "full": "trl rloo without adapters: full policy, full anchor, full reward model (with 4bit: bfloat16)",
 }
 
 
@@ -65,49 +65,49 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--model", help="folder of a model with its tokenizer")
     what.add_argument("--config", choices=shapes.CONFIGS, help="random weights in the shape of this model")
-    add("--arms", default="perl,stock,full,perl-4-rewards", help="which to run: " + ", ".join(ARMS))
-    add("--precision", choices=["float32", "bfloat16", "4bit"], default="float32", help="of the weights")
-    add("--steps", type=int, default=6, help=f"optimiser steps, the first {WARM_UP} uncounted")
-    add("--repeats", type=int, default=2, help="processes an arm that are timed; on a CPU one more is for its memory")
-    add("--batch", type=int, default=8, help="completions a step")
-    add("--generations", type=int, default=4, help="completions a prompt")
-    add("--tokens", type=int, default=32, help="tokens of every completion")
-    add("--prompt-tokens", type=int, default=32, help="tokens of every prompt")
-    add("--rank", type=int, default=16, help="LoRA rank of policy and reward")
-    add("--device", choices=["cpu", "cuda"], help="default: cuda where there is one")
-    add("--checkpointing", choices=["on", "off"], help="gradient checkpointing; default: on for cuda, as perl rl")
-    add("--output", help="where to write, without ending; default: results/DEVICE-MODEL-PRECISION here")
-    add("--work", help="folder for the model and the runs; default: a temporary one")
+    add("--arms", default="perl,stock,full,perl-4-rewards", help="arms to run: " + ", ".join(ARMS))
+    add("--precision", choices=["float32", "bfloat16", "4bit"], default="float32", help="precision of the weights")
+    add("--steps", type=int, default=6, help=f"optimiser steps; the first {WARM_UP} don't count")
+    add("--repeats", type=int, default=2, help="timed processes per arm; on a CPU one more measures its memory")
+    add("--batch", type=int, default=8, help="completions per step")
+    add("--generations", type=int, default=4, help="completions per prompt")
+    add("--tokens", type=int, default=32, help="tokens per completion")
+    add("--prompt-tokens", type=int, default=32, help="tokens per prompt")
+    add("--rank", type=int, default=16, help="LoRA rank of policy and reward model")
+    add("--device", choices=["cpu", "cuda"], help="device (default: cuda if available)")
+    add("--checkpointing", choices=["on", "off"], help="gradient checkpointing (default: on for cuda, as in perl rl)")
+    add("--output", help="output path without extension (default: results/DEVICE-MODEL-PRECISION in this folder)")
+    add("--work", help="folder for the model and the runs (default: a temporary one)")
     found = parser.parse_args(words)
     found.arms = found.arms.split(",")
     unknown = [arm for arm in found.arms if arm not in ARMS]
     if unknown:
-        parser.error(f"--arms: no arm {', '.join(unknown)}; there are {', '.join(ARMS)}")
+        parser.error(f"--arms must be one or more of {', '.join(ARMS)}, not {', '.join(unknown)}")
     if found.batch % found.generations:
         parser.error("--batch must be a multiple of --generations")
     if found.steps <= WARM_UP:
-        parser.error(f"--steps must be above the {WARM_UP} that warm up")
+        parser.error(f"--steps must be above {WARM_UP}, the number of warm-up steps, not {found.steps}")
     return found
 
 
-# The inputs, made once in a process of its own: the model, reward adapters on it, prompts.
+# The inputs, made once in a separate process: the model, reward adapters on it, prompts.
 
 
 def make_inputs(spec: dict[str, Any]) -> dict[str, Any]:
-    """Write the model, four reward adapters and the prompts into the work folder; say what was made."""
+    """Writes the model, four reward adapters and the prompts into the work folder; returns what was made."""
     work = Path(spec["work"])
     make_model(spec, work / "model")
-    targets, second, whole = make_rewards(spec, work)
+    targets, second, first = make_rewards(spec, work)
     make_prompts(spec, work)
     size = 4 if spec["precision"] == "float32" else 2
-    return {"targets": targets, "base_mb": whole * size / MB, "second_base_mb": second * size / MB}
+    return {"targets": targets, "base_mb": first * size / MB, "second_base_mb": second * size / MB}
 
 
 def make_model(spec: dict[str, Any], folder: Path) -> None:
     """The base, stored on a CPU in another dtype than it is loaded in.
 
-    Weights of the dtype that is asked for stay mapped from the file, shared between loads, and it would depend on the
-    file what a copy costs: converted, every copy is memory of its own.
+    Weights of the requested dtype stay mapped from the file and are shared between loads, so the cost of a copy would
+    depend on the file. Converted weights take memory for every copy.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -121,7 +121,10 @@ def make_model(spec: dict[str, Any], folder: Path) -> None:
 
 
 def make_rewards(spec: dict[str, Any], work: Path) -> tuple[list[str], int, int]:
-    """Random reward adapters as peft saves them; gives the modules, and the parameters of a reward's base and ours."""
+    """Writes random reward adapters as peft saves them.
+
+    Returns the adapted modules, and the number of parameters of a reward model's base and of the policy's.
+    """
     import torch
     from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
     from safetensors.torch import save_file
@@ -132,7 +135,7 @@ def make_rewards(spec: dict[str, Any], work: Path) -> tuple[list[str], int, int]
     source = sources.locate(str(work / "model"))
     skeleton = sources.skeleton(source)
     assert skeleton is not None
-    whole = sum(parameter.numel() for parameter in skeleton.parameters())
+    first = sum(parameter.numel() for parameter in skeleton.parameters())
     targets = target_modules.target_modules(skeleton, "attention")
     source.config.num_labels = 1
     with torch.device("meta"):
@@ -149,11 +152,11 @@ def make_rewards(spec: dict[str, Any], work: Path) -> tuple[list[str], int, int]
         lora.save_pretrained(folder)
         weights = {name: 0.02 * torch.randn(shape, generator=generator) for name, shape in shapes.items()}
         save_file(weights, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-    return list(targets), second, whole
+    return list(targets), second, first
 
 
 def make_prompts(spec: dict[str, Any], work: Path) -> None:
-    """Prompts of one length, a fresh one for each place of each step."""
+    """Writes prompts of one length, a new one for each place of each step."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(work / "model")
@@ -225,15 +228,15 @@ def dtype(spec: dict[str, Any]) -> str:
 
 
 def flag(value: bool) -> str:
-    """A truth value as a word."""
+    """A boolean as a word for the command line."""
     return "true" if value else "false"
 
 
-# One arm, in a process of its own.
+# One arm, in a separate process.
 
 
 class Peak:
-    """Peak memory in bytes, since the last reset and in all; resets of others (perl rl has one) lose nothing."""
+    """Peak memory in bytes, since the last reset and overall; resets by other code (perl rl has one) lose nothing."""
 
     def __init__(self, device: str) -> None:
         self.on_gpu = device == "cuda"
@@ -254,12 +257,12 @@ class Peak:
         return torch.cuda.max_memory_allocated()
 
     def overall(self) -> int:
-        """The peak of the whole process."""
+        """The peak of the entire process."""
         self.highest = max(self.highest, self.now())
         return self.highest
 
     def reset(self, *_: Any) -> None:
-        """Begin a new peak at what is held now."""
+        """Starts a new peak at what is held now."""
         self.overall()
         if self.on_gpu:
             self._reset()
@@ -268,7 +271,7 @@ class Peak:
 
 
 def status_bytes(name: str) -> int:
-    """A figure of this process as the kernel tells it."""
+    """A value in bytes that the kernel reports for this process."""
     found = re.search(rf"^{name}:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="utf-8"), re.MULTILINE)
     assert found, f"no {name} in /proc/self/status: on a CPU this needs Linux"
     return int(found[1]) * 1024
@@ -276,12 +279,12 @@ def status_bytes(name: str) -> int:
 
 @dataclass
 class Figures:
-    """What an arm's process found; memory in MB."""
+    """What an arm's process measured; memory in MB."""
 
     arm: str
     outcome: str = "failed"  # finished, out of memory or failed
     baseline_mb: float = 0.0  # on a CPU: resident after imports, before anything is loaded
-    loading_mb: float = 0.0  # peaks, less the baseline
+    loading_mb: float = 0.0  # peaks, minus the baseline
     training_mb: float = 0.0
     ending_mb: float = 0.0  # after the last step: checks, saving
     peak_mb: float = 0.0
@@ -297,7 +300,7 @@ class Figures:
 
 
 def run_arm(spec: dict[str, Any]) -> Figures:
-    """Run one arm here, and measure it."""
+    """Runs one arm in this process, and measures it."""
     import_all(spec)
     figures = Figures(spec["arm"])
     peak = Peak(spec["device"])
@@ -317,7 +320,7 @@ def run_arm(spec: dict[str, Any]) -> Figures:
 
 
 def import_all(spec: dict[str, Any]) -> None:
-    """Import what the arms need, the same in each, so that it is in the baseline."""
+    """Imports what the arms need, the same in each, so that it is in the baseline."""
     import peft  # noqa: F401
     import trl.scripts.rloo
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
@@ -334,21 +337,21 @@ def import_all(spec: dict[str, Any]) -> None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether torch found no room, on a GPU or on the host."""
+    """Whether torch ran out of memory, on a GPU or on the host."""
     return (
         type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError) or "allocate memory" in str(error)
     )
 
 
 def start_arm(spec: dict[str, Any]) -> None:
-    """Call the arm's own entry, as its command line would."""
+    """Calls the arm's entry point, as its command line would."""
     arm = spec["arm"]
     if arm.startswith("perl"):
         from perlcli.cli.app import app
 
         code = app([*perl_words(spec, 4 if arm == "perl-4-rewards" else 1), "--debug"], standalone_mode=False)
         if code:
-            raise SystemExit(f"perl rl ended with exit code {code}")
+            raise SystemExit(f"perl rl failed with exit code {code}")
         return
     from trl.scripts.rloo import main, make_parser
 
@@ -357,7 +360,7 @@ def start_arm(spec: dict[str, Any]) -> None:
 
 @contextlib.contextmanager
 def watching(figures: Figures, peak: Peak, spec: dict[str, Any]) -> Iterator[None]:
-    """Put a clock into the trainer that is made in here: no arm needs to know of it."""
+    """Adds a clock to the trainer that is created inside the block; the arms don't need to know about it."""
     from transformers import Trainer, TrainerCallback
 
     class Clock(TrainerCallback):
@@ -411,7 +414,7 @@ def steps(marks: tuple[float, ...]) -> tuple[float, ...]:
 
 
 def count_bases(policy: Any, rank: int) -> tuple[float, float]:
-    """The weights of bases alive anywhere in this process in MB, and how many times the policy's own that is."""
+    """The weights of all bases alive in this process in MB, and the same as a multiple of the policy's own."""
     import torch
 
     def of_base(parameters: Any) -> int:
@@ -427,7 +430,7 @@ def count_bases(policy: Any, rank: int) -> tuple[float, float]:
 
 
 def measure(given: argparse.Namespace, spec: dict[str, Any]) -> list[dict[str, Any]]:
-    """Run every arm for memory and `repeats` times for time, in turn; one that ran out of memory runs once."""
+    """Runs every arm for memory and `repeats` times for time, in turn; one that ran out of memory runs once."""
     found: list[dict[str, Any]] = []
     on_gpu = spec["device"] == "cuda"
     for repeat in range(given.repeats if on_gpu else given.repeats + 1):
@@ -439,18 +442,17 @@ def measure(given: argparse.Namespace, spec: dict[str, Any]) -> list[dict[str, A
             count = spec["steps"] if TIME in kinds else WARM_UP + 1
             one = in_process({**spec, "arm": arm, "run": run, "steps": count}, GIVE_BACK if kinds == [MEMORY] else {})
             found.append(one | {"repeat": repeat, "kinds": kinds})
-            told = [f"peak {one['peak_mb']:,.0f} MB"] if MEMORY in kinds else []
-            told += (
-                [f"step {step(one, 'wall'):.3f} s, CPU {step(one, 'cpu'):.3f} s"]
-                if TIME in kinds and one["wall"]
-                else []
-            )
-            print(f"{arm}: {', '.join(told)}, {one['outcome']}", flush=True)
+            figures = []
+            if MEMORY in kinds:
+                figures.append(f"peak {one['peak_mb']:,.0f} MB")
+            if TIME in kinds and one["wall"]:
+                figures.append(f"step {step(one, 'wall'):.3f} s, CPU {step(one, 'cpu'):.3f} s")
+            print(f"{arm}: {', '.join(figures)}, {one['outcome']}", flush=True)
     return found
 
 
 def in_process(spec: dict[str, Any], environment: dict[str, str] | None = None) -> dict[str, Any]:
-    """What a fresh process of this script finds; its output is shown only where it fails."""
+    """What a fresh process of this script measures; its output is only shown if it fails."""
     work = Path(spec["work"])
     place, answer, log = work / "spec.json", work / "answer.json", work / "log.txt"
     place.write_text(json.dumps(spec), encoding="utf-8")
@@ -463,7 +465,7 @@ def in_process(spec: dict[str, Any], environment: dict[str, str] | None = None) 
         code = subprocess.run(command, stdout=file, stderr=file, env=os.environ | quiet, check=False).returncode
     if answer.exists():
         return dict(json.loads(answer.read_text(encoding="utf-8")))
-    if code == -9:  # the kernel's way to say that the host has no memory left
+    if code == -9:  # how the kernel ends a process when the host has no memory left
         return asdict(Figures(spec["arm"], outcome="out of memory"))
     raise SystemExit(f"{spec.get('arm', 'the inputs')} failed with exit code {code}:\n{log.read_text()[-4000:]}")
 
@@ -474,16 +476,16 @@ def step(one: dict[str, Any], clock: str) -> float:
 
 
 def check_equal_work(found: list[dict[str, Any]]) -> None:
-    """Fail where arms didn't write and read the same number of tokens."""
+    """Fails if the arms didn't read and write the same number of tokens."""
     finished = [one for one in found if one["outcome"] == "finished"]
     for name in SAME:
         values = {one["arm"]: one[name] for one in finished}
         if len(set(values.values())) > 1:
-            raise SystemExit(f"The arms didn't do the same work: {name} is {values}")
+            raise SystemExit(f"The arms did different work: {name} is {values}")
 
 
 def summary(found: list[dict[str, Any]], base_mb: float) -> dict[str, dict[str, Any]]:
-    """Per arm the medians over the repeats with lowest and highest, and its ratios to every other arm."""
+    """For each arm the medians over the repeats, with lowest and highest, and its ratios to every other arm."""
     arms: dict[str, dict[str, Any]] = {}
     names = list(dict.fromkeys(one["arm"] for one in found))
     for arm in names:
@@ -498,12 +500,12 @@ def summary(found: list[dict[str, Any]], base_mb: float) -> dict[str, dict[str, 
 
 
 def runs_of(found: list[dict[str, Any]], arm: str, kind: str) -> dict[int, dict[str, Any]]:
-    """An arm's processes of one kind by repeat."""
+    """An arm's processes of one kind, by repeat."""
     return {one["repeat"]: one for one in found if one["arm"] == arm and kind in one["kinds"]}
 
 
 def compared(found: list[dict[str, Any]], arm: str, other: str, base_mb: float) -> dict[str, Any]:
-    """Ratios of an arm to another from the pairs of one repeat."""
+    """Ratios of one arm to another, from the pairs in the same repeat."""
     memory, timed = ([*pairs(found, arm, other, kind)] for kind in (MEMORY, TIME))
     return {
         "peak": spread([mine["peak_mb"] / theirs["peak_mb"] for mine, theirs in memory]),
@@ -546,7 +548,7 @@ def table(arms: dict[str, dict[str, Any]], *, on_gpu: bool) -> str:
 
 
 def shown(values: list[float], form: str) -> str:
-    """A median, with its lowest and highest where they differ as they are shown."""
+    """A median, with lowest and highest if they differ when shown."""
     if math.isnan(values[0]):  # not measured
         return ""
     middle, low, high = (form.format(value) for value in values)
@@ -566,13 +568,13 @@ def described(spec: dict[str, Any]) -> dict[str, Any]:
 
 
 def write(path: Path, content: dict[str, Any], tables: str) -> None:
-    """Keep the figures as JSON, and to read as Markdown."""
+    """Saves the figures as JSON and as Markdown."""
     about = content["about"]
     arms = "\n".join(f"- {arm}: {ARMS[arm]}" for arm in content["arms"])
     measured.write(
         path,
         content,
-        f"A base: {about['base_mb']:,.0f} MB unquantised; stock's second one, which has no output head of its own: "
+        f"A base: {about['base_mb']:,.0f} MB unquantised; stock's second one, which has no output head: "
         f"{about['second_base_mb']:,.0f} MB.\n\n{tables}\n\n{arms}",
     )
 
@@ -583,13 +585,13 @@ def arms_to_run(given: argparse.Namespace) -> list[str]:
 
     arms = list(given.arms)
     if "perl-4-rewards" in arms and "reward_weights" not in {item.name for item in settings.options(settings.Rl)}:
-        print("perl-4-rewards is left out: this `perl rl` takes one --reward")
+        print("Skipping perl-4-rewards: this version of `perl rl` takes only one --reward")
         arms.remove("perl-4-rewards")
     return arms
 
 
 def settled(given: argparse.Namespace, work: str) -> dict[str, Any]:
-    """What every process of this benchmark is told."""
+    """What every process of this benchmark gets as its specification."""
     device = given.device or in_process({"work": work, "device": "", "arm": "look"})["device"]
     names = ("config", "precision", "steps", "batch", "generations", "tokens", "prompt_tokens", "rank")
     spec = {name: getattr(given, name) for name in names} | {"work": work, "device": device}
@@ -600,7 +602,7 @@ def settled(given: argparse.Namespace, work: str) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Measure, show and keep."""
+    """Measures, shows and saves."""
     given = parse()
     with contextlib.ExitStack() as stack:
         if given.work:
@@ -616,11 +618,11 @@ def main() -> None:
     short = "cpu" if spec["device"] == "cpu" else re.sub(r"\W+", "-", about["device"]).strip("-").lower()
     path = Path(given.output) if given.output else HERE / "results" / f"{short}-{name}-{given.precision}"
     write(path, {"about": about, "arms": arms, "runs": found}, tables)
-    print(f"\n{tables}\n\nWritten: {path}.md and {path.name}.json")
+    print(f"\n{tables}\n\nWrote {path}.md and {path.name}.json")
 
 
 def in_this_process(place: str, answer: str) -> None:
-    """What the parent asked for, written as JSON."""
+    """Does what the parent asked for, and writes the answer as JSON."""
     import torch
 
     spec = json.loads(Path(place).read_text(encoding="utf-8"))

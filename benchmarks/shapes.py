@@ -1,10 +1,10 @@
-"""Models in the shape of real ones, with random weights, and rows of one length in tokens: what costs are measured on.
+"""Models in the shape of real ones, with random weights, and rows of one length in tokens, to measure costs with.
 
     python benchmarks/shapes.py llama-3.2-1b FOLDER
     perl compare-full reward --model FOLDER/model --data FOLDER/pairs.jsonl
 
-Writes FOLDER/model (weights and a tokenizer of one word a token), pairs.jsonl for `perl reward`, chats.jsonl for
-`perl sft` and prompts.jsonl for `perl rl`. Only the cost of such a model counts: it has learned nothing.
+Writes FOLDER/model (weights and a tokenizer with one token per word), pairs.jsonl for `perl reward`, chats.jsonl for
+`perl sft` and prompts.jsonl for `perl rl`. Such a model has learned nothing; only its cost is real.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ PAIRS, CHATS, PROMPTS = "pairs.jsonl", "chats.jsonl", "prompts.jsonl"
 
 
 def make_model(name: str, folder: Path, dtype: str, device: str = "cpu") -> None:
-    """Write a model of this shape with random weights, and its tokenizer."""
+    """Writes a model of this shape with random weights, and its tokenizer."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -61,7 +61,7 @@ def make_model(name: str, folder: Path, dtype: str, device: str = "cpu") -> None
 
 
 def make_tokenizer(size: int) -> Any:
-    """A tokenizer of one word a token, so that what is decoded and encoded again keeps its length."""
+    """A tokenizer with one token per word, so that text keeps its length when it is decoded and encoded again."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -73,7 +73,7 @@ def make_tokenizer(size: int) -> Any:
 
 
 def words_of(tokenizer: Any, dice: random.Random) -> list[str]:
-    """Words of the vocabulary that are one token each behind a space."""
+    """Words of the vocabulary that are one token each after a space."""
     ids = dice.sample(range(len(tokenizer)), min(5000, len(tokenizer)))
     words = [word for token in ids if (word := tokenizer.decode([token]).strip()).isalnum() and word.isascii()]
     return [word for word in words if len(tokenizer(f" {word}", add_special_tokens=False)["input_ids"]) == 1]
@@ -90,19 +90,19 @@ class Texts:
         self.words = words_of(self.tokenizer, self.dice)
 
     def __call__(self, tokens: int) -> str:
-        """A text of so many tokens, BOS or the like not counted."""
+        """A text of this many tokens, not counting special ones such as BOS."""
         text = "".join(f" {self.dice.choice(self.words)}" for _ in range(tokens))
         assert len(self.tokenizer(text, add_special_tokens=False)["input_ids"]) == tokens
         return text
 
 
 def make_rows(model: Path, folder: Path, length: int, completion: int, count: int) -> None:
-    """Write pairs, demonstrations and prompts whose every row has so many tokens, the completion's EOS among them."""
+    """Writes pairs, demonstrations and prompts. Every row has `length` tokens, including the completion's EOS."""
     texts = Texts(model)
-    start = len(texts.tokenizer("")["input_ids"])  # BOS, where the tokenizer sets one
+    start = len(texts.tokenizer("")["input_ids"])  # BOS, if the tokenizer adds one
     prompt, answer = length - completion - start, completion - 1
     if prompt < 1 or answer < 1:
-        raise SystemExit(f"{length} tokens leave no room for a prompt before {completion} of a completion")
+        raise SystemExit(f"--length {length} leaves no room for a prompt and --completion {completion}")
     folder.mkdir(parents=True, exist_ok=True)
     pairs = ({"prompt": texts(prompt), "chosen": texts(answer), "rejected": texts(answer)} for _ in range(count))
     write(folder / PAIRS, pairs)
@@ -111,7 +111,7 @@ def make_rows(model: Path, folder: Path, length: int, completion: int, count: in
 
 
 def write(path: Path, rows: Iterable[dict[str, str]]) -> None:
-    """Write rows as JSONL."""
+    """Writes rows as JSONL."""
     with path.open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(row) + "\n" for row in rows)
 
@@ -120,22 +120,22 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("shape", choices=CONFIGS, help="the real model whose shape is taken")
-    add("folder", type=Path, help="where model and rows go")
-    add("--dtype", choices=["float32", "bfloat16"], default="bfloat16", help="of the weights as they are stored")
-    add("--length", type=int, default=1024, help="tokens of every row, prompt and completion together")
-    add("--completion", type=int, default=128, help="tokens of every completion, EOS among them")
-    add("--rows", type=int, default=512, help="rows in each file")
-    add("--device", default="cpu", help="where the weights are made: cuda is faster for large ones")
+    add("shape", choices=CONFIGS, help="the real model whose shape to use")
+    add("folder", type=Path, help="output folder for the model and the rows")
+    add("--dtype", choices=["float32", "bfloat16"], default="bfloat16", help="dtype of the stored weights")
+    add("--length", type=int, default=1024, help="tokens per row, prompt and completion together")
+    add("--completion", type=int, default=128, help="tokens per completion, including EOS")
+    add("--rows", type=int, default=512, help="rows per file")
+    add("--device", default="cpu", help="device that creates the weights; cuda is faster for large models")
     return parser.parse_args(words)
 
 
 def main() -> None:
-    """Write a model and rows for it."""
+    """Writes a model and rows for it."""
     given = parse()
     make_model(given.shape, given.folder / "model", given.dtype, given.device)
     make_rows(given.folder / "model", given.folder, given.length, given.completion, given.rows)
-    print(f"Written: {given.folder}/model, and {given.rows} rows each in {PAIRS}, {CHATS} and {PROMPTS} there.")
+    print(f"Wrote {given.folder}/model, and {given.rows} rows each to {PAIRS}, {CHATS} and {PROMPTS} in that folder.")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
-"""The benchmark against stock TRL: its command line, its figures, and one short run of three arms on the CPU."""
+"""The benchmark scripts: their command lines, their figures, and short runs on a CPU."""
 
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -17,13 +18,13 @@ SCRIPT = Path(__file__).parents[1] / "benchmarks" / "one_base.py"
 
 @pytest.fixture(scope="module")
 def script() -> Iterator[Callable[[str], Any]]:
-    """Imports a script by its name, as the scripts import each other."""
+    """Imports a script by its name, in the way that the scripts import each other."""
 
     def load(name: str) -> Any:
         spec = importlib.util.spec_from_file_location(f"benchmark_{name}", SCRIPT.with_name(f"{name}.py"))
         assert spec and spec.loader
         module = importlib.util.module_from_spec(spec)
-        sys.modules[spec.name] = module  # dataclasses look themselves up there
+        sys.modules[spec.name] = module  # dataclasses look up their module there
         spec.loader.exec_module(module)
         return module
 
@@ -34,18 +35,18 @@ def script() -> Iterator[Callable[[str], Any]]:
 
 @pytest.fixture(scope="module")
 def one_base(script: Callable[[str], Any]) -> Any:
-    """The script as a module."""
+    """The script one_base.py as a module."""
     return script("one_base")
 
 
 @pytest.fixture(scope="module")
-def of_data(script: Callable[[str], Any]) -> Any:
-    """The other script as a module; it borrows from the first."""
+def data_script(script: Callable[[str], Any]) -> Any:
+    """The script data.py as a module."""
     return script("data")
 
 
 def run_of(one_base: Any, arm: str, repeat: int, peak: float, step: float, **more: Any) -> dict[str, Any]:
-    """What a process would have found."""
+    """The result of one process."""
     times = (9.0, 9.0, step, step, step)
     figures = one_base.Figures(arm, "finished", peak_mb=peak, training_mb=peak, wall=times, cpu=times, copies=1.0)
     return asdict(figures) | {"repeat": repeat, "kinds": ["memory", "time"], "step_tokens": 64.0} | more
@@ -58,18 +59,20 @@ def test_command_line(one_base: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
-        (["--config", "tiny", "--arms", "perl,mine"], "no arm mine"),
+        (["--config", "tiny", "--arms", "perl,mine"], "not mine"),
         (["--config", "tiny", "--batch", "6"], "a multiple of --generations"),
-        (["--config", "tiny", "--steps", "2"], "--steps must be above"),
+        (["--config", "tiny", "--steps", "2"], "--steps must be above 2, the number of warm-up steps, not 2"),
         ([], "one of the arguments --model --config is required"),
     ],
 )
-def test_faults_are_told(one_base: Any, capsys: pytest.CaptureFixture[str], words: list[str], said: str) -> None:
+def test_bad_options_are_reported(
+    one_base: Any, capsys: pytest.CaptureFixture[str], words: list[str], message: str
+) -> None:
     with pytest.raises(SystemExit):
         one_base.parse(words)
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 def test_figures_are_medians_and_ratios_of_one_repeat(one_base: Any) -> None:
@@ -101,7 +104,7 @@ def test_out_of_memory_is_a_result(one_base: Any) -> None:
     assert not one_base.is_out_of_memory(RuntimeError("shapes differ"))
 
 
-def test_other_work_is_an_error(one_base: Any) -> None:
+def test_different_work_is_an_error(one_base: Any) -> None:
     found = [run_of(one_base, "perl", 0, 1.0, 1.0), run_of(one_base, "stock", 0, 1.0, 1.0, step_tokens=63.0)]
     with pytest.raises(SystemExit, match="step_tokens is"):
         one_base.check_equal_work(found)
@@ -114,15 +117,15 @@ def test_every_result_says_what_it_was_measured_on() -> None:
         assert path.with_suffix(".md").exists()
 
 
-def test_figures_of_data_are_kept_to_read_and_to_compute_with(of_data: Any, tmp_path: Path) -> None:
-    found = [of_data.Figures(1000, 1.5, 12.3, 14.5, 600.0)]
+def test_figures_of_data_are_saved_as_json_and_markdown(data_script: Any, tmp_path: Path) -> None:
+    found = [data_script.Figures(1000, 1.5, 12.3, 14.5, 600.0)]
     about = {"command": "c", "date": "d", "git_commit": "g", "device": "e", "versions": {"a": "1"}, "model": "m"}
-    of_data.write(tmp_path / "results" / "a", about, found)
+    data_script.write(tmp_path / "results" / "a", about, found)
     assert json.loads((tmp_path / "results" / "a.json").read_text())["runs"] == [asdict(found[0])]
     assert "| 1,000 | 2 | 12.3 | 14.5 | 600 |" in (tmp_path / "results" / "a.md").read_text()
 
 
-def test_a_long_run_that_grows_is_told(script: Any, tmp_path: Path) -> None:
+def test_a_long_run_that_grows_is_reported(script: Any, tmp_path: Path) -> None:
     long_run = script("long_run")
     flat = [long_run.Look(step, 600.0 + step % 2, 400.0, 3 + (step == 10), 2) for step in range(1, 101)]
     found = long_run.parts(flat, 100)
@@ -130,8 +133,8 @@ def test_a_long_run_that_grows_is_told(script: Any, tmp_path: Path) -> None:
     assert (found[0].resident_mb, found[0].files, found[0].most_files, found[0].looks) == (601.0, 3, 4, 25)
     assert long_run.faults(found, 4.0) == []
     grown = [long_run.Look(step, 600.0 + step / 10, 400.0, 3 + step // 40, 2 + step // 90) for step in range(1, 101)]
-    told = long_run.faults(long_run.parts(grown, 100), 4.0)
-    assert [line.split(":")[0] for line in told] == ["memory", "open files"]
+    grown_parts = long_run.faults(long_run.parts(grown, 100), 4.0)
+    assert [line.split(":")[0] for line in grown_parts] == ["memory", "open files"]
     about = {
         "command": "c",
         "runs": ["r"],
@@ -147,7 +150,7 @@ def test_a_long_run_that_grows_is_told(script: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
-def test_a_process_is_looked_at_from_outside(script: Any, tmp_path: Path) -> None:
+def test_a_process_is_read_from_outside(script: Any, tmp_path: Path) -> None:
     long_run = script("long_run")
     (tmp_path / "metrics.jsonl").write_text('{"step": 7}\n')
     with (tmp_path / "open").open("w"):
@@ -157,7 +160,7 @@ def test_a_process_is_looked_at_from_outside(script: Any, tmp_path: Path) -> Non
     assert long_run.look(2**22 + 1, tmp_path / "metrics.jsonl") is None
 
 
-def test_rows_have_the_length_that_was_asked_for(script: Any, tmp_path: Path, llama: Path) -> None:
+def test_rows_have_the_requested_length(script: Any, tmp_path: Path, llama: Path) -> None:
     from perlcli import data
     from perlcli.data.tokens import of_demonstration, of_preference, of_prompt
     from perlcli.model import sources, tokenizers
@@ -177,7 +180,7 @@ def test_rows_have_the_length_that_was_asked_for(script: Any, tmp_path: Path, ll
         assert len(of_prompt(render, prompt)["ids"]) == 30
 
 
-def test_predictions_stand_beside_what_was_measured(script: Any, tmp_path: Path) -> None:
+def test_predictions_are_next_to_measurements(script: Any, tmp_path: Path) -> None:
     estimate = script("estimate")
     found = [
         estimate.Figures("reward", "full", 110.0, 100.0, None),
@@ -191,30 +194,40 @@ def test_predictions_stand_beside_what_was_measured(script: Any, tmp_path: Path)
     assert json.loads((tmp_path / "results" / "a.json").read_text())["runs"][0]["ratio"] == pytest.approx(1.1)
 
 
-def test_unknown_arms_and_stages_are_told(script: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    estimate = script("estimate")
-    for words, said in ((("--arms", "qlora"), "--arms: there is no qlora"), (("--stages", "rm"), "there is no rm")):
-        with pytest.raises(SystemExit):
-            estimate.parse(["--config", "tiny", *words])
-        assert said in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--arms", "qlora"], r"--arms must be one or more of full, lora, .*, not qlora"),
+        (["--stages", "rm"], r"--stages must be one or more of sft, reward, rl, not rm"),
+    ],
+)
+def test_unknown_arms_and_stages_are_reported(
+    script: Any, capsys: pytest.CaptureFixture[str], words: list[str], message: str
+) -> None:
+    with pytest.raises(SystemExit):
+        script("estimate").parse(["--config", "tiny", *words])
+    assert re.search(message, capsys.readouterr().err)
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="memory on a CPU is read from /proc")
-def test_predictions_are_held_against_runs(tmp_path: Path) -> None:
+def test_predictions_are_compared_with_runs(tmp_path: Path) -> None:
     words = ["--config", "tiny", "--stages", "reward,rl", "--arms", "full,lora", "--steps", "2", "--length", "64"]
     command = [sys.executable, str(SCRIPT.with_name("estimate.py")), *words, "--output", str(tmp_path / "tiny")]
     found = subprocess.run(command, capture_output=True, text=True, check=False)
     assert found.returncode == 0, found.stdout + found.stderr
     runs = json.loads((tmp_path / "tiny.json").read_text(encoding="utf-8"))["runs"]
     assert [(run["stage"], run["arm"]) for run in runs] == [
-        ("reward", "full"), ("reward", "lora"), ("rl", "full"), ("rl", "lora"),
-    ]  # fmt: skip
+        ("reward", "full"),
+        ("reward", "lora"),
+        ("rl", "full"),
+        ("rl", "lora"),
+    ]
     assert all(run["measured_mb"] > 0 and run["predicted_mb"] > 0 for run in runs)
 
 
 @pytest.mark.slow
-def test_data_is_measured_by_the_command(of_data: Any, tmp_path: Path, llama: Path) -> None:
+def test_the_data_script_measures_the_command(data_script: Any, tmp_path: Path, llama: Path) -> None:
     words = ["--rows", "20", "40", "--model", str(llama), "--output", str(tmp_path / "a")]
     command = [sys.executable, str(SCRIPT.with_name("data.py")), *words]
     found = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -202,7 +202,7 @@ def test_reward_of_trl_trains_on(perl: Perl, trl_reward: Path, rows: dict[str, P
 
 @pytest.mark.slow
 def test_trls_default_task_type_makes_no_reward(trl: Trl, llama: Path, rows: dict[str, Path]) -> None:
-    """`trl reward --use_peft` alone crashes in peft: the README names the option that is needed."""
+    """`trl reward --use_peft` alone crashes in peft: docs/evaluate.md names the option that is needed."""
     run = trl("reward", "--model_name_or_path", llama, "--dataset_name", rows["pairs"], *LORA, code=1)
     assert "has no attribute 'prepare_inputs_for_generation'" in (run.parent / "stderr").read_text()
     assert not run.exists()
@@ -323,7 +323,7 @@ def test_adapters_of_trl_need_no_tokenizer(
 
 @pytest.fixture(scope="module")
 def merged(tmp_path_factory: pytest.TempPathFactory, perl: Perl, sft_run: Path) -> Path:
-    """The policy as a model of its own, as the README makes it."""
+    """The policy as a model of its own, as docs/evaluate.md makes it."""
     folder = tmp_path_factory.mktemp("merged") / "policy"
     perl("merge", sft_run, "--output", folder)
     return folder
@@ -380,7 +380,7 @@ def test_trl_pads_our_reward_as_its_base_does_unless_it_is_merged(perl: Perl, ll
 
 
 def test_trl_takes_no_adapter_as_its_model(sft_run: Path) -> None:
-    """Neither ours nor its own: it looks for a config.json. When this fails, the README's merging can go."""
+    """Neither ours nor its own: it looks for a config.json. When this fails, the merging in docs/evaluate.md can go."""
     with pytest.raises(ValueError, match=r"^Unrecognized model in .*Should have a `model_type` key"):
         create_model_from_path(str(sft_run))
 

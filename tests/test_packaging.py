@@ -1,4 +1,4 @@
-"""What is installed: the scripts, the versions that CI takes, and the files in the wheel."""
+"""What gets installed: the scripts, the versions that CI uses, and the files in the wheel."""
 
 import importlib
 import shutil
@@ -52,7 +52,7 @@ def test_this_python_is_in_the_range() -> None:
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> ZipFile:
-    """The wheel that pip builds from a copy of the sources, offline, with the build backend that is installed."""
+    """The wheel that pip builds offline from a copy of the sources, with the installed build backend."""
     folder = tmp_path_factory.mktemp("wheel")
     copy = folder / "source"
     shutil.copytree(ROOT / "src", copy / "src", ignore=shutil.ignore_patterns("*.egg-info", "__pycache__"))
@@ -65,7 +65,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> ZipFile:
 
 
 @pytest.mark.slow
-def test_wheel_holds_every_file_of_the_package(wheel: ZipFile) -> None:
+def test_wheel_contains_every_file_of_the_package(wheel: ZipFile) -> None:
     package = ROOT / "src"
     files = {str(path.relative_to(package)) for path in package.rglob("perlcli/**/*") if path.is_file()}
     files = {file for file in files if "__pycache__" not in file}

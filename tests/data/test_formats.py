@@ -314,10 +314,10 @@ def test_every_format_is_told_from_all_others() -> None:
         assert detect(raw) == known
 
 
-def test_the_readme_has_the_table_of_all_formats() -> None:
-    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-    assert table() in readme
-    assert all(f"| `{name}` |" in readme for name in NAMES)
+def test_the_documentation_has_the_table_of_all_formats() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
+    assert table() in page
+    assert all(f"| `{name}` |" in page for name in NAMES)
 
 
 def test_what_two_texts_share_is_found_in_one_pass() -> None:
