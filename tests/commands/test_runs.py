@@ -130,10 +130,12 @@ def test_what_goes_on_with_a_killed_run_is_said(make: Make, top: Path) -> None:
     make("far", process={"host": "other"}, **BEGUN)
     make("bad", hour=6, status="failed", failure="no\nroom \x1b[2Jleft")
     shown = runs.text(runs.read(top, {}), top, NOW, None)
-    assert f"killed: its process is gone; to go on: perl reward --config '{top}/a b/settings.yaml' --resume\n" in shown
+    assert (
+        f"killed: its process is gone; to continue: perl reward --config '{top}/a b/settings.yaml' --resume\n" in shown
+    )
     assert f"{top}/merge: killed: its process is gone\n" in shown
     assert "running?: on another machine, which can't be asked; it last wrote 0 s ago\n" in shown
-    way_on = f"; to go on: perl reward --config {top}/bad/settings.yaml --resume"
+    way_on = f"; to continue: perl reward --config {top}/bad/settings.yaml --resume"
     assert shown.endswith(f"failed: no room [2Jleft{way_on}")
 
 
@@ -142,7 +144,7 @@ def test_no_more_is_told_than_fits_and_that_is_said(make: Make, top: Path) -> No
         make(f"r{number}", hour=number, process=DEAD, **BEGUN)
     shown = runs.text(runs.read(top, {}), top, NOW, None).splitlines()
     assert "… and 2 more: --json tells of all" in shown
-    assert sum("to go on: " in line for line in shown) == runs.NOTES
+    assert sum("to continue: " in line for line in shown) == runs.NOTES
 
 
 def test_steps_by_epochs_are_reckoned_from_the_last_line(make: Make) -> None:
@@ -230,14 +232,6 @@ def test_the_size_counts_each_file_of_the_folder_once(make: Make) -> None:
 )
 def test_ages(seconds: float, words: str) -> None:
     assert runs.age(seconds) == words
-
-
-@pytest.mark.parametrize(
-    ("count", "words"),
-    [(0, "0 B"), (999, "999 B"), (1234, "1.2 kB"), (56e6, "56 MB"), (1.24e9, "1.2 GB"), (3e16, "30,000 TB")],
-)  # fmt: skip
-def test_sizes(count: float, words: str) -> None:
-    assert runs.amount(count) == words
 
 
 @pytest.mark.parametrize("base", ["coffee base (embedded)", "org/small", "/home/alice/models/small/", "small", None])

@@ -19,8 +19,9 @@ from perlcli import coffee, settings
 from perlcli.errors import PerlError
 from perlcli.run import liveness, metrics, summary
 from perlcli.run.files import CHECKPOINTS, METRICS, RECORD
-from perlcli.run.record import SCHEMA_VERSION, SEVERAL, RunRecord, command_line, read_record
+from perlcli.run.record import SCHEMA_VERSION, SEVERAL, RunRecord, read_record, resume_command
 from perlcli.terminal import say
+from perlcli.text import clip, one_line, plain_table, size
 
 DEFAULT = "runs"
 DEPTH = 8  # folders below the one that is asked for: a comparison's runs lie three deep
@@ -160,14 +161,14 @@ def read(top: Path, known: Mapping[Path, Row]) -> list[Row]:
 
 def row_of(folder: Path, stamp: int) -> Row:
     """The row of a run; of a record that can't be read, one that says so."""
-    size = size_of(folder)
+    bytes_in = size_of(folder)
     try:
-        return row_of_record(folder, read_record(folder), stamp, size)
+        return row_of_record(folder, read_record(folder), stamp, bytes_in)
     except PerlError as error:
         status, note = unreadable(folder), error.problem
     except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
         status, note = UNREADABLE, f"{folder / RECORD} holds values that no run writes ({type(error).__name__})"
-    return Row(folder, stamp, status, printable(note), stamp / 1e9, size)
+    return Row(folder, stamp, status, printable(note), stamp / 1e9, bytes_in)
 
 
 def unreadable(folder: Path) -> str:
@@ -209,7 +210,7 @@ def way_on(folder: Path, record: RunRecord) -> str:
     """The command that goes on with a run, in words; empty for one of a command that can't."""
     if "resume" not in settings.names(settings.COMMANDS[record.command]):
         return ""
-    return "to go on: " + command_line(folder, record.command, "--resume")
+    return "to continue: " + resume_command(folder, record.command)
 
 
 def last_row(path: Path) -> dict[str, Any]:
@@ -302,7 +303,7 @@ def text(rows: Sequence[Row], top: Path, now: float, width: int | None) -> str:
     found = [f"{line.row.folder}: {line.row.status}: {line.row.note}" for line in lines if line.row.note]
     more = [f"… and {len(found) - NOTES} more: --json tells of all"] if len(found) > NOTES else []
     notes = [*more, *found[-NOTES:]]
-    return "\n".join([summary.table(HEADER, cells, LEFT), *[""][: len(notes)], *notes])
+    return "\n".join([plain_table(HEADER, cells, LEFT), *[""][: len(notes)], *notes])
 
 
 def cells_of(line: Line, now: float) -> list[str]:
@@ -311,7 +312,7 @@ def cells_of(line: Line, now: float) -> list[str]:
     metric = "-" if row.metric is None else f"{metrics.words(row.metric[0])} {summary.figure(*row.metric)}"
     return [
         "  " * line.depth + line.name, row.stage or "-", row.status, row.model or "-", steps_of(row), metric,
-        "?" if row.started < FIRST else age(now - row.started), amount(row.size),
+        "?" if row.started < FIRST else age(now - row.started), size(row.size),
     ]  # fmt: skip
 
 
@@ -329,32 +330,19 @@ def fitted(rows: list[list[str]], width: int | None) -> list[list[str]]:
         over = sum(widths) + 2 * (len(widths) - 1) - (width or math.inf)
         if over > 0:
             limit = int(max(least, widths[column] - over))
-            rows = [[*row[:column], cut(row[column], limit), *row[column + 1 :]] for row in rows]
+            rows = [[*row[:column], clip(row[column], limit), *row[column + 1 :]] for row in rows]
     return rows
-
-
-def cut(cell: str, limit: int) -> str:
-    """A cell of at most `limit` letters."""
-    return cell if len(cell) <= limit else cell[: limit - 1] + "…"
 
 
 def printable(value: str) -> str:
     """Text of one line without what would move a terminal's cursor: a record can come from anywhere."""
-    return " ".join("".join(letter if letter.isprintable() else " " for letter in value).split())[:300]
+    return one_line("".join(letter if letter.isprintable() else " " for letter in value))[:300]
 
 
 def age(seconds: float) -> str:
     """A time span in one unit: `40 s`, `3 h`; of a start that lies ahead, as a clock that was set tells it, `0 s`."""
     span = max(0.0, seconds)
     return next(f"{span // unit:.0f} {word}" for least, unit, word in AGES if span >= least)
-
-
-def amount(count: float) -> str:
-    """Bytes in one unit: `1.2 GB`."""
-    units = ("B", "kB", "MB", "GB", "TB")
-    place = 0 if count < 1 else min(len(units) - 1, int(math.log10(count) // 3))
-    value = count / 1000**place
-    return f"{value:.1f} {units[place]}" if place and value < 10 else f"{value:,.0f} {units[place]}"
 
 
 def as_dict(line: Line, now: float) -> dict[str, Any]:

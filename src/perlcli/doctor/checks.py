@@ -16,6 +16,7 @@ from typing import Literal
 from perlcli import interpreter as entry
 from perlcli.errors import PerlError, reason
 from perlcli.redaction import hidden
+from perlcli.text import counted, one_line
 
 Status = Literal["ok", "warn", "FAIL"]
 GB = 1e9
@@ -55,7 +56,7 @@ def examine(name: str, check: Callable[[], Iterable[Finding]]) -> list[Finding]:
 
 def clean(text: str) -> str:
     """Text in one line, with `~` for the user's home and stars for the values of variables that hold secrets."""
-    return " ".join(hidden(text).split())
+    return one_line(hidden(text))
 
 
 def python() -> Iterator[Finding]:
@@ -133,7 +134,7 @@ def processors() -> Iterator[Finding]:
     all_of = os.cpu_count() or 1
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else all_of
     threads = os.environ.get("OMP_NUM_THREADS")
-    told = f"{usable} of {all_of} cores" if usable < all_of else f"{all_of} core{'s' * (all_of > 1)}"
+    told = f"{usable} of {all_of} cores" if usable < all_of else counted(all_of, "core")
     yield Finding("processors", "ok", told + (f", OMP_NUM_THREADS={threads}" if threads else ""))
 
 
