@@ -95,6 +95,10 @@ def test_a_plain_table_aligns_its_columns() -> None:
     ]
 
 
+def test_letters_may_take_two_columns() -> None:
+    assert plain_table(("name", "x"), [("名前", "1"), ("é", "22")]).splitlines()[2:] == ["名前   1", "é     22"]
+
+
 def test_a_table_without_rows_is_its_header() -> None:
     assert plain_table(("name", "x"), []) == "name  x\n----  -"
     assert markdown_table(("name", "x"), []) == "| name | x |\n| --- | --- |"

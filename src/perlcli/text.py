@@ -94,14 +94,16 @@ def enum_value(value: object) -> str:
 
 def plain_table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
     """A table for a terminal: the first `left` columns aligned left, the others right."""
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    from rich.cells import cell_len  # some letters take two columns
+
+    widths = [max(map(cell_len, column)) for column in zip(header, *rows, strict=True)]
     lines = []
     for row in [header, ["-" * width for width in widths], *rows]:
-        cells = [
-            cell.ljust(width) if place < left else cell.rjust(width)
-            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        lines.append("  ".join(cells).rstrip())
+        line = []
+        for place, (cell, width) in enumerate(zip(row, widths, strict=True)):
+            space = " " * (width - cell_len(cell))
+            line.append(cell + space if place < left else space + cell)
+        lines.append("  ".join(line).rstrip())
     return "\n".join(lines)
 
 

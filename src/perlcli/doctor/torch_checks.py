@@ -121,11 +121,9 @@ def pictures() -> Iterator[Finding]:
         plots.bars(("a", "b"), (0.1, 0.2), "test", Path(folder) / "test.png")
     yield Finding("matplotlib", "ok", "can draw plots")
 
-    """Whether a precision works: the loss and gradients of a LoRA adapter on the embedded base, against float32."""
-
 
 def precision(name: str) -> Iterator[Finding]:
-    """Whether a precision works: compares the loss and gradients of a LoRA adapter on the embedded base with float32."""
+    """Whether a precision works: the loss and gradients of a LoRA adapter on the embedded base, against float32."""
     from perlcli.doctor import precisions
 
     began = time.monotonic()
