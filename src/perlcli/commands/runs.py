@@ -21,7 +21,7 @@ from perlcli.run import liveness, metrics, summary
 from perlcli.run.files import CHECKPOINTS, METRICS, RECORD
 from perlcli.run.record import SCHEMA_VERSION, SEVERAL, RunRecord, read_record, resume_command
 from perlcli.terminal import say
-from perlcli.text import one_line, plain_table, size
+from perlcli.text import clip, one_line, plain_table, size
 
 DEFAULT = "runs"
 DEPTH = 8  # levels of folders that are searched: the runs of a comparison are three levels deep
