@@ -2,8 +2,7 @@
 
 import pytest
 
-from perlcli.errors import Interrupted, PerlError, RunFailed, listing, nearest
-from perlcli.text import clip, shorten
+from perlcli.errors import Interrupted, PerlError, RunFailed, line, listing, nearest, reason
 
 
 def test_the_hint_is_a_second_line() -> None:
@@ -27,32 +26,14 @@ def test_an_unknown_name_suggests_the_nearest_known_one(name: str, hint: str) ->
     assert nearest(name, iter(["learning_rate", "lora_r", "seed"])) == hint
 
 
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [("abc", "'abc'"), (2, "2"), (None, "None"), ("x" * 78, "'" + "x" * 78 + "'"), ("x" * 79, "'" + "x" * 78 + "…")],
-)
-def test_a_long_value_is_cut_at_80_characters(value: object, text: str) -> None:
-    assert shorten(value) == text
-    assert len(text) <= 80
-
-
-@pytest.mark.parametrize(
-    "value", [{"a": [1, "b", (2.5,)], 3: None}, [], {}, [b"x"], {"a": {"b": []}}, "it's", ["a", ["b"]]], ids=repr
-)
-def test_a_value_is_spelled_as_python_does(value: object) -> None:
-    assert shorten(value) == repr(value)
-
-
-def test_no_more_of_a_value_is_spelled_than_is_shown() -> None:
-    wide: list[object] = ["a"]
-    for _ in range(60):
-        wide = [wide] * 9  # 9 ** 60 texts
-    assert shorten(wide).startswith("[" * 61)
-    assert len(shorten(wide)) == 80
-    assert shorten(10**5000) == "a number of thousands of digits"
-
-
-def test_text_and_lists_of_faults_are_cut() -> None:
-    assert (clip("abc", 3), clip("abcd", 3)) == ("abc", "ab…")
+def test_a_long_list_of_faults_is_cut() -> None:
     assert listing(["a", "b"]) == "a\nb"
     assert listing([str(n) for n in range(1020)]).splitlines()[19:] == ["19", "… and 1,000 more"]
+
+
+def test_a_librarys_error_is_one_line() -> None:
+    assert line(ValueError("a\n  b")) == "a b"
+    assert line(ValueError()) == "ValueError"
+    assert line(ValueError("x" * 400)) == "x" * 299 + "…"
+    assert reason(ValueError("a\n  b")) == "ValueError: a b"
+    assert reason(FileNotFoundError(2, "No such file or directory", "x")) == "No such file or directory: x"

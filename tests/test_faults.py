@@ -501,7 +501,7 @@ def test_ages_are_never_absurd(started: str, age: str, words: Any, perl: Perl, t
     for path in (tmp_path / "runs" / "a").iterdir():
         os.utime(path, (4e9, 4e9))
     shown = perl("runs", tmp_path / "runs").stdout
-    assert f"  {age}  " in shown and "it last wrote 0 s ago" in shown
+    assert f"  {age}  " in shown and "last written 0 s ago" in shown
     (found,) = json.loads(perl("runs", tmp_path / "runs", "--json").stdout)
     assert found["age_seconds"] == (0 if age == "0 s" else None)
     assert runs.age(-1e12) == "0 s"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Sequence
 
+from perlcli.text import clip, one_line
+
 SHOWN_FAULTS = 20
 
 
@@ -35,15 +37,15 @@ class Interrupted(PerlError):
 
 
 def reason(error: Exception) -> str:
-    """What went wrong in a library or the system, in one line."""
+    """An error of a library or the system in one line, with its type or its file."""
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:600]}"
+    return f"{type(error).__name__}: {clip(one_line(str(error)), 600)}"
 
 
-def line(error: BaseException) -> str:
-    """What a library says went wrong, in one line, for use inside a sentence of ours."""
-    return " ".join(str(error).split())[:300] or type(error).__name__
+def line(error: BaseException, limit: int = 300) -> str:
+    """A library's error message in one line of at most `limit` characters, for use inside a sentence of ours."""
+    return clip(one_line(str(error)), limit) or type(error).__name__
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

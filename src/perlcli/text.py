@@ -1,10 +1,12 @@
-"""Text for people: values cut to length, counts with their noun, Markdown."""
+"""Text for people: lines, numbers with their unit, tables, Markdown."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from enum import Enum
 
-LONG_NUMBER = 14_000  # bits: Python spells no number of more than 4,300 digits
+LONG_NUMBER = 14_000  # bits: Python refuses to print integers of more than 4,300 digits
+UNITS = ("B", "kB", "MB", "GB", "TB")
 
 
 def counted(number: int, noun: str) -> str:
@@ -12,10 +14,48 @@ def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
-def shorten(value: object, limit: int = 80) -> str:
-    """The value as it would be typed, cut to `limit` characters, for use inside an error line.
+def number(value: float) -> str:
+    """A number with three significant digits, without an exponent unless it is very small or very large."""
+    if value == 0 or not 1e-4 <= abs(value) < 1e15:
+        return f"{value:.3g}"
+    return f"{value:,.0f}" if abs(value) >= 99.95 else f"{value:#.3g}".rstrip(".")
 
-    No more of it is spelled than is shown: what a user gave can be millions of values deep, wide or long.
+
+def size(count: float) -> str:
+    """Bytes in units of a thousand, as the trainers count them: `812 B`, `1.23 GB`."""
+    power = 0
+    while count >= 999.5 and power < len(UNITS) - 1:
+        count, power = count / 1000, power + 1
+    return f"{number(count) if power else f'{count:.0f}'} {UNITS[power]}"
+
+
+def megabytes(mb: float) -> str:
+    """Memory given in MB: `812 MB`, `1.23 GB`."""
+    return size(mb * 1e6)
+
+
+def one_line(text: str) -> str:
+    """The text in one line, with single spaces."""
+    return " ".join(text.split())
+
+
+def clip(text: str, limit: int = 80) -> str:
+    """The text, without its end if it is longer than `limit` characters."""
+    return text if len(text) <= limit else text[: limit - 1].rstrip() + "…"
+
+
+def clip_middle(text: str, limit: int) -> str:
+    """The text, without its middle if it is longer than `limit` characters."""
+    if len(text) <= limit:
+        return text
+    head = (limit - 1) // 2
+    return f"{text[:head]}…{text[len(text) - (limit - 1 - head) :]}"
+
+
+def shorten(value: object, limit: int = 80) -> str:
+    """The value as a user would type it, cut to `limit` characters, for use inside an error line.
+
+    It formats no more of the value than it returns: users can give values that are millions of items deep or long.
     """
     text = ""
     for piece in _spelled(value, limit):
@@ -25,13 +65,8 @@ def shorten(value: object, limit: int = 80) -> str:
     return text
 
 
-def clip(text: str, limit: int = 80) -> str:
-    """Text cut to `limit` characters."""
-    return text if len(text) <= limit else text[: limit - 1] + "…"
-
-
 def _spelled(value: object, limit: int) -> Iterator[str]:
-    """A value's spelling, piece by piece."""
+    """A value's text, piece by piece."""
     if isinstance(value, dict):
         yield "{"
         for place, (key, item) in enumerate(value.items()):
@@ -47,9 +82,35 @@ def _spelled(value: object, limit: int) -> Iterator[str]:
             yield from _spelled(item, limit)
         yield "]"
     elif isinstance(value, int) and value.bit_length() > LONG_NUMBER:
-        yield "a number of thousands of digits"  # which Python spells no more
+        yield "a number of thousands of digits"
     else:
         yield repr(value[:limit] if isinstance(value, str | bytes) else value)
+
+
+def enum_value(value: object) -> str:
+    """The value of an enum's member; any other value as text."""
+    return str(value.value if isinstance(value, Enum) else value)
+
+
+def plain_table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
+    """A table for a terminal: the first `left` columns aligned left, the others right."""
+    from rich.cells import cell_len  # some letters take two columns
+
+    widths = [max(map(cell_len, column)) for column in zip(header, *rows, strict=True)]
+    lines = []
+    for row in [header, ["-" * width for width in widths], *rows]:
+        line = []
+        for place, (cell, width) in enumerate(zip(row, widths, strict=True)):
+            space = " " * (width - cell_len(cell))
+            line.append(cell + space if place < left else space + cell)
+        lines.append("  ".join(line).rstrip())
+    return "\n".join(lines)
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int | None = None) -> str:
+    """A Markdown table; the columns after the first `left` aligned right, if given. Cells are Markdown, not escaped."""
+    marks = ["---" if left is None or place < left else "---:" for place in range(len(header))]
+    return "\n".join("|" + "".join(f" {cell} |" if cell else " |" for cell in row) for row in (header, marks, *rows))
 
 
 MARKUP = str.maketrans(
@@ -58,5 +119,5 @@ MARKUP = str.maketrans(
 
 
 def inline(text: str) -> str:
-    """Text of a model or a file in one line, with what Markdown or HTML would read as more than a sign escaped."""
-    return " ".join(text.translate(MARKUP).split())
+    """Text from a model or a file in one line, with the characters that Markdown or HTML would interpret escaped."""
+    return one_line(text.translate(MARKUP))

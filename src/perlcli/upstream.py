@@ -11,6 +11,7 @@ import os
 import warnings
 
 from perlcli.redaction import hidden
+from perlcli.text import one_line
 
 VARIABLES = {
     "TOKENIZERS_PARALLELISM": "false",  # else a line at each fork of a data loader
@@ -64,7 +65,7 @@ def _as_line(
     message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
 ) -> str:
     """A warning in a line, without the path of the library that gives it."""
-    return hidden(f"{category.__name__}: {' '.join(str(message).split())}\n")
+    return hidden(f"{category.__name__}: {one_line(str(message))}\n")
 
 
 def hush_bars() -> None:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from packaging.requirements import Requirement
 
@@ -51,7 +52,7 @@ def raising(error: BaseException) -> Callable[..., Any]:
         (OSError(13, "Permission denied", "/x"), ("FAIL", "Permission denied: /x", "")),
         (ImportError("libcuda.so"), ("FAIL", "ImportError: libcuda.so", "")),
         (RecursionError("deep"), ("FAIL", "RecursionError: deep", "")),
-        (SystemExit(3), ("FAIL", "it ended Python with 3", "")),
+        (SystemExit(3), ("FAIL", "it exited with 3", "")),
     ],
 )
 def test_a_check_that_cannot_be_made_is_a_line(error: BaseException, line: tuple[str, str, str]) -> None:
@@ -66,7 +67,7 @@ def test_what_a_check_found_before_it_failed_stays() -> None:
     assert [text for _, text, _ in found(check)] == ["first", "ValueError: second"]
 
 
-def test_no_line_tells_a_secret_or_a_home(monkeypatch: Patch, tmp_path: Path) -> None:
+def test_no_line_contains_a_secret_or_the_home_folder(monkeypatch: Patch, tmp_path: Path) -> None:
     monkeypatch.setenv("HOME", str(tmp_path / "alice"))
     monkeypatch.setenv("HF_TOKEN", "hf_planted")
     monkeypatch.setenv("wandb_api_key", "0123456789")
@@ -100,7 +101,7 @@ def test_each_finding_is_a_line_with_what_to_do_beneath(few: Any, perl: Any) -> 
 def test_what_fails_ends_in_exit_code_1(few: Any, perl: Any) -> None:
     few(Finding("a", "FAIL", "x"), Finding("b", "ok", "y"), Finding("a", "FAIL", "z"))
     result = perl("doctor", code=1)
-    assert result.stderr == "Error: Not everything works: a\nHint: the lines marked FAIL say what to do\n"
+    assert result.stderr == "Error: Some checks failed: a\nHint: the lines marked FAIL say what to do\n"
     told = json.loads(perl("doctor", "--json", code=1).stdout)
     assert told["ok"] is False and [item["status"] for item in told["checks"]] == ["FAIL", "ok", "FAIL"]
     few(Finding("a", "warn", "x"))
@@ -145,16 +146,16 @@ def test_a_crash_is_the_line_of_its_check_and_the_others_are_made(monkeypatch: P
     monkeypatch.setattr(checks, "CHECKS", {})
     monkeypatch.setattr(torch_checks, "CHECKS", {"a": None, "b": None, "c": None})
     assert [(item.name, item.status, item.text) for item in doctor.findings()] == [
-        ("a", "ok", "well"), ("b", "FAIL", "its process was ended by SIGILL: illegal"), ("c", "ok", "well"),
+        ("a", "ok", "well"), ("b", "FAIL", "its process was killed by SIGILL: illegal"), ("c", "ok", "well"),
     ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("code", "text"),
     [
-        ("sys.exit('no torch')", "its process ended with exit code 1: no torch"),
-        ("print('noise', flush=True)", "its process ended with exit code 0"),
-        ("", "its process ended with exit code 0"),
+        ("sys.exit('no torch')", "its process exited with code 1: no torch"),
+        ("print('noise', flush=True)", "its process exited with code 0"),
+        ("", "its process exited with code 0"),
     ],
 )
 def test_a_process_that_cannot_begin_fails_once(code: str, text: str, monkeypatch: Patch) -> None:
@@ -166,12 +167,12 @@ def test_a_process_that_cannot_begin_fails_once(code: str, text: str, monkeypatc
 
 def test_a_check_that_hangs_is_ended(monkeypatch: Patch) -> None:
     in_child(monkeypatch, "tell(begin='a'); import time; time.sleep(60)")
-    monkeypatch.setattr(doctor, "PATIENCE_SECONDS", 0.5)
+    monkeypatch.setattr(doctor, "TIMEOUT_SECONDS", 0.5)
     names = ["a"]
     assert [item.text for item in doctor.apart(names)] == ["its process took more than 0.5 s"] and not names
 
 
-def test_the_process_apart_tells_lines_whatever_libraries_print(tmp_path: Path) -> None:
+def test_the_process_writes_only_json_lines_whatever_libraries_print(tmp_path: Path) -> None:
     code = (
         "from perlcli.doctor import torch_checks\nfrom perlcli.doctor.checks import Finding\n"
         "def check():\n    print('noise')\n    yield Finding('a', 'ok', 'well')\n    raise ValueError('late')\n"
@@ -184,7 +185,7 @@ def test_the_process_apart_tells_lines_whatever_libraries_print(tmp_path: Path) 
     ]  # fmt: skip
 
 
-def test_what_lies_in_the_current_folder_stands_in_for_no_library(tmp_path: Path) -> None:
+def test_a_file_in_the_current_folder_does_not_replace_a_library(tmp_path: Path) -> None:
     (tmp_path / "torch.py").write_text("raise RuntimeError('not torch')")
     told = list(doctor.apart(["torch"]))
     assert [item.status for item in told] == ["ok"] and "built for" in told[0].text
@@ -194,10 +195,10 @@ def test_what_lies_in_the_current_folder_stands_in_for_no_library(tmp_path: Path
 
 
 def demanding(monkeypatch: Patch, python: str, *packages: str) -> None:
-    monkeypatch.setattr(checks, "demands", lambda: (python, list(packages)))
+    monkeypatch.setattr(checks, "requirements", lambda: (python, list(packages)))
 
 
-def test_python_is_held_against_what_is_asked(monkeypatch: Patch) -> None:
+def test_python_must_be_a_supported_version(monkeypatch: Patch) -> None:
     demanding(monkeypatch, ">=3.11,<3.14")
     assert only(checks.python)[0] == "ok"
     demanding(monkeypatch, ">=3.99")
@@ -205,28 +206,28 @@ def test_python_is_held_against_what_is_asked(monkeypatch: Patch) -> None:
     assert status == "FAIL" and "needs >=3.99" in text and hint
 
 
-def test_packages_are_held_against_what_is_asked(monkeypatch: Patch) -> None:
+def test_packages_must_be_of_supported_versions(monkeypatch: Patch) -> None:
     demanding(
         monkeypatch, "", "typer>=0.1", "torch>=99,<100", "not-a-package>=1", "bitsandbytes>=99",
         "ruff>=99; extra == 'dev'", "elsewhere>=1; sys_platform == 'none'",
     )  # fmt: skip
     torch, missing, quantised, right = found(checks.packages)
-    assert torch[0] == "FAIL" and "where perlcli needs torch<100,>=99" in torch[1]
+    assert torch[0] == "FAIL" and "but perlcli needs torch<100,>=99" in torch[1]
     assert torch[2] == "pip install 'torch<100,>=99'"
     assert missing == ("FAIL", "not-a-package is not installed", "pip install 'not-a-package>=1'")
     assert quantised[0] == "warn" and "--load-in-4bit need it" in quantised[1]
     assert right == ("ok", f"typer {importlib.metadata.version('typer')}", "")
 
 
-def test_what_perlcli_asks_comes_from_its_package_or_checkout(monkeypatch: Patch, tmp_path: Path) -> None:
-    python, packages = checks.demands()
+def test_requirements_come_from_the_package_or_its_checkout(monkeypatch: Patch, tmp_path: Path) -> None:
+    python, packages = checks.requirements()
     assert python and any(line.startswith("trl") for line in packages)
     monkeypatch.setattr(checks.importlib.metadata, "distribution", raising(importlib.metadata.PackageNotFoundError()))
     needed = [Requirement(line) for line in packages if "extra" not in line]  # an installer may quote in another way
-    assert needed == [Requirement(line) for line in checks.demands()[1]]
+    assert needed == [Requirement(line) for line in checks.requirements()[1]]
     monkeypatch.setattr(checks, "PYPROJECT", tmp_path / "none")
     status, text, hint = only(checks.packages)
-    assert (status, hint) == ("FAIL", "pip install perlcli") and "isn't installed as a package" in text
+    assert (status, hint) == ("FAIL", "pip install perlcli") and "is not installed as a package" in text
 
 
 def test_optional_packages_say_what_they_are_for(monkeypatch: Patch) -> None:
@@ -250,15 +251,14 @@ def test_processors(monkeypatch: Patch) -> None:
 
 @pytest.fixture
 def machine(monkeypatch: Patch, tmp_path: Path) -> Callable[..., None]:
-    """Sets what the system tells of memory: available kB, and the files of the container's limits."""
+    """Sets what the system tells of memory: available bytes, and the files of the container's limits."""
 
     def tell(available: int, **limits: str) -> None:
-        monkeypatch.setattr(checks, "PROC", tmp_path / "proc")
+        memory = namedtuple("memory", "total available")(16_384_000_000, available)
+        monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
         monkeypatch.setattr(checks, "CGROUP", tmp_path / "cgroup")
-        for folder in ("proc", "cgroup"):
-            shutil.rmtree(tmp_path / folder, ignore_errors=True)
-            (tmp_path / folder).mkdir()
-        (tmp_path / "proc/meminfo").write_text(f"MemTotal: 16000000 kB\nMemAvailable: {available} kB\nHugePages: 0\n")
+        shutil.rmtree(tmp_path / "cgroup", ignore_errors=True)
+        (tmp_path / "cgroup").mkdir()
         for name, text in limits.items():
             (tmp_path / "cgroup" / f"memory.{name}").write_text(text + "\n")
 
@@ -266,17 +266,15 @@ def machine(monkeypatch: Patch, tmp_path: Path) -> Callable[..., None]:
 
 
 def test_memory_of_the_machine_or_of_its_container(machine: Any, monkeypatch: Patch, tmp_path: Path) -> None:
-    machine(8_000_000)
-    assert only(checks.memory) == ("ok", "8.2 of 16.4 GB free", "")
-    machine(8_000_000, max="max", current="5")
-    assert only(checks.memory)[1] == "8.2 of 16.4 GB free"
-    machine(8_000_000, max=str(4 * 10**9), current=str(10**9))
-    assert only(checks.memory)[1] == "3.0 of 4.0 GB free"
-    machine(1_000_000)
+    machine(8_192_000_000)
+    assert only(checks.memory) == ("ok", "8.19 GB of 16.4 GB free", "")
+    machine(8_192_000_000, max="max", current="5")
+    assert only(checks.memory)[1] == "8.19 GB of 16.4 GB free"
+    machine(8_192_000_000, max=str(4 * 10**9), current=str(10**9))
+    assert only(checks.memory)[1] == "3.00 GB of 4.00 GB free"
+    machine(1_024_000_000)
     assert only(checks.memory)[0] == "warn"
-    (tmp_path / "proc/meminfo").unlink()  # as on macOS
-    assert only(checks.memory)[0] == "ok"
-    (tmp_path / "proc/meminfo").write_text("MemTotal: many kB\n")
+    monkeypatch.setattr(psutil, "virtual_memory", raising(ValueError("MemTotal: many kB")))
     assert only(checks.memory)[0] == "FAIL"
 
 
@@ -284,18 +282,18 @@ def test_disk_warns_where_room_is_short_or_nothing_can_be_written(monkeypatch: P
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(checks.shutil, "disk_usage", lambda _: usage(9e9, 0, 9e9))
     lines = found(checks.disk)
-    assert [status for status, _, _ in lines] == ["ok"] * 3 and "9.0 GB free" in lines[0][1]
+    assert [status for status, _, _ in lines] == ["ok"] * 3 and "9.00 GB free" in lines[0][1]
     monkeypatch.setattr(checks.shutil, "disk_usage", lambda _: usage(9e9, 5e9, 4e9))
     assert [(status, bool(hint)) for status, _, hint in found(checks.disk)] == [("warn", True)] * 3
     monkeypatch.setattr(checks.os, "access", lambda *_: False)
-    assert "nothing can be written" in found(checks.disk)[0][1]
+    assert "it is not writable" in found(checks.disk)[0][1]
     monkeypatch.setattr(checks.Path, "cwd", raising(FileNotFoundError(2, "No such file or directory")))
-    assert found(checks.disk)[0][:2] == ("FAIL", "the folder that you are in was deleted")
+    assert found(checks.disk)[0][:2] == ("FAIL", "the current folder was deleted")
     assert len(found(checks.disk)) == 3
 
 
 def test_a_cache_that_is_yet_to_be_made_is_measured_where_it_will_be(tmp_path: Path) -> None:
-    line = checks.room("hub cache", tmp_path / "a" / "b", "hint")
+    line = checks.space("hub cache", tmp_path / "a" / "b", "hint")
     assert line.status in ("ok", "warn") and str(tmp_path / "a" / "b") in line.text
 
 
@@ -319,13 +317,13 @@ def script(folder: Path, text: str) -> Path:
     return path
 
 
-def test_the_interpreter_that_calls_are_handed_to(monkeypatch: Patch, tmp_path: Path) -> None:
+def test_the_interpreter_that_runs_perl_programs(monkeypatch: Patch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path / "none"))
     assert only(checks.interpreter)[0] == "warn"
     ours = script(tmp_path / "ours", "#!/usr/bin/python\nfrom perlcli.entry import perl\n")
     theirs = script(tmp_path / "theirs", "#!/bin/sh\n")
     monkeypatch.setenv("PATH", f"{ours.parent}{os.pathsep}{theirs.parent}")
-    assert only(checks.interpreter) == ("ok", f"Perl programs are handed to {theirs}", "")
+    assert only(checks.interpreter) == ("ok", f"Perl programs run with {theirs}", "")
     monkeypatch.setenv("PATH", str(theirs.parent))
     assert [status for status, _, _ in found(checks.interpreter)] == ["ok", "warn"]
 
@@ -383,10 +381,10 @@ def two_gpus(monkeypatch: Patch) -> None:
 def test_each_gpu_has_a_line(monkeypatch: Patch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
     first, second, both = found(torch_checks.gpus)
-    assert first == ("ok", "0: GPU-0, 20.0 of 24.0 GB free, compute capability 9.0, driver 570.1, "
+    assert first == ("ok", "0: GPU-0, 20.0 GB of 24.0 GB free, compute capability 9.0, driver 570.1, "
                      "CUDA_VISIBLE_DEVICES=2,3", "")  # fmt: skip
-    assert second[0] == "warn" and "another process has its memory" in second[2]
-    assert "2 GPUs in sight" in both[1]
+    assert second[0] == "warn" and "another process uses its memory" in second[2]
+    assert "2 GPUs visible" in both[1]
 
 
 @pytest.mark.usefixtures("two_gpus")
@@ -397,7 +395,7 @@ def test_a_gpu_that_fails_is_a_line(monkeypatch: Patch) -> None:
     assert only(torch_checks.gpus) == ("FAIL", "RuntimeError: CUDA error: ECC", "")
 
 
-def test_the_driver_is_told_by_its_tool_or_by_the_system(monkeypatch: Patch, tmp_path: Path) -> None:
+def test_the_driver_version_comes_from_nvidia_smi_or_the_system(monkeypatch: Patch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(torch_checks, "DRIVER", tmp_path / "version")
     assert torch_checks.driver() == ""
@@ -420,17 +418,17 @@ def test_a_precision_that_is_wrong_says_what_to_take_instead(monkeypatch: Patch)
     wrong = precisions.Comparison(2.5, 2.4, 0.2, False)
     monkeypatch.setattr(precisions, "compare", lambda name: wrong)
     status, text, hint = only(lambda: torch_checks.precision("4-bit"))
-    assert status == "FAIL" and "cosine of 0.20000 (at least 0.99)" in text and "upgrade bitsandbytes" in hint
+    assert status == "FAIL" and "cosine 0.20000 (at least 0.99)" in text and "upgrade bitsandbytes" in hint
 
 
-def test_a_precision_that_this_machine_lacks_is_no_failure(monkeypatch: Patch) -> None:
+def test_a_precision_that_this_machine_does_not_support_is_not_a_failure(monkeypatch: Patch) -> None:
     lack = PerlError("needs bitsandbytes", "pip install bitsandbytes")
     monkeypatch.setattr(torch_checks.device, "check", raising(lack))
     line = only(lambda: torch_checks.precision("8-bit"))
     assert line == ("warn", "needs bitsandbytes", "pip install bitsandbytes")
 
 
-def test_float16_is_checked_on_a_gpu_alone(monkeypatch: Patch) -> None:
+def test_float16_is_only_checked_on_a_gpu(monkeypatch: Patch) -> None:
     monkeypatch.setattr(torch_checks.device, "kind", lambda: "cpu")
     assert found(torch_checks.half) == []
     asked: list[str] = []

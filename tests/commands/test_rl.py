@@ -84,7 +84,7 @@ def test_record_tells_the_run(rl_run: Path, sft_run: Path, reward_run: Path, lla
         "first_reward", "reward", "kl_per_token", "completion_length", "share_truncated", "gold",
         "seconds_sampling", "seconds_scoring", "seconds_anchor", "seconds_learning",
     }  # fmt: skip
-    assert f"reward: {reward_run}, an adapter on the policy's own base (adds 0.0 MB)" in found.notes
+    assert f"reward: {reward_run}, an adapter on the policy's own base (adds 14.6 kB)" in found.notes
     steps = metrics(rl_run)
     assert (found.metrics["first_reward"], found.tokens) == (steps[0]["reward"], steps[-1]["num_tokens"])
     assert found.metrics["reward"] == pytest.approx((steps[0]["reward"] + steps[1]["reward"]) / 2)

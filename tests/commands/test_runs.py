@@ -1,4 +1,4 @@
-"""`perl runs`: every run below a folder in a table, the ones at work told from the killed, broken records by name."""
+"""`perl runs`: a table of all runs below a folder; running and killed ones differ, damaged records are reported."""
 
 import dataclasses
 import json
@@ -117,35 +117,37 @@ def test_a_folder_that_is_not_ours_to_read_is_left_out(make: Make, top: Path) ->
     ("process", "status"),
     [({}, "running"), (DEAD, "killed"), ({"started": "x"}, "killed"), ({"host": "other"}, "running?")],
 )
-def test_a_record_that_says_running_is_told_by_its_process(
+def test_whether_a_running_record_is_killed_depends_on_its_process(
     make: Make, process: dict[str, Any], status: str
 ) -> None:  # a dead one, one whose number was given to another, and one of another machine
     found = row(make("a", rows=7, process=liveness.mark() | process, **BEGUN))
     assert (found.status, found.steps, found.total, found.metric) == (status, 7, 40, ("accuracy", 0.07))
 
 
-def test_what_goes_on_with_a_killed_run_is_said(make: Make, top: Path) -> None:
+def test_a_killed_run_has_the_command_that_continues_it(make: Make, top: Path) -> None:
     make("a b", process=DEAD, **BEGUN)
     make("merge", command="merge", process=DEAD, **BEGUN)
     make("far", process={"host": "other"}, **BEGUN)
     make("bad", hour=6, status="failed", failure="no\nroom \x1b[2Jleft")
     shown = runs.text(runs.read(top, {}), top, NOW, None)
-    assert f"killed: its process is gone; to go on: perl reward --config '{top}/a b/settings.yaml' --resume\n" in shown
+    assert (
+        f"killed: its process is gone; to continue: perl reward --config '{top}/a b/settings.yaml' --resume\n" in shown
+    )
     assert f"{top}/merge: killed: its process is gone\n" in shown
-    assert "running?: on another machine, which can't be asked; it last wrote 0 s ago\n" in shown
-    way_on = f"; to go on: perl reward --config {top}/bad/settings.yaml --resume"
-    assert shown.endswith(f"failed: no room [2Jleft{way_on}")
+    assert "running?: on another machine, so it may be running or not; last written 0 s ago\n" in shown
+    resume = f"; to continue: perl reward --config {top}/bad/settings.yaml --resume"
+    assert shown.endswith(f"failed: no room [2Jleft{resume}")
 
 
-def test_no_more_is_told_than_fits_and_that_is_said(make: Make, top: Path) -> None:
+def test_notes_are_limited_to_the_newest_and_the_rest_counted(make: Make, top: Path) -> None:
     for number in range(runs.NOTES + 2):
         make(f"r{number}", hour=number, process=DEAD, **BEGUN)
     shown = runs.text(runs.read(top, {}), top, NOW, None).splitlines()
-    assert "… and 2 more: --json tells of all" in shown
-    assert sum("to go on: " in line for line in shown) == runs.NOTES
+    assert "… and 2 more: see --json" in shown
+    assert sum("to continue: " in line for line in shown) == runs.NOTES
 
 
-def test_steps_by_epochs_are_reckoned_from_the_last_line(make: Make) -> None:
+def test_the_steps_of_epochs_are_computed_from_the_last_line(make: Make) -> None:
     settings = {"max_steps": None, "num_train_epochs": 3.0}
     found = row(make("a", rows=20, settings=settings, **BEGUN))
     assert (found.steps, found.total) == (20, 150)
@@ -153,7 +155,7 @@ def test_steps_by_epochs_are_reckoned_from_the_last_line(make: Make) -> None:
     assert runs.steps_of(row(make("c", settings=settings, status="interrupted", steps=3))) == "3/?"
 
 
-def test_the_last_line_is_read_from_the_end_of_the_file_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_end_of_the_metrics_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / METRICS
     rows = [json.dumps({"step": n, "loss": float(n)}) for n in range(5000)]
     path.write_text("\n".join([*rows, '{"eval_loss": 3}', "[1]", '{"step": 5000, "lo']))
@@ -195,13 +197,13 @@ def test_a_record_that_cannot_be_read_has_a_row_that_says_so(
     [{"started": 5}, {"started": "soon"}, {"settings": []}, {"model": 3}, {"process": None, "status": "running"},
      {"steps": "many", "status": "failed"}, {"status": ["x"]}, {"command": {}}, {"metrics": [1]}],
 )  # fmt: skip
-def test_values_of_other_types_are_no_crash(values: dict[str, Any], make: Make, top: Path, perl: Any) -> None:
+def test_values_of_wrong_types_do_not_crash(values: dict[str, Any], make: Make, top: Path, perl: Any) -> None:
     make("bad", **values)
     perl("runs")
     perl("runs", "--json")
 
 
-def test_json_tells_programs_all_of_it(make: Make, top: Path, perl: Any) -> None:
+def test_json_has_everything(make: Make, top: Path, perl: Any) -> None:
     make("a", metrics={"accuracy": float("nan")})
     (found,) = json.loads(perl("runs", top, "--json").output)
     size = (top / "a" / RECORD).stat().st_size
@@ -232,16 +234,8 @@ def test_ages(seconds: float, words: str) -> None:
     assert runs.age(seconds) == words
 
 
-@pytest.mark.parametrize(
-    ("count", "words"),
-    [(0, "0 B"), (999, "999 B"), (1234, "1.2 kB"), (56e6, "56 MB"), (1.24e9, "1.2 GB"), (3e16, "30,000 TB")],
-)  # fmt: skip
-def test_sizes(count: float, words: str) -> None:
-    assert runs.amount(count) == words
-
-
 @pytest.mark.parametrize("base", ["coffee base (embedded)", "org/small", "/home/alice/models/small/", "small", None])
-def test_a_model_is_told_without_its_place(base: str | None) -> None:
+def test_a_model_is_named_without_its_folder_or_organisation(base: str | None) -> None:
     record = RunRecord(model={} if base is None else {"base": base})
     assert runs.model_of(record) == ("coffee" if base is None or base.startswith("coffee") else "small")
 
@@ -254,6 +248,13 @@ def test_the_table_fits_a_terminal(make: Make, top: Path) -> None:
     for width in (80, 100):
         assert max(map(len, runs.text(rows, top, NOW, width).splitlines())) <= width
     assert runs.text(rows, top, NOW, 100).count("…") == 2
+
+
+def test_a_narrow_terminal_cuts_only_long_names(make: Make, top: Path) -> None:
+    make("a-name-that-is-rather-long/with-parts-that-are-longer", model={"base": "org/Some-Model-Of-A-Long-Name-7B"})
+    for width in (40, 60, 90):
+        (line,) = runs.text(runs.read(top, {}), top, NOW, width).splitlines()[2:]
+        assert line.split()[4:7] == ["40/40", "accuracy", "80.0%"] and line.endswith(" B")
 
 
 def test_a_table_higher_than_the_terminal_shows_its_head_and_its_end() -> None:
@@ -282,7 +283,7 @@ def waiting(monkeypatch: pytest.MonkeyPatch, *actions: Callable[[], Any]) -> lis
 
 
 @pytest.mark.usefixtures("terminal")
-def test_on_a_terminal_a_run_at_work_is_followed_to_its_end(
+def test_on_a_terminal_a_running_run_is_followed_to_its_end(
     make: Make, top: Path, perl: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make("done", rows=3)
@@ -294,7 +295,7 @@ def test_on_a_terminal_a_run_at_work_is_followed_to_its_end(
 
 
 @pytest.mark.usefixtures("terminal")
-def test_ctrl_c_ends_the_table_and_no_error(make: Make, perl: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_ends_the_table_without_an_error(make: Make, perl: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     make("a", rows=5, **BEGUN)
     waits = waiting(monkeypatch)
     assert "5/40" in perl("runs").output and len(waits) == 1
@@ -311,7 +312,7 @@ def test_watch_waits_for_runs_that_are_yet_to_come(
     assert len(waits) == 2
 
 
-def test_elsewhere_than_on_a_terminal_the_table_is_printed_once(make: Make, perl: Any) -> None:
+def test_without_a_terminal_the_table_is_printed_once(make: Make, perl: Any) -> None:
     make("a", rows=5, **BEGUN)
     assert perl("runs").output.count("5/40") == 1
 
@@ -331,7 +332,7 @@ def test_what_has_ended_is_not_read_again(make: Make, top: Path, monkeypatch: py
 
 
 def test_what_cannot_be_listed_is_refused(tmp_path: Path, top: Path, perl: Any) -> None:
-    assert "There is no folder runs\nHint: perl runs DIR" in perl("runs", code=2).output
+    assert "No such folder: runs\nHint: perl runs DIR" in perl("runs", code=2).output
     (tmp_path / "file").write_text("")
     assert "file is a file" in perl("runs", "file", code=2).output
     top.mkdir()
@@ -339,7 +340,7 @@ def test_what_cannot_be_listed_is_refused(tmp_path: Path, top: Path, perl: Any) 
     assert "--watch needs a terminal" in perl("runs", "--watch", code=2).output
 
 
-def test_a_run_at_work_says_which_process_it_is(sft_run: Path) -> None:
+def test_a_record_has_the_mark_of_its_process(sft_run: Path) -> None:
     process = json.loads((sft_run / RECORD).read_text())["process"]
     assert process == liveness.mark()
     assert row(sft_run).status == "finished" and row(sft_run).metric is not None

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from perlcli.run import liveness
@@ -68,35 +69,34 @@ def test_a_mark_holds_no_name(monkeypatch: pytest.MonkeyPatch) -> None:
     assert set(json.loads(text)) == {"pid", "started", "host"}
 
 
-def test_a_name_with_blanks_and_brackets_is_read_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    boot = tmp_path / "sys/kernel/random/boot_id"
-    boot.parent.mkdir(parents=True)
-    boot.write_text("0123456789abcdef\n")
-    fields = " ".join(str(number) for number in range(4, 53))
-    for pid, state in (("7", "S"), ("8", "Z")):
-        (tmp_path / pid).mkdir()
-        (tmp_path / pid / "stat").write_text(f"{pid} (a) Z (b c) {state} {fields}\n")
-    (tmp_path / "self").symlink_to("7")
-    monkeypatch.setattr(liveness, "PROC", tmp_path)
-    assert liveness.start_of(7) == "01234567-22"
-    assert liveness.start_of(8) is None and liveness.start_of(9) is None
-
-
-@pytest.mark.parametrize(
-    ("said", "found"),
-    [("Ss   Mon Nov 23 05:00:00 2026\n", "Mon Nov 23 05:00:00 2026"), ("Z    Mon Nov 23 05:00:00\n", None), ("", None)],
-)  # fmt: skip
-def test_without_proc_ps_is_asked(
-    said: str, found: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.skipif(not liveness.BOOT.exists(), reason="Linux only")
+def test_on_linux_the_start_is_counted_from_the_boot_so_that_setting_the_clock_changes_nothing(
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(liveness, "PROC", tmp_path / "none")
-    monkeypatch.setattr(
-        liveness.subprocess, "run", lambda words, **_: subprocess.CompletedProcess(words, 0, stdout=said)
-    )
-    assert liveness.start_of(os.getpid()) == found
+    ticks = Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19]
+    assert liveness.start_of(os.getpid()) == f"{liveness.BOOT.read_text()[:8]}-{ticks}"
+    psutil.boot_time()  # older versions of psutil keep it
+    shifted = psutil.boot_time() + 3600
+    created = psutil.Process.create_time
+    monkeypatch.setattr(psutil, "boot_time", lambda: shifted)
+    monkeypatch.setattr(psutil.Process, "create_time", lambda process: created(process) + 3600)
+    assert liveness.start_of(os.getpid()) == f"{liveness.BOOT.read_text()[:8]}-{ticks}"
 
 
-def test_without_ps_nothing_can_be_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(liveness, "PROC", tmp_path / "none")
-    monkeypatch.setenv("PATH", str(tmp_path))
+def test_elsewhere_the_start_is_the_time_that_the_system_keeps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(liveness, "BOOT", tmp_path / "none")
+    monkeypatch.setattr(psutil.Process, "create_time", lambda process: 1234.5)
+    assert liveness.start_of(os.getpid()) == "1234.5"
+
+
+def test_a_process_that_may_not_be_looked_at_has_no_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(process: psutil.Process) -> str:
+        raise psutil.AccessDenied(process.pid)
+
+    monkeypatch.setattr(psutil.Process, "status", refuse)
     assert liveness.start_of(os.getpid()) is None
+
+
+@pytest.mark.parametrize("started", ["Mon Nov 23 05:00:00 2026", 12.5, None, ["x"], {}])
+def test_a_mark_of_another_form_is_not_the_process_that_has_its_number(started: object) -> None:
+    assert liveness.life(liveness.mark() | {"started": started}) in ("gone", "unknown")

@@ -6,7 +6,7 @@ import pytest
 
 from perlcli.run.metrics import words
 from perlcli.run.record import RunRecord
-from perlcli.run.summary import figure, show, table, text
+from perlcli.run.summary import figure, show, text
 
 
 def record(**values: Any) -> RunRecord:
@@ -27,13 +27,13 @@ def test_a_record_is_its_figures_then_the_cost_then_the_folder() -> None:
         "accuracy: 90.0%",
         "mean margin: 1.235",
         "rows: 2,000",
-        "60 steps · 12,345 tokens · 62 s · peak memory 1,234 MB · trained 50 of 1,000 parameters (5.00%)",
+        "60 steps · 12,345 tokens · 62 s · peak memory 1.23 GB · trained 50 of 1,000 parameters (5.00%)",
         "Saved in runs/x",
     ]
 
 
 def test_a_run_that_trains_nothing_has_no_steps_to_tell() -> None:
-    assert text(record()).splitlines() == ["62 s · peak memory 1,234 MB", "Saved in runs/x"]
+    assert text(record()).splitlines() == ["62 s · peak memory 1.23 GB", "Saved in runs/x"]
 
 
 def test_an_interval_stands_beside_its_figure() -> None:
@@ -77,19 +77,6 @@ def test_a_figure_is_told_as_a_person_reads_it(key: str, value: Any, expected: s
 )
 def test_a_metric_has_a_name_in_words(key: str, expected: str) -> None:
     assert words(key) == expected
-
-
-def test_a_table_aligns_its_columns() -> None:
-    assert table(("", "gold"), [("base", "5.9%"), ("SFT", "100.0%")]).splitlines() == [
-        "        gold",
-        "----  ------",
-        "base    5.9%",
-        "SFT   100.0%",
-    ]
-
-
-def test_a_table_without_rows_is_its_header() -> None:
-    assert table(("name", "x"), []) == "name  x\n----  -"
 
 
 def test_a_dry_run_prints_nothing_more(capsys: pytest.CaptureFixture[str]) -> None:

@@ -112,5 +112,7 @@ def test_quantised_state_counts_as_bytes(copies: Any) -> None:
 
 def test_the_line_tells_small_and_large() -> None:
     parts = {"base": 271.4, "policy": 3.7, "anchor": 0.0, "reward": 0.05}
-    assert base_copies.line(1.0, parts) == "base copies resident: 1 (271 MB); policy 3.7 MB, anchor 0 kB, reward 50 kB"
-    assert base_copies.line(2.5, {"policy": 0.5}) == "base copies resident: 2.5; policy 0.5 MB"
+    assert (
+        base_copies.line(1.0, parts) == "base copies resident: 1 (271 MB); policy 3.70 MB, anchor 0 B, reward 50.0 kB"
+    )
+    assert base_copies.line(2.5, {"policy": 0.5}) == "base copies resident: 2.5; policy 500 kB"

@@ -21,7 +21,7 @@ from perlcli.run.files import RECORD, SETTINGS
 from perlcli.settings import Option, dashed
 from perlcli.settings.types import convert, fits
 from perlcli.settings.yaml import read_config
-from perlcli.text import clip
+from perlcli.text import clip, one_line
 
 CONFIG_HELP = "YAML file with the same names as these options; the command line wins."
 METAVARS = {int: "N", float: "X"}
@@ -45,7 +45,7 @@ def command(app: typer.Typer, name: str) -> Callable[[Callable[[Any], None]], Ca
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         run.__annotations__ = {item.name: item.annotation for item in parameters}
         run.__doc__ = function.__doc__
-        summary = " ".join((function.__doc__ or "").split("\n\n")[0].split())
+        summary = one_line((function.__doc__ or "").split("\n\n")[0])
         app.command(name.rpartition(" ")[2], cls=Command, short_help=summary)(run)
         return run
 

@@ -10,12 +10,13 @@ from perlcli import recipes, settings
 from perlcli.cli.app import app, data_app
 from perlcli.cli.binding import CONFIG_HELP, DEBUG_HELP, shown_default, shown_name
 from perlcli.settings.types import describe
+from perlcli.text import markdown_table, one_line
 
 PACKAGE = Path(__file__).parents[1]
 # The rooms of the package, lowest first: each imports only from those before it (tests/test_layers.py).
 ROOMS = {
+    "text": "text for people: lines, numbers, tables, Markdown",
     "errors": "errors that the user can fix",
-    "text": "text for people: cut, counted, as Markdown",
     "redaction": "takes homes and secrets out of what is kept and printed",
     "stats": "the figures of reward models and policies",
     "upstream": "quiets the libraries below us",
@@ -50,28 +51,28 @@ def commands() -> str:
 
 def recipe_table() -> str:
     """Every recipe with its title and stages, as Markdown."""
-    rows = ["| recipe | task | stages |", "| --- | --- | --- |"]
+    rows = []
     for name in recipes.names():
         found = recipes.read(name)
-        rows.append(f"| `{name}` | {found.title} | {', '.join(found.stages)} |")
-    return "\n".join(rows)
+        rows.append((f"`{name}`", found.title, ", ".join(found.stages)))
+    return markdown_table(("recipe", "task", "stages"), rows)
 
 
 def _command(name: str, text: str) -> str:
     lines = [f"## perl {name}", "", *(line.strip() for line in text.strip().splitlines())]
-    rows = [(item.panel, item) for item in settings.options(settings.ALL_COMMANDS[name])]
-    for panel, items in groupby(rows, key=lambda row: row[0]):
-        lines += ["", f"**{panel}**", "", "| option | value | default | meaning |", "| --- | --- | --- | --- |"]
-        lines += [_row(item) for _, item in items]
+    panels = [(item.panel, item) for item in settings.options(settings.ALL_COMMANDS[name])]
+    for panel, items in groupby(panels, key=lambda row: row[0]):
+        rows = [_row(item) for _, item in items]
         if panel == "Run":
-            lines += [f"| `--config`, `-c` | text | | {CONFIG_HELP} |", f"| `--debug` | flag | | {DEBUG_HELP} |"]
+            rows += [("`--config`, `-c`", "text", "", CONFIG_HELP), ("`--debug`", "flag", "", DEBUG_HELP)]
+        lines += ["", f"**{panel}**", "", markdown_table(("option", "value", "default", "meaning"), rows)]
     return "\n".join(lines)
 
 
-def _row(item: settings.Option) -> str:
+def _row(item: settings.Option) -> tuple[str, ...]:
     short = f", `{item.short}`" if item.short else f" (in YAML `{item.name}`)" if item.argument else ""
     kind = "flag" if item.type is bool else describe(item.type)
-    return f"| `{shown_name(item)}`{short} | {kind} | {shown_default(item)} | {item.help} |"
+    return f"`{shown_name(item)}`{short}", kind, shown_default(item), item.help
 
 
 def rooms() -> str:
@@ -82,12 +83,11 @@ def rooms() -> str:
 
 def module_map() -> str:
     """The modules of each room with the first sentence of their docstrings, as Markdown."""
-    parts = []
+    rows: list[tuple[str, str]] = []
     for room in sorted(ROOMS):
         paths = sorted((PACKAGE / room).rglob("*.py")) or [PACKAGE / f"{room}.py"]
-        rows = [f"| `{path.relative_to(PACKAGE)}` | {_summary(path)} |" for path in paths if not _is_empty(path)]
-        parts.append("\n".join(rows))
-    return "\n".join(["| module | contents |", "| --- | --- |", *parts])
+        rows += [(f"`{path.relative_to(PACKAGE)}`", _summary(path)) for path in paths if not _is_empty(path)]
+    return markdown_table(("module", "contents"), rows)
 
 
 def _is_empty(path: Path) -> bool:
@@ -97,4 +97,4 @@ def _is_empty(path: Path) -> bool:
 
 def _summary(path: Path) -> str:
     text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
-    return " ".join(text.split("\n\n")[0].split())
+    return one_line(text.split("\n\n")[0])

@@ -23,8 +23,9 @@ from perlcli.model.weights import ADAPTER_CONFIG
 from perlcli.run.files import CHECKPOINTS, RECORD, write_whole
 from perlcli.run.lifecycle import Run, recording, write_settings
 from perlcli.run.output_folder import check_output
-from perlcli.run.record import RunRecord, command_line, find_record, read_record, write_record
+from perlcli.run.record import RunRecord, command_line, find_record, read_record, resume_command, write_record
 from perlcli.terminal import say
+from perlcli.text import counted
 
 MERGED = "merged"
 KILLED = "killed by signal 9, as the system does when it is out of memory"
@@ -77,7 +78,7 @@ def run(given: settings.CompareFull) -> RunRecord | None:
         except Stopped as stopped:
             state.report.status = "interrupted"
             tell_report(state)
-            stopped.hint = f"{state.report.command} --resume"
+            stopped.hint = resume_command(state.folder, "compare-full")
             raise
         finish(state)
     return state.run.record
@@ -148,7 +149,7 @@ def tell_plan(state: State) -> None:
         rates = arms.learning_rates(state.given, stage, arms.given_values(state.given, stage))
         say(f"{stage}: {names}; learning rate {rates[0]:g}, full tuning {rates[1]:g}")
     seeds = len(state.given.run.seed)
-    say(f"{state.total} runs, each in a process of its own ({seeds} seed{'s' * (seeds > 1)}), into {state.folder}")
+    say(f"{state.total} runs, each in a process of its own ({counted(seeds, 'seed')}), into {state.folder}")
 
 
 def jobs(state: State, stage: str) -> list[Job]:

@@ -1,4 +1,4 @@
-"""`perl doctor`: what this machine has and what works on it, a line a check, and what to do about what doesn't."""
+"""`perl doctor`: what this machine has, what works on it, and what to do about the rest; one line per check."""
 
 from __future__ import annotations
 
@@ -10,24 +10,20 @@ import sys
 import tempfile
 import threading
 from collections.abc import Generator, Iterator
-from pathlib import Path
 
 from perlcli import settings
 from perlcli.doctor import checks, torch_checks
 from perlcli.doctor.checks import Finding, clean, examine
 from perlcli.errors import RunFailed
 
-# A place of its own behind all others: what lies in the current folder must not stand in for a library.
-CODE = (
-    "import sys; sys.path.append(sys.argv[1]); from perlcli.doctor import torch_checks; torch_checks.main(sys.argv[2:])"
-)
-CHILD = [sys.executable, "-P", "-c", CODE, str(Path(__file__).parents[2])]
-PATIENCE_SECONDS = 120.0  # for all checks of one process: a driver can hang
+# With -P, a file in the current folder can't be imported in place of a library.
+CHILD = [sys.executable, "-P", "-m", "perlcli.doctor.torch_checks"]
+TIMEOUT_SECONDS = 120.0  # for all checks of one process: a driver can hang
 WIDTH = max(map(len, (*checks.CHECKS, *torch_checks.CHECKS)))
 
 
 def run(given: settings.Doctor) -> None:
-    """Print what each check found, as it is found; raises RunFailed where something doesn't work."""
+    """Print each finding as soon as it is known. Raises RunFailed if a check failed."""
     found = []
     for item in findings():
         found.append(item)
@@ -37,17 +33,17 @@ def run(given: settings.Doctor) -> None:
     if given.doctor.json:
         print(json.dumps({"ok": not failed, "checks": [dataclasses.asdict(item) for item in found]}, indent=2))
     if failed:
-        raise RunFailed(f"Not everything works: {', '.join(failed)}", "the lines marked FAIL say what to do")
+        raise RunFailed(f"Some checks failed: {', '.join(failed)}", "the lines marked FAIL say what to do")
 
 
 def line(found: Finding) -> str:
-    """A finding as a line, with what to do about it beneath."""
+    """A finding as a line, with its hint below."""
     text = f"{found.status:<4}  {found.name:<{WIDTH}}  {found.text}"
     return f"{text}\n{'':<{WIDTH + 8}}{found.hint}" if found.hint else text
 
 
 def findings() -> Iterator[Finding]:
-    """All that the checks find, in their order."""
+    """The findings of all checks, in order."""
     for name, check in checks.CHECKS.items():
         yield from examine(name, check)
     names = list(torch_checks.CHECKS)
@@ -55,60 +51,60 @@ def findings() -> Iterator[Finding]:
         before = len(names)
         yield from apart(names)
         if len(names) == before:
-            return  # not even one could be made, and the next process would be no better
+            return  # the process could not run even one check, and another would do no better
 
 
 def apart(names: list[str]) -> Iterator[Finding]:
-    """What the checks of these names find in a process of their own; those that were made are taken off the list.
+    """The findings of these checks, run in another process; removes those that ran from the list.
 
-    Where the process dies, the check that it died in failed; the others are left on the list.
+    If the process dies, the check that it was running has failed, and those after it stay on the list.
     """
-    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as said:
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log:
         with subprocess.Popen(
-            [*CHILD, *names], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=said, encoding="utf-8",
+            [*CHILD, *names], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, encoding="utf-8",
         ) as process:  # fmt: skip
-            patience = threading.Timer(PATIENCE_SECONDS, process.kill)
-            patience.start()
+            timeout = threading.Timer(TIMEOUT_SECONDS, process.kill)
+            timeout.start()
             try:
-                current = yield from heard(process, names)
-            except BaseException:  # Ctrl-C, or nobody wants to hear the rest
+                current = yield from read_findings(process, names)
+            except BaseException:  # Ctrl-C, or the caller stops iterating
                 process.kill()
                 raise
             finally:
-                is_late = not patience.is_alive()
-                patience.cancel()
-        said.seek(0)
-        last = said.read().strip().splitlines()[-1:]
+                is_late = not timeout.is_alive()
+                timeout.cancel()
+        log.seek(0)
+        last = log.read().strip().splitlines()[-1:]
     if current or names:
-        how = f"took more than {PATIENCE_SECONDS:g} s" if is_late else ending(process.returncode)
+        how = f"took more than {TIMEOUT_SECONDS:g} s" if is_late else ending(process.returncode)
         yield Finding(current or names[0], "FAIL", clean(": ".join([f"its process {how}", *last])))
     if current:
         names.remove(current)
 
 
-def heard(process: subprocess.Popen[str], names: list[str]) -> Generator[Finding, None, str]:
-    """The findings that a process tells; gives the name of the check that it began and did not end, if any."""
+def read_findings(process: subprocess.Popen[str], names: list[str]) -> Generator[Finding, None, str]:
+    """The findings that a process writes; returns the name of the check that it started but did not finish, if any."""
     current = ""
     for text in process.stdout or ():
         try:
-            told = json.loads(text)
+            message = json.loads(text)
         except ValueError:
-            continue  # what Python's own start-up prints, where someone made it print
-        if "begin" in told:
-            current = told["begin"]
-        elif "end" in told:
+            continue  # printed while Python starts, by a sitecustomize for example
+        if "begin" in message:
+            current = message["begin"]
+        elif "end" in message:
             names.remove(current)
             current = ""
         else:
-            yield Finding(**told)
+            yield Finding(**message)
     return current
 
 
 def ending(code: int) -> str:
     """How a process ended."""
     if code >= 0:
-        return f"ended with exit code {code}"
+        return f"exited with code {code}"
     try:
-        return f"was ended by {signal.Signals(-code).name}"
+        return f"was killed by {signal.Signals(-code).name}"
     except ValueError:
-        return f"was ended by signal {-code}"
+        return f"was killed by signal {-code}"

@@ -18,7 +18,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from perlcli import device, settings, upstream
-from perlcli.errors import PerlError, RunFailed
+from perlcli.errors import PerlError, RunFailed, line
 from perlcli.model import loading, roles, sources, tokenizers
 from perlcli.model.sources import Source
 from perlcli.model.weights import ADAPTER_CONFIG
@@ -28,6 +28,7 @@ from perlcli.run.output_folder import check_output
 from perlcli.run.record import RunRecord, find_record
 from perlcli.settings import ModelSettings
 from perlcli.terminal import say
+from perlcli.text import enum_value
 from perlcli.training import guards
 from perlcli.training.origin import check_fingerprint, check_tokenizer, trained_in
 from perlcli.training.prepare import Prepared, loaded
@@ -143,11 +144,11 @@ def _check_mergeable(source: Source) -> None:
     if config is None:
         hint = "name the folder of a run, or of a LoRA adapter"
         raise PerlError(f"{source.name} is a model, not an adapter: there is nothing to merge", hint)
-    kind = str(getattr(config.peft_type, "value", config.peft_type))
+    kind = enum_value(config.peft_type)
     if not hasattr(PEFT_TYPE_TO_TUNER_MAPPING.get(config.peft_type), "merge_and_unload"):
         hint = "use it with peft, beside its base"
         raise PerlError(f"The adapter {source.name} is {kind}, which adds nothing to weights: it can't be merged", hint)
-    task = str(getattr(config.task_type, "value", config.task_type))
+    task = enum_value(config.task_type)
     if task not in TASKS:
         raise PerlError(
             f"The adapter {source.name} is for {task}", "perl merge takes policies (CAUSAL_LM) and rewards (SEQ_CLS)"
@@ -326,7 +327,7 @@ def merge(model: PeftModel, prepared: Prepared, rows: list[Ids]) -> Any:
     try:
         merged = tuner.merge_and_unload(safe_merge=True)
     except (ValueError, NotImplementedError, AttributeError, TypeError, RuntimeError) as error:
-        raise RunFailed(f"peft can't merge {source.name}: {' '.join(str(error).split())[:300]}") from error
+        raise RunFailed(f"peft can't merge {source.name}: {line(error)}") from error
     if before == base_weights(merged):
         raise RunFailed(
             f"Merging changed no weight: in {str(merged.dtype).removeprefix('torch.')} the adapter is lost to rounding",

@@ -14,11 +14,12 @@ from typing import Any
 from perlcli import data, device, settings
 from perlcli.commands import evaluate, reward, rl, sft
 from perlcli.errors import Interrupted, RunFailed
-from perlcli.run import plots, summary
-from perlcli.run.lifecycle import Run, go_on, recording
+from perlcli.run import plots
+from perlcli.run.lifecycle import Run, recording
 from perlcli.run.output_folder import check_output
 from perlcli.run.record import RunRecord, find_record
 from perlcli.terminal import say
+from perlcli.text import plain_table
 
 STORY = """\
 A language model learns to take coffee orders, in the three phases of RLHF, by LoRA on one frozen base.
@@ -54,7 +55,7 @@ def run(given: settings.Quickstart) -> RunRecord | None:
         try:
             found = stages(out, given)
         except Interrupted as stopped:
-            stopped.hint = go_on(whole)  # not with the stage alone
+            stopped.hint = whole.resume_command  # not of the stage only
             raise
         whole.record.metrics = figures(found)
         whole.record.peak_memory_mb = device.peak_memory_mb()
@@ -148,6 +149,6 @@ def conclusion(record: RunRecord, found: dict[str, RunRecord], out: Path) -> str
             (word, f"{m['gold']:.1%}", interval, f"{m['mean_reward']:.2f}", divergence, f"{m['mean_length']:.1f}")
         )
     header = ("", "orders right", "95 % interval", "mean reward", "KL to anchor", "tokens")
-    table = summary.table(header, rows)
+    table = plain_table(header, rows)
     picture = f"Picture: {out}/plots/success.png · {record.elapsed_seconds:.0f} s in all"
     return f"\n{table}\n\n{picture}\n\n{NEXT.format(out=out)}"

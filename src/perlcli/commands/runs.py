@@ -1,4 +1,4 @@
-"""`perl runs`: the runs below a folder as a table; of those at work, how far they are by their last line of metrics."""
+"""`perl runs`: a table of the runs below a folder, with the progress of those that are running."""
 
 from __future__ import annotations
 
@@ -19,33 +19,34 @@ from perlcli import coffee, settings
 from perlcli.errors import PerlError
 from perlcli.run import liveness, metrics, summary
 from perlcli.run.files import CHECKPOINTS, METRICS, RECORD
-from perlcli.run.record import SCHEMA_VERSION, SEVERAL, RunRecord, command_line, read_record
+from perlcli.run.record import SCHEMA_VERSION, SEVERAL, RunRecord, read_record, resume_command
 from perlcli.terminal import say
+from perlcli.text import clip, one_line, plain_table, size
 
 DEFAULT = "runs"
-DEPTH = 8  # folders below the one that is asked for: a comparison's runs lie three deep
-TAIL_BYTES = 65536  # of metrics.jsonl, whose lines have some 2,000
+DEPTH = 8  # levels of folders that are searched: the runs of a comparison are three levels deep
+TAIL_BYTES = 65536  # read from the end of metrics.jsonl, whose lines have about 2,000
 REFRESH_SECONDS = 2.0
-NOTES = 5  # lines beneath the table, of the newest runs that have something to tell
+NOTES = 5  # lines below the table, about the newest runs that need one
 RUNNING, KILLED, ELSEWHERE, UNREADABLE = "running", "killed", "running?", "unreadable"
 STATUS: dict[liveness.Life, str] = {"alive": RUNNING, "gone": KILLED, "unknown": ELSEWHERE}
 HEADER = ("run", "stage", "status", "model", "steps", "key figure", "age", "size")
-LEFT = 4  # columns of words
-CUT = ((3, 12), (0, 20), (3, 6), (0, 10))  # what gives way on a narrow terminal: a column, and down to which width
-FIRST = datetime(2020, 1, 1, tzinfo=UTC).timestamp()  # no run is older: a machine's clock that was never set says 1970
+LEFT = 4  # columns of words, aligned left
+CUT = ((3, 12), (0, 20), (3, 6), (0, 10))  # on a narrow terminal: the columns that are cut, and to how many letters
+FIRST = datetime(2020, 1, 1, tzinfo=UTC).timestamp()  # no run is older: a clock that was never set says 1970
 AGES = ((86400 * 2, 86400, "d"), (3600 * 2, 3600, "h"), (60 * 2, 60, "min"), (0, 1, "s"))
 
 
 @dataclass(frozen=True)
 class Row:
-    """A run as the table has it."""
+    """A run as a row of the table."""
 
     folder: Path
-    stamp: int  # when its record was written, in ns: what tells whether to read it again
+    stamp: int  # when its record was written, in ns; an unchanged record isn't read again
     status: str
-    note: str  # what there is to tell beneath the table
+    note: str  # for below the table
     started: float  # seconds since 1970
-    size: int  # bytes of its folder
+    size: int  # bytes in its folder
     stage: str = ""
     model: str = ""
     steps: int | None = None
@@ -55,22 +56,24 @@ class Row:
 
 @dataclass(frozen=True)
 class Line:
-    """A row in its place: beneath the run that it lies in."""
+    """A row in its place: below the run that contains it."""
 
     row: Row
-    name: str  # as seen from the folder that was asked for, or from the run that it lies in
+    name: str  # relative to the folder that was asked for, or to the run that contains it
     depth: int
 
 
 def run(given: settings.Runs) -> None:
-    """Print the runs below a folder: once, or again and again as long as one is at work and a terminal shows it."""
+    """Print the runs below a folder; on a terminal, keep the table up to date while a run is in progress."""
     asked, watch = given.runs.dir or DEFAULT, given.runs.watch
     top = Path(asked).expanduser()
     if not top.is_dir():
-        hint = "perl runs DIR" if given.runs.dir is None else "name the folder of a run, or one that holds runs"
-        raise PerlError(f"{asked} is a file" if top.exists() else f"There is no folder {asked}", hint)
+        hint = "perl runs DIR" if given.runs.dir is None else "give the folder of a run, or one that contains runs"
+        raise PerlError(f"{asked} is a file" if top.exists() else f"No such folder: {asked}", hint)
     if watch and (given.runs.json or not is_terminal()):
-        raise PerlError("--watch needs a terminal, and prints no JSON", "call perl runs --json as often as you like")
+        raise PerlError(
+            "--watch needs a terminal and does not work with --json", "run perl runs --json repeatedly instead"
+        )
     rows = read(top, {})
     if given.runs.json:
         print(json.dumps([as_dict(line, time.time()) for line in arranged(rows, top)], indent=2, ensure_ascii=False))
@@ -81,22 +84,22 @@ def run(given: settings.Runs) -> None:
 
 
 def is_terminal() -> bool:
-    """Whether someone looks at what is printed."""
+    """Whether the output goes to a terminal."""
     return sys.stdout.isatty()
 
 
 def is_live(rows: Sequence[Row]) -> bool:
-    """Whether a run is at work on this machine."""
+    """Whether a run is in progress on this machine."""
     return any(row.status == RUNNING for row in rows)
 
 
 def width_of_terminal() -> int | None:
-    """Columns that a line can have; None for a pipe or file, which take any."""
+    """Columns of the terminal; None for a pipe or file, which take lines of any length."""
     return shutil.get_terminal_size().columns if is_terminal() else None
 
 
 def follow(top: Path, rows: list[Row], *, for_ever: bool) -> None:
-    """Show the table, brought up to date every two seconds, until Ctrl-C or until no run is at work any more."""
+    """Show the table and refresh it every two seconds, until Ctrl-C or, if not `for_ever`, until no run is running."""
     from rich.console import Console
     from rich.live import Live
     from rich.text import Text
@@ -110,26 +113,26 @@ def follow(top: Path, rows: list[Row], *, for_ever: bool) -> None:
             time.sleep(REFRESH_SECONDS)
             rows = read(top, {row.folder: row for row in rows})
             live.update(shown(), refresh=True)
-    say(text(rows, top, time.time(), width_of_terminal()))  # all of it, as nothing is cut to the terminal's height
+    say(text(rows, top, time.time(), width_of_terminal()))  # all of it, not only what fits the terminal's height
 
 
 def fitting(table: str, height: int) -> str:
-    """The table's head and as many of its last lines as the terminal has room for."""
+    """The table's head and as many of its last lines as fit; rich's Live would show the first ones."""
     lines = table.splitlines()
     return table if len(lines) <= height else "\n".join([*lines[:2], *lines[2:][-max(1, height - 2) :]])
 
 
 def find(top: Path) -> Iterator[Path]:
-    """Folders with a record: the one itself and those below, each once, also where links lead in a circle."""
+    """The folders with a record, from `top` itself downwards, each once even if links form a circle."""
     seen: set[tuple[int, int]] = set()
     near, links = [(top, 0)], list[tuple[Path, int]]()
     while near or links:
-        folder, depth = near.pop() if near else links.pop()  # links last: a run goes by its own name
+        folder, depth = near.pop() if near else links.pop()  # links last, so that a run is found by its own name
         try:
             status = folder.stat()
             inside = [entry for entry in os.scandir(folder) if depth < DEPTH and is_place(entry)]
         except OSError:
-            continue  # not ours to read, or deleted just now
+            continue  # not readable, or just deleted
         if (status.st_dev, status.st_ino) in seen:
             continue
         seen.add((status.st_dev, status.st_ino))
@@ -140,38 +143,38 @@ def find(top: Path) -> Iterator[Path]:
 
 
 def is_place(entry: os.DirEntry[str]) -> bool:
-    """Whether a run can lie in an entry of a folder: nothing hidden, no checkpoint."""
+    """Whether a folder's entry may contain runs: a folder that is neither hidden nor a checkpoint."""
     return entry.is_dir() and not entry.name.startswith((".", "checkpoint-")) and entry.name != CHECKPOINTS
 
 
 def read(top: Path, known: Mapping[Path, Row]) -> list[Row]:
-    """A row for each run; those that have ended are taken from `known` where their record is as it was."""
+    """A row for each run; rows of ended runs come from `known` if their record has not changed."""
     rows = []
     for folder in find(top):
         before = known.get(folder)
         try:
             stamp = (folder / RECORD).stat().st_mtime_ns
         except OSError:
-            continue  # deleted just now
+            continue  # just deleted
         is_same = before is not None and before.stamp == stamp and before.status not in (RUNNING, ELSEWHERE)
         rows.append(before if before is not None and is_same else row_of(folder, stamp))
     return rows
 
 
 def row_of(folder: Path, stamp: int) -> Row:
-    """The row of a run; of a record that can't be read, one that says so."""
-    size = size_of(folder)
+    """The row of a run; if its record can't be read, the row says why."""
+    bytes_in = size_of(folder)
     try:
-        return row_of_record(folder, read_record(folder), stamp, size)
+        return row_of_record(folder, read_record(folder), stamp, bytes_in)
     except PerlError as error:
         status, note = unreadable(folder), error.problem
     except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
-        status, note = UNREADABLE, f"{folder / RECORD} holds values that no run writes ({type(error).__name__})"
-    return Row(folder, stamp, status, printable(note), stamp / 1e9, size)
+        status, note = UNREADABLE, f"{folder / RECORD} is damaged: unexpected values ({type(error).__name__})"
+    return Row(folder, stamp, status, printable(note), stamp / 1e9, bytes_in)
 
 
 def unreadable(folder: Path) -> str:
-    """In a word why a record can't be read: it is of another version, or broken."""
+    """Why a record can't be read, as a status: another version, or damaged."""
     try:
         content = json.loads((folder / RECORD).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -182,38 +185,40 @@ def unreadable(folder: Path) -> str:
 
 
 def row_of_record(folder: Path, record: RunRecord, stamp: int, size: int) -> Row:
-    """The row of a record. Raises AttributeError and the like for one whose values are of other types."""
+    """The row of a record. Raises AttributeError, TypeError and the like if its values have the wrong types."""
     status = STATUS[liveness.life(record.process)] if record.status == RUNNING else record.status
     last = {} if status == "finished" else last_row(folder / METRICS)
     steps = record.steps if status == "finished" else max(record.steps, last.get("step", 0))
     return Row(
-        folder, stamp, printable(str(status)), printable(note_of(folder, record, status)),
-        datetime.fromisoformat(record.started).timestamp(), size, printable(record.command),
-        model_of(record), steps, total_of(record, steps, last), metric_of(record.command, record.metrics or last),
-    )  # fmt: skip
+        folder,
+        stamp,
+        status=printable(str(status)),
+        note=printable(note_of(folder, record, status)),
+        started=datetime.fromisoformat(record.started).timestamp(),
+        size=size,
+        stage=printable(record.command),
+        model=model_of(record),
+        steps=steps,
+        total=total_of(record, steps, last),
+        metric=metric_of(record.command, record.metrics or last),
+    )
 
 
 def note_of(folder: Path, record: RunRecord, status: str) -> str:
-    """What a run has to tell beyond its row."""
-    if status in ("failed", "interrupted"):
-        return "; ".join(filter(None, [record.failure, way_on(folder, record)]))
+    """What to say about a run below the table: why it ended and how to continue."""
     if status == ELSEWHERE:
-        wrote = max(path.stat().st_mtime for path in (folder / RECORD, folder / METRICS) if path.exists())
-        return f"on another machine, which can't be asked; it last wrote {age(time.time() - wrote)} ago"
-    if status != KILLED:
+        written = max(path.stat().st_mtime for path in (folder / RECORD, folder / METRICS) if path.exists())
+        return f"on another machine, so it may be running or not; last written {age(time.time() - written)} ago"
+    if status not in ("failed", "interrupted", KILLED):
         return ""
-    return "; ".join(filter(None, ["its process is gone", way_on(folder, record)]))
-
-
-def way_on(folder: Path, record: RunRecord) -> str:
-    """The command that goes on with a run, in words; empty for one of a command that can't."""
-    if "resume" not in settings.names(settings.COMMANDS[record.command]):
-        return ""
-    return "to go on: " + command_line(folder, record.command, "--resume")
+    notes = ["its process is gone" if status == KILLED else record.failure]
+    if "resume" in settings.names(settings.COMMANDS[record.command]):
+        notes.append("to continue: " + resume_command(folder, record.command))
+    return "; ".join(filter(None, notes))
 
 
 def last_row(path: Path) -> dict[str, Any]:
-    """The last whole row of a step in a run's metrics, from the file's end alone; empty where there is none."""
+    """The last complete row of a step in `metrics.jsonl`, by reading only the file's end; empty if there is none."""
     try:
         with path.open("rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES))
@@ -224,14 +229,14 @@ def last_row(path: Path) -> dict[str, Any]:
         try:
             row = json.loads(line)
         except (ValueError, RecursionError):
-            continue  # being written, or cut by where reading began
+            continue  # still being written, or cut off where reading began
         if isinstance(row, dict) and isinstance(row.get("step"), int):
             return row
     return {}
 
 
 def total_of(record: RunRecord, steps: int, last: Mapping[str, Any]) -> int | None:
-    """Steps that a run will have done at its end; None where nothing tells it, or where its settings are of others."""
+    """Steps that a run will have at its end; None if unknown, or if the command consists of several runs."""
     if record.command in SEVERAL:
         return None
     if record.status == "finished":
@@ -242,38 +247,38 @@ def total_of(record: RunRecord, steps: int, last: Mapping[str, Any]) -> int | No
     return round(last["step"] * epochs / epoch) if epochs and epoch else None
 
 
-def metric_of(stage: str, found: Mapping[str, Any]) -> tuple[str, float] | None:
-    """The figure that a stage is judged by, as far as the run has one."""
+def metric_of(stage: str, values: Mapping[str, Any]) -> tuple[str, float] | None:
+    """The key figure of a stage, if the run has one yet."""
     known = (
         name
         for name in metrics.judged_by(stage)
-        if isinstance(found.get(name), int | float) and not isinstance(found[name], bool)
+        if isinstance(values.get(name), int | float) and not isinstance(values[name], bool)
     )
     name = next(known, None)
-    return None if name is None else (name, float(found[name]))
+    return None if name is None else (name, float(values[name]))
 
 
 def model_of(record: RunRecord) -> str:
-    """The base's name without the folders or the organisation before it."""
+    """The base's name without its folder or organisation."""
     name = str(record.model.get("base") or record.settings.get("model") or coffee.NAME)
     return printable("coffee" if name == coffee.NAME else Path(name).name or name)
 
 
 def size_of(folder: Path) -> int:
-    """Bytes of all that lies in a folder, each file counted once; links aren't followed."""
+    """Bytes of all files in a folder, each counted once; links are not followed."""
     sizes: dict[tuple[int, int], int] = {}
     for place, _, names in os.walk(folder):
         for name in names:
             try:
-                found = os.lstat(os.path.join(place, name))
+                status = os.lstat(os.path.join(place, name))
             except OSError:
-                continue  # a file at the side, renamed just now
-            sizes[found.st_dev, found.st_ino] = found.st_size
+                continue  # just deleted or renamed
+            sizes[status.st_dev, status.st_ino] = status.st_size
     return sum(sizes.values())
 
 
 def arranged(rows: Sequence[Row], top: Path) -> list[Line]:
-    """The rows, newest last, each run that lies in another one beneath it."""
+    """The rows, newest last; runs inside another run come below it."""
     folders = {row.folder for row in rows}
     inside: dict[Path | None, list[Row]] = {}
     for row in sorted(rows, key=lambda row: (row.started, str(row.folder))):
@@ -289,76 +294,68 @@ def arranged(rows: Sequence[Row], top: Path) -> list[Line]:
 
 
 def name_of(folder: Path, place: Path) -> str:
-    """A folder as seen from another; its own name where it is that one."""
+    """A folder relative to another; its own name if it is the same."""
     return printable(str(folder.relative_to(place)) if folder != place else folder.resolve().name or str(folder))
 
 
 def text(rows: Sequence[Row], top: Path, now: float, width: int | None) -> str:
-    """The runs as a table, no wider than `width`, and beneath it what some of them have to tell."""
+    """The runs as a table, cut to `width` if given, and below it notes about some of them."""
     if not rows:
         return f"No runs in {top}."
     lines = arranged(rows, top)
-    cells = fitted([cells_of(line, now) for line in lines], width)
-    found = [f"{line.row.folder}: {line.row.status}: {line.row.note}" for line in lines if line.row.note]
-    more = [f"… and {len(found) - NOTES} more: --json tells of all"] if len(found) > NOTES else []
-    notes = [*more, *found[-NOTES:]]
-    return "\n".join([summary.table(HEADER, cells, LEFT), *[""][: len(notes)], *notes])
+    cells = [cells_of(line, now) for line in lines]
+    table = plain_table(HEADER, cells if width is None else fitted(cells, width), LEFT)
+    notes = [f"{line.row.folder}: {line.row.status}: {line.row.note}" for line in lines if line.row.note]
+    if not notes:
+        return table
+    if len(notes) > NOTES:
+        notes = [f"… and {len(notes) - NOTES} more: see --json", *notes[-NOTES:]]
+    return "\n".join([table, "", *notes])
 
 
 def cells_of(line: Line, now: float) -> list[str]:
-    """A line of the table."""
+    """The cells of a line of the table."""
     row = line.row
     metric = "-" if row.metric is None else f"{metrics.words(row.metric[0])} {summary.figure(*row.metric)}"
-    return [
-        "  " * line.depth + line.name, row.stage or "-", row.status, row.model or "-", steps_of(row), metric,
-        "?" if row.started < FIRST else age(now - row.started), amount(row.size),
-    ]  # fmt: skip
+    started = "?" if row.started < FIRST else age(now - row.started)
+    name = "  " * line.depth + line.name
+    return [name, row.stage or "-", row.status, row.model or "-", steps_of(row), metric, started, size(row.size)]
 
 
 def steps_of(row: Row) -> str:
-    """Steps done, of how many."""
+    """Steps done and in total: `12/40`."""
     if not row.steps and not row.total:
         return "-"
     return f"{row.steps or 0:,}/{'?' if row.total is None else f'{row.total:,}'}"
 
 
-def fitted(rows: list[list[str]], width: int | None) -> list[list[str]]:
-    """The cells cut so that the table is no wider than `width`, as far as can be."""
+def fitted(rows: list[list[str]], width: int) -> list[list[str]]:
+    """The cells with long names cut so that the table fits `width` columns, if possible.
+
+    rich's Table would drop the last columns on a narrow terminal: it applies minimum widths only after shrinking.
+    """
     for column, least in CUT:
-        widths = [max(len(row[place]) for row in [HEADER, *rows]) for place in range(len(HEADER))]
-        over = sum(widths) + 2 * (len(widths) - 1) - (width or math.inf)
-        if over > 0:
-            limit = int(max(least, widths[column] - over))
-            rows = [[*row[:column], cut(row[column], limit), *row[column + 1 :]] for row in rows]
+        widths = [max(map(len, cells)) for cells in zip(HEADER, *rows, strict=True)]
+        excess = sum(widths) + 2 * (len(widths) - 1) - width
+        if excess > 0:
+            limit = max(least, widths[column] - excess)
+            rows = [[*row[:column], clip(row[column], limit), *row[column + 1 :]] for row in rows]
     return rows
 
 
-def cut(cell: str, limit: int) -> str:
-    """A cell of at most `limit` letters."""
-    return cell if len(cell) <= limit else cell[: limit - 1] + "…"
-
-
 def printable(value: str) -> str:
-    """Text of one line without what would move a terminal's cursor: a record can come from anywhere."""
-    return " ".join("".join(letter if letter.isprintable() else " " for letter in value).split())[:300]
+    """Text in one line without control characters: a record can come from anywhere."""
+    return one_line("".join(letter if letter.isprintable() else " " for letter in value))[:300]
 
 
 def age(seconds: float) -> str:
-    """A time span in one unit: `40 s`, `3 h`; of a start that lies ahead, as a clock that was set tells it, `0 s`."""
+    """A time span in one unit: `40 s`, `3 h`; `0 s` if it is negative because the clock was set."""
     span = max(0.0, seconds)
     return next(f"{span // unit:.0f} {word}" for least, unit, word in AGES if span >= least)
 
 
-def amount(count: float) -> str:
-    """Bytes in one unit: `1.2 GB`."""
-    units = ("B", "kB", "MB", "GB", "TB")
-    place = 0 if count < 1 else min(len(units) - 1, int(math.log10(count) // 3))
-    value = count / 1000**place
-    return f"{value:.1f} {units[place]}" if place and value < 10 else f"{value:,.0f} {units[place]}"
-
-
 def as_dict(line: Line, now: float) -> dict[str, Any]:
-    """A run for programs."""
+    """A run as `--json` prints it."""
     row = line.row
     value = None if row.metric is None or not math.isfinite(row.metric[1]) else row.metric[1]
     return {

@@ -19,10 +19,10 @@ from perlcli.redaction import hidden_in
 from perlcli.run.files import METRICS, read_rows
 from perlcli.run.metrics import METRICS as METRICS_OF
 from perlcli.run.metrics import STEP, STEP_CPU, compared
-from perlcli.run.record import RunRecord, read_record, said
+from perlcli.run.record import RunRecord, field_table, read_record, said
 from perlcli.settings.types import fits
 from perlcli.stats import Z95
-from perlcli.text import shorten
+from perlcli.text import clip, one_line, shorten
 
 SCHEMA_VERSION = 1
 REPORT = "report.json"
@@ -187,12 +187,7 @@ def schema_tables() -> str:
     """The fields of a report as Markdown tables, for the documentation."""
     tables = []
     for kind in (Report, Comparison, Arm, RunFigures, Spread):
-        rows = [
-            f"| `{item.name}` | {str(item.type).replace('|', 'or')} | {item.metadata.get('help', '')} |"
-            for item in dataclasses.fields(kind)
-        ]
-        tables.append("\n".join([f"**{kind.__name__}.** {' '.join(str(kind.__doc__).split())}", "",
-                                 "| field | type | meaning |", "| --- | --- | --- |", *rows]))  # fmt: skip
+        tables.append(f"**{kind.__name__}.** {one_line(str(kind.__doc__))}\n\n{field_table(kind)}")
     return "\n\n".join(tables)
 
 
@@ -444,7 +439,7 @@ def differences(records: Mapping[str, RunRecord], meant: Iterable[str] = ()) -> 
 def _shown(value: str, limit: int = 60) -> str:
     """A value in JSON as a person reads it."""
     text = "not set" if value == "null" else value.strip('"')
-    return text if len(text) <= limit else text[: limit - 1] + "…"
+    return clip(text, limit)
 
 
 def _view(record: RunRecord) -> dict[str, Any]:

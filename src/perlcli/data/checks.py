@@ -22,6 +22,7 @@ from perlcli.data.rows import (
     Thumb,
     is_blank,
 )
+from perlcli.text import one_line
 
 EMPTY, REPEATED = "with an empty completion", "repeating an earlier row"
 MARK = 16  # bytes of a digest
@@ -176,7 +177,7 @@ def _opening(messages: list[dict[str, str]]) -> Content:
 
 def _plain(content: Any) -> Any:
     if isinstance(content, str):
-        return " ".join(content.split())
+        return one_line(content)
     if isinstance(content, dict):
         return [content["role"], _plain(content["content"])]
     return [_plain(part) for part in content]

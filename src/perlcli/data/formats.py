@@ -10,7 +10,7 @@ from perlcli.data import published, standard
 from perlcli.data.fields import BadField, SetAside
 from perlcli.data.rows import DataReport, Demonstration, Found, Preference, Prompt, Raw, Row, Thumb, Unjudged, is_blank
 from perlcli.errors import PerlError, nearest
-from perlcli.text import clip, counted
+from perlcli.text import clip, counted, markdown_table
 
 SHOWN_FAULTS = 10
 ALL = frozenset({"sft", "reward", "rl"})
@@ -238,9 +238,9 @@ USES: dict[str, Callable[[Row | Unjudged, Raw], Row]] = {"sft": _for_sft, "rewar
 
 def table() -> str:
     """The formats as a Markdown table, for the README."""
-    lines = ["| `--data-format` | columns | rows | for |", "| --- | --- | --- | --- |"]
+    rows = []
     for known in sorted(FORMATS, key=lambda item: (item.read.__module__ != standard.__name__, item.name)):
         columns = ", ".join(f"`{column}`" for column in known.columns)
         uses = ", ".join(use for use in USES if use in known.uses)
-        lines.append(f"| `{known.name}` | {columns} | {known.what} | {uses} |")
-    return "\n".join(lines)
+        rows.append((f"`{known.name}`", columns, known.what, uses))
+    return markdown_table(("`--data-format`", "columns", "rows", "for"), rows)

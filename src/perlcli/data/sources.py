@@ -12,7 +12,7 @@ from typing import Any, BinaryIO, cast
 
 from perlcli.data.files import read_csv, read_json
 from perlcli.data.rows import Found
-from perlcli.errors import PerlError, nearest
+from perlcli.errors import PerlError, line, nearest
 from perlcli.settings import DataSettings
 
 STREAMED = (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".csv", ".csv.gz")
@@ -103,9 +103,7 @@ def _read_text(path: Path, suffix: str) -> Rows:
 
 
 def _cant_read(source: object, error: Exception) -> PerlError:
-    cause = error.__cause__ or error
-    words = " ".join(str(cause).split())[:300] or type(cause).__name__
-    return PerlError(f"Can't read {source}: {words}")
+    return PerlError(f"Can't read {source}: {line(error.__cause__ or error)}")
 
 
 def _read_parquet(path: Path) -> Rows:
@@ -164,7 +162,7 @@ def _read_saved(path: Path, side: str, options: DataSettings) -> Rows:
     try:
         loaded = datasets.load_from_disk(str(path))
     except Exception as error:  # as for a table
-        raise PerlError(f"Can't read {path} as a saved data set: {' '.join(str(error).split())[:300]}") from error
+        raise PerlError(f"Can't read {path} as a saved data set: {line(error)}") from error
     if isinstance(loaded, datasets.Dataset):
         if options.split is not None:
             raise PerlError(f"--split {options.split}: {path} is a saved data set without splits", "leave --split out")

@@ -1,4 +1,4 @@
-"""The checks of `perl doctor` that need no torch: versions, processors, memory, disk, hub, the Perl interpreter."""
+"""The checks of `perl doctor` that do not need torch: versions, processors, memory, disk, Hub, Perl interpreter."""
 
 from __future__ import annotations
 
@@ -16,23 +16,24 @@ from typing import Literal
 from perlcli import interpreter as entry
 from perlcli.errors import PerlError, reason
 from perlcli.redaction import hidden
+from perlcli.text import counted, one_line, size
 
 Status = Literal["ok", "warn", "FAIL"]
 GB = 1e9
 LOW_DISK, LOW_MEMORY = 5 * GB, 2 * GB
-PROC, CGROUP = Path("/proc"), Path("/sys/fs/cgroup")
+CGROUP = Path("/sys/fs/cgroup")
 PYPROJECT = Path(__file__).parents[3] / "pyproject.toml"  # of a checkout that isn't installed
 QUANTISED = "bitsandbytes"
 OPTIONAL = {
     "tensorboard": "--report-to tensorboard",
     "wandb": "--report-to wandb",
-    "sentencepiece": "models whose folder has a tokenizer.model and no tokenizer.json",
+    "sentencepiece": "models that have a tokenizer.model but no tokenizer.json",
 }
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What a check found, in a line, and what to do about it."""
+    """The result of a check in one line, and what to do about it."""
 
     name: str
     status: Status
@@ -41,129 +42,125 @@ class Finding:
 
 
 def examine(name: str, check: Callable[[], Iterable[Finding]]) -> list[Finding]:
-    """What a check finds; where it can't be made at all, that is the finding. No line holds a secret or a home."""
+    """The findings of a check, or its failure as a finding. No line contains a secret or the user's home folder."""
     found: list[Finding] = []
     try:
         found.extend(check())
     except PerlError as error:
         found.append(Finding(name, "FAIL", error.problem, error.hint))
     except (Exception, SystemExit) as error:
-        text = reason(error) if isinstance(error, Exception) else f"it ended Python with {error.code}"
+        text = reason(error) if isinstance(error, Exception) else f"it exited with {error.code}"
         found.append(Finding(name, "FAIL", text))
     return [Finding(item.name, item.status, clean(item.text), clean(item.hint)) for item in found]
 
 
 def clean(text: str) -> str:
-    """Text in one line, with `~` for the user's home and stars for the values of variables that hold secrets."""
-    return " ".join(hidden(text).split())
+    """Text in one line, with `~` for the user's home and stars for secrets."""
+    return one_line(hidden(text))
 
 
 def python() -> Iterator[Finding]:
-    """Python against what perlcli asks for."""
+    """Whether this version of Python is supported."""
     from packaging.specifiers import SpecifierSet
 
-    version, asked = platform.python_version(), demands()[0]
-    is_right = SpecifierSet(asked).contains(version, prereleases=True)
-    yield (
-        Finding("python", "ok", version)
-        if is_right
-        else Finding(
-            "python", "FAIL", f"{version}, where perlcli needs {asked}", "make an environment with such a Python"
-        )
-    )
+    version, asked = platform.python_version(), requirements()[0]
+    if SpecifierSet(asked).contains(version, prereleases=True):
+        yield Finding("python", "ok", version)
+    else:
+        hint = "create an environment with such a Python"
+        yield Finding("python", "FAIL", f"{version}, but perlcli needs {asked}", hint)
 
 
-def demands() -> tuple[str, list[str]]:
-    """What perlcli asks of Python, and of other packages: as installed, or as the checkout says that it runs from."""
+def requirements() -> tuple[str, list[str]]:
+    """The Python version and packages that perlcli requires: as installed, or by the checkout's pyproject.toml."""
     try:
-        found = importlib.metadata.distribution("perlcli")
+        installed = importlib.metadata.distribution("perlcli")
     except importlib.metadata.PackageNotFoundError:
         try:
             project = tomllib.loads(PYPROJECT.read_text(encoding="utf-8"))["project"]
         except OSError:
-            problem = "perlcli isn't installed as a package, so what it needs can't be told"
+            problem = "perlcli is not installed as a package, so its requirements are unknown"
             raise PerlError(problem, "pip install perlcli") from None
         return project["requires-python"], project["dependencies"]
-    return found.metadata["Requires-Python"] or "", list(found.requires or [])
+    return installed.metadata["Requires-Python"] or "", list(installed.requires or [])
 
 
 def packages() -> Iterator[Finding]:
-    """Each package that perlcli needs: one line for all that are right, one for each that isn't."""
+    """The packages that perlcli needs: one line for all that are fine, and one for each problem."""
     from packaging.requirements import Requirement
 
     right = []
-    for requirement in map(Requirement, demands()[1]):
+    for requirement in map(Requirement, requirements()[1]):
         if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
-            continue  # for development, or for another system
+            continue  # an extra, or for another system
         version, asked = version_of(requirement.name), f"{requirement.name}{requirement.specifier}"
         if version is not None and requirement.specifier.contains(version, prereleases=True):
             right.append(f"{requirement.name} {version}")
             continue
-        told = "is not installed" if version is None else f"{version} is installed, where perlcli needs {asked}"
-        yield Finding("packages", *lack_of(requirement.name, told), f"pip install '{asked}'")
+        problem = "is not installed" if version is None else f"{version} is installed, but perlcli needs {asked}"
+        yield Finding("packages", *package_problem(requirement.name, problem), f"pip install '{asked}'")
     if right:
         yield Finding("packages", "ok", ", ".join(right))
 
 
 def version_of(name: str) -> str | None:
-    """A package's version, None where it isn't installed."""
+    """A package's version; None if it is not installed."""
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return None
 
 
-def lack_of(name: str, told: str) -> tuple[Status, str]:
-    """How grave it is that a package isn't as it should be: without bitsandbytes, all but two options work."""
+def package_problem(name: str, problem: str) -> tuple[Status, str]:
+    """A problem with a package and how serious it is: without bitsandbytes, only two options don't work."""
     if name == QUANTISED:
-        return "warn", f"{name} {told}: --load-in-8bit and --load-in-4bit need it"
-    return "FAIL", f"{name} {told}"
+        return "warn", f"{name} {problem}: --load-in-8bit and --load-in-4bit need it"
+    return "FAIL", f"{name} {problem}"
 
 
 def optional() -> Iterator[Finding]:
-    """Packages that some options need, and how to get them."""
+    """Packages that only some options need."""
     for name, use in OPTIONAL.items():
         version = version_of(name)
-        told = f"{name} is not installed; for {use}: pip install {name}" if version is None else f"{name} {version}"
-        yield Finding("optional", "ok", told)
+        missing = f"{name} is not installed; for {use}: pip install {name}"
+        yield Finding("optional", "ok", missing if version is None else f"{name} {version}")
 
 
 def processors() -> Iterator[Finding]:
-    """The cores that this process may use."""
-    all_of = os.cpu_count() or 1
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else all_of
+    """The CPU cores that this process may use."""
+    total = os.cpu_count() or 1
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else total
     threads = os.environ.get("OMP_NUM_THREADS")
-    told = f"{usable} of {all_of} cores" if usable < all_of else f"{all_of} core{'s' * (all_of > 1)}"
-    yield Finding("processors", "ok", told + (f", OMP_NUM_THREADS={threads}" if threads else ""))
+    cores = f"{usable} of {total} cores" if usable < total else counted(total, "core")
+    yield Finding("processors", "ok", cores + (f", OMP_NUM_THREADS={threads}" if threads else ""))
 
 
 def memory() -> Iterator[Finding]:
-    """Main memory, as far as this process may have it."""
+    """The main memory that this process can use."""
     free, total = memory_sizes()
-    told = f"{free / GB:.1f} of {total / GB:.1f} GB free"
+    text = f"{size(free)} of {size(total)} free"
     if free < LOW_MEMORY:
-        yield Finding("memory", "warn", told, "perl estimate tells what a model takes; end what else is running")
+        yield Finding("memory", "warn", text, "stop other programs; perl estimate predicts how much a run needs")
     else:
-        yield Finding("memory", "ok", told)
+        yield Finding("memory", "ok", text)
 
 
 def memory_sizes() -> tuple[float, float]:
-    """Bytes of main memory that are free, and in all: of the machine, or of the container where that has less."""
-    lines = (PROC / "meminfo").read_text(encoding="ascii").splitlines() if (PROC / "meminfo").exists() else []
-    sizes = {line.split(":")[0]: float(line.split()[1]) * 1024 for line in lines if line.endswith("kB")}
-    total = sizes.get("MemTotal") or float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    free = sizes.get("MemAvailable", total)
+    """Free and total bytes of main memory: of the machine, or of the container if its limit is lower."""
+    import psutil
+
+    machine = psutil.virtual_memory()
     limit, used = (
         _bytes("memory.max", "memory/memory.limit_in_bytes"),
         _bytes("memory.current", "memory/memory.usage_in_bytes"),
     )
-    if limit is not None and limit < total:
-        return max(0.0, min(free, limit - (used or 0.0))), limit
-    return free, total
+    if limit is not None and limit < machine.total:
+        return max(0.0, min(machine.available, limit - (used or 0.0))), limit
+    return machine.available, machine.total
 
 
 def _bytes(*names: str) -> float | None:
-    """The number in the first of some files of the container's limits; None where there is none."""
+    """The number in the first of these files of the container's limits; None if there is none."""
     for name in names:
         try:
             return float((CGROUP / name).read_text(encoding="ascii"))
@@ -173,52 +170,52 @@ def _bytes(*names: str) -> float | None:
 
 
 def disk() -> Iterator[Finding]:
-    """Room where runs, models and temporary files go."""
+    """Free space for runs, models and temporary files."""
     from huggingface_hub import constants
 
     try:
-        yield room("this folder", Path.cwd(), "cd elsewhere, or give each run an --output with more room")
+        yield space("this folder", Path.cwd(), "use another folder, or set --output to one with more space")
     except FileNotFoundError:
-        yield Finding("disk", "FAIL", "the folder that you are in was deleted", "cd to one that is there")
-    yield room("hub cache", Path(constants.HF_HUB_CACHE), "set HF_HOME to a folder with more room")
-    yield room("temporary files", Path(tempfile.gettempdir()), "set TMPDIR to a folder with more room")
+        yield Finding("disk", "FAIL", "the current folder was deleted", "cd to an existing folder")
+    yield space("hub cache", Path(constants.HF_HUB_CACHE), "set HF_HOME to a folder with more space")
+    yield space("temporary files", Path(tempfile.gettempdir()), "set TMPDIR to a folder with more space")
 
 
-def room(what: str, folder: Path, hint: str) -> Finding:
-    """The room in a folder, or in the one that it will be made in."""
-    standing = next(place for place in (folder, *folder.parents) if place.is_dir())
-    free = shutil.disk_usage(standing).free
-    told = f"{what}, {folder}: {free / GB:.1f} GB free"
-    if not os.access(standing, os.W_OK):
+def space(what: str, folder: Path, hint: str) -> Finding:
+    """The free space in a folder, or in the one that it will be created in."""
+    existing = next(place for place in (folder, *folder.parents) if place.is_dir())
+    free = shutil.disk_usage(existing).free
+    text = f"{what}, {folder}: {size(free)} free"
+    if not os.access(existing, os.W_OK):
         return Finding(
-            "disk", "warn", f"{told}, but nothing can be written there", hint.replace("with more room", "of yours")
+            "disk", "warn", f"{text}, but it is not writable", hint.replace("with more space", "that you can write to")
         )
-    return Finding("disk", "warn", told, hint) if free < LOW_DISK else Finding("disk", "ok", told)
+    return Finding("disk", "warn", text, hint) if free < LOW_DISK else Finding("disk", "ok", text)
 
 
 def hub() -> Iterator[Finding]:
-    """How models come from the hub. Nothing is asked of it; a token is told of, never shown."""
+    """Where models from the Hub are stored and whether a token is set. Makes no request and never shows the token."""
     from huggingface_hub import constants, get_token
 
-    token = "a token is set" if get_token() else "no token is set, as gated models need one (hf auth login)"
+    token = "a token is set" if get_token() else "no token is set; gated models need one (hf auth login)"
     if constants.HF_HUB_OFFLINE:
-        yield Finding("hub", "ok", f"HF_HUB_OFFLINE is set: only what lies in the cache is used; {token}")
+        yield Finding("hub", "ok", f"HF_HUB_OFFLINE is set, so only cached models are used; {token}")
     else:
         yield Finding("hub", "ok", f"models are downloaded to {constants.HF_HUB_CACHE}; {token}")
 
 
 def interpreter() -> Iterator[Finding]:
-    """The Perl interpreter that calls which aren't ours are handed to, and whether `perl` reaches us at all."""
+    """The Perl interpreter that runs Perl programs, and whether `perl` reaches perlcli at all."""
     path = os.environ.get("PATH", os.defpath)
     found, first = entry.find_interpreter(path), shutil.which("perl", path=path)
     if found is None:
-        yield Finding("perl", "warn", "no Perl interpreter on PATH: Perl programs can't be run by the name perl",
+        yield Finding("perl", "warn", "no Perl interpreter on PATH, so `perl SCRIPT` can't run Perl programs",
                       "install Perl, or add its folder to PATH")  # fmt: skip
     else:
-        yield Finding("perl", "ok", f"Perl programs are handed to {found}")
+        yield Finding("perl", "ok", f"Perl programs run with {found}")
     if first is not None and first == found:
-        yield Finding("perl", "warn", f"the name perl leads to {first} and not to perlcli",
-                      "type perlcli or python -m perlcli, or activate the environment that has it")  # fmt: skip
+        yield Finding("perl", "warn", f"`perl` runs {first}, not perlcli",
+                      "use perlcli or python -m perlcli, or activate the environment of perlcli")  # fmt: skip
 
 
 CHECKS: dict[str, Callable[[], Iterable[Finding]]] = {

@@ -1,4 +1,4 @@
-"""Whether each precision computes what it should: a forward and a backward pass, held against float32's."""
+"""Whether each precision computes correctly: a forward and a backward pass, compared with float32."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ PRECISIONS = {
     "8-bit": ModelSettings(load_in_8bit=True),
     "4-bit": ModelSettings(load_in_4bit=True),
 }
-# The most that the loss may be off, as a share of it, and the least cosine of the gradients. Rounding costs a tenth of
-# these or less on the embedded base; gradients that miss a layer have a cosine far below.
+# The largest relative error of the loss, and the smallest cosine of the gradients. Rounding uses up a tenth of these or
+# less on the embedded base; gradients that lack a layer have a far smaller cosine.
 TOLERANCES = {
     "float32": (1e-4, 0.99999),
     "bfloat16": (0.01, 0.99),
@@ -29,13 +29,13 @@ TOLERANCES = {
 }
 QUANTISED_OFF = 0.1  # the most that quantised weights may change float32's own loss, as a share of it
 ADAPTER = LoraSettings(lora_r=4, lora_alpha=8, lora_dropout=0.0, lora_target_modules=ATTENTION)
-SPREAD = 0.05  # of the adapter's weights: as they begin, half of their gradients would be 0
-SCALE = 1024.0  # of the loss, as training in float16 scales it; a power of two, so that nothing else changes
+SPREAD = 0.05  # of the adapter's weights: as initialised, half of their gradients would be 0
+SCALE = 1024.0  # of the loss, as training in float16 does; a power of two, so that nothing else changes
 
 
 @dataclass(frozen=True)
 class Pass:
-    """What a forward and a backward pass gave: the loss, and the gradients of every adapter weight in one row."""
+    """The loss, and the gradients of all adapter weights as one vector."""
 
     loss: float
     gradients: torch.Tensor
@@ -43,7 +43,7 @@ class Pass:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A precision against float32."""
+    """A precision compared with float32."""
 
     loss: float
     float32_loss: float
@@ -52,10 +52,10 @@ class Comparison:
 
 
 def compare(name: str) -> Comparison:
-    """Hold a precision, by its name in PRECISIONS, on this machine's device against float32.
+    """Compare a precision, by its name in PRECISIONS, with float32 on this machine's device.
 
-    Gradients are held against what float32 makes of the same weights, as the precision keeps them: on a model that has
-    learned its task, what quantising does to the weights turns gradients further than a fault of the kernels would.
+    Gradients are compared with those of the same (quantised) weights in high precision: on a model that has learned its
+    task, quantising the weights turns the gradients further than a fault of the kernels would.
     """
     settings = PRECISIONS[name]
     model, dtype = adapted(settings), getattr(torch, device.dtype_name(settings))
@@ -63,15 +63,15 @@ def compare(name: str) -> Comparison:
     found = passes(model, None if dtype == torch.float32 else dtype)
     off, least = TOLERANCES[name]
     cosine = float(torch.nn.functional.cosine_similarity(found.gradients, wanted.gradients, dim=0))
-    is_near = abs(found.loss - wanted.loss) <= off * wanted.loss  # false for what is no number, as all that follows
+    is_near = abs(found.loss - wanted.loss) <= off * wanted.loss  # also false for NaN, like the comparisons below
     is_sane = abs(found.loss - plain.loss) <= QUANTISED_OFF * plain.loss
     return Comparison(found.loss, plain.loss, cosine, is_near and is_sane and cosine >= least)
 
 
 def in_float64(model: torch.nn.Module) -> torch.nn.Module:
-    """The same weights on the CPU, to be computed with in float64: float32 without its rounding.
+    """The same weights in float64 on the CPU: float32 without its rounding.
 
-    The model must not have computed yet: 8-bit layers put away their scales then.
+    The model must not have run yet: 8-bit layers discard their scales when they do.
     """
     plain = adapted(PRECISIONS["float32"]).cpu()
     held = dict(model.named_modules())
@@ -83,7 +83,7 @@ def in_float64(model: torch.nn.Module) -> torch.nn.Module:
 
 
 def adapted(settings: ModelSettings) -> torch.nn.Module:
-    """The embedded base with a LoRA adapter, whose weights are the same ones each time and not 0."""
+    """The embedded base with a LoRA adapter whose weights are not 0 and the same each time."""
     model = roles.new_adapter(loading.load_causal(sources.locate(None), settings), ADAPTER, "CAUSAL_LM")
     generator = torch.Generator().manual_seed(0)
     for _, parameter in trained(model):
@@ -93,12 +93,12 @@ def adapted(settings: ModelSettings) -> torch.nn.Module:
 
 
 def trained(model: torch.nn.Module) -> list[tuple[str, torch.nn.Parameter]]:
-    """The parameters that train, by name."""
+    """The trainable parameters, by name."""
     return sorted((name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad)
 
 
 def passes(model: torch.nn.Module, dtype: torch.dtype | None) -> Pass:
-    """A forward pass without gradients, as sampling makes it, then one with them, and the way back."""
+    """A forward pass without gradients, as in sampling, then a forward and a backward pass."""
     place = next(model.parameters()).device
     ids = tokens().to(place)
     with torch.autocast(place.type, dtype, enabled=dtype is not None):
@@ -111,12 +111,12 @@ def passes(model: torch.nn.Module, dtype: torch.dtype | None) -> Pass:
 
 
 def _gradient(parameter: torch.nn.Parameter) -> torch.Tensor:
-    """A parameter's gradient, on the CPU in float64; zeros where it got none."""
+    """A parameter's gradient in float64 on the CPU; zeros if it has none."""
     return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.detach().cpu().double()
 
 
 def tokens() -> torch.Tensor:
-    """A demonstration of the embedded world as token ids, 1 x length."""
+    """A demonstration of the embedded data as token ids, shape (1, tokens)."""
     (row,) = coffee.demonstrations(count=1)
     text = "\n".join(message["content"] for key in ("prompt", "completion") for message in row[key])
     ids: torch.Tensor = tokenizers.load_tokenizer(sources.locate(None))(text, return_tensors="pt").input_ids

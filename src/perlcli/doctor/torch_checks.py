@@ -1,4 +1,4 @@
-"""The checks of `perl doctor` that need torch, in a process of their own: one that crashes takes no other with it."""
+"""The checks of `perl doctor` that need torch. They run in another process, which may crash."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import TextIO
 
 from perlcli import device, upstream
-from perlcli.doctor.checks import GB, Finding, examine
+from perlcli.doctor.checks import Finding, examine
 from perlcli.errors import PerlError
 from perlcli.settings import ModelSettings
+from perlcli.text import size
 
 DRIVER = Path("/proc/driver/nvidia/version")
 CUDA_BUILD = "install a CUDA build of torch: pytorch.org/get-started"
-BUSY = 0.1  # a GPU of whose memory less is free belongs to someone else
+BUSY = 0.1  # with a smaller share of its memory free, a GPU is in use by someone else
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 INSTEAD = {
     "float32": "reinstall torch",
@@ -34,7 +35,7 @@ INSTEAD = {
 
 
 def build() -> Iterator[Finding]:
-    """How torch was built, and the threads that it computes with."""
+    """How torch was built, and how many threads it uses."""
     import torch
 
     kinds = (("CUDA", torch.version.cuda), ("ROCm", torch.version.hip))
@@ -43,7 +44,7 @@ def build() -> Iterator[Finding]:
 
 
 def gpus() -> Iterator[Finding]:
-    """Each GPU in sight, or why there is none."""
+    """Each visible GPU, or why there is none."""
     import torch
 
     if not torch.cuda.is_available():
@@ -53,7 +54,7 @@ def gpus() -> Iterator[Finding]:
     for number in range(count):
         yield gpu(number)
     if count > 1:
-        yield Finding("gpu", "ok", f"{count} GPUs in sight; a run uses the first, another one by {VISIBLE}=1")
+        yield Finding("gpu", "ok", f"{count} GPUs visible; a run uses the first one, {VISIBLE}=1 selects the second")
 
 
 def no_gpu(*, is_cpu_build: bool) -> Finding:
@@ -69,8 +70,10 @@ def no_gpu(*, is_cpu_build: bool) -> Finding:
         return Finding(
             "gpu", "warn", f"there is an NVIDIA driver ({has_driver}), but torch is built for the CPU", CUDA_BUILD
         )
-    told = f"torch can't use the GPU: driver {has_driver}" + (f", {VISIBLE}={hidden!r}" if hidden else "")
-    return Finding("gpu", "FAIL", told, f"{CUDA_BUILD}, for a CUDA that this driver knows (nvidia-smi tells it)")
+    problem = f"torch can't use the GPU: driver {has_driver}" + (f", {VISIBLE}={hidden!r}" if hidden else "")
+    return Finding(
+        "gpu", "FAIL", problem, f"{CUDA_BUILD}, for a CUDA version that this driver supports (see nvidia-smi)"
+    )
 
 
 def gpu(number: int) -> Finding:
@@ -79,17 +82,17 @@ def gpu(number: int) -> Finding:
 
     free, total = torch.cuda.mem_get_info(number)
     major, minor = torch.cuda.get_device_capability(number)
-    told = f"{number}: {torch.cuda.get_device_name(number)}, {free / GB:.1f} of {total / GB:.1f} GB free"
-    told += f", compute capability {major}.{minor}, driver {driver() or 'unknown'}"
+    text = f"{number}: {torch.cuda.get_device_name(number)}, {size(free)} of {size(total)} free"
+    text += f", compute capability {major}.{minor}, driver {driver() or 'unknown'}"
     if visible := os.environ.get(VISIBLE):
-        told += f", {VISIBLE}={visible}"
+        text += f", {VISIBLE}={visible}"
     if free < BUSY * total:
-        return Finding("gpu", "warn", told, f"another process has its memory; {VISIBLE} chooses another GPU")
-    return Finding("gpu", "ok", told)
+        return Finding("gpu", "warn", text, f"another process uses its memory; choose another GPU with {VISIBLE}")
+    return Finding("gpu", "ok", text)
 
 
 def driver() -> str:
-    """The version of the NVIDIA driver; empty where there is none."""
+    """The version of the NVIDIA driver; empty if there is none."""
     if shutil.which("nvidia-smi"):
         words = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
         try:
@@ -102,7 +105,7 @@ def driver() -> str:
 
 
 def libraries() -> Iterator[Finding]:
-    """Whether the libraries that train can be imported, trainers and all."""
+    """Whether the training libraries can be imported."""
     from peft import PeftModel
     from trl import RewardTrainer, RLOOTrainer, SFTTrainer
 
@@ -111,37 +114,38 @@ def libraries() -> Iterator[Finding]:
 
 
 def pictures() -> Iterator[Finding]:
-    """Whether matplotlib draws."""
+    """Whether matplotlib can draw."""
     from perlcli.run import plots
 
     with tempfile.TemporaryDirectory() as folder:
         plots.bars(("a", "b"), (0.1, 0.2), "test", Path(folder) / "test.png")
-    yield Finding("matplotlib", "ok", "draws pictures")
+    yield Finding("matplotlib", "ok", "can draw plots")
 
 
 def precision(name: str) -> Iterator[Finding]:
-    """Whether a precision works: loss and gradients of a LoRA adapter on the embedded base against float32's."""
+    """Whether a precision works: the loss and gradients of a LoRA adapter on the embedded base, against float32."""
     from perlcli.doctor import precisions
 
     began = time.monotonic()
     settings = precisions.PRECISIONS[name]
-    if lack := lacking(settings):
-        yield Finding(name, "warn", lack.problem, lack.hint)
+    missing = unsupported(settings)
+    if missing is not None:
+        yield Finding(name, "warn", missing.problem, missing.hint)
         return
     found = precisions.compare(name)
     place, least = "GPU" if device.kind() == "cuda" else "CPU", precisions.TOLERANCES[name][1]
-    told = (
-        f"forward and backward, loss {found.loss:.4f} (float32: {found.float32_loss:.4f}), gradients as float32's by a "
-        f"cosine of {found.cosine:.5f} (at least {least}), {time.monotonic() - began:.1f} s on the {place}"
+    text = (
+        f"loss {found.loss:.4f} (float32: {found.float32_loss:.4f}), gradients match float32's with "
+        f"cosine {found.cosine:.5f} (at least {least}), {time.monotonic() - began:.1f} s on the {place}"
     )
     if found.is_right:
-        yield Finding(name, "ok", told)
+        yield Finding(name, "ok", text)
     else:
-        yield Finding(name, "FAIL", f"computes something else than float32: {told}", INSTEAD[name])
+        yield Finding(name, "FAIL", f"differs from float32: {text}", INSTEAD[name])
 
 
-def lacking(settings: ModelSettings) -> PerlError | None:
-    """What this machine lacks for a precision, as training would say it."""
+def unsupported(settings: ModelSettings) -> PerlError | None:
+    """The error that training in this precision would raise on this machine; None if it works."""
     try:
         device.check(settings)
     except PerlError as error:
@@ -150,7 +154,7 @@ def lacking(settings: ModelSettings) -> PerlError | None:
 
 
 def half() -> Iterator[Finding]:
-    """float16, which trains on a GPU alone."""
+    """float16, which only trains on a GPU."""
     if device.kind() == "cuda":
         yield from precision("float16")
 
@@ -163,17 +167,21 @@ CHECKS: dict[str, Callable[[], Iterable[Finding]]] = {
 
 
 def main(names: Iterable[str]) -> None:
-    """Make these checks, telling each one's beginning, findings and end as a line of JSON on standard output."""
-    told = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what libraries print goes elsewhere
+    """Run these checks; write each one's start, findings and end as lines of JSON to standard output."""
+    output = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # for what the libraries print
     upstream.hush()
     for name in names:
-        tell(told, {"begin": name})
-        for found in examine(name, CHECKS[name]):
-            tell(told, dataclasses.asdict(found))
-        tell(told, {"end": name})
+        write(output, {"begin": name})
+        for finding in examine(name, CHECKS[name]):
+            write(output, dataclasses.asdict(finding))
+        write(output, {"end": name})
 
 
-def tell(file: TextIO, content: dict[str, str]) -> None:
-    """Write a line of JSON at once: the next check may end this process."""
+def write(file: TextIO, content: dict[str, str]) -> None:
+    """Write a line of JSON and flush it: the next check may crash this process."""
     print(json.dumps(content), file=file, flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

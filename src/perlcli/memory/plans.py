@@ -23,8 +23,7 @@ from perlcli.memory.prediction import (
 )
 from perlcli.model import adapters, sources
 from perlcli.model.target_modules import target_modules
-from perlcli.run import summary
-from perlcli.text import clip
+from perlcli.text import clip, plain_table
 
 STAGES: tuple[settings.Use, ...] = ("sft", "reward", "rl")
 FULL = "full"
@@ -197,7 +196,7 @@ def row_of(shape: Shape, plan: Plan, limit: int | None) -> Row:
 def table(rows: Sequence[Row], limit: int | None = None) -> str:
     """The arms of a stage side by side; against full tuning where it is among them, and against a limit in bytes."""
     header = [*HEADER, *([f"fits {limit / GIB:.3g} GiB", "largest batch"] if limit is not None else [])]
-    return summary.table(header, [cells(row, rows) for row in rows])
+    return plain_table(header, [cells(row, rows) for row in rows])
 
 
 def cells(row: Row, rows: Sequence[Row]) -> list[str]:

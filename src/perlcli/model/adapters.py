@@ -15,12 +15,12 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPIN
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from perlcli.errors import PerlError, nearest
+from perlcli.errors import PerlError, line, nearest
 from perlcli.model import sources, weights
 from perlcli.model.target_modules import target_modules
 from perlcli.settings import ATTENTION, LoraSettings, ModelSettings
 from perlcli.settings.types import describe, fits, is_plain
-from perlcli.text import shorten
+from perlcli.text import enum_value, markdown_table, shorten
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ HINT = "docs/adapters.md lists the types and fields that --peft takes"
 
 def kind_of(config: Any) -> str:
     """The type of a peft config as peft writes it: LORA, LOHA, …"""
-    return str(getattr(config.peft_type, "value", config.peft_type))
+    return enum_value(config.peft_type)
 
 
 def words(config: Any) -> str:
@@ -156,7 +156,7 @@ def try_on(lora: LoraSettings, model: nn.Module, task: str) -> int:
         with torch.device("meta"):
             found = get_peft_model(model, config)
     except Exception as error:  # peft checks few of its values, and what it computes with the others raises as it likes
-        raise PerlError(f"{where}: peft can't put it on this model: {' '.join(str(error).split())[:300]}") from error
+        raise PerlError(f"{where}: peft can't put it on this model: {line(error)}") from error
     return sum(parameter.numel() for parameter in found.parameters() if parameter.requires_grad)
 
 
@@ -167,7 +167,7 @@ def read(file: str, task: str) -> Any:
     """The peft config in a file, for a stage that trains this task. Raises one PerlError with every fault of it."""
     values = content(file)
     kind = values.get("peft_type")
-    known = sorted(str(getattr(key, "value", key)) for key in PEFT_TYPE_TO_CONFIG_MAPPING)
+    known = sorted(map(enum_value, PEFT_TYPE_TO_CONFIG_MAPPING))
     if kind not in known:
         what = "no peft_type" if kind is None else f"peft_type {shorten(kind)}, which peft does not know"
         raise PerlError(f"--peft {file} has {what}", nearest(str(kind).upper(), known) or f"one of {', '.join(KINDS)}")
@@ -183,7 +183,7 @@ def read(file: str, task: str) -> Any:
     try:
         return PEFT_TYPE_TO_CONFIG_MAPPING[kind](**{**values, "task_type": task})
     except (ValueError, TypeError) as error:
-        raise PerlError(f"--peft {file}: peft refuses it: {' '.join(str(error).split())[:300]}") from error
+        raise PerlError(f"--peft {file}: peft refuses it: {line(error)}") from error
 
 
 def content(file: str) -> dict[str, Any]:
@@ -250,11 +250,11 @@ def _reason(kind: str) -> str:
 
 def table() -> str:
     """The kinds that --peft takes as a Markdown table, for the documentation."""
-    lines = ["| `peft_type` | is | on a base in |", "| --- | --- | --- |"]
+    rows = []
     for kind, each in KINDS.items():
         bits = ["16", *(["8"] if each.on_8bit else []), *(["4"] if each.on_4bit else [])]
-        lines.append(f"| `{kind}` | {each.name} | {', '.join(bits)} bits |")
-    return "\n".join(lines)
+        rows.append((f"`{kind}`", each.name, f"{', '.join(bits)} bits"))
+    return markdown_table(("`peft_type`", "is", "on a base in"), rows)
 
 
 def refusals() -> str:
@@ -262,11 +262,11 @@ def refusals() -> str:
     reasons: dict[str, list[str]] = {}
     for name, reason in (REASONS | FIELDS).items():
         reasons.setdefault(reason, []).append(f"`{name}`")
-    lines = [f"| {', '.join(names)} | {reason} |" for reason, names in reasons.items()]
+    rows = [(", ".join(names), reason) for reason, names in reasons.items()]
     starts = ", ".join(f"`{name}`" for name in MOVES_BASE)
-    lines.append(f"| `init_lora_weights` of {starts} | {MOVED} |")
-    lines.append(f"| any other initialisation than `true` or `gaussian` | {NOT_AT_THE_BASE} |")
-    return "\n".join(["| refused | because |", "| --- | --- |", *lines])
+    rows.append((f"`init_lora_weights` of {starts}", MOVED))
+    rows.append(("any other initialisation than `true` or `gaussian`", NOT_AT_THE_BASE))
+    return markdown_table(("refused", "because"), rows)
 
 
 # Adapters that are there

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedModel
 
-from perlcli.errors import PerlError
+from perlcli.errors import PerlError, line
 from perlcli.model import adapters as adapters_module
 from perlcli.model.sources import check_adapter_weights
 from perlcli.redaction import hidden
@@ -64,7 +64,7 @@ def load_adapter(model: PreTrainedModel, folder: str, *, trainable: bool) -> Pef
         found.peft_config[POLICY].base_model_name_or_path = model.name_or_path  # where it is, not where it was
         return as_float32(found, head=trainable)
     except (RuntimeError, ValueError, OSError, KeyError, SafetensorError, UserWarning) as error:
-        raise PerlError(f"The adapter {folder} does not fit its base: {' '.join(str(error).split())[:300]}") from error
+        raise PerlError(f"The adapter {folder} does not fit its base: {line(error)}") from error
 
 
 def as_float32(model: PeftModel, *, head: bool = True) -> PeftModel:
@@ -217,7 +217,7 @@ def add_adapter(model: PeftModel, folder: str, name: str) -> None:
         with torch.random.fork_rng():  # else peft's initialisation would shift the stream that samples completions
             found = model.load_adapter(folder, name, is_trainable=False)
     except (RuntimeError, ValueError, OSError, KeyError, SafetensorError) as error:
-        raise PerlError(f"The adapter {folder} does not fit its base: {' '.join(str(error).split())[:300]}") from error
+        raise PerlError(f"The adapter {folder} does not fit its base: {line(error)}") from error
     missing_keys_are_errors(folder, [key for key in found.missing_keys if not is_base(key)])
     model.train(was_training)
     model.set_adapter(POLICY)

@@ -21,7 +21,7 @@ from perlcli.model.weights import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from perlcli.settings import misfit
 from perlcli.settings.types import describe as in_words
 from perlcli.settings.types import fits
-from perlcli.text import shorten
+from perlcli.text import enum_value, shorten
 
 # Of peft's types: the field that names further weights, which peft reads whatever kind of file they are.
 ELSEWHERE = {
@@ -52,7 +52,7 @@ class Source:
     def is_classifier(self) -> bool:
         """Whether this is a reward model: an adapter with a head, or a whole sequence classifier."""
         if self.adapter_config is not None:
-            return str(getattr(self.adapter_config.task_type, "value", self.adapter_config.task_type)) == "SEQ_CLS"
+            return enum_value(self.adapter_config.task_type) == "SEQ_CLS"
         return any("ForSequenceClassification" in name for name in architectures(self.config))
 
     @property
@@ -146,7 +146,7 @@ def _adapter_config(where: str, *, is_folder: bool, option: str) -> Any:
         if not fits(sorted(value, key=str) if isinstance(value, set) else value, kind):
             told = f"{name} must be {in_words(kind)}, not {shorten(value)}"
             raise PerlError(f"{option} {where}: {ADAPTER_CONFIG} can't be used: {told}")
-    kind = str(getattr(found.peft_type, "value", found.peft_type))
+    kind = enum_value(found.peft_type)
     if getattr(found, ELSEWHERE.get(kind, ""), None):
         problem = f"{option} {where} is {kind}, whose {ELSEWHERE[kind]} names other files to load"
         raise PerlError(problem, "an adapter is taken whose weights lie in its own folder")

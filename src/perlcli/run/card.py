@@ -6,7 +6,7 @@ import re
 
 from perlcli.run.files import MERGE
 from perlcli.run.record import RunRecord
-from perlcli.text import inline
+from perlcli.text import inline, markdown_table
 
 HUB_NAME = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
 CARD_OF_ADAPTER = ["library_name: peft", "tags: [perl, lora, trl]"]
@@ -24,16 +24,14 @@ def card(record: RunRecord) -> str:
         done = (
             f"the adapter {inline(record.model['name'])} added to the base's weights: an ordinary model of transformers"
         )
-    figures = [
-        f"| {inline(key)} | {value:.4g} |" for key, value in record.metrics.items() if isinstance(value, int | float)
-    ]
+    figures = [(inline(key), f"{value:.4g}") for key, value in record.metrics.items() if isinstance(value, int | float)]
     sources = [f"{role}: {inline(found['source'])} ({found['kept']} rows)" for role, found in record.data.items()]
     version = record.versions.get("perlcli", "")
     lines = [
         "---", *header, "---", "", f"# perl {record.command}", "",
         f"Made by `perl {record.command}` (perlcli {version}) on the base {inline(name)}.", "",
         *(f"- {source}" for source in sources), f"- {done}", "",
-        "| metric | value |", "| --- | --- |", *figures, "",
+        markdown_table(("metric", "value"), figures), "",
         "`settings.yaml` runs it again, `record.json` has every setting and version.", "",
     ]  # fmt: skip
     return "\n".join(lines)

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from perlcli.errors import RunFailed
+from perlcli.errors import RunFailed, line
 from perlcli.terminal import say
 
 SIDE = ".saving"  # where a run's last files are written, below its folder, until they are whole
@@ -57,7 +57,7 @@ def _in_words(error: Exception, code: int, folder: Path, way_on: str) -> RunFail
     if code in ROOM or (code in WORDS and is_inside):
         cure = "make room" if code in ROOM else "put it right"
         return RunFailed(f"Can't write to {folder if is_inside else place}: {WORDS[code]}", f"{cure}, then {way_on}")
-    return None if code else RunFailed(f"Can't write to {folder}: {' '.join(str(error).split())}", way_on)
+    return None if code else RunFailed(f"Can't write to {folder}: {line(error, 600)}", way_on)
 
 
 def vanished(folder: Path, parts: Sequence[str], way_on: str) -> RunFailed | None:

@@ -29,7 +29,7 @@ from perlcli.run.files import (
     is_half_written,
     write_whole,
 )
-from perlcli.run.record import RunRecord, command_line, find_record, git_commit, package_versions, write_record
+from perlcli.run.record import RunRecord, find_record, git_commit, package_versions, resume_command, write_record
 
 
 class Run:
@@ -85,13 +85,25 @@ class Run:
         return round(earlier + time.monotonic() - self._clock, 1)
 
     @property
+    def resume_command(self) -> str:
+        """What to type to resume the run."""
+        return resume_command(self.folder, self.record.command)
+
+    @property
+    def how_to_continue(self) -> str:
+        """What to do after a signal or the disk ended the run."""
+        if "resume" not in self.record.settings:
+            return "the same command with --overwrite"
+        return self.resume_command if (self.folder / SETTINGS).exists() else "the same command with --resume"
+
+    @property
     def stands(self) -> bool:
         """Whether the folder is still this run's: one that a library made again has no record."""
         return (self.folder / RECORD).exists()
 
     def check_stands(self) -> None:
         """Raise RunFailed where the folder, or a part of it, was deleted."""
-        if lost := disk.vanished(self.folder, self.parts, way_on(self)):
+        if lost := disk.vanished(self.folder, self.parts, self.how_to_continue):
             raise lost
 
     def append(self, name: str, row: Mapping[str, Any]) -> None:
@@ -128,7 +140,7 @@ def recording(run: Run) -> Iterator[Run]:
             run.record.status, run.record.files = "finished", file_bytes(run.folder)
             run.write()
     except BaseException as error:
-        told = disk.failure(error, run.folder, run.parts, way_on(run)) or _interruption(error, run)
+        told = disk.failure(error, run.folder, run.parts, run.how_to_continue) or _interruption(error, run)
         _keep_failure(run, told or error)
         if told is not None:
             raise told from error
@@ -139,7 +151,7 @@ def _interruption(error: BaseException, run: Run) -> Interrupted | None:
     """The end by a signal, with what to type to go on; None for any other."""
     if not isinstance(error, KeyboardInterrupt):
         return None
-    stopped = Interrupted("Stopped", way_on(run))
+    stopped = Interrupted("Stopped", run.how_to_continue)
     stopped.exit_code = signals.exit_code(error)
     return stopped
 
@@ -156,18 +168,6 @@ def _keep_failure(run: Run, error: BaseException) -> None:
             run.write()
     else:
         disk.remove_empty(run.folder / CHECKPOINTS, run.folder)
-
-
-def go_on(run: Run) -> str:
-    """The command that goes on with a run."""
-    return command_line(run.folder, run.record.command, "--resume")
-
-
-def way_on(run: Run) -> str:
-    """What to type when a run is to go on that a signal or the disk ended."""
-    if "resume" not in run.record.settings:
-        return "the same command with --overwrite"
-    return go_on(run) if (run.folder / SETTINGS).exists() else "the same command with --resume"
 
 
 def _empty(folder: Path) -> None:

@@ -1,49 +1,62 @@
-"""Which process a run is of, and whether it still lives: so that a run that was killed isn't taken for one at work."""
+"""Which process a run belongs to and whether it still runs, so that a killed run doesn't look like one in progress."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import platform
-import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-PROC = Path("/proc")
-ENDED = ("Z", "X")  # a process that is gone and still listed: a zombie, whose parent hasn't asked for it
+BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 Life = Literal["alive", "gone", "unknown"]
 
 
 def mark() -> dict[str, Any]:
-    """What tells this process from all others: its number, when it started, and a digest of its machine's name."""
+    """What identifies this process: its number, when it started, and a digest of the machine's name."""
     return {"pid": os.getpid(), "started": start_of(os.getpid()), "host": host()}
 
 
 def life(process: Mapping[str, Any]) -> Life:
-    """Whether the process of a mark lives; `unknown` for one of another machine, or that the system doesn't show."""
+    """Whether the process with this mark is running; `unknown` on another machine, or if the system hides it."""
     pid, started = process.get("pid"), process.get("started")
     if not isinstance(pid, int) or isinstance(pid, bool) or pid <= 0 or process.get("host") != host():
         return "unknown"
-    found = start_of(pid)
-    if found is None:
+    now = start_of(pid)
+    if now is None:
         return "unknown" if is_hidden(pid) else "gone"
-    return "alive" if found == started else "gone"  # its number was given to another
+    return "alive" if now == started else "gone"  # another process has its number now
 
 
 def host() -> str:
-    """A digest of this machine's name, to compare with; a name can hold that of its user, so it isn't kept itself."""
+    """A digest of this machine's name; the name itself may contain the user's."""
     return hashlib.sha256(platform.node().encode()).hexdigest()[:12]
 
 
 def start_of(pid: int) -> str | None:
-    """When a process started, as an opaque text that no other process of its number has; None where there is none."""
-    return _from_proc(pid) if (PROC / "self" / "stat").exists() else _from_ps(pid)
+    """When a process started, as an opaque text; None if there is no such process or it has ended.
+
+    On Linux it is the time since the boot, with that boot's id, so that setting the clock changes nothing.
+    """
+    import psutil
+
+    try:
+        process = psutil.Process(pid)
+        if process.status() in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD):
+            return None
+        booted, started = psutil.boot_time(), process.create_time()
+    except (psutil.Error, OverflowError):
+        return None
+    if not BOOT.exists():
+        return str(started)
+    ticks = round((started - booted) * os.sysconf("SC_CLK_TCK"))  # psutil had added the boot's time to them
+    return f"{BOOT.read_text(encoding='ascii')[:8]}-{ticks}"
 
 
 def is_hidden(pid: int) -> bool:
-    """Whether there is a process of this number that belongs to someone else: some systems show only one's own."""
+    """Whether a process of this number belongs to someone else: some systems only show a user's own."""
     try:
         os.kill(pid, 0)
     except PermissionError:
@@ -51,27 +64,3 @@ def is_hidden(pid: int) -> bool:
     except (OSError, OverflowError):
         return False
     return False
-
-
-def _from_proc(pid: int) -> str | None:
-    """By Linux: clock ticks since the boot, with that boot's id, so that a clock that is set changes nothing."""
-    try:
-        text = (PROC / str(pid) / "stat").read_text(encoding="utf-8", errors="replace")
-        boot = (PROC / "sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-    except OSError:
-        return None
-    fields = text.rpartition(")")[2].split()  # the name before may hold blanks and brackets
-    return None if fields[0] in ENDED else f"{boot[:8]}-{fields[19]}"
-
-
-def _from_ps(pid: int) -> str | None:
-    """By `ps`, which macOS and the BSDs have."""
-    try:
-        found = subprocess.run(
-            ["ps", "-o", "stat=,lstart=", "-p", str(pid)], capture_output=True, text=True, timeout=5, check=False,
-            env={**os.environ, "LC_ALL": "C"},
-        )  # fmt: skip
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    state, _, started = found.stdout.strip().partition(" ")
-    return None if not started or state.startswith(ENDED) else " ".join(started.split())

@@ -16,7 +16,7 @@ from perlcli import settings as definitions
 from perlcli.errors import PerlError
 from perlcli.run.files import RECORD, SETTINGS, write_json
 from perlcli.settings.types import fits, is_plain
-from perlcli.text import shorten
+from perlcli.text import markdown_table, shorten
 
 SCHEMA_VERSION = 4
 SEVERAL = ("compare-full", "quickstart")  # commands of several runs, each with a folder and record of its own
@@ -25,8 +25,13 @@ PACKAGES = ("perlcli", "torch", "transformers", "trl", "peft", "datasets", "acce
 Status = Literal["running", "finished", "failed", "interrupted"]
 
 
+def resume_command(folder: Path, command: str) -> str:
+    """What to type to resume the run in a folder."""
+    return command_line(folder, command, "--resume")
+
+
 def command_line(folder: Path, command: str, *words: str) -> str:
-    """What to type to run again what a folder has the settings of, with further words."""
+    """What to type to run a command again with the settings that its folder keeps."""
     return shlex.join(["perl", command, "--config", str(folder / SETTINGS), *words])
 
 
@@ -139,8 +144,16 @@ def find_record(folder: str | None) -> RunRecord | None:
 
 def schema_table() -> str:
     """The record's fields as a Markdown table, for the documentation."""
-    rows = [f"| `{item.name}` | {item.type} | {item.metadata['help']} |" for item in dataclasses.fields(RunRecord)]
-    return "\n".join(["| field | type | meaning |", "| --- | --- | --- |", *rows])
+    return field_table(RunRecord)
+
+
+def field_table(kind: type) -> str:
+    """The fields of a documented dataclass with their types and sentences, as a Markdown table."""
+    rows = [
+        (f"`{item.name}`", str(item.type).replace("|", "or"), item.metadata.get("help", ""))
+        for item in dataclasses.fields(kind)
+    ]
+    return markdown_table(("field", "type", "meaning"), rows)
 
 
 def package_versions() -> dict[str, str]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from perlcli.run import metrics
 from perlcli.run.record import RunRecord
 from perlcli.terminal import say
+from perlcli.text import counted, megabytes
 
 SECONDS = "seconds_"
 
@@ -30,9 +30,9 @@ def text(record: RunRecord) -> str:
         lines.append(
             f"seconds a step: {whole:.3g} = " + " + ".join(f"{n} {v:.3g} ({v / whole:.0%})" for n, v in spent.items())
         )
-    facts = [f"{record.elapsed_seconds:.0f} s", f"peak memory {record.peak_memory_mb:,.0f} MB"]
+    facts = [f"{record.elapsed_seconds:.0f} s", f"peak memory {megabytes(record.peak_memory_mb)}"]
     if record.steps:
-        facts = [f"{record.steps} step{'s' * (record.steps != 1)}", f"{record.tokens:,} tokens", *facts]
+        facts = [counted(record.steps, "step"), f"{record.tokens:,} tokens", *facts]
     if record.trainable_parameters:
         share = record.trainable_parameters / record.total_parameters
         facts.append(f"trained {record.trainable_parameters:,} of {record.total_parameters:,} parameters ({share:.2%})")
@@ -57,16 +57,3 @@ def figure(key: str, value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.1%}" if metrics.is_share(key) else f"{value:.4g}"
     return f"{value:,}" if isinstance(value, int) else str(value)
-
-
-def table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
-    """A plain table, the first columns left, the others right aligned."""
-    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
-    lines = []
-    for row in [header, ["-" * width for width in widths], *rows]:
-        cells = [
-            cell.ljust(width) if place < left else cell.rjust(width)
-            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        lines.append("  ".join(cells).rstrip())
-    return "\n".join(lines)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from perlcli import settings
-from perlcli.errors import SHOWN_FAULTS, PerlError, listing, nearest, reason
+from perlcli.errors import SHOWN_FAULTS, PerlError, line, listing, nearest, reason
 from perlcli.settings.types import convert, describe, fits
 from perlcli.text import clip, shorten
 
@@ -56,7 +56,7 @@ def parse(text: str, name: str) -> Any:
     try:
         return yaml.load(text, Loader)
     except (yaml.YAMLError, ValueError, OverflowError) as error:  # the last two: of a \\U that is no character
-        raise PerlError(f"{name} is not valid YAML: {clip(' '.join(str(error).split()), 600)}") from error
+        raise PerlError(f"{name} is not valid YAML: {line(error, 600)}") from error
 
 
 def checked(stage: type[Any], content: Mapping[Any, Any], place: str) -> tuple[dict[str, Any], list[str]]:

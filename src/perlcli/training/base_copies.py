@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from perlcli.model import roles
+from perlcli.text import megabytes
 
 IN_LAYER = re.compile(r"\.\d+\.")
 Shape = tuple[int, ...]
@@ -84,9 +85,5 @@ def line(copies: float, parts: Mapping[str, float]) -> str:
     """The memory of a run as one line."""
     start = f"base copies resident: {copies:.3g}"
     if "base" in parts:
-        start += f" ({_mb(parts['base'])})"
-    return start + "; " + ", ".join(f"{name} {_mb(size)}" for name, size in parts.items() if name != "base")
-
-
-def _mb(size: float) -> str:
-    return f"{size:,.0f} MB" if size >= 100 else f"{size:.1f} MB" if size >= 0.1 else f"{size * 1000:.0f} kB"
+        start += f" ({megabytes(parts['base'])})"
+    return start + "; " + ", ".join(f"{name} {megabytes(size)}" for name, size in parts.items() if name != "base")

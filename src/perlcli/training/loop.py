@@ -18,7 +18,7 @@ from perlcli import device
 from perlcli.errors import Interrupted, PerlError, RunFailed
 from perlcli.run import checkpoints, disk, signals
 from perlcli.run.files import CHECKPOINTS, METRICS, SAMPLES
-from perlcli.run.lifecycle import Run, go_on
+from perlcli.run.lifecycle import Run
 from perlcli.run.metrics import STEP, STEP_CPU
 from perlcli.run.progress import Progress
 from perlcli.training import resume
@@ -139,7 +139,7 @@ def train(trainer: Trainer, run: Run, save: Callable[[Any, Path], None]) -> None
         _keep_memory(run, has_trained=trainer.state.global_step > begun)
     _save(trainer, run, save)
     if meter.interrupted:
-        stopped = Interrupted(f"Stopped at step {run.record.steps} and saved", go_on(run))
+        stopped = Interrupted(f"Stopped at step {run.record.steps} and saved", run.resume_command)
         stopped.exit_code = 128 + meter.interrupted
         raise stopped
 

@@ -7,6 +7,7 @@ from typing import Any
 from perlcli import device
 from perlcli.model import adapters, sources
 from perlcli.terminal import say
+from perlcli.text import enum_value
 from perlcli.training.prepare import Prepared
 from perlcli.training.starting_adapter import task_of
 
@@ -21,7 +22,7 @@ def preview(prepared: Prepared, config: Any = None) -> None:
         say(_training_line(prepared))
     if config is not None:
         length = f"{config.max_steps} steps" if config.max_steps > 0 else f"{config.num_train_epochs:g} epoch(s)"
-        schedule = getattr(config.lr_scheduler_type, "value", config.lr_scheduler_type)
+        schedule = enum_value(config.lr_scheduler_type)
         size = config.per_device_train_batch_size * config.gradient_accumulation_steps
         say(f"training: {length} of {size} rows, learning rate {config.learning_rate:g} ({schedule})")
     say(f"output: {values.run.output}\nDry run: nothing was loaded, trained or written.")

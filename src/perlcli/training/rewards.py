@@ -20,6 +20,7 @@ from perlcli.model.sources import Source
 from perlcli.redaction import hidden
 from perlcli.run import checkpoints
 from perlcli.run.record import RunRecord, find_record
+from perlcli.text import size
 from perlcli.training import reward_model
 from perlcli.training.origin import check_adapter, keep_apart
 from perlcli.training.prepare import Prepared
@@ -268,7 +269,7 @@ def attach(reward: Reward, model: Any, prepared: Prepared, batch: int, adapter: 
     head = scorers.attach_reward(model, str(reward.source.adapter), adapter)
     unread = tokenizers.score_pad(reward.source, trust_remote_code=prepared.settings.model.trust_remote_code)
     scorer = scorers.SharedScorer(model, head, prepared.tokenizer.pad_token_id, unread, adapter)
-    note(f"reward: {reward.name}, an adapter on the policy's own base (adds {scorer.bytes / 1e6:.1f} MB)")
+    note(f"reward: {reward.name}, an adapter on the policy's own base (adds {size(scorer.bytes)})")
     reward_model.check_proof(reward.source, scorer, prepared.run, prepared.settings.model)
     return TokenReward(scorer, render, batch)
 

@@ -13,6 +13,7 @@ from perlcli.run import metrics
 from perlcli.run import summary as texts
 from perlcli.run.files import METRICS
 from perlcli.run.plots import ACCENT, COLORS, INK, SOFT, compared, label_axis, save
+from perlcli.text import clip, clip_middle, megabytes, number
 
 FOLDER = "plots"
 LABEL = 40  # the longest name beside a bar
@@ -65,7 +66,7 @@ def _costs(comparison: Comparison, folder: Path) -> list[Picture]:
             axes[0].text(
                 0.01,
                 place,
-                _plain(words.cut(arm.failure, 40)),
+                _plain(clip(arm.failure, 40)),
                 transform=axes[0].get_yaxis_transform(),
                 color=BAD,
                 **ENDS,
@@ -77,7 +78,7 @@ def _costs(comparison: Comparison, folder: Path) -> list[Picture]:
 
 
 def _labels(arms: Sequence[Arm]) -> list[str]:
-    return [_plain(words.clip(label, LABEL)) for label in words.labels(arms)]
+    return [_plain(clip_middle(label, LABEL)) for label in words.labels(arms)]
 
 
 def _plain(text: str) -> str:
@@ -112,7 +113,7 @@ def _memory(comparison: Comparison) -> Bars:
     is_large = max((value for value in values if value is not None), default=0) >= 1000
     ticks: Callable[[float], str] = (lambda mb: f"{mb / 1000:g} GB") if is_large else (lambda mb: f"{mb:g} MB")
     return Bars(
-        "peak memory", values, [_plain(words.cut(arm.failure, 40)) if arm.failure else _at(arm) for arm in arms], ticks
+        "peak memory", values, [_plain(clip(arm.failure, 40)) if arm.failure else _at(arm) for arm in arms], ticks
     )
 
 
@@ -124,13 +125,13 @@ def _peak(arm: Arm) -> float | None:
 
 
 def _at(arm: Arm) -> str:
-    return words.megabytes(arm.memory_mb.value) if arm.memory_mb else ""
+    return megabytes(arm.memory_mb.value) if arm.memory_mb else ""
 
 
 def _speed(comparison: Comparison) -> Bars:
     """Speed as a multiple of the baseline's; in steps a second where there is none to hold it against."""
     arms = comparison.arms
-    rates = [words.number(arm.steps_per_second.value) if arm.steps_per_second else "" for arm in arms]
+    rates = [number(arm.steps_per_second.value) if arm.steps_per_second else "" for arm in arms]
     if _is_relative(arms, "speed"):
         ratios = [1.0 if arm.is_baseline and arm.steps_per_second else speed_of(arm) for arm in arms]
         ends = [
@@ -286,7 +287,7 @@ def _stack(axis: Any, spent: Sequence[Mapping[str, float]]) -> None:
                           fontsize=8.5, color=INK if color == PHASE_COLORS[2] else "white")  # fmt: skip
         starts = [start + value for start, value in zip(starts, values, strict=True)]
     for place, total in enumerate(totals):
-        axis.text(total + 0.01 * longest, place, f"{words.number(total)} s", va="center", fontsize=8.5, color=INK)
+        axis.text(total + 0.01 * longest, place, f"{number(total)} s", va="center", fontsize=8.5, color=INK)
     axis.set_xlim(0, longest * 1.12)
     _dress(axis, "seconds a step")
 

@@ -13,8 +13,7 @@ from typing import Any
 from perlcli.comparison.render import words
 from perlcli.comparison.results import FULL, Arm, Comparison, Report, RunFigures, Spread, speed_of
 from perlcli.run import metrics
-from perlcli.run import summary as texts
-from perlcli.text import inline
+from perlcli.text import clip, clip_middle, inline, markdown_table, megabytes, number, one_line, plain_table, size
 
 WIDTH = 100
 NAME = 34  # per cent of a terminal's width that a name may take
@@ -42,12 +41,12 @@ def columns(comparison: Comparison) -> list[Column]:
     whole = words.baseline_word(comparison)
     known = [
         Column("trained", lambda arm: _told(words.count, arm.trainable_parameters or None), _trained_share, rank=4),
-        Column("memory", lambda arm: _spread(words.megabytes, arm.memory_mb), _memory_detail),
+        Column("memory", lambda arm: _spread(megabytes, arm.memory_mb), _memory_detail),
         Column(f"of {whole}", lambda arm: _told(words.share, arm.ratios.get("memory"))),
-        Column("predicted", lambda arm: _told(words.megabytes, arm.predicted_mb), rank=2),
-        Column("steps/s", lambda arm: _spread(words.number, arm.steps_per_second), _speed_detail, rank=3),
+        Column("predicted", lambda arm: _told(megabytes, arm.predicted_mb), rank=2),
+        Column("steps/s", lambda arm: _spread(number, arm.steps_per_second), _speed_detail, rank=3),
         Column("speed", lambda arm: _told(words.times, speed_of(arm)), _both_speeds),
-        Column("tokens/s", lambda arm: _spread(words.number, arm.tokens_per_second), rank=5),
+        Column("tokens/s", lambda arm: _spread(number, arm.tokens_per_second), rank=5),
         *_quality_columns(comparison.stage),
         Column("weights", lambda arm: _bytes(arm, "weights_bytes"), lambda arm: _of(arm, "weights"), rank=8),
         Column("optimizer", lambda arm: _bytes(arm, "optimizer_bytes"), lambda arm: _of(arm, "optimizer"), rank=9),
@@ -82,12 +81,12 @@ def _range(word: Callable[[float], str], found: Spread | None) -> str:
 
 
 def _memory_detail(arm: Arm) -> str:
-    reserved = f"{words.megabytes(arm.reserved_mb.value)} reserved" if arm.reserved_mb else ""
-    return "; ".join(filter(None, (_range(words.megabytes, arm.memory_mb), reserved)))
+    reserved = f"{megabytes(arm.reserved_mb.value)} reserved" if arm.reserved_mb else ""
+    return "; ".join(filter(None, (_range(megabytes, arm.memory_mb), reserved)))
 
 
 def _speed_detail(arm: Arm) -> str:
-    return _range(words.number, arm.steps_per_second)
+    return _range(number, arm.steps_per_second)
 
 
 def _both_speeds(arm: Arm) -> str:
@@ -108,8 +107,8 @@ def _finished(arm: Arm) -> RunFigures | None:
 
 def _bytes(arm: Arm, field: str) -> str:
     run = _finished(arm)
-    size = getattr(run, field) if run else None
-    return "" if size is None else words.size(size)
+    count = getattr(run, field) if run else None
+    return "" if count is None else size(count)
 
 
 def _of(arm: Arm, name: str) -> str:
@@ -160,7 +159,7 @@ def _arms(comparison: Comparison, width: int) -> str:
     start = max(map(len, names), default=0) + 2
     for place, (name, arm) in enumerate(zip(names, comparison.arms, strict=True)):
         if arm.failure:
-            told = words.cut(words.failure(arm), max(20, min(SHORT, width - start)))
+            told = clip(words.failure(arm), max(20, min(SHORT, width - start)))
             lines[place] = name.ljust(start) + told
     return "\n".join(filter(None, (head, *lines)))
 
@@ -171,7 +170,7 @@ def _fitting(comparison: Comparison, names: Sequence[str], width: int) -> list[s
     while kept:
         rows = [[name, *(_plain(column, arm) for column in kept)]
                 for name, arm in zip(names, comparison.arms, strict=True)]  # fmt: skip
-        lines = texts.table(["", *(column.head for column in kept)], rows).splitlines()
+        lines = plain_table(["", *(column.head for column in kept)], rows).splitlines()
         highest = max(column.rank for column in kept)
         if max(map(len, lines)) <= width or not highest:
             return ["\n".join(lines[:2]), *lines[2:]]
@@ -184,7 +183,7 @@ def _names(comparison: Comparison, width: int) -> list[str]:
     _, marks = footnotes(comparison, SHORT)
     labels = words.labels(comparison.arms)
     return [
-        words.clip(label, width * NAME // 100) + "".join(f" [{number}]" for number in numbers)
+        clip_middle(label, width * NAME // 100) + "".join(f" [{number}]" for number in numbers)
         for label, numbers in zip(labels, marks, strict=True)
     ]
 
@@ -205,8 +204,8 @@ def phases(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
         spent = spent_phases(arm)
         whole = sum(spent.values())
         if whole:
-            cells = [f"{words.number(spent[name])} ({spent[name] / whole:.0%})" for name in words.PHASES]
-            rows.append([label, words.number(whole), *cells])
+            cells = [f"{number(spent[name])} ({spent[name] / whole:.0%})" for name in words.PHASES]
+            rows.append([label, number(whole), *cells])
     return ["seconds a step", "in all", *words.PHASES], rows
 
 
@@ -218,7 +217,7 @@ def spent_phases(arm: Arm) -> dict[str, float]:
 
 def _phases_text(comparison: Comparison, width: int) -> str:
     header, rows = phases(comparison)
-    return texts.table(header, [[words.clip(row[0], width * NAME // 100), *row[1:]] for row in rows]) if rows else ""
+    return plain_table(header, [[clip_middle(row[0], width * NAME // 100), *row[1:]] for row in rows]) if rows else ""
 
 
 def paper(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
@@ -226,7 +225,7 @@ def paper(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     told = {"memory": lambda value: f"{value * 100:.3g}%", "speed": lambda value: f"{value:g}x"}  # as it prints them
     tasks = list(dict.fromkeys(task for values in comparison.paper.values() for task in values))
     rows = [
-        [what, *(_told(told.get(what, words.number), values.get(task)) or words.NONE for task in tasks)]
+        [what, *(_told(told.get(what, number), values.get(task)) or words.NONE for task in tasks)]
         for what, values in comparison.paper.items()
     ]
     return ["", *tasks], rows
@@ -248,7 +247,7 @@ def paper_beside(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
 
 def _paper_text(comparison: Comparison) -> str:
     header, rows = paper_beside(comparison)
-    return f"{PAPER_LINE}\n{texts.table(header, rows)}" if rows else ""
+    return f"{PAPER_LINE}\n{plain_table(header, rows)}" if rows else ""
 
 
 def runs(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
@@ -256,8 +255,8 @@ def runs(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     rows = []
     for label, arm in zip(words.labels(comparison.arms), comparison.arms, strict=True):
         for run in arm.runs:
-            step = f"{words.number(median(run.step_seconds))} s" if run.step_seconds else words.NONE
-            memory = _told(words.megabytes, run.memory_mb) or words.NONE
+            step = f"{number(median(run.step_seconds))} s" if run.step_seconds else words.NONE
+            memory = _told(megabytes, run.memory_mb) or words.NONE
             rows.append([run.folder, label, str(run.seed), run.failure or run.status, memory, step])
     return ["folder", "arm", "seed", "ended", "memory", "a step"], rows
 
@@ -279,20 +278,20 @@ def _chapter(comparison: Comparison, pictures: Sequence[tuple[str, str, str]]) -
     notes, _ = footnotes(comparison)
     header, rows = grid(comparison, main_columns(comparison))
     yield from (f"## {words.STAGES.get(comparison.stage, comparison.stage)}", "")
-    yield from (inline(words.headline(comparison)), "", *markdown_table(header, rows), "")
+    yield from (inline(words.headline(comparison)), "", _table(header, rows), "")
     yield from (f"{number}. {inline(note)}" for number, note in enumerate(notes, 1))
     yield from [""] if notes else []
     further = further_columns(comparison)
     for header, rows in (grid(comparison, further) if further else ([], []), phases(comparison)):
-        yield from [*markdown_table(header, rows), ""] if rows else []
+        yield from [_table(header, rows), ""] if rows else []
     header, rows = paper_beside(comparison)
-    yield from [PAPER_LINE, "", *markdown_table(header, rows), ""] if rows else []
+    yield from [PAPER_LINE, "", _table(header, rows), ""] if rows else []
     yield from (f"> **Warning.** {inline(warning)}\n" for warning in comparison.warnings)
     for _, path, caption in pictures:
         yield from (f"![{inline(caption)}]({path})", "")
     header, rows = how(comparison)
     yield from [inline(common(comparison)), ""] if common(comparison) else []
-    yield from [*markdown_table(header, rows), ""] if rows else []
+    yield from [_table(header, rows), ""] if rows else []
 
 
 def main_columns(comparison: Comparison) -> list[Column]:
@@ -338,16 +337,14 @@ def common(comparison: Comparison) -> str:
     return whole + "; ".join(f"{name} {value}" for name, value in same.items()) + "." if same else ""
 
 
-def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """A Markdown table, line by line, the first column left, the others right aligned."""
-    marks = ["---", *["---:"] * (len(header) - 1)]
-    return [f"| {' | '.join(map(inline, row))} |" if row is not marks else f"| {' | '.join(row)} |"
-            for row in (header, marks, *rows)]  # fmt: skip
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table with every cell escaped, the first column aligned left, the others right."""
+    return markdown_table([*map(inline, header)], [[*map(inline, row)] for row in rows], left=1)
 
 
 def _fenced(lines: Iterable[str]) -> list[str]:
     """Lines that can't end the block of code that they stand in."""
-    return [" ".join(line.replace("```", "'''").split()) for line in lines]
+    return [one_line(line.replace("```", "'''")) for line in lines]
 
 
 def arms_csv(report: Report) -> str:
@@ -399,5 +396,5 @@ def _no_formula(value: Any) -> Any:
     """A cell that a spreadsheet takes for what it is: text in one line, behind an apostrophe if it would compute."""
     if not isinstance(value, str):
         return value
-    text = " ".join(value.split())
+    text = one_line(value)
     return f"'{text}" if text.startswith(FORMULA) else text

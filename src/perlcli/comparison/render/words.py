@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from perlcli.comparison.results import FULL, WARM_UP, Arm, Comparison, Report, Spread, speed_of
 from perlcli.run import metrics
 from perlcli.run import summary as texts
+from perlcli.text import megabytes, number, one_line
 
 STAGES = {
     "sft": "Supervised fine-tuning", "reward": "Reward model", "rl": "Reinforcement learning", "eval": "Evaluation",
@@ -15,23 +16,6 @@ DOES = {"sft": "fine-tunes the policy", "reward": "trains the reward model", "rl
 PHASES = ("sampling", "scoring", "anchor", "learning")
 NONE = "-"
 THOUSAND, KILO = 1000, ("", "k", "M", "B", "T")
-
-
-def number(value: float) -> str:
-    """A number with three significant digits, without an exponent where it is of a common size."""
-    if value == 0 or not 1e-4 <= abs(value) < 1e15:
-        return f"{value:.3g}"
-    return f"{value:,.0f}" if abs(value) >= 99.95 else f"{value:#.3g}".rstrip(".")
-
-
-def megabytes(mb: float) -> str:
-    """Memory given in MB, in MB or GB of thousands, as the trainers count it."""
-    return f"{mb:,.0f} MB" if mb < THOUSAND else f"{number(mb / THOUSAND)} GB"
-
-
-def size(count: float) -> str:
-    """Bytes, in kB or MB of thousands."""
-    return f"{number(count / 1e6)} MB" if count >= 1e6 else f"{number(count / 1e3)} kB"
 
 
 def count(parts: float) -> str:
@@ -64,19 +48,6 @@ def interval(name: str, found: Spread) -> str:
     return f"{texts.figure(name, float(found.low))} to {texts.figure(name, float(found.high))}"
 
 
-def clip(text: str, limit: int) -> str:
-    """The text with its middle left out, where it is longer than `limit`."""
-    if len(text) <= limit:
-        return text
-    head = (limit - 1) // 2
-    return f"{text[:head]}…{text[len(text) - (limit - 1 - head) :]}"
-
-
-def cut(text: str, limit: int) -> str:
-    """The text without its end, where it is longer than `limit`."""
-    return text if len(text) <= limit else f"{text[: limit - 1].rstrip()}…"
-
-
 def shortest(names: Iterable[str]) -> dict[str, str]:
     """Each path or hub id by as many of its last parts as tell it from the others."""
     known = list(dict.fromkeys(names))
@@ -93,7 +64,7 @@ def labels(arms: Sequence[Arm]) -> list[str]:
     """What each arm is called beside the others: its name, of several models behind its model's."""
     models = shortest(arm.model for arm in arms)
     shown = [arm.name if len(models) == 1 else f"{models[arm.model]} · {arm.name}" for arm in arms]
-    return [" ".join(name.split()) for name in shown]
+    return [one_line(name) for name in shown]
 
 
 def baseline_word(comparison: Comparison) -> str:
