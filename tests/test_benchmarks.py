@@ -219,7 +219,7 @@ def test_data_is_measured_by_the_command(of_data: Any, tmp_path: Path, llama: Pa
     command = [sys.executable, str(SCRIPT.with_name("data.py")), *words]
     found = subprocess.run(command, capture_output=True, text=True, check=False)
     assert found.returncode == 0, found.stdout + found.stderr
-    assert found.stdout.count("perl reward  yes  pairs, 40 of 40 rows") == 1
+    assert found.stdout.count("perl reward  yes  pairs, 40 rows read, 40 kept") == 1
     runs = json.loads((tmp_path / "a.json").read_text())["runs"]
     assert [run["rows"] for run in runs] == [20, 40]
     assert all(run["cpu_seconds"] > 0 and run["peak_mb"] > 50 for run in runs)

@@ -279,12 +279,12 @@ def test_a_manifest_can_not_lead_outside(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["rows.pt", "rows.pkl", "rows.pickle", "rows.npy", "rows.joblib", "rows.py"])
 def test_data_is_never_a_pickle_or_a_script(name: str, perl: Perl, marker: Path) -> None:
     planted(Path(name), marker)
-    assert "unknown kind of file" in perl("data", "check", name, code=2).output
+    assert "unknown file type" in perl("data", "check", name, code=2).output
     folder = Path("set")
     folder.mkdir()
     (folder / "set.py").write_text(f"open({str(marker)!r}, 'w')")
     planted(folder / f"train{Path(name).suffix}", marker)
-    assert "holds no train.*" in perl("data", "check", folder, code=2).output
+    assert "contains no train.*" in perl("data", "check", folder, code=2).output
     assert not marker.exists()
 
 

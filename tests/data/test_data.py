@@ -15,7 +15,7 @@ import pytest
 from perlcli import coffee, data
 from perlcli.data import Demonstration, Preference, Prompt, Thumb, files, sources
 from perlcli.data.formats import Converter
-from perlcli.data.rows import DataReport, Found
+from perlcli.data.rows import DataReport, SourceRow
 from perlcli.errors import PerlError
 from perlcli.settings import DataSettings
 
@@ -50,9 +50,9 @@ def converted(
     rows = [
         row
         for number, raw in enumerate(raws, start=1)
-        for row in made.take(number, Found(f"{name}, row {number}", raw))
+        for row in made.take(number, SourceRow(f"{name}, row {number}", raw))
     ]
-    made.faults.tell()
+    made.faults.check()
     return made.report.format, rows
 
 
@@ -101,9 +101,23 @@ def saved(rows: list[Raw], path: Path) -> None:
         ("a.parquet", lambda path: parquet(ROWS, path)),
         ("folder", lambda path: saved(ROWS, path)),
     ],
-    ids=["jsonl", "json lines", "json array", "indented array", "jsonl.gz", "json.gz", "BOM", "BOM array", "CRLF",
-         "blank lines", "csv", "csv.gz", "parquet", "saved data set"],
-)  # fmt: skip
+    ids=[
+        "jsonl",
+        "json lines",
+        "json array",
+        "indented array",
+        "jsonl.gz",
+        "json.gz",
+        "BOM",
+        "BOM array",
+        "CRLF",
+        "blank lines",
+        "csv",
+        "csv.gz",
+        "parquet",
+        "saved data set",
+    ],
+)
 def test_every_kind_of_source_gives_the_same_rows(name: str, write: Callable[[Path], Any], tmp_path: Path) -> None:
     write(tmp_path / name)
     assert read(str(tmp_path / name), "train") == ROWS
@@ -165,7 +179,7 @@ def test_standard_input_gives_its_rows(kind: Any, monkeypatch: pytest.MonkeyPatc
     content = lines(*ROWS) if kind is list else json.dumps(ROWS).encode()
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
     found = data.load("-", "reward")
-    assert found.report.line() == "standard input: pairs, 2 of 2 rows"
+    assert found.report.line() == "standard input: pairs, 2 rows read, 2 kept"
     assert not sources.has_split("-", "test")
 
 
@@ -183,7 +197,7 @@ def test_a_named_split_of_a_folder_is_read(tmp_path: Path) -> None:
     for name in ("train", "test", "extra"):
         (tmp_path / f"{name}.jsonl").write_bytes(lines({"text": name}))
     assert read(str(tmp_path), split="extra") == read(str(tmp_path), "test", split="extra") == [{"text": "extra"}]
-    with pytest.raises(PerlError, match=r"holds no dev\.\*"):
+    with pytest.raises(PerlError, match=r"contains no dev\.\*"):
         read(str(tmp_path), split="dev")
 
 
@@ -211,7 +225,7 @@ def test_a_saved_data_set_with_splits_is_held_out_too(tmp_path: Path) -> None:
     assert sources.has_split(str(tmp_path / "all"), "test")
     assert not sources.has_split(str(tmp_path / "one"), "test")
     assert read(str(tmp_path / "all"), split="extra") == [{"text": "extra"}]
-    with pytest.raises(PerlError, match="is a saved data set without splits"):
+    with pytest.raises(PerlError, match="is a saved dataset without splits"):
         read(str(tmp_path / "one"), split="extra")
 
 
@@ -257,7 +271,7 @@ def test_a_hub_data_set_is_asked_for_its_subset_and_split(
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ({"split": "tset"}, "a/b has no tset split: found train, validation\nHint: --split NAME chooses one"),
+        ({"split": "tset"}, "a/b has no tset split: found train, validation\nHint: choose one with --split"),
         (
             {"subset": "comparison"},
             "a/b has no subset comparison: found axis, comparisons\nHint: Did you mean comparis",
@@ -271,16 +285,23 @@ def test_what_a_hub_data_set_does_not_have_is_told(options: Raw, told: str, monk
 
 
 def test_without_a_network_a_hub_name_gets_one_clear_error() -> None:
-    with pytest.raises(PerlError, match="--data no/such is neither a local file or folder nor a hub data set that can"):
+    with pytest.raises(
+        PerlError, match="--data no/such is not a local file or folder, and reading it from the Hub failed"
+    ):
         read("no/such")
 
 
 # --- formats
 
-TASK = {"context": json.dumps([{"role": "user", "text": "a latte"}]),
-        "generation": json.dumps({"role": "agent", "api": {"add": {"id": "latte"}}}), "reward": 1.0}  # fmt: skip
-HH = {"chosen": "\n\nHuman: hi\n\nAssistant: hello\n\nHuman: more\n\nAssistant: good",
-      "rejected": "\n\nHuman: hi\n\nAssistant: hello\n\nHuman: more\n\nAssistant: bad"}  # fmt: skip
+TASK = {
+    "context": json.dumps([{"role": "user", "text": "a latte"}]),
+    "generation": json.dumps({"role": "agent", "api": {"add": {"id": "latte"}}}),
+    "reward": 1.0,
+}
+HH = {
+    "chosen": "\n\nHuman: hi\n\nAssistant: hello\n\nHuman: more\n\nAssistant: good",
+    "rejected": "\n\nHuman: hi\n\nAssistant: hello\n\nHuman: more\n\nAssistant: bad",
+}
 
 
 @pytest.mark.parametrize(
@@ -398,9 +419,19 @@ def test_taskmaster_turns_may_be_objects_already() -> None:
 
 @pytest.mark.parametrize(
     ("label", "expected"),
-    [(0, False), (1, True), (0.0, False), (1.0, True), (True, True), (False, False), ("true", True), ("False", False),
-     ("0", False), ("1", True)],
-)  # fmt: skip
+    [
+        (0, False),
+        (1, True),
+        (0.0, False),
+        (1.0, True),
+        (True, True),
+        (False, False),
+        ("true", True),
+        ("False", False),
+        ("0", False),
+        ("1", True),
+    ],
+)
 def test_a_label_is_0_or_1_in_any_spelling(label: Any, expected: bool) -> None:
     assert converted([{**THUMB, "label": label}], "reward")[1] == [Thumb("a", "b", expected)]
 
@@ -421,7 +452,7 @@ def test_what_is_left_out_is_counted_with_its_rows(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_bytes(lines(PAIR, *[{**PAIR, "chosen": "c"}] * 4, PAIR))
     found = data.load(str(path), "reward")
-    assert found.report.line() == f"{path}: pairs, 2 of 6 rows; left out 4 with equal answers (rows 2, 3, 4…)"
+    assert found.report.line() == f"{path}: pairs, 6 rows read, 2 kept; dropped 4 with equal answers (rows 2, 3, 4…)"
     assert (len(found.rows), found.numbers) == (2, [1, 6])
     assert found.report.summary()["dropped"] == {"with equal answers": {"count": 4, "first_rows": [2, 3, 4, 5]}}
 
@@ -430,7 +461,7 @@ def test_three_rows_that_were_left_out_are_all_named() -> None:
     report = DataReport("x", "pairs", 4, 4)
     for number in (1, 2, 4):
         report.drop("equal pairs", number)
-    assert report.line() == "x: pairs, 1 of 4 rows; left out 3 equal pairs (rows 1, 2, 4)"
+    assert report.line() == "x: pairs, 4 rows read, 1 kept; dropped 3 equal pairs (rows 1, 2, 4)"
 
 
 @pytest.mark.parametrize(
@@ -447,12 +478,12 @@ def test_rows_that_are_too_long_are_left_out_by_their_number_in_the_source(tmp_p
     kept = data.fit(found, 5, lambda row: {"ids": list(row.completion), "label": 1.0})
     assert [len(row["ids"]) for row in kept] == [2, 5, 1]
     assert (found.report.read, found.report.kept) == (4, 3)
-    assert found.report.line().endswith("3 of 4 rows; left out 1 longer than 5 tokens (row 3)")
+    assert found.report.line().endswith("4 rows read, 3 kept; dropped 1 longer than 5 tokens (row 3)")
 
 
 def test_the_longest_list_of_a_row_counts() -> None:
     found = data.Data([Prompt("a")], [1], DataReport("x", "pairs", 1, 1))
-    with pytest.raises(PerlError, match="every row is longer than 2 tokens\nHint: raise --max-length"):
+    with pytest.raises(PerlError, match="every row is longer than 2 tokens\nHint: use a higher --max-length"):
         data.fit(found, 2, lambda row: {"chosen_ids": [1], "rejected_ids": [1, 2, 3]})
 
 

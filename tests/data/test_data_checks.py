@@ -48,21 +48,23 @@ def test_rows_with_an_empty_completion_are_left_out_and_counted(use: str, tmp_pa
     rows = [{"prompt": "a", "chosen": said, "rejected": "c"} for said in ("b", " ", "d")]
     found = data.load(str(write(tmp_path / "a.jsonl", rows)), use)
     assert (found.numbers, found.report.kept) == ([1, 3], 2)
-    assert found.report.line().endswith("2 of 3 rows; left out 1 with an empty completion (row 2)")
+    assert found.report.line().endswith("3 rows read, 2 kept; dropped 1 with an empty completion (row 2)")
 
 
 def test_repeats_are_told_and_kept_until_asked(tmp_path: Path, write: Any) -> None:
     rows = [{"prompt": "a", "completion": "b"}, {"prompt": "a", "completion": "c"}] * 3
     found = data.load(str(write(tmp_path / "a.jsonl", rows)), "sft")
     assert (len(found.rows), found.report.repeated) == (6, [3, 4, 5, 6])
-    assert "4 repeats of an earlier row, kept (rows 3, 4, 5…)" in found.report.lines()
+    assert "4 duplicate rows kept (rows 3, 4, 5…)" in found.report.lines()
     data.drop_repeats(found)
     assert (found.numbers, found.report.kept, found.report.repeated) == ([1, 2], 2, [])
-    assert "left out 4 repeating an earlier row (rows 3, 4, 5…)" in found.report.line()
+    assert "dropped 4 repeating an earlier row (rows 3, 4, 5…)" in found.report.line()
 
 
 def test_rows_of_another_kind_or_label_are_no_repeats() -> None:
-    assert checks.repeats([Thumb("a", "b", True), Thumb("a", "b", False), Demonstration("a", "b")]) == []
+    rows = of(Thumb("a", "b", True), Thumb("a", "b", False), Demonstration("a", "b"))
+    checks.tally(rows)
+    assert rows.report.repeated == []
 
 
 def test_the_balance_of_thumbs_is_told() -> None:
@@ -85,7 +87,7 @@ def test_the_balance_of_thumbs_is_told() -> None:
     ],
 )
 def test_prompts_are_the_same_but_for_white_space(one: Any, other: Any, same: bool) -> None:
-    assert (checks.prompt_mark(one) == checks.prompt_mark(other)) == same
+    assert (checks.prompt_digest(one) == checks.prompt_digest(other)) == same
 
 
 def test_held_out_rows_whose_prompt_is_trained_on_are_told() -> None:
@@ -93,7 +95,7 @@ def test_held_out_rows_whose_prompt_is_trained_on_are_told() -> None:
     held_out.report.overlap = data.overlap(pairs("a", "b", "c"), held_out)
     assert held_out.report.overlap == [2, 3]
     (warning,) = (line for line in held_out.report.lines() if line.startswith("Warning"))
-    assert "2 held-out rows with a prompt that is trained on, too" in warning
+    assert "2 held-out rows with a prompt that is also in the training data" in warning
     assert "(rows 2, 3)" in warning
 
 
@@ -107,8 +109,20 @@ def test_the_summary_is_json_with_counts_and_first_rows() -> None:
     report.repeated = list(range(1, 21))
     found = json.loads(json.dumps(report.summary()))
     assert found["repeated"] == {"count": 20, "first_rows": list(range(1, 11))}
-    assert set(found) == {"source", "format", "read", "kept", "fingerprint", "held_out", "dropped", "truncated",
-                          "repeated", "overlap", "labels", "tokens"}  # fmt: skip
+    assert set(found) == {
+        "source",
+        "format",
+        "read",
+        "kept",
+        "fingerprint",
+        "held_out",
+        "dropped",
+        "truncated",
+        "repeated",
+        "overlap",
+        "labels",
+        "tokens",
+    }
 
 
 # --- splits
@@ -120,7 +134,7 @@ def test_a_prompt_never_stands_on_both_sides_and_no_row_is_lost() -> None:
     assert data.overlap(train, held_out) == []
     assert sorted(train.numbers + held_out.numbers) == whole.numbers
     assert (len(held_out.rows), train.report.held_out, train.report.kept) == (20, 20, 180)
-    assert "180 of 200 rows; 20 held out for evaluation" in train.report.line()
+    assert "200 rows read, 180 kept, 20 held out for evaluation" in train.report.line()
     assert (held_out.report.read, held_out.report.kept) == (20, 20)
     assert held_out.report.source == "x, 0.1 held out by prompt"
 
@@ -149,7 +163,7 @@ def test_a_small_share_holds_out_one_prompt_at_least() -> None:
 
 
 def test_rows_of_one_prompt_can_not_be_split() -> None:
-    with pytest.raises(PerlError, match="leaves nothing to train on: x has 1 different prompts"):
+    with pytest.raises(PerlError, match="leaves no rows to train on: x has only 1 distinct prompt"):
         data.hold_out(pairs("a", "a", "a"), 0.5)
 
 
@@ -192,7 +206,7 @@ def test_a_fraction_that_can_not_be_is_refused(words: list[str], told: str, perl
 def test_overlap_is_told_and_recorded_by_a_run(perl: Any, llama: Path, tmp_path: Path, write: Any, rows: Any) -> None:
     source = rows["pairs"] / "train.jsonl"
     found = perl("reward", "-m", llama, "-d", source, "--eval-data", source, "--dry-run", "-o", tmp_path / "run").stdout
-    assert "eval: Warning: 32 held-out rows with a prompt that is trained on, too" in found
+    assert "eval: Warning: 32 held-out rows with a prompt that is also in the training data" in found
 
 
 def test_duplicates_are_left_out_of_a_run_when_asked(perl: Any, llama: Path, tmp_path: Path, write: Any) -> None:
@@ -200,7 +214,7 @@ def test_duplicates_are_left_out_of_a_run_when_asked(perl: Any, llama: Path, tmp
         tmp_path / "a.jsonl", [{"prompt": "a", "completion": "b"}] * 3 + [{"prompt": "a", "completion": "c"}]
     )
     words = ("-m", llama, "-d", source, "--dry-run", "-o", tmp_path / "run")
-    assert "train: 2 repeats of an earlier row, kept (rows 2, 3)" in perl("sft", *words).stdout
+    assert "train: 2 duplicate rows kept (rows 2, 3)" in perl("sft", *words).stdout
     found = perl("sft", *words, "--drop-duplicates").stdout
-    assert "2 of 4 rows; left out 2 repeating an earlier row (rows 2, 3)" in found
+    assert "4 rows read, 2 kept; dropped 2 repeating an earlier row (rows 2, 3)" in found
     assert "are kept" not in found

@@ -132,7 +132,7 @@ def test_what_was_cut_and_what_could_not_be_is_counted(chat: Renderer) -> None:
     found = fit(rows, 20, partial(of_demonstration, chat), on_long="truncate", render=chat)
     assert len(found) == 2
     assert (rows.numbers, rows.report.truncated, rows.report.kept) == ([1, 2], [2], 2)
-    assert rows.report.dropped == {"longer than 20 tokens, which no cut of the prompt mends": [3]}
+    assert rows.report.dropped == {"longer than 20 tokens even with the prompt cut": [3]}
     assert "1 prompt cut from the left (row 2)" in rows.report.lines()
     assert rows.report.tokens["max"] > 60
 
@@ -143,9 +143,9 @@ def test_an_error_names_the_rows_and_the_longest(chat: Renderer) -> None:
         fit(rows, 20, partial(of_prompt, chat), on_long="error", render=chat)
     longest = len(chat.prompt_ids(LONG))
     assert caught.value.problem == (
-        f"x: 12 rows longer than 20 tokens, the longest has {longest}: rows 2, 3, 4, 5, 6, 7, 8, 9, 10, 11…"
+        f"x: 12 rows longer than 20 tokens, the longest with {longest}: rows 2, 3, 4, 5, 6, 7, 8, 9, 10, 11…"
     )
-    assert caught.value.hint == "raise --max-length, or take --on-long drop or truncate"
+    assert caught.value.hint == "use a higher --max-length, --on-long drop or --on-long truncate"
 
 
 def test_a_table_of_tokens_is_made_in_parts_and_says_the_same(
@@ -181,7 +181,7 @@ def test_each_stage_cuts_or_refuses_when_asked(name: str, perl: Any, llama: Path
     words = [command, "-m", llama, "-d", source, "--max-length", 64, "--dry-run", "-o", tmp_path / "run"]
     words += ["--reward", "perlcli.coffee:reward", "--max-completion-length", 32] if command == "rl" else []
     assert "1 prompt cut from the left (row 1)" in perl(*words, "--on-long", "truncate").stdout
-    assert "left out 1 longer than" in perl(*words).stdout
+    assert "dropped 1 longer than" in perl(*words).stdout
     assert "1 row longer than" in perl(*words, "--on-long", "error", code=2).stderr
 
 

@@ -253,7 +253,7 @@ def test_conversations_without_a_template_are_told() -> None:
     render = Renderer(tokenizer(None))
     assert not render.chat
     with pytest.raises(
-        PerlError, match="has no chat template, and the data holds conversations\nHint: use an instruct"
+        PerlError, match="has no chat template, but the data contains conversations\nHint: use an instruct"
     ):
         render.prompt_ids(user("a"))
 
@@ -265,5 +265,5 @@ def test_a_template_that_refuses_the_messages_is_told() -> None:
 
 
 def test_a_tokenizer_without_eos_is_told() -> None:
-    with pytest.raises(PerlError, match="has no EOS token\nHint: a policy could never end"):
+    with pytest.raises(PerlError, match="has no EOS token, so a policy could never stop\nHint: use a model"):
         Renderer(tokenizer(CHATML, eos=None))
