@@ -132,4 +132,4 @@ def parsed(raw: Raw, name: str) -> object:
 def same_kind(*contents: Content) -> None:
     """Raises BadField if some of the contents are text and others are conversations."""
     if len({isinstance(content, str) for content in contents}) > 1:
-        raise BadField("the row mixes text and messages")
+        raise BadField("text and messages in the same row")

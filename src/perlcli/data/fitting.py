@@ -11,10 +11,10 @@ from typing import Any
 from perlcli.data.checks import percentiles, restrict
 from perlcli.data.render import Renderer
 from perlcli.data.rows import Content, Data, DataReport, Row
+from perlcli.data.tokens import Columns
 from perlcli.errors import PerlError
 from perlcli.text import counted
 
-Columns = dict[str, Any]  # lists of token ids, and a label or row next to them
 Tokens = Callable[[Any], Columns]  # makes the columns of a row of the stage's kind
 Numbered = tuple[int, Row]  # a row, and its number in the source
 NAMED_ROWS = 10

@@ -269,7 +269,7 @@ def _for_rl(row: Row | Unjudged, raw: Raw) -> Row:
     if prompt is None and isinstance(row, Preference) and isinstance(row.chosen, str):
         prompt = _common_start(row.chosen, str(row.rejected)) or None
     if prompt is None or prompt == []:
-        raise BadField("the row has no prompt to answer")
+        raise BadField("no prompt to answer")
     if is_blank(prompt):
         raise SetAside("with an empty prompt")
     return Prompt(prompt, {key: value for key, value in raw.items() if key not in OWN})

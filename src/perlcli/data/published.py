@@ -307,20 +307,13 @@ def read_alpaca(raw: Raw, chat: bool) -> Row:
     return Demonstration(ALPACA.format(more=more, instruction=instruction, input=shown), answer)
 
 
-SHAREGPT = {
-    "human": "user",
-    "user": "user",
-    "gpt": "assistant",
-    "chatgpt": "assistant",
-    "assistant": "assistant",
-    "model": "assistant",
-    "bing": "assistant",
-    "bard": "assistant",
-    "system": "system",
-    "tool": "tool",
-    "function_call": "assistant",
-    "observation": "tool",
+SPEAKERS = {
+    "user": ("human", "user"),
+    "assistant": ("gpt", "chatgpt", "assistant", "model", "bing", "bard", "function_call"),
+    "system": ("system",),
+    "tool": ("tool", "observation"),
 }
+SHAREGPT = {speaker: role for role, speakers in SPEAKERS.items() for speaker in speakers}
 
 
 def read_sharegpt(raw: Raw, chat: bool) -> Row:

@@ -76,17 +76,11 @@ class Renderer:
 
     def _rendered(self, chats: Mapping[ChatKey, list[Message]], is_prompt: bool) -> dict[ChatKey, str]:
         """The conversations as text, without those that can't be rendered: they fail when they are needed."""
-        with suppress(Exception):  # a template is a program of its model's authors and may raise anything
-            return dict(zip(chats, self._as_texts(list(chats.values()), is_prompt), strict=True))
-        rendered = {}
+        template, texts = self.tokenizer.apply_chat_template, {}
         for key, messages in chats.items():
-            with suppress(Exception):
-                (rendered[key],) = self._as_texts([messages], is_prompt)
-        return rendered
-
-    def _as_texts(self, chats: list[list[Message]], is_prompt: bool) -> list[str]:
-        template = self.tokenizer.apply_chat_template
-        return [str(text) for text in template(chats, tokenize=False, add_generation_prompt=is_prompt)]
+            with suppress(Exception):  # a template is a program of its model's authors and may raise anything
+                texts[key] = str(template(messages, tokenize=False, add_generation_prompt=is_prompt))
+        return texts
 
     def _keep(self, known: dict[Key, Ids], texts: Mapping[Key, str], *, special: bool) -> None:
         """Encode the texts into `known`, and forget the oldest ones beyond `FORESEEN` ids."""

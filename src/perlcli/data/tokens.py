@@ -7,12 +7,13 @@ from typing import Any
 from perlcli.data.render import Ids, Renderer
 from perlcli.data.rows import Content, Demonstration, Preference, Prompt, Thumb
 
+Columns = dict[str, Any]  # lists of token ids, and a label or row next to them
 IGNORED = -100  # the label of a token without loss: the default ignore_index of torch's cross-entropy
 
 
 def of_demonstration(
     render: Renderer, row: Demonstration, *, completion_only: bool = True, assistant_only: bool = False
-) -> dict[str, Any]:
+) -> Columns:
     """`input_ids` and `labels`, which are `IGNORED` for tokens without loss, by default those of the prompt."""
     if row.prompt is None:
         ids = render.whole_ids(row.completion)
@@ -25,7 +26,7 @@ def of_demonstration(
     return {"input_ids": start + end, "labels": ([IGNORED] * len(start) if completion_only else start) + end}
 
 
-def of_preference(render: Renderer, row: Preference | Thumb) -> dict[str, Any]:
+def of_preference(render: Renderer, row: Preference | Thumb) -> Columns:
     """What a reward model reads: `chosen_ids` and `rejected_ids`, or `input_ids` and `label` (1.0 for a thumbs up)."""
     if isinstance(row, Thumb):
         return {"input_ids": _complete(render, row.prompt, row.completion)[0], "label": float(row.label)}
@@ -40,6 +41,6 @@ def _complete(render: Renderer, prompt: Content | None, *completions: Content) -
     return [start + render.completion_ids(prompt, completion, start) for completion in completions]
 
 
-def of_prompt(render: Renderer, row: Prompt) -> dict[str, Any]:
+def of_prompt(render: Renderer, row: Prompt) -> Columns:
     """A prompt's token `ids`, and the `row` itself."""
     return {"row": row, "ids": render.prompt_ids(row.prompt)}
