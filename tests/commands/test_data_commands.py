@@ -1,4 +1,4 @@
-"""`perl data check`, `perl data show` and `perl data convert`: what a file is good for, as the model will see it."""
+"""`perl data check`, `perl data show` and `perl data convert`."""
 
 import gc
 import json
@@ -29,7 +29,7 @@ CHAT = [{"role": "user", "content": "a latte"}, {"role": "assistant", "content":
 
 
 def answers(text: str) -> dict[str, str]:
-    """What `perl data check` says of each command: yes or no."""
+    """What `perl data check` says about each command: yes or no."""
     lines = [line.split() for line in text.splitlines() if line.startswith("perl ")]
     return {words[1]: words[2] for words in lines}
 
@@ -56,7 +56,7 @@ def test_check_says_which_commands_can_use_a_file(
     assert "tokens per row:" in found
 
 
-def test_check_tells_what_would_be_left_out(perl: Any, llama: Path, tmp_path: Path, write: Any) -> None:
+def test_check_reports_what_would_be_dropped(perl: Any, llama: Path, tmp_path: Path, write: Any) -> None:
     rows = [PAIR, PAIR, {**PAIR, "chosen": "c"}, {**PAIR, "chosen": " "}, {**PAIR, "prompt": "latte " * 90}]
     path = write(tmp_path / "a.jsonl", rows)
     found = perl("data", "check", path, "-m", llama, "--max-length", 64, "--max-completion-length", 8).stdout
@@ -107,15 +107,13 @@ def test_check_keeps_no_rows(perl: Any, llama: Path, monkeypatch: pytest.MonkeyP
     assert max(alive) <= 4 * data_check.BATCH
 
 
-def test_check_says_the_same_of_repeats_however_far_apart(perl: Any, llama: Path, tmp_path: Path, write: Any) -> None:
+def test_check_finds_duplicates_however_far_apart(perl: Any, llama: Path, tmp_path: Path, write: Any) -> None:
     rows = [{**PAIR, "prompt": f"latte {place % 300}"} for place in range(400)]
     found = perl("data", "check", write(tmp_path / "a.jsonl", rows), "--model", llama).stdout
     assert found.count("100 duplicate rows kept (rows 301, 302, 303…)") == 3
 
 
-def test_a_stage_that_finds_a_fault_late_leaves_the_others_alone(
-    perl: Any, llama: Path, tmp_path: Path, write: Any
-) -> None:
+def test_a_late_fault_of_one_stage_does_not_stop_the_others(perl: Any, llama: Path, tmp_path: Path, write: Any) -> None:
     rows = [{"chosen": f"latte {place}", "rejected": f"latte {place} large"} for place in range(200)]
     path = write(tmp_path / "a.jsonl", [*rows, {"chosen": "x", "rejected": "y"}])
     found = perl("data", "check", path, "--model", llama).stdout
@@ -140,7 +138,7 @@ def test_a_file_that_no_command_can_use_ends_with_2(content: str, told: str, per
 
 
 @pytest.mark.parametrize("command", ["check", "show", "convert"])
-def test_a_missing_file_is_told(command: str, perl: Any) -> None:
+def test_a_missing_file_is_an_error(command: str, perl: Any) -> None:
     assert "Error: FILE is missing\nHint: perl data " + command in perl("data", command, code=2).stderr
     assert "nowhere.jsonl does not exist" in perl("data", command, "nowhere.jsonl", code=2).stderr
 
@@ -182,7 +180,7 @@ def test_show_prints_both_answers_with_the_token_that_is_scored(
         assert f"── row 1, {name}, {len(ids)} tokens\n{told}\n" in found
 
 
-def test_show_of_a_stage_that_is_asked_for(perl: Any, llama: Path, tmp_path: Path, write: Any) -> None:
+def test_show_for_a_given_stage(perl: Any, llama: Path, tmp_path: Path, write: Any) -> None:
     path = write(tmp_path / "a.jsonl", [{"prompt": "a", "completion": "b", "label": 0}])
     words = ("data", "show", path, "-m", llama)
     assert "thumbs down" in perl(*words).stdout
@@ -190,14 +188,14 @@ def test_show_of_a_stage_that_is_asked_for(perl: Any, llama: Path, tmp_path: Pat
     assert "No rows left to use" in perl(*words, "--for", "sft", code=2).stderr
 
 
-def test_show_tells_rows_that_are_left_out_or_cut(perl: Any, llama: Path, tmp_path: Path, write: Any) -> None:
+def test_show_marks_rows_that_are_dropped_or_cut(perl: Any, llama: Path, tmp_path: Path, write: Any) -> None:
     path = write(tmp_path / "a.jsonl", [{**PAIR, "prompt": "latte " * 90}, PAIR])
     words = ("data", "show", path, "-m", llama, "--max-length", 40)
     assert "── row 1: dropped, longer than 40 tokens\n" in perl(*words).stdout
     assert "── row 1, chosen, 40 tokens, prompt cut from the left\n" in perl(*words, "--on-long", "truncate").stdout
 
 
-def test_colours_stand_for_the_brackets_on_a_terminal(llama: Path) -> None:
+def test_colours_replace_the_brackets_on_a_terminal(llama: Path) -> None:
     render = Renderer(AutoTokenizer.from_pretrained(llama))
     ids = render.prompt_ids("a latte")
     learned = [False] * (len(ids) - 1) + [True]
@@ -205,7 +203,7 @@ def test_colours_stand_for_the_brackets_on_a_terminal(llama: Path) -> None:
     assert found.endswith("\x1b[0m") and "\x1b[1;32m" in found and "⟦" not in found
 
 
-def test_what_would_steer_a_terminal_is_spelled_out() -> None:
+def test_control_characters_are_spelled_out() -> None:
     assert terminal.visible("a\x1b[31m\nä\u200b") == "a\\x1b[31m\nä\\u200b"
     assert terminal.visible(plain := "Voilà\u202f! \U0001f469\u200d\U0001f469 \u0645\u06cc\u200c\u062e") == plain
 
@@ -273,7 +271,7 @@ def test_converted_data_is_the_same_data(row: Any, perl: Any, tmp_path: Path, wr
     assert (one, first.rows, first.report.fingerprint) == (other, second.rows, second.report.fingerprint)
 
 
-def test_convert_says_what_it_left_out(perl: Any, tmp_path: Path, write: Any) -> None:
+def test_convert_reports_what_it_dropped(perl: Any, tmp_path: Path, write: Any) -> None:
     path = write(tmp_path / "a.jsonl", [PAIR, {**PAIR, "chosen": "c"}])
     assert "2 rows read, 1 kept; dropped 1 with equal answers (row 2)" in perl("data", "convert", path).stdout
     assert len((tmp_path / "a-trl.jsonl").read_text().splitlines()) == 1
@@ -289,7 +287,7 @@ def test_convert_says_what_it_left_out(perl: Any, tmp_path: Path, write: Any) ->
         ("folder.jsonl", "folder.jsonl is a folder"),
     ],
 )
-def test_convert_destroys_nothing(name: str, told: str, perl: Any, tmp_path: Path, write: Any) -> None:
+def test_convert_overwrites_nothing(name: str, told: str, perl: Any, tmp_path: Path, write: Any) -> None:
     path = write(tmp_path / "a.jsonl", [PAIR])
     (tmp_path / "there.jsonl").write_text("mine")
     (tmp_path / "folder.jsonl").mkdir()

@@ -1,4 +1,4 @@
-"""Malformed data, through the command line: exit code 2, one clear message, no traceback, nothing written."""
+"""Malformed data on the command line: exit code 2, one clear message, no traceback, nothing written."""
 
 import gzip
 import json
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from row_samples import PAIR, THUMB, Raw, lines
 from typer.testing import CliRunner
 
 from perlcli import coffee
@@ -14,17 +15,11 @@ from perlcli.cli.app import app
 from perlcli.data import files
 from perlcli.errors import PerlError
 
-Raw = dict[str, Any]
 Refused = Callable[..., str]
 
 
 def said(role: str, content: Any) -> Raw:
     return {"role": role, "content": content}
-
-
-def lines(*rows: Any) -> bytes:
-    """Rows as JSONL."""
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
 
 
 def listed(*rows: Any) -> bytes:
@@ -33,7 +28,7 @@ def listed(*rows: Any) -> bytes:
 
 
 def half_flipped(content: bytes) -> bytes:
-    """A gzip file whose middle is spoilt."""
+    """A gzip file with a damaged byte in the middle."""
     packed = bytearray(gzip.compress(content))
     packed[len(packed) // 2] ^= 0xFF
     return bytes(packed)
@@ -41,7 +36,7 @@ def half_flipped(content: bytes) -> bytes:
 
 @pytest.fixture
 def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Refused:
-    """Runs a command on bad data, which must end with exit code 2 and one clear error, nothing written."""
+    """Runs a command on bad data and checks that it ends with exit code 2 and one clear error, and writes nothing."""
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
 
@@ -62,8 +57,6 @@ def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Refused:
     return run
 
 
-PAIR: Raw = {"prompt": "a", "chosen": "b", "rejected": "c"}
-THUMB: Raw = {"prompt": "a", "completion": "b", "label": 1}
 HH = {"chosen": "\n\nHuman: hi\n\nAssistant: good", "rejected": "\n\nHuman: hi\n\nAssistant: bad"}
 TASK = {
     "context": json.dumps([{"role": "user", "text": "a latte"}]),
@@ -86,7 +79,7 @@ UTF8 = "not UTF-8 text: found"
 @pytest.mark.parametrize(
     ("name", "content", "told"),
     [
-        # nothing there
+        # empty files
         ("a.jsonl", b"", "a.jsonl has no rows"),
         ("a.jsonl", b"\n \n", "a.jsonl has no rows"),
         ("a.json", b"[]", "a.json has no rows"),
@@ -95,7 +88,7 @@ UTF8 = "not UTF-8 text: found"
         ("a.jsonl.gz", gzip.compress(b""), "a.jsonl.gz has no rows"),
         ("a.csv", b"", "a.csv has no rows"),
         ("a.csv", b"prompt,chosen,rejected\n", "a.csv has no rows"),
-        # no JSON
+        # invalid JSON
         ("a.jsonl", lines(PAIR) + b'{"prompt": ', "a.jsonl, line 2, column 11: not valid JSON (Expecting value)"),
         ("a.jsonl", lines(PAIR) + b"\n\nprompt: a", "a.jsonl, line 4, column 1: not valid JSON"),
         ("a.jsonl", b"{'prompt': 'a'}", "line 1, column 2: not valid JSON (Expecting property name"),
@@ -116,7 +109,7 @@ UTF8 = "not UTF-8 text: found"
         ("a.jsonl", b'{"a": ' * 100_000, "a.jsonl, line 1: nested too deeply"),
         ("a.jsonl", b'{"prompt": ' + b"9" * 5000 + b"}", "a.jsonl, line 1: Exceeds the limit (4300 digits)"),
         ("a.json", b'[{"prompt": ' + b"9" * 5000 + b"}]", "a.json, line 1: Exceeds the limit (4300 digits)"),
-        # no text
+        # invalid text
         ("a.jsonl", '{"prompt": "é"}'.encode("latin-1"), f"a.jsonl, line 1, byte 12: {UTF8} 0xe9"),
         ("a.jsonl", lines(PAIR) + b'{"a": "\xff"}', f"a.jsonl, line 2, byte 55: {UTF8} 0xff"),
         ("a.json", b"[" + lines(PAIR) + b',{"a": "\xff"}]', f"a.json, line 2, byte 57: {UTF8} 0xff"),
@@ -126,7 +119,7 @@ UTF8 = "not UTF-8 text: found"
         ("a.jsonl", gzip.compress(lines(PAIR)), "(it looks like gzip: its name must end in .gz)"),
         ("a.jsonl", lines(PAIR) + b'{"prompt": "\\ud83d"}', "a.jsonl, row 2: \\ud83d is half of a surrogate pair"),
         ("a.jsonl", b'{"\\udc00": 1}', "a.jsonl, row 1: \\udc00 is half of a surrogate pair"),
-        # no row
+        # not a row
         ("a.jsonl", b"1\n", "a.jsonl, row 1: expected an object with named columns, found 1"),
         ("a.jsonl", lines(PAIR) + b'"text"', "a.jsonl, row 2: expected an object with named columns, found 'text'"),
         ("a.jsonl", b"null", "a.jsonl, row 1: expected an object with named columns, found None"),
@@ -134,7 +127,7 @@ UTF8 = "not UTF-8 text: found"
         ("a.jsonl", b'{"prompt": "a", "prompt": "b"}', "a.jsonl, row 1: duplicate key: 'prompt'"),
         ("a.jsonl", b'{"prompt": [{"role": "user", "role": "x"}]}', "row 1: duplicate key: 'role'"),
         ("a.json", b'[{"chosen": 1, "chosen": 2}]', "a.json, row 1: duplicate key: 'chosen'"),
-        # no file that is known, or a broken one
+        # unknown or damaged files
         ("a.txt", b"text", "a.txt: unknown file type\nHint: supported endings: .jsonl, .json, .jsonl.gz"),
         ("a", b"text", "a: unknown file type"),
         ("a.jsonl.gz", b"no gzip", "Can't read {path}: Not a gzipped file"),
@@ -338,8 +331,8 @@ def test_a_table_is_checked_like_a_file(columns: Raw, told: str, tmp_path: Path,
     assert told in refused("reward", tmp_path / "a.parquet")
 
 
-def test_all_faults_are_told_at_once_in_the_order_of_the_rows(tmp_path: Path, refused: Refused) -> None:
-    """What can't be parsed and what isn't in the format stand in one list: ten, then a count."""
+def test_all_faults_are_reported_at_once_in_the_order_of_the_rows(tmp_path: Path, refused: Refused) -> None:
+    """Rows that can't be parsed and rows in another format are in one list: ten, then a count."""
     path = tmp_path / "a.jsonl"
     bad = [b"{\n", b"\xff\n", lines({**THUMB, "label": 3}), b"7\n"]
     path.write_bytes(lines(THUMB) + b"".join(bad * 253))
@@ -361,7 +354,7 @@ def test_all_faults_are_told_at_once_in_the_order_of_the_rows(tmp_path: Path, re
 def test_a_line_of_a_gigabyte_is_refused_unread(name: str, first: bytes, tmp_path: Path, refused: Refused) -> None:
     with (tmp_path / name).open("wb") as file:
         file.write(first)
-        file.truncate(2**30)  # holes: they take no room on the disk
+        file.truncate(2**30)  # a sparse file takes no space on the disk
     told = refused("reward", tmp_path / name)
     assert f"{name}, line 1: longer than 64 MiB, the limit for one row" in told
 
@@ -376,11 +369,11 @@ def test_a_row_of_a_list_may_be_no_longer_than_a_line(
 
 
 @pytest.mark.parametrize("name", ["nowhere.jsonl", "no/where/at/all", "nowhere/a.json"])
-def test_a_source_that_is_not_there_is_told(name: str, tmp_path: Path, refused: Refused) -> None:
+def test_a_missing_source_is_an_error(name: str, tmp_path: Path, refused: Refused) -> None:
     assert f"--data {tmp_path / name} does not exist" in refused("reward", tmp_path / name)
 
 
-def test_an_empty_name_is_no_folder(refused: Refused) -> None:
+def test_an_empty_name_is_an_error(refused: Refused) -> None:
     assert "--data is empty" in refused("reward", "")
 
 
@@ -442,7 +435,7 @@ def test_standard_input_is_checked_like_a_file(content: bytes, told: str, refuse
         (["--eval-data", "{bad}"], "bad.jsonl has the columns prompt"),
     ],
 )
-def test_an_option_that_does_not_fit_the_data_is_told(
+def test_an_option_that_does_not_fit_the_data_is_an_error(
     words: list[str], told: str, tmp_path: Path, refused: Refused
 ) -> None:
     path, bad = tmp_path / "a.jsonl", tmp_path / "bad.jsonl"
