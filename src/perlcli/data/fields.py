@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from math import isfinite, isnan
 
-from perlcli.data.json_faults import SURROGATE, fault_of, why_undecoded
+from perlcli.data.json_faults import fault_of, why_undecoded
 from perlcli.data.rows import Content, Message, Raw
 from perlcli.text import clip, shorten
 
@@ -124,7 +124,7 @@ def parsed(raw: Raw, name: str) -> object:
         raise BadField(f"{name} is not valid JSON ({error.msg} at character {error.pos})") from error
     except (ValueError, RecursionError) as error:
         raise BadField(f"{name} can't be read as JSON: {why_undecoded(error)}") from error
-    if fault := fault_of(result, has_surrogates=bool(SURROGATE.search(value))):
+    if fault := fault_of(result, value):
         raise BadField(f"{name} can't be read as JSON: {fault}")
     return result
 

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import BinaryIO
 
-from perlcli.data.json_faults import DECODER, SURROGATE, fault_of, why_undecoded
+from perlcli.data.json_faults import DECODER, fault_of, why_undecoded
 from perlcli.data.rows import SourceRow
 from perlcli.text import clip, counted, shorten
 
@@ -69,7 +69,7 @@ def _json_lines(stream: BinaryIO, name: str, start: bytes, number: int, offset: 
             place = f"row {row}" + (f" (line {number})" if row != number else "")
             try:
                 text = _text(line, number, offset).rstrip()
-                yield _row(_parse(text, number), f"{name}, {place}", has_surrogates=bool(SURROGATE.search(text)))
+                yield _row(_parse(text, number), text, f"{name}, {place}")
             except Unreadable as error:
                 yield error.row(name)
         number, offset = number + 1, offset + len(line)
@@ -112,11 +112,11 @@ def _invalid_json(message: str, text: str, position: int) -> str:
     return f"not valid JSON ({message}) at {shorten(near)}" if near else f"not valid JSON ({message})"
 
 
-def _row(value: object, place: str, *, has_surrogates: bool) -> SourceRow:
-    """A decoded value as a row, or as a fault if it can't be one."""
+def _row(value: object, text: str, place: str) -> SourceRow:
+    """A value and the text it was decoded from as a row, or as a fault if it can't be one."""
     if not isinstance(value, dict):
         return SourceRow(place, None, f"expected an object with named columns, found {shorten(value)}")
-    if fault := fault_of(value, has_surrogates=has_surrogates):
+    if fault := fault_of(value, text):
         return SourceRow(place, None, fault)
     return SourceRow(place, value)
 
@@ -137,8 +137,8 @@ class _List:
         row, ended = 0, self._peek() == "]"
         while not ended:
             row += 1
-            value, has_surrogates = self._value()
-            yield _row(value, f"{self.name}, row {row}", has_surrogates=has_surrogates)
+            value, text = self._value()
+            yield _row(value, text, f"{self.name}, row {row}")
             ended = self._peek() == "]"
             if not ended:
                 self._skip(",")
@@ -146,8 +146,8 @@ class _List:
         if self._peek():
             raise self._broken("Extra data", self.at)
 
-    def _value(self) -> tuple[object, bool]:
-        """The next value, and whether its JSON has escaped surrogates."""
+    def _value(self) -> tuple[object, str]:
+        """The next value, and the text it was decoded from."""
         self._peek()
         while True:
             try:
@@ -160,9 +160,9 @@ class _List:
                 raise Unreadable(f"line {self.line}", why_undecoded(error)) from error
             else:
                 if end < len(self.text) or self.at_end:
-                    has_surrogates = bool(SURROGATE.search(self.text, self.at, end))
+                    text = self.text[self.at : end]
                     self._move(end)
-                    return value, has_surrogates
+                    return value, text
             if len(self.text) - self.at > LONGEST:
                 raise Unreadable(f"line {self.line}", TOO_LONG)
             self._fill()

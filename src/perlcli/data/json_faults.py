@@ -32,11 +32,8 @@ def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
 DECODER = json.JSONDecoder(object_pairs_hook=_object)
 
 
-def fault_of(value: object, *, has_surrogates: bool) -> str:
-    """What is wrong with a decoded value; empty if nothing is.
-
-    `has_surrogates` says whether `SURROGATE` matches the JSON it was decoded from, so that most values skip that check.
-    """
+def fault_of(value: object, text: str) -> str:
+    """What is wrong with a value that `DECODER` made of a JSON text; empty if nothing is."""
     level: list[object] = [value]
     for _ in range(DEEPEST):
         inner: list[object] = []
@@ -46,7 +43,7 @@ def fault_of(value: object, *, has_surrogates: bool) -> str:
             if isinstance(item, dict | list):
                 inner.extend(item.values() if isinstance(item, dict) else item)
         if not inner:
-            return _lone_surrogate(value) if has_surrogates else ""
+            return _lone_surrogate(value) if SURROGATE.search(text) else ""
         level = inner
     return TOO_DEEP
 

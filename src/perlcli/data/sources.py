@@ -16,7 +16,7 @@ from perlcli.errors import PerlError, nearest
 from perlcli.settings import DataSettings
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    from datasets import Dataset, IterableDataset
 
 STREAMED = (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".csv", ".csv.gz")
 SUFFIXES = (*STREAMED, ".parquet")
@@ -119,10 +119,9 @@ def _read_parquet(path: Path) -> Rows:
 
     try:
         rows = datasets.load_dataset("parquet", data_files=str(path), split="train", streaming=True, batch_size=BATCH)
-        for number, row in enumerate(rows, start=1):
-            yield SourceRow(f"{path}, row {number}", row)
     except Exception as error:  # the parsers that datasets uses have error types without a common base
         raise _cant_read(path, error) from error
+    yield from _numbered(rows, str(path))
 
 
 def _read_folder(path: Path, side: str, options: DataSettings) -> Rows:
@@ -186,7 +185,7 @@ def _validated(rows: Dataset, source: str) -> Rows:
     return _numbered(rows, source)
 
 
-def _numbered(rows: Dataset, source: str) -> Rows:
+def _numbered(rows: Dataset | IterableDataset, source: str) -> Rows:
     try:
         for number, row in enumerate(rows, start=1):
             yield SourceRow(f"{source}, row {number}", row)
