@@ -232,7 +232,7 @@ def test_the_data_script_measures_the_command(data_script: Any, tmp_path: Path, 
     command = [sys.executable, str(SCRIPT.with_name("data.py")), *words]
     found = subprocess.run(command, capture_output=True, text=True, check=False)
     assert found.returncode == 0, found.stdout + found.stderr
-    assert found.stdout.count("perl reward  yes  pairs, 40 of 40 rows") == 1
+    assert found.stdout.count("perl reward  yes  pairs, 40 rows read, 40 kept") == 1
     runs = json.loads((tmp_path / "a.json").read_text())["runs"]
     assert [run["rows"] for run in runs] == [20, 40]
     assert all(run["cpu_seconds"] > 0 and run["peak_mb"] > 50 for run in runs)

@@ -1,4 +1,4 @@
-"""The examples: every YAML is a config of the command that it names, and every line of a script is a command line."""
+"""The examples: every YAML file is valid for the command that it names, and every command of a script works."""
 
 import shlex
 import shutil
@@ -23,13 +23,13 @@ Perl = Callable[..., Any]
 
 
 def commands(script: Path) -> list[list[str]]:
-    """The words of every `perl …` line."""
+    """The words of every `perl …` line of a script."""
     lines = script.read_text(encoding="utf-8").replace("\\\n", " ").splitlines()
     return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("perl ")]
 
 
 def check(command: str, given: Any) -> None:
-    """What a run checks of its settings before it looks for models and data."""
+    """Check settings as a run does before it reads models and data."""
     resolved = settings.resolve(given, {})
     settings.check(resolved)
     if command != "eval":
@@ -42,7 +42,7 @@ def test_there_are_examples() -> None:
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_config_is_one_of_the_command_that_it_names(name: str) -> None:
+def test_config_is_valid_for_the_command_that_it_names(name: str) -> None:
     first = CONFIGS[name].read_text(encoding="utf-8").splitlines()[0]
     start, command, option, path = first.removeprefix("# ").split()
     assert (start, option, path) == ("perl", "--config", name)
@@ -51,7 +51,7 @@ def test_config_is_one_of_the_command_that_it_names(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_script_types_commands_that_exist(name: str, perl: Perl, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_script_has_valid_commands(name: str, perl: Perl, monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[Any] = []
     for stage in STAGES.values():
         monkeypatch.setattr(stage, "run", given.append)
@@ -66,9 +66,9 @@ def test_script_types_commands_that_exist(name: str, perl: Perl, monkeypatch: py
 
 
 @pytest.mark.parametrize("command", ["sft", "reward", "rl"])
-def test_coffee_spells_out_what_the_embedded_default_takes(command: str) -> None:
+def test_coffee_spells_out_the_embedded_defaults(command: str) -> None:
     values = read_config(settings.COMMANDS[command], EXAMPLES / "coffee" / f"{command}.yaml")
-    own = {"lora_r"} if "model" in values else set()  # the adapter that RL starts from brings its own
+    own = {"lora_r"} if "model" in values else set()  # RL starts from an adapter that has its own
     given = {name: value for name, value in values.items() if name not in ("model", "reward", "output")}
     assert given == {name: value for name, value in coffee.SETTINGS[command].items() if name not in own}
 

@@ -1,7 +1,7 @@
-"""Whatever a file or a word of the command line holds: it is used, or refused by one clear error, and in little time.
+"""Any content of a file or word of the command line is either used or refused with one clear error, in little time.
 
-The examples are the same in every run. `PERLCLI_FUZZ=100 pytest -n0 tests/test_fuzz.py` looks at a hundred times as
-many, and at others each time.
+The examples are the same in every run. `PERLCLI_FUZZ=100 pytest -n0 tests/test_fuzz.py` tries a hundred times as many,
+and different ones each time.
 """
 
 import csv
@@ -39,15 +39,15 @@ from perlcli.settings import DataSettings
 from perlcli.settings.yaml import read_config
 
 DEPTH = int(os.environ.get("PERLCLI_FUZZ", "1"))
-SECONDS = 20.0  # of the processor's, for one example: each takes milliseconds
-LONGEST = 30_000  # characters of an error: two or three lines, and the values in them cut
+SECONDS = 20.0  # of CPU time for one example, which normally takes milliseconds
+LONGEST = 30_000  # characters of an error: a few lines, with shortened values
 
 Value = Any
 Strategy = st.SearchStrategy[Any]
 
 
 def examples(count: int) -> Any:
-    """So many examples, the same each time."""
+    """A profile with this many examples, the same each time."""
     return profile(
         max_examples=count * DEPTH, derandomize=DEPTH == 1, database=None, deadline=None,
         suppress_health_check=list(HealthCheck),
@@ -69,7 +69,7 @@ def in_time() -> Iterator[None]:
 
 
 def used_or_refused(action: Callable[[], object]) -> None:
-    """Do something that may end well or by a PerlError of reasonable length, and by nothing else."""
+    """Run something that may succeed or raise a PerlError of reasonable length, but nothing else."""
     with in_time():
         try:
             action()
@@ -79,7 +79,7 @@ def used_or_refused(action: Callable[[], object]) -> None:
 
 
 def ends_well(*words: object, stdin: bytes | None = None) -> None:
-    """Call the command line, which must end by itself, with an exit code of its own and no traceback."""
+    """Call the command line, which must end with a known exit code and without a traceback."""
     with in_time():
         found = CliRunner().invoke(app, [str(word) for word in words], input=stdin)
     assert found.exception is None or isinstance(found.exception, SystemExit), found.exception
@@ -89,7 +89,7 @@ def ends_well(*words: object, stdin: bytes | None = None) -> None:
 
 
 def fallbacks(text: Strategy) -> Strategy:
-    """Any value that JSON can spell."""
+    """Any value that JSON can express."""
     plain = st.one_of(
         st.none(), st.booleans(), st.integers(), st.floats(), st.sampled_from([10**400, 2**63, -(10**400)]), text
     )
@@ -100,7 +100,7 @@ def fallbacks(text: Strategy) -> Strategy:
 
 
 def places(value: Value, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Where something stands inside a value."""
+    """The paths of all items inside a value."""
     keys = value if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ()
     for key in keys:
         yield (*at, key)
@@ -108,7 +108,7 @@ def places(value: Value, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
 
 
 def put(value: Value, at: tuple[Any, ...], new: Value) -> Value:
-    """The value with another one in a place."""
+    """The value with another one at a path."""
     if not at:
         return new
     changed = dict(value) if isinstance(value, dict) else list(value)
@@ -118,7 +118,7 @@ def put(value: Value, at: tuple[Any, ...], new: Value) -> Value:
 
 @st.composite
 def damaged(draw: Any, whole: Value, other: Strategy) -> Value:
-    """A value in which one or two others stand in place of what was there."""
+    """A value with one or two items replaced by others."""
     for _ in range(draw(st.integers(1, 2))):
         inside = list(places(whole))
         whole = put(whole, draw(st.sampled_from(inside)) if inside else (), draw(other))
@@ -126,7 +126,7 @@ def damaged(draw: Any, whole: Value, other: Strategy) -> Value:
 
 
 def spoilt(content: bytes) -> Strategy:
-    """Bytes of which some are missing or others."""
+    """The bytes with some removed or replaced."""
 
     def cut(start: int, count: int, new: bytes) -> bytes:
         return content[:start] + new + content[start + count :]
@@ -156,7 +156,7 @@ NUMBERS = [0, -1, 1, 2**31, 2**64, 10**400, 1e308, "1e-4", "nan", "-inf"]
 
 
 def of_type(kind: Any) -> Strategy:
-    """Values of an annotated type, the strange ones among them."""
+    """Values of an annotated type, including strange ones."""
     origin, inside = typing.get_origin(kind), typing.get_args(kind)
     if origin is typing.Literal:
         return st.sampled_from(inside)
@@ -177,7 +177,7 @@ def of_type(kind: Any) -> Strategy:
 
 @st.composite
 def near_settings(draw: Any, stage: Any) -> dict[Any, Any]:
-    """Names of a stage's options, a few of them misspelt, with values most of which have the option's type."""
+    """Names of a stage's options, a few of them misspelt, mostly with values of the option's type."""
     found = {}
     for item in draw(st.lists(st.sampled_from(list(settings.options(stage))), max_size=4)):
         name = draw(st.sampled_from([item.name] * 5 + [item.name.replace("_", "-"), item.name + "x"]))
@@ -186,7 +186,7 @@ def near_settings(draw: Any, stage: Any) -> dict[Any, Any]:
 
 
 def resolve(stage: Any, path: Path) -> None:
-    """What each command does with its settings before it looks at anything else."""
+    """What each command does with its settings before anything else."""
     found = settings.build(stage, recipes.fill(stage, read_config(stage, path)))
     resolved = settings.resolve(found, {})
     settings.check(resolved)
@@ -321,7 +321,7 @@ def render() -> data.Renderer:
 
 
 def use(source: str, stage: Any, render: data.Renderer, how: DataSettings, *, chat: bool) -> None:
-    """What the commands do with data: read, convert, look at, and fit as tokens."""
+    """What the commands do with data: load, convert, summarise and fit as tokens."""
     from perlcli.commands.data_file import fitting
 
     found = data.load(source, stage, chat=chat, options=how)
@@ -346,7 +346,7 @@ def test_any_value_in_a_row_of_any_format(
 
 
 def spelled(rows: list[Value], kind: str) -> tuple[str, bytes]:
-    """The rows as a file of a kind: its name and content."""
+    """The rows as a file of this kind: its name and content."""
     lines = "".join(json.dumps(row) + "\n" for row in rows)
     listed = json.dumps(rows, ensure_ascii=False)
     table = io.StringIO()
@@ -493,7 +493,7 @@ def skeleton() -> Any:
 
 @examples(40)
 @given(drawn=st.data())
-@pytest.mark.filterwarnings("ignore")  # of peft, on values that it takes all the same
+@pytest.mark.filterwarnings("ignore")  # from peft, about values that it accepts anyway
 def test_any_file_for_peft(skeleton: Any, drawn: st.DataObject) -> None:
     from perlcli.model import adapters
 
@@ -518,7 +518,7 @@ def look_at_model(folder: str) -> None:
 
 @examples(40)
 @given(drawn=st.data())
-@pytest.mark.filterwarnings("ignore")  # of transformers, on values that it takes all the same
+@pytest.mark.filterwarnings("ignore")  # from transformers, about values that it accepts anyway
 def test_any_damage_to_a_model_or_an_adapter(drawn: st.DataObject) -> None:
     files = {path.name: path.read_bytes() for path in coffee.BASE.iterdir() if path.suffix != ".md"}
     broken = drawn.draw(st.sampled_from([*sorted(files), *[weights.ADAPTER_CONFIG] * 3]))
@@ -554,5 +554,5 @@ def test_the_command_line_ends_by_itself(drawn: st.DataObject) -> None:
 @pytest.mark.skipif(sys.platform == "win32", reason="a path")
 @pytest.mark.parametrize("word", ["~nobody-has-this-name/x", "x" * 300, "/dev/null/x", "\udcff"])
 @pytest.mark.parametrize("option", ["--data", "--model", "--output", "--config", "--recipe", "--peft"])
-def test_a_word_that_can_name_nothing(option: str, word: str) -> None:
+def test_a_word_that_can_not_be_a_name(option: str, word: str) -> None:
     ends_well("sft", "--dry-run", option, word)

@@ -1,4 +1,4 @@
-"""What an attacker or an accident may try: pickles, code in folders, names, secrets, texts that are more than text."""
+"""Attacks and accidents: pickles, code in folders, malicious names, secrets, and text that could act as markup."""
 
 import csv
 import dataclasses
@@ -45,13 +45,13 @@ SECRETS = {
 
 @pytest.fixture
 def marker(tmp_path: Path) -> Path:
-    """A file that planted code makes; the tests look that it isn't there."""
+    """A file that planted code creates; the tests check that it does not exist."""
     return tmp_path / "planted-code-ran"
 
 
 @pytest.fixture
 def loaded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, bool]]:
-    """What torch.load was called for, and whether it was told to take weights alone."""
+    """The files that torch.load was called for, and whether with weights_only."""
     found: list[tuple[str, bool]] = []
     load = torch.load
 
@@ -65,13 +65,13 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, bool]]:
 
 @pytest.fixture
 def harmless(marker: Path, loaded: list[tuple[str, bool]]) -> Iterator[Path]:
-    """The file that planted code would make; the test fails where it is there at its end, or a pickle was read."""
+    """The file that planted code would create; the test fails if it exists at the end, or if a pickle was read."""
     yield marker
     assert not marker.exists() and not loaded
 
 
 def planted(path: Path, marker: Path) -> Path:
-    """A pickle that runs code as it is loaded."""
+    """A pickle that runs code when it is loaded."""
 
     class Code:
         def __reduce__(self) -> Any:
@@ -135,7 +135,7 @@ def test_an_adapter_as_a_pickle_is_refused(
     assert not Path("out").exists()
 
 
-def test_an_anchor_inside_a_policys_folder_is_no_pickle_either(
+def test_an_anchor_inside_a_policys_folder_as_a_pickle_is_refused(
     rl_run: Path, reward_run: Path, rows: dict[str, Path], perl: Perl, harmless: Path
 ) -> None:
     folder = Path(shutil.copytree(rl_run, "policy", ignore=shutil.ignore_patterns("checkpoints")))
@@ -254,7 +254,7 @@ def test_weights_as_a_pickle_in_a_checkpoint_are_refused_even_with_their_checksu
         (place / name).unlink()
 
 
-def test_links_are_no_part_of_a_checkpoint(tmp_path: Path) -> None:
+def test_links_are_not_part_of_a_checkpoint(tmp_path: Path) -> None:
     place, outside = sealed(tmp_path / "checkpoint-1"), tmp_path / "outside"
     outside.mkdir()
     (outside / "adapter_model.bin").write_bytes(b"x")
@@ -280,12 +280,12 @@ def test_a_manifest_can_not_lead_outside(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["rows.pt", "rows.pkl", "rows.pickle", "rows.npy", "rows.joblib", "rows.py"])
 def test_data_is_never_a_pickle_or_a_script(name: str, perl: Perl, marker: Path) -> None:
     planted(Path(name), marker)
-    assert "unknown kind of file" in perl("data", "check", name, code=2).output
+    assert "unknown file type" in perl("data", "check", name, code=2).output
     folder = Path("set")
     folder.mkdir()
     (folder / "set.py").write_text(f"open({str(marker)!r}, 'w')")
     planted(folder / f"train{Path(name).suffix}", marker)
-    assert "holds no train.*" in perl("data", "check", folder, code=2).output
+    assert "contains no train.*" in perl("data", "check", folder, code=2).output
     assert not marker.exists()
 
 
@@ -294,7 +294,7 @@ def test_data_is_never_a_pickle_or_a_script(name: str, perl: Perl, marker: Path)
 
 @pytest.fixture
 def evil(marker: Path, llama: Path) -> Path:
-    """A model that brings its modelling code."""
+    """A model that comes with its own modelling code."""
     folder = Path(shutil.copytree(llama, "evil"))
     names = {"AutoConfig": "modelling.Config", "AutoModelForCausalLM": "modelling.Model"}
     (folder / "config.json").write_text(json.dumps({"model_type": "evil", "auto_map": names}))
@@ -304,7 +304,7 @@ def evil(marker: Path, llama: Path) -> Path:
 
 
 def adapter_on(run: Path, model: Path, folder: str) -> Path:
-    """A copy of a run whose base is another, and whose record says that its code is trusted."""
+    """A copy of a run with another base, whose record says that its code is trusted."""
     place = Path(shutil.copytree(run, folder, ignore=shutil.ignore_patterns("checkpoints")))
     config = json.loads((place / weights.ADAPTER_CONFIG).read_text()) | {"base_model_name_or_path": str(model)}
     (place / weights.ADAPTER_CONFIG).write_text(json.dumps(config))
@@ -338,12 +338,12 @@ def test_modelling_code_is_not_run_unasked(
     assert not marker.exists() and not Path("runs").exists()
 
 
-def test_modelling_code_runs_where_it_is_asked_for(evil: Path, perl: Perl, marker: Path) -> None:
+def test_modelling_code_runs_when_asked_for(evil: Path, perl: Perl, marker: Path) -> None:
     perl("data", "show", "coffee", "--model", evil, "--trust-remote-code")
     assert marker.exists()
 
 
-def test_code_beside_a_known_model_is_left_alone(llama: Path, perl: Perl, marker: Path) -> None:
+def test_code_next_to_a_known_model_is_ignored(llama: Path, perl: Perl, marker: Path) -> None:
     folder = Path(shutil.copytree(llama, "evil"))
     names = {"AutoConfig": "modelling.Config", "AutoModelForCausalLM": "modelling.Model"}
     (folder / "config.json").write_text(
@@ -407,7 +407,7 @@ def test_no_record_names_a_reward_function(
     assert marker.exists()  # from the command line it is the user's own
 
 
-def test_what_looks_like_a_function_and_is_a_folder_is_a_folder(
+def test_a_folder_named_like_a_function_is_a_folder(
     module: str, sft_run: Path, rows: dict[str, Path], perl: Perl, marker: Path
 ) -> None:
     Path(module).mkdir()
@@ -415,7 +415,7 @@ def test_what_looks_like_a_function_and_is_a_folder_is_a_folder(
     assert "can't be read as a model" in told and not marker.exists()
 
 
-def test_a_process_of_ours_takes_no_module_from_the_working_folder(marker: Path) -> None:
+def test_subprocesses_import_no_module_from_the_working_folder(marker: Path) -> None:
     for name in ("typer", "yaml", "perlcli", "json"):
         Path(f"{name}.py").write_text(f"open({str(marker)!r}, 'w').close()")
     assert processes.run(["recipes"], Path("log")) == 0, Path("log").read_text()
@@ -427,7 +427,7 @@ def test_a_process_of_ours_takes_no_module_from_the_working_folder(marker: Path)
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A home with a name that no text may tell, and tokens in the environment."""
+    """A home folder whose name must not be in any text, and tokens in the environment."""
     place = tmp_path / "home" / "planted-user"
     place.mkdir(parents=True)
     monkeypatch.setenv("HOME", str(place))
@@ -437,7 +437,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def leaks(*folders: Path) -> list[str]:
-    """The files that hold a home or a secret; peft reads the base's path in its config as it stands."""
+    """The files that contain the home folder or a secret; peft needs the base's actual path in its config."""
     words = ["planted-user", *SECRETS.values()]
     return [
         str(path) for folder in folders for path in folder.rglob("*")
@@ -446,7 +446,7 @@ def leaks(*folders: Path) -> list[str]:
     ]  # fmt: skip
 
 
-def test_no_file_and_no_line_of_a_run_tells_a_home_or_a_secret(
+def test_no_file_and_no_output_of_a_run_contains_the_home_folder_or_a_secret(
     home: Path, llama: Path, rows: dict[str, Path], perl: Perl, tmp_path: Path
 ) -> None:
     model, runs = Path(shutil.copytree(llama, home / "model")), home / "runs"
@@ -479,7 +479,7 @@ def test_no_file_and_no_line_of_a_run_tells_a_home_or_a_secret(
 
 
 @pytest.mark.slow  # four processes
-def test_no_file_of_a_comparison_tells_a_home_or_a_secret(home: Path, llama: Path, perl: Perl) -> None:
+def test_no_file_of_a_comparison_contains_the_home_folder_or_a_secret(home: Path, llama: Path, perl: Perl) -> None:
     model = shutil.copytree(llama, home / "model")
     words = ("compare-full", "sft", "--model", model, "--data", "coffee", "--output", home / "whole", *SHORT)
     told = perl(*words).output
@@ -489,7 +489,7 @@ def test_no_file_of_a_comparison_tells_a_home_or_a_secret(home: Path, llama: Pat
     assert leaks(home / "other") == []
 
 
-def test_a_run_below_the_home_goes_on_and_runs_again_from_what_it_wrote(
+def test_a_run_below_the_home_folder_can_be_resumed_and_repeated(
     home: Path, llama: Path, rows: dict[str, Path], perl: Perl
 ) -> None:
     model, data = shutil.copytree(llama, home / "model"), shutil.copytree(rows["pairs"], home / "pairs")
@@ -508,7 +508,7 @@ def test_a_run_below_the_home_goes_on_and_runs_again_from_what_it_wrote(
     assert "data was ~/pairs, now ~/other" in perl(*words, "--data", other, "--resume", code=2).output
 
 
-def test_why_a_run_failed_is_told_without_secrets(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_reason_of_a_failure_contains_no_secrets(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = Run(settings.build(settings.Sft, {"output": "run"}))
     run.folder = home / "run"
     with pytest.raises(ValueError), lifecycle.recording(run):
@@ -524,7 +524,7 @@ def test_why_a_run_failed_is_told_without_secrets(home: Path, capsys: pytest.Cap
     assert capsys.readouterr().out == "read ~/x with ***\n"
 
 
-def test_tokens_and_logins_are_taken_for_what_they_are(perl: Perl, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tokens_and_logins_are_recognised(perl: Perl, monkeypatch: pytest.MonkeyPatch) -> None:
     token = "hf_0123456789abcdefghij"
     told = perl("sft", "--set", f"hub_token={token}", "--set", "push_to_hub=true", code=2).output
     assert token not in told and "hub_token: perlcli decides this itself" in told
@@ -539,7 +539,7 @@ def test_tokens_and_logins_are_taken_for_what_they_are(perl: Perl, monkeypatch: 
         assert hidden(plain) == plain
 
 
-def test_a_home_is_hidden_where_it_is_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_only_the_home_folder_itself_is_hidden(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "real")
     monkeypatch.setenv("HOME", str(tmp_path / "link"))
@@ -569,7 +569,7 @@ def test_values_of_secret_variables_are_hidden_in_every_value(monkeypatch: pytes
     assert redaction.STARS in repr(found) and "a-long-secret" not in repr(found)
 
 
-def test_what_libraries_say_tells_no_home(home: Path) -> None:
+def test_messages_of_libraries_do_not_contain_the_home_folder(home: Path) -> None:
     code = "from perlcli import upstream; upstream.hush(); import logging, os, warnings; "
     code += "warnings.warn(os.environ['HOME'] + '/x\\ny'); logging.error('in %s', os.environ['HOME'])"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -584,7 +584,7 @@ def test_what_libraries_say_tells_no_home(home: Path) -> None:
     ["../../x", "..", "/", "a/../..", "/etc/passwd", "a\nb", "a\0b", "x" * 300, "é" * 200, "~", "-rf", "con", "", "…",
      "a/b\\..\\c", "$(touch x)", "\x1b[31m", "\u202eabc", "org/name@main", "x" * 79 + "/.." ],
 )  # fmt: skip
-def test_a_models_name_is_no_way_out_of_a_comparison(name: str) -> None:
+def test_a_models_name_can_not_lead_out_of_a_comparison(name: str) -> None:
     made = arms.slug(name)
     assert made and len(os.fsencode(made)) <= arms.LONGEST and not made.startswith((".", "-"))
     assert Path(made).name == made and made.isascii() and made.isprintable()
@@ -593,7 +593,7 @@ def test_a_models_name_is_no_way_out_of_a_comparison(name: str) -> None:
     assert not place.is_absolute() and ".." not in place.parts and len(place.parts) == 2
 
 
-def test_a_reports_stage_is_no_way_out_of_its_folder(perl: Perl, arm_of: Any) -> None:
+def test_a_reports_stage_can_not_lead_out_of_its_folder(perl: Perl, arm_of: Any) -> None:
     folder = Path("theirs/inside")
     render_files.write_all(
         Report(title="t", command="perl compare-full", comparisons=[results.compare("reward", [arm_of()])]), folder
@@ -609,7 +609,7 @@ def test_a_reports_stage_is_no_way_out_of_its_folder(perl: Perl, arm_of: Any) ->
 # what is printed
 
 
-def test_nothing_that_is_printed_steers_the_terminal(perl: Perl, capsys: pytest.CaptureFixture[str]) -> None:
+def test_printed_text_has_no_control_characters(perl: Perl, capsys: pytest.CaptureFixture[str]) -> None:
     bad = "\x1b]0;title\x07\x1b[2J\r\x9b31m\u202eabc\u2066"
     terminal.say(f"{bad}\n\tb")
     shown = "\\x1b]0;title\\x07\\x1b[2J\\r\\x9b31m\\u202eabc\\u2066"
@@ -620,7 +620,7 @@ def test_nothing_that_is_printed_steers_the_terminal(perl: Perl, capsys: pytest.
     assert capsys.readouterr().out == f"{shown}\n"
 
 
-def test_a_record_of_others_is_printed_as_text(perl: Perl) -> None:
+def test_a_foreign_record_is_printed_as_text(perl: Perl) -> None:
     bad = "\x1b[2J\r\u202e"
     made = RunRecord(
         command="sft", status="finished", started="2026-01-02T03:04:05+00:00", model={"base": bad}, notes=[bad],
@@ -632,7 +632,7 @@ def test_a_record_of_others_is_printed_as_text(perl: Perl) -> None:
         assert not [letter for letter in perl(*words).output if not letter.isprintable() and letter != "\n"]
 
 
-def test_rows_that_hold_escapes_are_shown_as_text(perl: Perl, write: Any, llama: Path) -> None:
+def test_rows_with_escapes_are_shown_as_text(perl: Perl, write: Any, llama: Path) -> None:
     pair = {"prompt": "a\x1b[2J", "chosen": "\x9b31m\u202eyes", "rejected": "no\r"}
     path = write(Path("pairs.jsonl"), [pair, {"prompt": "a", "chosen": "\x1b[2J", "rejected": 3}])
     for words in (("data", "show"), ("data", "check"), ("data", "convert")):
@@ -666,7 +666,7 @@ class Tags(HTMLParser):
 
 
 def filled(value: Any, text: str) -> Any:
-    """A value with every text in it replaced, but for the stage and the status, which are words of ours."""
+    """A value with every text in it replaced, except for the stage and the status, which have fixed values."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         kept = {"stage", "kind", "status"} if not isinstance(value, Report) else {"status"}
         items = {item.name: getattr(value, item.name) for item in dataclasses.fields(value)}
@@ -680,7 +680,7 @@ def filled(value: Any, text: str) -> Any:
 
 @pytest.fixture
 def whole(arm_of: Any) -> Callable[[str], Report]:
-    """A report with every field that holds text holding the one that is given."""
+    """A report with the given text in every text field."""
 
     def made(text: str) -> Report:
         metrics = {"accuracy": 0.5, "accuracy_low": 0.4, "accuracy_high": 0.6, "rows": 10}
@@ -767,7 +767,7 @@ def test_a_model_card_is_text(text: str) -> None:
     assert "](javascript" not in rest.replace("\\\\\\[a](", "")
 
 
-def test_a_name_of_the_hub_stands_in_the_model_card() -> None:
+def test_a_hub_name_is_in_the_model_card() -> None:
     assert "base_model: org/a-b.c" in card.card(RunRecord(command="sft", model={"base": "org/a-b.c"}))
     for name in ("org/a\nlicense: mit", "~/model", "/a/b", "../a", "a: b"):
         assert "base_model" not in card.card(RunRecord(command="sft", model={"base": name}))

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# SFT, reward, RL and evaluation on Anthropic HH, by the recipe of that name.
-# It downloads the data from the hub; HH holds offensive text.
+# SFT, reward, RL and evaluation on Anthropic HH, with the recipe hh-harmless.
+# It downloads the data from the Hub; HH contains offensive text.
 # Add --load-in-4bit to each command for a 4-bit base.
 set -euo pipefail
 cd "$(dirname "$0")/../.."

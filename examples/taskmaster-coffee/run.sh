@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# SFT, reward, RL and evaluation on Taskmaster Coffee, by the recipe of that name.
+# SFT, reward, RL and evaluation on Taskmaster Coffee, with the recipe taskmaster-coffee.
 # `perl recipes show taskmaster-coffee` says what to put into data/taskmaster-coffee first.
 # Add --load-in-4bit to each command for a 4-bit base.
 set -euo pipefail

@@ -382,7 +382,7 @@ def test_a_dry_run_tells_what_would_happen_and_writes_nothing(out: Path, pairs: 
     found = perl(*words, "--data", pairs, "--output", out, "--dry-run", "--lora-r", 4)
     assert found.exit_code == 0, found.output
     assert "LoRA r=4, alpha=8 on k_proj, o_proj, q_proj, v_proj" in found.stdout
-    assert f"{pairs}: pairs, 1 of 1 row" in found.stdout
+    assert f"{pairs}: pairs, 1 row read, 1 kept" in found.stdout
     assert not out.exists()
     assert not list(Path().iterdir())
 

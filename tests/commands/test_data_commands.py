@@ -1,4 +1,4 @@
-"""`perl data check`, `perl data show` and `perl data convert`: what a file is good for, as the model will see it."""
+"""`perl data check`, `perl data show` and `perl data convert`."""
 
 import gc
 import json
@@ -14,19 +14,22 @@ from perlcli import data, settings, terminal
 from perlcli.cli.app import app
 from perlcli.commands import data_check, data_file, data_show
 from perlcli.data import Demonstration, Preference, Prompt, Renderer
-from perlcli.data.rows import Found
+from perlcli.data.rows import SourceRow
 from perlcli.data.tokens import of_demonstration, of_preference
 from perlcli.model import sources, tokenizers
 
 PAIR = {"prompt": "a latte", "chosen": "b", "rejected": "c"}
 HH = {"chosen": "\n\nHuman: hi\n\nAssistant: good", "rejected": "\n\nHuman: hi\n\nAssistant: bad"}
-TASK = {"context": json.dumps([{"role": "user", "text": "a latte"}]),
-        "generation": json.dumps({"role": "agent", "text": "yes"}), "reward": 1.0}  # fmt: skip
+TASK = {
+    "context": json.dumps([{"role": "user", "text": "a latte"}]),
+    "generation": json.dumps({"role": "agent", "text": "yes"}),
+    "reward": 1.0,
+}
 CHAT = [{"role": "user", "content": "a latte"}, {"role": "assistant", "content": "yes"}]
 
 
 def answers(text: str) -> dict[str, str]:
-    """What `perl data check` says of each command: yes or no."""
+    """What `perl data check` says about each command: yes or no."""
     lines = [line.split() for line in text.splitlines() if line.startswith("perl ")]
     return {words[1]: words[2] for words in lines}
 
@@ -50,18 +53,18 @@ def test_check_says_which_commands_can_use_a_file(
     found = perl("data", "check", write(tmp_path / "a.jsonl", [row]), "--model", llama).stdout
     assert [name for name, can in answers(found).items() if can == "yes"] == usable.split()
     assert set(answers(found)) == {"sft", "reward", "rl", "eval"}
-    assert "tokens a row:" in found
+    assert "tokens per row:" in found
 
 
-def test_check_tells_what_would_be_left_out(perl: Any, llama: Path, tmp_path: Path, write: Any) -> None:
+def test_check_reports_what_would_be_dropped(perl: Any, llama: Path, tmp_path: Path, write: Any) -> None:
     rows = [PAIR, PAIR, {**PAIR, "chosen": "c"}, {**PAIR, "chosen": " "}, {**PAIR, "prompt": "latte " * 90}]
     path = write(tmp_path / "a.jsonl", rows)
     found = perl("data", "check", path, "-m", llama, "--max-length", 64, "--max-completion-length", 8).stdout
     reward = found[found.index("perl reward") : found.index("perl rl")]
-    assert "pairs, 2 of 5 rows; left out 1 with equal answers (row 3)" in reward
+    assert "pairs, 5 rows read, 2 kept; dropped 1 with equal answers (row 3)" in reward
     assert "1 with an empty completion (row 4)" in reward
     assert "1 longer than 64 tokens (row 5)" in reward
-    assert "1 repeat of an earlier row, kept (row 2)" in reward
+    assert "1 duplicate row kept (row 2)" in reward
     assert "longer than 56 tokens" in found[found.index("perl rl") :]
     assert not list(tmp_path.glob("runs*"))
 
@@ -70,7 +73,7 @@ def test_check_of_a_folder_looks_at_both_sides(perl: Any, llama: Path, tmp_path:
     for name in ("train", "test"):
         write(tmp_path / f"{name}.jsonl", [PAIR])
     found = perl("data", "check", tmp_path, "-m", llama).stdout
-    assert "eval: Warning: 1 held-out row with a prompt that is trained on, too" in found
+    assert "eval: Warning: 1 held-out row with a prompt that is also in the training data" in found
 
 
 def test_check_of_the_embedded_data_needs_no_model(perl: Any) -> None:
@@ -82,7 +85,7 @@ def test_check_reads_standard_input_once_for_all_stages(perl: Any, llama: Path) 
     found = CliRunner().invoke(app, words, input=b"".join(json.dumps(PAIR).encode() + b"\n" for _ in range(3)))
     assert found.exit_code == 0, found.output
     assert found.stdout.startswith("standard input, with the tokenizer of")
-    assert found.stdout.count("pairs, 3 of 3 rows") == 3
+    assert found.stdout.count("pairs, 3 rows read, 3 kept") == 3
     assert set(answers(found.stdout).values()) == {"yes"}
 
 
@@ -95,29 +98,27 @@ def test_check_keeps_no_rows(perl: Any, llama: Path, monkeypatch: pytest.MonkeyP
             if number % 500 == 499:
                 kinds = [type(item) for item in gc.get_objects()]
                 alive.append(sum(map(kinds.count, (Preference, Demonstration, Prompt))))
-            yield Found(f"row {number}", {**PAIR, "prompt": f"a latte {number}"})
+            yield SourceRow(f"row {number}", {**PAIR, "prompt": f"a latte {number}"})
 
     monkeypatch.setattr(data, "read", rows)
     (Path() / "a.jsonl").touch()
-    assert "2,000 of 2,000 rows" in perl("data", "check", "a.jsonl", "--model", llama).stdout
+    assert "2,000 rows read, 2,000 kept" in perl("data", "check", "a.jsonl", "--model", llama).stdout
     assert len(alive) == 4
     assert max(alive) <= 4 * data_check.BATCH
 
 
-def test_check_says_the_same_of_repeats_however_far_apart(perl: Any, llama: Path, tmp_path: Path, write: Any) -> None:
+def test_check_finds_duplicates_however_far_apart(perl: Any, llama: Path, tmp_path: Path, write: Any) -> None:
     rows = [{**PAIR, "prompt": f"latte {place % 300}"} for place in range(400)]
     found = perl("data", "check", write(tmp_path / "a.jsonl", rows), "--model", llama).stdout
-    assert found.count("100 repeats of an earlier row, kept (rows 301, 302, 303…)") == 3
+    assert found.count("100 duplicate rows kept (rows 301, 302, 303…)") == 3
 
 
-def test_a_stage_that_finds_a_fault_late_leaves_the_others_alone(
-    perl: Any, llama: Path, tmp_path: Path, write: Any
-) -> None:
+def test_a_late_fault_of_one_stage_does_not_stop_the_others(perl: Any, llama: Path, tmp_path: Path, write: Any) -> None:
     rows = [{"chosen": f"latte {place}", "rejected": f"latte {place} large"} for place in range(200)]
     path = write(tmp_path / "a.jsonl", [*rows, {"chosen": "x", "rejected": "y"}])
     found = perl("data", "check", path, "--model", llama).stdout
     assert answers(found) == {"sft": "yes", "reward": "yes", "rl": "no", "eval": "yes"}
-    assert "row 201: there is no prompt to answer" in found
+    assert "row 201: no prompt to answer" in found
 
 
 @pytest.mark.parametrize(
@@ -125,7 +126,7 @@ def test_a_stage_that_finds_a_fault_late_leaves_the_others_alone(
     [
         ('{"a": 1}\n', "No command can use"),
         ("{]", "line 1, column 2: not valid JSON"),
-        ("", "holds no rows"),
+        ("", "has no rows"),
         ('{"chosen": "a", "rejected": null, "prompt": "p"}\n', "rejected is null"),
     ],
 )
@@ -137,7 +138,7 @@ def test_a_file_that_no_command_can_use_ends_with_2(content: str, told: str, per
 
 
 @pytest.mark.parametrize("command", ["check", "show", "convert"])
-def test_a_missing_file_is_told(command: str, perl: Any) -> None:
+def test_a_missing_file_is_an_error(command: str, perl: Any) -> None:
     assert "Error: FILE is missing\nHint: perl data " + command in perl("data", command, code=2).stderr
     assert "nowhere.jsonl does not exist" in perl("data", command, "nowhere.jsonl", code=2).stderr
 
@@ -145,7 +146,7 @@ def test_a_missing_file_is_told(command: str, perl: Any) -> None:
 def test_check_takes_its_file_from_yaml(perl: Any, llama: Path, tmp_path: Path, write: Any) -> None:
     write(tmp_path / "a.jsonl", [PAIR, PAIR])
     (tmp_path / "a.yaml").write_text(f"file: {tmp_path / 'a.jsonl'}\nmodel: {llama}\nfor: sft\nrows: 1\n")
-    assert "As perl sft reads it" in perl("data", "show", "--config", tmp_path / "a.yaml").stdout
+    assert "As perl sft sees it" in perl("data", "show", "--config", tmp_path / "a.yaml").stdout
 
 
 # --- show
@@ -179,22 +180,22 @@ def test_show_prints_both_answers_with_the_token_that_is_scored(
         assert f"── row 1, {name}, {len(ids)} tokens\n{told}\n" in found
 
 
-def test_show_of_a_stage_that_is_asked_for(perl: Any, llama: Path, tmp_path: Path, write: Any) -> None:
+def test_show_for_a_given_stage(perl: Any, llama: Path, tmp_path: Path, write: Any) -> None:
     path = write(tmp_path / "a.jsonl", [{"prompt": "a", "completion": "b", "label": 0}])
     words = ("data", "show", path, "-m", llama)
     assert "thumbs down" in perl(*words).stdout
     assert "⟦" not in perl(*words, "--for", "rl").stdout
-    assert "No row is left to use" in perl(*words, "--for", "sft", code=2).stderr
+    assert "No rows left to use" in perl(*words, "--for", "sft", code=2).stderr
 
 
-def test_show_tells_rows_that_are_left_out_or_cut(perl: Any, llama: Path, tmp_path: Path, write: Any) -> None:
+def test_show_marks_rows_that_are_dropped_or_cut(perl: Any, llama: Path, tmp_path: Path, write: Any) -> None:
     path = write(tmp_path / "a.jsonl", [{**PAIR, "prompt": "latte " * 90}, PAIR])
     words = ("data", "show", path, "-m", llama, "--max-length", 40)
-    assert "── row 1: left out, longer than 40 tokens\n" in perl(*words).stdout
-    assert "── row 1, chosen, 40 tokens, its prompt cut from the left\n" in perl(*words, "--on-long", "truncate").stdout
+    assert "── row 1: dropped, longer than 40 tokens\n" in perl(*words).stdout
+    assert "── row 1, chosen, 40 tokens, prompt cut from the left\n" in perl(*words, "--on-long", "truncate").stdout
 
 
-def test_colours_stand_for_the_brackets_on_a_terminal(llama: Path) -> None:
+def test_colours_replace_the_brackets_on_a_terminal(llama: Path) -> None:
     render = Renderer(AutoTokenizer.from_pretrained(llama))
     ids = render.prompt_ids("a latte")
     learned = [False] * (len(ids) - 1) + [True]
@@ -202,7 +203,7 @@ def test_colours_stand_for_the_brackets_on_a_terminal(llama: Path) -> None:
     assert found.endswith("\x1b[0m") and "\x1b[1;32m" in found and "⟦" not in found
 
 
-def test_what_would_steer_a_terminal_is_spelled_out() -> None:
+def test_control_characters_are_spelled_out() -> None:
     assert terminal.visible("a\x1b[31m\nä\u200b") == "a\\x1b[31m\nä\\u200b"
     assert terminal.visible(plain := "Voilà\u202f! \U0001f469\u200d\U0001f469 \u0645\u06cc\u200c\u062e") == plain
 
@@ -220,28 +221,45 @@ def test_text_that_the_terminal_can_not_encode_is_no_error(monkeypatch: pytest.M
     ("row", "words", "wanted"),
     [
         (PAIR, [], PAIR),
-        (HH, [], {"prompt": [{"role": "user", "content": "hi"}], "chosen": [{"role": "assistant", "content": "good"}],
-                  "rejected": [{"role": "assistant", "content": "bad"}]}),
+        (
+            HH,
+            [],
+            {
+                "prompt": [{"role": "user", "content": "hi"}],
+                "chosen": [{"role": "assistant", "content": "good"}],
+                "rejected": [{"role": "assistant", "content": "bad"}],
+            },
+        ),
         (HH, ["--text"], {"prompt": "\n\nHuman: hi\n\nAssistant:", "chosen": " good", "rejected": " bad"}),
         (HH, ["--for", "rl"], {"prompt": [{"role": "user", "content": "hi"}]}),
-        (TASK, [], {"prompt": [{"role": "user", "content": "user: a latte\nagent:"}],
-                    "completion": [{"role": "assistant", "content": "yes"}], "label": True}),
+        (
+            TASK,
+            [],
+            {
+                "prompt": [{"role": "user", "content": "user: a latte\nagent:"}],
+                "completion": [{"role": "assistant", "content": "yes"}],
+                "label": True,
+            },
+        ),
         (TASK, ["--for", "rl"], {"prompt": [{"role": "user", "content": "user: a latte\nagent:"}]}),
         (PAIR, ["--for", "sft"], {"prompt": "a latte", "completion": "b"}),
         ({"messages": CHAT}, [], {"messages": CHAT}),
         ({"text": "a"}, [], {"text": "a"}),
-        ({"chosen": CHAT, "rejected": [CHAT[0], {"role": "assistant", "content": "no"}]}, [],
-         {"prompt": CHAT[:1], "chosen": CHAT[1:], "rejected": [{"role": "assistant", "content": "no"}]}),
+        (
+            {"chosen": CHAT, "rejected": [CHAT[0], {"role": "assistant", "content": "no"}]},
+            [],
+            {"prompt": CHAT[:1], "chosen": CHAT[1:], "rejected": [{"role": "assistant", "content": "no"}]},
+        ),
         ({"prompt": "ä", "order": "x"}, [], {"prompt": "ä", "order": "x"}),
     ],
-)  # fmt: skip
+)
 def test_convert_writes_what_trl_reads(
     row: Any, words: list[str], wanted: Any, perl: Any, tmp_path: Path, write: Any
 ) -> None:
     path, out = write(tmp_path / "a.jsonl", [row]), tmp_path / "out.jsonl"
     found = perl("data", "convert", path, "--output", out, *words).stdout
     assert [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()] == [wanted]
-    assert f"Wrote {out}: 1 row of {', '.join(wanted)}, for perl " in found
+    assert f"Wrote {out}: 1 row with {', '.join(wanted)}, for perl " in found
 
 
 @pytest.mark.parametrize("row", [PAIR, HH, TASK, {"messages": CHAT}, {"prompt": "a"}])
@@ -253,23 +271,23 @@ def test_converted_data_is_the_same_data(row: Any, perl: Any, tmp_path: Path, wr
     assert (one, first.rows, first.report.fingerprint) == (other, second.rows, second.report.fingerprint)
 
 
-def test_convert_says_what_it_left_out(perl: Any, tmp_path: Path, write: Any) -> None:
+def test_convert_reports_what_it_dropped(perl: Any, tmp_path: Path, write: Any) -> None:
     path = write(tmp_path / "a.jsonl", [PAIR, {**PAIR, "chosen": "c"}])
-    assert "1 of 2 rows; left out 1 with equal answers (row 2)" in perl("data", "convert", path).stdout
+    assert "2 rows read, 1 kept; dropped 1 with equal answers (row 2)" in perl("data", "convert", path).stdout
     assert len((tmp_path / "a-trl.jsonl").read_text().splitlines()) == 1
 
 
 @pytest.mark.parametrize(
     ("name", "told"),
     [
-        ("a.jsonl", "a.jsonl is the file that is read"),
-        ("there.jsonl", "there.jsonl exists\nHint: --overwrite"),
-        ("x.csv", "x.csv must end in .jsonl"),
-        ("no/x.jsonl", "is in no folder"),
+        ("a.jsonl", "a.jsonl is also the input file"),
+        ("there.jsonl", "there.jsonl already exists\nHint: use --overwrite"),
+        ("x.csv", "--output must end in .jsonl, not 'x.csv'"),
+        ("no/x.jsonl", "the folder no does not exist"),
         ("folder.jsonl", "folder.jsonl is a folder"),
     ],
 )
-def test_convert_destroys_nothing(name: str, told: str, perl: Any, tmp_path: Path, write: Any) -> None:
+def test_convert_overwrites_nothing(name: str, told: str, perl: Any, tmp_path: Path, write: Any) -> None:
     path = write(tmp_path / "a.jsonl", [PAIR])
     (tmp_path / "there.jsonl").write_text("mine")
     (tmp_path / "folder.jsonl").mkdir()
@@ -304,13 +322,21 @@ def test_the_commands_of_data_are_declared_like_the_others(perl: Any) -> None:
 
 def test_a_format_and_limits_are_given_as_to_the_stages(perl: Any, tmp_path: Path) -> None:
     rows = [
-        {"post_id": "p", "history": "how?", "human_ref_A": "so", "human_ref_B": "no", "labels": 1, "score_A": a,
-         "score_B": 2, "score_ratio": a / 2}
+        {
+            "post_id": "p",
+            "history": "how?",
+            "human_ref_A": "so",
+            "human_ref_B": "no",
+            "labels": 1,
+            "score_A": a,
+            "score_B": 2,
+            "score_ratio": a / 2,
+        }
         for a in (10, 3)
-    ]  # fmt: skip
+    ]
     path = tmp_path / "shp.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert "1 of 2 rows" in perl("data", "check", path, "--shp-score-ratio", "2").stdout
+    assert "2 rows read, 1 kept" in perl("data", "check", path, "--shp-score-ratio", "2").stdout
     out = tmp_path / "out.jsonl"
     perl("data", "convert", path, "--output", out, "--shp-score-ratio", "2")
     assert len(out.read_text().splitlines()) == 1
@@ -322,4 +348,4 @@ def test_a_format_and_limits_are_given_as_to_the_stages(perl: Any, tmp_path: Pat
 def test_standard_input_serves_one_stage(command: str, perl: Any) -> None:
     words = ("--output", "out.jsonl") if command == "convert" else ()
     told = perl("data", command, "-", *words, code=2).stderr
-    assert "Error: Standard input can be read once" in told and "--for" in told
+    assert "Error: Standard input can be read only once" in told and "--for" in told

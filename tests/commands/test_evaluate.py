@@ -82,7 +82,8 @@ def test_prompts_that_were_trained_on_are_told(
     told = perl(*words, "--split", "train", "--dry-run").stdout
     count = 32 if kind == "reward" else 12
     assert (
-        f"Warning: {count} held-out rows with a prompt that is trained on, too: such figures flatter (rows 1, 2" in told
+        f"Warning: {count} held-out rows with a prompt that is also in the training data, so scores will look too "
+        "good (rows 1, 2" in told
     )
 
 

@@ -232,7 +232,7 @@ def test_prompts_are_taken_from_any_kind_of_row(
     kind: str, perl: Perl, llama: Path, reward_run: Path, rows: dict[str, Path]
 ) -> None:
     result = perl("rl", "-m", llama, "--reward", reward_run, "-d", rows[kind], "-o", "run", *SHORT, "--dry-run")
-    assert "32 of 32 rows" in result.stdout
+    assert "32 rows read, 32 kept" in result.stdout
 
 
 @pytest.mark.slow
@@ -494,7 +494,7 @@ def test_prompts_that_leave_no_room_are_counted_out(
     source = write(tmp_path / "rows.jsonl", prompts)
     words = ("--max-length", "20", "--max-completion-length", "8", "--dry-run")
     result = perl("rl", "-m", llama, "--reward", reward_run, "-d", source, "-o", "run", *words)
-    assert "prompts, 1 of 2 rows; left out 1 longer than 12 tokens (row 2)" in result.stdout
+    assert "prompts, 2 rows read, 1 kept; dropped 1 longer than 12 tokens (row 2)" in result.stdout
 
 
 def test_dry_run_writes_nothing(perl: Perl, llama: Path, reward_run: Path, rows: dict[str, Path]) -> None:

@@ -199,7 +199,7 @@ def test_thumbs_up_are_learned_and_thumbs_down_counted_out(
     result = perl("sft", "-m", llama, "-d", write(tmp_path / "rows.jsonl", rows), "-o", tmp_path / "run", *SHORT)
     tokenizer = AutoTokenizer.from_pretrained(llama)
     assert sorted(tokenizer.decode(counted) for _, counted in learned(seen[0])) == ["0<|im_end|>\n", "2<|im_end|>\n"]
-    assert "thumbs, 2 of 4 rows; left out 2 thumbs down (rows 2, 4)" in result.stdout
+    assert "thumbs, 4 rows read, 2 kept; dropped 2 with a thumbs down (rows 2, 4)" in result.stdout
 
 
 def test_rows_that_are_too_long_are_counted_out_and_never_cut(
@@ -292,7 +292,7 @@ def test_gpt2_trains_on_text_and_refuses_conversations(
     names = {".".join(name.split(".")[-4:-2]) for name in weights(tmp_path / "run")}
     assert names == {"attn.c_attn", "attn.c_proj"}
     result = perl("sft", "-m", gpt2, "-d", rows["demonstrations"], "-o", tmp_path / "other", *SHORT, code=2)
-    assert "has no chat template, and the data holds conversations" in result.stderr
+    assert "has no chat template, but the data contains conversations" in result.stderr
     assert not (tmp_path / "other").exists()
 
 

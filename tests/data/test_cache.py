@@ -1,4 +1,4 @@
-"""The token cache: the same ids from the file, another file for other content, and nothing believed that is damaged."""
+"""The token cache: the same ids from the file, another file for other content, and no damaged file is used."""
 
 import os
 from functools import partial
@@ -60,7 +60,7 @@ def test_anything_else_is_another_file(tokenizer: str, kind: str, texts: list[st
     [lambda b: b"", lambda b: b[:100], lambda b: b[:40] + b"x" + b[41:], lambda b: b + b"abcd", lambda b: b"\0" * 8],
     ids=["empty", "cut", "changed", "longer", "zeros"],
 )
-def test_a_damaged_file_is_made_again(damage: Any, folder: Path) -> None:
+def test_a_damaged_file_is_encoded_again(damage: Any, folder: Path) -> None:
     encode = Encoder()
     TokenCache("a").ids(TEXTS, "chat", encode)
     (path,) = folder.iterdir()
@@ -70,17 +70,17 @@ def test_a_damaged_file_is_made_again(damage: Any, folder: Path) -> None:
     assert (encode.calls, path.read_bytes(), len(list(folder.iterdir()))) == (2, whole, 1)
 
 
-def test_a_few_texts_are_worth_no_file(folder: Path) -> None:
+def test_a_few_texts_are_not_cached(folder: Path) -> None:
     TokenCache("a").ids(TEXTS[:10], "chat", Encoder())
     assert not folder.exists()
 
 
-def test_a_cache_that_can_not_be_written_is_no_error(folder: Path) -> None:
-    folder.parent.write_text("a file stands here")
+def test_a_cache_that_can_not_be_written_is_not_an_error(folder: Path) -> None:
+    folder.parent.write_text("a file in its place")
     assert TokenCache("a").ids(TEXTS, "chat", Encoder()) == ROWS
 
 
-def test_what_was_not_used_for_longest_makes_room(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_least_recently_used_files_are_deleted(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     used = TokenCache("a")
     for place in range(3):
         used.ids([*TEXTS, str(place)], "chat", lambda: [*ROWS, []])
@@ -88,19 +88,19 @@ def test_what_was_not_used_for_longest_makes_room(folder: Path, monkeypatch: pyt
     for age, path in enumerate(reversed(files)):
         os.utime(path, (1e9 - age, 1e9 - age))
     monkeypatch.setattr(cache, "MOST", 3 * files[0].stat().st_size)
-    used.ids([*TEXTS, "0"], "chat", Encoder())  # from its file, the oldest until now
+    used.ids([*TEXTS, "0"], "chat", Encoder())  # read from its file, which was the oldest until now
     TokenCache("a").ids([*TEXTS, "3"], "chat", lambda: [*ROWS, []])
     kept = set(folder.iterdir())
     assert (len(kept), files[0] in kept, files[1] in kept, files[2] in kept) == (3, True, False, True)
 
 
-def test_the_size_is_looked_at_again_after_much_was_written(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_size_is_checked_again_after_much_was_written(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cache, "MOST", 1)
     used = TokenCache("a")
     used.ids(TEXTS, "chat", Encoder())
     assert not list(folder.iterdir())
     used.ids(TEXTS, "chat", Encoder())
-    assert len(list(folder.iterdir())) == 1  # a run looks rarely: each file may be one of thousands
+    assert len(list(folder.iterdir())) == 1  # the size is checked rarely, as there may be thousands of files
     monkeypatch.setattr(cache, "LOOK", 1)
     used.ids(TEXTS[::-1], "chat", Encoder())
     assert not list(folder.iterdir())

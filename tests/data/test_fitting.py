@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from row_samples import THUMB, lines, of
 from transformers import AutoTokenizer
 
-from perlcli import coffee, settings
-from perlcli.data import Data, Demonstration, Preference, Prompt, Renderer, Thumb
+from perlcli import coffee, data, settings
+from perlcli.data import Demonstration, Preference, Prompt, Renderer, Thumb
 from perlcli.data.fitting import fit, length_of, truncate
 from perlcli.data.rows import DataReport
 from perlcli.data.tokens import of_demonstration, of_preference, of_prompt
@@ -23,11 +24,6 @@ LONG = " ".join(f"order {place}" for place in range(60))
 
 def message(role: str, content: str) -> dict[str, str]:
     return {"role": role, "content": content}
-
-
-def of(*rows: Any) -> Data:
-    found = list(rows)
-    return Data(found, list(range(1, len(found) + 1)), DataReport("x", "pairs", len(found), len(found)))
 
 
 @pytest.fixture(scope="module", params=["chat", "text", "coffee"])
@@ -80,7 +76,7 @@ def test_only_the_latest_that_was_foreseen_is_kept(chat: Renderer, monkeypatch: 
     assert not chat._texts
 
 
-def test_a_row_that_can_not_be_rendered_is_still_told(gpt2: Path) -> None:
+def test_a_row_that_can_not_be_rendered_is_still_an_error(gpt2: Path) -> None:
     text = Renderer(AutoTokenizer.from_pretrained(gpt2))
     with pytest.raises(PerlError, match="has no chat template"):
         fit(of(Prompt([message("user", "a")])), 100, partial(of_prompt, text), render=text)
@@ -99,7 +95,7 @@ def test_truncation_cuts_the_prompt_and_keeps_the_completion(render: Renderer) -
     assert tokens(cut)["chosen_ids"][: len(first)] == first  # BOS, where the tokenizer has one
 
 
-def test_of_a_conversation_the_oldest_turns_go_first(chat: Renderer) -> None:
+def test_the_oldest_turns_of_a_conversation_are_cut_first(chat: Renderer) -> None:
     system, last = message("system", "be kind"), message("user", "a latte")
     prompt = [system, message("user", LONG), message("assistant", "yes"), last]
     tokens = partial(of_demonstration, chat)
@@ -123,7 +119,7 @@ def test_of_a_conversation_the_oldest_turns_go_first(chat: Renderer) -> None:
     ],
     ids=["completion", "no prompt", "system message"],
 )
-def test_where_no_cut_of_the_prompt_helps_there_is_none(row: Demonstration, chat: Renderer) -> None:
+def test_no_cut_is_made_if_none_is_enough(row: Demonstration, chat: Renderer) -> None:
     assert truncate(row, 20, partial(of_demonstration, chat), chat) is None
 
 
@@ -132,7 +128,7 @@ def test_what_was_cut_and_what_could_not_be_is_counted(chat: Renderer) -> None:
     found = fit(rows, 20, partial(of_demonstration, chat), on_long="truncate", render=chat)
     assert len(found) == 2
     assert (rows.numbers, rows.report.truncated, rows.report.kept) == ([1, 2], [2], 2)
-    assert rows.report.dropped == {"longer than 20 tokens, which no cut of the prompt mends": [3]}
+    assert rows.report.dropped == {"longer than 20 tokens even with the prompt cut": [3]}
     assert "1 prompt cut from the left (row 2)" in rows.report.lines()
     assert rows.report.tokens["max"] > 60
 
@@ -143,15 +139,15 @@ def test_an_error_names_the_rows_and_the_longest(chat: Renderer) -> None:
         fit(rows, 20, partial(of_prompt, chat), on_long="error", render=chat)
     longest = len(chat.prompt_ids(LONG))
     assert caught.value.problem == (
-        f"x: 12 rows longer than 20 tokens, the longest has {longest}: rows 2, 3, 4, 5, 6, 7, 8, 9, 10, 11…"
+        f"x: 12 rows longer than 20 tokens, the longest with {longest}: rows 2, 3, 4, 5, 6, 7, 8, 9, 10, 11…"
     )
-    assert caught.value.hint == "raise --max-length, or take --on-long drop or truncate"
+    assert caught.value.hint == "use a higher --max-length, --on-long drop or --on-long truncate"
 
 
-def test_a_table_of_tokens_is_made_in_parts_and_says_the_same(
+def test_a_table_of_tokens_made_in_parts_is_the_same(
     llama: Path, rows: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Lists of tokens take five times the memory: only some rows are lists at once."""
+    """Lists of tokens take five times the memory, so only some rows are lists at a time."""
     monkeypatch.setattr("perlcli.training.rows.PART", 5)
     given = {"model": str(llama), "data": str(rows["pairs"]), "dry_run": True}
     sides = []
@@ -181,11 +177,11 @@ def test_each_stage_cuts_or_refuses_when_asked(name: str, perl: Any, llama: Path
     words = [command, "-m", llama, "-d", source, "--max-length", 64, "--dry-run", "-o", tmp_path / "run"]
     words += ["--reward", "perlcli.coffee:reward", "--max-completion-length", 32] if command == "rl" else []
     assert "1 prompt cut from the left (row 1)" in perl(*words, "--on-long", "truncate").stdout
-    assert "left out 1 longer than" in perl(*words).stdout
+    assert "dropped 1 longer than" in perl(*words).stdout
     assert "1 row longer than" in perl(*words, "--on-long", "error", code=2).stderr
 
 
-def test_eval_cuts_too_and_the_record_tells(perl: Any, reward_run: Path, tmp_path: Path, write: Any) -> None:
+def test_eval_cuts_too_and_records_it(perl: Any, reward_run: Path, tmp_path: Path, write: Any) -> None:
     source = write(tmp_path / "a.jsonl", [CUT["reward"], {"prompt": "a", "chosen": "b", "rejected": "c"}])
     words = ("-m", reward_run, "-d", source, "--max-length", 64, "--on-long", "truncate", "-o", tmp_path / "run")
     perl("eval", *words)
@@ -194,8 +190,8 @@ def test_eval_cuts_too_and_the_record_tells(perl: Any, reward_run: Path, tmp_pat
     assert told["tokens"]["max"] > 64
 
 
-def test_a_long_conversation_is_cut_in_a_few_looks(chat: Renderer) -> None:
-    """Looked at turn by turn, a conversation of ten thousand turns took the better part of an hour."""
+def test_a_long_conversation_is_cut_in_a_few_steps(chat: Renderer) -> None:
+    """Tried turn by turn, a conversation of ten thousand turns took most of an hour."""
     prompt = [message("user" if place % 2 == 0 else "assistant", f"order {place}") for place in range(1001)]
     looks = 0
 
@@ -212,3 +208,18 @@ def test_a_long_conversation_is_cut_in_a_few_looks(chat: Renderer) -> None:
     assert cut.prompt[-1] == prompt[-1]
     assert looks < 20
     assert truncate(row, 5, tokens, chat) is None
+
+
+def test_rows_that_are_too_long_are_dropped_by_their_number_in_the_source(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(lines(*({**THUMB, "completion": "x" * n} for n in (2, 5, 6, 1))))
+    found = data.load(str(tmp_path / "a.jsonl"), "reward")
+    kept = data.fit(found, 5, lambda row: {"ids": list(row.completion), "label": 1.0})
+    assert [len(row["ids"]) for row in kept] == [2, 5, 1]
+    assert (found.report.read, found.report.kept) == (4, 3)
+    assert found.report.line().endswith("4 rows read, 3 kept; dropped 1 longer than 5 tokens (row 3)")
+
+
+def test_the_longest_list_of_a_row_counts() -> None:
+    found = data.Data([Prompt("a")], [1], DataReport("x", "pairs", 1, 1))
+    with pytest.raises(PerlError, match="every row is longer than 2 tokens\nHint: use a higher --max-length"):
+        data.fit(found, 2, lambda row: {"chosen_ids": [1], "rejected_ids": [1, 2, 3]})

@@ -1,281 +1,117 @@
-"""Formats: published data sets of the shape that they have, and the table that documents all of them."""
+"""Formats: recognised by their columns, used by several stages, and documented in one table."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from row_samples import HH, PAIR, TASK, THUMB, Raw, agent, converted, user
 from typer.testing import Result
 
-from perlcli.data import Data, Demonstration, Preference, Prompt, Thumb, published
+from perlcli.data import Demonstration, Preference, Prompt, Thumb
 from perlcli.data.formats import FORMATS, NAMES, Converter, detect, table
-from perlcli.data.rows import Found
+from perlcli.data.rows import SourceRow
 from perlcli.errors import PerlError
 
-Raw = dict[str, Any]
 Perl = Callable[..., Result]
-SHP: Raw = {
-    "post_id": "p1", "domain": "askculinary_test", "upvote_ratio": 0.99, "history": "How do I boil an egg?",
-    "c_root_id_A": "a", "c_root_id_B": "b", "created_at_utc_A": 1, "created_at_utc_B": 2, "score_A": 3, "score_B": 12,
-    "human_ref_A": "In a pan.", "human_ref_B": "Six minutes, then cold water.", "labels": 0,
-    "seconds_difference": 1.0, "score_ratio": 4.0,
-}  # fmt: skip
-POST: Raw = {"subreddit": "relationships", "title": "Dogs", "post": "My dog ran."}
-COMPARISON: Raw = {
-    "info": {"id": "t3_1", **POST, "site": None, "article": None}, "batch": "batch3.json",
-    "summaries": [
-        {"text": " Dog gone.", "policy": "sup1", "note": None}, {"text": " A post.", "policy": "ref", "note": ""}
-    ],
-    "choice": 1, "worker": "w", "split": "train", "extra": {"confidence": None},
-}  # fmt: skip
-TLDR = "SUBREDDIT: r/relationships\n\nTITLE: Dogs\n\nPOST: My dog ran.\n\nTL;DR:"
-STEP: Raw = {
-    "episode_id": 27, "goal": "See the meetings", "instruction": "Open the Meet app",
-    "history": [{"action_type": "wait"}],
-    "action": {"action_type": "open_app", "app_name": "Meet", "x": None}, "label": True,
-}  # fmt: skip
-STEP_PROMPT = 'goal: See the meetings\ninstruction: Open the Meet app\nhistory:\n1. {"action_type": "wait"}\naction:'
-ACTION = '{"action_type": "open_app", "app_name": "Meet"}'
-DIALOG: Raw = {
-    "conversation_id": "dlg-1", "vertical": "Coffee", "scenario": "s", "instructions": None,
-    "utterances": [
-        {"index": 0, "speaker": "user", "text": "A Mocha please", "segments": [], "annotations": [
-            {"name": "api_call", "value": "get_menu_items", "context": "api_call_0"},
-            {"name": "request", "value": '{"query": "Mocha"}', "context": "api_call_0"},
-            {"name": "api_response", "value": "get_menu_items", "context": "api_response_0"},
-            {"name": "response", "value": '{"menu_items": []}', "context": "api_response_0"},
-            {"name": "api_call", "value": "finish_order", "context": "api_call_1"},
-        ]},
-        {"index": 1, "speaker": "assistant", "text": "We have none.", "segments": [], "annotations": []},
-    ],
-}  # fmt: skip
-
-
-def said(role: str, content: str) -> dict[str, str]:
-    return {"role": role, "content": content}
-
-
-def user(content: str) -> list[dict[str, str]]:
-    return [said("user", content)]
-
-
-def agent(content: str) -> list[dict[str, str]]:
-    return [said("assistant", content)]
-
-
-def converted(*raws: Raw, use: str, chat: bool = True, **options: Any) -> Data:
-    made = Converter(use, "x", chat=chat, **options)
-    found = Data([], [], made.report)
-    for number, raw in enumerate(raws, start=1):
-        for row in made.take(number, Found(f"x, row {number}", raw)):
-            found.rows.append(row)
-            found.numbers.append(number)
-    made.faults.tell()
-    return found
 
 
 @pytest.mark.parametrize(
-    ("raw", "use", "name", "chat", "text"),
+    ("raw", "use", "name", "row"),
     [
+        (PAIR, "reward", "pairs", Preference("a", "b", "c")),
+        ({"chosen": "b", "rejected": "c"}, "reward", "pairs", Preference(None, "b", "c")),
+        ({**PAIR, "prompt": None}, "reward", "pairs", Preference(None, "b", "c")),
         (
-            SHP, "reward", "shp",
-            Preference(user("How do I boil an egg?"), agent("Six minutes, then cold water."), agent("In a pan.")),
-            Preference("POST: How do I boil an egg?\n\nRESPONSE:", " Six minutes, then cold water.", " In a pan."),
+            {"prompt": user("a"), "chosen": agent("b"), "rejected": agent("c")},
+            "reward",
+            "pairs",
+            Preference(user("a"), agent("b"), agent("c")),
         ),
         (
-            {**SHP, "labels": 1}, "sft", "shp",
-            Demonstration(user("How do I boil an egg?"), agent("In a pan.")),
-            Demonstration("POST: How do I boil an egg?\n\nRESPONSE:", " In a pan."),
+            {"chosen": [*user("a"), *agent("b")], "rejected": [*user("a"), *agent("c")]},
+            "reward",
+            "pairs",
+            Preference(user("a"), agent("b"), agent("c")),
         ),
         (
-            COMPARISON, "reward", "summarize-from-feedback",
-            Preference(user(TLDR), agent("A post."), agent("Dog gone.")),
-            Preference(TLDR, " A post.", " Dog gone."),
+            {"chosen": agent("b"), "rejected": agent("c")},
+            "reward",
+            "pairs",
+            Preference(None, agent("b"), agent("c")),
         ),
         (
-            {**COMPARISON, "choice": 0, "info": {"post": None, "title": "t", "subreddit": None, "article": "News."}},
-            "reward", "summarize-from-feedback",
-            Preference(user("ARTICLE: News.\n\nTL;DR:"), agent("Dog gone."), agent("A post.")),
-            Preference("ARTICLE: News.\n\nTL;DR:", " Dog gone.", " A post."),
+            {"chosen": [*user("a"), *agent("b"), *user("d"), *agent("e")], "rejected": [*user("a"), *agent("c")]},
+            "reward",
+            "pairs",
+            Preference(user("a"), [*agent("b"), *user("d"), *agent("e")], agent("c")),
         ),
         (
-            {**POST, "summary": "Dog gone."}, "sft", "tldr",
-            Demonstration(user(TLDR), agent("Dog gone.")), Demonstration(TLDR, " Dog gone."),
-        ),
-        (POST, "rl", "tldr", Prompt(user(TLDR), POST), Prompt(TLDR, POST)),
-        (
-            STEP, "reward", "android-control",
-            Thumb(user(STEP_PROMPT), agent(ACTION), True), Thumb(STEP_PROMPT, " " + ACTION, True),
+            {"chosen": [*user("a"), *agent("b"), *agent("c")], "rejected": [*user("a"), *agent("b"), *agent("d")]},
+            "reward",
+            "pairs",
+            Preference(user("a"), [*agent("b"), *agent("c")], [*agent("b"), *agent("d")]),
         ),
         (
-            {"instruction": "Tap Save", "screen": "Save | Cancel", "history": None, "action": "tap Save"}, "sft",
-            "android-control",
-            Demonstration(user("instruction: Tap Save\nscreen: Save | Cancel\naction:"), agent("tap Save")),
-            Demonstration("instruction: Tap Save\nscreen: Save | Cancel\naction:", " tap Save"),
+            HH,
+            "reward",
+            "hh",
+            Preference([*user("hi"), *agent("hello"), *user("more")], agent("good"), agent("bad")),
+        ),
+        (THUMB, "reward", "thumbs", Thumb("a", "b", True)),
+        (
+            {"prompt": user("a"), "completion": agent("b"), "label": False},
+            "reward",
+            "thumbs",
+            Thumb(user("a"), agent("b"), False),
         ),
         (
-            {"instruction": "Add", "input": "1 and 2", "output": "3"}, "sft", "alpaca",
-            Demonstration(user("Add\n\n1 and 2"), agent("3")),
-            Demonstration(
-                "Below is an instruction that describes a task, paired with an input that provides further context. "
-                "Write a response that appropriately completes the request."
-                "\n\n### Instruction:\nAdd\n\n### Input:\n1 and 2\n\n### Response:", "3",
-            ),
+            TASK,
+            "reward",
+            "taskmaster",
+            Thumb(user("user: a latte\nagent:"), agent('{"add": {"id": "latte"}}'), True),
         ),
-        (
-            {"instruction": "Say {hi}", "input": "", "output": "{hi}", "text": "…"}, "sft", "alpaca",
-            Demonstration(user("Say {hi}"), agent("{hi}")),
-            Demonstration(
-                "Below is an instruction that describes a task. Write a response that appropriately completes the "
-                "request.\n\n### Instruction:\nSay {hi}\n\n### Response:", "{hi}",
-            ),
-        ),
-        (
-            {"id": "1", "conversations": [
-                {"from": "system", "value": "s"}, {"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}
-            ]}, "sft", "sharegpt",
-            *[Demonstration(None, [said("system", "s"), *user("a"), *agent("b")])] * 2,
-        ),
-        (
-            {"conversations": [*user("a"), *agent("b")]}, "sft", "sharegpt",
-            *[Demonstration(None, [*user("a"), *agent("b")])] * 2,
-        ),
-        (
-            {"prompt": "a", "messages": [*user("a"), *agent("b")], "chosen": [*user("a"), *agent("b")],
-             "rejected": [*user("a"), *agent("c")], "score_chosen": 9.0}, "reward", "pairs",
-            *[Preference(user("a"), agent("b"), agent("c"))] * 2,
-        ),
-        (
-            {"chosen": "The sky is green.", "rejected": "The sky is gray."}, "rl", "pairs", *[Prompt("The sky is")] * 2,
-        ),
+        ({"prompt": "a", "completion": "b"}, "sft", "prompt-completion", Demonstration("a", "b")),
+        ({"messages": [*user("a"), *agent("b")]}, "sft", "messages", Demonstration(None, [*user("a"), *agent("b")])),
+        ({"text": "a"}, "sft", "text", Demonstration(None, "a")),
+        ({"prompt": "a"}, "rl", "prompts", Prompt("a")),
+        ({"prompt": user("a"), "order": 3}, "rl", "prompts", Prompt(user("a"), {"order": 3})),
     ],
-    ids=lambda value: value if isinstance(value, str) else "",
-)  # fmt: skip
-def test_a_published_row_is_read_as_a_chat_or_as_text(raw: Raw, use: str, name: str, chat: Any, text: Any) -> None:
-    for has_template, row in ((True, chat), (False, text)):
-        done = converted(raw, use=use, chat=has_template)
-        assert done.report.format == name
-        assert done.rows == [row]
+)
+def test_a_format_is_recognised_by_its_columns(raw: Raw, use: str, name: str, row: Any) -> None:
+    made = converted(raw, use=use)
+    assert (made.report.format, made.rows) == (name, [row])
 
 
-def test_a_dialog_gives_every_action_of_the_agent_in_the_shape_of_the_reward_rows() -> None:
-    call, answer = '{"get_menu_items": {"query": "Mocha"}}', 'api: {"get_menu_items": {"menu_items": []}}'
-    start = "user: A Mocha please"
-    first, second = f"{start}\nagent:", f"{start}\nagent: {call}\n{answer}\nagent:"
-    third = f'{start}\nagent: {call}\n{answer}\nagent: {{"finish_order": {{}}}}\nagent:'
-    done = converted({**DIALOG, "utterances": DIALOG["utterances"][:1]}, DIALOG, use="sft")
-    expected = [
-        Demonstration(user(first), agent(call)),
-        Demonstration(user(second), agent('{"finish_order": {}}')),
-        Demonstration(user(third), agent("We have none.")),
-    ]
-    assert done.report.format == "taskmaster-dialogs"
-    assert done.rows == expected[:2] + expected
-    assert done.numbers == [1, 1, 2, 2, 2]
-    reward = {
-        "context": json.dumps([{"role": "user", "text": "A Mocha please"}]), "reward": 1.0,
-        "generation": json.dumps({"role": "agent", "api": {"get_menu_items": {"query": "Mocha"}}}),
-    }  # fmt: skip
-    assert converted(reward, use="sft").rows == expected[:1]
-
-
-def test_rows_of_dialogs_are_told_beside_the_dialogs() -> None:
-    done = converted(DIALOG, DIALOG, use="sft")
-    for number in (1, 1, 2):
-        done.report.drop("longer than 9 tokens", number)
-    told = "x: taskmaster-dialogs, 3 of 6 rows (of 2 in the source); left out 3 longer than 9 tokens (rows 1, 2)"
-    assert done.report.line() == told
-
-
-def test_the_calls_of_a_taskmaster_3_dialog_stand_before_what_the_agent_says() -> None:
-    calls = [{"name": "find_movies", "args": {"location": "Davis"}, "response": {"movies": ["Cats"]}}]
-    turns = [{"speaker": "user", "text": "films?"}, {"speaker": "assistant", "text": "Cats.", "apis": calls}]
-    done = converted({"utterances": turns}, use="sft", chat=False)
-    assert [row.completion for row in done.rows] == [' {"find_movies": {"location": "Davis"}}', " Cats."]
-    assert done.rows[1].prompt.endswith('agent: {"find_movies": {"location": "Davis"}}\napi: {"find_movies": {"movies": ["Cats"]}}\nagent:')  # fmt: skip # noqa: E501
-
-
-def test_a_dialog_whose_calls_can_not_be_read_is_set_aside() -> None:
-    """As some of Taskmaster-4 are published."""
-    note = [{"name": "api_call", "value": "add"}, {"name": "request", "value": '{"id": "1" "n": 2}'}]
-    broken = {"utterances": [{"speaker": "user", "text": "a", "annotations": note}]}
-    done = converted(DIALOG, broken, use="sft")
-    assert done.numbers == [1, 1, 1]
-    assert done.report.dropped == {"with a call or response that is not JSON": [2]}
-
-
-def test_the_limits_of_shp_keep_strong_pairs_and_few_of_a_post() -> None:
-    ratios = [4.0, 1.5, 2.0, 3.0]
-    raws = [{**SHP, "score_ratio": ratio} for ratio in ratios]
-    raws += [{**SHP, "post_id": "p2", "score_ratio": None, "score_A": a, "score_B": 10} for a in (5, 6)]
-    done = converted(*raws, use="reward", limit=published.shp_limits(2, 2))
-    assert done.numbers == [1, 3, 5]
-    assert done.report.dropped == {"with a score ratio below 2": [2, 6], "beyond 2 of their post": [4]}
-    assert converted(*raws, use="reward", limit=published.shp_limits(None, None)).numbers == [1, 2, 3, 4, 5, 6]
-
-
-def test_the_limits_of_shp_hold_where_the_data_is_shp(perl: Perl, write: Any, tmp_path: Path) -> None:
-    """Held-out pairs of another format are measured all the same."""
-    train = write(tmp_path / "shp.jsonl", [SHP, {**SHP, "score_ratio": 1.2}, {**SHP, "post_id": "p2"}])
-    dev = write(tmp_path / "dev.jsonl", [{"prompt": "a", "chosen": "b", "rejected": "c"}])
-    options = ("--shp-score-ratio", 2, "--shp-per-post", 1, "--dry-run")
-    told = perl("reward", "--data", train, "--eval-data", dev, *options).stdout
-    assert f"{train}: shp, 2 of 3 rows; left out 1 with a score ratio below 2 (row 2)" in told
-    assert f"{dev}: pairs, 1 of 1 row" in told
-    assert perl("reward", "--data", train, "--eval-data", train, *options).stdout.count("shp, 2 of 3 rows") == 2
-
-
-UNLABELLED = "with a null or missing label"
-TASK = {
-    "context": json.dumps([{"role": "user", "text": "a latte"}]),
-    "generation": json.dumps({"role": "agent", "text": "yes"}), "reward": 1.0,
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("use", ["sft", "reward", "rl"])
-@pytest.mark.parametrize("bad", [None, "", float("nan"), ...], ids=["null", "empty", "NaN", "missing"])
 @pytest.mark.parametrize(
-    ("raw", "field"),
+    ("raw", "use", "row"),
     [
-        ({"prompt": "a", "completion": "b", "label": 1}, "label"), (SHP, "labels"), (COMPARISON, "choice"),
-        (TASK, "reward"), (STEP, "label"),
+        (PAIR, "sft", Demonstration("a", "b")),
+        (THUMB, "sft", Demonstration("a", "b")),
+        ({**THUMB, "label": 0}, "sft", None),
+        ({**PAIR, "chosen": "c"}, "reward", None),
+        (PAIR, "rl", Prompt("a")),
+        (THUMB, "rl", Prompt("a", {"label": 1})),
+        ({"messages": [*user("a"), *agent("b")]}, "rl", Prompt(user("a"), {"messages": [*user("a"), *agent("b")]})),
+        ({"messages": user("a")}, "rl", Prompt(user("a"), {"messages": user("a")})),
+        (HH, "rl", Prompt([*user("hi"), *agent("hello"), *user("more")])),
+        (HH, "sft", Demonstration([*user("hi"), *agent("hello"), *user("more")], agent("good"))),
     ],
-    ids=["thumbs", "shp", "summarize-from-feedback", "taskmaster", "android-control"],
-)  # fmt: skip
-def test_rows_that_nobody_judged_are_counted_and_their_prompts_are_used(
-    raw: Raw, field: str, bad: Any, use: str
-) -> None:
-    without = {key: value for key, value in raw.items() if key != field}
-    done = converted(raw, without if bad is ... else {**raw, field: bad}, raw, use=use)
-    is_demonstration = field == "label" and "action" in raw and bad is ... and use == "sft"
-    kept = use == "rl" or is_demonstration
-    assert done.numbers == ([1, 2, 3] if kept else [1, 3])
-    assert done.report.dropped == ({} if kept else {UNLABELLED: [2]})
-    assert (done.report.read, done.report.kept) == (3, len(done.rows))
+)
+def test_a_format_serves_other_stages_too(raw: Raw, use: str, row: Any) -> None:
+    assert converted(raw, use=use).rows == ([] if row is None else [row])
 
 
-def test_a_label_on_another_scale_is_an_error_and_not_left_out() -> None:
-    """Of five stars, one is bad: read as a thumb it would be up."""
-    with pytest.raises(PerlError, match="row 2: label must be 0, 1, true or false, not 5"):
-        converted(*({"prompt": "a", "completion": "b", "label": stars} for stars in (1, 5)), use="reward")
+def test_ten_faulty_rows_are_reported_and_the_rest_counted() -> None:
+    with pytest.raises(PerlError) as caught:
+        converted(THUMB, *[{**THUMB, "label": 2}] * 1012, use="reward", source="rows.jsonl")
+    told = caught.value.problem.splitlines()
+    assert told[0] == "rows.jsonl, row 2: label must be 0, 1, true or false, not 2"
+    assert told[9].startswith("rows.jsonl, row 11:")
+    assert told[10:] == ["… and 1,002 more rows"]
 
 
-@pytest.mark.parametrize("use", ["sft", "reward"])
-def test_pairs_of_shp_with_equal_scores_are_ties(use: str) -> None:
-    done = converted(SHP, {**SHP, "score_A": 7, "score_B": 7}, use=use)
-    assert (done.numbers, done.report.dropped) == ([1], {"with tied scores": [2]})
-    assert converted({**SHP, "score_A": 7, "score_B": 7}, use="rl").numbers == [1]
-
-
-def test_a_choice_may_be_the_whole_number_that_pandas_makes_of_it() -> None:
-    assert (
-        converted({**COMPARISON, "choice": float(COMPARISON["choice"])}, use="reward").rows
-        == converted(COMPARISON, use="reward").rows
-    )
-
-
-def test_a_prompt_that_says_nothing_is_counted() -> None:
+def test_blank_prompts_are_dropped_and_counted() -> None:
     done = converted({"prompt": "a"}, {"prompt": " \n"}, {"prompt": user(" ")}, use="rl")
     assert (done.numbers, done.report.dropped) == ([1], {"with an empty prompt": [2, 3]})
 
@@ -285,14 +121,8 @@ def test_a_named_format_is_that_of_the_held_out_data_too(perl: Perl, write: Any,
     paths = [write(tmp_path / name, [row]) for name in ("train.jsonl", "dev.jsonl")]
     words = ("--data", paths[0], "--eval-data", paths[1], "--dry-run")
     told = perl("sft", *words, "--data-format", "prompt-completion").stdout
-    assert told.count("prompt-completion, 1 of 1 row") == 2
+    assert told.count("prompt-completion, 1 row read, 1 kept") == 2
     assert "label must be 0, 1" in perl("sft", *words, code=2).stderr
-
-
-def test_a_model_is_measured_on_the_split_that_is_named(perl: Perl, rows: dict[str, Path], reward_run: Path) -> None:
-    words = ("eval", "--model", reward_run, "--data", rows["pairs"], "--output", "eval", "--dry-run")
-    assert "pairs, 12 of 12 rows" in perl(*words).stdout
-    assert "pairs, 32 of 32 rows" in perl(*words, "--split", "train").stdout
 
 
 def test_a_name_overrides_what_the_columns_look_like() -> None:
@@ -304,7 +134,7 @@ def test_a_name_overrides_what_the_columns_look_like() -> None:
         converted(raw, use="sft", name="alpaca")
 
 
-def test_every_format_is_told_from_all_others() -> None:
+def test_every_format_is_distinguished_from_all_others() -> None:
     assert len(NAMES) == len(FORMATS)
     fields = {"chosen": "a", "rejected": "b", "goal": "c"}
     for known in FORMATS:
@@ -321,8 +151,8 @@ def test_the_documentation_has_the_table_of_all_formats() -> None:
 
 
 def test_what_two_texts_share_is_found_in_one_pass() -> None:
-    """A pattern that looks for a word's end from each of its letters took a quarter of a minute for such a word."""
+    """A regular expression that tried every letter of the word took 15 seconds."""
     word = "x" * 200_000
-    found = Found("row 1", {"chosen": f"{word} a b", "rejected": f"{word} a c"})
+    found = SourceRow("row 1", {"chosen": f"{word} a b", "rejected": f"{word} a c"})
     (row,) = Converter("rl", "rows", chat=False).take(1, found)
     assert row == Prompt(f"{word} a", {})

@@ -1,4 +1,4 @@
-"""Malformed data, through the command line: exit code 2, one clear message, no traceback, nothing written."""
+"""Malformed data on the command line: exit code 2, one clear message, no traceback, nothing written."""
 
 import gzip
 import json
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from row_samples import PAIR, THUMB, Raw, lines
 from typer.testing import CliRunner
 
 from perlcli import coffee
@@ -14,17 +15,11 @@ from perlcli.cli.app import app
 from perlcli.data import files
 from perlcli.errors import PerlError
 
-Raw = dict[str, Any]
 Refused = Callable[..., str]
 
 
 def said(role: str, content: Any) -> Raw:
     return {"role": role, "content": content}
-
-
-def lines(*rows: Any) -> bytes:
-    """Rows as JSONL."""
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
 
 
 def listed(*rows: Any) -> bytes:
@@ -33,7 +28,7 @@ def listed(*rows: Any) -> bytes:
 
 
 def half_flipped(content: bytes) -> bytes:
-    """A gzip file whose middle is spoilt."""
+    """A gzip file with a damaged byte in the middle."""
     packed = bytearray(gzip.compress(content))
     packed[len(packed) // 2] ^= 0xFF
     return bytes(packed)
@@ -41,7 +36,7 @@ def half_flipped(content: bytes) -> bytes:
 
 @pytest.fixture
 def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Refused:
-    """Runs a command on bad data, which must end with exit code 2 and one clear error, nothing written."""
+    """Runs a command on bad data and checks that it ends with exit code 2 and one clear error, and writes nothing."""
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
 
@@ -62,35 +57,38 @@ def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Refused:
     return run
 
 
-PAIR: Raw = {"prompt": "a", "chosen": "b", "rejected": "c"}
-THUMB: Raw = {"prompt": "a", "completion": "b", "label": 1}
 HH = {"chosen": "\n\nHuman: hi\n\nAssistant: good", "rejected": "\n\nHuman: hi\n\nAssistant: bad"}
-TASK = {"context": json.dumps([{"role": "user", "text": "a latte"}]),
-        "generation": json.dumps({"role": "agent", "api": {"add": {"id": "latte"}}}), "reward": 1.0}  # fmt: skip
+TASK = {
+    "context": json.dumps([{"role": "user", "text": "a latte"}]),
+    "generation": json.dumps({"role": "agent", "api": {"add": {"id": "latte"}}}),
+    "reward": 1.0,
+}
 MESSAGES: Raw = {
-    "prompt": [said("user", "a")], "chosen": [said("assistant", "b")], "rejected": [said("assistant", "c")],
-}  # fmt: skip
+    "prompt": [said("user", "a")],
+    "chosen": [said("assistant", "b")],
+    "rejected": [said("assistant", "c")],
+}
 SHP: Raw = {"post_id": "p", "history": "a", "human_ref_A": "b", "human_ref_B": "c", "labels": 1, "score_ratio": 2.0}
 INFO: Raw = {"post": "p", "title": "t", "subreddit": "s"}
 COMPARISON: Raw = {"info": INFO, "summaries": [{"text": "b"}, {"text": "c"}], "choice": 0}
 ANDROID: Raw = {"goal": "a", "history": [], "action": {"action_type": "wait"}, "label": 1}
-NEEDED = "`perl reward` needs chosen and rejected (prompt optional); or prompt, completion and label"
+NEEDED = "`perl reward` needs chosen and rejected (prompt optional), or prompt, completion and label"
 UTF8 = "not UTF-8 text: found"
 
 
 @pytest.mark.parametrize(
     ("name", "content", "told"),
     [
-        # nothing there
-        ("a.jsonl", b"", "a.jsonl holds no rows"),
-        ("a.jsonl", b"\n \n", "a.jsonl holds no rows"),
-        ("a.json", b"[]", "a.json holds no rows"),
-        ("a.json", b" [\n ]\n", "a.json holds no rows"),
-        ("a.jsonl", b"\xef\xbb\xbf", "a.jsonl holds no rows"),
-        ("a.jsonl.gz", gzip.compress(b""), "a.jsonl.gz holds no rows"),
-        ("a.csv", b"", "a.csv holds no rows"),
-        ("a.csv", b"prompt,chosen,rejected\n", "a.csv holds no rows"),
-        # no JSON
+        # empty files
+        ("a.jsonl", b"", "a.jsonl has no rows"),
+        ("a.jsonl", b"\n \n", "a.jsonl has no rows"),
+        ("a.json", b"[]", "a.json has no rows"),
+        ("a.json", b" [\n ]\n", "a.json has no rows"),
+        ("a.jsonl", b"\xef\xbb\xbf", "a.jsonl has no rows"),
+        ("a.jsonl.gz", gzip.compress(b""), "a.jsonl.gz has no rows"),
+        ("a.csv", b"", "a.csv has no rows"),
+        ("a.csv", b"prompt,chosen,rejected\n", "a.csv has no rows"),
+        # invalid JSON
         ("a.jsonl", lines(PAIR) + b'{"prompt": ', "a.jsonl, line 2, column 11: not valid JSON (Expecting value)"),
         ("a.jsonl", lines(PAIR) + b"\n\nprompt: a", "a.jsonl, line 4, column 1: not valid JSON"),
         ("a.jsonl", b"{'prompt': 'a'}", "line 1, column 2: not valid JSON (Expecting property name"),
@@ -106,32 +104,32 @@ UTF8 = "not UTF-8 text: found"
         ("a.json", b"[" + lines(PAIR) + lines(PAIR) + b"]", "line 2, column 1: not valid JSON (Expecting ',')"),
         ("a.json", b"[" + lines(PAIR) + b",]", "a.json, line 2, column 2: not valid JSON (Expecting value)"),
         ("a.json", listed(PAIR)[:-1], "a.json, line 1, column 49: not valid JSON (Expecting ',')"),
-        ("a.json", json.dumps(PAIR, indent=1).encode(), "a.json, line 1: an object over several lines"),
+        ("a.json", json.dumps(PAIR, indent=1).encode(), "a.json, line 1: a JSON object over several lines"),
         ("a.jsonl", b"[" * 100_000, "a.jsonl, line 1: nested too deeply"),
         ("a.jsonl", b'{"a": ' * 100_000, "a.jsonl, line 1: nested too deeply"),
         ("a.jsonl", b'{"prompt": ' + b"9" * 5000 + b"}", "a.jsonl, line 1: Exceeds the limit (4300 digits)"),
         ("a.json", b'[{"prompt": ' + b"9" * 5000 + b"}]", "a.json, line 1: Exceeds the limit (4300 digits)"),
-        # no text
+        # invalid text
         ("a.jsonl", '{"prompt": "é"}'.encode("latin-1"), f"a.jsonl, line 1, byte 12: {UTF8} 0xe9"),
         ("a.jsonl", lines(PAIR) + b'{"a": "\xff"}', f"a.jsonl, line 2, byte 55: {UTF8} 0xff"),
         ("a.json", b"[" + lines(PAIR) + b',{"a": "\xff"}]', f"a.json, line 2, byte 57: {UTF8} 0xff"),
         ("a.json", b'[{"a": "\xc3', f"a.json, line 1, byte 8: {UTF8} 0xc3"),
         ("a.jsonl", "{}".encode("utf-16"), f"a.jsonl, line 1, byte 0: {UTF8} 0xff (it looks like UTF-16)"),
         ("a.csv", b"prompt,chosen,rejected\na,b,\xe9\n", f"a.csv, line 2, byte 27: {UTF8} 0xe9"),
-        ("a.jsonl", gzip.compress(lines(PAIR)), "(it looks like gzip: name the file .gz)"),
-        ("a.jsonl", lines(PAIR) + b'{"prompt": "\\ud83d"}', "a.jsonl, row 2: \\ud83d is half a character"),
-        ("a.jsonl", b'{"\\udc00": 1}', "a.jsonl, row 1: \\udc00 is half a character"),
-        # no row
+        ("a.jsonl", gzip.compress(lines(PAIR)), "(it looks like gzip: its name must end in .gz)"),
+        ("a.jsonl", lines(PAIR) + b'{"prompt": "\\ud83d"}', "a.jsonl, row 2: \\ud83d is half of a surrogate pair"),
+        ("a.jsonl", b'{"\\udc00": 1}', "a.jsonl, row 1: \\udc00 is half of a surrogate pair"),
+        # not a row
         ("a.jsonl", b"1\n", "a.jsonl, row 1: expected an object with named columns, found 1"),
         ("a.jsonl", lines(PAIR) + b'"text"', "a.jsonl, row 2: expected an object with named columns, found 'text'"),
         ("a.jsonl", b"null", "a.jsonl, row 1: expected an object with named columns, found None"),
         ("a.json", b'[["a", "b"]]', "a.json, row 1: expected an object with named columns, found ['a', 'b']"),
-        ("a.jsonl", b'{"prompt": "a", "prompt": "b"}', "a.jsonl, row 1: the key 'prompt' stands twice"),
-        ("a.jsonl", b'{"prompt": [{"role": "user", "role": "x"}]}', "row 1: the key 'role' stands twice"),
-        ("a.json", b'[{"chosen": 1, "chosen": 2}]', "a.json, row 1: the key 'chosen' stands twice"),
-        # no file that is known, or a broken one
-        ("a.txt", b"text", "a.txt: unknown kind of file\nHint: known endings: .jsonl, .json, .jsonl.gz"),
-        ("a", b"text", "a: unknown kind of file"),
+        ("a.jsonl", b'{"prompt": "a", "prompt": "b"}', "a.jsonl, row 1: duplicate key: 'prompt'"),
+        ("a.jsonl", b'{"prompt": [{"role": "user", "role": "x"}]}', "row 1: duplicate key: 'role'"),
+        ("a.json", b'[{"chosen": 1, "chosen": 2}]', "a.json, row 1: duplicate key: 'chosen'"),
+        # unknown or damaged files
+        ("a.txt", b"text", "a.txt: unknown file type\nHint: supported endings: .jsonl, .json, .jsonl.gz"),
+        ("a", b"text", "a: unknown file type"),
         ("a.jsonl.gz", b"no gzip", "Can't read {path}: Not a gzipped file"),
         ("a.jsonl.gz", gzip.compress(lines(PAIR))[:-9], "Can't read {path}: Compressed file ended"),
         ("a.jsonl.gz", half_flipped(lines(*[PAIR] * 9)), "Can't read {path}: "),
@@ -143,7 +141,7 @@ UTF8 = "not UTF-8 text: found"
         ("a.csv", b"prompt,chosen,rejected\na,b,c\na,b,c,d\n", "a.csv, line 3: expected 3 fields (prompt, chosen"),
         ("a.csv", b"prompt,chosen,rejected\na,b,c,d\n", "a.csv, line 2: expected 3 fields (prompt, chosen, rejected)"),
         ("a.csv", b"prompt,chosen,rejected\na,b\n", "rejected), found 2"),
-        ("a.csv", b"prompt,chosen,chosen\na,b,c\n", "a.csv, line 1: the column 'chosen' stands twice in the header"),
+        ("a.csv", b"prompt,chosen,chosen\na,b,c\n", "a.csv, line 1: duplicate column in the header: 'chosen'"),
         ("a.csv", b"prompt,chosen,\na,b,c\n", "a.csv, line 1: the header has a column without a name"),
         ("a.csv", b'prompt,chosen,rejected\na,b,"c\n', "a.csv, line 2: not valid CSV (unexpected end of data)"),
         ("a.csv", b'prompt,chosen,rejected\na,b,"c"d\n', "a.csv, line 2: not valid CSV (',' expected after '\"')"),
@@ -158,7 +156,7 @@ UTF8 = "not UTF-8 text: found"
         ("a.jsonl", b"{}", "has the columns none; " + NEEDED),
         ("a.jsonl", b'{"a": ' + b"[" * 60 + b"]" * 60 + b"}", "a.jsonl, row 1: nested too deeply"),
         ("a.jsonl", b'{"a": ' + b"[" * 900 + b"]" * 900 + b"}", "a.jsonl, row 1: nested too deeply"),
-        ("a.csv", ",".join(f"column{n}" for n in range(30_000)).encode() + b"\na\n", "expected 30000 fields (column0"),
+        ("a.csv", ",".join(f"column{n}" for n in range(30_000)).encode() + b"\na\n", "expected 30,000 fields (column0"),
         # fields of TRL's formats
         ("a.jsonl", lines(PAIR, {**PAIR, "chosen": None}), "a.jsonl, row 2: chosen is null: expected text or a list"),
         ("a.jsonl", lines(PAIR) + b"\n" + lines({**PAIR, "chosen": None}), "a.jsonl, row 2 (line 3): chosen is null"),
@@ -168,11 +166,11 @@ UTF8 = "not UTF-8 text: found"
         ("a.jsonl", lines({**PAIR, "chosen": 5}), "row 1: chosen must be text or a list of messages, not 5"),
         ("a.jsonl", lines({**PAIR, "chosen": []}), "row 1: chosen must be text or a list of messages, not []"),
         ("a.jsonl", lines({**PAIR, "chosen": {"a": 1}}), "chosen must be text or a list of messages, not {'a': 1}"),
-        ("a.jsonl", lines({**PAIR, "chosen": ["b"]}), "row 1: chosen holds 'b', which is not a message"),
+        ("a.jsonl", lines({**PAIR, "chosen": ["b"]}), "row 1: chosen contains 'b', which is not a message"),
         ("a.jsonl", lines({**PAIR, "chosen": [[said("user", "a")]]}), "which is not a message with role and content"),
-        ("a.jsonl", lines({**PAIR, "prompt": [said("user", "a")]}), "row 1: text and messages are mixed in one row"),
-        ("a.jsonl", lines({**MESSAGES, "chosen": "b"}), "row 1: text and messages are mixed in one row"),
-        ("a.jsonl", lines({**MESSAGES, "prompt": "b"}), "row 1: text and messages are mixed in one row"),
+        ("a.jsonl", lines({**PAIR, "prompt": [said("user", "a")]}), "row 1: text and messages in the same row"),
+        ("a.jsonl", lines({**MESSAGES, "chosen": "b"}), "row 1: text and messages in the same row"),
+        ("a.jsonl", lines({**MESSAGES, "prompt": "b"}), "row 1: text and messages in the same row"),
         ("a.jsonl", lines({**MESSAGES, "chosen": [{"content": "b"}]}), "which is not a message with role and content"),
         ("a.jsonl", lines({**MESSAGES, "chosen": [said("assistant", None)]}), "content is not text: None"),
         ("a.jsonl", lines({**MESSAGES, "chosen": [said("assistant", ["b"])]}), "content is not text: ['b']"),
@@ -180,24 +178,32 @@ UTF8 = "not UTF-8 text: found"
         ("a.jsonl", lines({**THUMB, "label": "yes"}), "row 1: label must be 0, 1, true or false, not 'yes'"),
         ("a.jsonl", lines({**THUMB, "label": 0.5}), "row 1: label must be 0, 1, true or false, not 0.5"),
         ("a.jsonl", lines({**THUMB, "label": [1]}), "row 1: label must be 0, 1, true or false, not [1]"),
-        ("a.jsonl", lines({**THUMB, "label": float("nan")}), "0 of 1 row; left out 1 with a null or missing label"),
-        ("a.jsonl", lines({**THUMB, "label": None}), "0 of 1 row; left out 1 with a null or missing label"),
+        ("a.jsonl", lines({**THUMB, "label": float("nan")}), "1 row read, 0 kept; dropped 1 without a label"),
+        ("a.jsonl", lines({**THUMB, "label": None}), "1 row read, 0 kept; dropped 1 without a label"),
         ("a.jsonl", lines(THUMB, THUMB), "All 2 rows have a thumbs up: there is nothing to tell apart"),
         ("a.jsonl", lines({**THUMB, "label": 0}), "All 1 rows have a thumbs down"),
-        ("a.jsonl", lines({**PAIR, "chosen": "c"}), "No row is left to use: {path}: pairs, 0 of 1 row; left out 1"),
+        (
+            "a.jsonl",
+            lines({**PAIR, "chosen": "c"}),
+            "No rows left to use: {path}: pairs, 1 row read, 0 kept; dropped 1",
+        ),
         ("a.jsonl", lines({**PAIR, "chosen": "x " * 2000}), "every row is longer than 1024 tokens"),
         # Anthropic HH
         ("a.jsonl", lines({**HH, "rejected": "c"}), "row 1: rejected is not a `\\n\\nHuman: … \\n\\nAssistant: …`"),
         ("a.jsonl", lines({**HH, "rejected": 5}), "row 1: rejected is not a `\\n\\nHuman: … \\n\\nAssistant: …`"),
-        ("a.jsonl", lines({**HH, "rejected": "\n\nHuman: b\n\nAssistant: c"}), "row 1: chosen and rejected share no"),
+        (
+            "a.jsonl",
+            lines({**HH, "rejected": "\n\nHuman: b\n\nAssistant: c"}),
+            "row 1: chosen and rejected do not start with the same turn",
+        ),
         # Taskmaster
         ("a.jsonl", lines({**TASK, "context": "[{"}), "row 1: context is not valid JSON (Expecting property name"),
-        ("a.jsonl", lines({**TASK, "context": "[" * 9999}), "row 1: context is no JSON that can be read: "),
-        ("a.jsonl", lines({**TASK, "context": "[" * 60 + "]" * 60}), "context is no JSON that can be read: nested"),
-        ("a.jsonl", lines({**TASK, "context": '["\\ud83d"]'}), "context is no JSON that can be read: \\ud83d is"),
+        ("a.jsonl", lines({**TASK, "context": "[" * 9999}), "row 1: context can't be read as JSON: "),
+        ("a.jsonl", lines({**TASK, "context": "[" * 60 + "]" * 60}), "context can't be read as JSON: nested"),
+        ("a.jsonl", lines({**TASK, "context": '["\\ud83d"]'}), "context can't be read as JSON: \\ud83d is"),
         ("a.jsonl", lines({**TASK, "context": "{}"}), "row 1: context must be a list of turns, not {}"),
-        ("a.jsonl", lines({**TASK, "context": "[1]"}), "row 1: context holds 1, which is not a turn with a role"),
-        ("a.jsonl", lines({**TASK, "generation": '{"role": "agent"}'}), "turn with neither text nor api nor response"),
+        ("a.jsonl", lines({**TASK, "context": "[1]"}), "row 1: context contains 1, which is not a turn with a role"),
+        ("a.jsonl", lines({**TASK, "generation": '{"role": "agent"}'}), "turn without text, api or response"),
         ("a.jsonl", lines({**TASK, "generation": None}), "row 1: generation is null: expected JSON"),
         ("a.jsonl", lines({**TASK, "reward": 3}), "row 1: reward must be 0, 1, true or false, not 3"),
         # Stanford SHP
@@ -211,17 +217,21 @@ UTF8 = "not UTF-8 text: found"
         ("a.jsonl", lines({**COMPARISON, "info": "x"}), "info must be an object with post, title and subreddit, not"),
         ("a.jsonl", lines({**COMPARISON, "info": {**INFO, "title": None}}), "row 1: info: title is null"),
         ("a.jsonl", lines({**COMPARISON, "summaries": []}), "row 1: summaries must be a list of two summaries, not []"),
-        ("a.jsonl", lines({**COMPARISON, "summaries": [{"text": "b"}]}), "row 1: summaries must be two, not 1"),
-        ("a.jsonl", lines({**COMPARISON, "summaries": [{"text": "b"}, "c"]}), "holds 'c', which is not a summary"),
+        (
+            "a.jsonl",
+            lines({**COMPARISON, "summaries": [{"text": "b"}]}),
+            "row 1: summaries must be a list of two summaries, not of 1",
+        ),
+        ("a.jsonl", lines({**COMPARISON, "summaries": [{"text": "b"}, "c"]}), "contains 'c', which is not a summary"),
         # AndroidControl
         ("a.jsonl", lines({**ANDROID, "goal": None}), "row 1: goal and instruction are both missing or empty"),
         ("a.jsonl", lines({**ANDROID, "goal": 5}), "row 1: goal must be text, not 5"),
         ("a.jsonl", lines({**ANDROID, "action": []}), "row 1: action must be text or an object, not []"),
         ("a.jsonl", lines({**ANDROID, "action": {}}), "row 1: action must be text or an object, not {}"),
-        ("a.jsonl", lines({"goal": "a", "action": "b"}), "left out 1 with a null or missing label (row 1)"),
+        ("a.jsonl", lines({"goal": "a", "action": "b"}), "dropped 1 without a label (row 1)"),
     ],
     ids=lambda value: value[:60] if isinstance(value, str) else "",
-)  # fmt: skip
+)
 def test_malformed_data_gets_one_clear_error(
     name: str, content: bytes, told: str, tmp_path: Path, refused: Refused
 ) -> None:
@@ -233,7 +243,7 @@ def test_malformed_data_gets_one_clear_error(
 @pytest.mark.parametrize(
     ("command", "content", "told"),
     [
-        ("sft", {"prompt": "a"}, "has the columns prompt; `perl sft` needs prompt and completion; messages; or text"),
+        ("sft", {"prompt": "a"}, "has the columns prompt; `perl sft` needs prompt and completion, messages, or text"),
         ("sft", {"text": 5}, "row 1: text must be text, not 5"),
         ("sft", {"messages": "a"}, "row 1: messages must be text or a list of messages, not 'a'"),
         ("sft", {"messages": None}, "row 1: messages is null: expected a list of messages"),
@@ -243,41 +253,49 @@ def test_malformed_data_gets_one_clear_error(
             "row 1: messages has a message whose content",
         ),
         ("sft", {"messages": [said(5, "a")]}, "which is not a message with role and content"),
-        ("sft", {"prompt": "a", "completion": [said("assistant", "b")]}, "row 1: text and messages are mixed"),
-        ("sft", {**THUMB, "label": 0}, "No row is left to use: {path}: thumbs, 0 of 1 row; left out 1 thumbs down"),
+        ("sft", {"prompt": "a", "completion": [said("assistant", "b")]}, "row 1: text and messages in the same row"),
+        (
+            "sft",
+            {**THUMB, "label": 0},
+            "No rows left to use: {path}: thumbs, 1 row read, 0 kept; dropped 1 with a thumbs down",
+        ),
         ("sft", {"instruction": "a", "output": None}, "row 1: output is null: expected text"),
         ("sft", {"instruction": ["a"], "output": "b"}, "row 1: instruction must be text, not ['a']"),
         ("sft", {"instruction": "a", "input": 5, "output": "b"}, "row 1: input must be text, not 5"),
         ("sft", {"conversations": []}, "row 1: conversations must be a list of turns with from and value, not []"),
-        ("sft", {"conversations": ["a"]}, "row 1: conversations holds 'a', which is not a turn with from and value"),
+        ("sft", {"conversations": ["a"]}, "row 1: conversations contains 'a', which is not a turn with from and value"),
         (
             "sft",
             {"conversations": [{"from": "cat", "value": "b"}]},
-            "has a turn from 'cat': known are human, user, gpt",
+            "has a turn from 'cat': expected one of human, user, gpt",
         ),
-        ("sft", {"conversations": [{"from": 1, "value": "b"}]}, "has a turn from 1: known are human, user, gpt"),
+        ("sft", {"conversations": [{"from": 1, "value": "b"}]}, "has a turn from 1: expected one of human, user, gpt"),
         ("sft", {"conversations": [{"from": "gpt", "value": 1}]}, "has a turn whose value is not text: 1"),
         ("sft", {"conversations": [{"role": "user"}]}, "conversations has a message whose content is not text: None"),
         ("sft", {"utterances": None}, "row 1: utterances is null: expected a list of turns"),
         ("sft", {"utterances": "a"}, "row 1: utterances must be a list of turns, not 'a'"),
         ("sft", {"utterances": [{"speaker": "cat", "text": "a"}]}, "is not a turn with speaker user or assistant"),
         ("sft", {"utterances": [{"speaker": "user", "text": None}]}, "row 1: utterances: text is null: expected text"),
-        ("sft", {"utterances": [{"speaker": "user", "text": "a"}]}, "utterances holds nothing that the assistant says"),
+        ("sft", {"utterances": [{"speaker": "user", "text": "a"}]}, "utterances contains no turn of the assistant"),
         (
             "sft",
             {"utterances": [{"speaker": "user", "text": "a", "annotations": ["b"]}]},
-            "annotations holds 'b', which",
+            "annotations contains 'b', which",
         ),
         ("sft", {"utterances": [{"speaker": "user", "text": "a", "annotations": 5}]}, "annotations must be a list"),
         ("sft", {"utterances": [{"speaker": "user", "text": "a", "apis": 5}]}, "apis must be a list of calls"),
-        ("sft", {"utterances": [{"speaker": "user", "text": "a", "apis": [{}]}]}, "apis holds {}, which has no name"),
+        (
+            "sft",
+            {"utterances": [{"speaker": "user", "text": "a", "apis": [{}]}]},
+            "apis contains {}, which has no name",
+        ),
         ("sft", {"subreddit": "a", "title": "b", "post": "c"}, "row 1: summary is missing or null"),
         ("sft", {"subreddit": "a", "title": "b", "post": None, "summary": "d"}, "row 1: post is null: expected text"),
-        ("rl", {"text": "a"}, "has the columns text; `perl rl` needs prompt (or any format that holds one"),
-        ("rl", {"chosen": "a", "rejected": "b"}, "row 1: there is no prompt to answer"),
-        ("rl", {"prompt": ""}, "0 of 1 row; left out 1 with an empty prompt (row 1)"),
+        ("rl", {"text": "a"}, "has the columns text; `perl rl` needs prompt (or any format that has one"),
+        ("rl", {"chosen": "a", "rejected": "b"}, "row 1: no prompt to answer"),
+        ("rl", {"prompt": ""}, "1 row read, 0 kept; dropped 1 with an empty prompt (row 1)"),
         ("rl", {"prompt": None}, "row 1: prompt is null: expected text or a list of messages"),
-        ("rl", {"messages": [said("assistant", "a")]}, "row 1: there is no prompt to answer"),
+        ("rl", {"messages": [said("assistant", "a")]}, "row 1: no prompt to answer"),
         ("rl", {"prompt": "x " * 2000}, "every row is longer than 896 tokens"),
     ],
 )
@@ -296,13 +314,13 @@ def test_each_command_says_what_it_needs(
         ({"prompt": ["a", "a"], "chosen": ["b", None], "rejected": ["c", "c"]}, "a.parquet, row 2: chosen is null"),
         ({"chosen": [1], "rejected": [2]}, "row 1: chosen must be text or a list of messages, not 1"),
         ({"chosen": [b"b"], "rejected": [b"c"]}, "row 1: chosen must be text or a list of messages, not b'b'"),
-        ({"chosen": [["b"]], "rejected": [["c"]]}, "row 1: chosen holds 'b', which is not a message"),
+        ({"chosen": [["b"]], "rejected": [["c"]]}, "row 1: chosen contains 'b', which is not a message"),
         (
             {"chosen": [[{"role": "user"}]], "rejected": [[{"role": "user"}]]},
             "a message whose content is not text: None",
         ),
         ({"text": ["a"]}, "a.parquet has the columns text; " + NEEDED),
-        ({"chosen": [], "rejected": []}, "a.parquet holds no rows"),
+        ({"chosen": [], "rejected": []}, "a.parquet has no rows"),
     ],
 )
 def test_a_table_is_checked_like_a_file(columns: Raw, told: str, tmp_path: Path, refused: Refused) -> None:
@@ -313,18 +331,22 @@ def test_a_table_is_checked_like_a_file(columns: Raw, told: str, tmp_path: Path,
     assert told in refused("reward", tmp_path / "a.parquet")
 
 
-def test_all_faults_are_told_at_once_in_the_order_of_the_rows(tmp_path: Path, refused: Refused) -> None:
-    """What can't be parsed and what isn't in the format stand in one list: ten, then a count."""
+def test_all_faults_are_reported_at_once_in_the_order_of_the_rows(tmp_path: Path, refused: Refused) -> None:
+    """Rows that can't be parsed and rows in another format are in one list: ten, then a count."""
     path = tmp_path / "a.jsonl"
     bad = [b"{\n", b"\xff\n", lines({**THUMB, "label": 3}), b"7\n"]
     path.write_bytes(lines(THUMB) + b"".join(bad * 253))
     told = refused("reward", path).splitlines()
     assert [line.partition("a.jsonl, ")[2].partition(":")[0] for line in told[:4]] == [
-        "line 2, column 2", "line 3, byte 49", "row 4", "row 5"
-    ]  # fmt: skip
+        "line 2, column 2",
+        "line 3, byte 49",
+        "row 4",
+        "row 5",
+    ]
     assert told[10:] == [
-        "… and 1,002 more rows", "Hint: the data was read as thumbs; --data-format names another format"
-    ]  # fmt: skip
+        "… and 1,002 more rows",
+        "Hint: the data was read as thumbs; use --data-format for another format",
+    ]
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv"])
@@ -332,9 +354,9 @@ def test_all_faults_are_told_at_once_in_the_order_of_the_rows(tmp_path: Path, re
 def test_a_line_of_a_gigabyte_is_refused_unread(name: str, first: bytes, tmp_path: Path, refused: Refused) -> None:
     with (tmp_path / name).open("wb") as file:
         file.write(first)
-        file.truncate(2**30)  # holes: they take no room on the disk
+        file.truncate(2**30)  # a sparse file takes no space on the disk
     told = refused("reward", tmp_path / name)
-    assert f"{name}, line 1: longer than 64 MiB, the most that one row may be" in told
+    assert f"{name}, line 1: longer than 64 MiB, the limit for one row" in told
 
 
 def test_a_row_of_a_list_may_be_no_longer_than_a_line(
@@ -347,22 +369,22 @@ def test_a_row_of_a_list_may_be_no_longer_than_a_line(
 
 
 @pytest.mark.parametrize("name", ["nowhere.jsonl", "no/where/at/all", "nowhere/a.json"])
-def test_a_source_that_is_not_there_is_told(name: str, tmp_path: Path, refused: Refused) -> None:
+def test_a_missing_source_is_an_error(name: str, tmp_path: Path, refused: Refused) -> None:
     assert f"--data {tmp_path / name} does not exist" in refused("reward", tmp_path / name)
 
 
-def test_an_empty_name_is_no_folder(refused: Refused) -> None:
+def test_an_empty_name_is_an_error(refused: Refused) -> None:
     assert "--data is empty" in refused("reward", "")
 
 
 @pytest.mark.parametrize(
     ("files", "told"),
     [
-        ([], "holds no train.* (.jsonl, .json, .jsonl.gz, .json.gz, .csv, .csv.gz, .parquet): found nothing"),
-        (["notes.txt", "rows.jsonl"], "found notes.txt, rows.jsonl\nHint: name the file itself"),
-        (["test.jsonl"], "holds no train.*"),
-        (["state.json"], "as a saved data set: "),
-        (["dataset_dict.json"], "as a saved data set: "),
+        ([], "contains no train.* (.jsonl, .json, .jsonl.gz, .json.gz, .csv, .csv.gz, .parquet): found nothing"),
+        (["notes.txt", "rows.jsonl"], "found notes.txt, rows.jsonl\nHint: give the file itself"),
+        (["test.jsonl"], "contains no train.*"),
+        (["state.json"], "as a saved dataset: "),
+        (["dataset_dict.json"], "as a saved dataset: "),
     ],
 )
 def test_a_folder_without_the_data_says_what_it_holds(
@@ -379,7 +401,7 @@ def test_a_folder_without_the_data_says_what_it_holds(
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        (b"", "standard input holds no rows"),
+        (b"", "standard input has no rows"),
         (b"{]", "standard input, line 1, column 2: not valid JSON"),
         (lines(PAIR, {**PAIR, "chosen": 5}), "standard input, row 2: chosen must be text or a list of messages, not 5"),
     ],
@@ -391,26 +413,29 @@ def test_standard_input_is_checked_like_a_file(content: bytes, told: str, refuse
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["--data-format", "par"], "--data-format par is not known\nHint: Did you mean pairs?"),
-        (["--data-format", "xyz"], "--data-format xyz is not known\nHint: known are hh, pairs, shp, "),
+        (["--data-format", "par"], "not 'par'\nHint: Did you mean pairs?"),
+        (["--data-format", "xyz"], "--data-format must be one of hh, pairs, shp, "),
         (
             ["--data-format", "thumbs"],
             "--data-format thumbs needs the columns prompt, completion, label; {path} has pro",
         ),
-        (["--data-format", "thumbs"], "Hint: it looks like pairs: leave --data-format out"),
+        (["--data-format", "thumbs"], "Hint: it looks like pairs; leave out --data-format"),
         (["--data-format", "hh"], "row 1: chosen is not a `\\n\\nHuman: … \\n\\nAssistant: …` text: 'b'"),
         (
             ["--data-format", "text"],
-            "--data-format text has nothing for `perl reward`, which needs chosen and rejected",
+            "--data-format text does not work with `perl reward`, which needs chosen and rejected",
         ),
-        (["--subset", "x"], "--subset x is of hub data sets, and {path} is none"),
-        (["--split", "dev"], "--split dev is of folders and hub data sets, and {path} is one file"),
-        (["--shp-score-ratio", "2"], "--shp-score-ratio and --shp-per-post are of the format shp, and {path} is pairs"),
+        (["--subset", "x"], "--subset only works with Hub datasets; {path} is not one"),
+        (["--split", "dev"], "--split works with folders and Hub datasets; {path} is a single file"),
+        (
+            ["--shp-score-ratio", "2"],
+            "--shp-score-ratio and --shp-per-post only apply to the format shp, but {path} is in the format pairs",
+        ),
         (["--shp-per-post", "0"], "--shp-per-post must be above 0, not 0"),
         (["--eval-data", "{bad}"], "bad.jsonl has the columns prompt"),
     ],
 )
-def test_an_option_that_does_not_fit_the_data_is_told(
+def test_an_option_that_does_not_fit_the_data_is_an_error(
     words: list[str], told: str, tmp_path: Path, refused: Refused
 ) -> None:
     path, bad = tmp_path / "a.jsonl", tmp_path / "bad.jsonl"
@@ -422,7 +447,7 @@ def test_an_option_that_does_not_fit_the_data_is_told(
 
 @pytest.mark.parametrize("words", [["--subset", "x"], ["--split", "dev"]])
 def test_the_embedded_data_has_no_splits_to_choose(words: list[str], refused: Refused) -> None:
-    assert "are of your own data, not of the embedded coffee data" in refused("reward", "coffee", *words)
+    assert "--subset and --split do not work with the embedded coffee data" in refused("reward", "coffee", *words)
 
 
 def test_standard_input_is_read_once(refused: Refused) -> None:
@@ -438,10 +463,10 @@ def test_standard_input_is_read_once(refused: Refused) -> None:
         (
             {"score_ratio": None, "score_A": 5, "score_B": 0},
             ["--shp-score-ratio", "2"],
-            "must be above 0 to give a ratio",
+            "must be above 0 for a ratio",
         ),
         ({"post_id": None}, ["--shp-per-post", "5"], "row 1: post_id is null: expected the id of the post"),
-        ({}, ["--shp-score-ratio", "3"], "shp, 0 of 1 row; left out 1 with a score ratio below 3 (row 1)"),
+        ({}, ["--shp-score-ratio", "3"], "shp, 1 row read, 0 kept; dropped 1 with a score ratio below 3 (row 1)"),
     ],
 )
 def test_the_limits_of_shp_need_their_columns(
@@ -458,4 +483,4 @@ def test_conversations_need_a_chat_template(tmp_path: Path, refused: Refused) ->
             (tmp_path / "base" / path.name).symlink_to(path)
     (tmp_path / "a.jsonl").write_bytes(lines(MESSAGES))
     found = refused("reward", tmp_path / "a.jsonl", "--model", str(tmp_path / "base"))
-    assert "has no chat template, and the data holds conversations\nHint: use an instruct model" in found
+    assert "has no chat template, but the data contains conversations\nHint: use an instruct model" in found

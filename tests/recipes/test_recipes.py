@@ -159,7 +159,9 @@ def test_a_stage_resolves_with_local_rows_of_its_sources_shape(
 
 def test_the_download_is_where_a_recipe_ends_offline(perl: Perl, llama: Path) -> None:
     said = perl("sft", "--recipe", "tldr", "--model", llama, "--dry-run", code=2).stderr
-    assert said.startswith("Error: --data trl-lib/tldr is neither a local file or folder nor a hub data set")
+    assert said.startswith(
+        "Error: --data trl-lib/tldr is not a local file or folder, and reading it from the Hub failed"
+    )
 
 
 # Where its values lie

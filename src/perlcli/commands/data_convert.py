@@ -1,10 +1,9 @@
-"""`perl data convert`: data of any known format as JSONL in TRL's own."""
+"""`perl data convert`: data in any known format as JSONL in TRL's format."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 from perlcli import settings
 from perlcli.commands import data_file
@@ -14,42 +13,45 @@ from perlcli.data.rows import Row
 from perlcli.errors import PerlError
 from perlcli.run.files import write_whole
 from perlcli.terminal import say
-from perlcli.text import counted
+from perlcli.text import counted, shorten
 
 
 def run(given: settings.DataConvert) -> None:
-    """Write the rows and say what became of them. Raises PerlError."""
+    """Write the converted rows and print the report. Raises PerlError if the rows can't be used or written."""
     file = data_file.name_of(given)
     path = Path(given.run.output or f"{Path(file).name.partition('.')[0]}-trl.jsonl").expanduser()
     check_path(path, file, overwrite=given.run.overwrite)
-    use, found = data_file.load(given, given.convert.for_, chat=not given.convert.text)
-    rows = [as_trl(row) for row in found.rows]
+    use, loaded = data_file.load(given, given.convert.for_, chat=not given.convert.text)
+    rows = [as_trl(row) for row in loaded.rows]
     write_whole(path, (json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows))
-    for line in found.report.lines():
+    for line in loaded.report.lines():
         say(line)
-    say(f"Wrote {path}: {counted(len(rows), 'row')} of {', '.join(rows[0])}, for perl {use}")
+    say(f"Wrote {path}: {counted(len(rows), 'row')} with {', '.join(rows[0])}, for perl {use}")
 
 
 def check_path(path: Path, file: str, *, overwrite: bool) -> None:
-    """Raise PerlError where the output can't be written, or isn't to be."""
+    """Raises PerlError if the output can't be written, or would replace a file without --overwrite."""
     if path.suffix != ".jsonl":
-        raise PerlError(f"--output {path} must end in .jsonl: that is what is written")
-    if path.is_dir() or not path.parent.is_dir():
-        what = "is a folder" if path.is_dir() else f"is in no folder: {path.parent} is not there"
-        raise PerlError(f"--output {path} {what}", "name a file in a folder that exists")
+        raise PerlError(f"--output must end in .jsonl, not {shorten(path.name)}")
+    if path.is_dir():
+        raise PerlError(f"--output {path} is a folder", "name a file")
+    if not path.parent.is_dir():
+        raise PerlError(
+            f"--output {path}: the folder {path.parent} does not exist", "name a file in an existing folder"
+        )
     if path.exists() and Path(file).expanduser().exists() and path.samefile(Path(file).expanduser()):
-        raise PerlError(f"--output {path} is the file that is read", "name another")
+        raise PerlError(f"--output {path} is also the input file", "choose another --output")
     if path.exists() and not overwrite:
-        raise PerlError(f"--output {path} exists", "--overwrite to replace it, or another --output")
+        raise PerlError(f"--output {path} already exists", "use --overwrite to replace it, or choose another --output")
 
 
-def as_trl(row: Row) -> dict[str, Any]:
-    """The row under TRL's names: what is a list of messages is its conversational form, text its standard one."""
+def as_trl(row: Row) -> dict[str, object]:
+    """The row with TRL's column names: messages stay conversational, text stays standard."""
     if isinstance(row, Prompt):
-        whole = {"prompt": row.prompt, **row.extra}  # what goes to reward functions
-        found = detect(whole)
-        return whole if found and found.name == "prompts" else {"prompt": row.prompt}
-    prompt = {} if row.prompt is None else {"prompt": row.prompt}
+        with_extra = {"prompt": row.prompt, **row.extra}  # the extra columns go to reward functions
+        detected = detect(with_extra)
+        return with_extra if detected and detected.name == "prompts" else {"prompt": row.prompt}
+    prompt: dict[str, object] = {} if row.prompt is None else {"prompt": row.prompt}
     if isinstance(row, Preference):
         return {**prompt, "chosen": row.chosen, "rejected": row.rejected}
     if isinstance(row, Thumb):

@@ -1,38 +1,39 @@
-"""The file that `perl data` looks at: its rows for a stage, and the tokens that they become there."""
+"""The file that a `perl data` command is about: its rows for a stage, and the tokens that they become there."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 from perlcli import data, settings, upstream
 from perlcli.data import Data, Renderer
-from perlcli.data.fitting import Columns, Fitting
+from perlcli.data.fitting import Fitting
 from perlcli.data.rows import DataReport
-from perlcli.data.sources import STDIN
-from perlcli.data.tokens import of_demonstration, of_preference, of_prompt
+from perlcli.data.sources import STDIN, title
+from perlcli.data.tokens import Columns, of_demonstration, of_preference, of_prompt
 from perlcli.errors import PerlError
 from perlcli.model import sources, tokenizers
 
 USES: tuple[settings.Use, ...] = ("reward", "sft", "rl")  # the first that can use a file says most about it
 COLUMNS: dict[str, Callable[[Renderer, Any], Columns]] = {
-    "sft": of_demonstration, "reward": of_preference, "rl": of_prompt,
-}  # fmt: skip
+    "sft": of_demonstration,
+    "reward": of_preference,
+    "rl": of_prompt,
+}
 
 
 def name_of(given: settings.OfData) -> str:
-    """The FILE that was named. Raises PerlError."""
+    """The FILE argument. Raises PerlError if it is missing."""
     if given.file.file is None:
         command = settings.command_of(given)
-        raise PerlError(
-            "FILE is missing", f"perl {command} FILE, or perl {command} {data.COFFEE} for the embedded data"
-        )
+        hint = f"perl {command} FILE, or perl {command} {data.COFFEE} for the embedded data"
+        raise PerlError("FILE is missing", hint)
     return given.file.file
 
 
 def renderer(given: settings.DataCheck | settings.DataShow) -> Renderer:
-    """The renderer of `--model`; reads no weights. Raises PerlError."""
+    """The renderer of `--model`, which reads no weights. Raises PerlError if the model or tokenizer can't be read."""
     upstream.hush_bars()
     trust = given.model.trust_remote_code
     source = sources.locate(given.model.model, trust_remote_code=trust)
@@ -40,38 +41,52 @@ def renderer(given: settings.DataCheck | settings.DataShow) -> Renderer:
 
 
 def options_of(given: settings.OfData) -> settings.DataSettings:
-    """How to read the file, as the stages take it."""
+    """How to read the file, in the form that the stages use."""
     file = given.file
     return settings.DataSettings(
-        data=file.file, data_format=file.data_format, subset=file.subset, split=file.split,
-        shp_score_ratio=file.shp_score_ratio, shp_per_post=file.shp_per_post,
-    )  # fmt: skip
+        data=file.file,
+        data_format=file.data_format,
+        subset=file.subset,
+        split=file.split,
+        shp_score_ratio=file.shp_score_ratio,
+        shp_per_post=file.shp_per_post,
+    )
 
 
 def load(given: settings.OfData, use: settings.Use | None, *, chat: bool) -> tuple[settings.Use, Data]:
-    """The rows for a stage, or for the first stage that can use them, and which that is. Raises PerlError."""
+    """The stage and its rows: the given stage, else the first one that can use the file.
+
+    Raises PerlError if the stage, or every stage, can't use the file.
+    """
     file, options = name_of(given), options_of(given)
     if use is not None:
         return use, data.load(file, use, chat=chat, options=options)
     if file == STDIN:
-        raise PerlError("Standard input can be read once, and each stage reads for itself", "name the stage with --for")
+        raise PerlError("Standard input can be read only once, so the stage must be given", "name the stage with --for")
     faults = []
     for name in USES:
         try:
             return name, data.load(file, name, chat=chat, options=options)
         except PerlError as fault:
             faults.append(fault)
-    raise faults[0] if is_same(faults) else PerlError("\n".join(fault.problem for fault in faults))
+    raise unusable(file, faults)
 
 
-def is_same(faults: list[PerlError]) -> bool:
-    """Whether the stages failed for one reason, which then lies in the file and not in what it is used for."""
-    return len({fault.problem for fault in faults}) == 1
+def unusable(file: str, faults: Sequence[PerlError]) -> PerlError:
+    """The error for a file that no stage can use, by the errors of all stages; equal ones are given once."""
+    problems = list(dict.fromkeys(fault.problem for fault in faults))
+    if len(problems) == 1:
+        return faults[0]  # the reason is in the file, not in what it is used for
+    return PerlError("\n".join([f"No command can use {title(file)}:", *problems]))
 
 
 def fitting(report: DataReport, use: settings.Use, render: Renderer, length: settings.LengthSettings) -> Fitting:
-    """What makes a stage's columns of rows, and tells the report. Raises PerlError."""
+    """What turns rows into a stage's token columns, and counts them in the report.
+
+    Raises PerlError if the lengths leave no room for a prompt.
+    """
     longest = (length.max_length or 0) - (length.max_completion_length or 0 if use == "rl" else 0)
     if longest <= 0:
-        raise PerlError("--max-length leaves no room for a prompt before --max-completion-length", "raise --max-length")
+        problem = "--max-length leaves no room for a prompt before --max-completion-length"
+        raise PerlError(problem, "use a higher --max-length")
     return Fitting(report, longest, partial(COLUMNS[use], render), on_long=length.on_long, render=render)

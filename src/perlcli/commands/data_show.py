@@ -1,4 +1,4 @@
-"""`perl data show`: the first rows as the model will see them, by the code that training renders them with."""
+"""`perl data show`: the first rows as the model will see them, rendered by the same code as in training."""
 
 from __future__ import annotations
 
@@ -9,43 +9,42 @@ from itertools import groupby
 from perlcli import settings
 from perlcli.commands import data_file
 from perlcli.data import Renderer
-from perlcli.data.fitting import Columns
 from perlcli.data.rows import DataReport
-from perlcli.data.tokens import IGNORED
+from perlcli.data.tokens import IGNORED, Columns
 from perlcli.terminal import put, say, visible
 from perlcli.text import counted
 
 GREEN, PLAIN, BRACKETS = "\x1b[1;32m", "\x1b[0m", ("⟦", "⟧")
 LEGEND = {
-    "sft": "what is learned is {marks}",
+    "sft": "trained tokens are {marks}",
     "reward": "the score is read at the last token, which is {marks}",
-    "rl": "the policy writes on from here; nothing of a prompt is learned",
+    "rl": "the policy continues from here; prompts are not trained on",
 }
 
 
 def run(given: settings.DataShow) -> None:
-    """Print the first rows of the file as a stage renders them. Raises PerlError."""
+    """Print the first rows of the file as a stage renders them. Raises PerlError if no stage can use the file."""
     values = settings.resolve(given, {})
     settings.check(values)
     render = data_file.renderer(values)
-    use, found = data_file.load(values, values.show.for_, chat=render.chat)
+    use, loaded = data_file.load(values, values.show.for_, chat=render.chat)
     coloured = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
     legend = LEGEND[use].format(marks="coloured" if coloured else f"between {BRACKETS[0]} and {BRACKETS[1]}")
-    say(f"{found.report.line()}\nAs perl {use} reads it: {legend}")
-    for number, row in zip(found.numbers[: values.show.rows], found.rows, strict=False):
-        report = DataReport(found.report.source, found.report.format, 1, 1)
+    say(f"{loaded.report.line()}\nAs perl {use} sees it: {legend}")
+    for number, row in zip(loaded.numbers[: values.show.rows], loaded.rows, strict=False):
+        report = DataReport(loaded.report.source, loaded.report.format, 1, 1)
         fitting = data_file.fitting(report, use, render, values.length)
         for _, _, item in fitting.take([(number, row)]):
-            cut = ", its prompt cut from the left" if report.truncated else ""
+            cut = ", prompt cut from the left" if report.truncated else ""
             for name, ids, learned in views(item):
                 size = counted(len(ids), "token")
                 put(f"\n── row {number}{name}, {size}{cut}\n" + marked(ids, learned, render, coloured))
         for reason in report.dropped:
-            say(f"\n── row {number}: left out, {reason}")
+            say(f"\n── row {number}: dropped, {reason}")
 
 
 def views(item: Columns) -> list[tuple[str, list[int], list[bool]]]:
-    """The token rows of a stage's columns, each with its name and which tokens are marked."""
+    """The token rows in a stage's columns, each as its name, its ids and, for each id, whether it is marked."""
     if "labels" in item:
         return [("", item["input_ids"], [label != IGNORED for label in item["labels"]])]
     if "ids" in item:
@@ -60,12 +59,12 @@ def _last(ids: list[int]) -> list[bool]:
 
 
 def marked(ids: list[int], learned: list[bool], render: Renderer, coloured: bool) -> str:
-    """The tokens as text, special ones by their names, with the learned ones marked."""
+    """The tokens as text, special tokens included, with the learned ones marked."""
     begin, end = (GREEN, PLAIN) if coloured else BRACKETS
     text, done, before = "", 0, ""
     for is_learned, group in groupby(learned):
         done += len(list(group))
-        whole = render.tokenizer.decode(ids[:done])  # from the start: decoded alone, a part can lose a space
-        part = visible(whole[len(before) :] if whole.startswith(before) else whole)
-        text, before = text + (begin + part + end if is_learned else part), whole
+        decoded = str(render.tokenizer.decode(ids[:done]))  # from the start: a part on its own can lose a space
+        part = visible(decoded.removeprefix(before))
+        text, before = text + (begin + part + end if is_learned else part), decoded
     return text

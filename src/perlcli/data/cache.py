@@ -1,4 +1,4 @@
-"""Tokens kept between runs, by the texts and the tokenizer they come from. What is damaged is made again."""
+"""A cache of token ids between runs, keyed by the texts and the tokenizer. A damaged file is encoded again."""
 
 from __future__ import annotations
 
@@ -14,97 +14,95 @@ from pathlib import Path
 
 Ids = list[int]
 FOLDER = "perlcli-tokens"
-FEWEST = 64  # texts that are worth a file
+FEWEST = 64  # texts for which a file is worthwhile
 CHECKSUM = 4  # bytes at the end of a file
-MOST = 5 * 10**9  # bytes that the folder may take
-LOOK = MOST // 20  # bytes written between two looks at its size
+MOST = 5 * 10**9  # bytes that the folder may take up
+LOOK = MOST // 20  # bytes written between two checks of its size
 
 
 class TokenCache:
-    """Files of tokens in the cache folder of Hugging Face's datasets, one for each batch of texts."""
+    """Files of token ids in the cache folder of Hugging Face datasets, one for each batch of texts."""
 
     def __init__(self, tokenizer: str) -> None:
         self.folder = cache_folder() / FOLDER
         self._start = hashlib.sha256(tokenizer.encode())
-        self._unlooked = LOOK  # so that the first write looks
+        self._unchecked = LOOK  # bytes written since the last check; the first write checks
 
     def ids(self, texts: Sequence[str], kind: str, encode: Callable[[], list[Ids]]) -> list[Ids]:
-        """The ids of each text: from the file of exactly these texts, else by `encode`, and then kept.
+        """The ids of each text: from the file of exactly these texts, else from `encode`, and then cached.
 
-        `kind` tells apart what else decides the ids. A cache that can't be written is no error.
+        `kind` is part of the key, for whatever else the ids depend on. A cache that can't be written is not an error.
         """
         if len(texts) < FEWEST:
             return encode()
-        mark = self._start.copy()
-        mark.update(json.dumps([kind, *texts]).encode())
-        path = self.folder / f"{mark.hexdigest()[:40]}.ids"
-        found = read(path, len(texts))
-        if found is not None:
+        key = self._start.copy()
+        key.update(json.dumps([kind, *texts]).encode())
+        path = self.folder / f"{key.hexdigest()[:40]}.ids"
+        cached = read(path, len(texts))
+        if cached is not None:
             with suppress(OSError):
-                os.utime(path)  # used now
-            return found
-        found = encode()
+                os.utime(path)  # mark it as used
+            return cached
+        ids = encode()
         with suppress(OSError):
-            self._unlooked += write(path, found)
-            if self._unlooked >= LOOK:
+            self._unchecked += write(path, ids)
+            if self._unchecked >= LOOK:
                 make_room(self.folder)
-                self._unlooked = 0
-        return found
+                self._unchecked = 0
+        return ids
 
 
 def cache_folder() -> Path:
-    """Where Hugging Face's datasets keeps its files, by the variables that it reads."""
+    """The cache folder of Hugging Face datasets, by the environment variables that it reads."""
     home = os.environ.get("XDG_CACHE_HOME", "~/.cache")
     hub = os.environ.get("HF_HOME", f"{home}/huggingface")
     return Path(os.environ.get("HF_DATASETS_CACHE", f"{hub}/datasets")).expanduser()
 
 
 def make_room(folder: Path) -> None:
-    """Delete the files that were not used for longest, until the others take no more than `MOST`."""
-    found = [(status.st_mtime, status.st_size, path) for path in folder.iterdir() if (status := _status(path))]
-    total = sum(size for _, size, _ in found)
-    for _, size, path in sorted(found):
+    """Delete the least recently used files until the others take up no more than `MOST` bytes."""
+    files = []
+    for path in folder.iterdir():
+        with suppress(OSError):  # another run may just have deleted it
+            status = path.stat()
+            files.append((status.st_mtime, status.st_size, path))
+    total = sum(size for _, size, _ in files)
+    for _, size, path in sorted(files):
         if total <= MOST:
             return
         path.unlink(missing_ok=True)
         total -= size
 
 
-def _status(path: Path) -> os.stat_result | None:
-    """What the system knows of a file; None where another run has just deleted it."""
-    try:
-        return path.stat()
-    except OSError:
-        return None
-
-
 def write(path: Path, rows: list[Ids]) -> int:
-    """Write the length of each row, then all ids, then a checksum; to the side, and renamed when it is whole. Gives
-    the bytes written."""
+    """Write the length of each row, then all ids, then a checksum, and return the number of bytes.
+
+    The file is written under a temporary name and renamed when it is complete.
+    """
     content = array("i", [len(row) for row in rows])
     for row in rows:
         content.extend(row)
-    whole = content.tobytes()
+    body = content.tobytes()
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, delete=False) as side:
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, delete=False) as temporary:
         try:
-            side.write(whole + zlib.crc32(whole).to_bytes(CHECKSUM, "little"))
-            side.close()
-            os.replace(side.name, path)
-            return len(whole) + CHECKSUM
+            temporary.write(body + zlib.crc32(body).to_bytes(CHECKSUM, "little"))
+            temporary.close()
+            os.replace(temporary.name, path)
+            return len(body) + CHECKSUM
         except BaseException:
-            Path(side.name).unlink(missing_ok=True)
+            Path(temporary.name).unlink(missing_ok=True)
             raise
 
 
 def read(path: Path, count: int) -> list[Ids] | None:
-    """The rows of a file; None where it isn't there, isn't whole or holds another number of rows."""
+    """The rows of a file; None if it is missing or damaged, or has another number of rows."""
     try:
-        whole = path.read_bytes()
+        stored = path.read_bytes()
     except OSError:
         return None
     content = array("i")
-    body, checksum = whole[:-CHECKSUM], whole[-CHECKSUM:]
+    body, checksum = stored[:-CHECKSUM], stored[-CHECKSUM:]
     if len(body) % content.itemsize or zlib.crc32(body).to_bytes(CHECKSUM, "little") != checksum:
         return None
     content.frombytes(body)

@@ -1,13 +1,12 @@
-"""The fields of a row as its format wants them: found, checked, and an error that says what was expected."""
+"""Reads the fields of a row as its format expects them; errors name the field and what was expected."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
 from math import isfinite, isnan
-from typing import Any
 
-from perlcli.data.nesting import HALVES, flaw
+from perlcli.data.json_faults import fault_of, why_undecoded
 from perlcli.data.rows import Content, Message, Raw
 from perlcli.text import clip, shorten
 
@@ -15,15 +14,15 @@ CONTENT = "text or a list of messages"
 
 
 class BadField(Exception):
-    """A field of a row that is not what its format says."""
+    """A field of a row that is not what its format requires."""
 
 
 class SetAside(Exception):
-    """A row that is as its format says, and that isn't wanted: the text is the reason that the report counts it by."""
+    """A valid row that is not used; the message is the reason under which the report counts it."""
 
 
-def need(raw: Raw, name: str, expected: str) -> Any:
-    """The value of a field that must be there."""
+def need(raw: Raw, name: str, expected: str) -> object:
+    """The value of a required field. Raises BadField, as all functions of this module do for a value that won't do."""
     if name not in raw:
         raise BadField(f"{name} is missing: the row has {clip(', '.join(map(str, raw)), 300) or 'no columns'}")
     if raw[name] is None:
@@ -40,18 +39,18 @@ def text(raw: Raw, name: str) -> str:
 
 
 def optional_text(raw: Raw, name: str) -> str:
-    """The value of a field that is text where it isn't left out; else an empty text."""
+    """The value of an optional text field; empty if the row doesn't have it."""
     return "" if raw.get(name) is None else text(raw, name)
 
 
 def number(raw: Raw, name: str) -> float:
-    """The value of a field that must be a number, or a text that spells one."""
+    """The value of a field that must be a finite number, or text that can be read as one."""
     value = need(raw, name, "a number")
     try:
         if isinstance(value, int | float | str) and not isinstance(value, bool) and isfinite(float(value)):
             return float(value)
     except (ValueError, OverflowError):
-        pass  # said below
+        pass  # reported below
     raise BadField(f"{name} must be a number, not {shorten(value)}")
 
 
@@ -61,53 +60,52 @@ def content(raw: Raw, name: str) -> Content:
     return value if isinstance(value, str) else messages(value, name)
 
 
-def messages(value: Any, name: str) -> list[Message]:
-    """A conversation as TRL writes it: messages with a role and a content."""
+def messages(value: object, name: str) -> list[Message]:
+    """A conversation in TRL's form: a list of messages with role and content."""
     if not isinstance(value, list) or not value:
         raise BadField(f"{name} must be {CONTENT}, not {shorten(value)}")
     for message in value:
         if not (isinstance(message, Mapping) and isinstance(message.get("role"), str)):
-            raise BadField(f"{name} holds {shorten(message)}, which is not a message with role and content")
+            raise BadField(f"{name} contains {shorten(message)}, which is not a message with role and content")
         if not isinstance(message.get("content"), str):
             raise BadField(f"{name} has a message whose content is not text: {shorten(message.get('content'))}")
     return [{"role": message["role"], "content": message["content"]} for message in value]
 
 
-def is_missing(value: Any) -> bool:
-    """Whether a field holds nothing: null, an empty text, or the NaN that pandas writes for either."""
+def is_missing(value: object) -> bool:
+    """Whether a field is null, empty text, or the NaN that pandas writes for either."""
     return value is None or value == "" or (isinstance(value, float) and isnan(value))
 
 
 def label(raw: Raw, name: str = "label") -> bool | None:
-    """Thumbs up or down, in any of its spellings; None where nobody judged the row.
+    """Thumbs up or down, in any of its spellings; None if the row has no label.
 
-    Another value is an error and not left out: it would say that the column is on another scale, on which 1 may be bad.
+    Any other value is an error, and not only a dropped row: the column may be on a scale on which 1 is bad.
     """
     value = raw.get(name)
     if is_missing(value):
         return None
-    expected = "0, 1, true or false"
     if isinstance(value, int | float) and value in (0, 1):
         return bool(value)
     if isinstance(value, str) and value.lower() in ("true", "false", "0", "1", "0.0", "1.0"):
         return value.lower() in ("true", "1", "1.0")
-    raise BadField(f"{name} must be {expected}, not {shorten(value)}")
+    raise BadField(f"{name} must be 0, 1, true or false, not {shorten(value)}")
 
 
-def listed(raw: Raw, name: str, of: str) -> list[Any]:
-    """The value of a field that must be a list with something in it."""
+def listed(raw: Raw, name: str, of: str) -> list[object]:
+    """The value of a field that must be a list with at least one item; `of` names the items in the error."""
     value = need(raw, name, f"a list of {of}")
     if not isinstance(value, list) or not value:
         raise BadField(f"{name} must be a list of {of}, not {shorten(value)}")
     return value
 
 
-def optional_list(raw: Raw, name: str, of: str) -> list[Any]:
-    """The value of a field that is a list where it isn't left out; else an empty list."""
+def optional_list(raw: Raw, name: str, of: str) -> list[object]:
+    """The value of an optional list field; empty if the row doesn't have it."""
     return listed(raw, name, of) if raw.get(name) else []
 
 
-def mapping(raw: Raw, name: str, holds: str) -> Mapping[str, Any]:
+def mapping(raw: Raw, name: str, holds: str) -> Raw:
     """The value of a field that must be an object."""
     value = need(raw, name, f"an object with {holds}")
     if not isinstance(value, Mapping):
@@ -115,23 +113,23 @@ def mapping(raw: Raw, name: str, holds: str) -> Mapping[str, Any]:
     return value
 
 
-def parsed(raw: Raw, name: str) -> Any:
-    """The value of a field that is JSON in a text, or what such a text holds."""
+def parsed(raw: Raw, name: str) -> object:
+    """The value of a field that is JSON as text, or the decoded value itself."""
     value = need(raw, name, "JSON")
     if not isinstance(value, str):
         return value
     try:
-        found = json.loads(value)
+        result: object = json.loads(value)
     except json.JSONDecodeError as error:
         raise BadField(f"{name} is not valid JSON ({error.msg} at character {error.pos})") from error
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets by the thousand
-        raise BadField(f"{name} is no JSON that can be read: {error}") from error
-    if what := flaw(found, HALVES.search(value)):
-        raise BadField(f"{name} is no JSON that can be read: {what}")
-    return found
+    except (ValueError, RecursionError) as error:
+        raise BadField(f"{name} can't be read as JSON: {why_undecoded(error)}") from error
+    if fault := fault_of(result, value):
+        raise BadField(f"{name} can't be read as JSON: {fault}")
+    return result
 
 
 def same_kind(*contents: Content) -> None:
-    """Raise BadField where some of a row's contents are text and others conversations."""
+    """Raises BadField if some of the contents are text and others are conversations."""
     if len({isinstance(content, str) for content in contents}) > 1:
-        raise BadField("text and messages are mixed in one row")
+        raise BadField("text and messages in the same row")

@@ -1,7 +1,7 @@
-"""What a file's bytes hold, row by row: JSON, JSONL and CSV, never more than one row in memory at once.
+"""Reads JSON, JSONL and CSV row by row, with never more than one row in memory.
 
-A row that can't be read is given as a fault with its place, and the next one follows where that is possible. CSV is
-read by Python's csv and not by datasets, which guesses numbers, fills short rows and shifts long ones without a word.
+A row that can't be read becomes a fault with its place, and reading continues with the next row if possible. CSV is
+read with Python's csv and not with datasets, which silently guesses numbers, fills short rows and shifts long ones.
 """
 
 from __future__ import annotations
@@ -12,28 +12,37 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
-from perlcli.data.nesting import HALVES, TOO_DEEP, flaw, unique
-from perlcli.data.rows import Found
-from perlcli.text import clip, shorten
+from perlcli.data.json_faults import DECODER, fault_of, why_undecoded
+from perlcli.data.rows import SourceRow
+from perlcli.text import clip, counted, shorten
 
-LONGEST = 64 * 2**20  # bytes: a longer row is no row, and reading on would fill the memory
-TOO_LONG = f"longer than {LONGEST // 2**20} MiB, the most that one row may be"
-CHUNK = 2**20
-CUT_OFF = 16  # characters: an escape, a literal or a number that the end of a chunk cuts in two is shorter
+LONGEST = 64 * 2**20  # bytes of one row: more is not a row, and would fill the memory
+TOO_LONG = f"longer than {LONGEST // 2**20} MiB, the limit for one row"
+CHUNK = 2**20  # bytes read at once
+CUT_OFF = 16  # characters: longer than any escape, literal or number that the end of a chunk can cut in two
+MARKS = {codecs.BOM_UTF16_LE: "UTF-16", codecs.BOM_UTF16_BE: "UTF-16", b"\x1f\x8b": "gzip: its name must end in .gz"}
 SPACE = re.compile(r"[ \t\r\n]*")
 
 
 class Unreadable(Exception):
-    """Bytes after which nothing more can be read: the place inside the file, and what is wrong."""
+    """Content that can't be read: the place inside the file, and what is wrong."""
+
+    def __init__(self, place: str, fault: str) -> None:
+        super().__init__(place, fault)
+        self.place, self.fault = place, fault
+
+    def row(self, name: str) -> SourceRow:
+        """The fault in place of a row of the source with this name."""
+        return SourceRow(f"{name}, {self.place}", None, self.fault)
 
 
-def read_json(stream: BinaryIO, name: str) -> Iterator[Found]:
-    """Rows of JSON lines, or of one JSON list, which may be one long line."""
+def read_json(stream: BinaryIO, name: str) -> Iterator[SourceRow]:
+    """The rows of JSON lines, or of one JSON list, which may be one long line."""
     number, offset = 1, 0
     start = stream.readline(CHUNK)
-    if start.startswith(codecs.BOM_UTF8):  # Windows tools put a mark first
+    if start.startswith(codecs.BOM_UTF8):  # Windows tools write a byte order mark
         start, offset = start.removeprefix(codecs.BOM_UTF8), len(codecs.BOM_UTF8)
     while start and not start.strip():
         number, offset = number + start.count(b"\n"), offset + len(start)
@@ -44,14 +53,14 @@ def read_json(stream: BinaryIO, name: str) -> Iterator[Found]:
             yield from _List(stream, name, start, number, offset).rows()
         else:
             yield from _json_lines(stream, name, start, number, offset)
-    except Unreadable as fault:
-        yield _fault(name, fault)
+    except Unreadable as error:
+        yield error.row(name)
 
 
-def _json_lines(stream: BinaryIO, name: str, start: bytes, number: int, offset: int) -> Iterator[Found]:
+def _json_lines(stream: BinaryIO, name: str, start: bytes, number: int, offset: int) -> Iterator[SourceRow]:
     row = 0
     if start.strip() == b"{":
-        what = "an object over several lines: expected one object a line, or a list of them in [ and ]"
+        what = "a JSON object over several lines: write one object per line, or a list of objects in [ and ]"
         raise Unreadable(f"line {number}", what)
     line = _line(stream, number, start)
     while line:
@@ -60,20 +69,15 @@ def _json_lines(stream: BinaryIO, name: str, start: bytes, number: int, offset: 
             place = f"row {row}" + (f" (line {number})" if row != number else "")
             try:
                 text = _text(line, number, offset).rstrip()
-                yield _row(_parse(text, number), f"{name}, {place}", HALVES.search(text))
-            except Unreadable as fault:
-                yield _fault(name, fault)
+                yield _row(_parse(text, number), text, f"{name}, {place}")
+            except Unreadable as error:
+                yield error.row(name)
         number, offset = number + 1, offset + len(line)
         line = _line(stream, number)
 
 
-def _fault(name: str, fault: Unreadable) -> Found:
-    place, what = fault.args
-    return Found(f"{name}, {place}", None, what)
-
-
 def _line(stream: BinaryIO, number: int, start: bytes = b"") -> bytes:
-    """The next line, whose first bytes may have been read before."""
+    """The next line; `start` is what has already been read of it."""
     line = start if start.endswith(b"\n") else start + stream.readline(LONGEST + 1 - len(start))
     if len(line) > LONGEST:
         raise Unreadable(f"line {number}", TOO_LONG)
@@ -87,64 +91,54 @@ def _text(line: bytes, number: int, offset: int) -> str:
         raise _not_text(line, number, offset, error) from error
 
 
-def _not_text(found: bytes, number: int, offset: int, error: UnicodeDecodeError) -> Unreadable:
-    kinds = {codecs.BOM_UTF16_LE: "UTF-16", codecs.BOM_UTF16_BE: "UTF-16", b"\x1f\x8b": "gzip: name the file .gz"}
-    start = next((kind for mark, kind in kinds.items() if offset == 0 and found.startswith(mark)), "")
-    what = f"not UTF-8 text: found 0x{error.object[error.start]:02x}" + (f" (it looks like {start})" if start else "")
+def _not_text(content: bytes, number: int, offset: int, error: UnicodeDecodeError) -> Unreadable:
+    kind = next((kind for mark, kind in MARKS.items() if offset == 0 and content.startswith(mark)), "")
+    what = f"not UTF-8 text: found 0x{error.object[error.start]:02x}" + (f" (it looks like {kind})" if kind else "")
     return Unreadable(f"line {number}, byte {offset + error.start}", what)
 
 
-def _parse(text: str, number: int) -> Any:
+def _parse(text: str, number: int) -> object:
     try:
         return DECODER.decode(text)
     except json.JSONDecodeError as error:
         place = f"line {number + error.lineno - 1}, column {error.colno}"
-        raise Unreadable(place, _no_json(error.msg, text, error.pos)) from error
+        raise Unreadable(place, _invalid_json(error.msg, text, error.pos)) from error
     except (RecursionError, ValueError) as error:
-        raise Unreadable(f"line {number}", _odd_json(error)) from error
+        raise Unreadable(f"line {number}", why_undecoded(error)) from error
 
 
-def _no_json(message: str, text: str, position: int) -> str:
+def _invalid_json(message: str, text: str, position: int) -> str:
     near = text[max(0, position - 20) : position + 20].strip()
     return f"not valid JSON ({message}) at {shorten(near)}" if near else f"not valid JSON ({message})"
 
 
-def _odd_json(error: Exception) -> str:
-    if isinstance(error, RecursionError):
-        return TOO_DEEP
-    return str(error)  # Python reads no number of more than 4,300 digits
-
-
-DECODER = json.JSONDecoder(object_pairs_hook=unique)
-
-
-def _row(value: Any, place: str, halves: object) -> Found:
-    """A parsed value as a row, where it is one; `halves` says whether half a character may stand in it."""
+def _row(value: object, text: str, place: str) -> SourceRow:
+    """A value and the text it was decoded from as a row, or as a fault if it can't be one."""
     if not isinstance(value, dict):
-        return Found(place, None, f"expected an object with named columns, found {shorten(value)}")
-    if what := flaw(value, halves):
-        return Found(place, None, what)
-    return Found(place, value)
+        return SourceRow(place, None, f"expected an object with named columns, found {shorten(value)}")
+    if fault := fault_of(value, text):
+        return SourceRow(place, None, fault)
+    return SourceRow(place, value)
 
 
 class _List:
-    """The rows of one JSON list, read by the chunk: `text` is a part of it, parsed up to `at`, which is at `line`."""
+    """Reads one JSON list in chunks: `text` is a part of it, parsed up to `at`, which is in line `line`."""
 
     def __init__(self, stream: BinaryIO, name: str, first: bytes, line: int, offset: int) -> None:
         self.stream, self.name, self.line = stream, name, line
-        self.offset = offset  # bytes before what the decoder holds
+        self.offset = offset  # bytes that have been decoded
         self.decoder = codecs.getincrementaldecoder("utf-8")()
-        self.text, self.at, self.before = "", 0, 0  # `before`: characters of this line that `text` no longer has
+        self.text, self.at, self.before = "", 0, 0  # `before`: characters of this line that were dropped from `text`
         self.at_end = False
         self._take(first)
 
-    def rows(self) -> Iterator[Found]:
+    def rows(self) -> Iterator[SourceRow]:
         self._skip("[")
         row, ended = 0, self._peek() == "]"
         while not ended:
             row += 1
-            value, halves = self._value()
-            yield _row(value, f"{self.name}, row {row}", halves)
+            value, text = self._value()
+            yield _row(value, text, f"{self.name}, row {row}")
             ended = self._peek() == "]"
             if not ended:
                 self._skip(",")
@@ -152,8 +146,8 @@ class _List:
         if self._peek():
             raise self._broken("Extra data", self.at)
 
-    def _value(self) -> tuple[Any, object]:
-        """The next value, and whether half a character is spelled in it."""
+    def _value(self) -> tuple[object, str]:
+        """The next value, and the text it was decoded from."""
         self._peek()
         while True:
             try:
@@ -163,20 +157,21 @@ class _List:
                 if self.at_end or not is_cut:
                     raise self._broken(error.msg, error.pos) from error
             except (RecursionError, ValueError) as error:
-                raise Unreadable(f"line {self.line}", _odd_json(error)) from error
+                raise Unreadable(f"line {self.line}", why_undecoded(error)) from error
             else:
                 if end < len(self.text) or self.at_end:
-                    halves = HALVES.search(self.text, self.at, end)
+                    text = self.text[self.at : end]
                     self._move(end)
-                    return value, halves
+                    return value, text
             if len(self.text) - self.at > LONGEST:
                 raise Unreadable(f"line {self.line}", TOO_LONG)
             self._fill()
 
     def _peek(self) -> str:
-        """The next character that is no white space; empty at the end."""
+        """The next character that is not white space; empty at the end."""
         while True:
-            self._move(SPACE.match(self.text, self.at).end())  # type: ignore[union-attr]
+            space = SPACE.match(self.text, self.at)
+            self._move(space.end() if space else self.at)
             if self.at < len(self.text) or self.at_end:
                 return self.text[self.at : self.at + 1]
             self._fill()
@@ -187,21 +182,21 @@ class _List:
         self._move(self.at + 1)
 
     def _fill(self) -> None:
-        """Read as much again as there is, so that a long row is parsed a few times and not a thousand."""
+        """Read as much again as is buffered, so that a long row is parsed a few times and not thousands of times."""
         start = self.text.rfind("\n", 0, self.at) + 1
         self.before = self.at - start + (0 if start else self.before)
         self.text, self.at = self.text[self.at :], 0
         self._take(self.stream.read(max(CHUNK, len(self.text))))
 
-    def _take(self, found: bytes) -> None:
+    def _take(self, content: bytes) -> None:
         pending = len(self.decoder.getstate()[0])
-        self.at_end = not found
+        self.at_end = not content
         try:
-            self.text += self.decoder.decode(found, final=self.at_end)
+            self.text += self.decoder.decode(content, final=self.at_end)
         except UnicodeDecodeError as error:
             before = error.object[: error.start].count(b"\n") + self.text.count("\n", self.at)
             raise _not_text(error.object, self.line + before, self.offset - pending, error) from error
-        self.offset += len(found)
+        self.offset += len(content)
 
     def _move(self, to: int) -> None:
         self.line += self.text.count("\n", self.at, to)
@@ -211,11 +206,11 @@ class _List:
         line = self.line + self.text.count("\n", self.at, position)
         start = self.text.rfind("\n", 0, position) + 1
         column = position - start + 1 + (0 if start else self.before)
-        return Unreadable(f"line {line}, column {column}", _no_json(message, self.text, position))
+        return Unreadable(f"line {line}, column {column}", _invalid_json(message, self.text, position))
 
 
-def read_csv(stream: BinaryIO, name: str) -> Iterator[Found]:
-    """Rows of a CSV file with a header: every cell is text, an empty one is null."""
+def read_csv(stream: BinaryIO, name: str) -> Iterator[SourceRow]:
+    """The rows of a CSV file with a header: every cell is text, an empty cell is null."""
     csv.field_size_limit(LONGEST)
     reader = csv.reader(_text_lines(stream), strict=True)
     try:
@@ -228,20 +223,22 @@ def read_csv(stream: BinaryIO, name: str) -> Iterator[Found]:
                 continue
             row += 1
             if len(cells) == len(header):
-                yield Found(f"{name}, row {row}", {k: cell or None for k, cell in zip(header, cells, strict=True)})
+                columns = {column: cell or None for column, cell in zip(header, cells, strict=True)}
+                yield SourceRow(f"{name}, row {row}", columns)
             else:
-                what = f"expected {len(header)} fields ({clip(', '.join(header), 300)}), found {len(cells)}"
-                yield Found(f"{name}, line {reader.line_num}", None, what)
+                expected = f"{counted(len(header), 'field')} ({clip(', '.join(header), 300)})"
+                fault = f"expected {expected}, found {len(cells)}"
+                yield Unreadable(f"line {reader.line_num}", fault).row(name)
     except csv.Error as error:
-        yield Found(f"{name}, line {reader.line_num}", None, f"not valid CSV ({error})")
-    except Unreadable as fault:
-        yield _fault(name, fault)
+        yield Unreadable(f"line {reader.line_num}", f"not valid CSV ({error})").row(name)
+    except Unreadable as error:
+        yield error.row(name)
 
 
 def _header_fault(header: list[str]) -> str:
-    twice = next((column for column, count in Counter(header).items() if count > 1), None)
-    if twice is not None:
-        return f"the column {shorten(twice)} stands twice in the header"
+    duplicate = next((column for column, count in Counter(header).items() if count > 1), None)
+    if duplicate is not None:
+        return f"duplicate column in the header: {shorten(duplicate)}"
     if header and "" in header[1:]:
         return "the header has a column without a name"
     return ""

@@ -1,4 +1,4 @@
-"""Rows as token columns within a length, and what becomes of those that are longer."""
+"""Turns rows into token columns within a length, and drops, truncates or refuses longer rows."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from typing import Any
 from perlcli.data.checks import percentiles, restrict
 from perlcli.data.render import Renderer
 from perlcli.data.rows import Content, Data, DataReport, Row
+from perlcli.data.tokens import Columns
 from perlcli.errors import PerlError
 from perlcli.text import counted
 
-Columns = dict[str, Any]
-Tokens = Callable[[Any], Columns]
+Tokens = Callable[[Any], Columns]  # makes the columns of a row of the stage's kind
 Numbered = tuple[int, Row]  # a row, and its number in the source
 NAMED_ROWS = 10
-BATCH = 128  # rows that are encoded at once: a tokenizer takes some hundred bytes a token for it
+BATCH = 128  # rows encoded at once: a tokenizer needs some hundred bytes per token for it
 
 
 class Fitting:
-    """Rows as token columns within a length, some at a time; the report counts what becomes of the others.
+    """Turns rows into token columns, a batch at a time; the report counts rows longer than `longest` tokens.
 
-    No list of ids among the columns by `tokens` is above `longest`. What becomes of a longer row is `on_long`'s choice:
-    "drop" leaves it out, "truncate" cuts its prompt from the left with `render`, "error" refuses the data.
+    A row's length is that of its longest list of ids. `on_long` says what happens to longer rows: "drop" drops them,
+    "truncate" cuts their prompts from the left with `render`, "error" refuses the data.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class Fitting:
         self._refused: list[int] = []
 
     def take(self, rows: Sequence[Numbered]) -> Iterator[tuple[int, Row, Columns]]:
-        """Of rows that fit or are cut to fit: the place among these, the row as it is used, its columns."""
+        """The rows that fit or are cut to fit, each as its place in `rows`, the row as it is used, and its columns."""
         for start in range(0, len(rows), BATCH):
             part = rows[start : start + BATCH]
             if self.render:
@@ -50,9 +50,10 @@ class Fitting:
                     yield place, used, item if used is row else self.tokens(used)
 
     def _shorten(self, number: int, row: Row) -> Row | None:
-        """A row that is too long as it is used, None where it isn't."""
-        is_cut = self.on_long == "truncate" and self.render is not None
-        shorter = truncate(row, self.longest, self.tokens, self.render) if is_cut and self.render else None
+        """A row that is too long as it is used; None if it is not used."""
+        shorter = None
+        if self.on_long == "truncate" and self.render is not None:
+            shorter = truncate(row, self.longest, self.tokens, self.render)
         if shorter is None:
             self.report.drop(_reason(self.longest, self.on_long), number)
         else:
@@ -62,36 +63,39 @@ class Fitting:
         return shorter
 
     def end(self) -> None:
-        """Complete the report; raises PerlError where no row is left, or where longer ones are refused."""
+        """Complete the report. Raises PerlError if no row is left, or if longer rows are refused."""
         if self._lengths:
             self.report.tokens = percentiles(self._lengths)
         if self._refused:
             self._refuse()
         if self.report.kept <= 0:
-            hint = "raise --max-length, or shorten the rows"
+            hint = "use a higher --max-length, or shorten the rows"
             raise PerlError(f"{self.report.source}: every row is {_reason(self.longest, self.on_long)}", hint)
 
     def _refuse(self) -> None:
         numbers = self._refused
         shown = ", ".join(map(str, numbers[:NAMED_ROWS])) + ("…" if len(numbers) > NAMED_ROWS else "")
         raise PerlError(
-            f"{self.report.source}: {counted(len(numbers), 'row')} longer than {self.longest} tokens, the longest has "
+            f"{self.report.source}: {counted(len(numbers), 'row')} longer than {self.longest} tokens, the longest with "
             f"{self.report.tokens['max']:,}: {'row' if len(numbers) == 1 else 'rows'} {shown}",
-            "raise --max-length, or take --on-long drop or truncate",
+            "use a higher --max-length, --on-long drop or --on-long truncate",
         )
 
 
 def fit(
     data: Data, longest: int, tokens: Tokens, *, on_long: str = "drop", render: Renderer | None = None
 ) -> list[Columns]:
-    """The columns of all rows that `Fitting` leaves; `data` keeps those rows. Raises PerlError."""
+    """The columns of all rows within the length; `data` then has only those rows.
+
+    Raises PerlError if no row is left, or if longer rows are refused.
+    """
     return list(fitted(data, longest, tokens, on_long=on_long, render=render))
 
 
 def fitted(
     data: Data, longest: int, tokens: Tokens, *, on_long: str = "drop", render: Renderer | None = None
 ) -> Iterator[Columns]:
-    """The same, one row's after the other; `data` and its report are whole after the last."""
+    """The same as `fit`, row by row; `data` and its report are complete after the last row."""
     fitting = Fitting(data.report, longest, tokens, on_long=on_long, render=render)
     rows, numbers = [], []
     for place, used, item in fitting.take(list(zip(data.numbers, data.rows, strict=True))):
@@ -110,25 +114,27 @@ def length_of(item: Columns) -> int:
 
 
 def _reason(longest: int, on_long: str) -> str:
-    cut = ", which no cut of the prompt mends" if on_long == "truncate" else ""
-    return f"longer than {longest} tokens{cut}"
+    return f"longer than {longest} tokens" + (" even with the prompt cut" if on_long == "truncate" else "")
 
 
 def truncate(row: Row, longest: int, tokens: Tokens, render: Renderer) -> Row | None:
-    """The row with so much of its prompt cut off from the left that it fits; None where no cut is enough.
+    """The row with as much of its prompt cut from the left as needed to fit; None if no cut is enough.
 
-    It is the prompt's content that is cut, not its ids, so that all who render the row later give it the same tokens:
-    what the tokenizer or the chat template puts first stays, and so do system messages and all completions. In a
-    conversation the oldest turns go first, then the beginning of the oldest person's turn that is left.
+    The prompt's content is cut, not its ids, so that the row gives the same tokens wherever it is rendered later. What
+    the tokenizer or the chat template puts first stays, and so do system messages and all completions. In a
+    conversation the oldest turns are removed first, then the start of the oldest remaining user turn.
     """
-    starts = _starts(row.prompt)
-    fits = bisect_left(starts, True, key=lambda start: _excess(row, _from(row.prompt, start), longest, tokens) <= 0)
-    for start in starts[max(0, fits - 1) : fits + 1]:  # before the first that fits whole, the next can be cut to fit
-        prompt = _from(row.prompt, start)
+    whole = row.prompt
+    if whole is None:
+        return None
+    starts = _starts(whole)
+    fits = bisect_left(starts, True, key=lambda start: _excess(row, _from(whole, start), longest, tokens) <= 0)
+    for start in starts[max(0, fits - 1) : fits + 1]:  # the one before the first that fits may be cut to fit
+        prompt = _from(whole, start)
         cut: Content | None = prompt
         excess, total = _excess(row, prompt, longest, tokens), 0
         while excess > 0 and cut is not None:
-            total += excess  # cut in another place, the rest may become some tokens more
+            total += excess  # the rest can have a few more tokens when the text starts at another place
             cut = _without_start(prompt, total, render)
             excess = 0 if cut is None else _excess(row, cut, longest, tokens)
         if cut is not None:
@@ -140,17 +146,17 @@ def _excess(row: Row, prompt: Content, longest: int, tokens: Tokens) -> int:
     return length_of(tokens(replace(row, prompt=prompt))) - longest
 
 
-def _starts(prompt: Content | None) -> list[int]:
-    """Where a prompt can begin: at 0, and a conversation at each later turn of the person, system messages aside."""
-    if prompt is None or isinstance(prompt, str):
-        return [] if prompt is None else [0]
+def _starts(prompt: Content) -> list[int]:
+    """Where a prompt can start: at 0, and a conversation at each later user turn, not counting system messages."""
+    if isinstance(prompt, str):
+        return [0]
     turns = [message for message in prompt if message["role"] != "system"]
     return [0, *(place for place, message in enumerate(turns) if place and message["role"] == "user")]
 
 
-def _from(prompt: Any, start: int) -> Any:
-    """What is left of a prompt that begins there."""
-    if not start:
+def _from(prompt: Content, start: int) -> Content:
+    """The prompt from the turn `start` on, with its system messages."""
+    if not start or isinstance(prompt, str):
         return prompt
     system = [message for message in prompt if message["role"] == "system"]
     turns = [message for message in prompt if message["role"] != "system"]
@@ -158,7 +164,7 @@ def _from(prompt: Any, start: int) -> Any:
 
 
 def _without_start(prompt: Content, count: int, render: Renderer) -> Content | None:
-    """The prompt without the first `count` tokens of its text (a conversation: of its first turn), or None."""
+    """The prompt without the first `count` tokens of its text, or of its first turn; None if nothing would be left."""
     if isinstance(prompt, str):
         return render.without_start(prompt, count)
     place = next((n for n, message in enumerate(prompt) if message["role"] != "system"), None)

@@ -1,4 +1,4 @@
-"""Rows as well-known data sets were published, in our own shape: chats where the model has a template, else text."""
+"""Reads rows of well-known datasets as they were published: as chats if the model has a chat template, else as text."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping
-from typing import Any
 
 from perlcli.data.fields import (
     BadField,
@@ -35,16 +34,16 @@ def _asked(prompt: str, chat: bool) -> Content:
 
 
 def _answered(answer: str, chat: bool, gap: str = " ") -> Content:
-    """An answer; in text it stands behind a gap after the prompt's last word, as in TRL's data."""
+    """An answer; in text form it starts with `gap`, which separates it from the prompt, as in TRL's data."""
     return [{"role": "assistant", "content": answer.strip()}] if chat else gap + answer.strip()
 
 
-# --- Anthropic HH (https://huggingface.co/datasets/Anthropic/hh-rlhf): one string a conversation
+# --- Anthropic HH (https://huggingface.co/datasets/Anthropic/hh-rlhf): each conversation is one string
 
 HH_TURN = re.compile(r"\n\n(Human|Assistant): ?")
 
 
-def is_hh(value: Any) -> bool:
+def is_hh(value: object) -> bool:
     """Whether a value is a conversation as Anthropic HH writes them."""
     return isinstance(value, str) and value.startswith("\n\nHuman:") and "\n\nAssistant:" in value
 
@@ -54,20 +53,20 @@ def read_hh(raw: Raw, chat: bool) -> Row:
     chosen, rejected = _hh_turns(raw, "chosen"), _hh_turns(raw, "rejected")
     start = shared(chosen[:-1], rejected[:-1])
     while start and chosen[start - 1]["role"] != "user":
-        start -= 1  # a prompt ends with the person's turn
+        start -= 1  # a prompt ends with the user's turn
     if not start:
-        raise BadField("chosen and rejected share no opening turn")
+        raise BadField("chosen and rejected do not start with the same turn")
     prompt, answers = chosen[:start], (chosen[start:], rejected[start:])
     if chat:
         return Preference(prompt, *answers)
-    return Preference(
-        _hh_text(prompt) + "\n\nAssistant:", *(_hh_text(turns)[len("\n\nAssistant:") :] for turns in answers)
-    )
+    opening = "\n\nAssistant:"
+    chosen_text, rejected_text = (_hh_text(turns).removeprefix(opening) for turns in answers)
+    return Preference(_hh_text(prompt) + opening, chosen_text, rejected_text)
 
 
 def _hh_turns(raw: Raw, name: str) -> list[Message]:
     value = need(raw, name, "a conversation as text")
-    if not is_hh(value):
+    if not isinstance(value, str) or not is_hh(value):
         raise BadField(f"{name} is not a `\\n\\nHuman: … \\n\\nAssistant: …` text: {shorten(value)}")
     parts = HH_TURN.split(value)[1:]
     roles = {"Human": "user", "Assistant": "assistant"}
@@ -96,8 +95,11 @@ def read_shp(raw: Raw, chat: bool) -> Preference | Unjudged:
 
 
 def shp_limits(ratio: float | None, per_post: int | None) -> Callable[[Raw], None]:
-    """What sets aside the rows beyond SHP's limits, which its card takes as 2 and 5: weak preferences are noise, and
-    some posts have hundreds of pairs. Of a post the first rows that pass stay."""
+    """A check that raises SetAside for rows beyond the limits: weak preferences are noise, and some posts have hundreds
+    of pairs.
+
+    SHP's card recommends a score ratio of 2 and 5 pairs per post. Of each post the first pairs that pass are kept.
+    """
     seen: Counter[str] = Counter()
 
     def limit(raw: Raw) -> None:
@@ -106,27 +108,27 @@ def shp_limits(ratio: float | None, per_post: int | None) -> Callable[[Raw], Non
         if per_post is not None:
             post = str(need(raw, "post_id", "the id of the post"))
             if seen[post] >= per_post:
-                raise SetAside(f"beyond {per_post} of their post")
+                raise SetAside(f"beyond the first {per_post} of their post")
             seen[post] += 1
 
     return limit
 
 
 def _score_ratio(raw: Raw) -> float:
-    """The preferred comment's score over the other's: its own column, else from the two scores."""
+    """The preferred comment's score divided by the other's: from its own column, else from the two scores."""
     if raw.get("score_ratio") is not None:
         return number(raw, "score_ratio")
     low, high = sorted((number(raw, "score_A"), number(raw, "score_B")))
     if low <= 0:
-        raise BadField(f"score_A and score_B must be above 0 to give a ratio, not {shorten(low)}")
+        raise BadField(f"score_A and score_B must be above 0 for a ratio, not {shorten(low)}")
     return high / low
 
 
 # --- OpenAI's TL;DR (https://huggingface.co/datasets/openai/summarize_from_feedback, arXiv 2009.01325): comparisons,
-# and the filtered posts with their own summaries. The prompt is the paper's, which trl-lib/tldr has ready-made.
+# and the filtered posts with their authors' summaries. The prompt is the paper's, as in trl-lib/tldr.
 
 
-def _tldr_prompt(raw: Mapping[str, Any]) -> str:
+def _tldr_prompt(raw: Raw) -> str:
     subreddit = text(raw, "subreddit").removeprefix("r/")
     return f"SUBREDDIT: r/{subreddit}\n\nTITLE: {text(raw, 'title')}\n\nPOST: {text(raw, 'post')}\n\nTL;DR:"
 
@@ -141,28 +143,33 @@ def read_comparison(raw: Raw, chat: bool) -> Preference | Unjudged:
         raise BadField(f"info: {fault}") from fault
     summaries = listed(raw, "summaries", "two summaries")
     if len(summaries) != 2:
-        raise BadField(f"summaries must be two, not {len(summaries)}")
-    for summary in summaries:
-        if not isinstance(summary, Mapping) or not isinstance(summary.get("text"), str):
-            raise BadField(f"summaries holds {shorten(summary)}, which is not a summary with a text")
+        raise BadField(f"summaries must be a list of two summaries, not of {len(summaries)}")
+    texts = [_summary(summary) for summary in summaries]
     choice = raw.get("choice")
     if is_missing(choice):
         return Unjudged(_asked(prompt, chat), UNLABELLED)
-    if isinstance(choice, bool) or choice not in (0, 1):
+    if not isinstance(choice, int | float) or isinstance(choice, bool) or choice not in (0, 1):
         raise BadField(f"choice must be 0 or 1, not {shorten(choice)}")
-    better, worse = (_answered(summaries[index]["text"], chat) for index in (int(choice), 1 - int(choice)))
-    return Preference(_asked(prompt, chat), better, worse)
+    better, worse = texts if choice == 0 else reversed(texts)
+    return Preference(_asked(prompt, chat), _answered(better, chat), _answered(worse, chat))
+
+
+def _summary(value: object) -> str:
+    summary = value.get("text") if isinstance(value, Mapping) else None
+    if not isinstance(summary, str):
+        raise BadField(f"summaries contains {shorten(value)}, which is not a summary with a text")
+    return summary
 
 
 def read_tldr(raw: Raw, chat: bool) -> Row:
-    """A Reddit post, with its author's summary where the row has one."""
+    """A Reddit post, with its author's summary if the row has one."""
     prompt = _asked(_tldr_prompt(raw), chat)
     if raw.get("summary") is None:
         return Prompt(prompt)
     return Demonstration(prompt, _answered(text(raw, "summary"), chat))
 
 
-# --- Taskmaster (https://github.com/google-research-datasets/Taskmaster): TM-3 and TM-4, released with the paper
+# --- Taskmaster (https://github.com/google-research-datasets/Taskmaster): TM-3 and TM-4, released with the PERL paper
 
 
 def read_taskmaster(raw: Raw, chat: bool) -> Thumb | Unjudged:
@@ -179,21 +186,24 @@ def _dialog(lines: list[str], chat: bool) -> Content:
     return _asked("\n".join([*lines, "agent:"]), chat)
 
 
-def _turn(turn: Any, name: str) -> str:
+def _turn(turn: object, name: str) -> str:
     if not isinstance(turn, Mapping) or not isinstance(turn.get("role"), str):
-        raise BadField(f"{name} holds {shorten(turn)}, which is not a turn with a role")
+        raise BadField(f"{name} contains {shorten(turn)}, which is not a turn with a role")
     said = turn.get("text", turn.get("api", turn.get("response")))
     if said is None:
-        raise BadField(f"{name} holds a turn with neither text nor api nor response: {shorten(turn)}")
+        raise BadField(f"{name} contains a turn without text, api or response: {shorten(turn)}")
     return f"{turn['role']}: {_spelled(said)}"
 
 
-def _spelled(said: Any) -> str:
+def _spelled(said: object) -> str:
     return said if isinstance(said, str) else json.dumps(said, ensure_ascii=False, default=str)
 
 
 def read_dialog(raw: Raw, chat: bool) -> list[Row]:
-    """A whole dialog: each thing that the agent says or calls, after all before it, in the shape of the reward rows."""
+    """A dialog: one row for each thing that the agent says or calls, with everything before it as the prompt.
+
+    The rows have the same form as the reward rows.
+    """
     lines: list[str] = []
     rows: list[Row] = []
     for turn in listed(raw, "utterances", "turns"):
@@ -202,15 +212,15 @@ def read_dialog(raw: Raw, chat: bool) -> list[Row]:
                 rows.append(Demonstration(_dialog(lines, chat), _answered(line.removeprefix("agent: "), chat)))
             lines.append(line)
     if not rows:
-        raise BadField("utterances holds nothing that the assistant says")
+        raise BadField("utterances contains no turn of the assistant")
     return rows
 
 
-def _utterance(turn: Any) -> list[str]:
-    """A turn's lines: what was said and, after the user's words or before the agent's own, the calls it led to."""
+def _utterance(turn: object) -> list[str]:
+    """A turn's lines: what was said, and its API calls, which follow the user's words and precede the agent's."""
     speakers = {"user": "user", "assistant": "agent"}
     if not isinstance(turn, Mapping) or str(turn.get("speaker")).lower() not in speakers:
-        raise BadField(f"utterances holds {shorten(turn)}, which is not a turn with speaker user or assistant")
+        raise BadField(f"utterances contains {shorten(turn)}, which is not a turn with speaker user or assistant")
     who = speakers[str(turn["speaker"]).lower()]
     try:
         said, calls = f"{who}: {text(turn, 'text')}", _calls(turn)
@@ -219,31 +229,36 @@ def _utterance(turn: Any) -> list[str]:
     return [said, *calls] if who == "user" else [*calls, said]
 
 
-def _calls(turn: Mapping[str, Any]) -> list[str]:
-    """The API calls of a turn: TM-4 has them as annotations in their order, TM-3 as `apis` with args and response."""
+def _calls(turn: Raw) -> list[str]:
+    """The API calls of a turn: TM-4 has them as annotations in order, TM-3 as `apis` with args and response."""
     lines: list[str] = []
     notes = optional_list(turn, "annotations", "annotations")
     for index, note in enumerate(notes):
         if not isinstance(note, Mapping) or not {"name", "value"} <= set(note):
-            raise BadField(f"annotations holds {shorten(note)}, which has no name and value")
+            raise BadField(f"annotations contains {shorten(note)}, which has no name and value")
         if note["name"] not in ("api_call", "api_response"):
             continue
-        after = notes[index + 1] if index + 1 < len(notes) else {}
-        detail = after.get("name") if isinstance(after, Mapping) else None
         try:
-            given = parsed(after, "value") if detail in ("request", "response") else {}
-        except BadField as fault:  # three dialogs of TM-4's 500 are published so
-            raise SetAside("with a call or response that is not JSON") from fault
+            given = _details(notes[index + 1]) if index + 1 < len(notes) else {}
+        except BadField as fault:  # in three of TM-4's 500 dialogs, as they were published
+            raise SetAside("with a call or response that is not valid JSON") from fault
         lines.append(_call("agent" if note["name"] == "api_call" else "api", note["value"], given))
     for call in optional_list(turn, "apis", "calls"):
         if not isinstance(call, Mapping) or "name" not in call:
-            raise BadField(f"apis holds {shorten(call)}, which has no name")
+            raise BadField(f"apis contains {shorten(call)}, which has no name")
         lines.append(_call("agent", call["name"], call.get("args") or {}))
         lines.append(_call("api", call["name"], call.get("response") or {}))
     return lines
 
 
-def _call(who: str, name: Any, given: Any) -> str:
+def _details(note: object) -> object:
+    """What the annotation after a call says of it, if it belongs to the call."""
+    if isinstance(note, Mapping) and note.get("name") in ("request", "response"):
+        return parsed(note, "value")
+    return {}
+
+
+def _call(who: str, name: object, given: object) -> str:
     return f"{who}: {json.dumps({str(name): given}, ensure_ascii=False, default=str)}"
 
 
@@ -251,20 +266,23 @@ def _call(who: str, name: Any, given: Any) -> str:
 
 
 def read_android(raw: Raw, chat: bool) -> Demonstration | Thumb | Unjudged:
-    """A step on a phone, judged: the goal, the instruction of the step, the actions so far and what the screen holds
-    in words are the prompt, the action the completion. Screenshots are not read. Without a label, a demonstration."""
+    """A step on a phone: the completion is the action, and the prompt has the goal, the step's instruction, the actions
+    so far and the screen as text. Screenshots are not read. A row without a label column is a demonstration."""
     parts = [f"{name}: {optional_text(raw, name)}" for name in ("goal", "instruction") if optional_text(raw, name)]
     if not parts:
-        raise BadField("goal and instruction are both missing or empty: expected the text of one")
+        raise BadField("goal and instruction are both missing or empty: expected text in at least one")
     history = raw.get("history") or []
     steps = history if isinstance(history, list) else [history]
-    parts += ["history:", *(f"{index}. {_spelled(step)}" for index, step in enumerate(steps, start=1))] if steps else []
-    parts += [f"screen: {optional_text(raw, 'screen')}"] if optional_text(raw, "screen") else []
+    if steps:
+        parts += ["history:", *(f"{index}. {_spelled(step)}" for index, step in enumerate(steps, start=1))]
+    if screen := optional_text(raw, "screen"):
+        parts.append(f"screen: {screen}")
     action = need(raw, "action", "text or an object")
     if not isinstance(action, str | Mapping) or not action:
         raise BadField(f"action must be text or an object, not {shorten(action)}")
-    kept = {key: value for key, value in action.items() if value is not None} if isinstance(action, Mapping) else action
-    prompt, answer = _asked("\n".join([*parts, "action:"]), chat), _answered(_spelled(kept), chat)
+    if isinstance(action, Mapping):
+        action = {key: value for key, value in action.items() if value is not None}
+    prompt, answer = _asked("\n".join([*parts, "action:"]), chat), _answered(_spelled(action), chat)
     return thumb(prompt, answer, label(raw)) if "label" in raw else Demonstration(prompt, answer)
 
 
@@ -278,23 +296,24 @@ ALPACA = (
 
 
 def read_alpaca(raw: Raw, chat: bool) -> Row:
-    """Stanford Alpaca (https://github.com/tatsu-lab/stanford_alpaca): its prompts as text, or one message in a chat."""
+    """Stanford Alpaca (https://github.com/tatsu-lab/stanford_alpaca): its prompt as text, or one message in a chat."""
     instruction, given = text(raw, "instruction"), optional_text(raw, "input")
     answer = text(raw, "output")
     if chat:
-        return Demonstration(
-            _asked(f"{instruction}\n\n{given}" if given else instruction, chat), _answered(answer, chat)
-        )
+        prompt = f"{instruction}\n\n{given}" if given else instruction
+        return Demonstration(_asked(prompt, chat), _answered(answer, chat))
     more = ", paired with an input that provides further context" if given else ""
     shown = f"\n\n### Input:\n{given}" if given else ""
     return Demonstration(ALPACA.format(more=more, instruction=instruction, input=shown), answer)
 
 
-SHAREGPT = {
-    "human": "user", "user": "user", "gpt": "assistant", "chatgpt": "assistant", "assistant": "assistant",
-    "model": "assistant", "bing": "assistant", "bard": "assistant", "system": "system",
-    "tool": "tool", "function_call": "assistant", "observation": "tool",
-}  # fmt: skip
+SPEAKERS = {
+    "user": ("human", "user"),
+    "assistant": ("gpt", "chatgpt", "assistant", "model", "bing", "bard", "function_call"),
+    "system": ("system",),
+    "tool": ("tool", "observation"),
+}
+SHAREGPT = {speaker: role for role, speakers in SPEAKERS.items() for speaker in speakers}
 
 
 def read_sharegpt(raw: Raw, chat: bool) -> Row:
@@ -302,13 +321,15 @@ def read_sharegpt(raw: Raw, chat: bool) -> Row:
     turns = listed(raw, "conversations", "turns with from and value")
     if isinstance(turns[0], Mapping) and "role" in turns[0]:
         return Demonstration(None, messages(turns, "conversations"))
-    found: list[Message] = []
-    for turn in turns:
-        if not isinstance(turn, Mapping) or not {"from", "value"} <= set(turn):
-            raise BadField(f"conversations holds {shorten(turn)}, which is not a turn with from and value")
-        if not isinstance(turn["from"], str) or turn["from"] not in SHAREGPT:
-            raise BadField(f"conversations has a turn from {shorten(turn['from'])}: known are {', '.join(SHAREGPT)}")
-        if not isinstance(turn["value"], str):
-            raise BadField(f"conversations has a turn whose value is not text: {shorten(turn['value'])}")
-        found.append({"role": SHAREGPT[turn["from"]], "content": turn["value"]})
-    return Demonstration(None, found)
+    return Demonstration(None, [_sharegpt_message(turn) for turn in turns])
+
+
+def _sharegpt_message(turn: object) -> Message:
+    if not isinstance(turn, Mapping) or not {"from", "value"} <= set(turn):
+        raise BadField(f"conversations contains {shorten(turn)}, which is not a turn with from and value")
+    if not isinstance(turn["from"], str) or turn["from"] not in SHAREGPT:
+        known = ", ".join(SHAREGPT)
+        raise BadField(f"conversations has a turn from {shorten(turn['from'])}: expected one of {known}")
+    if not isinstance(turn["value"], str):
+        raise BadField(f"conversations has a turn whose value is not text: {shorten(turn['value'])}")
+    return {"role": SHAREGPT[turn["from"]], "content": turn["value"]}

@@ -1,21 +1,20 @@
-"""What a row of data is, once its format is understood."""
+"""The kinds of rows, and the report of what became of the rows of one source."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from perlcli.text import counted
 
-Raw = Mapping[str, Any]  # a row as its source has it
+Raw = Mapping[str, object]  # a row's columns, as its source has them
 Message = dict[str, str]
 Content = str | list[Message]  # plain text, or the messages of a conversation
 
 
 @dataclass(frozen=True, slots=True)
 class Demonstration:
-    """Something to imitate: the completion after its prompt, or all of it where there is no prompt."""
+    """A completion to imitate; without a prompt, the completion is the entire text or conversation."""
 
     prompt: Content | None
     completion: Content
@@ -23,7 +22,7 @@ class Demonstration:
 
 @dataclass(frozen=True, slots=True)
 class Preference:
-    """Two completions of one prompt, of which the first was preferred; without a prompt, two whole texts."""
+    """Two completions of one prompt, the preferred one first; without a prompt, two complete texts or conversations."""
 
     prompt: Content | None
     chosen: Content
@@ -32,7 +31,7 @@ class Preference:
 
 @dataclass(frozen=True, slots=True)
 class Thumb:
-    """A completion that got a thumbs up (True) or down (False)."""
+    """A completion that got a thumbs up (True) or a thumbs down (False)."""
 
     prompt: Content
     completion: Content
@@ -41,10 +40,10 @@ class Thumb:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """Something to answer; the row's other columns go to reward functions by their names."""
+    """A prompt to answer; `extra` has the row's other columns, which reward functions receive by name."""
 
     prompt: Content
-    extra: dict[str, Any] = field(default_factory=dict)
+    extra: dict[str, object] = field(default_factory=dict)
 
 
 Row = Demonstration | Preference | Thumb | Prompt
@@ -52,16 +51,25 @@ Row = Demonstration | Preference | Thumb | Prompt
 
 @dataclass(frozen=True, slots=True)
 class Unjudged:
-    """A prompt whose answers nobody told apart, and why: of use as a prompt alone."""
+    """A prompt whose completions have no verdict, with the reason: only the prompt is of use."""
 
     prompt: Content
     why: str
 
 
 def is_blank(content: Content) -> bool:
-    """Whether a content says nothing."""
+    """Whether a content is empty or only white space."""
     texts = [content] if isinstance(content, str) else [message["content"] for message in content]
     return not any(text.strip() for text in texts)
+
+
+def text_of(content: Content) -> str:
+    """A content as one readable text, for samples."""
+    if isinstance(content, str):
+        return content
+    if len(content) == 1:
+        return content[0]["content"]
+    return "\n".join(f"{message['role']}: {message['content']}" for message in content)
 
 
 def completions(row: Row) -> list[Content]:
@@ -76,8 +84,8 @@ SHOWN_ROWS, KEPT_ROWS = 3, 10
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
-    """A row as its source has it, and where it stands there; where it can't be read, what is wrong with it."""
+class SourceRow:
+    """A row as its source has it and its place there; `raw` is None if it can't be read, and `fault` says why."""
 
     place: str
     raw: Raw | None
@@ -86,82 +94,90 @@ class Found:
 
 @dataclass
 class DataReport:
-    """What became of the rows of one source: nothing is left out, cut or repeated without a count."""
+    """What became of the rows of one source: every row that is dropped, truncated or repeated is counted."""
 
     source: str
     format: str
     read: int = 0
     kept: int = 0
-    extra: int = 0  # of those read: beyond the first that a row of the source, a dialog, became
+    extra: int = 0  # of `read`: a dialog becomes several rows, and these are the ones beyond its first
     fingerprint: str = ""
     dropped: dict[str, Numbers] = field(default_factory=dict)  # by reason
     repeated: Numbers = field(default_factory=list)  # kept rows that equal an earlier one
     truncated: Numbers = field(default_factory=list)
-    overlap: Numbers = field(default_factory=list)  # held-out rows whose prompt is trained on
+    overlap: Numbers = field(default_factory=list)  # held-out rows whose prompt is also trained on
     held_out: int = 0  # set aside by --eval-fraction
-    labels: dict[str, int] = field(default_factory=dict)  # thumbs: how many up, how many down
-    tokens: dict[str, int] = field(default_factory=dict)  # percentiles of the rows' lengths, before any was left out
+    labels: dict[str, int] = field(default_factory=dict)  # number of thumbs up and down
+    tokens: dict[str, int] = field(default_factory=dict)  # percentiles of row lengths, before any row was dropped
 
     def take(self, count: int = 1) -> None:
-        """Count the rows in that a row of the source became."""
+        """Count the rows that one row of the source became."""
         self.extra += max(0, count - 1)
         self.read += count
         self.kept += count
 
     def drop(self, reason: str, number: int) -> None:
-        """Count a row out."""
+        """Count a row as dropped."""
         self.dropped.setdefault(reason, []).append(number)
         self.kept -= 1
 
     def line(self) -> str:
-        """What was read and what is left, in one line for the terminal."""
-        text = f"{self.source}: {self.format}, {self.kept:,} of {counted(self.read, 'row')}"
+        """How many rows were read, kept and dropped, in one line for the terminal."""
+        text = f"{self.source}: {self.format}, {counted(self.read, 'row')} read"
         if self.extra:
-            text += f" (of {self.read - self.extra:,} in the source)"
+            text += f" from {counted(self.read - self.extra, 'source row')}"
+        text += f", {self.kept:,} kept"
         if self.held_out:
-            text += f"; {self.held_out:,} held out for evaluation"
+            text += f", {self.held_out:,} held out for evaluation"
         for reason, numbers in self.dropped.items():
-            text += f"; left out {len(numbers):,} {reason} ({_shown(numbers)})"
+            text += f"; dropped {len(numbers):,} {reason} ({_first(numbers)})"
         return text
 
     def lines(self) -> list[str]:
-        """The whole report for the terminal: `line`, and a line for each thing else that was found."""
-        found = [self.line()]
+        """The full report for the terminal: `line`, then one line for each other finding."""
+        report = [self.line()]
         if self.tokens:
-            found.append("tokens a row: half up to {p50:,}, 90 % up to {p90:,}, 99 % up to {p99:,}, "
-                         "the longest {max:,}".format(**self.tokens))  # fmt: skip
+            report.append("tokens per row: " + ", ".join(f"{name} {length:,}" for name, length in self.tokens.items()))
         if self.truncated:
-            found.append(f"{counted(len(self.truncated), 'prompt')} cut from the left ({_shown(self.truncated)})")
+            report.append(f"{counted(len(self.truncated), 'prompt')} cut from the left ({_first(self.truncated)})")
         if self.labels:
             up, down = self.labels["up"], self.labels["down"]
-            found.append(f"{up:,} thumbs up, {down:,} thumbs down ({up / max(1, up + down):.1%} up)")
+            report.append(f"{up:,} thumbs up, {down:,} thumbs down ({up / max(1, up + down):.1%} up)")
         if self.repeated:
-            found.append(f"{counted(len(self.repeated), 'repeat')} of an earlier row, kept ({_shown(self.repeated)})")
+            report.append(f"{counted(len(self.repeated), 'duplicate row')} kept ({_first(self.repeated)})")
         if self.overlap:
-            found.append(
-                f"Warning: {counted(len(self.overlap), 'held-out row')} with a prompt that is trained on, too: such "
-                f"figures flatter ({_shown(self.overlap)})"
+            report.append(
+                f"Warning: {counted(len(self.overlap), 'held-out row')} with a prompt that is also in the training "
+                f"data, so scores will look too good ({_first(self.overlap)})"
             )
-        return found
+        return report
 
-    def summary(self) -> dict[str, Any]:
+    def summary(self) -> dict[str, object]:
         """The report as the run's record keeps it."""
         return {
-            "source": self.source, "format": self.format, "read": self.read, "kept": self.kept,
-            "fingerprint": self.fingerprint, "held_out": self.held_out,
-            "dropped": {reason: _told(numbers) for reason, numbers in self.dropped.items()},
-            "truncated": _told(self.truncated), "repeated": _told(self.repeated),
-            "overlap": _told(self.overlap), "labels": self.labels, "tokens": self.tokens,
-        }  # fmt: skip
+            "source": self.source,
+            "format": self.format,
+            "read": self.read,
+            "kept": self.kept,
+            "fingerprint": self.fingerprint,
+            "held_out": self.held_out,
+            "dropped": {reason: _counted(numbers) for reason, numbers in self.dropped.items()},
+            "truncated": _counted(self.truncated),
+            "repeated": _counted(self.repeated),
+            "overlap": _counted(self.overlap),
+            "labels": self.labels,
+            "tokens": self.tokens,
+        }
 
 
-def _shown(numbers: Numbers) -> str:
-    told = list(dict.fromkeys(numbers))  # a dialog gives several rows of its number
-    rest = "…" if len(told) > SHOWN_ROWS else ""
-    return ("row " if len(told) == 1 else "rows ") + ", ".join(map(str, told[:SHOWN_ROWS])) + rest
+def _first(numbers: Numbers) -> str:
+    """The first row numbers, for the terminal."""
+    distinct = list(dict.fromkeys(numbers))  # the rows of one dialog share its number
+    rest = "…" if len(distinct) > SHOWN_ROWS else ""
+    return ("row " if len(distinct) == 1 else "rows ") + ", ".join(map(str, distinct[:SHOWN_ROWS])) + rest
 
 
-def _told(numbers: Numbers) -> dict[str, Any]:
+def _counted(numbers: Numbers) -> dict[str, object]:
     return {"count": len(numbers), "first_rows": numbers[:KEPT_ROWS]}
 
 

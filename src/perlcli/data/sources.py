@@ -1,4 +1,4 @@
-"""Where rows come from: files, folders, standard input and hub data sets. Errors name the file and the row or line."""
+"""Reads rows from files, folders, standard input and Hub datasets. Errors name the file and the row or line."""
 
 from __future__ import annotations
 
@@ -8,34 +8,39 @@ import sys
 import zlib
 from collections.abc import Generator
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import TYPE_CHECKING, BinaryIO, cast
 
 from perlcli.data.files import read_csv, read_json
-from perlcli.data.rows import Found
+from perlcli.data.rows import SourceRow
 from perlcli.errors import PerlError, line, nearest
 from perlcli.settings import DataSettings
+
+if TYPE_CHECKING:
+    from datasets import Dataset, IterableDataset
 
 STREAMED = (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".csv", ".csv.gz")
 SUFFIXES = (*STREAMED, ".parquet")
 SPLIT_NAMES = {"train": ("train",), "test": ("test", "validation", "valid", "dev", "eval")}
 STDIN = "-"
-BATCH = 1000  # rows of Parquet in memory at once; by default datasets takes a row group, and fails on an empty one
+BATCH = 1000  # rows of Parquet in memory at once; the default of datasets is a row group, and it fails on an empty one
 ANY = DataSettings()
-Rows = Generator[Found, None, None]  # to be closed where it isn't read to its end: files are open behind it
+Rows = Generator[SourceRow, None, None]  # close it unless it is read to the end: it holds files open
 
 
 def read(source: str, side: str, options: DataSettings = ANY) -> Rows:
-    """The rows of a local file or folder, of standard input or of a hub data set, one by one as the source has them.
+    """The rows of a local file or folder, of standard input or of a Hub dataset, one by one as the source has them.
 
-    `side` ("train" or "test") chooses among the splits of a folder or hub data set where `options.split` names none.
-    Raises PerlError where nothing can be read; a row that can't be is a fault in its place.
+    `side` ("train" or "test") selects the split of a folder or Hub dataset unless `options.split` names one. A row that
+    can't be read is yielded with its fault.
+
+    Raises PerlError if the source can't be read, partly while the rows are iterated.
     """
     if not source:
-        raise PerlError("--data is empty", "give a file, a folder, the id of a hub data set, or - for standard input")
+        raise PerlError("--data is empty", "give a file, a folder, the id of a Hub dataset, or - for standard input")
     path = Path(source).expanduser()
     is_local = source == STDIN or path.exists()
     if options.subset is not None and is_local:
-        raise PerlError(f"--subset {options.subset} is of hub data sets, and {title(source)} is none")
+        raise PerlError(f"--subset only works with Hub datasets; {title(source)} is not one", "leave out --subset")
     if source == STDIN:
         _refuse_split(source, options)
         return _standard_input()
@@ -47,7 +52,7 @@ def read(source: str, side: str, options: DataSettings = ANY) -> Rows:
     if is_local:
         raise PerlError(f"--data {source} is neither a file nor a folder")
     if not _is_hub_name(source):
-        raise PerlError(f"--data {source} does not exist", "give a file, a folder, or the id of a hub data set")
+        raise PerlError(f"--data {source} does not exist", "give a file, a folder, or the id of a Hub dataset")
     return _read_hub(source, side, options)
 
 
@@ -57,7 +62,7 @@ def title(source: str) -> str:
 
 
 def has_split(source: str | None, side: str, options: DataSettings = ANY) -> bool:
-    """Whether a folder or hub data set has a split for the side, other than the one that it is read for anyway."""
+    """Whether a folder or Hub dataset has a split for the side, other than `options.split`."""
     if source is None or source == STDIN:
         return False
     path = Path(source).expanduser()
@@ -65,20 +70,20 @@ def has_split(source: str | None, side: str, options: DataSettings = ANY) -> boo
         names = _saved_splits(path) or [name for name in SPLIT_NAMES[side] if _split_files(path, name)]
     else:
         names = _hub_splits(source, options) if not path.exists() and _is_hub_name(source) else []
-    found = next((name for name in SPLIT_NAMES[side] if name in names), None)
-    return found is not None and found != options.split
+    split = next((name for name in SPLIT_NAMES[side] if name in names), None)
+    return split is not None and split != options.split
 
 
 def _is_hub_name(source: str) -> bool:
-    """Whether a name that is nothing here may be a hub data set's."""
+    """Whether a name that is not a local path may be the id of a Hub dataset."""
     return not source.endswith(SUFFIXES) and not source.startswith((".", "/", "~")) and source.count("/") < 2
 
 
 def _refuse_split(source: str, options: DataSettings) -> None:
     if options.split is not None:
         raise PerlError(
-            f"--split {options.split} is of folders and hub data sets, and {title(source)} is one file",
-            "leave --split out",
+            f"--split works with folders and Hub datasets; {title(source)} is a single file",
+            "leave out --split",
         )
 
 
@@ -89,7 +94,7 @@ def _standard_input() -> Rows:
 def _read_file(path: Path) -> Rows:
     suffix = next((suffix for suffix in SUFFIXES if path.name.endswith(suffix)), None)
     if suffix is None:
-        raise PerlError(f"{path}: unknown kind of file", f"known endings: {', '.join(SUFFIXES)}")
+        raise PerlError(f"{path}: unknown file type", f"supported endings: {', '.join(SUFFIXES)}")
     return _read_parquet(path) if suffix == ".parquet" else _read_text(path, suffix)
 
 
@@ -107,41 +112,40 @@ def _cant_read(source: object, error: Exception) -> PerlError:
 
 
 def _read_parquet(path: Path) -> Rows:
-    """Rows by datasets as a stream: nothing is copied to its cache, or held in memory but one batch."""
+    """The rows as a stream of datasets: nothing is copied to its cache, and one batch is in memory."""
     import datasets
 
     try:
         rows = datasets.load_dataset("parquet", data_files=str(path), split="train", streaming=True, batch_size=BATCH)
-        for number, row in enumerate(rows, start=1):
-            yield Found(f"{path}, row {number}", row)
-    except Exception as error:  # the parsers below raise types of their own, without a common base
+    except Exception as error:  # the parsers that datasets uses have error types without a common base
         raise _cant_read(path, error) from error
+    yield from _numbered(rows, str(path))
 
 
 def _read_folder(path: Path, side: str, options: DataSettings) -> Rows:
     if _is_saved(path):
         return _read_saved(path, side, options)
     names = SPLIT_NAMES[side] if options.split is None else (options.split,)
-    files = next((files for name in names if (files := _split_files(path, name))), [])
-    if not files:
-        found = ", ".join(sorted(entry.name for entry in path.iterdir())[:10]) or "nothing"
-        wanted = " or ".join(f"{name}.*" for name in names)
-        hint = (
-            "name the file itself" if options.split is None else "--split takes the name of a file without its ending"
-        )
-        raise PerlError(f"{path} holds no {wanted} ({', '.join(SUFFIXES)}): found {found}", hint)
-    return (row for file in files for row in _read_file(file))
+    for name in names:
+        if files := _split_files(path, name):
+            return (row for file in files for row in _read_file(file))
+    present = ", ".join(sorted(entry.name for entry in path.iterdir())[:10]) or "nothing"
+    wanted = " or ".join(f"{name}.*" for name in names)
+    hint = "give the file itself" if options.split is None else "--split takes the name of a file without its ending"
+    raise PerlError(f"{path} contains no {wanted} ({', '.join(SUFFIXES)}): found {present}", hint)
 
 
 def _split_files(path: Path, name: str) -> list[Path]:
-    """The split's file in a folder, or its shards as the hub stores them (`data/train-00000-of-00002.parquet`)."""
-    single = next((place for suffix in SUFFIXES if (place := path / f"{name}{suffix}").is_file()), None)
-    if single is not None:
-        return [single]
-    return sorted(
-        place for folder in (path, path / "data") if folder.is_dir() for place in folder.iterdir()
-        if place.name.startswith(f"{name}-") and "-of-" in place.name and place.name.endswith(SUFFIXES)
-    )  # fmt: skip
+    """The split's file in a folder, or its shards as the Hub stores them (`data/train-00000-of-00002.parquet`)."""
+    for suffix in SUFFIXES:
+        if (file := path / f"{name}{suffix}").is_file():
+            return [file]
+    folders = [folder for folder in (path, path / "data") if folder.is_dir()]
+    return sorted(file for folder in folders for file in folder.iterdir() if _is_shard(file.name, name))
+
+
+def _is_shard(file: str, split: str) -> bool:
+    return file.startswith(f"{split}-") and "-of-" in file and file.endswith(SUFFIXES)
 
 
 def _is_saved(path: Path) -> bool:
@@ -149,7 +153,7 @@ def _is_saved(path: Path) -> bool:
 
 
 def _saved_splits(path: Path) -> list[str]:
-    """The splits of a folder that datasets saved; none where it has no splits or can't be read, which reading tells."""
+    """The splits of a folder that datasets saved; none if it can't be read, which is reported when it is read."""
     try:
         return list(json.loads((path / "dataset_dict.json").read_text(encoding="utf-8"))["splits"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
@@ -161,45 +165,45 @@ def _read_saved(path: Path, side: str, options: DataSettings) -> Rows:
 
     try:
         loaded = datasets.load_from_disk(str(path))
-    except Exception as error:  # as for a table
-        raise PerlError(f"Can't read {path} as a saved data set: {line(error)}") from error
+    except Exception as error:  # as for Parquet
+        raise _cant_read(f"{path} as a saved dataset", error) from error
     if isinstance(loaded, datasets.Dataset):
         if options.split is not None:
-            raise PerlError(f"--split {options.split}: {path} is a saved data set without splits", "leave --split out")
-        return _sound(loaded, str(path))
-    return _sound(loaded[_split_of(str(path), list(loaded), side, options)], str(path))
+            raise PerlError(f"--split {options.split}: {path} is a saved dataset without splits", "leave out --split")
+        return _validated(loaded, str(path))
+    return _validated(loaded[_split_of(str(path), list(loaded), side, options)], str(path))
 
 
-def _sound(rows: Any, source: str) -> Rows:
-    """The rows of a table from the disk; raises PerlError for a damaged one, at which Arrow would crash."""
+def _validated(rows: Dataset, source: str) -> Rows:
+    """The rows of a saved table. Raises PerlError if it is damaged, as Arrow would crash while reading it."""
     try:
         rows.data.validate(full=True)
-    except Exception as error:  # as for a table
+    except Exception as error:  # as for Parquet
         raise _cant_read(source, error) from error
     return _numbered(rows, source)
 
 
-def _numbered(rows: Any, source: str) -> Rows:
+def _numbered(rows: Dataset | IterableDataset, source: str) -> Rows:
     try:
         for number, row in enumerate(rows, start=1):
-            yield Found(f"{source}, row {number}", row)
-    except Exception as error:  # as for a table
+            yield SourceRow(f"{source}, row {number}", row)
+    except Exception as error:  # as for Parquet
         raise _cant_read(source, error) from error
 
 
-def _split_of(source: str, found: list[str], side: str, options: DataSettings) -> str:
+def _split_of(source: str, splits: list[str], side: str, options: DataSettings) -> str:
     wanted = SPLIT_NAMES[side] if options.split is None else (options.split,)
-    name = next((name for name in wanted if name in found), None)
+    name = next((name for name in wanted if name in splits), None)
     if name is None:
         asked = side if options.split is None else options.split
-        raise PerlError(f"{source} has no {asked} split: found {', '.join(found)}", "--split NAME chooses one")
+        raise PerlError(f"{source} has no {asked} split: found {', '.join(splits)}", "choose one with --split")
     return name
 
 
 def _read_hub(source: str, side: str, options: DataSettings) -> Rows:
-    """Rows of a hub data set, from the disk: datasets keeps what it loaded, and a second run needs no network.
+    """The rows of a Hub dataset, from the cache of datasets, so that a second run needs no network.
 
-    A split may be a part of one in datasets' words, like `train[:1000]`.
+    A split may be a slice or a sum in the syntax of datasets, like `train[:1000]`.
     """
     is_part = options.split is not None and any(mark in options.split for mark in "[+")
     split = options.split if is_part else _split_of(source, _hub_splits(source, options), side, options)
@@ -209,7 +213,7 @@ def _read_hub(source: str, side: str, options: DataSettings) -> Rows:
         return _numbered(datasets.load_dataset(source, split=split, **_subset(source, options)), source)
     except PerlError:
         raise
-    except Exception as error:  # the hub's client raises a different type for each way a request can fail
+    except Exception as error:  # the Hub client raises a different type for each way a request can fail
         raise _no_hub(source, error) from error
 
 
@@ -226,7 +230,7 @@ def _hub_splits(source: str, options: DataSettings) -> list[str]:
 
 
 def _subset(source: str, options: DataSettings) -> dict[str, str]:
-    """A subset as datasets wants it: the name of a configuration, else a folder, as in Anthropic/hh-rlhf and SHP."""
+    """The subset as an argument of datasets: a configuration's name, else a folder, as in Anthropic/hh-rlhf and SHP."""
     if options.subset is None:
         return {}
     import datasets
@@ -235,7 +239,7 @@ def _subset(source: str, options: DataSettings) -> dict[str, str]:
     if options.subset in known:
         return {"name": options.subset}
     if len(known) > 1:
-        hint = nearest(options.subset, known) or "--subset takes one of them"
+        hint = nearest(options.subset, known) or "choose one with --subset"
         raise PerlError(f"{source} has no subset {options.subset}: found {', '.join(known[:20])}", hint)
     return {"data_dir": options.subset}
 
@@ -243,6 +247,6 @@ def _subset(source: str, options: DataSettings) -> dict[str, str]:
 def _no_hub(source: str, error: Exception) -> PerlError:
     reason = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
     return PerlError(
-        f"--data {source} is neither a local file or folder nor a hub data set that can be read: {reason}",
-        "check the spelling and the network",
+        f"--data {source} is not a local file or folder, and reading it from the Hub failed: {reason}",
+        "check the spelling and your network connection",
     )

@@ -1,4 +1,4 @@
-"""The columns that each stage trains on, made from a row: one place for training and for `perl data`."""
+"""Turns a row into the token columns that a stage trains on, for training and for `perl data`."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from typing import Any
 from perlcli.data.render import Ids, Renderer
 from perlcli.data.rows import Content, Demonstration, Preference, Prompt, Thumb
 
-IGNORED = -100  # the label of a token that nothing is learned from, as torch's cross-entropy has it
+Columns = dict[str, Any]  # lists of token ids, and a label or row next to them
+IGNORED = -100  # the label of a token without loss: the default ignore_index of torch's cross-entropy
 
 
 def of_demonstration(
     render: Renderer, row: Demonstration, *, completion_only: bool = True, assistant_only: bool = False
-) -> dict[str, Any]:
-    """Token ids and labels, `IGNORED` where nothing is learned: the prompt, where there is one."""
+) -> Columns:
+    """`input_ids` and `labels`, which are `IGNORED` for tokens without loss, by default those of the prompt."""
     if row.prompt is None:
         ids = render.whole_ids(row.completion)
         if not assistant_only or isinstance(row.completion, str):
@@ -25,21 +26,21 @@ def of_demonstration(
     return {"input_ids": start + end, "labels": ([IGNORED] * len(start) if completion_only else start) + end}
 
 
-def of_preference(render: Renderer, row: Preference | Thumb) -> dict[str, Any]:
-    """What a reward model reads: chosen_ids and rejected_ids, or input_ids and label."""
+def of_preference(render: Renderer, row: Preference | Thumb) -> Columns:
+    """What a reward model reads: `chosen_ids` and `rejected_ids`, or `input_ids` and `label` (1.0 for a thumbs up)."""
     if isinstance(row, Thumb):
-        return {"input_ids": _whole(render, row.prompt, row.completion)[0], "label": float(row.label)}
-    chosen, rejected = _whole(render, row.prompt, row.chosen, row.rejected)
+        return {"input_ids": _complete(render, row.prompt, row.completion)[0], "label": float(row.label)}
+    chosen, rejected = _complete(render, row.prompt, row.chosen, row.rejected)
     return {"chosen_ids": chosen, "rejected_ids": rejected}
 
 
-def _whole(render: Renderer, prompt: Content | None, *completions: Content) -> list[Ids]:
+def _complete(render: Renderer, prompt: Content | None, *completions: Content) -> list[Ids]:
     if prompt is None:
         return [render.whole_ids(completion) for completion in completions]
     start = render.prompt_ids(prompt)
     return [start + render.completion_ids(prompt, completion, start) for completion in completions]
 
 
-def of_prompt(render: Renderer, row: Prompt) -> dict[str, Any]:
-    """A prompt's token ids, beside its row."""
+def of_prompt(render: Renderer, row: Prompt) -> Columns:
+    """A prompt's token `ids`, and the `row` itself."""
     return {"row": row, "ids": render.prompt_ids(row.prompt)}

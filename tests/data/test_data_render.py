@@ -1,4 +1,4 @@
-"""From content to tokens: a reward model scores what it was trained on, and what a policy wrote stays as it is."""
+"""From content to tokens: a reward model scores what it was trained on, and a policy's tokens are kept as they are."""
 
 from typing import Any
 
@@ -27,7 +27,7 @@ TEXTS = ("b", " b", "b\n", "\n\n", "", "two words", "Grüße 世界 🙂", "a b\
 
 
 def tokenizer(template: str | None, *, pad: str | None = "<pad>", eos: str | None = "<e>") -> Any:
-    """A tokenizer of single bytes, but for `ab` and `bb`, which merge."""
+    """A tokenizer of single bytes, except for `ab` and `bb`, which merge."""
     special = ["<pad>", "<s>", "<e>", "<turn>", "<think>"]
     tokens = [*special, *sorted(pre_tokenizers.ByteLevel.alphabet()), "ab", "bb"]
     raw = Tokenizer(models.BPE({token: index for index, token in enumerate(tokens)}, [("a", "b"), ("b", "b")]))
@@ -62,20 +62,20 @@ def templated(name: str, messages: list[dict[str, str]]) -> list[int]:
 
 
 def without_tail(name: str, ids: list[int]) -> list[int]:
-    """What a policy writes: up to EOS."""
+    """What a policy writes: everything up to EOS."""
     return ids[: ids.index(CHATS[name].eos_token_id) + 1]
 
 
 @every_chat
 @pytest.mark.parametrize("text", TEXTS)
-def test_prompt_and_completion_make_the_templates_whole(name: str, text: str) -> None:
+def test_prompt_and_completion_together_are_what_the_template_renders(name: str, text: str) -> None:
     render = Renderer(CHATS[name])
     prompt, completion = user("a question" + text), agent(text)
     assert render.prompt_ids(prompt) + render.completion_ids(prompt, completion) == templated(name, prompt + completion)
 
 
 @every_chat
-def test_that_holds_for_longer_conversations_on_both_sides(name: str) -> None:
+def test_longer_conversations_make_the_template_too(name: str) -> None:
     render = Renderer(CHATS[name])
     prompt, completion = user("a") + agent("b") + user("c"), agent("d") + user("e") + agent("f")
     whole = templated(name, prompt + completion)
@@ -84,14 +84,14 @@ def test_that_holds_for_longer_conversations_on_both_sides(name: str) -> None:
 
 
 @every_chat
-def test_the_prompt_ends_where_the_policy_begins_to_write(name: str) -> None:
+def test_the_prompt_ends_where_the_policy_starts_to_write(name: str) -> None:
     text = CHATS[name].apply_chat_template(user("a"), tokenize=False, add_generation_prompt=True)
     assert CHATS[name].decode(Renderer(CHATS[name]).prompt_ids(user("a"))) == text
 
 
 @every_chat
 @pytest.mark.parametrize("text", TEXTS)
-def test_a_completion_has_one_eos_and_the_tail_behind_it(name: str, text: str) -> None:
+def test_a_completion_has_one_eos_followed_by_the_tail(name: str, text: str) -> None:
     render = Renderer(CHATS[name])
     ids = render.completion_ids(user("a"), agent(text))
     end = CHATS[name].eos_token_id
@@ -144,7 +144,7 @@ def test_a_text_completion_continues_its_prompt_and_ends(text: str) -> None:
     assert render.scored_ids("say:", ids) == start + ids  # a text has no tail
 
 
-def test_a_text_completion_that_merges_with_its_prompt_begins_where_the_policy_would() -> None:
+def test_a_text_completion_that_merges_with_its_prompt_starts_where_the_policy_would() -> None:
     made = CHATS["tail"]
     render = Renderer(made)
     assert len(made("ab")["input_ids"]) == 1
@@ -196,12 +196,12 @@ def test_any_of_the_models_ends_ends_a_completion() -> None:
     assert render.scored_ids(user("a"), ids[:-1]) == render.prompt_ids(user("a")) + ids
 
 
-def test_without_knowing_the_other_end_eos_stands_behind_it() -> None:
+def test_an_unknown_end_is_followed_by_eos() -> None:
     render = Renderer(tokenizer(OTHER_END))
     assert render.tokenizer.decode(render.completion_ids(user("a"), agent("b"))) == "b<turn>\n<e>"
 
 
-def test_a_template_that_renders_a_prompt_otherwise_once_answered_still_gives_the_answer() -> None:
+def test_a_template_that_renders_an_answered_prompt_differently_still_gives_the_answer() -> None:
     made = tokenizer(THINKING)
     render = Renderer(made)
     assert made.decode(render.prompt_ids(user("a"))).endswith("<s>assistant\n<think>")
@@ -211,8 +211,8 @@ def test_a_template_that_renders_a_prompt_otherwise_once_answered_still_gives_th
     assert render.scored_ids(user("a"), written) == render.prompt_ids(user("a")) + ids
 
 
-def test_an_eos_behind_the_turn_s_own_end_belongs_to_the_tail() -> None:
-    """As Phi-3's template: the turn ends with one EOS, the chat with another; a policy stops at the first."""
+def test_an_eos_after_the_end_of_the_turn_belongs_to_the_tail() -> None:
+    """Like Phi-3's template: a turn ends with one EOS, the chat with another, and a policy stops at the first."""
     two = "{% for m in messages %}<s>{{ m.role }}\n{{ m.content }}<e>{% endfor %}{% if add_generation_prompt %}"
     made = tokenizer(two + "<s>assistant\n{% else %}<x>{% endif %}")
     made.add_special_tokens({"additional_special_tokens": ["<x>"]})
@@ -249,21 +249,21 @@ def test_text_has_no_special_tokens() -> None:
     assert render.text([]) == ""
 
 
-def test_conversations_without_a_template_are_told() -> None:
+def test_conversations_without_a_template_are_an_error() -> None:
     render = Renderer(tokenizer(None))
     assert not render.chat
     with pytest.raises(
-        PerlError, match="has no chat template, and the data holds conversations\nHint: use an instruct"
+        PerlError, match="has no chat template, but the data contains conversations\nHint: use an instruct"
     ):
         render.prompt_ids(user("a"))
 
 
-def test_a_template_that_refuses_the_messages_is_told() -> None:
+def test_a_template_that_refuses_the_messages_is_an_error() -> None:
     render = Renderer(tokenizer("{{ raise_exception('only users may speak') }}"))
     with pytest.raises(PerlError, match=r"The chat template can't render .*: only users may speak"):
         render.prompt_ids(user("a"))
 
 
-def test_a_tokenizer_without_eos_is_told() -> None:
-    with pytest.raises(PerlError, match="has no EOS token\nHint: a policy could never end"):
+def test_a_tokenizer_without_eos_is_an_error() -> None:
+    with pytest.raises(PerlError, match="has no EOS token, so a policy could never stop\nHint: use a model"):
         Renderer(tokenizer(CHATML, eos=None))
