@@ -166,8 +166,8 @@ def test_a_fraction_is_held_out_of_a_run(command: str, perl: Any, llama: Path, t
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["--eval-fraction", "0.5"], "Measuring on the first 2 of "),
-        ([], "--max-eval-samples does nothing: no rows are held out"),
+        (["--eval-fraction", "0.5"], "Evaluating on the first 2 of "),
+        ([], "--max-eval-samples has no effect: no rows are held out"),
     ],
 )
 def test_the_rows_to_measure_on_can_be_fewer(

@@ -126,7 +126,7 @@ def test_full_tuning_is_held_to_its_start_or_to_the_base_before_it(rl: Any, llam
 
 def test_an_adapter_is_no_anchor_of_full_tuning(rl: Any, llama: Path, sft_run: Path) -> None:
     result = rl(llama, "--full", "--anchor", sft_run, code=2)
-    assert "is an adapter, and --full needs a whole model" in result.stderr
+    assert "is an adapter, but --full needs a full model" in result.stderr
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])

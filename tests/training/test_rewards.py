@@ -114,7 +114,7 @@ def test_classifier_of_several_labels_is_no_reward(prepared: Prepared, classifie
     config = json.loads((classifier / "config.json").read_text())
     config |= {"id2label": {"0": "bad", "1": "good"}, "label2id": {"bad": 0, "good": 1}}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(PerlError, match="gives 2 labels; a reward is one score"):
+    with pytest.raises(PerlError, match="has 2 labels, but a reward is a single score"):
         find(str(tmp_path), prepared)
 
 
@@ -202,14 +202,14 @@ def test_reward_of_another_precision_without_a_proof_is_noted(
     prepared = planned(llama, rows, load_in_4bit=True)
     find(folder, prepared)
     note = prepared.run.record.notes[-1]
-    assert all(part in note for part in (folder, "float32", "4-bit", "shifts a little"))
+    assert all(part in note for part in (folder, "float32", "4-bit", "shift slightly"))
 
 
 def test_reward_of_another_precision_is_refused_under_strict(
     llama: Path, rows: dict[str, Path], reward_run: Path
 ) -> None:
     prepared = planned(llama, rows, load_in_4bit=True, strict=True)
-    with pytest.raises(PerlError, match=r"^--strict: .* in float32, but is used on it in 4-bit\nHint: load the base"):
+    with pytest.raises(PerlError, match=r"^--strict: .* in float32 but is used in 4-bit\nHint: load the base"):
         find(str(reward_run), prepared)
 
 
@@ -220,7 +220,7 @@ def test_reward_of_the_same_precision_is_not_noted(prepared: Prepared, reward_ru
 
 def test_reward_of_a_run_that_failed_is_noted(prepared: Prepared, reward_run: Path, tmp_path: Path) -> None:
     find(copy_with(reward_run, tmp_path / "reward", lambda record: record.update(status="failed")), prepared)
-    assert prepared.run.record.notes[-1].endswith("comes from a run that failed.")
+    assert prepared.run.record.notes[-1].endswith("comes from a run that did not finish (failed).")
 
 
 def test_reward_without_a_record_is_taken(prepared: Prepared, reward_run: Path, tmp_path: Path) -> None:
@@ -317,7 +317,7 @@ def test_function_is_called_as_trl_calls_it(render: Renderer) -> None:
 @pytest.mark.parametrize(
     ("gives", "problem"),
     [
-        (lambda **_: [1.0], "gave 1 rewards for 2 completions"),
+        (lambda **_: [1.0], "returned 1 rewards for 2 completions"),
         (lambda **_: 1.0, "failed: TypeError: 'float' object is not iterable"),
         (lambda **_: ["good", "bad"], "failed: ValueError: could not convert string to float: 'good'"),
         (lambda prompts: [1.0, 1.0], "failed: TypeError: .*unexpected keyword argument"),
@@ -341,14 +341,14 @@ def test_shared_reward_adds_an_adapter_and_says_so(prepared: Prepared, reward_ru
     model, score = attached(reward_run, prepared)
     assert set(model.peft_config) == {"default", "reward"}
     assert isinstance(score, TokenReward)
-    assert "an adapter on the policy's own base" in prepared.run.record.notes[-1]
+    assert "an adapter on the policy's base" in prepared.run.record.notes[-1]
 
 
 def test_classifier_is_loaded_beside_and_said(prepared: Prepared, classifier: Path) -> None:
     model, score = attached(classifier, prepared)
     assert set(model.peft_config) == {"default"}
     assert isinstance(score, TextReward)
-    assert f"{classifier}, on a base of its own ({classifier}), loaded beside" in prepared.run.record.notes[-1]
+    assert f"{classifier}, on its own base ({classifier}), loaded in addition" in prepared.run.record.notes[-1]
     row = Prompt("a latte ")
     assert score([row], [prepared.renderer.tokenizer("tall")["input_ids"]])[0] != 0
 
@@ -367,7 +367,7 @@ def test_adapter_beside_with_the_same_tokenizer_reads_tokens(
 def test_classifier_without_a_tokenizer_is_told(prepared: Prepared, classifier: Path, tmp_path: Path) -> None:
     for name in ("config.json", "model.safetensors"):
         shutil.copy(classifier / name, tmp_path)
-    with pytest.raises(PerlError, match="has no tokenizer that can be read"):
+    with pytest.raises(PerlError, match="has no readable tokenizer"):
         attached(tmp_path, prepared)
 
 
@@ -453,7 +453,7 @@ def test_reward_whose_weights_changed_fails_its_proof(prepared: Prepared, reward
     path = tmp_path / "reward" / "adapter_model.safetensors"
     tensors = load_file(path)
     save_file({name: 1.5 * tensor for name, tensor in tensors.items()}, path, metadata={"format": "pt"})
-    with pytest.raises(PerlError, match=r"scores its own proof rows otherwise than after its training: rewards moved"):
+    with pytest.raises(PerlError, match=r"proof rows differently than after its training: rewards moved"):
         rewards.attach(find(folder, prepared), policies.start(prepared), prepared, 8)
 
 
@@ -515,5 +515,5 @@ def test_evaluation_of_a_reward_model_checks_its_proof(
     proof = json.loads(path.read_text())
     path.write_text(json.dumps({**proof, "scores": [score + 1 for score in proof["scores"]]}))
     words = ("--data", rows["pairs"], "--max-length", "128", "--output", "eval")
-    assert "scores its own proof rows otherwise" in perl("eval", "--model", folder, *words, code=2).stderr
+    assert "scores its own proof rows differently" in perl("eval", "--model", folder, *words, code=2).stderr
     perl("eval", "--model", reward_run, *words, "--overwrite")
