@@ -103,7 +103,7 @@ def test_a_model_as_a_pickle_is_refused(
     told = perl("sft", "--model", model, "--data", rows["demonstrations"], *SHORT, code=2).output
     assert f"the weights are a pickle, {name}" in told and "save_pretrained" in told
     with pytest.raises(PerlError, match="pickle"):  # whoever comes here without `locate`
-        loading.load_causal(sources.Source("m", str(model), None), sources.ModelSettings())
+        loading.load_causal(sources.Source("m", str(model), None), settings.ModelSettings())
 
 
 def test_an_index_of_safetensors_that_names_a_pickle_is_refused(
@@ -350,7 +350,7 @@ def test_code_beside_a_known_model_is_left_alone(llama: Path, perl: Perl, marker
     )
     (folder / "modelling.py").write_text(f"open({str(marker)!r}, 'w').close()")
     source = sources.locate(str(folder))
-    assert type(loading.load_causal(source, sources.ModelSettings())).__name__ == "LlamaForCausalLM"
+    assert type(loading.load_causal(source, settings.ModelSettings())).__name__ == "LlamaForCausalLM"
     perl("data", "show", "coffee", "--model", folder)
     assert not marker.exists()
 

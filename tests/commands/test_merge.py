@@ -196,7 +196,7 @@ def test_merged_models_go_into_every_other_command(
 @quiet_8bit
 @pytest.mark.parametrize("bits", ["4", "8"])
 @pytest.mark.parametrize("command", ["sft", "reward"])
-def test_quantised_run_is_merged_into_16_bit_weights_and_the_shift_is_told(
+def test_quantised_run_is_merged_into_16_bit_weights_and_the_shift_is_noted(
     command: str, bits: str, perl: Perl, llama: Path, rows: dict[str, Path]
 ) -> None:
     data = rows[{"sft": "demonstrations", "reward": "pairs"}[command]]
@@ -225,7 +225,7 @@ def test_quantised_run_is_merged_into_16_bit_weights_and_the_shift_is_told(
 
 
 @pytest.mark.slow
-def test_merged_weights_are_held_as_the_run_held_its_base(perl: Perl, llama: Path, rows: dict[str, Path]) -> None:
+def test_merged_weights_have_the_precision_of_the_runs_base(perl: Perl, llama: Path, rows: dict[str, Path]) -> None:
     run = trained(perl, "sft", llama, rows["demonstrations"], "--dtype", "bfloat16")
     perl("merge", run, "--output", "out")
     assert {tensor.dtype for tensor in load_file("out/model.safetensors").values()} == {torch.bfloat16}
@@ -234,7 +234,7 @@ def test_merged_weights_are_held_as_the_run_held_its_base(perl: Perl, llama: Pat
     assert plain_policy(Path("wide")).dtype == torch.float32
 
 
-def test_other_precision_than_the_runs_is_held_against_it(perl: Perl, sft_run: Path) -> None:
+def test_another_precision_than_the_runs_is_compared_with_it(perl: Perl, sft_run: Path) -> None:
     result = perl("merge", sft_run, "--output", "out", "--dtype", "bfloat16")
     assert "trained on its base in float32 and is merged into bfloat16 weights: its answers shift" in result.stdout
     assert read_record(Path("out")).metrics["logit_difference_as_trained"] > 0
@@ -366,7 +366,7 @@ def test_nothing_to_merge_is_refused(refused: Any, llama: Path, sft_run: Path) -
     assert "is a file" in refused(sft_run / "record.json", "-o", "out")
 
 
-def test_whole_models_of_ours_are_refused(
+def test_full_models_of_ours_are_refused(
     refused: Any, perl: Perl, llama: Path, sft_run: Path, reward_run: Path, rows: dict[str, Path]
 ) -> None:
     perl("sft", "-m", llama, "-d", rows["demonstrations"] / "train.jsonl", "-o", "full", "--full", "--max-steps", "1")
@@ -448,7 +448,7 @@ def test_output_that_is_not_empty_is_left_alone_unless_it_is_a_run_to_overwrite(
     assert "old.txt" not in files(Path("out"))
 
 
-def test_dry_run_tells_and_writes_nothing(perl: Perl, sft_run: Path, reward_run: Path) -> None:
+def test_dry_run_reports_and_writes_nothing(perl: Perl, sft_run: Path, reward_run: Path) -> None:
     told = perl("merge", sft_run, "-o", "out", "--dry-run").stdout
     assert f"adapter: {sft_run}, a policy on the base " in told
     assert "merged weights: float32\noutput: out\nDry run: nothing was loaded, merged or written." in told
@@ -457,7 +457,7 @@ def test_dry_run_tells_and_writes_nothing(perl: Perl, sft_run: Path, reward_run:
 
 
 @pytest.mark.parametrize("name", ["adapter", "./adapter", "adapter/"])
-def test_output_is_beside_the_adapter_by_default(name: str, llama: Path, peft_adapter: Any, perl: Perl) -> None:
+def test_output_is_next_to_the_adapter_by_default(name: str, llama: Path, peft_adapter: Any, perl: Perl) -> None:
     peft_adapter(llama, target_modules=["q_proj"])
     assert "output: adapter-merged\n" in perl("merge", name, "--dry-run").stdout
 
@@ -554,7 +554,7 @@ def test_folder_that_gives_other_logits_fails(perl: Perl, sft_run: Path, monkeyp
     assert "The saved model is not the merged one: loaded afresh, its logits differ by up to" in error
 
 
-def test_base_of_a_hub_is_held_against_the_record_once_it_is_loaded(
+def test_hub_base_is_compared_with_the_record_once_it_is_loaded(
     perl: Perl, sft_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = chain(["", "", ""], repeat("other"))  # before: the base's, the adapter's, the base's
@@ -562,7 +562,7 @@ def test_base_of_a_hub_is_held_against_the_record_once_it_is_loaded(
     assert "was trained on other weights" in failed(perl, sft_run, code=2)[0]
 
 
-def test_run_that_did_not_finish_is_told(perl: Perl, sft_run: Path) -> None:
+def test_run_that_did_not_finish_is_noted(perl: Perl, sft_run: Path) -> None:
     shutil.copytree(sft_run, "run")
     record = json.loads(Path("run/record.json").read_text())
     Path("run/record.json").write_text(json.dumps({**record, "status": "interrupted"}))
@@ -613,7 +613,7 @@ def test_merge_that_adds_nothing_fails(perl: Perl, sft_run: Path, monkeypatch: p
     assert "Error: Merging changed no weight: in bfloat16 the adapter is lost to rounding" in result.stderr
 
 
-def test_value_model_of_a_run_is_no_policy(perl: Perl, sft_run: Path) -> None:
+def test_value_model_of_a_run_is_not_a_policy(perl: Perl, sft_run: Path) -> None:
     shutil.copytree(sft_run, "run/value")
     Path("run/value/value_head.safetensors").touch()
     result = perl("merge", "run/value", code=2)

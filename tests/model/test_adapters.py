@@ -232,7 +232,7 @@ def test_a_file_that_cannot_share_a_base_is_refused(name: str, perl: Perl, llama
     assert not Path("run").exists()
 
 
-def test_all_faults_of_a_file_are_told_at_once() -> None:
+def test_all_faults_of_a_file_are_reported_at_once() -> None:
     file = written({"peft_type": "LORA", "bias": "all", "rr": 1, "lora_alpha": "8"})
     with pytest.raises(PerlError) as caught:
         adapters.read(file, "CAUSAL_LM")
@@ -241,7 +241,7 @@ def test_all_faults_of_a_file_are_told_at_once() -> None:
 
 
 @pytest.mark.parametrize(("place", "said"), [("none.json", "does not exist"), (".", "is a folder")])
-def test_a_file_that_is_not_there_is_told(place: str, said: str) -> None:
+def test_a_file_that_is_not_there_is_an_error(place: str, said: str) -> None:
     with pytest.raises(PerlError, match=said):
         adapters.read(place, "CAUSAL_LM")
 
@@ -286,7 +286,7 @@ def test_an_adapter_is_what_it_is(words: tuple[str, ...], said: str, perl: Perl,
         ({"peft_type": "LOHA", "module_dropout": 0.1}, "can't share its base: module_dropout=0.1: TRL turns dropout"),
     ],
 )
-def test_an_adapter_that_cannot_share_its_base_is_no_start_of_rl(
+def test_rl_cannot_start_from_an_adapter_that_cannot_share_its_base(
     more: dict[str, Any], said: str, perl: Perl, llama: Path, rows: dict[str, Path]
 ) -> None:
     Path("mine").mkdir()
@@ -299,7 +299,7 @@ def test_an_adapter_that_cannot_share_its_base_is_no_start_of_rl(
     assert said in perl("rl", "-m", "mine", "--reward", "m:f", "-d", rows["prompts"], code=2).stderr
 
 
-def test_a_reward_that_moves_its_base_is_no_adapter_on_the_policys(llama: Path, reward_run: Path) -> None:
+def test_a_reward_that_changes_its_base_cannot_share_the_policys(llama: Path, reward_run: Path) -> None:
     shutil.copytree(reward_run, "moving", ignore=shutil.ignore_patterns("checkpoints"))
     config = json.loads(Path("moving/adapter_config.json").read_text())
     written({**config, "init_lora_weights": "pissa"}, "moving/adapter_config.json")
@@ -311,7 +311,9 @@ def test_a_reward_that_moves_its_base_is_no_adapter_on_the_policys(llama: Path, 
 
 
 @pytest.mark.parametrize(("kind", "flag"), [("IA3", "4"), ("LoHa", "4"), ("DoRA", "8"), ("DeLoRA", "8")])
-def test_a_base_that_an_adapter_does_not_work_on_is_told_before_it_is_loaded(kind: str, flag: str, perl: Perl) -> None:
+def test_a_base_that_an_adapter_does_not_work_on_is_an_error_before_it_is_loaded(
+    kind: str, flag: str, perl: Perl
+) -> None:
     found = perl("reward", "--peft", written(FILES[kind]), f"--load-in-{flag}bit", "-o", "run", code=2).stderr
     assert f"Error: The adapter is {kind}, which does not work on a base in {flag} bits" in found
     assert "Hint: use a base in 16 bits, or another adapter: LoRA, " in found
@@ -387,7 +389,7 @@ def test_dora_begins_at_the_base_and_its_magnitudes_train(perl: Perl, llama: Pat
     perl("merge", "on", "-o", "merged")
 
 
-def test_a_reward_of_another_kind_is_loaded_beside(
+def test_a_reward_of_another_kind_is_loaded_in_addition(
     perl: Perl, llama: Path, reward_run: Path, rows: dict[str, Path]
 ) -> None:
     """peft puts one kind on a base: the note says so, and what memory that takes."""
@@ -444,7 +446,7 @@ def test_a_file_that_does_harm_is_refused(more: dict[str, Any], said: str) -> No
     assert said in caught.value.problem
 
 
-def test_a_file_nested_too_deeply_is_no_json() -> None:
+def test_a_file_nested_too_deeply_is_not_json() -> None:
     Path("adapter.json").write_text("[" * 100_000)
     with pytest.raises(PerlError, match=r"--peft adapter\.json can't be read as JSON"):
         adapters.content("adapter.json")

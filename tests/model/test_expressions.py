@@ -16,7 +16,7 @@ def test_an_ordinary_expression_is_in_order(expression: str) -> None:
 
 
 @pytest.mark.parametrize("expression", ["(", "[", "*", "\\", "(?:", "a{99999999999999}"])
-def test_what_is_no_expression_is_told(expression: str) -> None:
+def test_an_invalid_expression_is_an_error(expression: str) -> None:
     assert str(fault(["a", expression], NAMES)).startswith(f"{expression!r} is not a valid regular expression: ")
 
 

@@ -32,7 +32,7 @@ def test_base_is_held_frozen_in_the_precision_asked_for(llama: Path, settings: M
     assert not any(parameter.requires_grad for parameter in model.parameters())
 
 
-def test_model_that_cannot_be_loaded_is_told(llama: Path, tmp_path: Path) -> None:
+def test_model_that_cannot_be_loaded_is_an_error(llama: Path, tmp_path: Path) -> None:
     shutil.copy(llama / "config.json", tmp_path)
     for content in (None, b"no safetensors"):
         if content:

@@ -126,27 +126,27 @@ def test_head_is_read_as_saved(llama: Path, reward: str) -> None:
     assert torch.equal(roles.read_head(reward), alone.base_model.model.score.modules_to_save[roles.POLICY].weight)
 
 
-def test_adapter_without_a_head_is_told(policy: Any, tmp_path: Path) -> None:
+def test_adapter_without_a_head_is_an_error(policy: Any, tmp_path: Path) -> None:
     roles.save_adapter(policy, tmp_path)
     with pytest.raises(PerlError, match=r"has no reward head\nHint: train it with `perl reward`"):
         roles.read_head(str(tmp_path))
 
 
 @pytest.mark.parametrize("content", [None, b"no safetensors"])
-def test_adapter_that_cannot_be_read_is_told(content: bytes | None, tmp_path: Path) -> None:
+def test_adapter_that_cannot_be_read_is_an_error(content: bytes | None, tmp_path: Path) -> None:
     if content is not None:
         (tmp_path / "adapter_model.safetensors").write_bytes(content)
     with pytest.raises(PerlError, match=f"The reward adapter {tmp_path} can't be read"):
         roles.read_head(str(tmp_path))
 
 
-def test_adapter_of_another_base_is_told(policy: Any, gpt2: Path, tmp_path: Path) -> None:
+def test_adapter_of_another_base_is_an_error(policy: Any, gpt2: Path, tmp_path: Path) -> None:
     roles.save_adapter(policy, tmp_path)
     with pytest.raises(PerlError, match=f"The adapter {tmp_path} does not fit its base"):
         roles.load_adapter(loading.load_causal(locate(str(gpt2)), ModelSettings()), str(tmp_path), trainable=True)
 
 
-def test_saved_adapter_is_the_one_alone(policy: Any, reward: str, tmp_path: Path) -> None:
+def test_only_the_one_adapter_is_saved(policy: Any, reward: str, tmp_path: Path) -> None:
     roles.attach_reward(policy, reward)
     roles.save_adapter(policy, tmp_path / "mine")
     assert {path.name for path in (tmp_path / "mine").iterdir()} == {
@@ -222,7 +222,7 @@ def test_checksum_notices_the_role_that_changed(policy: Any, reward: str) -> Non
     assert {name: guards.checksum(policy, name) for name in names} == marks
 
 
-def test_guards_tell_what_stood_still_and_what_moved() -> None:
+def test_guards_report_what_stood_still_and_what_moved() -> None:
     guards.assert_moved("a", "b", "The policy")
     guards.assert_still("a", "a", "The base")
     with pytest.raises(RunFailed, match="The policy did not change: nothing was learned"):

@@ -43,24 +43,24 @@ def test_hub_id_leads_to_the_hub(llama: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["./none", "/no/such", "../none/here", "a/b/c", "~/perlcli-none"])
-def test_folder_that_is_missing_is_told(name: str) -> None:
+def test_folder_that_is_missing_is_an_error(name: str) -> None:
     with pytest.raises(PerlError, match=f"^--model {name} does not exist$"):
         locate(name)
 
 
-def test_hub_id_that_cannot_be_had_is_told() -> None:
+def test_hub_id_that_is_not_available_is_an_error() -> None:
     with pytest.raises(
         PerlError, match=r"^--reward nobody/nothing is not a local folder, and .*\nHint: check the name"
     ):
         locate("nobody/nothing", option="--reward")
 
 
-def test_file_is_told(llama: Path) -> None:
+def test_file_is_an_error(llama: Path) -> None:
     with pytest.raises(PerlError, match=r"config\.json is a file\nHint: name the folder"):
         locate(str(llama / "config.json"))
 
 
-def test_folder_without_a_model_is_told(tmp_path: Path) -> None:
+def test_folder_without_a_model_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(PerlError, match="can't be read as a model"):
         locate(str(tmp_path))
 
@@ -81,25 +81,25 @@ def test_adapter_with_a_head_is_a_classifier(llama: Path, tmp_path: Path) -> Non
     assert locate(str(adapter_folder(tmp_path / "adapter", str(llama), "SEQ_CLS"))).is_classifier
 
 
-def test_whole_classifier_is_a_classifier(llama: Path, tmp_path: Path) -> None:
+def test_full_classifier_is_a_classifier(llama: Path, tmp_path: Path) -> None:
     config = json.loads((llama / "config.json").read_text()) | {"architectures": ["LlamaForSequenceClassification"]}
     (tmp_path / "config.json").write_text(json.dumps(config))
     assert locate(str(tmp_path)).is_classifier
 
 
-def test_adapter_whose_base_is_gone_is_told(tmp_path: Path) -> None:
+def test_adapter_whose_base_is_gone_is_an_error(tmp_path: Path) -> None:
     adapter = adapter_folder(tmp_path / "adapter", "/moved/away")
     message = f"^The adapter {adapter} belongs to the base /moved/away, which was not found\nHint: put it back"
     with pytest.raises(PerlError, match=message):
         locate(str(adapter))
 
 
-def test_adapter_without_a_base_is_told(tmp_path: Path) -> None:
+def test_adapter_without_a_base_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(PerlError, match="does not say which base it belongs to"):
         locate(str(adapter_folder(tmp_path / "adapter", None)))
 
 
-def test_adapter_config_that_cannot_be_read_is_told(tmp_path: Path) -> None:
+def test_adapter_config_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text("{")
     with pytest.raises(PerlError, match=r"adapter_config\.json can't be read"):
         locate(str(tmp_path))
@@ -156,7 +156,7 @@ def test_the_embedded_base_is_known_in_another_environment_too(tmp_path: Path) -
         ({"rank_pattern": {"(": 1}}, "is not a valid regular expression"),
     ],
 )
-def test_a_config_of_an_adapter_that_can_not_be_used_is_told(change: Any, told: str, tmp_path: Path) -> None:
+def test_a_config_of_an_adapter_that_can_not_be_used_is_an_error(change: Any, told: str, tmp_path: Path) -> None:
     folder = adapter_folder(tmp_path / "adapter", str(coffee.BASE))
     config = json.loads((folder / "adapter_config.json").read_text())
     (folder / "adapter_config.json").write_text(json.dumps({**config, **change}))
@@ -165,14 +165,14 @@ def test_a_config_of_an_adapter_that_can_not_be_used_is_told(change: Any, told: 
     assert told in caught.value.problem
 
 
-def test_a_config_of_an_adapter_that_is_nested_too_deeply_is_told(tmp_path: Path) -> None:
+def test_a_config_of_an_adapter_that_is_nested_too_deeply_is_an_error(tmp_path: Path) -> None:
     folder = adapter_folder(tmp_path / "adapter", None)
     (folder / "adapter_config.json").write_text("[" * 100_000)
     with pytest.raises(PerlError, match=r"adapter_config\.json can't be read: maximum recursion depth"):
         locate(str(folder))
 
 
-def test_architectures_that_are_no_names_are_none() -> None:
+def test_architectures_that_are_not_names_are_ignored() -> None:
     assert sources.architectures(SimpleNamespace(architectures=[41, None, "LlamaForCausalLM"])) == ["LlamaForCausalLM"]
     assert sources.architectures(SimpleNamespace(architectures="Llama")) == []
 

@@ -84,12 +84,12 @@ def test_gpt2_adapter_lies_on_attention_and_not_on_the_mlp(gpt2: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["mamba", "xlstm"])
-def test_architecture_without_attention_is_told_with_its_modules(kind: str) -> None:
+def test_error_for_an_architecture_without_attention_lists_its_modules(kind: str) -> None:
     with pytest.raises(PerlError, match=r"^No attention found in .*; its linear modules: .*out_proj.*\nHint: .*--lora"):
         target_modules(named(AutoConfig.for_model(kind)), "attention")
 
 
-def test_norm_named_after_attention_is_no_attention() -> None:
+def test_norm_named_after_attention_is_not_attention() -> None:
     class Model(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -107,12 +107,12 @@ def test_named_modules_are_taken_as_given() -> None:
 
 
 @pytest.mark.parametrize(("wanted", "missing"), [("q_proj,q_prj,w", "q_prj, w"), ("proj", "proj"), (" , ", " , ")])
-def test_named_modules_that_are_missing_are_told(wanted: str, missing: str) -> None:
+def test_missing_modules_are_an_error(wanted: str, missing: str) -> None:
     with pytest.raises(PerlError, match=f"the model has no module '{missing}'\nHint: its linear modules: down_proj, "):
         target_modules(named(AutoConfig.for_model("llama")), wanted)
 
 
-def test_all_linear_leaves_the_output_head_alone(llama: Path) -> None:
+def test_all_linear_leaves_out_the_output_head(llama: Path) -> None:
     settings = LoraSettings(lora_r=2, lora_alpha=4, lora_target_modules="all-linear")
     model = roles.new_adapter(loading.load_causal(locate(str(llama)), ModelSettings()), settings, "CAUSAL_LM")
     adapted = {name.split(".lora_A")[0].rsplit(".", 1)[1] for name, _ in model.named_parameters() if "lora_A" in name}

@@ -72,7 +72,7 @@ def test_pad_of_byte_level_vocabularies(llama: Path, gpt2: Path) -> None:
     assert tokenizers.load_tokenizer(locate(str(gpt2))).pad_token == "Ā"  # the NUL byte: every special token is EOS
 
 
-def test_tokenizer_without_a_token_to_pad_with_is_told() -> None:
+def test_tokenizer_without_a_token_to_pad_with_is_an_error() -> None:
     with pytest.raises(PerlError, match="no token besides EOS to pad with"):
         choose_pad(words("a", "b", eos_token="</s>"))
 
@@ -87,7 +87,7 @@ def test_tokenizer_comes_from_the_adapter_where_it_has_one(llama: Path, tmp_path
 
 
 @pytest.mark.parametrize("model", ["llama", "gpt2"])
-def test_tokenizer_that_is_missing_is_told(model: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+def test_tokenizer_that_is_missing_is_an_error(model: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     shutil.copy(request.getfixturevalue(model) / "config.json", tmp_path)
     with pytest.raises(PerlError, match="has no readable tokenizer"):
         tokenizers.load_tokenizer(locate(str(tmp_path)))
@@ -121,14 +121,14 @@ def test_tokenizer_fingerprint_is_of_what_decides_tokens(llama: Path, gpt2: Path
 
 
 @pytest.mark.parametrize("end", ["x", [1, "x"], {"a": 1}, [[1]]])
-def test_an_end_of_text_that_is_no_number_is_told(end: Any, tmp_path: Path) -> None:
+def test_an_end_of_text_that_is_not_a_number_is_an_error(end: Any, tmp_path: Path) -> None:
     shutil.copytree(coffee.BASE, tmp_path / "base")
     (tmp_path / "base" / "generation_config.json").write_text(json.dumps({"eos_token_id": end}))
     with pytest.raises(PerlError, match=r"eos_token_id must be a number|generation_config.json can't be read"):
         tokenizers.eos_ids(locate(str(tmp_path / "base")))
 
 
-def test_a_tokenizer_that_can_not_encode_is_told(tmp_path: Path) -> None:
+def test_a_tokenizer_that_can_not_encode_is_an_error(tmp_path: Path) -> None:
     shutil.copytree(coffee.BASE, tmp_path / "base")
     path = tmp_path / "base" / "tokenizer_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "model_max_length": {}}))

@@ -69,7 +69,7 @@ def test_fingerprint_of_an_adapter_is_of_what_it_does(sft_run: Path, tmp_path: P
             weights.fingerprint(str(tmp_path))
 
 
-def test_fingerprint_is_empty_where_there_are_no_weights(tmp_path: Path) -> None:
+def test_fingerprint_is_empty_without_weights(tmp_path: Path) -> None:
     assert weights.fingerprint("nobody/nothing") == weights.fingerprint(str(tmp_path)) == ""
 
 

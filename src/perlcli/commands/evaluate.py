@@ -129,7 +129,7 @@ def load_policy(prepared: Prepared[settings.Eval], *, is_shared: bool) -> tuple[
         ).eval()
         return model.eval(), lambda: nullcontext(beside)
     model = roles.load_adapter(model, source.adapter, trainable=False)
-    name, words = policies.attach_anchor(model, source.adapter)
+    name, words = policies.attach_anchor(model, source)
     prepared.run.note(f"anchor: {words}")
 
     @contextmanager

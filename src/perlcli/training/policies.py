@@ -210,16 +210,17 @@ def _round_reference(reference: nn.Module | None, prepared: Prepared[settings.Rl
         parameter.data = parameter.data.to(dtype).float()
 
 
-def attach_anchor(model: PeftModel, folder: str | None) -> tuple[str | None, str]:
+def attach_anchor(model: PeftModel, policy: sources.Source) -> tuple[str | None, str]:
     """Add the anchor that `perl rl` keeps in a policy's folder to the policy's base.
 
     Returns the anchor's name on the base, None for the bare base, and a description of it. Raises PerlError if it
     doesn't fit the base.
     """
-    place = Path(folder or "") / ANCHOR_FOLDER
-    if folder is None or not (place / weights.ADAPTER_CONFIG).exists():
+    folder = Path(policy.place) / ANCHOR_FOLDER
+    if policy.adapter is None or not (folder / weights.ADAPTER_CONFIG).exists():
         return None, "the base"
-    roles.add_adapter(model, str(place), roles.ANCHOR)
-    record = find_record(folder)
-    wanted = record.settings.get("anchor") if record is not None else None
-    return roles.ANCHOR, "the policy that RL started from" if wanted in (None, SFT) else f"{wanted}, as the run kept it"
+    roles.add_adapter(model, str(folder), roles.ANCHOR)
+    wanted = policy.record.settings.get("anchor") if policy.record is not None else None
+    if wanted in (None, SFT):
+        return roles.ANCHOR, "the policy that RL started from"
+    return roles.ANCHOR, f"{wanted}, as the run kept it"
