@@ -41,6 +41,21 @@ def test_model_that_cannot_be_loaded_is_an_error(llama: Path, tmp_path: Path) ->
             loading.load_causal(locate(str(tmp_path)), ModelSettings())
 
 
+def test_a_gpu_that_is_too_small_is_not_called_a_fault_of_the_model(
+    llama: Path, sft_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*words: Any, **options: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    base_model = loading.load_causal(locate(str(llama)), ModelSettings())
+    monkeypatch.setattr(roles.PeftModel, "from_pretrained", full)
+    monkeypatch.setattr(loading.AutoModelForCausalLM, "from_pretrained", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        loading.load_causal(locate(str(llama)), ModelSettings())
+    with pytest.raises(torch.OutOfMemoryError):
+        roles.load_adapter(base_model, str(sft_run), trainable=False)
+
+
 def gradient(model: Any) -> torch.Tensor:
     """The gradients of all LoRA weights for one batch, as one vector."""
     ids = torch.arange(3, 23).reshape(2, 10)

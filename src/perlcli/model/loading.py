@@ -55,6 +55,8 @@ def _load(kind: Any, where: str, settings: ModelSettings, **options: Any) -> Pre
             use_safetensors=True,
             **options,
         )
+    except torch.OutOfMemoryError:  # a RuntimeError too, but not a fault of the model
+        raise
     except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
         raise PerlError(f"The model {where} can't be loaded: {line(error)}") from error
     _keep_autograd(model)

@@ -70,6 +70,8 @@ def load_adapter(model: PreTrainedModel, folder: str, *, trainable: bool) -> Pef
             adapted = PeftModel.from_pretrained(model, folder, is_trainable=trainable)
         adapted.peft_config[POLICY].base_model_name_or_path = model.name_or_path  # where it is now, not where it was
         return as_float32(adapted, head=trainable)
+    except torch.OutOfMemoryError:  # a RuntimeError too, but not a fault of the adapter
+        raise
     except (RuntimeError, ValueError, OSError, KeyError, SafetensorError, UserWarning) as error:
         raise PerlError(f"The adapter {folder} does not fit its base: {line(error)}") from error
 
@@ -84,6 +86,8 @@ def add_adapter(model: PeftModel, folder: str, name: str) -> None:
     try:
         with torch.random.fork_rng():  # peft's initialisation would shift the random stream that samples completions
             result = model.load_adapter(folder, name, is_trainable=False)
+    except torch.OutOfMemoryError:  # a RuntimeError too, but not a fault of the adapter
+        raise
     except (RuntimeError, ValueError, OSError, KeyError, SafetensorError) as error:
         raise PerlError(f"The adapter {folder} does not fit its base: {line(error)}") from error
     missing_keys_are_errors(folder, [key for key in result.missing_keys if not is_base(key)])

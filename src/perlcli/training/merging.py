@@ -168,6 +168,8 @@ def merge(model: PeftModel, prepared: Merging, rows: list[Ids]) -> PreTrainedMod
     weights = base_weights(model)
     try:
         merged: PreTrainedModel = tuner.merge_and_unload(safe_merge=True)
+    except torch.OutOfMemoryError:  # a RuntimeError too, but not a fault of the adapter
+        raise
     except (ValueError, NotImplementedError, AttributeError, TypeError, RuntimeError) as error:
         raise RunFailed(f"peft can't merge {source.name}: {line(error)}") from error
     dtype = str(merged.dtype).removeprefix("torch.")
