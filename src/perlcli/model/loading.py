@@ -22,7 +22,10 @@ from perlcli.settings import ModelSettings
 
 
 def load_causal(source: Source, settings: ModelSettings) -> PreTrainedModel:
-    """The base as a causal language model, frozen, on the device, ready for adapters. Raises PerlError if unusable."""
+    """The base as a causal language model, frozen, on the device, ready for adapters.
+
+    Raises PerlError if it can't be loaded.
+    """
     return _load(AutoModelForCausalLM, source.base, settings)
 
 

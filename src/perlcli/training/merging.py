@@ -105,7 +105,10 @@ def share_same_order(some: Logits, others: Logits) -> float:
 
 
 def load(prepared: Merging, values: ModelSettings, source: Source) -> PreTrainedModel:
-    """A source's base, loaded as `values` say: a causal LM, or a classifier with one score. Raises PerlError."""
+    """A source's base, loaded as `values` say: a causal LM, or a classifier with one score.
+
+    Raises PerlError if it can't be loaded.
+    """
     if source.is_classifier:
         return loading.load_classifier(source, values, int(prepared.tokenizer.pad_token_id))
     return loading.load_causal(source, values)
