@@ -356,7 +356,7 @@ def test_tokens_that_cannot_be_kept_are_a_note(
     Path("file").touch()
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "file" / "cache"))
     said = perl(*words("sft", "run"), "--max-steps", "1").stdout
-    assert said.count("Tokens aren't kept for the next run: ") == 1 and status(tmp_path / "run") == "finished"
+    assert said.count("Tokens are not cached for the next run: ") == 1 and status(tmp_path / "run") == "finished"
 
 
 # Read-only

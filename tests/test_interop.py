@@ -22,6 +22,7 @@ from trl import RewardConfig, RewardTrainer, RLOOConfig, RLOOTrainer
 from trl.trainer.utils import create_model_from_path
 
 from perlcli.model import scorers, tokenizers
+from perlcli.model.batches import padded
 from perlcli.model.sources import locate
 from perlcli.run.record import read_record
 from perlcli.settings import ModelSettings
@@ -144,7 +145,7 @@ def plain_scores(model: Path, folder: Path, ids: list[list[int]]) -> list[float]
     pad = AutoTokenizer.from_pretrained(folder).pad_token_id
     start = AutoModelForSequenceClassification.from_pretrained(model, num_labels=1, pad_token_id=pad)
     scorer: Any = PeftModel.from_pretrained(start, folder).eval()
-    tokens, mask = scorers.padded(ids, pad, torch.device("cpu"))
+    tokens, mask = padded(ids, pad)
     with torch.no_grad():
         return [float(score) for score in scorer(input_ids=tokens, attention_mask=mask).logits[:, 0]]
 
@@ -159,7 +160,7 @@ def test_reward_of_trl_scores_in_rl_as_in_plain_peft(
 ) -> None:
     folder = trl_reward / checkpoint
     result = perl("rl", "-m", llama, "--reward", folder, "-d", rows["prompts"], "-o", "run", *RL)
-    assert f"reward: {folder}, an adapter on the policy's own base (adds" in result.stdout
+    assert f"reward: {folder}, an adapter on the policy's base (adds" in result.stdout
     assert len(scored) == 6  # the four batches of the probe, and one a step
     for ids, found in scored:
         assert found == plain_scores(llama, folder, ids)

@@ -102,7 +102,7 @@ def test_a_model_as_a_pickle_is_refused(
     model = without_weights(llama, Path("model"))
     planted(model / name, harmless)
     told = perl("sft", "--model", model, "--data", rows["demonstrations"], *SHORT, code=2).output
-    assert f"its weights are a pickle, {name}" in told and "save_pretrained" in told
+    assert f"the weights are a pickle, {name}" in told and "save_pretrained" in told
     with pytest.raises(PerlError, match="pickle"):  # whoever comes here without `locate`
         loading.load_causal(sources.Source("m", str(model), None), ModelSettings())
 
@@ -115,7 +115,7 @@ def test_an_index_of_safetensors_that_names_a_pickle_is_refused(
         planted(model / "weights.bin", harmless)
         (model / weights.INDEX).write_text(json.dumps({"metadata": {}, "weight_map": {"lm_head.weight": name}}))
         told = perl("sft", "--model", model, "--data", rows["demonstrations"], *SHORT, code=2).output
-        assert name in told and "no file of safetensors" in told
+        assert name in told and "not a safetensors file" in told
     (model / weights.INDEX).write_text('{"weight_map": 3}')
     assert "can't be read" in perl("estimate", "rl", "--model", model, code=2).output
 
@@ -129,7 +129,7 @@ def test_an_adapter_as_a_pickle_is_refused(
     given = {"--model": sft_run, "--reward": reward_run, "--anchor": "sft"} | {option: folder}
     words = [word for pair in given.items() for word in pair]
     told = perl("rl", *words, "--data", rows["prompts"], "--output", "out", *SAMPLED, code=2).output
-    assert "its weights are a pickle, adapter_model.bin" in told
+    assert "the weights are a pickle, adapter_model.bin" in told
     if option != "--anchor":
         assert "adapter_model.bin" in perl("merge", folder, code=2).output
     assert not Path("out").exists()
@@ -158,7 +158,7 @@ def test_an_adapter_whose_base_is_a_pickle_or_an_adapter_is_refused(
     shutil.copy(llama / "model.safetensors", bad)
     (bad / weights.ADAPTER_CONFIG).write_text(json.dumps(config))
     planted(bad / "adapter_model.bin", harmless)  # which transformers would put on the base by itself
-    assert "is an adapter itself" in perl("merge", folder, code=2).output
+    assert "is itself an adapter" in perl("merge", folder, code=2).output
 
 
 @pytest.mark.parametrize(
@@ -189,7 +189,7 @@ def test_a_classifier_as_a_pickle_is_refused(
     planted(model / "pytorch_model.bin", harmless)
     for words in (("rl", "--model", sft_run, "--reward", model, "--data", rows["prompts"], "--output", "out"),
                   ("eval", "--model", model, "--data", rows["pairs"])):  # fmt: skip
-        assert "its weights are a pickle, pytorch_model.bin" in perl(*words, code=2).output
+        assert "the weights are a pickle, pytorch_model.bin" in perl(*words, code=2).output
 
 
 def test_an_adapter_on_the_hub_without_safetensors_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -201,7 +201,7 @@ def test_an_adapter_on_the_hub_without_safetensors_is_refused(monkeypatch: pytes
     index = tmp_path / weights.INDEX
     index.write_text('{"weight_map": {"a": "pytorch_model-1.bin"}}')
     monkeypatch.setattr(weights, "of_hub", lambda name, file: index)
-    with pytest.raises(PerlError, match="no file of safetensors"):
+    with pytest.raises(PerlError, match="not a safetensors file"):
         weights.check("someone/model")
 
 
@@ -334,7 +334,7 @@ def test_modelling_code_is_not_run_unasked(
         ("compare-full", "sft", "--model", evil, "--data", rows["demonstrations"], "--estimate"),
     ):  # fmt: skip
         told = perl(*words, code=2).output
-        assert "not run unasked" in told and "--trust-remote-code" in told, words
+        assert "was not run" in told and "--trust-remote-code" in told, words
     assert not marker.exists() and not Path("runs").exists()
 
 

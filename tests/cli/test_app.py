@@ -281,13 +281,13 @@ def test_a_folder_of_adapters_names_them(refused: Any, pairs: Path, adapter: Any
     """A run of trl that was cut off leaves checkpoints alone, and peft a folder for each adapter with a name."""
     (tmp_path / "run").mkdir()
     folder = adapter("run/checkpoint-2")
-    assert f"Hint: it holds adapters, name one: {folder}" in refused("sft", "-d", pairs, "-m", tmp_path / "run")
+    assert f"Hint: it contains adapters; name one: {folder}" in refused("sft", "-d", pairs, "-m", tmp_path / "run")
 
 
 def test_an_adapter_whose_base_is_not_there_is_refused(refused: Any, pairs: Path, adapter: Any) -> None:
     folder = adapter(base_model_name_or_path="/gone/base")
     found = refused("sft", "--data", pairs, "--model", folder)
-    assert f"The adapter {folder} belongs to the base /gone/base, which isn't there" in found
+    assert f"The adapter {folder} belongs to the base /gone/base, which was not found" in found
     assert f"Hint: put it back, or correct base_model_name_or_path in {folder}/adapter_config.json" in found
 
 
@@ -313,7 +313,7 @@ def test_rl_from_an_adapter_with_biases_is_refused(refused: Any, pairs: Path, ad
     [
         (["--full"], "--full can't start from the adapter"),
         (["--full"], "Hint: perl merge "),
-        (["--lora-r", "4"], "is an adapter already: --lora-r 4, but the adapter has 8"),
+        (["--lora-r", "4"], "is already an adapter: --lora-r 4, but the adapter has 8"),
         (["--lora-alpha", "4", "--lora-dropout", "0.5"], "--lora-alpha 4, but the adapter has 16; --lora-dropout 0.5"),
     ],
 )
@@ -331,7 +331,7 @@ def test_a_policy_is_no_reward_model(refused: Any, pairs: Path, adapter: Any) ->
 
 
 def test_rl_without_a_reward_is_refused(refused: Any) -> None:
-    assert "--reward is missing: RL without a reward learns nothing\nHint: train one with `perl reward`" in refused(
+    assert "--reward is missing: RL learns nothing without a reward\nHint: train one with `perl reward`" in refused(
         "rl"
     )
 

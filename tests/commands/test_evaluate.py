@@ -108,7 +108,7 @@ def test_whole_classifier_is_measured(perl: Perl, classifier: Path, write: Any) 
 
 def test_rows_are_limited_and_that_is_said(perl: Perl, reward_run: Path, rows: dict[str, Path]) -> None:
     result = perl("eval", "-m", reward_run, "-d", rows["pairs"], "-o", "run", "--max-samples", "5")
-    assert "Measuring on the first 5 of 12 rows (--max-samples)." in result.stdout
+    assert "Evaluating on the first 5 of 12 rows (--max-samples)." in result.stdout
     assert read_record(Path("run")).metrics["rows"] == 5
 
 
@@ -244,7 +244,7 @@ def test_classifier_judges_from_beside(perl: Perl, sft_run: Path, classifier: Pa
     perl("eval", "-m", sft_run, "--reward", classifier, "-d", rows["prompts"], "-o", "run", *BRIEF)
     found = read_record(Path("run"))
     assert set(found.metrics) == QUALITY | WRITTEN | AGAINST | KL
-    assert any("loaded beside the policy's" in note for note in found.notes)
+    assert any("loaded in addition to the policy's" in note for note in found.notes)
 
 
 def test_output_is_named_after_the_model(perl: Perl, reward_run: Path, rows: dict[str, Path]) -> None:

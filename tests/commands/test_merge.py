@@ -19,10 +19,11 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from perlcli.commands import merge
-from perlcli.model import scorers
 from perlcli.model import weights as weights_module
+from perlcli.model.batches import padded
 from perlcli.model.weights import fingerprint
 from perlcli.run.record import read_record
+from perlcli.training import merging
 
 Perl = Callable[..., Any]
 Files = Callable[[Path], set[str]]
@@ -55,7 +56,7 @@ def equal(some: list[torch.Tensor], others: list[torch.Tensor]) -> bool:
 
 def close(some: list[torch.Tensor], others: list[torch.Tensor], limit: float = 1e-3) -> bool:
     """Whether logits are the same but for what rounding of float32 explains."""
-    return merge.largest_difference(some, others) < limit
+    return merging.largest_difference(some, others) < limit
 
 
 def marks(folder: Path) -> dict[str, bytes]:
@@ -143,7 +144,7 @@ def test_merged_reward_model_is_an_ordinary_classifier(
 
 def test_reward_is_measured_on_the_rows_that_its_run_scored(perl: Perl, reward_run: Path) -> None:
     perl("merge", reward_run, "--output", "out")
-    lines = (reward_run / "samples.jsonl").read_text().splitlines()[: merge.SCORED // 2]
+    lines = (reward_run / "samples.jsonl").read_text().splitlines()[: merging.SCORED // 2]
     scores = [json.loads(line)[f"{name}_score"] for line in lines for name in ("chosen", "rejected")]
     assert read_record(Path("out")).metrics["score_range"] == pytest.approx(max(scores) - min(scores), abs=1e-4)
 
@@ -195,7 +196,7 @@ def test_merged_models_go_into_every_other_command(
 @quiet_8bit
 @pytest.mark.parametrize("bits", ["4", "8"])
 @pytest.mark.parametrize("command", ["sft", "reward"])
-def test_quantised_run_is_merged_into_16_bit_weights_and_the_shift_is_told(
+def test_quantised_run_is_merged_into_16_bit_weights_and_the_shift_is_noted(
     command: str, bits: str, perl: Perl, llama: Path, rows: dict[str, Path]
 ) -> None:
     data = rows[{"sft": "demonstrations", "reward": "pairs"}[command]]
@@ -224,7 +225,7 @@ def test_quantised_run_is_merged_into_16_bit_weights_and_the_shift_is_told(
 
 
 @pytest.mark.slow
-def test_merged_weights_are_held_as_the_run_held_its_base(perl: Perl, llama: Path, rows: dict[str, Path]) -> None:
+def test_merged_weights_have_the_precision_of_the_runs_base(perl: Perl, llama: Path, rows: dict[str, Path]) -> None:
     run = trained(perl, "sft", llama, rows["demonstrations"], "--dtype", "bfloat16")
     perl("merge", run, "--output", "out")
     assert {tensor.dtype for tensor in load_file("out/model.safetensors").values()} == {torch.bfloat16}
@@ -233,7 +234,7 @@ def test_merged_weights_are_held_as_the_run_held_its_base(perl: Perl, llama: Pat
     assert plain_policy(Path("wide")).dtype == torch.float32
 
 
-def test_other_precision_than_the_runs_is_held_against_it(perl: Perl, sft_run: Path) -> None:
+def test_another_precision_than_the_runs_is_compared_with_it(perl: Perl, sft_run: Path) -> None:
     result = perl("merge", sft_run, "--output", "out", "--dtype", "bfloat16")
     assert "trained on its base in float32 and is merged into bfloat16 weights: its answers shift" in result.stdout
     assert read_record(Path("out")).metrics["logit_difference_as_trained"] > 0
@@ -358,23 +359,22 @@ def refused(perl: Perl) -> Callable[..., str]:
 
 def test_nothing_to_merge_is_refused(refused: Any, llama: Path, sft_run: Path) -> None:
     assert (
-        refused()
-        == "Error: ADAPTER is missing: nothing to merge\nHint: perl merge RUN, the folder of a run or of an adapter\n"
+        refused() == "Error: ADAPTER is missing: nothing to merge\nHint: perl merge FOLDER, of a run or of an adapter\n"
     )
     assert f"{llama} is a model, not an adapter: there is nothing to merge" in refused(llama, "-o", "out")
     assert "The adapter ./nowhere does not exist" in refused("./nowhere", "-o", "out")
     assert "is a file" in refused(sft_run / "record.json", "-o", "out")
 
 
-def test_whole_models_of_ours_are_refused(
+def test_full_models_of_ours_are_refused(
     refused: Any, perl: Perl, llama: Path, sft_run: Path, reward_run: Path, rows: dict[str, Path]
 ) -> None:
     perl("sft", "-m", llama, "-d", rows["demonstrations"] / "train.jsonl", "-o", "full", "--full", "--max-steps", "1")
-    assert "full was trained with --full: it is an ordinary model already" in refused("full", "-o", "out")
+    assert "full was trained with --full: it is already an ordinary model" in refused("full", "-o", "out")
     perl("merge", sft_run, "-o", "merged")
-    assert "merged is merged already" in refused("merged", "-o", "out")
+    assert "merged is already merged" in refused("merged", "-o", "out")
     perl("eval", "-m", reward_run, "-d", rows["pairs"], "-o", "measured")
-    assert "measured is the folder of `perl eval` (finished) and holds no adapter" in refused("measured", "-o", "out")
+    assert "measured is a run of `perl eval` (finished) and contains no adapter" in refused("measured", "-o", "out")
 
 
 def test_adapters_that_add_nothing_to_weights_are_refused(refused: Any, llama: Path, peft_adapter: Any) -> None:
@@ -387,7 +387,7 @@ def test_adapter_for_another_task_is_refused(refused: Any, llama: Path, peft_ada
     adapter = peft_adapter(llama, target_modules=["q_proj"])
     config = json.loads((adapter / "adapter_config.json").read_text())
     (adapter / "adapter_config.json").write_text(json.dumps({**config, "task_type": "TOKEN_CLS"}))
-    assert "is for TOKEN_CLS\nHint: perl merge takes policies (CAUSAL_LM)" in refused(adapter, "-o", "out")
+    assert "is for TOKEN_CLS\nHint: perl merge accepts policies (CAUSAL_LM)" in refused(adapter, "-o", "out")
 
 
 def test_base_that_is_stored_quantised_is_refused(refused: Any, llama: Path, peft_adapter: Any) -> None:
@@ -420,15 +420,15 @@ def test_base_and_adapter_are_never_overwritten(
     Path("link").symlink_to(Path("models/base").resolve())
     for place in ("models/base", "models", "models/base/new", "link", "link/new"):
         found = refused("runs/sft", "-o", place, *words)
-        assert f"--output {place} is, holds or lies in the base {Path('models/base').resolve()}" in found
+        assert f"--output {place} overlaps the base {Path('models/base').resolve()}" in found
     for place in ("runs/sft", "runs", "runs/sft/merged", "./runs/../runs/sft"):
-        assert "is, holds or lies in the adapter" in refused("runs/sft", "-o", place, *words)
+        assert "overlaps the adapter" in refused("runs/sft", "-o", place, *words)
 
 
 def test_folder_named_like_the_bases_hub_id_is_refused(tmp_path: Path) -> None:
     source: Any = merge.Source("me/adapter", "org/base", None, "me/adapter", None)
     for place in ("org/base", "me/adapter", str(tmp_path / "org" / "base")):
-        with pytest.raises(merge.PerlError, match="is, holds or lies in"):
+        with pytest.raises(merge.PerlError, match="overlaps"):
             merge._check_apart(source, place)
     for place in ("org", "org/base-merged", "runs/base"):
         merge._check_apart(source, place)
@@ -448,7 +448,7 @@ def test_output_that_is_not_empty_is_left_alone_unless_it_is_a_run_to_overwrite(
     assert "old.txt" not in files(Path("out"))
 
 
-def test_dry_run_tells_and_writes_nothing(perl: Perl, sft_run: Path, reward_run: Path) -> None:
+def test_dry_run_reports_and_writes_nothing(perl: Perl, sft_run: Path, reward_run: Path) -> None:
     told = perl("merge", sft_run, "-o", "out", "--dry-run").stdout
     assert f"adapter: {sft_run}, a policy on the base " in told
     assert "merged weights: float32\noutput: out\nDry run: nothing was loaded, merged or written." in told
@@ -457,7 +457,7 @@ def test_dry_run_tells_and_writes_nothing(perl: Perl, sft_run: Path, reward_run:
 
 
 @pytest.mark.parametrize("name", ["adapter", "./adapter", "adapter/"])
-def test_output_is_beside_the_adapter_by_default(name: str, llama: Path, peft_adapter: Any, perl: Perl) -> None:
+def test_output_is_next_to_the_adapter_by_default(name: str, llama: Path, peft_adapter: Any, perl: Perl) -> None:
     peft_adapter(llama, target_modules=["q_proj"])
     assert "output: adapter-merged\n" in perl("merge", name, "--dry-run").stdout
 
@@ -467,7 +467,7 @@ def test_output_of_the_folder_itself_or_of_a_hub_id_by_default(
 ) -> None:
     monkeypatch.chdir(peft_adapter(llama, target_modules=["q_proj"]))
     assert f"output: {Path.cwd()}-merged\n" in perl("merge", ".", "--dry-run").stdout
-    assert merge._beside("me/adapter") == "runs/adapter-merged"
+    assert merge._default_output("me/adapter") == "runs/adapter-merged"
 
 
 # What fails on the way
@@ -498,22 +498,22 @@ def test_adapter_with_more_than_its_base_has_place_for_fails(perl: Perl, llama: 
     weights["base_model.model.score.weight"] = torch.zeros(1, 64)
     save_file(weights, adapter / "adapter_model.safetensors")
     error, _ = failed(perl, adapter, code=2)
-    assert "which has no place for base_model.model.score.weight (1 in all)" in error
+    assert "which has no place for base_model.model.score.weight (1 in total)" in error
 
 
 def test_weights_under_another_name_are_not_left_out(llama: Path, peft_adapter: Any) -> None:
     model = PeftModel.from_pretrained(plain_policy(llama), str(peft_adapter(llama, target_modules=["q_proj"])))
     saved = set(load_file("adapter/adapter_model.safetensors"))
-    assert merge.left_out(model, saved) == set()
-    assert merge.left_out(model, {name.replace("layers", "blocks") for name in saved}) == set()
-    assert merge.left_out(model, saved | {"base_model.model.model.layers.2.self_attn.q_proj.lora_A.weight"})
+    assert merging.left_out(model, saved) == set()
+    assert merging.left_out(model, {name.replace("layers", "blocks") for name in saved}) == set()
+    assert merging.left_out(model, saved | {"base_model.model.model.layers.2.self_attn.q_proj.lora_A.weight"})
 
 
 def test_gpu_that_is_too_small_says_how_it_goes(perl: Perl, sft_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def load(*words: Any) -> Any:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(merge, "load", load)
+    monkeypatch.setattr(merging, "load", load)
     error, _ = failed(perl, sft_run, code=1)
     assert "too small for the base in float32\nHint: CUDA_VISIBLE_DEVICES= perl merge" in error
 
@@ -529,8 +529,8 @@ def test_merge_that_gives_another_model_fails(
     perl: Perl, llama: Path, peft_adapter: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What peft alone does with an adapter of a tied output."""
-    monkeypatch.setattr(merge, "untie", lambda model: None)
-    monkeypatch.setattr(merge.warnings, "warn", lambda *words, **options: None)
+    monkeypatch.setattr(merging, "untie", lambda model: None)
+    monkeypatch.setattr(merging.warnings, "warn", lambda *words, **options: None)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         error, record = failed(perl, peft_adapter(llama, target_modules=["lm_head"]), code=1)
@@ -542,19 +542,19 @@ def test_merge_that_gives_another_model_fails(
 def test_folder_that_gives_other_logits_fails(perl: Perl, sft_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     gone: list[bool] = []
 
-    def load(*words: Any, before: Any = merge.load) -> Any:
+    def load(*words: Any, before: Any = merging.load) -> Any:
         model = before(*words)
         if gone:  # the third that is loaded is the saved one, for the run's own precision is that of the merge
             next(model.parameters()).data[0] += 1
         gone.append(True)
         return model
 
-    monkeypatch.setattr(merge, "load", load)
+    monkeypatch.setattr(merging, "load", load)
     error, _ = failed(perl, sft_run, code=1)
     assert "The saved model is not the merged one: loaded afresh, its logits differ by up to" in error
 
 
-def test_base_of_a_hub_is_held_against_the_record_once_it_is_loaded(
+def test_hub_base_is_compared_with_the_record_once_it_is_loaded(
     perl: Perl, sft_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = chain(["", "", ""], repeat("other"))  # before: the base's, the adapter's, the base's
@@ -562,7 +562,7 @@ def test_base_of_a_hub_is_held_against_the_record_once_it_is_loaded(
     assert "was trained on other weights" in failed(perl, sft_run, code=2)[0]
 
 
-def test_run_that_did_not_finish_is_told(perl: Perl, sft_run: Path) -> None:
+def test_run_that_did_not_finish_is_noted(perl: Perl, sft_run: Path) -> None:
     shutil.copytree(sft_run, "run")
     record = json.loads(Path("run/record.json").read_text())
     Path("run/record.json").write_text(json.dumps({**record, "status": "interrupted"}))
@@ -576,34 +576,22 @@ def test_one_model_is_in_memory_at_a_time(perl: Perl, llama: Path, rows: Any, mo
     run = trained(perl, "sft", llama, rows["demonstrations"], "--load-in-4bit")
     alive: list[Any] = []
 
-    def load(*words: Any, before: Any = merge.load) -> Any:
+    def load(*words: Any, before: Any = merging.load) -> Any:
         assert not [model for model in alive if model() is not None]
         model = before(*words)
         alive.append(weakref.ref(model))
         return model
 
-    monkeypatch.setattr(merge, "load", load)
+    monkeypatch.setattr(merging, "load", load)
     perl("merge", run, "-o", "out")
     assert len(alive) == 3  # as trained, merged, loaded afresh
-
-
-def test_figures_of_hand_made_logits() -> None:
-    some = [torch.tensor([[1.0, 2.0], [3.0, 0.0]]), torch.tensor([[0.0, 1.0]])]
-    others = [torch.tensor([[1.5, 2.0], [3.0, 5.0]]), torch.tensor([[0.0, 1.0]])]
-    assert merge.largest_difference(some, others) == 5
-    assert merge.share_same_token(some, others) == pytest.approx(2 / 3)
-    ours, theirs = ([torch.tensor([value]) for value in values] for values in ((1.0, 2.0, 3.0), (5.0, 7.0, 6.0)))
-    assert merge.share_same_order(ours, theirs) == pytest.approx(2 / 3)
-    assert merge.share_same_order(ours[:1], theirs[:1]) == 1
-    nan = [torch.tensor([[1.0, float("nan")], [0.0, 0.0]]), others[1]]
-    assert not merge.largest_difference(some, nan) < float("inf")
 
 
 def test_roles_are_not_needed_to_load_what_was_merged(perl: Perl, reward_run: Path) -> None:
     """A batch that is padded is read at each row's last token, by the saved config alone."""
     perl("merge", reward_run, "--output", "out")
     model, tokenizer = plain_reward(Path("out")).eval(), AutoTokenizer.from_pretrained("out")
-    ids, mask = scorers.padded(ROWS, tokenizer.pad_token_id, torch.device("cpu"))
+    ids, mask = padded(ROWS, tokenizer.pad_token_id)
     with torch.no_grad():
         batch = model(input_ids=ids, attention_mask=mask).logits[:, 0]
     assert batch.tolist() == pytest.approx([float(row[0]) for row in logits(model)], abs=1e-5)
@@ -611,21 +599,21 @@ def test_roles_are_not_needed_to_load_what_was_merged(perl: Perl, reward_run: Pa
 
 def test_merge_that_adds_nothing_fails(perl: Perl, sft_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As where every change of a 16-bit weight is below its rounding."""
-    original = merge.untie
+    original = merging.untie
 
     def careless(model: Any) -> None:
         original(model)
-        monkeypatch.setattr(merge, "tell_difference", lambda *_: None)
+        monkeypatch.setattr(merging, "note_difference", lambda *_: None)
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
                 parameter.data *= 1e-30
 
-    monkeypatch.setattr(merge, "untie", careless)
+    monkeypatch.setattr(merging, "untie", careless)
     result = perl("merge", sft_run, "-o", "out", "--dtype", "bfloat16", code=1)
     assert "Error: Merging changed no weight: in bfloat16 the adapter is lost to rounding" in result.stderr
 
 
-def test_value_model_of_a_run_is_no_policy(perl: Perl, sft_run: Path) -> None:
+def test_value_model_of_a_run_is_not_a_policy(perl: Perl, sft_run: Path) -> None:
     shutil.copytree(sft_run, "run/value")
     Path("run/value/value_head.safetensors").touch()
     result = perl("merge", "run/value", code=2)

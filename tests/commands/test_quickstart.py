@@ -67,7 +67,7 @@ def test_stages_stand_on_one_another(quick: tuple[Path, str]) -> None:
     folder, _ = quick
     found = read_record(folder / "rl")
     assert (found.settings["model"], found.settings["reward"]) == (str(folder / "sft"), [str(folder / "reward")])
-    assert any("an adapter on the policy's own base" in note for note in found.notes)
+    assert any("an adapter on the policy's base" in note for note in found.notes)
     assert read_record(folder / "eval-rl").settings["model"] == str(folder / "rl")
     assert "anchor: the policy that RL started from" in read_record(folder / "eval-rl").notes
 

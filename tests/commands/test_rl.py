@@ -84,7 +84,7 @@ def test_record_tells_the_run(rl_run: Path, sft_run: Path, reward_run: Path, lla
         "first_reward", "reward", "kl_per_token", "completion_length", "share_truncated", "gold",
         "seconds_sampling", "seconds_scoring", "seconds_anchor", "seconds_learning",
     }  # fmt: skip
-    assert f"reward: {reward_run}, an adapter on the policy's own base (adds 14.6 kB)" in found.notes
+    assert f"reward: {reward_run}, an adapter on the policy's base (adds 14.6 kB)" in found.notes
     steps = metrics(rl_run)
     assert (found.metrics["first_reward"], found.tokens) == (steps[0]["reward"], steps[-1]["num_tokens"])
     assert found.metrics["reward"] == pytest.approx((steps[0]["reward"] + steps[1]["reward"]) / 2)
@@ -224,7 +224,7 @@ def test_classifier_on_another_base_is_loaded_beside_and_said(
     perl: Perl, llama: Path, classifier: Path, rows: dict[str, Path]
 ) -> None:
     result = perl("rl", "-m", llama, "--reward", classifier, "-d", rows["prompts"], "-o", "run", *SHORT)
-    assert f"reward: {classifier}, on a base of its own ({classifier}), loaded beside the policy's" in result.stdout
+    assert f"reward: {classifier}, on its own base ({classifier}), loaded in addition to the policy's" in result.stdout
 
 
 @pytest.mark.parametrize("kind", ["pairs", "thumbs", "demonstrations"])
@@ -252,7 +252,7 @@ def test_missing_eos_penalty_is_taken_off_what_was_cut(
 
 def test_run_without_a_reward_is_refused(perl: Perl, sft_run: Path, rows: dict[str, Path]) -> None:
     result = perl("rl", "-m", sft_run, "-d", rows["prompts"], "-o", "run", *SHORT, code=2)
-    assert "Error: --reward is missing: RL without a reward learns nothing" in result.stderr
+    assert "Error: --reward is missing: RL learns nothing without a reward" in result.stderr
     assert not Path("run").exists()
 
 
@@ -264,7 +264,7 @@ def test_reward_model_that_likes_all_the_same_stops_the_run(
     save_file(head, Path("blank") / "adapter_model.safetensors", metadata={"format": "pt"})
     words = ("rl", "-m", sft_run, "--reward", "blank", "-d", rows["prompts"], "-o", "run", *SHORT)
     result = perl(*words, code=2)
-    assert "Error: The reward blank scores its own proof rows otherwise than after its training" in result.stderr
+    assert "Error: The reward blank scores its own proof rows differently than after its training" in result.stderr
     (Path("blank") / "proof.json").unlink()
     result = perl(*words, "--overwrite", code=1)
     assert "Error: The reward gives all 16 completions the same value (0): nothing to learn" in result.stderr
@@ -414,7 +414,7 @@ def test_adapter_that_moves_its_base_is_refused(
     config = json.loads(Path("moving/adapter_config.json").read_text())
     Path("moving/adapter_config.json").write_text(json.dumps({**config, "init_lora_weights": init}))
     result = perl("rl", "-m", "moving", "--reward", reward_run, "-d", rows["prompts"], "-o", "run", *SHORT, code=2)
-    assert f"(init_lora_weights={init}) moves its base's weights as it is loaded" in result.stderr
+    assert f"(init_lora_weights={init}) changes its base, which other roles share" in result.stderr
     assert "Hint: perl merge moving" in result.stderr
 
 
@@ -464,7 +464,7 @@ def test_full_tuning_saves_a_plain_model_and_loads_the_reward_beside(
 ) -> None:
     words = (*SHORT, "--full", "--learning-rate", "1e-4")
     result = perl("rl", "-m", llama, "--reward", reward_run, "-d", rows["prompts"], "-o", "run", *words)
-    assert "on a base of its own" in result.stdout
+    assert "on its own base" in result.stdout
     assert files(Path("run")) == RUN | {"config.json", "generation_config.json", "model.safetensors"}
     assert metrics(Path("run"))[0]["kl"] == 0
     tuned, before = AutoModelForCausalLM.from_pretrained("run"), AutoModelForCausalLM.from_pretrained(llama)

@@ -242,7 +242,7 @@ def test_adapter_is_continued(perl: Perl, sft_run: Path, tmp_path: Path, rows: d
 def test_adapter_keeps_its_own_lora_settings(perl: Perl, sft_run: Path, rows: dict[str, Path]) -> None:
     common = ("sft", "-m", sft_run, "-d", rows["demonstrations"], "-o", "run")
     result = perl(*common, "--lora-r", "32", "--lora-dropout", "0.5", code=2)
-    told = f"{sft_run} is an adapter already: --lora-r 32, but the adapter has 4; --lora-dropout 0.5, but the adapter"
+    told = f"{sft_run} is already an adapter: --lora-r 32, but the adapter has 4; --lora-dropout 0.5, but the adapter"
     assert told in result.stderr
     assert "Hint: leave the option out" in result.stderr
     assert not Path("run").exists()

@@ -19,7 +19,7 @@ from perlcli.errors import PerlError
 from perlcli.model import adapters, loading, roles, scorers, sources
 from perlcli.model.sources import locate
 from perlcli.run.record import read_record
-from perlcli.settings import LoraSettings, ModelSettings
+from perlcli.settings import Eval, LoraSettings, ModelSettings
 from perlcli.training import base_copies, guards, rewards
 
 Perl = Callable[..., Any]
@@ -45,8 +45,15 @@ ABLE = [
     if (precision != "4-bit" or kind.on_4bit) and (precision != "8-bit" or kind.on_8bit)
 ]
 SHORT = (
-    "--max-steps", "2", "--per-device-train-batch-size", "4", "--max-length", "128", "--learning-rate", "1e-2",
-)  # fmt: skip
+    "--max-steps",
+    "2",
+    "--per-device-train-batch-size",
+    "4",
+    "--max-length",
+    "128",
+    "--learning-rate",
+    "1e-2",
+)
 RL = (*SHORT, "--gradient-accumulation-steps", "1", "--max-completion-length", "6")
 # What LLM.int8 says at each layer, documented by bitsandbytes; the command line silences it (upstream.py)
 quiet_8bit = pytest.mark.filterwarnings("ignore:MatMul8bitLt")
@@ -74,7 +81,7 @@ def scramble(model: nn.Module) -> None:
 def saved_reward(kind: str, llama: Path, settings: ModelSettings) -> str:
     model: Any = fresh(kind, loading.load_classifier(locate(str(llama)), settings, PAD), "SEQ_CLS")
     scramble(model)
-    scorers.round_head(model, model.dtype)
+    roles.round_head(model, model.dtype)
     roles.save_adapter(model, Path("reward"))
     return "reward"
 
@@ -113,7 +120,7 @@ def test_roles_of_a_kind_share_a_base(kind: str, precision: str, llama: Path) ->
     alone = PeftModel.from_pretrained(loading.load_classifier(locate(str(llama)), settings, PAD), reward)
     wanted = scorers.ClassifierScorer(alone, PAD)(ROWS)
     policy = fresh(kind, loading.load_causal(locate(str(llama)), settings)).eval()
-    head = scorers.attach_reward(policy, reward)
+    head = roles.attach_reward(policy, reward)
     with policy.disable_adapter():
         bare = logits(policy)
     assert torch.equal(logits(policy), bare)
@@ -149,7 +156,7 @@ def test_lora_and_dora_stand_on_one_base(llama: Path) -> None:
     reward = saved_reward("DoRA", llama, ModelSettings())
     alone = PeftModel.from_pretrained(loading.load_classifier(locate(str(llama)), ModelSettings(), PAD), reward)
     policy = fresh("LoRA", loading.load_causal(locate(str(llama)), ModelSettings()))
-    shared = scorers.SharedScorer(policy, scorers.attach_reward(policy, reward), PAD)
+    shared = scorers.SharedScorer(policy, roles.attach_reward(policy, reward), PAD)
     assert shared(ROWS) == scorers.ClassifierScorer(alone, PAD)(ROWS)
     assert shared.bytes > roles.adapter_bytes(policy, roles.POLICY)
 
@@ -180,19 +187,22 @@ REFUSED = {
     "no type": ({"r": 8}, "has no peft_type\nHint: one of LORA, LOHA"),
     "prompts": ({"peft_type": "PROMPT_TUNING"}, f"PROMPT_TUNING can't be trained here: {adapters.ON_THE_TEXT}"),
     "prefixes": ({"peft_type": "PREFIX_TUNING"}, f"PREFIX_TUNING can't be trained here: {adapters.ON_THE_TEXT}"),
-    "one at a time": ({"peft_type": "ADALORA"}, "ADALORA can't be trained here: peft lets one such adapter train on a"),
-    "norms": ({"peft_type": "LN_TUNING"}, "it puts norms of its own in the place of the base's"),
+    "one at a time": (
+        {"peft_type": "ADALORA"},
+        "ADALORA can't be trained here: peft allows only one trainable",
+    ),
+    "norms": ({"peft_type": "LN_TUNING"}, "it replaces norms of the base instead of adding"),
     "begins elsewhere": ({"peft_type": "FOURIERFT"}, f"FOURIERFT can't be trained here: {adapters.NOT_AT_THE_BASE}"),
     "unproven": ({"peft_type": "XLORA"}, f"XLORA can't be trained here: {adapters.UNPROVEN}"),
     "unknown field": ({"peft_type": "LOHA", "alhpa": 8}, "LoHaConfig has no field alhpa. Did you mean alpha?"),
     "wrong value": ({"peft_type": "LOHA", "r": "8"}, "r must be a whole number, not '8'"),
     "wrong list": ({"peft_type": "LORA", "target_modules": 3}, "target_modules must be"),
-    "biases": ({"peft_type": "LORA", "bias": "all"}, "bias='all': it trains the biases of the base, which serves"),
+    "biases": ({"peft_type": "LORA", "bias": "all"}, "bias='all': it trains the biases of the base, which other"),
     "modules": ({"peft_type": "LORA", "modules_to_save": ["lm_head"]}, "modules_to_save=['lm_head']: it trains mod"),
     "tokens": ({"peft_type": "LORA", "trainable_token_indices": [3]}, "trainable_token_indices=[3]: it trains emb"),
-    "parameters": ({"peft_type": "LORA", "target_parameters": ["a"]}, "target_parameters=['a']: peft puts one such"),
+    "parameters": ({"peft_type": "LORA", "target_parameters": ["a"]}, "target_parameters=['a']: peft allows only"),
     "layers": ({"peft_type": "LORA", "layer_replication": [[0, 2]]}, "layer_replication=[[0, 2]]: it changes the lay"),
-    "activation": ({"peft_type": "LORA", "alora_invocation_tokens": [3]}, "it acts behind certain tokens alone"),
+    "activation": ({"peft_type": "LORA", "alora_invocation_tokens": [3]}, "it only acts after certain tokens"),
     "qalora": ({"peft_type": "LORA", "use_qalora": True}, f"use_qalora=True: {adapters.UNPROVEN}"),
     "pissa": ({"peft_type": "LORA", "init_lora_weights": "pissa_niter_4"}, f"=pissa_niter_4: {adapters.MOVED}"),
     "olora": ({"peft_type": "LORA", "init_lora_weights": "olora"}, f"init_lora_weights=olora: {adapters.MOVED}"),
@@ -200,14 +210,14 @@ REFUSED = {
     "loftq": ({"peft_type": "LORA", "init_lora_weights": "loftq"}, f"init_lora_weights=loftq: {adapters.MOVED}"),
     "random": ({"peft_type": "LOHA", "init_weights": False}, f"init_weights=false: {adapters.NOT_AT_THE_BASE}"),
     "odd start": ({"peft_type": "LORA", "init_lora_weights": 3}, "init_lora_weights must be true or gaussian, not 3"),
-    "dropout": ({"peft_type": "LORA", "lora_dropout": 1.5}, "lora_dropout must be from 0 to below 1, not 1.5"),
+    "dropout": ({"peft_type": "LORA", "lora_dropout": 1.5}, "lora_dropout must be at least 0 and below 1, not 1.5"),
     "its dropout": ({"peft_type": "LOHA", "rank_dropout": 0.1}, "rank_dropout=0.1: TRL turns dropout off"),
     "task": ({"peft_type": "LORA", "task_type": "SEQ_CLS"}, "task_type SEQ_CLS, but this stage trains CAUSAL_LM"),
     "no such module": ({"peft_type": "LOHA", "target_modules": ["qq"]}, "target_modules: the model has no module 'qq'"),
     "no match": ({"peft_type": "LOHA", "target_modules": ".*qq"}, "peft can't put it on this model: Target modules"),
     "rank": ({"peft_type": "LORA", "r": 0}, "peft can't put it on this model: `r` should be a positive integer"),
-    "blocks": ({"peft_type": "OFT", "oft_block_size": 0}, "peft refuses it: Either `r` or `oft_block_size` must be"),
-    "a list": ([1], "holds no JSON object"),
+    "blocks": ({"peft_type": "OFT", "oft_block_size": 0}, "peft rejects it: Either `r` or `oft_block_size` must be"),
+    "a list": ([1], "is not a JSON object"),
     "no JSON": ("{", "can't be read as JSON: Expecting property name"),
 }
 
@@ -222,7 +232,7 @@ def test_a_file_that_cannot_share_a_base_is_refused(name: str, perl: Perl, llama
     assert not Path("run").exists()
 
 
-def test_all_faults_of_a_file_are_told_at_once() -> None:
+def test_all_faults_of_a_file_are_reported_at_once() -> None:
     file = written({"peft_type": "LORA", "bias": "all", "rr": 1, "lora_alpha": "8"})
     with pytest.raises(PerlError) as caught:
         adapters.read(file, "CAUSAL_LM")
@@ -231,7 +241,7 @@ def test_all_faults_of_a_file_are_told_at_once() -> None:
 
 
 @pytest.mark.parametrize(("place", "said"), [("none.json", "does not exist"), (".", "is a folder")])
-def test_a_file_that_is_not_there_is_told(place: str, said: str) -> None:
+def test_a_file_that_is_not_there_is_an_error(place: str, said: str) -> None:
     with pytest.raises(PerlError, match=said):
         adapters.read(place, "CAUSAL_LM")
 
@@ -259,8 +269,8 @@ def test_a_file_says_all_of_an_adapter(words: tuple[str, ...], said: str, perl: 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("--use-dora",), "is an adapter already: --use-dora True, but the adapter is LoRA r=4, alpha=8"),
-        (("--peft", "adapter.json"), "--peft adapter.json says what a new adapter is, and"),
+        (("--use-dora",), "is already an adapter: --use-dora True, but the adapter is LoRA r=4, alpha=8"),
+        (("--peft", "adapter.json"), "--peft adapter.json describes a new adapter, but"),
     ],
 )
 def test_an_adapter_is_what_it_is(words: tuple[str, ...], said: str, perl: Perl, sft_run: Path) -> None:
@@ -271,12 +281,12 @@ def test_an_adapter_is_what_it_is(words: tuple[str, ...], said: str, perl: Perl,
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        ({"alora_invocation_tokens": [3]}, "can't share its base: alora_invocation_tokens=[3]: it acts behind"),
-        ({"peft_type": "PROMPT_TUNING"}, "is PROMPT_TUNING, which can't be trained here: it adds to what the model"),
+        ({"alora_invocation_tokens": [3]}, "can't share its base: alora_invocation_tokens=[3]: it only acts after"),
+        ({"peft_type": "PROMPT_TUNING"}, "is PROMPT_TUNING, which can't be trained here: it changes the model's input"),
         ({"peft_type": "LOHA", "module_dropout": 0.1}, "can't share its base: module_dropout=0.1: TRL turns dropout"),
     ],
 )
-def test_an_adapter_that_cannot_share_its_base_is_no_start_of_rl(
+def test_rl_cannot_start_from_an_adapter_that_cannot_share_its_base(
     more: dict[str, Any], said: str, perl: Perl, llama: Path, rows: dict[str, Path]
 ) -> None:
     Path("mine").mkdir()
@@ -289,11 +299,11 @@ def test_an_adapter_that_cannot_share_its_base_is_no_start_of_rl(
     assert said in perl("rl", "-m", "mine", "--reward", "m:f", "-d", rows["prompts"], code=2).stderr
 
 
-def test_a_reward_that_moves_its_base_is_no_adapter_on_the_policys(llama: Path, reward_run: Path) -> None:
+def test_a_reward_that_changes_its_base_cannot_share_the_policys(llama: Path, reward_run: Path) -> None:
     shutil.copytree(reward_run, "moving", ignore=shutil.ignore_patterns("checkpoints"))
     config = json.loads(Path("moving/adapter_config.json").read_text())
     written({**config, "init_lora_weights": "pissa"}, "moving/adapter_config.json")
-    prepared: Any = SimpleNamespace(source=locate(str(llama)), settings=SimpleNamespace(), adapter=None)
+    prepared: Any = SimpleNamespace(source=locate(str(llama)), settings=Eval(), adapter=None)
     assert rewards._apart(locate("moving"), prepared) == (
         f"on a copy of {llama} (init_lora_weights=pissa: {adapters.MOVED})"
     )
@@ -301,10 +311,12 @@ def test_a_reward_that_moves_its_base_is_no_adapter_on_the_policys(llama: Path, 
 
 
 @pytest.mark.parametrize(("kind", "flag"), [("IA3", "4"), ("LoHa", "4"), ("DoRA", "8"), ("DeLoRA", "8")])
-def test_a_base_that_an_adapter_does_not_work_on_is_told_before_it_is_loaded(kind: str, flag: str, perl: Perl) -> None:
+def test_a_base_that_an_adapter_does_not_work_on_is_an_error_before_it_is_loaded(
+    kind: str, flag: str, perl: Perl
+) -> None:
     found = perl("reward", "--peft", written(FILES[kind]), f"--load-in-{flag}bit", "-o", "run", code=2).stderr
     assert f"Error: The adapter is {kind}, which does not work on a base in {flag} bits" in found
-    assert "Hint: a base in 16 bits, or another adapter: LoRA, " in found
+    assert "Hint: use a base in 16 bits, or another adapter: LoRA, " in found
 
 
 # The stages
@@ -377,13 +389,13 @@ def test_dora_begins_at_the_base_and_its_magnitudes_train(perl: Perl, llama: Pat
     perl("merge", "on", "-o", "merged")
 
 
-def test_a_reward_of_another_kind_is_loaded_beside(
+def test_a_reward_of_another_kind_is_loaded_in_addition(
     perl: Perl, llama: Path, reward_run: Path, rows: dict[str, Path]
 ) -> None:
     """peft puts one kind on a base: the note says so, and what memory that takes."""
     file = written(FILES["LoKr"])
     found = perl("rl", "-m", llama, "--reward", reward_run, "-d", rows["prompts"], "-o", "rl", "--peft", file, *RL)
-    assert "it is LoRA, and peft takes one kind a base, here LoKr, loaded beside the policy's" in found.output
+    assert "it is LoRA, the policy's adapter is LoKr, and peft allows one type per base, loaded in" in found.output
     record = read_record(Path("rl"))
     assert record.guards["shift of " + str(reward_run)] == record.guards["kl_at_start"] == 0
     assert record.memory["base_copies"] == 2
@@ -395,10 +407,7 @@ def test_a_run_goes_on_with_the_adapter_that_it_began_with(perl: Perl, llama: Pa
     perl(*common, *SHORT, "--save-steps", "1")
     longer = (*common, *SHORT[2:], "--save-steps", "1", "--max-steps", "3", "--resume")
     written({**FILES["MiSS"], "r": 4})
-    assert (
-        "--resume: adapter.json holds another adapter than the one that the run in run trains"
-        in perl(*longer, code=2).stderr
-    )
+    assert "--resume: adapter.json describes another adapter than the run in run trains" in perl(*longer, code=2).stderr
     written(FILES["MiSS"])
     assert "Going on from step 2" in perl(*longer).output
     inside = ("sft", "-m", llama, "-d", rows["demonstrations"], "-o", "run", "--peft", "run/adapter_config.json")
@@ -421,11 +430,11 @@ def test_a_file_takes_the_place_of_a_recipes_lora_options() -> None:
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        ({"target_modules": "(.*)*x"}, "what chooses the modules is a regular expression that took longer than 2 s"),
-        ({"target_modules": "("}, "what chooses the modules is no regular expression"),
+        ({"target_modules": "(.*)*x"}, "the regular expression '(.*)*x' takes longer than 2 s to match module names"),
+        ({"target_modules": "("}, "'(' is not a valid regular expression"),
         ({"modules_to_save": [{}]}, "modules_to_save=[{}]: it trains modules of the base"),
-        ({"alpha": 10**400}, "holds a number or a character that nothing can use"),
-        ({"rank_pattern": {"\ud800": 1}}, "holds a number or a character that nothing can use"),
+        ({"alpha": 10**400}, "has a number beyond 64 bits, or text that is not valid Unicode"),
+        ({"rank_pattern": {"\ud800": 1}}, "has a number beyond 64 bits, or text that is not valid Unicode"),
     ],
 )
 def test_a_file_that_does_harm_is_refused(more: dict[str, Any], said: str) -> None:
@@ -437,7 +446,7 @@ def test_a_file_that_does_harm_is_refused(more: dict[str, Any], said: str) -> No
     assert said in caught.value.problem
 
 
-def test_a_file_nested_too_deeply_is_no_json() -> None:
+def test_a_file_nested_too_deeply_is_not_json() -> None:
     Path("adapter.json").write_text("[" * 100_000)
     with pytest.raises(PerlError, match=r"--peft adapter\.json can't be read as JSON"):
         adapters.content("adapter.json")

@@ -1,4 +1,4 @@
-"""Roles on one base: equal scores, switches without a trace, and the guards."""
+"""Roles on one base: switched without a trace, attached, counted and checked."""
 
 import shutil
 from collections.abc import Iterator
@@ -8,46 +8,23 @@ from typing import Any
 import pytest
 import torch
 from conftest import PAD, PRECISIONS, ROWS
+from models import LORA, load_policy, saved_reward, scramble
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from torch import nn
 
 from perlcli.errors import PerlError, RunFailed
 from perlcli.model import loading, roles, scorers
 from perlcli.model.sources import locate
-from perlcli.settings import LoraSettings, ModelSettings
+from perlcli.settings import ModelSettings
 from perlcli.training import guards
 
-LORA = LoraSettings(lora_r=4, lora_alpha=8, lora_dropout=0.5, lora_target_modules="attention")
 # What LLM.int8 says at each layer, documented by bitsandbytes; the command line silences it (upstream.py)
 quiet_8bit = pytest.mark.filterwarnings("ignore:MatMul8bitLt")
-
-
-def scramble(model: nn.Module, seed: int) -> None:
-    """Give an adapter random weights, as if it were trained; a fresh one is the identity."""
-    torch.manual_seed(seed)
-    for name, parameter in model.named_parameters():
-        if "lora_" in name:
-            nn.init.normal_(parameter, std=0.3)
-
-
-def saved_reward(folder: Path, llama: Path, settings: ModelSettings) -> str:
-    """The folder of a reward adapter for the tiny Llama in this precision."""
-    torch.manual_seed(3)
-    model: Any = roles.new_adapter(loading.load_classifier(locate(str(llama)), settings, PAD), LORA, "SEQ_CLS")
-    scramble(model, 1)
-    scorers.round_head(model, model.dtype)
-    roles.save_adapter(model, folder)
-    return str(folder)
 
 
 @pytest.fixture
 def reward(llama: Path, tmp_path: Path) -> str:
     return saved_reward(tmp_path / "reward", llama, ModelSettings())
-
-
-def load_policy(llama: Path, settings: ModelSettings = PRECISIONS["float32"]) -> Any:
-    return roles.new_adapter(loading.load_causal(locate(str(llama)), settings), LORA, "CAUSAL_LM")
 
 
 @pytest.fixture
@@ -66,91 +43,12 @@ def state(model: Any) -> tuple[Any, ...]:
     return model.active_adapter, grads, modes, disabled
 
 
-# Scores
-
-
-@quiet_8bit
-@pytest.mark.parametrize("precision", PRECISIONS)
-def test_shared_base_scores_equal_the_stand_alone_model_bit_for_bit(
-    precision: str, llama: Path, tmp_path: Path
-) -> None:
-    settings = PRECISIONS[precision]
-    folder = saved_reward(tmp_path / "reward", llama, settings)
-    alone = loading.load_classifier(locate(str(llama)), settings, PAD)
-    wanted = scorers.ClassifierScorer(PeftModel.from_pretrained(alone, folder), PAD)(ROWS)
-    policy = load_policy(llama, settings)
-    scramble(policy, 2)
-    shared = scorers.SharedScorer(policy, scorers.attach_reward(policy, folder), PAD)
-    assert shared(ROWS) == wanted
-    assert len(set(wanted)) == len(ROWS)
-    with torch.autocast("cpu", torch.bfloat16):  # as under a trainer in bf16
-        assert shared(ROWS) == wanted
-
-
-def test_a_reward_that_was_padded_with_eos_is_read_before_it(llama: Path, policy: Any, reward: str) -> None:
-    """As plain transformers reads it: at the last token that isn't padding. trl pads so where nothing else is named."""
-    eos = 2
-    alone = loading.load_classifier(locate(str(llama)), ModelSettings(), eos)
-    wanted = scorers.ClassifierScorer(PeftModel.from_pretrained(alone, reward), eos)(ROWS)
-    head = scorers.attach_reward(policy, reward)
-    assert scorers.SharedScorer(policy, head, PAD, unread=eos)(ROWS) == wanted
-    assert [a == b for a, b in zip(scorers.SharedScorer(policy, head, PAD)(ROWS), wanted, strict=True)] == [
-        ROWS[0][-1] != eos, True, True,
-    ]  # fmt: skip
-
-
-def test_reward_depends_on_the_reward_adapter_and_not_on_the_policys(policy: Any, reward: str) -> None:
-    shared = scorers.SharedScorer(policy, scorers.attach_reward(policy, reward), PAD)
-    before = shared(ROWS)
-    for name, parameter in policy.named_parameters():
-        if f".{roles.POLICY}." in name:
-            parameter.data.mul_(2)
-    assert shared(ROWS) == before
-    for name, parameter in policy.named_parameters():
-        if f".{roles.REWARD}." in name:
-            parameter.data.mul_(2)
-    assert shared(ROWS) != before
-
-
-def test_padding_does_not_move_a_reward(policy: Any, reward: str) -> None:
-    shared = scorers.SharedScorer(policy, scorers.attach_reward(policy, reward), PAD)
-    assert shared(ROWS) == pytest.approx([shared([row])[0] for row in ROWS], abs=1e-5)
-
-
-def test_reward_is_read_at_the_last_token_even_where_that_is_the_pad_token(policy: Any, reward: str) -> None:
-    head = scorers.attach_reward(policy, reward)
-    row = [1, 40, 41, 2]
-    eos_as_pad, other_pad = scorers.SharedScorer(policy, head, 2), scorers.SharedScorer(policy, head, PAD)
-    assert eos_as_pad([row]) == other_pad([row])
-    assert other_pad([row]) != other_pad([row[:-1]])
-
-
-def test_scoring_uses_no_dropout_and_leaves_the_mode(llama: Path) -> None:
-    model: Any = roles.new_adapter(loading.load_classifier(locate(str(llama)), ModelSettings(), PAD), LORA, "SEQ_CLS")
-    scramble(model, 2)
-    scorer = scorers.ClassifierScorer(model.train(), PAD)
-    assert scorer(ROWS) == scorer(ROWS)
-    assert model.training
-
-
-def test_scores_in_batches_keep_their_order() -> None:
-    sizes = []
-
-    def lengths(rows: list[list[int]]) -> list[float]:
-        sizes.append(len(rows))
-        return [float(len(row)) for row in rows]
-
-    rows = [[0] * length for length in (3, 1, 4, 1, 5)]
-    assert scorers.scores_in_batches(lengths, rows, 2) == [3, 1, 4, 1, 5]
-    assert sizes == [2, 2, 1]
-
-
 # Switching
 
 
 @pytest.mark.parametrize("adapter", [roles.REWARD, None])
 def test_switch_puts_back_exactly_what_was_there(adapter: str | None, policy: Any, reward: str) -> None:
-    scorers.attach_reward(policy, reward)
+    roles.attach_reward(policy, reward)
     policy.train()
     policy.base_model.model.model.layers[1].eval()  # a mode of its own
     for name, parameter in policy.named_parameters():  # grads of their own: part of both adapters
@@ -170,7 +68,7 @@ def test_switch_changes_what_the_model_says_and_back(llama: Path, policy: Any, r
         with torch.no_grad():
             return policy(input_ids=torch.tensor([ROWS[0]])).logits
 
-    scorers.attach_reward(policy, reward)
+    roles.attach_reward(policy, reward)
     policy.eval()
     mine = says()
     with roles.switched(policy, roles.REWARD):
@@ -186,7 +84,7 @@ def test_switch_changes_what_the_model_says_and_back(llama: Path, policy: Any, r
 
 def test_reward_is_the_same_from_inside_another_switch(policy: Any, reward: str) -> None:
     """An anchor's completions are scored while the anchor is switched in; peft keeps adapters off under the base."""
-    shared = scorers.SharedScorer(policy, scorers.attach_reward(policy, reward), PAD)
+    shared = scorers.SharedScorer(policy, roles.attach_reward(policy, reward), PAD)
     wanted = shared(ROWS)
     for adapter in (None, roles.POLICY, roles.REWARD):
         with roles.switched(policy, adapter):
@@ -208,7 +106,7 @@ def ready(policy: Any, reward: str) -> Iterator[tuple[Any, str]]:
 
 
 def test_attached_reward_does_not_shift_the_stream_that_samples(ready: tuple[Any, str], still_random: None) -> None:
-    scorers.attach_reward(*ready)
+    roles.attach_reward(*ready)
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -216,7 +114,7 @@ def test_attached_reward_leaves_the_policy_as_it_was(training: bool, policy: Any
     policy.train(training)
     before = policy.state_dict()
     before = {name: tensor.clone() for name, tensor in before.items()}
-    scorers.attach_reward(policy, reward)
+    roles.attach_reward(policy, reward)
     assert policy.training is training
     assert policy.active_adapter == roles.POLICY
     assert {name for name, p in policy.named_parameters() if p.requires_grad} == {n for n in before if "lora_" in n}
@@ -225,35 +123,37 @@ def test_attached_reward_leaves_the_policy_as_it_was(training: bool, policy: Any
 
 def test_head_is_read_as_saved(llama: Path, reward: str) -> None:
     alone = PeftModel.from_pretrained(loading.load_classifier(locate(str(llama)), ModelSettings(), PAD), reward)
-    assert torch.equal(scorers.read_head(reward), alone.base_model.model.score.modules_to_save[roles.POLICY].weight)
+    assert torch.equal(roles.read_head(reward), alone.base_model.model.score.modules_to_save[roles.POLICY].weight)
 
 
-def test_adapter_without_a_head_is_told(policy: Any, tmp_path: Path) -> None:
+def test_adapter_without_a_head_is_an_error(policy: Any, tmp_path: Path) -> None:
     roles.save_adapter(policy, tmp_path)
     with pytest.raises(PerlError, match=r"has no reward head\nHint: train it with `perl reward`"):
-        scorers.read_head(str(tmp_path))
+        roles.read_head(str(tmp_path))
 
 
 @pytest.mark.parametrize("content", [None, b"no safetensors"])
-def test_adapter_that_cannot_be_read_is_told(content: bytes | None, tmp_path: Path) -> None:
+def test_adapter_that_cannot_be_read_is_an_error(content: bytes | None, tmp_path: Path) -> None:
     if content is not None:
         (tmp_path / "adapter_model.safetensors").write_bytes(content)
     with pytest.raises(PerlError, match=f"The reward adapter {tmp_path} can't be read"):
-        scorers.read_head(str(tmp_path))
+        roles.read_head(str(tmp_path))
 
 
-def test_adapter_of_another_base_is_told(policy: Any, gpt2: Path, tmp_path: Path) -> None:
+def test_adapter_of_another_base_is_an_error(policy: Any, gpt2: Path, tmp_path: Path) -> None:
     roles.save_adapter(policy, tmp_path)
     with pytest.raises(PerlError, match=f"The adapter {tmp_path} does not fit its base"):
         roles.load_adapter(loading.load_causal(locate(str(gpt2)), ModelSettings()), str(tmp_path), trainable=True)
 
 
-def test_saved_adapter_is_the_one_alone(policy: Any, reward: str, tmp_path: Path) -> None:
-    scorers.attach_reward(policy, reward)
+def test_only_the_one_adapter_is_saved(policy: Any, reward: str, tmp_path: Path) -> None:
+    roles.attach_reward(policy, reward)
     roles.save_adapter(policy, tmp_path / "mine")
     assert {path.name for path in (tmp_path / "mine").iterdir()} == {
-        "README.md", "adapter_config.json", "adapter_model.safetensors",
-    }  # fmt: skip
+        "README.md",
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    }
 
 
 # Precision, counts and guards
@@ -261,18 +161,21 @@ def test_saved_adapter_is_the_one_alone(policy: Any, reward: str, tmp_path: Path
 
 def test_an_adapters_parameters_are_known_from_modules_that_bear_its_name() -> None:
     names = {
-        "model.layers.0.q_proj.lora_A.value.weight": True, "model.embed.lora_embedding_A.value": True,
-        "score.modules_to_save.value.weight": True, "model.q_proj.lora_magnitude_vector.value.weight": True,
-        "attention.self.value.base_layer.weight": False, "attention.self.value.lora_A.default.weight": False,
+        "model.layers.0.q_proj.lora_A.value.weight": True,
+        "model.embed.lora_embedding_A.value": True,
+        "score.modules_to_save.value.weight": True,
+        "model.q_proj.lora_magnitude_vector.value.weight": True,
+        "attention.self.value.base_layer.weight": False,
+        "attention.self.value.lora_A.default.weight": False,
         "model.layers.0.q_proj.lora_A.value2.weight": False,
-    }  # fmt: skip
+    }
     assert {name: roles.is_of("value", name) for name in names} == names
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "4-bit"])
 def test_adapters_are_float32_on_any_base_and_not_rounded(precision: str, llama: Path, tmp_path: Path) -> None:
     model = load_policy(llama, PRECISIONS[precision])
-    scorers.attach_reward(model, saved_reward(tmp_path / "reward", llama, PRECISIONS[precision]))
+    roles.attach_reward(model, saved_reward(tmp_path / "reward", llama, PRECISIONS[precision]))
     before = {name: parameter.clone() for name, parameter in model.named_parameters() if "lora_" in name}
     grads = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     with roles.unrounded(model):
@@ -295,13 +198,13 @@ def test_head_trains_in_float32_and_is_rounded_for_its_base(llama: Path) -> None
     assert head.dtype == torch.float32
     assert head.requires_grad
     head.data.fill_(1 / 3)
-    scorers.round_head(model, torch.bfloat16)
+    roles.round_head(model, torch.bfloat16)
     assert head.dtype == torch.bfloat16
     assert float(head.data[0, 0]) == float(torch.tensor(1 / 3).bfloat16())
 
 
 def test_checksum_notices_the_role_that_changed(policy: Any, reward: str) -> None:
-    scorers.attach_reward(policy, reward)
+    roles.attach_reward(policy, reward)
     names = ("", roles.POLICY, roles.REWARD)
     marks = {name: guards.checksum(policy, name) for name in names}
     assert len(set(marks.values())) == 3
@@ -319,7 +222,7 @@ def test_checksum_notices_the_role_that_changed(policy: Any, reward: str) -> Non
     assert {name: guards.checksum(policy, name) for name in names} == marks
 
 
-def test_guards_tell_what_stood_still_and_what_moved() -> None:
+def test_guards_report_what_stood_still_and_what_moved() -> None:
     guards.assert_moved("a", "b", "The policy")
     guards.assert_still("a", "a", "The base")
     with pytest.raises(RunFailed, match="The policy did not change: nothing was learned"):
@@ -341,7 +244,7 @@ def test_adapter_bytes_are_of_that_adapter(policy: Any, reward: str) -> None:
     own = roles.adapter_bytes(policy, roles.POLICY)
     assert own == 4 * roles.count_parameters(policy)[0]
     assert roles.adapter_bytes(policy, roles.REWARD) == 0
-    scorers.attach_reward(policy, reward)
+    roles.attach_reward(policy, reward)
     assert roles.adapter_bytes(policy, roles.REWARD) == own
 
 
@@ -357,4 +260,4 @@ def test_an_adapter_of_other_modules_is_refused(llama: Path, sft_run: Path, rewa
         roles.load_adapter(model, str(tmp_path / sft_run.name), trainable=False)
     policy = roles.load_adapter(loading.load_causal(locate(str(llama)), ModelSettings()), str(sft_run), trainable=True)
     with pytest.raises(PerlError, match="does not fit its base: it lacks"):
-        scorers.attach_reward(policy, str(tmp_path / reward_run.name))
+        roles.attach_reward(policy, str(tmp_path / reward_run.name))

@@ -16,9 +16,19 @@ from perlcli.training import policies
 
 Perl = Callable[..., Any]
 SHORT = (
-    "--max-steps", "1", "--per-device-train-batch-size", "4", "--gradient-accumulation-steps", "1",
-    "--learning-rate", "1e-2", "--max-completion-length", "6", "--max-length", "128",
-)  # fmt: skip
+    "--max-steps",
+    "1",
+    "--per-device-train-batch-size",
+    "4",
+    "--gradient-accumulation-steps",
+    "1",
+    "--learning-rate",
+    "1e-2",
+    "--max-completion-length",
+    "6",
+    "--max-length",
+    "128",
+)
 JUDGED = ("--max-completion-length", "6", "--max-length", "128", "--max-samples", "4")
 
 
@@ -82,11 +92,12 @@ def test_anchor_moves_no_gradient_and_is_checked(rl: Any, rl_run: Path, llama: P
 @pytest.mark.parametrize(
     ("anchor", "told"),
     [
-        ("gpt2", "has another tokenizer"), ("reward_run", "is a reward model, not a policy"),
+        ("gpt2", "has another tokenizer"),
+        ("reward_run", "is a reward model, not a policy"),
         ("nowhere/at/all", "does not exist"),
     ],
-)  # fmt: skip
-def test_what_cannot_stand_beside_the_policy_is_refused(
+)
+def test_what_cannot_be_the_anchor_is_refused(
     anchor: str, told: str, rl: Any, sft_run: Path, request: pytest.FixtureRequest
 ) -> None:
     name = anchor if "/" in anchor else request.getfixturevalue(anchor)
@@ -109,7 +120,7 @@ def test_no_penalty_needs_no_anchor(rl: Any, sft_run: Path) -> None:
 
 
 @pytest.mark.slow
-def test_full_tuning_is_held_to_its_start_or_to_the_base_before_it(rl: Any, llama: Path) -> None:
+def test_full_tuning_has_its_start_or_the_base_as_anchor(rl: Any, llama: Path) -> None:
     rl(llama, "--full", "--learning-rate", "1e-3", output="first")
     found = read_record(Path("first"))
     assert (found.guards["kl_at_start"], found.memory["base_copies"]) == (0, 3)  # policy, anchor, reward
@@ -124,9 +135,9 @@ def test_full_tuning_is_held_to_its_start_or_to_the_base_before_it(rl: Any, llam
     assert before == "first"
 
 
-def test_an_adapter_is_no_anchor_of_full_tuning(rl: Any, llama: Path, sft_run: Path) -> None:
+def test_an_adapter_cannot_be_the_anchor_of_full_tuning(rl: Any, llama: Path, sft_run: Path) -> None:
     result = rl(llama, "--full", "--anchor", sft_run, code=2)
-    assert "is an adapter, and --full needs a whole model" in result.stderr
+    assert "is an adapter, but --full needs a full model" in result.stderr
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])

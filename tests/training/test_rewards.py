@@ -78,43 +78,43 @@ def test_function_is_found_in_the_working_directory(prepared: Prepared, module: 
     assert find(f"{name}:short", prepared).function(completions=["a", "b"]) == [1.0, 1.0]
 
 
-def test_module_that_is_missing_is_told(prepared: Prepared) -> None:
+def test_module_that_is_missing_is_an_error(prepared: Prepared) -> None:
     with pytest.raises(PerlError, match=r"^--reward no\.such:f: can't import no\.such: ModuleNotFoundError"):
         find("no.such:f", prepared)
 
 
-def test_module_that_fails_is_told(prepared: Prepared, module: Callable[[str], str]) -> None:
+def test_module_that_fails_is_an_error(prepared: Prepared, module: Callable[[str], str]) -> None:
     name = module("1 / 0")
     with pytest.raises(PerlError, match=f"can't import {name}: ZeroDivisionError: division by zero"):
         find(f"{name}:f", prepared)
 
 
-def test_function_that_is_missing_is_told_with_the_nearest(prepared: Prepared, module: Callable[[str], str]) -> None:
+def test_error_for_a_missing_function_suggests_the_nearest(prepared: Prepared, module: Callable[[str], str]) -> None:
     name = module("def reward(completions): ...\nreword = 3")
     with pytest.raises(PerlError, match=f"{name} has no function reword\nHint: Did you mean reward\\?"):
         find(f"{name}:reword", prepared)
 
 
-def test_language_model_is_no_reward(prepared: Prepared, llama: Path) -> None:
+def test_language_model_is_not_a_reward(prepared: Prepared, llama: Path) -> None:
     with pytest.raises(PerlError, match=f"^--reward {llama} is a language model, not a reward model\nHint: .*perl rew"):
         find(str(llama), prepared)
 
 
-def test_adapter_without_a_head_is_no_reward(prepared: Prepared, sft_run: Path) -> None:
+def test_adapter_without_a_head_is_not_a_reward(prepared: Prepared, sft_run: Path) -> None:
     with pytest.raises(PerlError, match=f"^--reward {sft_run} is an adapter without a reward head, not a reward"):
         find(str(sft_run), prepared)
 
 
-def test_folder_that_is_missing_is_told(prepared: Prepared) -> None:
+def test_folder_that_is_missing_is_an_error(prepared: Prepared) -> None:
     with pytest.raises(PerlError, match=r"^--reward runs/no/reward does not exist"):
         find("runs/no/reward", prepared)
 
 
-def test_classifier_of_several_labels_is_no_reward(prepared: Prepared, classifier: Path, tmp_path: Path) -> None:
+def test_classifier_of_several_labels_is_not_a_reward(prepared: Prepared, classifier: Path, tmp_path: Path) -> None:
     config = json.loads((classifier / "config.json").read_text())
     config |= {"id2label": {"0": "bad", "1": "good"}, "label2id": {"bad": 0, "good": 1}}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(PerlError, match="gives 2 labels; a reward is one score"):
+    with pytest.raises(PerlError, match="has 2 labels, but a reward is a single score"):
         find(str(tmp_path), prepared)
 
 
@@ -145,7 +145,7 @@ def test_adapter_with_biases_of_the_base_is_not_shared(prepared: Prepared, rewar
     assert not find(folder, prepared).is_shared
 
 
-def test_whole_classifier_is_not_shared(prepared: Prepared, classifier: Path) -> None:
+def test_full_classifier_is_not_shared(prepared: Prepared, classifier: Path) -> None:
     found = find(str(classifier), prepared)
     assert not found.is_shared
     assert found.source is not None
@@ -170,7 +170,7 @@ def test_reward_of_another_chat_template_is_refused(
         find(str(reward_run), planned(tmp_path / "other", rows))
 
 
-def test_reward_without_a_record_is_held_against_the_tokenizer_in_its_folder(
+def test_reward_without_a_record_is_compared_with_the_tokenizer_in_its_folder(
     llama: Path, rows: dict[str, Path], reward_run: Path, tmp_path: Path
 ) -> None:
     foreign = tmp_path / "foreign"  # as trl and peft leave it
@@ -202,14 +202,14 @@ def test_reward_of_another_precision_without_a_proof_is_noted(
     prepared = planned(llama, rows, load_in_4bit=True)
     find(folder, prepared)
     note = prepared.run.record.notes[-1]
-    assert all(part in note for part in (folder, "float32", "4-bit", "shifts a little"))
+    assert all(part in note for part in (folder, "float32", "4-bit", "shift slightly"))
 
 
 def test_reward_of_another_precision_is_refused_under_strict(
     llama: Path, rows: dict[str, Path], reward_run: Path
 ) -> None:
     prepared = planned(llama, rows, load_in_4bit=True, strict=True)
-    with pytest.raises(PerlError, match=r"^--strict: .* in float32, but is used on it in 4-bit\nHint: load the base"):
+    with pytest.raises(PerlError, match=r"^--strict: .* in float32 but is used in 4-bit\nHint: load the base"):
         find(str(reward_run), prepared)
 
 
@@ -220,7 +220,7 @@ def test_reward_of_the_same_precision_is_not_noted(prepared: Prepared, reward_ru
 
 def test_reward_of_a_run_that_failed_is_noted(prepared: Prepared, reward_run: Path, tmp_path: Path) -> None:
     find(copy_with(reward_run, tmp_path / "reward", lambda record: record.update(status="failed")), prepared)
-    assert prepared.run.record.notes[-1].endswith("comes from a run that failed.")
+    assert prepared.run.record.notes[-1].endswith("comes from a run that did not finish (failed).")
 
 
 def test_reward_without_a_record_is_taken(prepared: Prepared, reward_run: Path, tmp_path: Path) -> None:
@@ -309,22 +309,25 @@ def test_function_is_called_as_trl_calls_it(render: Renderer) -> None:
     (given,) = calls
     answers = [[{"role": "assistant", "content": "tall"}], "small", [{"role": "assistant", "content": "cut"}]]
     assert given == {
-        "prompts": [CHAT, "plain", CHAT], "completions": answers, "completion_ids": written,
-        "order": ["x", "y", "z"], "n": [1, 2, None],
-    }  # fmt: skip
+        "prompts": [CHAT, "plain", CHAT],
+        "completions": answers,
+        "completion_ids": written,
+        "order": ["x", "y", "z"],
+        "n": [1, 2, None],
+    }
 
 
 @pytest.mark.parametrize(
     ("gives", "problem"),
     [
-        (lambda **_: [1.0], "gave 1 rewards for 2 completions"),
+        (lambda **_: [1.0], "returned 1 rewards for 2 completions"),
         (lambda **_: 1.0, "failed: TypeError: 'float' object is not iterable"),
         (lambda **_: ["good", "bad"], "failed: ValueError: could not convert string to float: 'good'"),
         (lambda prompts: [1.0, 1.0], "failed: TypeError: .*unexpected keyword argument"),
         (lambda **columns: columns["missing"], "failed: KeyError: 'missing'"),
     ],
 )
-def test_function_that_gives_no_rewards_is_told(gives: Callable[..., Any], problem: str, render: Renderer) -> None:
+def test_function_that_gives_no_rewards_is_an_error(gives: Callable[..., Any], problem: str, render: Renderer) -> None:
     with pytest.raises(PerlError, match=f"^The reward function m:f {problem}"):
         FunctionReward(gives, "m:f", render)([Prompt("a"), Prompt("b")], [[5], [6]])
 
@@ -341,19 +344,19 @@ def test_shared_reward_adds_an_adapter_and_says_so(prepared: Prepared, reward_ru
     model, score = attached(reward_run, prepared)
     assert set(model.peft_config) == {"default", "reward"}
     assert isinstance(score, TokenReward)
-    assert "an adapter on the policy's own base" in prepared.run.record.notes[-1]
+    assert "an adapter on the policy's base" in prepared.run.record.notes[-1]
 
 
-def test_classifier_is_loaded_beside_and_said(prepared: Prepared, classifier: Path) -> None:
+def test_classifier_is_loaded_in_addition_and_noted(prepared: Prepared, classifier: Path) -> None:
     model, score = attached(classifier, prepared)
     assert set(model.peft_config) == {"default"}
     assert isinstance(score, TextReward)
-    assert f"{classifier}, on a base of its own ({classifier}), loaded beside" in prepared.run.record.notes[-1]
+    assert f"{classifier}, on its own base ({classifier}), loaded in addition" in prepared.run.record.notes[-1]
     row = Prompt("a latte ")
     assert score([row], [prepared.renderer.tokenizer("tall")["input_ids"]])[0] != 0
 
 
-def test_adapter_beside_with_the_same_tokenizer_reads_tokens(
+def test_separate_adapter_with_the_same_tokenizer_reads_tokens(
     llama: Path, rows: dict[str, Path], reward_run: Path
 ) -> None:
     full = prepare(settings.build(settings.Rl, {"model": str(llama), "data": str(rows["prompts"]), "full": True}))
@@ -364,17 +367,17 @@ def test_adapter_beside_with_the_same_tokenizer_reads_tokens(
     assert score(prompts, written) == shared(prompts, written)
 
 
-def test_classifier_without_a_tokenizer_is_told(prepared: Prepared, classifier: Path, tmp_path: Path) -> None:
+def test_classifier_without_a_tokenizer_is_an_error(prepared: Prepared, classifier: Path, tmp_path: Path) -> None:
     for name in ("config.json", "model.safetensors"):
         shutil.copy(classifier / name, tmp_path)
-    with pytest.raises(PerlError, match="has no tokenizer that can be read"):
+    with pytest.raises(PerlError, match="has no readable tokenizer"):
         attached(tmp_path, prepared)
 
 
 # Several
 
 
-def test_several_rewards_are_weighed_and_told_by_name(prepared: Prepared, render: Renderer) -> None:
+def test_several_rewards_are_weighted_and_reported_by_name(prepared: Prepared, render: Renderer) -> None:
     parts = {"long": lambda rows, ids: [1.0, 2.0], "short": lambda rows, ids: [10.0, 0.0]}
     rows, written = [Prompt("a", {}), Prompt("b", {})], [[1, 2], [1]]
     scored = rewards.Weighted(parts, (1.0, -0.5))(rows, written)
@@ -401,7 +404,7 @@ def test_rewards_share_one_base_each_with_its_own_adapter(
     assert list(both.parts) == ["reward", "thumbs"]
 
 
-def test_rewards_of_equal_folder_names_keep_their_whole_names() -> None:
+def test_rewards_of_equal_folder_names_keep_their_full_names() -> None:
     assert rewards._short_names(["a/reward", "b/other/"]) == ["reward", "other"]
     assert rewards._short_names(["a/reward", "b/reward"]) == ["a/reward", "b/reward"]
 
@@ -424,7 +427,7 @@ def test_weights_that_do_not_fit_are_refused(
     assert told in perl(*common, *given, code=2).stderr
 
 
-def test_run_with_two_rewards_tells_each(
+def test_run_with_two_rewards_reports_each(
     perl: Any, sft_run: Path, reward_run: Path, thumbs_run: Path, rows: dict[str, Path]
 ) -> None:
     words = ("--max-steps", "1", "--per-device-train-batch-size", "4", "--gradient-accumulation-steps", "1")
@@ -453,12 +456,12 @@ def test_reward_whose_weights_changed_fails_its_proof(prepared: Prepared, reward
     path = tmp_path / "reward" / "adapter_model.safetensors"
     tensors = load_file(path)
     save_file({name: 1.5 * tensor for name, tensor in tensors.items()}, path, metadata={"format": "pt"})
-    with pytest.raises(PerlError, match=r"scores its own proof rows otherwise than after its training: rewards moved"):
+    with pytest.raises(PerlError, match=r"proof rows differently than after its training: rewards moved"):
         rewards.attach(find(folder, prepared), policies.start(prepared), prepared, 8)
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"rows": [[1]], "scores": [1, 2]}', '{"rows": [["a"]], "scores": [1]}'])
-def test_proof_that_cannot_be_read_is_told(text: str, prepared: Prepared, reward_run: Path, tmp_path: Path) -> None:
+def test_proof_that_cannot_be_read_is_an_error(text: str, prepared: Prepared, reward_run: Path, tmp_path: Path) -> None:
     folder = copy_with(reward_run, tmp_path / "reward", lambda record: None)
     (tmp_path / "reward" / "proof.json").write_text(text)
     with pytest.raises(PerlError, match=r"proof\.json can't be read"):
@@ -484,7 +487,7 @@ def test_shift_elsewhere_is_noted_however_large(
     assert "shift by up to 1 (" in prepared.run.record.notes[-1]
 
 
-def test_rounding_of_another_cpu_by_the_same_name_is_no_fault(
+def test_rounding_of_another_cpu_with_the_same_name_is_accepted(
     prepared: Prepared, reward_run: Path, tmp_path: Path
 ) -> None:
     folder = copy_with(reward_run, tmp_path / "reward", lambda record: None)
@@ -515,5 +518,5 @@ def test_evaluation_of_a_reward_model_checks_its_proof(
     proof = json.loads(path.read_text())
     path.write_text(json.dumps({**proof, "scores": [score + 1 for score in proof["scores"]]}))
     words = ("--data", rows["pairs"], "--max-length", "128", "--output", "eval")
-    assert "scores its own proof rows otherwise" in perl("eval", "--model", folder, *words, code=2).stderr
+    assert "scores its own proof rows differently" in perl("eval", "--model", folder, *words, code=2).stderr
     perl("eval", "--model", reward_run, *words, "--overwrite")

@@ -23,7 +23,7 @@ from perlcli.run.record import RunRecord
 from perlcli.terminal import say
 from perlcli.training import policies, reward_model, sampling
 from perlcli.training import rewards as rewards_module
-from perlcli.training.prepare import Prepared, prepare
+from perlcli.training.prepare import Prepared, filled, prepare
 from perlcli.training.preview import preview
 from perlcli.training.rows import first_rows, load_data, trained_on
 from perlcli.training.sampling import Sampling
@@ -45,7 +45,7 @@ def run(given: settings.Eval) -> RunRecord | None:
     return action(prepared)
 
 
-def load_held_out(prepared: Prepared, use: str, limit: int | None) -> Data:
+def load_held_out(prepared: Prepared[settings.Eval], use: str, limit: int | None) -> Data:
     """The first rows of the held-out data, `limit` at most; the report tells which prompts the model was trained on."""
     found = first_rows(prepared, load_data(prepared, use, "test"), limit, "--max-samples")
     if trained := trained_on(prepared.source):
@@ -53,7 +53,7 @@ def load_held_out(prepared: Prepared, use: str, limit: int | None) -> Data:
     return found
 
 
-def evaluate_reward(prepared: Prepared) -> RunRecord | None:
+def evaluate_reward(prepared: Prepared[settings.Eval]) -> RunRecord | None:
     """Accuracy, AUC, balanced accuracy, margin and the correlation of score with length."""
     held_out = load_held_out(prepared, "reward", prepared.settings.eval.max_samples)
     rows = reward_model.tokens(held_out, prepared, "eval")
@@ -79,7 +79,7 @@ class Samples:
     gold: list[bool]
 
 
-def evaluate_policy(prepared: Prepared) -> RunRecord | None:
+def evaluate_policy(prepared: Prepared[settings.Eval]) -> RunRecord | None:
     """Reward, share of prompts won against the anchor, KL to it, lengths, truncation, distinct-n and gold success."""
     values = prepared.settings
     held_out = load_held_out(prepared, "rl", values.eval.max_samples or PROMPTS)
@@ -93,7 +93,9 @@ def evaluate_policy(prepared: Prepared) -> RunRecord | None:
     with recording(prepared.run) as run:
         model, anchor = load_policy(prepared, is_shared=any(reward.is_shared for reward in found))
         score = (
-            rewards_module.attach_all(found, model, prepared, values.eval.per_device_eval_batch_size) if found else None
+            rewards_module.attach_all(found, model, prepared, filled(values.eval.per_device_eval_batch_size))
+            if found
+            else None
         )
         run.record.total_parameters = roles.count_parameters(model)[1]
         mine = answer(prepared, model, prompts, rows, score)
@@ -109,7 +111,7 @@ def evaluate_policy(prepared: Prepared) -> RunRecord | None:
     return run.record
 
 
-def load_policy(prepared: Prepared, *, is_shared: bool) -> tuple[Any, Anchor | None]:
+def load_policy(prepared: Prepared[settings.Eval], *, is_shared: bool) -> tuple[Any, Anchor | None]:
     """The policy, and a context that gives its anchor; None for a policy without one."""
     source, values = prepared.source, prepared.settings
     model: Any = loading.load_causal(source, values.model)
@@ -127,7 +129,7 @@ def load_policy(prepared: Prepared, *, is_shared: bool) -> tuple[Any, Anchor | N
         ).eval()
         return model.eval(), lambda: nullcontext(beside)
     model = roles.load_adapter(model, source.adapter, trainable=False)
-    name, words = policies.attach_anchor(model, source.adapter)
+    name, words = policies.attach_anchor(model, source)
     prepared.run.note(f"anchor: {words}")
 
     @contextmanager
@@ -138,14 +140,17 @@ def load_policy(prepared: Prepared, *, is_shared: bool) -> tuple[Any, Anchor | N
     return model.eval(), anchor
 
 
-def answer(prepared: Prepared, model: Any, prompts: list[Ids], rows: Sequence[Prompt], score: Any) -> Samples:
+def answer(
+    prepared: Prepared[settings.Eval], model: Any, prompts: list[Ids], rows: Sequence[Prompt], score: Any
+) -> Samples:
     """One sampled completion for each prompt, scored; the same seed for every policy."""
     values = prepared.settings
-    size = values.eval.per_device_eval_batch_size
+    size = filled(values.eval.per_device_eval_batch_size)
     written: list[Ids] = []
     with Progress("eval", len(prompts)) as progress:
         for start in range(0, len(prompts), size):
-            how = Sampling(values.sampling.temperature, values.sampling.max_completion_length, values.run.seed + start)
+            longest = filled(values.sampling.max_completion_length)
+            how = Sampling(filled(values.sampling.temperature), longest, values.run.seed + start)
             written += sampling.sample(model, prepared.renderer, prompts[start : start + size], how)
             progress.update(len(written), {})
     texts = [prepared.renderer.text(ids) for ids in written]
@@ -154,7 +159,7 @@ def answer(prepared: Prepared, model: Any, prompts: list[Ids], rows: Sequence[Pr
     return Samples(written, texts, score(rows, written).total if score else [], gold)
 
 
-def measure(mine: Samples, theirs: Samples | None, prepared: Prepared) -> dict[str, float]:
+def measure(mine: Samples, theirs: Samples | None, prepared: Prepared[settings.Eval]) -> dict[str, float]:
     """The policy's figures, and the anchor's beside those that can be held against each other."""
     metrics = {"prompts": len(mine.written), **_quality(mine, "")}
     if theirs is not None:
@@ -188,14 +193,15 @@ def _quality(samples: Samples, prefix: str) -> dict[str, float]:
 
 @torch.no_grad()
 def divergence(
-    prepared: Prepared, model: Any, anchor: Anchor, prompts: list[Ids], written: list[Ids]
+    prepared: Prepared[settings.Eval], model: Any, anchor: Anchor, prompts: list[Ids], written: list[Ids]
 ) -> dict[str, float]:
     """KL(policy || anchor) at the sampling temperature, estimated on what the policy wrote.
 
     k1 is the mean log ratio, unbiased; k3 = ratio - 1 - log ratio, of lower variance and never negative
     (Schulman, "Approximating KL divergence", 2020). Per token is over all tokens, per sequence over completions.
     """
-    size, heat = prepared.settings.eval.per_device_eval_batch_size, prepared.settings.sampling.temperature
+    size = filled(prepared.settings.eval.per_device_eval_batch_size)
+    heat = filled(prepared.settings.sampling.temperature)
     k1, k3, tokens = 0.0, 0.0, 0
     for start in range(0, len(prompts), size):
         part = slice(start, start + size)
@@ -213,7 +219,7 @@ def divergence(
     }  # fmt: skip
 
 
-def show(prepared: Prepared, rows: Sequence[Prompt], mine: Samples, theirs: Samples | None) -> None:
+def show(prepared: Prepared[settings.Eval], rows: Sequence[Prompt], mine: Samples, theirs: Samples | None) -> None:
     """Keep some samples side by side, print three, and draw the rewards."""
     folder = prepared.run.folder
     for index in range(min(SAMPLED, len(rows))):

@@ -15,6 +15,7 @@ from trl import RewardConfig, RewardTrainer
 from perlcli import device, settings
 from perlcli.errors import PerlError, RunFailed
 from perlcli.model import adapters, loading, roles, scorers, sources
+from perlcli.model.batches import padded
 from perlcli.run import plots
 from perlcli.run.files import METRICS, PROOF
 from perlcli.run.lifecycle import recording
@@ -78,7 +79,7 @@ def trainer_args(given: settings.Reward) -> RewardConfig:
     return trl_config(RewardConfig, given, {"max_length": given.data.max_length})
 
 
-def pos_weight(prepared: Prepared, rows: Dataset) -> float | None:
+def pos_weight(prepared: Prepared[settings.Reward], rows: Dataset) -> float | None:
     """The weight of thumbs-up rows in the loss, said with the balance it answers; None for pairs."""
     wanted = prepared.settings.thumbs.pos_weight
     if "label" not in rows.column_names:
@@ -98,7 +99,9 @@ def pos_weight(prepared: Prepared, rows: Dataset) -> float | None:
     return weight
 
 
-def build_trainer(prepared: Prepared, config: RewardConfig, rows: Dataset, weight: float | None) -> Any:
+def build_trainer(
+    prepared: Prepared[settings.Reward], config: RewardConfig, rows: Dataset, weight: float | None
+) -> Any:
     """TRL's trainer on the base with a head, an adapter that trains, or under --full everything."""
     source, values, tokenizer = prepared.source, prepared.settings, prepared.tokenizer
     set_seed(values.run.seed)  # head and adapter begin at random
@@ -130,7 +133,7 @@ class ThumbsCollator:
         self.pad = pad_token_id
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        ids, mask = scorers.padded([row["input_ids"] for row in rows], self.pad, torch.device("cpu"))
+        ids, mask = padded([row["input_ids"] for row in rows], self.pad)
         return {"input_ids": ids, "attention_mask": mask, "labels": torch.tensor([row["label"] for row in rows])}
 
 
@@ -167,19 +170,19 @@ class ThumbsTrainer(RewardTrainer):
         found["mean_reward"].append(self.accelerator.gather_for_metrics(scores.detach()).mean().item())
 
 
-def save(prepared: Prepared, model: Any, folder: Path) -> None:
+def save(prepared: Prepared[settings.Reward], model: Any, folder: Path) -> None:
     """Write the adapter with its head, or the whole classifier after full tuning, and the tokenizer, into a folder."""
     if prepared.settings.lora.full:
         model.to(getattr(torch, device.dtype_name(prepared.settings.model)))
         model.save_pretrained(str(folder))
     else:
-        scorers.round_head(model, model.dtype)
+        roles.round_head(model, model.dtype)
         roles.save_adapter(model, folder)
     prepared.tokenizer.save_pretrained(str(folder))
     (prepared.run.folder / PROOF).unlink(missing_ok=True)  # of the weights before
 
 
-def prove(prepared: Prepared, rows: list[list[int]], wanted: list[float]) -> scorers.ClassifierScorer:
+def prove(prepared: Prepared[settings.Reward], rows: list[list[int]], wanted: list[float]) -> scorers.ClassifierScorer:
     """Load the saved folder afresh; raises RunFailed where its scores are not the trained model's."""
     run, trust = prepared.run, prepared.settings.model.trust_remote_code
     source = sources.locate(str(run.folder), trust_remote_code=trust)

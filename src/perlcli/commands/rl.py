@@ -25,7 +25,7 @@ from perlcli.training.algorithms import PHASES, TIME, Reinforce, Rloo
 from perlcli.training.judge import REWARD, ROW, SUM, Judge, Probe, probe
 from perlcli.training.loop import train
 from perlcli.training.policies import Anchor
-from perlcli.training.prepare import Prepared, prepare, require
+from perlcli.training.prepare import Prepared, filled, prepare, require
 from perlcli.training.preview import preview
 from perlcli.training.rewards import Reward, Weighted
 from perlcli.training.rows import load_data
@@ -107,7 +107,7 @@ def fill(prompts: list[Asked], config: RLOOConfig, run: Run) -> list[Asked]:
 
 
 def build_trainer(
-    prepared: Prepared, config: RLOOConfig, found: Sequence[Reward], anchor: Anchor, rows: list[Prompt]
+    prepared: Prepared[settings.Rl], config: RLOOConfig, found: Sequence[Reward], anchor: Anchor, rows: list[Prompt]
 ) -> tuple[Any, Weighted]:
     """Every role on its place: policy, rewards, value model and anchor, in the trainer of the algorithm."""
     values, run = prepared.settings, prepared.run
@@ -121,7 +121,7 @@ def build_trainer(
     trainer: Any
     with policies.named_after(model, anchor), roles.unrounded(model):
         if value is not None:
-            rate = values.rl.value_learning_rate
+            rate = filled(values.rl.value_learning_rate)
             trainer = Reinforce(model, judge, config, value=value, value_learning_rate=rate, **options)
         else:
             trainer = Rloo(model, judge, config, **options)
@@ -133,7 +133,7 @@ def build_trainer(
     return trainer, score
 
 
-def check_start(trainer: Any, prepared: Prepared, anchor: Anchor, first: Probe) -> None:
+def check_start(trainer: Any, prepared: Prepared[settings.Rl], anchor: Anchor, first: Probe) -> None:
     """The policy must be its anchor where it starts from it; elsewhere the first KL is told."""
     if not trainer.beta:
         return
@@ -171,7 +171,7 @@ def count_parameters(trainer: Any, record: RunRecord) -> None:
         record.total_parameters += sum(p.numel() for p in trainer.value.head.parameters())
 
 
-def save(prepared: Prepared, model: Any, folder: Path, trainer: Any) -> None:
+def save(prepared: Prepared[settings.Rl], model: Any, folder: Path, trainer: Any) -> None:
     """Write the policy, its anchor, and the value model where there is one, into a folder."""
     policies.save(prepared, model, folder)
     if isinstance(trainer, Reinforce):

@@ -59,7 +59,7 @@ def trainer_args(given: settings.Sft) -> SFTConfig:
     return trl_config(SFTConfig, given, {"max_length": given.data.max_length})
 
 
-def tokens(rows: Data, prepared: Prepared, config: SFTConfig, role: str) -> Dataset:
+def tokens(rows: Data, prepared: Prepared[settings.Sft], config: SFTConfig, role: str) -> Dataset:
     """Token ids and labels, -100 where nothing is learned: the prompt, where there is one."""
     row_tokens = partial(
         of_demonstration,
@@ -79,7 +79,7 @@ def measure(trainer: SFTTrainer, steps: Sequence[dict[str, Any]], held_out: Data
     return metrics
 
 
-def show_samples(prepared: Prepared, model: Any, rows: Data) -> None:
+def show_samples(prepared: Prepared[settings.Sft], model: Any, rows: Data) -> None:
     """Write what the policy answers to a few prompts beside the demonstration."""
     chosen = [row for row in rows.rows if isinstance(row, Demonstration) and row.prompt is not None][:SAMPLED]
     if not chosen:

@@ -91,11 +91,13 @@ class Model:
         found, own = asked_of(given), self.source.adapter_config
         if own is None or found.kind == FULL:
             return found
-        if adapters.kind_of(own) != "LORA":
+        lora = adapters.as_lora(own)
+        if lora is None:
             raise PerlError(f"{self.source.name} is {adapters.words(own)}, and LoRA and DoRA alone are predicted")
-        names = own.target_modules if isinstance(own.target_modules, str) else ",".join(sorted(own.target_modules))
-        kind = found.kind.replace("lora", "dora") if own.use_dora else found.kind
-        return replace(found, kind=kind, rank=own.r, target_modules=names)
+        modules = lora.target_modules or []
+        names = modules if isinstance(modules, str) else ",".join(sorted(modules))
+        kind = found.kind.replace("lora", "dora") if lora.use_dora else found.kind
+        return replace(found, kind=kind, rank=lora.r, target_modules=names)
 
     def plan(self, asked: Asked) -> Plan:
         """What `perl STAGE` would do under these options."""

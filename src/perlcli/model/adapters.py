@@ -1,23 +1,25 @@
-"""Which adapter a stage trains: LoRA and DoRA by option, any other that can share a base by a peft config in a file."""
+"""Which adapter a stage trains: LoRA or DoRA by options, or another type that can share a base, by a peft config."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import typing
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftConfig, get_peft_model
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from perlcli.errors import PerlError, line, nearest
-from perlcli.model import sources, weights
-from perlcli.model.target_modules import target_modules
+from perlcli.model import weights
+from perlcli.model.sources import kind_of
+from perlcli.model.target_modules import patterns_fault, target_modules
 from perlcli.settings import ATTENTION, LoraSettings, ModelSettings
 from perlcli.settings.types import describe, fits, is_plain
 from perlcli.text import enum_value, markdown_table, shorten
@@ -25,14 +27,14 @@ from perlcli.text import enum_value, markdown_table, shorten
 
 @dataclass(frozen=True)
 class Kind:
-    """A type of peft's that several roles can have on one base, and the quantised bases that it works on."""
+    """A peft type of which one base can carry several, one per role, and the quantised bases that it works on."""
 
     name: str
     on_4bit: bool = False
     on_8bit: bool = False
 
 
-# Each was tried as in tests/model/test_adapters.py: several on one base, switched, off, training, saved and loaded.
+# tests/model/test_adapters.py tries each: several on one base, switched, turned off, trained, saved and loaded.
 KINDS = {
     "LORA": Kind("LoRA", on_4bit=True, on_8bit=True),
     "LOHA": Kind("LoHa", on_8bit=True),
@@ -45,10 +47,10 @@ KINDS = {
     "DELORA": Kind("DeLoRA"),
     "RANDLORA": Kind("RandLoRA"),
 }
-DORA = Kind("DoRA", on_4bit=True)  # peft's reads the scales of 8-bit weights, which bitsandbytes (0.50) then misses
-ON_THE_TEXT = "it adds to what the model reads, not to its weights: policy, anchor and reward would read other tokens"
-NOT_AT_THE_BASE = "a fresh one is not yet its base: the policy would not begin at its anchor"
-UNPROVEN = "there is no proof that several roles can have one on a base"
+DORA = Kind("DoRA", on_4bit=True)  # peft's takes the scales of 8-bit weights, which bitsandbytes (0.50) then misses
+ON_THE_TEXT = "it changes the model's input, not its weights: policy, anchor and reward would read different tokens"
+NOT_AT_THE_BASE = "a fresh one already differs from its base: the policy would not start at its anchor"
+UNPROVEN = "not shown to work with several roles on one base"
 REASONS = {
     **dict.fromkeys(
         (
@@ -63,52 +65,72 @@ REASONS = {
         ON_THE_TEXT,
     ),
     **dict.fromkeys(("FOURIERFT", "C3A", "VBLORA", "UNILORA", "HRA", "DEFT", "FROD", "OSF"), NOT_AT_THE_BASE),
-    "ADALORA": "peft lets one such adapter train on a base, and TRL does not call what shifts its ranks",
-    "LN_TUNING": "it puts norms of its own in the place of the base's, and adds nothing to weights",
-    "TRAINABLE_TOKENS": "it puts embeddings of its own in the place of the base's, and adds nothing to weights",
+    "ADALORA": "peft allows only one trainable AdaLoRA per base, and TRL never calls the step that moves its ranks",
+    "LN_TUNING": "it replaces norms of the base instead of adding to weights",
+    "TRAINABLE_TOKENS": "it replaces embeddings of the base instead of adding to weights",
 }
 PREFIXES = tuple(sorted({prefix for prefix in PEFT_TYPE_TO_PREFIX_MAPPING.values() if prefix}))  # of parameters' names
-MOVES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")  # initialisations that take the adapter off the base
-BEGINS_AT_BASE = (True, "gaussian")  # initialisations that add nothing at first
-MOVED = "it moves the weights of the base, which serves other roles too"
+MOVES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")  # initialisations that change the base's weights
+STARTS_AT_BASE = (True, "gaussian")  # initialisations of an adapter that adds nothing at first
+MOVED = "it changes the weights of the base, which other roles share"
 FIELDS = {
-    "bias": "it trains the biases of the base, which serves other roles too",
-    "modules_to_save": "it trains modules of the base; a reward's head needs no word",
-    "trainable_token_indices": "it trains embeddings of the base, which serves other roles too",
-    "target_parameters": "peft puts one such adapter on a base, and roles need one each",
-    "layer_replication": "it changes the layers of the base, which serves other roles too",
-    "alora_invocation_tokens": "it acts behind certain tokens alone, and TRL tells peft of none",
+    "bias": "it trains the biases of the base, which other roles share",
+    "modules_to_save": "it trains modules of the base; a reward's head is always trained and need not be listed",
+    "trainable_token_indices": "it trains embeddings of the base, which other roles share",
+    "target_parameters": "peft allows only one such adapter per base, and every role needs its own",
+    "layer_replication": "it changes the layers of the base, which other roles share",
+    "alora_invocation_tokens": "it only acts after certain tokens, which TRL doesn't pass on to peft",
     **dict.fromkeys(("loftq_config", "corda_config", "lora_ga_config"), MOVED),
     **dict.fromkeys(
-        ("eva_config", "velora_config", "monteclora_config", "use_bdlora", "arrow_config", "kasa_config", "use_qalora",
-         "megatron_config"), UNPROVEN,
+        (
+            "eva_config",
+            "velora_config",
+            "monteclora_config",
+            "use_bdlora",
+            "arrow_config",
+            "kasa_config",
+            "use_qalora",
+            "megatron_config",
+        ),
+        UNPROVEN,
     ),
-}  # fmt: skip
-NO_MATTER = {"base_model_name_or_path", "revision", "auto_mapping", "peft_version", "inference_mode", "runtime_config"}
+}
+IGNORED = {"base_model_name_or_path", "revision", "auto_mapping", "peft_version", "inference_mode", "runtime_config"}
 HEADS = ("classifier", "score")  # what peft itself writes as modules_to_save of a reward
 SIZES = ("r", "lora_alpha", "alpha", "oft_block_size")
-HINT = "docs/adapters.md lists the types and fields that --peft takes"
+HINT = "docs/adapters.md lists the types and fields that --peft accepts"
 
 
-def kind_of(config: Any) -> str:
-    """The type of a peft config as peft writes it: LORA, LOHA, …"""
-    return enum_value(config.peft_type)
-
-
-def words(config: Any) -> str:
-    """An adapter for a person to read: `DoRA r=16, alpha=32`."""
-    name = DORA.name if getattr(config, "use_dora", False) else name_of(kind_of(config))
+def words(config: PeftConfig) -> str:
+    """An adapter for people to read: `DoRA r=16, alpha=32`."""
+    name = DORA.name if _is_dora(config) else name_of(kind_of(config))
     sizes = [f"{size.removeprefix('lora_')}={getattr(config, size)}" for size in SIZES if getattr(config, size, 0)]
-    return " ".join([name, ", ".join(sizes)]).strip()
+    return f"{name} {', '.join(sizes)}".strip()
 
 
 def name_of(kind: str) -> str:
-    """A type as its authors write it."""
+    """A peft type as its authors write it."""
     return KINDS[kind].name if kind in KINDS else kind
 
 
-def asked(lora: LoraSettings, task: str) -> Any:
-    """The peft config of a new adapter, without its modules, which depend on the model. Raises PerlError."""
+def as_lora(config: PeftConfig) -> LoraConfig | None:
+    """The config if it is LoRA or DoRA; None for any other type (AdaLoRA's class is derived from LoRA's)."""
+    return config if isinstance(config, LoraConfig) and kind_of(config) == "LORA" else None
+
+
+def _is_dora(config: PeftConfig) -> bool:
+    lora = as_lora(config)
+    return lora is not None and bool(lora.use_dora)
+
+
+# A new adapter
+
+
+def asked(lora: LoraSettings, task: str) -> PeftConfig:
+    """The peft config of a new adapter, before its modules are chosen, which depend on the model.
+
+    `task` is peft's name for what the stage trains. Raises PerlError for a --peft file that can't be used.
+    """
     if lora.peft is not None:
         return read(lora.peft, task)
     rank, alpha = int(lora.lora_r or 0), int(lora.lora_alpha or 0)  # resolved before a model is loaded
@@ -117,9 +139,9 @@ def asked(lora: LoraSettings, task: str) -> Any:
     )
 
 
-def on_model(lora: LoraSettings, model: nn.Module, task: str) -> Any:
-    """The peft config of a new adapter of this model. Raises PerlError for modules that it doesn't have."""
-    config = asked(lora, task)
+def on_model(lora: LoraSettings, model: nn.Module, task: str) -> PeftConfig:
+    """The peft config of a new adapter for this model. Raises PerlError for modules that the model doesn't have."""
+    config: Any = asked(lora, task)
     if lora.peft is None:
         config.target_modules = target_modules(model, str(lora.lora_target_modules))
     else:
@@ -130,41 +152,45 @@ def on_model(lora: LoraSettings, model: nn.Module, task: str) -> Any:
 
 
 def _choose_modules(config: Any, model: nn.Module, file: str) -> None:
-    """Fill in the modules that a file leaves open: every attention projection."""
+    """Fill in the modules if the file leaves them open: every attention projection."""
     wanted = config.target_modules
     if wanted is None:
         config.target_modules = target_modules(model, ATTENTION)
-    elif not isinstance(wanted, str):  # text is an expression, which peft reads
+    elif not isinstance(wanted, str):  # a string is a regular expression, which peft reads
         target_modules(model, ",".join(sorted(wanted)), option=f"--peft {file}: target_modules")
     if kind_of(config) == "IA3" and config.feedforward_modules is None:
         config.feedforward_modules = []
 
 
 def dropout_of(lora: LoraSettings, task: str) -> float:
-    """The dropout that a new or given adapter trains with."""
+    """The dropout that an adapter trains with. Raises PerlError for a --peft file that can't be used."""
     return float(getattr(asked(lora, task), "lora_dropout", 0.0)) if lora.peft else lora.lora_dropout or 0.0
 
 
 def try_on(lora: LoraSettings, model: nn.Module, task: str) -> int:
-    """How many parameters a new adapter has on a model without weights; raises PerlError where peft can't put it on."""
-    config = on_model(lora, model, task)
+    """How many parameters a new adapter has, tried on a model without weights, which it changes.
+
+    Raises PerlError if peft can't put it on this model.
+    """
+    config: Any = on_model(lora, model, task)
     config.modules_to_save = None
-    where = f"--peft {lora.peft}" if lora.peft else f"{words(config)}"
-    if wrong := sources.expressions_fault(config, lambda: model):
-        raise PerlError(f"{where}: {wrong}")
+    where = f"--peft {lora.peft}" if lora.peft else words(config)
+    fault = patterns_fault(config, lambda: model)
+    if fault is not None:
+        raise PerlError(f"{where}: {fault}")
     try:
         with torch.device("meta"):
-            found = get_peft_model(model, config)
-    except Exception as error:  # peft checks few of its values, and what it computes with the others raises as it likes
+            adapted = get_peft_model(model, config)
+    except Exception as error:  # peft checks few of its values; computing with the others raises errors of any type
         raise PerlError(f"{where}: peft can't put it on this model: {line(error)}") from error
-    return sum(parameter.numel() for parameter in found.parameters() if parameter.requires_grad)
+    return sum(parameter.numel() for parameter in adapted.parameters() if parameter.requires_grad)
 
 
 # Files
 
 
-def read(file: str, task: str) -> Any:
-    """The peft config in a file, for a stage that trains this task. Raises one PerlError with every fault of it."""
+def read(file: str, task: str) -> PeftConfig:
+    """The peft config in a file, for a stage that trains this task. Raises one PerlError with every fault in it."""
     values = content(file)
     kind = values.get("peft_type")
     known = sorted(map(enum_value, PEFT_TYPE_TO_CONFIG_MAPPING))
@@ -173,43 +199,46 @@ def read(file: str, task: str) -> Any:
         raise PerlError(f"--peft {file} has {what}", nearest(str(kind).upper(), known) or f"one of {', '.join(KINDS)}")
     if kind not in KINDS:
         raise PerlError(f"--peft {file}: {kind} can't be trained here: {_reason(kind)}", f"one of {', '.join(KINDS)}")
-    values = {name: value for name, value in values.items() if name not in NO_MATTER}
+    values = {name: value for name, value in values.items() if name not in IGNORED}
     kept = values.pop("modules_to_save", None)
-    if kept is not None and not (task == "SEQ_CLS" and isinstance(kept, list) and all(name in HEADS for name in kept)):
+    is_head = task == "SEQ_CLS" and isinstance(kept, list) and all(name in HEADS for name in kept)
+    if kept is not None and not is_head:
         values["modules_to_save"] = kept
-    faults = list(_faults(values, PEFT_TYPE_TO_CONFIG_MAPPING[kind], task))
+    config_class: Any = PEFT_TYPE_TO_CONFIG_MAPPING[kind]
+    faults = list(_faults(values, config_class, task))
     if faults:
         raise PerlError("\n".join(f"--peft {file}: {fault}" for fault in faults), HINT)
     try:
-        return PEFT_TYPE_TO_CONFIG_MAPPING[kind](**{**values, "task_type": task})
+        return config_class(**{**values, "task_type": task})
     except (ValueError, TypeError) as error:
-        raise PerlError(f"--peft {file}: peft refuses it: {line(error)}") from error
+        raise PerlError(f"--peft {file}: peft rejects it: {line(error)}") from error
 
 
 def content(file: str) -> dict[str, Any]:
-    """A file's JSON object; raises PerlError where there is none."""
+    """The JSON object in a file; raises PerlError if the file has none."""
     path = Path(file).expanduser()
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise PerlError(f"--peft {file} does not exist") from None
     except IsADirectoryError:
-        raise PerlError(f"--peft {file} is a folder", f"name a file, as {path / weights.ADAPTER_CONFIG}") from None
+        hint = f"name a file, for example {path / weights.ADAPTER_CONFIG}"
+        raise PerlError(f"--peft {file} is a folder", hint) from None
     except (OSError, ValueError, RecursionError) as error:
         raise PerlError(f"--peft {file} can't be read as JSON: {error}") from error
     if not isinstance(values, dict):
-        raise PerlError(f"--peft {file} holds no JSON object", 'as {"peft_type": "LOHA", "r": 8}')
+        raise PerlError(f"--peft {file} is not a JSON object", 'for example {"peft_type": "LOHA", "r": 8}')
     if not is_plain(values):
-        raise PerlError(f"--peft {file} holds a number or a character that nothing can use")
+        raise PerlError(f"--peft {file} has a number beyond 64 bits, or text that is not valid Unicode")
     return values
 
 
-def _faults(values: dict[str, Any], kind: Any, task: str) -> typing.Iterator[str]:
-    types = typing.get_type_hints(kind)
-    fields = {field.name: field for field in dataclasses.fields(kind)}
+def _faults(values: Mapping[str, Any], config_class: Any, task: str) -> Iterator[str]:
+    types = typing.get_type_hints(config_class)
+    fields = {field.name: field for field in dataclasses.fields(config_class)}
     for name, value in values.items():
         if name not in fields:
-            yield f"{kind.__name__} has no field {name}. {nearest(name, fields)}".rstrip()
+            yield f"{config_class.__name__} has no field {name}. {nearest(name, fields)}".rstrip()
         elif name == "task_type":
             if value not in (None, task):
                 yield f"task_type {value}, but this stage trains {task}; leave it out"
@@ -224,24 +253,24 @@ def _faults(values: dict[str, Any], kind: Any, task: str) -> typing.Iterator[str
             yield from _dropout(name, value)
 
 
-def _is_set(value: Any, field: Any) -> bool:
+def _is_set(value: object, field: dataclasses.Field[Any]) -> bool:
     return value not in (None, {}, []) and value != field.default
 
 
-def _initialisation(name: str, value: Any) -> typing.Iterator[str]:
+def _initialisation(name: str, value: object) -> Iterator[str]:
     if isinstance(value, str) and value.startswith(MOVES_BASE):
         yield f"{name}={value}: {MOVED}"
-    elif value is False or (isinstance(value, str) and value not in BEGINS_AT_BASE):
+    elif value is False or (isinstance(value, str) and value not in STARTS_AT_BASE):
         yield f"{name}={json.dumps(value)}: {NOT_AT_THE_BASE}"
-    elif value not in BEGINS_AT_BASE and value is not None:
+    elif value not in STARTS_AT_BASE and value is not None:
         yield f"{name} must be true or gaussian, not {shorten(value)}"
 
 
-def _dropout(name: str, value: Any) -> typing.Iterator[str]:
+def _dropout(name: str, value: Any) -> Iterator[str]:
     if name == "lora_dropout" and not 0 <= value < 1:
-        yield f"lora_dropout must be from 0 to below 1, not {value}"
+        yield f"lora_dropout must be at least 0 and below 1, not {value}"
     elif name.endswith("_dropout") and name != "lora_dropout" and value:
-        yield f"{name}={value}: TRL turns dropout off, and only LoRA's is put back"
+        yield f"{name}={value}: TRL turns dropout off, and perlcli only restores LoRA's"
 
 
 def _reason(kind: str) -> str:
@@ -249,7 +278,7 @@ def _reason(kind: str) -> str:
 
 
 def table() -> str:
-    """The kinds that --peft takes as a Markdown table, for the documentation."""
+    """The kinds that --peft accepts as a Markdown table, for the documentation."""
     rows = []
     for kind, each in KINDS.items():
         bits = ["16", *(["8"] if each.on_8bit else []), *(["4"] if each.on_4bit else [])]
@@ -258,35 +287,36 @@ def table() -> str:
 
 
 def refusals() -> str:
-    """What --peft refuses and why as a Markdown table, for the documentation."""
+    """What --peft rejects and why as a Markdown table, for the documentation."""
     reasons: dict[str, list[str]] = {}
     for name, reason in (REASONS | FIELDS).items():
         reasons.setdefault(reason, []).append(f"`{name}`")
     rows = [(", ".join(names), reason) for reason, names in reasons.items()]
     starts = ", ".join(f"`{name}`" for name in MOVES_BASE)
-    rows.append((f"`init_lora_weights` of {starts}", MOVED))
-    rows.append(("any other initialisation than `true` or `gaussian`", NOT_AT_THE_BASE))
-    return markdown_table(("refused", "because"), rows)
+    rows.append((f"`init_lora_weights` set to {starts}", MOVED))
+    rows.append(("any initialisation other than `true` or `gaussian`", NOT_AT_THE_BASE))
+    return markdown_table(("rejected", "reason"), rows)
 
 
-# Adapters that are there
+# Existing adapters
 
 
-def check_kind(config: Any, what: str, hint: str = "") -> None:
-    """Raise PerlError for an adapter of a type that can't share a base; `what` names it."""
-    if kind_of(config) not in KINDS:
-        raise PerlError(f"{what} is {kind_of(config)}, which can't be trained here: {_reason(kind_of(config))}", hint)
+def check_kind(config: PeftConfig, what: str, hint: str = "") -> None:
+    """Raises PerlError for an adapter of a type that can't share a base; `what` names the adapter in the error."""
+    kind = kind_of(config)
+    if kind not in KINDS:
+        raise PerlError(f"{what} is {kind}, which can't be trained here: {_reason(kind)}", hint)
 
 
-def moves_base(config: Any) -> bool:
-    """Whether the initialisation of an adapter changes weights of its base as it is loaded."""
+def moves_base(config: PeftConfig) -> bool:
+    """Whether loading an adapter changes weights of its base, by its initialisation."""
     return str(getattr(config, "init_lora_weights", True)).lower().startswith(MOVES_BASE)
 
 
-def why_alone(config: Any) -> str | None:
-    """Why an adapter that is there can't share its base with other roles; None where it can."""
+def why_alone(config: PeftConfig) -> str | None:
+    """Why an existing adapter can't share its base with other roles; None if it can."""
     if moves_base(config):
-        return f"init_lora_weights={config.init_lora_weights}: {MOVED}"
+        return f"init_lora_weights={getattr(config, 'init_lora_weights', None)}: {MOVED}"
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if field.name in FIELDS and field.name != "modules_to_save" and _is_set(value, field):
@@ -296,16 +326,15 @@ def why_alone(config: Any) -> str | None:
     return None
 
 
-def check_precision(config: Any, values: ModelSettings, what: str) -> None:
-    """Raise PerlError where peft has no layers of this type for a quantised base."""
-    kind = KINDS.get(kind_of(config), Kind(kind_of(config)))
-    if getattr(config, "use_dora", False):
-        kind = DORA
-    wanted = "4" if values.load_in_4bit else "8" if values.load_in_8bit else ""
-    if not wanted or (kind.on_4bit if wanted == "4" else kind.on_8bit):
+def check_precision(config: PeftConfig, values: ModelSettings, what: str) -> None:
+    """Raises PerlError if peft has no layers of this type for a quantised base; `what` names the adapter."""
+    if not (values.load_in_4bit or values.load_in_8bit):
         return
-    able = [each.name for each in KINDS.values() if (each.on_4bit if wanted == "4" else each.on_8bit)]
+    kind = DORA if _is_dora(config) else KINDS.get(kind_of(config), Kind(kind_of(config)))
+    if kind.on_4bit if values.load_in_4bit else kind.on_8bit:
+        return
+    able = [each.name for each in KINDS.values() if (each.on_4bit if values.load_in_4bit else each.on_8bit)]
     raise PerlError(
-        f"{what} is {kind.name}, which does not work on a base in {wanted} bits",
-        f"a base in 16 bits, or another adapter: {', '.join(able)}",
+        f"{what} is {kind.name}, which does not work on a base in {4 if values.load_in_4bit else 8} bits",
+        f"use a base in 16 bits, or another adapter: {', '.join(able)}",
     )

@@ -1,4 +1,4 @@
-"""Regular expressions that come in a file, tried before they are used: some take years for a name of thirty letters."""
+"""Tries regular expressions from a file before they are used: some take years to match a name of thirty letters."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
-SECONDS = 2.0  # of the processor's, for all expressions of a file on all names: an ordinary one takes microseconds
+from perlcli.text import shorten
+
+SECONDS = 2.0  # processor time for one expression on all names; an ordinary one takes microseconds
 
 
 class _TooLong(Exception):
@@ -16,7 +18,7 @@ class _TooLong(Exception):
 
 
 def fault(expressions: Iterable[str], names: Sequence[str], seconds: float = SECONDS) -> str | None:
-    """What is wrong with the first expression that can't be read, or can't be matched with these names in time."""
+    """What is wrong with the first expression that is invalid or can't be matched with these names in time."""
     for expression in expressions:
         try:
             with _limit(seconds):
@@ -24,16 +26,16 @@ def fault(expressions: Iterable[str], names: Sequence[str], seconds: float = SEC
                 for name in names:
                     compiled.fullmatch(name)
         except (re.error, RecursionError, OverflowError) as error:
-            return f"is no regular expression: {error}"
+            return f"{shorten(expression)} is not a valid regular expression: {error}"
         except _TooLong:
-            return f"is a regular expression that took longer than {seconds:g} s to match with the model's modules"
+            return f"the regular expression {shorten(expression)} takes longer than {seconds:g} s to match module names"
     return None
 
 
 @contextmanager
 def _limit(seconds: float) -> Iterator[None]:
-    """Raise _TooLong after so many seconds of the processor; the re module asks for signals while it searches."""
-    if threading.current_thread() is not threading.main_thread():  # where Python can set no timer
+    """Raises _TooLong after this much processor time: the re module handles signals while it searches."""
+    if threading.current_thread() is not threading.main_thread():  # Python can set a timer only in the main thread
         yield
         return
 

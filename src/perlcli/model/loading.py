@@ -22,16 +22,22 @@ from perlcli.settings import ModelSettings
 
 
 def load_causal(source: Source, settings: ModelSettings) -> PreTrainedModel:
-    """The base as a causal language model, on the device, ready for adapters."""
+    """The base as a causal language model, frozen, on the device, ready for adapters.
+
+    Raises PerlError if it can't be loaded.
+    """
     return _load(AutoModelForCausalLM, source.base, settings)
 
 
 def load_classifier(source: Source, settings: ModelSettings, pad_token_id: int) -> PreTrainedModel:
-    """The base with a head of one score; a fresh head unless the folder is a sequence classifier."""
+    """The base with a head for one score, frozen; the head is fresh unless the base is a sequence classifier.
+
+    Raises PerlError if it can't be loaded.
+    """
     model = _load(AutoModelForSequenceClassification, source.base, settings, num_labels=1)
     config = model.config.get_text_config()
     config.pad_token_id = pad_token_id
-    config.use_cache = False  # a score needs no cache of keys and values, which can outweigh the model
+    config.use_cache = False  # a score needs no cache of keys and values, which can be larger than the model
     return model
 
 
@@ -40,15 +46,20 @@ def _load(kind: Any, where: str, settings: ModelSettings, **options: Any) -> Pre
     if quantisation is not None:
         options["quantization_config"] = quantisation
     if device.kind() == "cuda":
-        options["device_map"] = {"": torch.cuda.current_device()}  # straight there, not by way of the host's memory
+        options["device_map"] = {"": torch.cuda.current_device()}  # straight to the GPU, not through the host's memory
     elif quantisation is not None:
         options["device_map"] = "cpu"
     weights.check(where)
     try:
-        model: Any = kind.from_pretrained(
-            where, dtype=getattr(torch, device.dtype_name(settings)),
-            trust_remote_code=settings.trust_remote_code, use_safetensors=True, **options,
-        )  # fmt: skip
+        model: PreTrainedModel = kind.from_pretrained(
+            where,
+            dtype=getattr(torch, device.dtype_name(settings)),
+            trust_remote_code=settings.trust_remote_code,
+            use_safetensors=True,
+            **options,
+        )
+    except torch.OutOfMemoryError:  # a RuntimeError too, but not a fault of the model
+        raise
     except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
         raise PerlError(f"The model {where} can't be loaded: {line(error)}") from error
     _keep_autograd(model)
@@ -68,11 +79,11 @@ def _quantisation(settings: ModelSettings) -> BitsAndBytesConfig | None:
 
 
 def _keep_autograd(model: nn.Module) -> None:
-    """Keep 4-bit layers on the path that has gradients.
+    """Keep 4-bit layers on the code path that has gradients.
 
-    On a CPU with AVX512-BF16, bitsandbytes (0.50) repacks a Linear4bit in place at the first forward in eval mode
-    without grad, and has no autograd from then on: LoRA gradients are wrong without an error. To be removed when
-    bitsandbytes keeps autograd there; tests/model/test_base.py fails without this line for as long as it is needed.
+    On a CPU with AVX512-BF16, bitsandbytes (0.50) repacks a Linear4bit in place at the first forward pass in eval mode
+    without gradients, and has no autograd from then on: LoRA gradients are silently wrong. Remove this when
+    bitsandbytes keeps autograd there; tests/model/test_loading.py fails without it as long as it is needed.
     """
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):

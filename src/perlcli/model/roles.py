@@ -1,4 +1,4 @@
-"""The roles of adapters on one frozen base (policy, anchor, rewards, value), and how to switch between them."""
+"""The roles that adapters play on one frozen base (policy, anchor, rewards, value), and how to switch between them."""
 
 from __future__ import annotations
 
@@ -13,64 +13,148 @@ import torch
 from peft import PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import PreTrainedModel
 
 from perlcli.errors import PerlError, line
 from perlcli.model import adapters as adapters_module
 from perlcli.model.sources import check_adapter_weights
+from perlcli.model.weights import ADAPTER_WEIGHTS, of_hub
 from perlcli.redaction import hidden
 from perlcli.run.files import CARD
 from perlcli.settings import LoraSettings
 
-POLICY, ANCHOR, REWARD, VALUE = "default", "ref", "reward", "value"  # the first two are the names that TRL knows
+POLICY, ANCHOR, REWARD, VALUE = "default", "ref", "reward", "value"  # the first two are the names that TRL uses
+HEAD = "score.weight"
 OF_ADAPTERS = re.compile(rf"(^|\.)(({'|'.join(map(re.escape, adapters_module.PREFIXES))})\w*|modules_to_save)(\.|$)")
 
 
 def new_adapter(model: PreTrainedModel, settings: LoraSettings, task: str) -> PeftModel:
-    """Put a fresh, trainable adapter on the model; task is peft's `CAUSAL_LM`, or `SEQ_CLS` to train the head."""
-    found: Any = get_peft_model(model, adapters_module.on_model(settings, model, task))
-    as_float32(found)
-    begin_at_base(found, POLICY)
-    return found
+    """The model with a fresh, trainable adapter; `task` is peft's CAUSAL_LM, or SEQ_CLS to train the head as well.
+
+    Raises PerlError if the adapter doesn't fit the model.
+    """
+    adapted: Any = get_peft_model(model, adapters_module.on_model(settings, model, task))
+    as_float32(adapted)
+    begin_at_base(adapted, POLICY)
+    return adapted
 
 
 def begin_at_base(model: nn.Module, adapter: str) -> None:
-    """Let a fresh DoRA add nothing: its magnitudes are the norms of the base's weights, in float32.
+    """Make a fresh DoRA adapter add nothing: its magnitudes become the norms of the base's weights, in float32.
 
-    peft (0.21) takes them in the base's dtype and compares them with float32 norms from then on: in bfloat16 a fresh
-    adapter moved logits by 0.06, so that a policy didn't begin at its anchor. To be removed when peft takes them in
-    float32; tests/model/test_adapters.py fails without this for as long as it is needed.
+    peft (0.21) takes the norms in the base's dtype and compares them with float32 norms from then on: in bfloat16 a
+    fresh adapter moved logits by 0.06, so that a policy didn't start at its anchor. Remove this when peft takes them in
+    float32; tests/model/test_adapters.py fails without it as long as it is needed.
     """
     for layer in model.modules():
         if isinstance(layer, LoraLayer) and adapter in layer.lora_magnitude_vector and adapter in layer.lora_A:
             magnitude: Any = layer.lora_magnitude_vector[adapter]
             trains = magnitude.weight.requires_grad
             magnitude.update_layer(
-                base_layer=layer.get_base_layer(), lora_A=layer.lora_A[adapter].weight,
-                lora_B=layer.lora_B[adapter].weight, scaling=layer.scaling[adapter],
-            )  # fmt: skip
+                base_layer=layer.get_base_layer(),
+                lora_A=layer.lora_A[adapter].weight,
+                lora_B=layer.lora_B[adapter].weight,
+                scaling=layer.scaling[adapter],
+            )
             magnitude.weight.requires_grad_(trains)
 
 
 def load_adapter(model: PreTrainedModel, folder: str, *, trainable: bool) -> PeftModel:
-    """Put a saved adapter on the model; raises PerlError where it doesn't fit this model."""
+    """The model with a saved adapter. Raises PerlError if the adapter doesn't fit the model."""
     check_adapter_weights(folder)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("error", message="Found missing adapter keys", category=UserWarning)
-            found = PeftModel.from_pretrained(model, folder, is_trainable=trainable)
-        found.peft_config[POLICY].base_model_name_or_path = model.name_or_path  # where it is, not where it was
-        return as_float32(found, head=trainable)
+            adapted = PeftModel.from_pretrained(model, folder, is_trainable=trainable)
+        adapted.peft_config[POLICY].base_model_name_or_path = model.name_or_path  # where it is now, not where it was
+        return as_float32(adapted, head=trainable)
+    except torch.OutOfMemoryError:  # a RuntimeError too, but not a fault of the adapter
+        raise
     except (RuntimeError, ValueError, OSError, KeyError, SafetensorError, UserWarning) as error:
         raise PerlError(f"The adapter {folder} does not fit its base: {line(error)}") from error
 
 
-def as_float32(model: PeftModel, *, head: bool = True) -> PeftModel:
-    """Hold every adapter weight in float32: bfloat16 learns in coarse steps, and a reload would upcast it anyway.
+def add_adapter(model: PeftModel, folder: str, name: str) -> None:
+    """Add a saved adapter to the model, frozen, next to the policy's, which stays active.
 
-    A head that only scores stays in the base's dtype, in which `round_head` saved it and plain peft loads it.
+    Raises PerlError if the adapter doesn't fit.
+    """
+    check_adapter_weights(folder)
+    was_training = model.training
+    try:
+        with torch.random.fork_rng():  # peft's initialisation would shift the random stream that samples completions
+            result = model.load_adapter(folder, name, is_trainable=False)
+    except torch.OutOfMemoryError:  # a RuntimeError too, but not a fault of the adapter
+        raise
+    except (RuntimeError, ValueError, OSError, KeyError, SafetensorError) as error:
+        raise PerlError(f"The adapter {folder} does not fit its base: {line(error)}") from error
+    missing_keys_are_errors(folder, [key for key in result.missing_keys if not is_base(key)])
+    model.train(was_training)
+    model.set_adapter(POLICY)
+    as_float32(model)
+
+
+def missing_keys_are_errors(folder: str, missing: Sequence[str]) -> None:
+    """Raises PerlError if a saved adapter left some of its own modules unfilled: peft would go on with fresh ones."""
+    if missing:
+        raise PerlError(f"The adapter {folder} does not fit its base: it lacks {missing[0]} ({len(missing)} in total)")
+
+
+def attach_reward(policy: PeftModel, folder: str, name: str = REWARD) -> torch.Tensor:
+    """Add a reward adapter to the policy's base, frozen; returns its head, (1, hidden), in the base's dtype.
+
+    Raises PerlError if the adapter doesn't fit the base, or has no head.
+    """
+    add_adapter(policy, folder, name)
+    dtype = policy.dtype if policy.dtype.is_floating_point else torch.bfloat16
+    return read_head(folder).to(device_of(policy), dtype)
+
+
+def read_head(folder: str) -> torch.Tensor:
+    """The weight of the head in a reward adapter's folder, (1, hidden).
+
+    Raises PerlError if it can't be read, or has no head: TRL's default task type saves none.
+    """
+    path = Path(folder) / ADAPTER_WEIGHTS if Path(folder).is_dir() else of_hub(folder, ADAPTER_WEIGHTS)
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            name = next((key for key in file.keys() if key.endswith(HEAD)), None)  # noqa: SIM118 (not a mapping)
+            # Cloned: in the mapped file it may be unaligned, and CPU kernels then round differently.
+            head = file.get_tensor(name).clone() if name else None
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise PerlError(f"The reward adapter {folder} can't be read: {error}") from error
+    if head is None:
+        raise PerlError(
+            f"The adapter {folder} has no reward head", "train it with `perl reward`, or with task_type=SEQ_CLS"
+        )
+    return head
+
+
+def round_head(model: PeftModel, dtype: torch.dtype) -> None:
+    """Round the trained head to `dtype`, in which a plain load of the base will hold it, and keep it there.
+
+    peft loads a head into a module of the base's dtype; rounding it before it is saved keeps the scores the same.
+    """
+    for name, parameter in model.named_parameters():
+        if "modules_to_save" in name and is_of(POLICY, name):
+            parameter.data = parameter.data.to(dtype)
+
+
+def copy_policy_to_anchor(model: PeftModel) -> None:
+    """Copy every weight of the policy's adapter to the anchor's: TRL's own copy leaves out adapters of embeddings."""
+    parameters = dict(model.named_parameters())
+    for name, parameter in parameters.items():
+        if is_of(POLICY, name):
+            anchor = re.sub(rf"\.{POLICY}(\.|$)", rf".{ANCHOR}\1", name)
+            parameters[anchor].data.copy_(parameter.data)
+
+
+def as_float32(model: PeftModel, *, head: bool = True) -> PeftModel:
+    """Keep every adapter weight in float32: bfloat16 learns in coarse steps, and a reload would upcast it anyway.
+
+    A head that only scores (`head=False`) stays in the base's dtype, in which `round_head` saved it.
     """
     for name, parameter in model.named_parameters():
         if not is_base(name) and (head or "modules_to_save" not in name):
@@ -80,11 +164,10 @@ def as_float32(model: PeftModel, *, head: bool = True) -> PeftModel:
 
 @contextmanager
 def unrounded(model: nn.Module) -> Iterator[None]:
-    """Keep TRL's trainers from rounding an adapter to bfloat16, as they do on a quantised base with all that trains."""
+    """Keep TRL's trainers from rounding adapters to bfloat16: on a quantised base they round everything trainable."""
     grads = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
-    adapters = getattr(model, "peft_config", None) is not None
-    for parameter in model.parameters() if adapters else ():
-        parameter.requires_grad_(False)
+    if isinstance(model, PeftModel):
+        model.requires_grad_(False)
     yield
     for name, parameter in model.named_parameters():
         if grads.get(name):
@@ -92,32 +175,26 @@ def unrounded(model: nn.Module) -> Iterator[None]:
 
 
 def keep_only_policy_trainable(model: nn.Module) -> None:
-    """Let the policy's adapter train and nothing else."""
+    """Make the policy's adapter trainable, and nothing else."""
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(is_of(POLICY, name))
 
 
 def set_adapter_dropout(model: nn.Module, chance: float) -> None:
-    """Give adapters the dropout that was asked for: TRL's reward and RL trainers turn all of a model's off."""
+    """Set the dropout probability of all adapters: TRL's reward and RL trainers turn a model's dropout off."""
     for name, module in model.named_modules():
         if "lora_dropout" in name and isinstance(module, nn.Dropout):
             module.p = chance
 
 
-def missing_keys_are_errors(folder: str, missing: Sequence[str]) -> None:
-    """Raise PerlError where an adapter left modules of its own unfilled: peft would go on with fresh ones."""
-    if missing:
-        raise PerlError(f"The adapter {folder} does not fit its base: it lacks {missing[0]} ({len(missing)} in all)")
-
-
 def is_of(adapter: str, name: str) -> bool:
-    """Whether a parameter's name is of this adapter: its name comes behind peft's, as modules may bear it too."""
-    found = OF_ADAPTERS.search(name)
-    return found is not None and (name[found.end() :] + ".").startswith(f"{adapter}.")
+    """Whether a parameter belongs to this adapter: peft's prefix must come before its name, which modules may share."""
+    match = OF_ADAPTERS.search(name)
+    return match is not None and (name[match.end() :] + ".").startswith(f"{adapter}.")
 
 
 def is_base(name: str) -> bool:
-    """Whether a parameter's name is of the base, not of an adapter."""
+    """Whether a parameter belongs to the base, not to an adapter."""
     return OF_ADAPTERS.search(name) is None
 
 
@@ -132,7 +209,7 @@ def count_parameters(model: nn.Module) -> tuple[int, int]:
 
 
 def bytes_of(tensors: Iterable[torch.Tensor]) -> int:
-    """The bytes of some tensors, with what quantisation keeps beside a weight."""
+    """The bytes of some tensors, including the scales of quantised weights."""
     return sum(t.numel() * t.element_size() for tensor in tensors for t in (tensor, *quantised_state(tensor)))
 
 
@@ -142,22 +219,24 @@ def adapter_bytes(model: nn.Module, adapter: str) -> int:
 
 
 def quantised_state(weight: torch.Tensor) -> list[torch.Tensor]:
-    """The scales that bitsandbytes keeps on a 4- or 8-bit weight; nothing for any other."""
+    """The scales that bitsandbytes keeps on a 4- or 8-bit weight; empty for any other weight."""
     state = getattr(weight, "quant_state", None)
     if state is None:
         scales = getattr(weight, "SCB", None)
         return [] if scales is None else [scales]
     inner = getattr(state, "state2", None)
-    found = [state.absmax, state.code, state.offset, *([inner.absmax, inner.code] if inner is not None else [])]
-    return [tensor for tensor in found if isinstance(tensor, torch.Tensor)]
+    parts = [state.absmax, state.code, state.offset]
+    if inner is not None:
+        parts += [inner.absmax, inner.code]
+    return [tensor for tensor in parts if isinstance(tensor, torch.Tensor)]
 
 
 @contextmanager
 def switched(model: PeftModel, adapter: str | None, *, train: bool = False) -> Iterator[None]:
-    """Run with another adapter (None: the bare base) in eval or train mode, and put back exactly what was there before.
+    """Run with another adapter (None: the bare base) in eval or train mode, then restore exactly the state before.
 
-    peft's own switches flip `requires_grad` on both adapters, and TRL reads `model.training` to choose its path. Go
-    backward inside: gradient checkpointing computes again with the adapter that is active then.
+    peft's own switches flip `requires_grad` on both adapters, and TRL reads `model.training` to choose its path. Call
+    backward inside the switch: gradient checkpointing recomputes with the adapter that is active at that time.
     """
     active = model.active_adapter
     grads = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
@@ -186,12 +265,13 @@ def switched(model: PeftModel, adapter: str | None, *, train: bool = False) -> I
 
 @contextmanager
 def casting(model: nn.Module, *, on: bool) -> Iterator[None]:
-    """Let adapters convert their input to their own dtype, or not.
+    """Let LoRA adapters convert their input to their own dtype, or not.
 
-    Under autocast the conversion is undone at once, bfloat16 to float32 to bfloat16: the result is the same without it,
-    and so is each projection's gradient, but no second copy of every input is kept for the backward pass. Outside
+    Under autocast the conversion is undone at once, bfloat16 to float32 to bfloat16: without it the result and each
+    projection's gradient are the same, but no second copy of every input is kept for the backward pass. Outside
     autocast a float32 adapter on a bfloat16 base needs it. (peft's own `disable_input_dtype_casting` can't be undone
-    for a part.) DoRA takes its norms in its input's dtype, and other kinds are no projections alone: they keep it.
+    for a part of the model.) DoRA takes its norms in its input's dtype, and other kinds of adapter do more than
+    project their input: they keep the conversion.
     """
     layers: list[Any] = [
         module for module in model.modules() if isinstance(module, LoraLayer) and not any(module.use_dora.values())
@@ -206,31 +286,14 @@ def casting(model: nn.Module, *, on: bool) -> Iterator[None]:
             layer.cast_input_dtype_enabled = was_on
 
 
-def add_adapter(model: PeftModel, folder: str, name: str) -> None:
-    """Put a further saved adapter on the model, frozen, beside the policy's, which stays the one in use.
-
-    Raises PerlError where it doesn't fit.
-    """
-    check_adapter_weights(folder)
-    was_training = model.training
-    try:
-        with torch.random.fork_rng():  # else peft's initialisation would shift the stream that samples completions
-            found = model.load_adapter(folder, name, is_trainable=False)
-    except (RuntimeError, ValueError, OSError, KeyError, SafetensorError) as error:
-        raise PerlError(f"The adapter {folder} does not fit its base: {line(error)}") from error
-    missing_keys_are_errors(folder, [key for key in found.missing_keys if not is_base(key)])
-    model.train(was_training)
-    model.set_adapter(POLICY)
-    as_float32(model)
-
-
 def device_of(model: Any) -> torch.device:
-    """Where the model's embeddings lie, and so its input goes."""
+    """The device of the model's embeddings, where its input must be."""
     return model.get_input_embeddings().weight.device
 
 
 def save_adapter(model: PeftModel, folder: Path, adapter: str = POLICY) -> None:
-    """Write one adapter alone: the policy's into the folder itself, where plain peft looks for it, others below it."""
+    """Write one adapter: the policy's into the folder itself, where plain peft looks, others into a subfolder."""
     model.save_pretrained(str(folder), selected_adapters=[adapter])
-    if (card := folder / CARD).exists():  # peft's names the base by its path; a run that ends well puts its own there
+    card = folder / CARD
+    if card.exists():  # peft's card shows the base's path; a run that ends well replaces it with its own
         card.write_text(hidden(card.read_text(encoding="utf-8")), encoding="utf-8")

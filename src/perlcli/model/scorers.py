@@ -1,52 +1,25 @@
-"""Reward models as scorers of token ids: an adapter and head on the shared base, or a classifier of their own."""
+"""Reward models as scorers of token ids: an adapter and a head on the shared base, or a separate classifier."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from peft import PeftModel
-from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from perlcli.errors import PerlError
-from perlcli.model.roles import POLICY, REWARD, adapter_bytes, add_adapter, bytes_of, device_of, is_of, switched
-from perlcli.model.weights import ADAPTER_WEIGHTS
+from perlcli.model.batches import padded
+from perlcli.model.roles import REWARD, adapter_bytes, bytes_of, switched
 
-HEAD = "score.weight"
-
-
-def attach_reward(policy: PeftModel, folder: str, name: str = REWARD) -> torch.Tensor:
-    """Put a reward adapter on the policy's base, frozen; gives its head, of shape (1, hidden), in the base's dtype."""
-    add_adapter(policy, folder, name)
-    return read_head(folder).to(device_of(policy), policy.dtype if policy.dtype.is_floating_point else torch.bfloat16)
-
-
-def read_head(folder: str) -> torch.Tensor:
-    """The head's weight in an adapter folder; raises PerlError where it has none, as TRL's default task type saves."""
-    path = Path(folder) / ADAPTER_WEIGHTS
-    if not Path(folder).is_dir():
-        from huggingface_hub import hf_hub_download
-
-        path = Path(hf_hub_download(folder, ADAPTER_WEIGHTS))
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            name = next((key for key in file.keys() if key.endswith(HEAD)), None)  # noqa: SIM118 (not a mapping)
-            # cloned: in the mapped file it lies anywhere, and kernels for CPUs round otherwise where it isn't aligned
-            head = file.get_tensor(name).clone() if name else None
-    except (OSError, RuntimeError, SafetensorError) as error:
-        raise PerlError(f"The reward adapter {folder} can't be read: {error}") from error
-    if head is None:
-        raise PerlError(f"The adapter {folder} has no reward head", "train it with `perl reward`, or task_type=SEQ_CLS")
-    return head
+Scorer = Callable[[Sequence[list[int]]], list[float]]  # scores rows of token ids
 
 
 class SharedScorer:
-    """Scores rows of token ids with the reward adapter on the policy's own base.
+    """Scores rows of token ids with a reward adapter on the policy's base.
 
-    `unread` is a token that it never reads a score at: the padding of its training, where that was EOS.
+    `head` has the shape (1, hidden) and `pad` fills up a batch. `unread` is a token at which no score is read: the
+    padding that the reward was trained with, if that was EOS. `adapter` is the reward's name on the policy.
     """
 
     def __init__(
@@ -56,12 +29,12 @@ class SharedScorer:
 
     @property
     def bytes(self) -> int:
-        """What this reward adds to the base."""
+        """The memory that this reward adds to the base."""
         return adapter_bytes(self.policy, self.adapter) + self.head.numel() * self.head.element_size()
 
     @torch.no_grad()
     def __call__(self, rows: Sequence[list[int]]) -> list[float]:
-        """One reward a row, float32; equal to the stand-alone reward model's for the same batch."""
+        """One reward per row, float32; equal to the stand-alone reward model's for the same batch."""
         ids, mask = padded(rows, self.pad, self.head.device)
         backbone: Any = self.policy.get_base_model().base_model
         with switched(self.policy, self.adapter), torch.autocast(ids.device.type, enabled=False):
@@ -78,12 +51,12 @@ class ClassifierScorer:
 
     @property
     def bytes(self) -> int:
-        """What this reward takes: its own base and all."""
+        """The memory that this reward takes, its own base included."""
         return bytes_of(self.model.parameters())
 
     @torch.no_grad()
     def __call__(self, rows: Sequence[list[int]]) -> list[float]:
-        """One reward a row, float32."""
+        """One reward per row, float32."""
         was_training = self.model.training
         self.model.eval()
         ids, mask = padded(rows, self.pad, next(self.model.parameters()).device)
@@ -93,30 +66,12 @@ class ClassifierScorer:
         return [float(score) for score in logits[:, 0].float().cpu()]
 
 
-def padded(rows: Sequence[list[int]], pad: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows of ids as one tensor (rows, longest), padded on the right, and its mask."""
-    longest = max(map(len, rows))
-    ids = torch.tensor([row + [pad] * (longest - len(row)) for row in rows], device=device)
-    mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows], device=device)
-    return ids, mask
-
-
 def at_last(scores: torch.Tensor, mask: torch.Tensor) -> list[float]:
-    """The score at each row's last token that the mask leaves, from scores of shape (rows, longest, 1)."""
+    """The score at each row's last unmasked token, from scores of shape (rows, tokens, 1) and a mask (rows, tokens)."""
     last = (mask * torch.arange(mask.shape[1], device=mask.device)).argmax(dim=1)
     return [float(score) for score in scores[torch.arange(len(last)), last, 0].float().cpu()]
 
 
-def round_head(model: PeftModel, dtype: torch.dtype) -> None:
-    """Round the trained head to what a plain load of the base in `dtype` would keep of it, and hold it so.
-
-    peft loads a head into a module of the base's dtype; rounding it before it is saved keeps scores the same for all.
-    """
-    for name, parameter in model.named_parameters():
-        if "modules_to_save" in name and is_of(POLICY, name):
-            parameter.data = parameter.data.to(dtype)
-
-
-def scores_in_batches(scorer: Any, rows: Sequence[list[int]], size: int) -> list[float]:
+def scores_in_batches(scorer: Scorer, rows: Sequence[list[int]], size: int) -> list[float]:
     """Scores of many rows, `size` at a time, in order."""
     return [score for start in range(0, len(rows), size) for score in scorer(rows[start : start + size])]

@@ -3,35 +3,44 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from perlcli.errors import PerlError
+from perlcli.model import expressions
 from perlcli.settings import ATTENTION
 
-ATTENTION_BLOCK = re.compile(r"(attn|attention)(?!\w*norm)", re.IGNORECASE)  # but no post_attention_layernorm
+if TYPE_CHECKING:  # peft takes seconds to import, and a base needs none of it
+    from peft import PeftConfig
+
+ATTENTION_BLOCK = re.compile(r"(attn|attention)(?!\w*norm)", re.IGNORECASE)  # but not post_attention_layernorm
+ALL_LINEAR = "all-linear"
 
 
 def target_modules(model: nn.Module, wanted: str, option: str = "--lora-target-modules") -> list[str] | str:
     """The modules that get an adapter, as peft names them; `attention` is every attention projection of the model.
 
-    Raises PerlError for names that the model doesn't have, and for an architecture whose attention isn't recognised.
+    `wanted` is `attention`, `all-linear` or module names separated by commas; errors blame `option` for it.
+
+    Raises PerlError for names that the model doesn't have, and if no attention is found in the model.
     """
-    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)]
-    body = [name for name in linear if name.count(".") > 1]  # without the output head
-    if wanted == "all-linear":
+    if wanted == ALL_LINEAR:
         return wanted
+    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)]
     if wanted != ATTENTION:
         return _named(linear, wanted, option)
+    body = [name for name in linear if name.count(".") > 1]  # without the output head
     inside = [name for name in body if any(ATTENTION_BLOCK.search(part) for part in name.split(".")[:-1])]
     if not inside:
         raise PerlError(
-            f"No attention found in {type(model).__name__}; its linear modules: {', '.join(_leaves(linear))}",
-            "name the ones to adapt with --lora-target-modules",
+            f"No attention found in {type(model).__name__}; its linear modules: {', '.join(_last_parts(linear))}",
+            "name the modules to adapt with --lora-target-modules",
         )
     outside = set(linear) - set(inside)
-    return sorted({_suffix(name, outside) for name in inside})
+    return sorted({_shortest_tail(name, outside) for name in inside})
 
 
 def _named(linear: list[str], wanted: str, option: str) -> list[str]:
@@ -40,20 +49,35 @@ def _named(linear: list[str], wanted: str, option: str) -> list[str]:
     if missing or not names:
         raise PerlError(
             f"{option}: the model has no module {', '.join(missing) or wanted!r}",
-            f"its linear modules: {', '.join(_leaves(linear))}",
+            f"its linear modules: {', '.join(_last_parts(linear))}",
         )
     return names
 
 
-def _leaves(names: list[str]) -> list[str]:
+def _last_parts(names: list[str]) -> list[str]:
     return sorted({name.rsplit(".", 1)[-1] for name in names})
 
 
-def _suffix(name: str, outside: set[str]) -> str:
-    """The shortest tail of a module's path that names no module outside attention (gpt2: mlp.c_proj, attn.c_proj)."""
+def _shortest_tail(name: str, outside: set[str]) -> str:
+    """The shortest end of a module's path that names no module outside attention (GPT-2: attn.c_proj, not c_proj)."""
     parts = name.split(".")
     for length in range(1, len(parts)):
         tail = ".".join(parts[-length:])
         if not any(other == tail or other.endswith("." + tail) for other in outside):
             return tail
     return name
+
+
+def patterns_fault(config: PeftConfig, model: Callable[[], nn.Module | None]) -> str | None:
+    """What is wrong with the regular expressions by which an adapter's config chooses modules; None if all is well.
+
+    `model` builds the model to match them with; it is called only if the config has such expressions.
+    """
+    texts = [getattr(config, name, None) for name in ("target_modules", "exclude_modules", "layers_pattern")]
+    patterns = [text for text in texts if isinstance(text, str) and text not in ("", ALL_LINEAR)]
+    for field in ("rank_pattern", "alpha_pattern"):
+        patterns += [rf"(.*\.)?({key})$" for key in getattr(config, field, None) or {}]  # as peft matches them
+    if not patterns:
+        return None
+    built = model()
+    return expressions.fault(patterns, [name for name, _ in built.named_modules()] if built is not None else [])

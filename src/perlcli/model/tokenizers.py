@@ -1,4 +1,4 @@
-"""The tokenizer of a model, its padding, and the tokens that end a text."""
+"""A model's tokenizer, its padding, and the tokens that end a text."""
 
 from __future__ import annotations
 
@@ -6,15 +6,11 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from transformers import (
-    AutoTokenizer,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from perlcli.data import Renderer
 from perlcli.data.cache import TokenCache
 from perlcli.errors import PerlError, line
-from perlcli.model import weights
 from perlcli.model.sources import NEEDS_TRUST, TRUST, Source, architectures
 from perlcli.settings.types import fits
 from perlcli.text import shorten
@@ -23,16 +19,21 @@ TOKENIZER_CONFIG = "tokenizer_config.json"
 
 
 def load_tokenizer(source: Source, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """The tokenizer of the adapter's folder where it has one, else of the base; padded with a token other than EOS."""
+    """The tokenizer in the adapter's folder if it has one, else the base's; it pads with a token other than EOS.
+
+    Raises PerlError if there is no usable tokenizer.
+    """
     tokenizer = _saved_tokenizer(source, trust_remote_code)
     choose_pad(tokenizer)
     return tokenizer
 
 
 def score_pad(source: Source, *, trust_remote_code: bool = False) -> int:
-    """The token that a saved reward model was padded with: it is read at the last token that is another.
+    """The padding token that a saved reward model was trained with; its score is read at the last other token.
 
-    Others pad with EOS where a tokenizer has no padding (trl) or names EOS: such a model is read before its EOS.
+    trl and others pad with EOS if the tokenizer names EOS as padding or has none: their models are read before EOS.
+
+    Raises PerlError if there is no usable tokenizer.
     """
     own = getattr(source.config.get_text_config(), "pad_token_id", None)
     if source.adapter is None and own is not None:
@@ -44,29 +45,30 @@ def score_pad(source: Source, *, trust_remote_code: bool = False) -> int:
     return int(tokenizer.pad_token_id)
 
 
-def _saved_tokenizer(source: Source, trust_remote_code: bool) -> Any:
-    """The tokenizer as its files have it."""
+def _saved_tokenizer(source: Source, trust_remote_code: bool) -> PreTrainedTokenizerBase:
+    """The tokenizer exactly as its files define it."""
     place = source.adapter if has_tokenizer(source) else source.base
     try:
         tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=trust_remote_code)
-        tokenizer("a")  # some of what its files hold is first looked at here
-    except Exception as error:  # tokenizers are read by many parsers
+        tokenizer("a")  # some values in its files are first used here
+    except Exception as error:  # many parsers read tokenizers, each with its own errors
         if NEEDS_TRUST in str(error):
-            problem = f"{source.name} brings code of its own for its tokenizer, which is not run unasked"
-            raise PerlError(problem, TRUST) from error
-        raise PerlError(f"{source.name} has no tokenizer that can be read: {line(error)}") from error
-    if len(tokenizer) <= len(tokenizer.all_special_tokens):  # made for GPT-2 where the files are missing
-        raise PerlError(f"{source.name} has no tokenizer that can be read: it holds no words")
+            raise PerlError(f"{source.name} comes with its own tokenizer code, which was not run", TRUST) from error
+        raise PerlError(f"{source.name} has no readable tokenizer: {line(error)}") from error
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):  # transformers makes an empty one if files are missing
+        raise PerlError(f"{source.name} has no readable tokenizer: its vocabulary is empty")
     return tokenizer
 
 
 def has_tokenizer(source: Source) -> bool:
-    """Whether an adapter comes with a tokenizer of its own."""
+    """Whether the source is an adapter that comes with its own tokenizer."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError
 
-    if source.adapter is None or Path(source.adapter).is_dir():
-        return source.adapter is not None and (Path(source.adapter) / TOKENIZER_CONFIG).exists()
+    if source.adapter is None:
+        return False
+    if Path(source.adapter).is_dir():
+        return (Path(source.adapter) / TOKENIZER_CONFIG).exists()
     try:
         hf_hub_download(source.adapter, TOKENIZER_CONFIG)
     except EntryNotFoundError:
@@ -75,65 +77,69 @@ def has_tokenizer(source: Source) -> bool:
 
 
 def choose_pad(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Pad with a token that is not EOS: reward models are read at the last token that isn't padding, and that is EOS.
+    """Give the tokenizer a padding token other than EOS: reward models are read at EOS, the last token before padding.
 
-    Takes the tokenizer's own pad, else its unk or another special token that no chat template uses, else a NUL byte.
+    Takes the tokenizer's own padding token, else its unk or another special token that the chat template doesn't use,
+    else a NUL byte.
+
+    Raises PerlError if no token is left to pad with.
     """
     if tokenizer.pad_token_id is not None and tokenizer.pad_token_id != tokenizer.eos_token_id:
         return
     template = str(tokenizer.chat_template or "")
-    taken = {tokenizer.eos_token, tokenizer.bos_token}
-    special = [str(token) for token in tokenizer.all_special_tokens if str(token) not in template]
-    added = [str(token) for token in tokenizer.added_tokens_decoder.values() if str(token) not in template]
-    vocabulary = tokenizer.get_vocab()
-    candidates = [tokenizer.unk_token, *special, *added, "<0x00>", "Ā"]
-    pad = next((token for token in candidates if token and token not in taken and token in vocabulary), None)
+    special = map(str, [*tokenizer.all_special_tokens, *tokenizer.added_tokens_decoder.values()])
+    candidates = [tokenizer.unk_token, *(token for token in special if token not in template), "<0x00>", "Ā"]
+    usable = set(tokenizer.get_vocab()) - {tokenizer.eos_token, tokenizer.bos_token, ""}
+    pad = next((token for token in candidates if token in usable), None)
     if pad is None:
         raise PerlError(f"The tokenizer of {tokenizer.name_or_path} has no token besides EOS to pad with")
     tokenizer.pad_token = pad
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """A digest of what decides a text's tokens: the vocabulary, the chat template, BOS and EOS."""
+    """A digest of everything that decides a text's tokens: the vocabulary, the chat template, BOS and EOS."""
     parts = (sorted(tokenizer.get_vocab().items()), tokenizer.chat_template, tokenizer.bos_token, tokenizer.eos_token)
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
 
 def renderer(source: Source, tokenizer: PreTrainedTokenizerBase) -> Renderer:
-    """The renderer for this model, with every token that its generation config ends at."""
+    """The renderer for this model, which knows every token that ends what the model writes."""
     return Renderer(tokenizer, eos_ids(source))
 
 
-def token_cache(tokenizer: Any) -> TokenCache | None:
-    """Where this tokenizer's tokens are kept between runs; None for one that can't say all that it is."""
+def token_cache(tokenizer: PreTrainedTokenizerBase) -> TokenCache | None:
+    """The cache of this tokenizer's tokens between runs; None for a slow tokenizer, which can't be identified."""
     return TokenCache(tokenizer.backend_tokenizer.to_str()) if tokenizer.is_fast else None
 
 
 def eos_ids(source: Source) -> list[int]:
-    """Every token that ends what this model writes."""
-    found = _generation_eos(source.base) or getattr(source.config.get_text_config(), "eos_token_id", None) or []
-    listed = found if isinstance(found, list) else [found]
-    if not fits(listed, list[int]):
-        raise PerlError(f"{source.name}: eos_token_id must be a number or a list of them, not {shorten(found)}")
-    return listed
+    """Every token that ends what this model writes. Raises PerlError if its configs name none that can be used."""
+    eos: Any = _generation_eos(source.base) or getattr(source.config.get_text_config(), "eos_token_id", None) or []
+    ids: list[int] = eos if isinstance(eos, list) else [eos]
+    if not fits(ids, list[int]):
+        raise PerlError(f"{source.name}: eos_token_id must be a number or a list of numbers, not {shorten(eos)}")
+    return ids
 
 
-def _generation_eos(base: str) -> Any:
+def _generation_eos(base: str) -> object:
     from transformers import GenerationConfig
 
     try:
         return GenerationConfig.from_pretrained(base).eos_token_id
     except OSError:
-        return None  # a base without a generation config: the model's config says what ends a text
-    except Exception as error:  # transformers checks some of its values
+        return None  # no generation config: the model's config names the tokens that end a text
+    except Exception as error:  # transformers checks some values and raises errors of many types
         raise PerlError(f"{base}: generation_config.json can't be read: {line(error)}") from error
 
 
 def describe(source: Source, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     """The model as a run's record keeps it."""
     return {
-        "name": source.name, "base": source.base_name, "adapter": source.adapter,
+        "name": source.name,
+        "base": source.base_name,
+        "adapter": source.adapter,
         "architecture": [*architectures(source.config), source.config.model_type][0],
-        "fingerprint": weights.fingerprint(source.base), "tokenizer": tokenizer_fingerprint(tokenizer),
-        "adapter_fingerprint": weights.fingerprint(source.adapter) if source.adapter else None,
-    }  # fmt: skip
+        "fingerprint": source.fingerprint,
+        "tokenizer": tokenizer_fingerprint(tokenizer),
+        "adapter_fingerprint": source.adapter_fingerprint,
+    }

@@ -1,40 +1,53 @@
-"""Files of weights: safetensors alone, and by what mark their content is known."""
+"""Weight files: only safetensors are read, and a fingerprint identifies their content."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import re
+from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 from perlcli.errors import PerlError, line
 from perlcli.text import shorten
 
 ADAPTER_WEIGHTS, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
-PLACES = {"base_model_name_or_path", "revision"}  # in an adapter's config: where its base lies, not what it does
+PLACES = {"base_model_name_or_path", "revision"}  # in an adapter's config: where its base is, not what it does
 INDEX, SHARD = "model.safetensors.index.json", re.compile(r"\w[\w.-]*\.safetensors")
 PICKLES = {"pytorch_model*.bin": "model*.safetensors", "adapter_model.bin": ADAPTER_WEIGHTS}  # and what we read instead
-CONVERT = "if you trust it, load it by transformers or peft and save_pretrained(NEW): that writes safetensors"
-LONGEST_HEADER = 100_000_000  # bytes, as safetensors itself has it
-PROBE = 256  # bytes that a fingerprint reads at each place of a tensor
+CONVERT = "if you trust it, load it with transformers or peft and save it with save_pretrained(NEW) as safetensors"
+LONGEST_HEADER = 100_000_000  # bytes: safetensors' own limit
+PROBE = 256  # bytes that a fingerprint reads at each of three places of a tensor
 
 
 def check(where: str, option: str = "--model") -> None:
-    """Raise PerlError where weights are not safetensors: transformers and peft would take a pickle where there is
-    nothing else, and where an index of safetensors names one."""
+    """Check that a model's or adapter's weights are safetensors.
+
+    transformers and peft load a pickle if there is nothing else, or if an index of safetensors names one.
+
+    Raises PerlError for a pickle.
+    """
     place = Path(where)
-    for pickle, safe in PICKLES.items():
-        found = sorted(place.glob(pickle)) if place.is_dir() and not any(place.glob(safe)) else []
-        if found:
-            problem = f"{option} {where}: its weights are a pickle, {found[0].name}, and loading one can run any code"
-            raise PerlError(problem, CONVERT)
-    index = place / INDEX if place.is_dir() else of_hub(where, INDEX)
-    for name in _shards(index) if index is not None and index.exists() else ():
+    if place.is_dir():
+        _refuse_pickles(place, f"{option} {where}")
+        index: Path | None = place / INDEX
+    else:
+        index = of_hub(where, INDEX)
+    if index is None or not index.exists():
+        return
+    for name in _shards(index):
         if not SHARD.fullmatch(name):
-            raise PerlError(
-                f"{option} {where}: {INDEX} names {shorten(name)}, which is no file of safetensors", CONVERT
-            )
+            problem = f"{option} {where}: {INDEX} names {shorten(name)}, which is not a safetensors file"
+            raise PerlError(problem, CONVERT)
+
+
+def _refuse_pickles(folder: Path, what: str) -> None:
+    for pickle, safe in PICKLES.items():
+        pickles = sorted(folder.glob(pickle))
+        if pickles and not any(folder.glob(safe)):
+            problem = f"{what}: the weights are a pickle, {pickles[0].name}, and loading a pickle can run any code"
+            raise PerlError(problem, CONVERT)
 
 
 def _shards(index: Path) -> list[str]:
@@ -45,7 +58,7 @@ def _shards(index: Path) -> list[str]:
 
 
 def of_hub(name: str, file: str) -> Path | None:
-    """A file of a hub repository; None where it can't be had."""
+    """A file of a Hub repository, downloaded if necessary; None if it is not available."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
@@ -55,41 +68,65 @@ def of_hub(name: str, file: str) -> Path | None:
         return None
 
 
+# Fingerprints
+
+Stamp = tuple[Path, int, int, int]  # a file with its inode, size and time of last change
+
+
 def fingerprint(where: str) -> str:
-    """A digest of a model's weights, or of an adapter's with its config, as stored, whatever precision they load in.
+    """A digest of a base's weights, or of an adapter's weights and config, as stored on disk.
 
     Reads each safetensors header (names, types, shapes) and some bytes at the start, middle and end of every tensor, so
-    that it takes milliseconds for any size. Empty where the files aren't safetensors. Raises PerlError where damaged.
+    it takes milliseconds for any size. Files are read once per process and again when they change. Empty if there are
+    no safetensors files (yet: a Hub repository's arrive when it is loaded).
+
+    Raises PerlError for damaged files.
     """
-    digest = hashlib.sha256()
     files = _weight_files(where)
-    for file in files:
+    if files and files[0].name == ADAPTER_WEIGHTS:
+        files.append(files[0].with_name(ADAPTER_CONFIG))
+    return _digest_of(tuple(map(_stamp, files))) if files else ""
+
+
+def _stamp(file: Path) -> Stamp:
+    if not file.exists():
+        return file, 0, 0, 0  # a config that is missing: reading it raises the error
+    stat = file.stat()
+    return file, stat.st_ino, stat.st_size, stat.st_mtime_ns
+
+
+@lru_cache(maxsize=128)
+def _digest_of(stamps: tuple[Stamp, ...]) -> str:
+    digest = hashlib.sha256()
+    for file, *_ in stamps:
+        if file.name == ADAPTER_CONFIG:
+            digest.update(_behaviour(file))
+            continue
         try:
-            _digest(file, digest)
+            for part in _probes(file):
+                digest.update(part)
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             raise PerlError(f"{file} is damaged: its header can't be read") from error
-    if files and files[0].name == ADAPTER_WEIGHTS:
-        digest.update(_behaviour(files[0].with_name(ADAPTER_CONFIG)))
-    return digest.hexdigest()[:16] if files else ""
+    return digest.hexdigest()[:16]
 
 
-def _digest(file: Path, digest: Any) -> None:
-    """Add what a file of weights holds to a digest. Raises ValueError and the like for one that isn't safetensors."""
+def _probes(file: Path) -> Iterator[bytes]:
+    """The header of a weight file and some bytes of each tensor; raises ValueError and the like if it is damaged."""
     with file.open("rb") as opened:
         length = int.from_bytes(opened.read(8), "little")
         header = opened.read(min(length, LONGEST_HEADER))
-        digest.update(header)
+        yield header
         for name, entry in json.loads(header).items():
             if name == "__metadata__":
                 continue
             begin, end = entry["data_offsets"]
             for place in (begin, (begin + end) // 2, max(begin, end - PROBE)):
                 opened.seek(8 + length + place)
-                digest.update(opened.read(max(0, min(PROBE, end - place))))
+                yield opened.read(max(0, min(PROBE, end - place)))
 
 
 def _behaviour(config: Path) -> bytes:
-    """What an adapter's config says of the adapter itself: the same weights under another alpha are another adapter."""
+    """What an adapter's config says about the adapter itself: the same weights with another alpha act differently."""
     try:
         values = json.loads(config.read_text(encoding="utf-8"))
         return json.dumps({name: values[name] for name in sorted(set(values) - PLACES)}).encode()
@@ -98,16 +135,16 @@ def _behaviour(config: Path) -> bytes:
 
 
 def _weight_files(where: str) -> list[Path]:
+    """A folder's weight files, or the cached ones of a Hub repository; an adapter's only if there is no base's."""
     if Path(where).is_dir():
         return sorted(Path(where).glob("model*.safetensors")) or sorted(Path(where).glob(ADAPTER_WEIGHTS))
     from huggingface_hub import try_to_load_from_cache
 
-    index = try_to_load_from_cache(where, "model.safetensors.index.json")
-    names = ["model.safetensors"]
-    if isinstance(index, str):
-        names = sorted(set(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values()))
+    index = try_to_load_from_cache(where, INDEX)
+    names = _shards(Path(index)) if isinstance(index, str) else ["model.safetensors"]
     for kind in (names, [ADAPTER_WEIGHTS]):
         cached = [try_to_load_from_cache(where, name) for name in kind]
-        if found := [Path(path) for path in cached if isinstance(path, str)]:
-            return found
+        files = [Path(path) for path in cached if isinstance(path, str)]
+        if files:
+            return files
     return []

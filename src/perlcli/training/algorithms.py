@@ -19,6 +19,7 @@ from torch import nn
 from transformers import TrainerCallback
 
 from perlcli.model import roles
+from perlcli.model.batches import padded
 from perlcli.training.resume import KeepsGeneration
 from perlcli.training.value_model import Batch, ValueModel
 
@@ -110,13 +111,9 @@ def side_by_side(
     prompts: Sequence[list[int]], written: Sequence[list[int]], pad: int, device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor, int]:
     """Prompts padded on the left and completions on the right as one tensor, its mask, and the completions' width."""
-    before, after = max(map(len, prompts)), max(map(len, written))
-    ids, mask = [], []
-    for prompt, completion in zip(prompts, written, strict=True):
-        left, right = before - len(prompt), after - len(completion)
-        ids.append([pad] * left + prompt + completion + [pad] * right)
-        mask.append([0] * left + [1] * (len(prompt) + len(completion)) + [0] * right)
-    return torch.tensor(ids, device=device), torch.tensor(mask, device=device), after
+    before, before_mask = padded(prompts, pad, device, on_left=True)
+    after, after_mask = padded(written, pad, device)
+    return torch.cat([before, after], dim=1), torch.cat([before_mask, after_mask], dim=1), after.shape[1]
 
 
 class Reinforce(Rloo):

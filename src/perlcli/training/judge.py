@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from perlcli import data
+from perlcli import data, settings
 from perlcli.data import Prompt
 from perlcli.errors import RunFailed
 from perlcli.run.files import SAMPLES
 from perlcli.run.lifecycle import Run
 from perlcli.training import sampling
-from perlcli.training.prepare import Prepared
+from perlcli.training.prepare import Prepared, filled
 from perlcli.training.rewards import Scored
 from perlcli.training.sampling import Sampling
 
@@ -30,7 +30,9 @@ Score = Callable[[Sequence[Prompt], Sequence[list[int]]], Scored]
 class Judge:
     """The reward function that TRL calls: scores what the policy wrote, keeps samples, stops where one is no number."""
 
-    def __init__(self, run: Run, prepared: Prepared, score: Score, rows: list[Prompt], name: str = REWARD) -> None:
+    def __init__(
+        self, run: Run, prepared: Prepared[settings.Rl], score: Score, rows: list[Prompt], name: str = REWARD
+    ) -> None:
         self.run, self.score, self.rows, self.render = run, score, rows, prepared.renderer
         self.__name__ = name  # TRL names its metrics by it
 
@@ -96,7 +98,12 @@ class Probe:
 
 
 def probe(
-    model: Any, prepared: Prepared, score: Score, prompts: Sequence[tuple[Prompt, list[int]]], *, is_function: bool
+    model: Any,
+    prepared: Prepared[settings.Rl],
+    score: Score,
+    prompts: Sequence[tuple[Prompt, list[int]]],
+    *,
+    is_function: bool,
 ) -> Probe:
     """Sample and score a few prompts before the first step. Raises RunFailed where all get the same reward.
 
@@ -105,7 +112,7 @@ def probe(
     """
     values = prepared.settings
     groups = values.rl.algorithm == "rloo"
-    size = min(PER_PROMPT, values.rl.num_generations) if groups else 1
+    size = min(PER_PROMPT, filled(values.rl.num_generations)) if groups else 1
     count = PROMPTS if groups else PROMPTS * PER_PROMPT
     for turn in range(ROUNDS):
         part = [prompts[(turn * count + i) % len(prompts)] for i in range(count) for _ in range(size)]
@@ -121,13 +128,16 @@ def probe(
     raise RunFailed(*_no_difference(found, len(prompts[:count]), size))
 
 
-def _answer(model: Any, prepared: Prepared, score: Score, part: Sequence[tuple[Prompt, list[int]]], seed: int) -> Probe:
+def _answer(
+    model: Any, prepared: Prepared[settings.Rl], score: Score, part: Sequence[tuple[Prompt, list[int]]], seed: int
+) -> Probe:
     values = prepared.settings
-    size = values.train.per_device_train_batch_size
+    size = filled(values.train.per_device_train_batch_size)
     written: list[list[int]] = []
     prompts = [ids for _, ids in part]
     for start in range(0, len(part), size):
-        how = Sampling(values.sampling.temperature, values.sampling.max_completion_length, seed + start)
+        longest = filled(values.sampling.max_completion_length)
+        how = Sampling(filled(values.sampling.temperature), longest, seed + start)
         written += sampling.sample(model, prepared.renderer, prompts[start : start + size], how)
     return Probe(prompts, written, score([row for row, _ in part], written))
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from torch import nn
+from transformers import TrainingArguments
 
-from perlcli import device
+from perlcli import device, settings
 from perlcli.model import adapters, sources
 from perlcli.terminal import say
 from perlcli.text import enum_value
@@ -12,14 +13,14 @@ from perlcli.training.prepare import Prepared
 from perlcli.training.starting_adapter import task_of
 
 
-def preview(prepared: Prepared, config: Any = None) -> None:
-    """Print what a run would do, for `--dry-run`."""
-    found, values = prepared.source, prepared.settings
+def preview(prepared: Prepared[settings.Training | settings.Eval], config: TrainingArguments | None = None) -> None:
+    """Print what a run would do; `config` is TRL's if it would train."""
+    source, values = prepared.source, prepared.settings
     if values.recipe.recipe is not None:
         say(f"recipe: {values.recipe.recipe}")
-    say(f"model: {found.name} (base {found.base_name}, {device.precision(values.model)} on {device.kind()})")
-    if hasattr(values, "lora"):
-        say(_training_line(prepared))
+    say(f"model: {source.name} (base {source.base_name}, {device.precision(values.model)} on {device.kind()})")
+    if not isinstance(values, settings.Eval):
+        say(_training_line(prepared, values))
     if config is not None:
         length = f"{config.max_steps} steps" if config.max_steps > 0 else f"{config.num_train_epochs:g} epoch(s)"
         schedule = enum_value(config.lr_scheduler_type)
@@ -28,21 +29,21 @@ def preview(prepared: Prepared, config: Any = None) -> None:
     say(f"output: {values.run.output}\nDry run: nothing was loaded, trained or written.")
 
 
-def _training_line(prepared: Prepared) -> str:
-    lora, source = prepared.settings.lora, prepared.source
-    model = sources.skeleton(source, trust_remote_code=prepared.settings.model.trust_remote_code)
-    if lora.full:
+def _training_line(prepared: Prepared[settings.Training | settings.Eval], values: settings.Training) -> str:
+    lora, source = values.lora, prepared.source
+    model = sources.skeleton(source, trust_remote_code=values.model.trust_remote_code)
+    if prepared.adapter is None:
         count = f"{base_size(model):,} " if model is not None else ""
         return f"full tuning: all {count}parameters train"
     line = f"adapter: {adapters.words(prepared.adapter)}"
     if source.adapter or model is None:
         return line
-    total, config = base_size(model), adapters.on_model(lora, model, task_of(prepared.settings))
-    names = config.target_modules if isinstance(config.target_modules, str) else ", ".join(config.target_modules)
-    trained = adapters.try_on(lora, model, task_of(prepared.settings))
+    total, modules = base_size(model), getattr(adapters.on_model(lora, model, task_of(values)), "target_modules", "")
+    names = modules if isinstance(modules, str) else ", ".join(modules)
+    trained = adapters.try_on(lora, model, task_of(values))
     return f"{line} on {names}; {trained:,} parameters train, {total:,} stay frozen"
 
 
-def base_size(model: Any) -> int:
-    """The parameters of a model."""
+def base_size(model: nn.Module) -> int:
+    """The number of parameters of a model."""
     return sum(parameter.numel() for parameter in model.parameters())

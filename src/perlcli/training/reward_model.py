@@ -1,10 +1,9 @@
-"""A reward model's scores: the rows it reads, how its folder is loaded, how good it is on held-out rows."""
+"""A reward model: the rows it reads, how its folder is loaded, and how good its scores are on held-out rows."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,37 +15,42 @@ from perlcli.data import Data
 from perlcli.data.tokens import of_preference
 from perlcli.errors import PerlError, RunFailed
 from perlcli.model import loading, roles, scorers, sources, tokenizers
+from perlcli.model.scorers import Scorer
 from perlcli.run import plots
 from perlcli.run.files import PROOF, SAMPLES, write_json
 from perlcli.run.lifecycle import Run
 from perlcli.run.progress import Progress
-from perlcli.run.record import RunRecord, find_record, package_versions
+from perlcli.run.record import RunRecord, package_versions
 from perlcli.training.origin import trained_in
+from perlcli.training.prepare import Prepared
 from perlcli.training.rows import dataset, fit
 
 SAMPLED, BATCH = 20, 16
-ROUNDING, COARSE = 1e-3, 0.1  # how far a score may move by rounding, as a share of the largest: float32, fewer bits
+ROUNDING, COARSE = 1e-3, 0.1  # how far rounding may move a score, as a share of the largest: float32, fewer bits
 DECIDING = ("torch", "transformers", "peft", "bitsandbytes")
-Scorer = Callable[[Sequence[list[int]]], list[float]]
+Stage = settings.Reward | settings.Eval
 
 
-def tokens(rows: Data, prepared: Any, role: str) -> list[dict[str, Any]]:
+def tokens(rows: Data, prepared: Prepared[Stage], role: str) -> list[dict[str, Any]]:
     """The columns that the trainers read: chosen_ids and rejected_ids, or input_ids and label."""
     return fit(prepared, role, rows, partial(of_preference, prepared.renderer))
 
 
-def table(rows: Data, prepared: Any, role: str) -> Dataset:
+def table(rows: Data, prepared: Prepared[Stage], role: str) -> Dataset:
     """The same as a table, to train on."""
     return dataset(prepared, role, rows, partial(of_preference, prepared.renderer))
 
 
 def id_lists(row: dict[str, Any]) -> list[list[int]]:
-    """The token rows of a training row: chosen and rejected, or the one that got a thumb."""
+    """The token ids of a training row: chosen and rejected, or the completion that got a thumb."""
     return [row["chosen_ids"], row["rejected_ids"]] if "chosen_ids" in row else [row["input_ids"]]
 
 
 def load(source: sources.Source, values: settings.ModelSettings) -> scorers.ClassifierScorer:
-    """The scorer of a saved reward model: adapter on its base, or whole classifier, by plain transformers and peft."""
+    """The scorer of a saved reward model, an adapter or a classifier, loaded by plain transformers and peft.
+
+    Raises PerlError if it can't be loaded.
+    """
     pad_token_id = tokenizers.score_pad(source, trust_remote_code=values.trust_remote_code)
     model: Any = loading.load_classifier(source, values, pad_token_id)
     if source.adapter:
@@ -55,42 +59,44 @@ def load(source: sources.Source, values: settings.ModelSettings) -> scorers.Clas
 
 
 def precision_of(source: sources.Source, values: settings.ModelSettings) -> settings.ModelSettings:
-    """How to load a reward model on a base of its own: as it was trained, where its record tells, else unquantised."""
+    """How to load a reward model on a separate base: as its record says that it was trained, otherwise unquantised."""
     trust = values.trust_remote_code
     own = trained_in(source, trust_remote_code=trust)
     return own or settings.ModelSettings(dtype=values.dtype, trust_remote_code=trust)
 
 
 def write_proof(folder: Path, rows: list[list[int]], scores: list[float]) -> None:
-    """Keep some token rows with their scores in a reward model's folder, so that any later use can be held to them."""
+    """Keep some token rows and their scores in a reward model's folder, so that every later use can be checked."""
     write_json(folder / PROOF, {"rows": rows, "scores": scores})
 
 
 def check_proof(source: sources.Source, scorer: Scorer, run: Run, values: settings.ModelSettings) -> None:
-    """Score a reward folder's proof rows again, and say how far the scores moved; without a proof there is no telling.
+    """Score the proof rows in a reward model's folder again, if it has any, and note how far the scores moved.
 
-    In the precision, on the device and with the libraries of its training only rounding may move them (another CPU may
-    bear the same name); raises PerlError where more does. Elsewhere it is noted how far they moved.
+    With the precision, device and libraries of its training only rounding may move them (another CPU may have the same
+    name). Otherwise a note says how far they moved. `values` is how the base is loaded.
+
+    Raises PerlError if they moved further than rounding explains, or the proof can't be read.
     """
-    trained, path = find_record(source.adapter or source.base), Path(source.adapter or source.base) / PROOF
+    trained, path = source.record, Path(source.place) / PROOF
     if trained is None or not path.exists():
         return
     try:
         proof = json.loads(path.read_text(encoding="utf-8"))
         rows, wanted = proof["rows"], [float(score) for score in proof["scores"]]
-        found = scorer(rows)
-        shift = max(abs(a - b) for a, b in zip(wanted, found, strict=True))
+        shift = max(abs(a - b) for a, b in zip(wanted, scorer(rows), strict=True))
     except (ValueError, TypeError, KeyError, OSError) as error:
         raise PerlError(f"{path} can't be read: {error}", "train the reward again, or delete this file") from error
     used, learned = device.precision(values), trained.device.get("precision")
     run.record.guards[f"shift of {source.name}"] = shift
     where = _elsewhere(trained, device.describe(values)["name"])
     if used == learned and not where:
-        if not shift <= (ROUNDING if used == "float32" else COARSE) * max(1.0, *map(abs, wanted)):
+        limit = (ROUNDING if used == "float32" else COARSE) * max(1.0, *map(abs, wanted))
+        if not shift <= limit:  # NaN is over any limit
             raise PerlError(
-                f"The reward {source.name} scores its own proof rows otherwise than after its training: rewards moved "
-                f"by up to {shift:.3g}",
-                "its files or its base's have changed since: train it again",
+                f"The reward {source.name} scores its own proof rows differently than after its training: "
+                f"rewards moved by up to {shift:.3g}",
+                "its files or its base's have changed since then: train it again",
             )
         return
     spread = max(wanted) - min(wanted)
@@ -102,7 +108,7 @@ def check_proof(source: sources.Source, scorer: Scorer, run: Run, values: settin
 
 
 def _elsewhere(trained: RunRecord, name: str) -> str:
-    """What differs from a training, of all that decides rounding: the device, or the libraries; empty for nothing."""
+    """How this machine differs from the training in what decides rounding, device or libraries; empty if it doesn't."""
     if trained.device.get("name") != name:
         return "on another device"
     now = package_versions()
@@ -111,16 +117,22 @@ def _elsewhere(trained: RunRecord, name: str) -> str:
 
 
 def is_same(shift: float, scores: list[float]) -> bool:
-    """Whether scores that moved this far are the same but for rounding in another place."""
+    """Whether a shift this large is only rounding, for scores of this size."""
     return shift <= 1e-4 * max(1.0, *map(abs, scores))
 
 
-def measure(prepared: Any, scorer: Any, rows: list[dict[str, Any]] | None, held_out: Data | None) -> dict[str, float]:
-    """The reward model's figures on held-out rows; writes samples and the picture of its scores."""
+def measure(
+    prepared: Prepared[Stage], scorer: Scorer, rows: list[dict[str, Any]] | None, held_out: Data | None
+) -> dict[str, float]:
+    """The reward model's figures on held-out rows; writes samples and a plot of its scores.
+
+    Raises RunFailed if a score is not a finite number.
+    """
     if not rows or held_out is None:
         return {}
     lists = [id_lists(row) for row in rows]
-    size = settings.flat(prepared.settings).get("per_device_eval_batch_size") or BATCH
+    values = prepared.settings
+    size = (values.eval.per_device_eval_batch_size if isinstance(values, settings.Eval) else None) or BATCH
     flat = [ids for row in lists for ids in row]
     scores: list[float] = []
     with Progress("eval", len(flat)) as progress:
@@ -147,14 +159,14 @@ def _by_label(scores: list[float], rows: list[dict[str, Any]]) -> tuple[list[flo
 
 
 def _write_samples(
-    prepared: Any, lists: list[list[list[int]]], scores: list[float], rows: list[dict[str, Any]]
+    prepared: Prepared[Stage], lists: list[list[list[int]]], scores: list[float], rows: list[dict[str, Any]]
 ) -> None:
     width = len(lists[0])
     for index in range(min(SAMPLED, len(lists))):
         texts = [prepared.tokenizer.decode(ids) for ids in lists[index]]
-        found = scores[index * width : (index + 1) * width]
+        own = scores[index * width : (index + 1) * width]
         if width == 2:
-            sample = {"chosen": texts[0], "rejected": texts[1], "chosen_score": found[0], "rejected_score": found[1]}
+            sample = {"chosen": texts[0], "rejected": texts[1], "chosen_score": own[0], "rejected_score": own[1]}
         else:
-            sample = {"text": texts[0], "label": bool(rows[index]["label"]), "score": found[0]}
+            sample = {"text": texts[0], "label": bool(rows[index]["label"]), "score": own[0]}
         prepared.run.append(SAMPLES, sample)

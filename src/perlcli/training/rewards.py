@@ -1,4 +1,4 @@
-"""What `--reward` names, as something that scores what a policy wrote: one reward, or the weighted sum of some."""
+"""What `--reward` names, as something that scores a policy's completions: one reward or a weighted sum of several."""
 
 from __future__ import annotations
 
@@ -12,28 +12,33 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from peft import PeftModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from perlcli import settings
 from perlcli.data import Content, Prompt, Renderer, text_of
 from perlcli.errors import PerlError, nearest
 from perlcli.model import adapters, roles, scorers, sources, tokenizers
 from perlcli.model import weights as weights_module
+from perlcli.model.scorers import ClassifierScorer, SharedScorer
 from perlcli.model.sources import Source
 from perlcli.redaction import hidden
 from perlcli.run import checkpoints
-from perlcli.run.record import RunRecord, find_record
 from perlcli.text import size
 from perlcli.training import reward_model
 from perlcli.training.origin import check_adapter, keep_apart
 from perlcli.training.prepare import Prepared
 
 MODULE_FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
-PROJECTION = "projection_prng_key"  # of the random matrices that VeRA's and RandLoRA's adapters of a base share
+PROJECTION = "projection_prng_key"  # seeds the random matrices that all VeRA or RandLoRA adapters of a base share
 Ids = list[int]
-Scorer = Callable[[Sequence[Prompt], Sequence[Ids]], list[float]]
+Scorer = Callable[[Sequence[Prompt], Sequence[Ids]], list[float]]  # one reward per completion
+Stage = settings.Rl | settings.Eval
 
 
 @dataclass(frozen=True)
 class Reward:
-    """A reward that was found but not loaded: a function, or a model on the policy's base or on another."""
+    """A reward that was found but not loaded: a function, or a model on the policy's base or a separate one."""
 
     name: str
     function: Callable[..., Any] | None = None
@@ -47,36 +52,36 @@ class Reward:
 
     @property
     def fingerprint(self) -> str:
-        """A digest of the model's weights, or of the function's file; empty where there is none to read."""
+        """A digest of the model's weights, or of the function's file; empty if there is neither."""
         if self.source is not None:
-            return weights_module.fingerprint(self.source.adapter or self.source.base)
+            return weights_module.fingerprint(self.source.place)
         file = inspect.getsourcefile(inspect.unwrap(self.function)) if inspect.isfunction(self.function) else None
         return checkpoints.checksum(Path(file))[:16] if file and Path(file).is_file() else ""
 
 
 @dataclass(frozen=True)
 class Scored:
-    """Completions with their rewards: the weighted sum, and each reward's own by name."""
+    """The rewards of some completions: the weighted sum, and each reward on its own by name."""
 
     total: list[float]
     parts: dict[str, list[float]]
 
 
-def find_all(prepared: Prepared) -> list[Reward]:
-    """Find what each `--reward` names, before weights are loaded. Raises PerlError."""
+def find_all(prepared: Prepared[Stage]) -> list[Reward]:
+    """What each `--reward` names, before weights are loaded. Raises PerlError if there is none, or one is unusable."""
     names = prepared.settings.sampling.reward
     if not names:
         raise PerlError(
-            "--reward is missing: RL without a reward learns nothing",
-            "train one with `perl reward`, then give its folder; or give module:function",
+            "--reward is missing: RL learns nothing without a reward",
+            "train one with `perl reward` and name its folder, or name a function as module:function",
         )
-    found = [find(name, prepared) for name in names]
-    prepared.run.record.model["rewards"] = {reward.name: reward.fingerprint for reward in found}
-    return found
+    rewards = [find(name, prepared) for name in names]
+    prepared.run.record.model["rewards"] = {reward.name: reward.fingerprint for reward in rewards}
+    return rewards
 
 
-def find(name: str, prepared: Prepared) -> Reward:
-    """Find what one `--reward` names. Raises PerlError."""
+def find(name: str, prepared: Prepared[Stage]) -> Reward:
+    """What one `--reward` names. Raises PerlError if it can't be a reward."""
     if MODULE_FUNCTION.fullmatch(name) and not Path(name).exists():
         return Reward(name, function=_function(name))
     source = sources.locate(name, option="--reward", trust_remote_code=prepared.settings.model.trust_remote_code)
@@ -84,7 +89,7 @@ def find(name: str, prepared: Prepared) -> Reward:
         what = "an adapter without a reward head" if source.adapter else "a language model"
         raise PerlError(f"--reward {name} is {what}, not a reward model", "train one with `perl reward`")
     if source.adapter is None and source.config.num_labels != 1:
-        raise PerlError(f"--reward {source.name} gives {source.config.num_labels} labels; a reward is one score")
+        raise PerlError(f"--reward {source.name} has {source.config.num_labels} labels, but a reward is a single score")
     keep_apart(prepared.settings, source)
     apart = _apart(source, prepared)
     _check_record(source, prepared, is_shared=apart is None)
@@ -94,10 +99,10 @@ def find(name: str, prepared: Prepared) -> Reward:
 def _function(name: str) -> Callable[..., Any]:
     module_name, _, attribute = name.partition(":")
     if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())  # a console script starts without it; `python -m` has it
+        sys.path.insert(0, os.getcwd())  # a console script starts without it, `python -m` with it
     try:
         module = importlib.import_module(module_name)
-    except (Exception, SystemExit) as error:  # the module is the user's, and raises what it likes
+    except (Exception, SystemExit) as error:  # the user's module can raise anything
         raise PerlError(f"--reward {name}: can't import {module_name}: {type(error).__name__}: {error}") from error
     function = getattr(module, attribute, None)
     if not callable(function):
@@ -106,72 +111,85 @@ def _function(name: str) -> Callable[..., Any]:
     return function
 
 
-def _apart(source: Source, prepared: Prepared) -> str | None:
-    """Why a reward needs a base of its own; None where it is an adapter of the policy's, which stays frozen."""
-    if source.adapter is None or not sources.same_base(source, prepared.source):
-        return f"on a base of its own ({source.base_name})"
-    if hasattr(prepared.settings, "lora") and prepared.settings.lora.full:
-        return f"on a base of its own ({source.base_name}), as --full trains the policy's"
-    fault = adapters.why_alone(source.adapter_config)
+def _apart(source: Source, prepared: Prepared[Stage]) -> str | None:
+    """Why a reward needs a separate base, and which; None if it can be an adapter on the policy's base."""
+    its, policy = source.adapter_config, prepared.adapter
+    if its is None or not sources.same_base(source, prepared.source):
+        return f"on its own base ({source.base_name})"
+    if isinstance(prepared.settings, settings.Rl) and prepared.settings.lora.full:
+        return f"on its own base ({source.base_name}), because --full trains the policy's"
+    fault = adapters.why_alone(its)
     if fault is not None:
         return f"on a copy of {source.base_name} ({fault})"
-    mine, its = prepared.adapter, source.adapter_config
-    kinds = [adapters.kind_of(config) if config is not None else "LORA" for config in (mine, its)]
-    if kinds[0] != kinds[1]:
-        names = [adapters.name_of(kind) for kind in kinds]
-        return f"on a copy of {source.base_name}: it is {names[1]}, and peft takes one kind a base, here {names[0]}"
-    if mine is not None and getattr(mine, PROJECTION, None) != getattr(its, PROJECTION, None):
-        return f"on a copy of {source.base_name}: its {PROJECTION} is another than the policy's"
+    kind, policy_kind = sources.kind_of(its), sources.kind_of(policy) if policy is not None else "LORA"
+    if kind != policy_kind:
+        names = f"it is {adapters.name_of(kind)}, the policy's adapter is {adapters.name_of(policy_kind)}"
+        return f"on a copy of {source.base_name}: {names}, and peft allows one type per base"
+    if policy is not None and getattr(policy, PROJECTION, None) != getattr(its, PROJECTION, None):
+        return f"on a copy of {source.base_name}: its {PROJECTION} differs from the policy's"
     return None
 
 
-def _check_record(source: Source, prepared: Prepared, *, is_shared: bool) -> None:
-    """Hold what the reward tells of its training against this run: the tokens and the base."""
-    trained = find_record(source.adapter or source.base)
+def _check_record(source: Source, prepared: Prepared[Stage], *, is_shared: bool) -> None:
+    """Compare what the reward's record says about its training with this run: base and tokenizer."""
     check_adapter(source, prepared.run, prepared.settings.model if is_shared else None)
-    if trained is not None and trained.status != "finished":
-        prepared.run.note(f"The reward {source.name} comes from a run that {trained.status}.")
+    if source.record is not None and source.record.status != "finished":
+        prepared.run.note(f"The reward {source.name} comes from a run that did not finish ({source.record.status}).")
     if not is_shared:
         return
-    marks = (_tokenizer_mark(source, trained, prepared), tokenizers.tokenizer_fingerprint(prepared.tokenizer))
-    if marks[0] != marks[1]:
+    its, ours = _tokenizer_mark(source, prepared), tokenizers.tokenizer_fingerprint(prepared.tokenizer)
+    if its != ours:
         raise PerlError(
-            f"The reward {source.name} was trained with another tokenizer or chat template ({marks[0]}) than "
-            f"the policy's ({marks[1]}): it would score other text than it knows"
+            f"The reward {source.name} was trained with another tokenizer or chat template ({its}) than "
+            f"the policy's ({ours}): it would score text that it was not trained on"
         )
 
 
-def _tokenizer_mark(source: Source, trained: RunRecord | None, prepared: Prepared) -> Any:
-    """The fingerprint of the tokenizer that a reward was trained with: by its record, else by the one in its folder."""
-    if trained is not None:
-        return trained.model.get("tokenizer")
-    if not tokenizers.has_tokenizer(source):
-        return tokenizers.tokenizer_fingerprint(prepared.tokenizer)  # it doesn't tell: the base's, as the policy's is
+def _tokenizer_mark(source: Source, prepared: Prepared[Stage]) -> object:
+    """The fingerprint of the tokenizer that a reward was trained with, by its record or the tokenizer in its folder."""
+    if source.record is not None:
+        return source.record.model.get("tokenizer")
+    if not tokenizers.has_tokenizer(source):  # unknown: presumably the base's, as the policy's is
+        return tokenizers.tokenizer_fingerprint(prepared.tokenizer)
     trust = prepared.settings.model.trust_remote_code
     return tokenizers.tokenizer_fingerprint(tokenizers.load_tokenizer(source, trust_remote_code=trust))
 
 
 class TokenReward:
-    """Scores the very tokens that the policy wrote, rendered as the reward model's training rows were."""
+    """Scores exactly the tokens that the policy wrote, rendered as the reward model's training rows were.
 
-    def __init__(self, scorer: Callable[[Sequence[Ids]], list[float]], render: Renderer, batch: int) -> None:
+    `render` is the policy's renderer; `batch` is how many rows are scored at a time.
+    """
+
+    def __init__(self, scorer: scorers.Scorer, render: Renderer, batch: int) -> None:
         self.scorer, self.render, self.batch = scorer, render, batch
 
     def __call__(self, rows: Sequence[Prompt], written: Sequence[Ids]) -> list[float]:
-        """One reward a completion."""
+        """One reward per completion."""
         ids = [self.render.scored_ids(row.prompt, completion) for row, completion in zip(rows, written, strict=True)]
         return scorers.scores_in_batches(self.scorer, ids, self.batch)
 
 
 class TextReward:
-    """Scores decoded completions with a reward model of another tokenizer, by that model's own template."""
+    """Scores decoded completions with a reward model that has another tokenizer, by that model's chat template.
 
-    def __init__(self, scorer: Any, tokenizer: Any, render: Renderer, batch: int, eos_ids: Sequence[int] = ()) -> None:
+    `tokenizer` and `eos_ids` are the reward model's, `render` is the policy's renderer; `batch` is how many rows are
+    scored at a time.
+    """
+
+    def __init__(
+        self,
+        scorer: scorers.Scorer,
+        tokenizer: PreTrainedTokenizerBase,
+        render: Renderer,
+        batch: int,
+        eos_ids: Sequence[int] = (),
+    ) -> None:
         self.scorer, self.tokenizer, self.render, self.batch = scorer, tokenizer, render, batch
         self.own = Renderer(tokenizer, eos_ids) if tokenizer.eos_token_id is not None else None
 
     def __call__(self, rows: Sequence[Prompt], written: Sequence[Ids]) -> list[float]:
-        """One reward a completion; a truncated one is scored without an end."""
+        """One reward per completion; a truncated completion is scored without an end."""
         ids = [self._ids(row.prompt, completion) for row, completion in zip(rows, written, strict=True)]
         return scorers.scores_in_batches(self.scorer, ids, self.batch)
 
@@ -194,91 +212,113 @@ class FunctionReward:
         self.function, self.name, self.render = function, name, render
 
     def __call__(self, rows: Sequence[Prompt], written: Sequence[Ids]) -> list[float]:
-        """One reward a completion; raises PerlError where the function gives something else."""
+        """One reward per completion; raises PerlError if the function fails or returns anything else."""
         texts = [self.render.text(ids) for ids in written]
         completions = [
             text if isinstance(row.prompt, str) else [{"role": "assistant", "content": text}]
             for row, text in zip(rows, texts, strict=True)
         ]
         columns = {key: [row.extra.get(key) for row in rows] for key in rows[0].extra}
+        prompts = [row.prompt for row in rows]
         try:
-            found = self.function(
-                prompts=[row.prompt for row in rows], completions=completions, completion_ids=list(written), **columns
-            )
-            rewards = [float(value) for value in found]
-        except Exception as error:  # the function is the user's, and raises what it likes
+            values = self.function(prompts=prompts, completions=completions, completion_ids=list(written), **columns)
+            rewards = [float(value) for value in values]
+        except Exception as error:  # the user's function can raise anything
             raise PerlError(f"The reward function {self.name} failed: {type(error).__name__}: {error}") from error
         if len(rewards) != len(rows):
-            raise PerlError(f"The reward function {self.name} gave {len(rewards)} rewards for {len(rows)} completions")
+            problem = f"The reward function {self.name} returned {len(rewards)} rewards for {len(rows)} completions"
+            raise PerlError(problem)
         return rewards
 
 
 class Weighted:
-    """The weighted sum of some rewards of the same completions, less a penalty for one that did not end by itself."""
+    """The weighted sum of several rewards of the same completions.
+
+    `penalty` is subtracted from the sum of a completion that did not end by itself, which `ended` decides.
+    """
 
     def __init__(
-        self, rewards: Mapping[str, Scorer], weights: Sequence[float], penalty: float = 0.0,
+        self,
+        rewards: Mapping[str, Scorer],
+        weights: Sequence[float],
+        penalty: float = 0.0,
         ended: Callable[[Ids], bool] = bool,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.rewards, self.weights, self.penalty, self.ended = rewards, weights, penalty, ended
 
     def __call__(self, rows: Sequence[Prompt], written: Sequence[Ids]) -> Scored:
-        """Every completion's sum and its parts."""
+        """The sum for each completion, and its parts."""
         parts = {name: reward(rows, written) for name, reward in self.rewards.items()}
-        rows_of = zip(*parts.values(), strict=True)
-        sums = [sum(w * r for w, r in zip(self.weights, row, strict=True)) for row in rows_of]
-        taken = [r - self.penalty * (not self.ended(ids)) for r, ids in zip(sums, written, strict=True)]
-        return Scored(taken, parts)
+        total = []
+        for ids, rewards in zip(written, zip(*parts.values(), strict=True), strict=True):
+            weighted = sum(weight * reward for weight, reward in zip(self.weights, rewards, strict=True))
+            total.append(weighted if self.ended(ids) else weighted - self.penalty)
+        return Scored(total, parts)
 
     def bytes(self) -> dict[str, int]:
-        """What each reward adds to memory."""
-        found = {name: getattr(reward, "scorer", None) for name, reward in self.rewards.items()}
-        return {name: scorer.bytes if scorer is not None else 0 for name, scorer in found.items()}
+        """The memory that each reward adds; a function adds none."""
+        return {name: _bytes_of(reward) for name, reward in self.rewards.items()}
 
 
-def attach_all(found: Sequence[Reward], model: Any, prepared: Prepared, batch: int) -> Weighted:
-    """Load the rewards: as adapters on the policy's own base where they share it, else as models beside it. Says so."""
-    names = _short_names([reward.name for reward in found])
-    weights = prepared.settings.sampling.reward_weights or (1.0,) * len(found)
+def _bytes_of(reward: Scorer) -> int:
+    if isinstance(reward, TokenReward | TextReward) and isinstance(reward.scorer, SharedScorer | ClassifierScorer):
+        return reward.scorer.bytes
+    return 0
+
+
+Policy = PeftModel | PreTrainedModel
+
+
+def attach_all(chosen: Sequence[Reward], model: Policy, prepared: Prepared[Stage], batch: int) -> Weighted:
+    """Load the rewards, as adapters on the policy's base if they can share it or as separate models, and note which.
+
+    `batch` is how many rows are scored at a time. Raises PerlError if a reward can't be loaded, or fails its proof.
+    """
+    names = _short_names([reward.name for reward in chosen])
+    weights = prepared.settings.sampling.reward_weights or (1.0,) * len(chosen)
     rewards: dict[str, Scorer] = {}
-    for index, (name, weight, reward) in enumerate(zip(names, weights, found, strict=True)):
+    for index, (name, weight, reward) in enumerate(zip(names, weights, chosen, strict=True)):
         adapter = roles.REWARD if index == 0 else f"{roles.REWARD}{index + 1}"
         rewards[name] = attach(reward, model, prepared, batch, adapter)
-        if len(found) > 1:
-            prepared.run.note(f"  weight {weight:g}, told as rewards/{name}")
-    penalty = prepared.settings.rl.missing_eos_penalty if hasattr(prepared.settings, "rl") else None
+        if len(chosen) > 1:
+            prepared.run.note(f"  weight {weight:g}, reported as rewards/{name}")
+    penalty = prepared.settings.rl.missing_eos_penalty if isinstance(prepared.settings, settings.Rl) else None
     return Weighted(rewards, weights, penalty or 0.0, prepared.renderer.ended)
 
 
 def _short_names(names: Sequence[str]) -> list[str]:
-    """The last part of each name where that tells them apart, else the whole."""
-    names = [hidden(name) for name in names]  # they name metrics, which TRL writes into checkpoints
+    """The last part of each name if these differ, otherwise the full names."""
+    names = [hidden(name) for name in names]  # they become metric names, which TRL writes into checkpoints
     short = [name.rstrip("/").rsplit("/", 1)[-1] for name in names]
     return short if len(set(short)) == len(short) else list(names)
 
 
-def attach(reward: Reward, model: Any, prepared: Prepared, batch: int, adapter: str = roles.REWARD) -> Scorer:
-    """Load one reward; `adapter` is its name on the policy's base, where it shares that."""
+def attach(reward: Reward, model: Policy, prepared: Prepared[Stage], batch: int, adapter: str = roles.REWARD) -> Scorer:
+    """Load one reward; `adapter` is its name on the policy's base, if it shares that.
+
+    Raises PerlError if it can't be loaded, or fails its proof.
+    """
     render, note = prepared.renderer, prepared.run.note
     if reward.function is not None:
         note(f"reward: the function {reward.name}")
         return FunctionReward(reward.function, reward.name, render)
     assert reward.source is not None
     if not reward.is_shared:
-        return _beside(reward, prepared, batch)
-    head = scorers.attach_reward(model, str(reward.source.adapter), adapter)
+        return _load_apart(reward, prepared, batch)
+    assert isinstance(model, PeftModel)
+    head = roles.attach_reward(model, str(reward.source.adapter), adapter)
     unread = tokenizers.score_pad(reward.source, trust_remote_code=prepared.settings.model.trust_remote_code)
-    scorer = scorers.SharedScorer(model, head, prepared.tokenizer.pad_token_id, unread, adapter)
-    note(f"reward: {reward.name}, an adapter on the policy's own base (adds {size(scorer.bytes)})")
+    scorer = SharedScorer(model, head, prepared.tokenizer.pad_token_id, unread, adapter)
+    note(f"reward: {reward.name}, an adapter on the policy's base (adds {size(scorer.bytes)})")
     reward_model.check_proof(reward.source, scorer, prepared.run, prepared.settings.model)
     return TokenReward(scorer, render, batch)
 
 
-def _beside(reward: Reward, prepared: Prepared, batch: int) -> TokenReward | TextReward:
-    """A reward model with weights of its own."""
+def _load_apart(reward: Reward, prepared: Prepared[Stage], batch: int) -> TokenReward | TextReward:
+    """Load a reward model on a separate base."""
     source, render = reward.source, prepared.renderer
     assert source is not None
-    prepared.run.note(f"reward: {source.name}, {reward.apart}, loaded beside the policy's")
+    prepared.run.note(f"reward: {source.name}, {reward.apart}, loaded in addition to the policy's")
     values = prepared.settings.model
     tokenizer = tokenizers.load_tokenizer(source, trust_remote_code=values.trust_remote_code)
     own = reward_model.precision_of(source, values)

@@ -1,4 +1,4 @@
-"""Loads a run's data, and turns its rows into tables of tokens."""
+"""Loads a run's data and turns its rows into tables of tokens."""
 
 from __future__ import annotations
 
@@ -10,32 +10,39 @@ from typing import Any
 
 from datasets import Dataset, concatenate_datasets
 
-from perlcli import data
+from perlcli import data, settings
 from perlcli.data import Data, checks
 from perlcli.data.fitting import Tokens
 from perlcli.data.sources import has_split
 from perlcli.model.sources import Source
 from perlcli.run.files import PROMPTS
 from perlcli.run.lifecycle import Run
-from perlcli.training.prepare import Prepared
+from perlcli.training.prepare import Prepared, filled
 
-PART = 1000  # rows that are lists of tokens at once
+PART = 1000  # rows that are held as Python lists at a time
+Stage = settings.Training | settings.Eval
 
 
-def load_data(prepared: Prepared, use: str, split: str = "train", source: str | None = None) -> Data:
-    """The rows of `--data`, or of another source, for a use."""
+def load_data(prepared: Prepared[Stage], use: str, split: str = "train", source: str | None = None) -> Data:
+    """The rows of `--data`, or of another `source`, read for a `use`: sft, reward or rl.
+
+    Raises PerlError if they can't be read.
+    """
     options = prepared.settings.data
     name = options.data if source is None else source
-    if split == "test" and hasattr(prepared.settings, "held_out"):  # --split is of the rows that train
+    if split == "test" and isinstance(prepared.settings, settings.Sft | settings.Reward):  # --split chooses what trains
         options = replace(options, split=None, subset=options.subset if name == options.data else None)
-    found = data.load(name, use, split=split, chat=prepared.renderer.chat, options=options)
+    rows = data.load(name, use, split=split, chat=prepared.renderer.chat, options=options)
     if options.drop_duplicates:
-        data.drop_repeats(found)
-    return found
+        data.drop_repeats(rows)
+    return rows
 
 
-def load_sides(prepared: Prepared, use: str) -> tuple[Data, Data | None]:
-    """The rows that train, and those that measure; None where there is nothing to measure on."""
+def load_sides(prepared: Prepared[settings.Sft | settings.Reward], use: str) -> tuple[Data, Data | None]:
+    """The rows to train on and the held-out rows; None if there are no held-out rows.
+
+    Raises PerlError if they can't be read.
+    """
     options, values = prepared.settings.data, prepared.settings.held_out
     train = load_data(prepared, use)
     if values.eval_fraction is not None:
@@ -44,28 +51,34 @@ def load_sides(prepared: Prepared, use: str) -> tuple[Data, Data | None]:
     source = options.data
     if values.eval_data is None and not data.is_embedded(source) and not has_split(source, "test", options):
         if values.max_eval_samples is not None:
-            prepared.run.note("--max-eval-samples does nothing: no rows are held out (--eval-data, --eval-fraction).")
+            prepared.run.note("--max-eval-samples has no effect: no rows are held out (--eval-data, --eval-fraction).")
         return train, None
     held_out = load_data(prepared, use, "test", values.eval_data)
     held_out.report.overlap = data.overlap(train, held_out)
     return train, first_rows(prepared, held_out, values.max_eval_samples, "--max-eval-samples")
 
 
-def first_rows(prepared: Prepared, rows: Data, limit: int | None, option: str) -> Data:
-    """The first rows, `limit` at most; says so where that leaves some out."""
+def first_rows(prepared: Prepared[Stage], rows: Data, limit: int | None, option: str) -> Data:
+    """At most the first `limit` rows; a note names the `option` that leaves some out."""
     if limit is not None and len(rows.rows) > limit:
-        prepared.run.note(f"Measuring on the first {limit:,} of {len(rows.rows):,} rows ({option}).")
+        prepared.run.note(f"Evaluating on the first {limit:,} of {len(rows.rows):,} rows ({option}).")
         checks.restrict(rows, rows.rows[:limit], rows.numbers[:limit])
     return rows
 
 
-def fit(prepared: Prepared, role: str, rows: Data, tokens: Tokens, longest: int | None = None) -> list[dict[str, Any]]:
-    """The rows' columns within --max-length, or within `longest`; says what became of the rows, and records it."""
+def fit(
+    prepared: Prepared[Stage], role: str, rows: Data, tokens: Tokens, longest: int | None = None
+) -> list[dict[str, Any]]:
+    """The token columns of the rows that fit; notes and records what became of the rows.
+
+    `role` is train or eval, `tokens` makes the columns of a row, and `longest` is a limit other than --max-length.
+    Raises PerlError for a row that is too long, with --on-long error.
+    """
     return list(_fitted(prepared, role, rows, tokens, longest))
 
 
-def dataset(prepared: Prepared, role: str, rows: Data, tokens: Tokens) -> Dataset:
-    """The same as a table, which holds a token in 8 bytes where lists take 40."""
+def dataset(prepared: Prepared[Stage], role: str, rows: Data, tokens: Tokens) -> Dataset:
+    """The same as a table, which takes 8 bytes per token instead of a list's 40."""
     columns = _fitted(prepared, role, rows, tokens)
     parts = []
     while part := list(islice(columns, PART)):
@@ -74,11 +87,11 @@ def dataset(prepared: Prepared, role: str, rows: Data, tokens: Tokens) -> Datase
 
 
 def _fitted(
-    prepared: Prepared, role: str, rows: Data, tokens: Tokens, longest: int | None = None
+    prepared: Prepared[Stage], role: str, rows: Data, tokens: Tokens, longest: int | None = None
 ) -> Iterator[dict[str, Any]]:
     values = prepared.settings.data
     trained = data.prompts(rows) if role == "train" else None
-    longest = longest or values.max_length
+    longest = longest or filled(values.max_length)
     yield from data.fitted(rows, longest, tokens, on_long=values.on_long, render=prepared.renderer)
     if trained is not None:
         prepared.run.prompts = trained.packed(rows.numbers, trained_on(prepared.source))
@@ -86,13 +99,13 @@ def _fitted(
 
 
 def trained_on(source: Source) -> bytes:
-    """Digests of the prompts that a model of ours has seen in training, its start's among them, as `Run` keeps them."""
-    path = Path(source.adapter or source.base) / PROMPTS
+    """Digests of the prompts that a model saw in our training, including those of the model it started from."""
+    path = Path(source.place) / PROMPTS
     return path.read_bytes() if path.is_file() else b""
 
 
 def report_data(run: Run, role: str, rows: Data) -> None:
-    """Say what became of the rows, and keep it in the record."""
+    """Note what became of the rows, and keep it in the record."""
     run.record.data[role] = rows.report.summary()
     for line in rows.report.lines():
         run.note(f"{role}: {line}")

@@ -10,6 +10,7 @@ import torch
 from transformers import GenerationConfig
 
 from perlcli.data import Renderer
+from perlcli.model.batches import padded
 
 # Sampling from the whole distribution, as RL does. What isn't said here, transformers takes from the generation config
 # that a model brings (Qwen2.5-Instruct's has a repetition penalty).
@@ -35,9 +36,7 @@ def sample(model: Any, render: Renderer, prompts: Sequence[list[int]], how: Samp
     Leaves the random state as it was.
     """
     tokenizer = render.tokenizer
-    longest = max(map(len, prompts))
-    ids = torch.tensor([[tokenizer.pad_token_id] * (longest - len(p)) + p for p in prompts], device=model.device)
-    mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=model.device)
+    ids, mask = padded(prompts, tokenizer.pad_token_id, model.device, on_left=True)
     config = GenerationConfig(
         **WHOLE, temperature=how.temperature, max_new_tokens=how.max_new_tokens,
         eos_token_id=list(render.eos_ids), pad_token_id=tokenizer.pad_token_id, bos_token_id=tokenizer.bos_token_id,
@@ -48,7 +47,7 @@ def sample(model: Any, render: Renderer, prompts: Sequence[list[int]], how: Samp
         torch.manual_seed(how.seed)
         out = model.generate(input_ids=ids, attention_mask=mask, generation_config=config)
     model.train(was_training)
-    return [_until_end(row, render) for row in out[:, longest:].tolist()]
+    return [_until_end(row, render) for row in out[:, ids.shape[1] :].tolist()]
 
 
 def _until_end(ids: list[int], render: Renderer) -> list[int]:
@@ -61,11 +60,8 @@ def log_probs(
     model: Any, prompts: Sequence[list[int]], written: Sequence[list[int]], temperature: float
 ) -> list[list[float]]:
     """The log-probability of each written token under the model at this temperature, a list a row."""
-    longest = max(len(p) + len(w) for p, w in zip(prompts, written, strict=True))
-    rows = [p + w + [0] * (longest - len(p) - len(w)) for p, w in zip(prompts, written, strict=True)]
-    mask = [[1] * (len(p) + len(w)) + [0] * (longest - len(p) - len(w)) for p, w in zip(prompts, written, strict=True)]
-    ids = torch.tensor(rows, device=model.device)
-    logits = model(input_ids=ids, attention_mask=torch.tensor(mask, device=model.device), use_cache=False).logits
+    ids, mask = padded([p + w for p, w in zip(prompts, written, strict=True)], 0, model.device)
+    logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
     found = []
     for index, (prompt, completion) in enumerate(zip(prompts, written, strict=True)):
         span = logits[index, len(prompt) - 1 : len(prompt) + len(completion) - 1].float() / temperature

@@ -1,0 +1,264 @@
+"""Merges an adapter into its base's weights, and measures what that changes."""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+from itertools import combinations
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+from peft import PeftModel, get_peft_model_state_dict, load_peft_weights
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+from transformers import PreTrainedModel
+
+from perlcli import device, settings
+from perlcli.errors import PerlError, RunFailed, line
+from perlcli.model import loading, roles, sources
+from perlcli.model.sources import Source
+from perlcli.run.files import SAMPLES
+from perlcli.settings import ModelSettings
+from perlcli.training import guards
+from perlcli.training.origin import check_fingerprint
+from perlcli.training.prepare import Prepared, loaded
+
+PROMPTS = (
+    "Can I get a large latte with oat milk, and a slice of the lemon cake?",
+    "Explain in two sentences why the sky is blue.",
+    "def add(a, b):\n    return",
+    "Translate to French: Where is the railway station?",
+    "List three prime numbers between 10 and 30.",
+)
+ANSWER = "Of course. One moment, please."  # what a reward model reads after each of them
+SCORED, LONGEST = 8, 256  # samples of a reward's run that are scored, and tokens of each
+# The most that merged logits may differ from the adapted model's, as a share of the largest logit: rounding can't
+# explain more. In bfloat16 (8 bits) the weights that hold the sum are rounded, and so is every step of both models.
+TOLERANCE = {"float32": 1e-3, "float16": 0.1, "bfloat16": 0.5}
+Ids = list[int]
+Logits = list[torch.Tensor]  # of each row: (tokens, vocabulary), or (1,) for a reward model
+Merging = Prepared[settings.Merge]
+
+
+# What is measured
+
+
+def measured_rows(prepared: Merging) -> list[Ids]:
+    """The token ids of a few prompts for a policy, or of a few texts for a reward model to score."""
+    render = prepared.renderer
+    if prepared.source.is_classifier:
+        return _scored_rows(prepared)
+    return [render.prompt_ids([{"role": "user", "content": text}] if render.chat else text) for text in PROMPTS]
+
+
+def _scored_rows(prepared: Merging) -> list[Ids]:
+    """The rows that a reward model's run scored itself, otherwise the prompts with an answer."""
+    render, path = prepared.renderer, Path(str(prepared.source.adapter)) / SAMPLES
+    if path.exists():
+        samples = [json.loads(row) for row in path.read_text(encoding="utf-8").splitlines()]
+        texts = [sample[key] for sample in samples for key in ("chosen", "rejected", "text") if sample.get(key)]
+        return [prepared.tokenizer(text, add_special_tokens=False)["input_ids"][:LONGEST] for text in texts[:SCORED]]
+    if render.chat:
+        talks = [[{"role": "user", "content": text}, {"role": "assistant", "content": ANSWER}] for text in PROMPTS]
+        return [render.whole_ids(talk) for talk in talks]
+    return [render.whole_ids(f"{text}\n{ANSWER}") for text in PROMPTS]
+
+
+@torch.no_grad()
+def logits(model: Any, rows: list[Ids]) -> Logits:
+    """The logits of each row by itself, float32 on the CPU: (tokens, vocabulary), or (1,) for a reward model."""
+    model.eval()
+    return [model(input_ids=torch.tensor([row], device=model.device)).logits[0].float().cpu() for row in rows]
+
+
+def aligned(model: PreTrainedModel) -> PreTrainedModel:
+    """The model with each weight copied into its own memory.
+
+    Weights in a memory-mapped file may be unaligned, and CPU kernels then round differently.
+    """
+    for parameter in model.parameters():
+        parameter.data = parameter.data.clone()
+    return model
+
+
+def largest_difference(some: Logits, others: Logits) -> float:
+    """The largest absolute difference between two models' logits; NaN if either model has a NaN."""
+    return float(torch.stack([(a - b).abs().max() for a, b in zip(some, others, strict=True)]).max())
+
+
+def share_same_token(some: Logits, others: Logits) -> float:
+    """The share of positions at which two policies consider the same next token the likeliest."""
+    same = torch.cat([a.argmax(dim=-1) == b.argmax(dim=-1) for a, b in zip(some, others, strict=True)])
+    return float(same.float().mean())
+
+
+def share_same_order(some: Logits, others: Logits) -> float:
+    """The share of pairs of rows that two reward models put in the same order; 1 for a single row."""
+    pairs = combinations(zip(some, others, strict=True), 2)
+    return fmean([bool((a[0] > b[0]) == (a[1] > b[1])) for a, b in pairs] or [True])
+
+
+# The adapted model
+
+
+def load(prepared: Merging, values: ModelSettings, source: Source) -> PreTrainedModel:
+    """A source's base, loaded as `values` say: a causal LM, or a classifier with one score.
+
+    Raises PerlError if it can't be loaded.
+    """
+    if source.is_classifier:
+        return loading.load_classifier(source, values, int(prepared.tokenizer.pad_token_id))
+    return loading.load_causal(source, values)
+
+
+def adapted(prepared: Merging, values: ModelSettings) -> PeftModel:
+    """The adapter on its base, not merged.
+
+    Raises PerlError if the base is not the one it was trained on, or if a weight of the adapter has no place in it.
+    """
+    source = prepared.source
+    base = load(prepared, values, source)
+    loaded(prepared)
+    check_fingerprint(source)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True`")  # `untie` deals with it
+        model = roles.load_adapter(base, str(source.adapter), trainable=False)
+    stray = sorted(left_out(model, set(load_peft_weights(str(source.adapter), device="cpu"))))
+    if stray:
+        problem = f"has no place for {stray[0]} ({len(stray)} in total)"
+        raise PerlError(f"The adapter {source.name} does not fit its base, which {problem}")
+    return model
+
+
+def left_out(model: PeftModel, saved: set[str]) -> set[str]:
+    """The saved weights of an adapter that peft silently left out because the model has no place for them.
+
+    If the model has as many other names instead, as between versions of transformers, peft has renamed the weights.
+    """
+    ours = set(get_peft_model_state_dict(model, save_embedding_layers=False))
+    stray = saved - ours - set(model.state_dict())
+    return stray if len(stray) > len(ours - saved) else set()
+
+
+def trained_logits(prepared: Merging, own: ModelSettings, rows: list[Ids]) -> Logits | None:
+    """The logits of the adapted model as it was trained, for example on a 4-bit base.
+
+    None, with a note, if this machine can't load it so.
+    """
+    try:
+        device.check(own)
+    except PerlError as error:
+        prepared.run.note(f"Not compared with the model as trained, in {device.precision(own)}: {error.problem}")
+        return None
+    return logits(adapted(prepared, own), rows)
+
+
+# The merged model
+
+
+def merge(model: PeftModel, prepared: Merging, rows: list[Ids]) -> PreTrainedModel:
+    """The merged model, compared with the adapted one on these rows; raises RunFailed if they are not the same."""
+    source, metrics = prepared.source, prepared.run.record.metrics
+    untie(model)
+    before = logits(model, rows)
+    if not source.is_classifier:  # the head of a bare base is untrained
+        with model.disable_adapter():
+            metrics["adapter_effect"] = largest_difference(before, logits(model, rows))
+    tuner: Any = model.base_model
+    weights = base_weights(model)
+    try:
+        merged: PreTrainedModel = tuner.merge_and_unload(safe_merge=True)
+    except torch.OutOfMemoryError:  # a RuntimeError too, but not a fault of the adapter
+        raise
+    except (ValueError, NotImplementedError, AttributeError, TypeError, RuntimeError) as error:
+        raise RunFailed(f"peft can't merge {source.name}: {line(error)}") from error
+    dtype = str(merged.dtype).removeprefix("torch.")
+    if weights == base_weights(merged):
+        raise RunFailed(
+            f"Merging changed no weight: in {dtype} the adapter is lost to rounding",
+            "perl merge --dtype float32 keeps it",
+        )
+    note_difference(prepared, dtype, before, logits(merged, rows))
+    return merged
+
+
+def untie(model: PeftModel) -> None:
+    """Give the output its own copy of the embeddings if the adapter changes either: merged, the two differ.
+
+    peft (0.21) adds an adapter of one to the weights of both; remove this when it unties them itself.
+    """
+    inner: Any = model.get_base_model()
+    ends = (inner.get_input_embeddings(), inner.get_output_embeddings())
+    if ends[1] is None or not any(isinstance(end, BaseTunerLayer) for end in ends):
+        return
+    first, last = (getattr(end, "base_layer", end) for end in ends)
+    if first.weight.data_ptr() == last.weight.data_ptr():
+        last.weight = nn.Parameter(last.weight.detach().clone(), requires_grad=False)
+        inner.config.tie_word_embeddings = False
+
+
+def base_weights(model: nn.Module) -> list[str]:
+    """A digest of the content of each of the base's weights, in no particular order, adapters left out."""
+    return sorted(
+        guards.sums(parameter)
+        for name, parameter in model.named_parameters()
+        if roles.is_base(name) and parameter.dim() > 1
+    )
+
+
+def note_difference(prepared: Merging, dtype: str, before: Logits, after: Logits) -> None:
+    """Report how far the merged model is from the adapted one; raises RunFailed if rounding can't explain it."""
+    run, difference = prepared.run, largest_difference(before, after)
+    word = "score" if prepared.source.is_classifier else "logit"
+    run.record.metrics[f"{word}_difference"] = difference
+    size = max(float(row.abs().max()) for row in before)
+    if not math.isfinite(difference) or difference > TOLERANCE[dtype] * max(1.0, size):
+        raise RunFailed(f"The merged model is not the adapted one: {word}s differ by up to {difference:.3g}")
+    what = f"Merged in {dtype}: the largest {word} difference from the adapted model is {difference:.3g}"
+    if prepared.source.is_classifier:
+        scores = torch.cat(before)
+        run.record.metrics["score_range"] = float(scores.max() - scores.min())
+        run.note(f"{what} on {len(before)} texts.")
+        return
+    run.record.metrics["share_same_token"] = share = share_same_token(before, after)
+    run.note(f"{what} on {len(before)} prompts; the likeliest next token is the same at {share:.1%} of positions.")
+
+
+def note_shift(prepared: Merging, trained: str, used: str, before: Logits, after: Logits) -> None:
+    """Report how far the merged model is from the model as it was trained, on a base of another precision.
+
+    `trained` and `used` are the precisions, `before` and `after` the logits in them.
+    """
+    run, shift = prepared.run, largest_difference(before, after)
+    what = f"The adapter was trained on its base in {trained} and is merged into {used} weights"
+    if prepared.source.is_classifier:
+        order = share_same_order(before, after)
+        run.record.metrics |= {"score_difference_as_trained": shift, "share_same_order_as_trained": order}
+        run.note(
+            f"{what}: rewards shift by up to {shift:.3g} (they span {run.record.metrics['score_range']:.3g}), and "
+            f"{order:.1%} of pairs of texts keep their order. Never mix rewards from the two."
+        )
+        return
+    share = share_same_token(before, after)
+    run.record.metrics |= {"logit_difference_as_trained": shift, "share_same_token_as_trained": share}
+    run.note(
+        f"{what}: its answers shift, logits by up to {shift:.3g}, "
+        f"the likeliest next token is the same at {share:.1%} of positions."
+    )
+
+
+def prove(prepared: Merging, values: ModelSettings, rows: list[Ids], wanted: Logits) -> None:
+    """Reload the saved folder in plain transformers; raises RunFailed if its logits are not the `wanted` ones."""
+    run = prepared.run
+    source = sources.locate(str(run.folder), trust_remote_code=values.trust_remote_code)
+    if source.is_classifier != prepared.source.is_classifier:
+        raise RunFailed(f"The saved model is another kind of model: {source.config.architectures}")
+    reloaded = logits(aligned(load(prepared, values, source)), rows)
+    if not all(map(torch.equal, wanted, reloaded)):
+        shift = largest_difference(wanted, reloaded)
+        raise RunFailed(f"The saved model is not the merged one: loaded afresh, its logits differ by up to {shift:.3g}")
+    word = "scores" if source.is_classifier else "logits"
+    run.note(f"Loaded afresh from {run.folder} in plain transformers: the same {word}, bit for bit.")

@@ -1,0 +1,119 @@
+"""The modules that get an adapter: every attention projection of any architecture, or those that are named."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch import nn
+from transformers import AutoConfig
+
+from perlcli.errors import PerlError
+from perlcli.model import loading, roles
+from perlcli.model.sources import Source, locate, skeleton
+from perlcli.model.target_modules import target_modules
+from perlcli.settings import LoraSettings, ModelSettings
+
+LORA = LoraSettings(lora_r=2, lora_alpha=4, lora_dropout=0.0, lora_target_modules="attention")
+
+SPLIT = ["k_proj", "o_proj", "q_proj", "v_proj"]
+
+OUT = ["k_proj", "out_proj", "q_proj", "v_proj"]
+
+FUSED = ["dense", "query_key_value"]
+
+GPT2 = ["attn.c_proj", "c_attn"]
+
+ATTENTION: dict[str, list[str]] = {
+    "llama": SPLIT,
+    "mistral": SPLIT,
+    "mixtral": SPLIT,
+    "qwen2": SPLIT,
+    "qwen2_moe": SPLIT,
+    "qwen3": SPLIT,
+    "gemma": SPLIT,
+    "gemma2": SPLIT,
+    "cohere": SPLIT,
+    "olmo": SPLIT,
+    "olmo2": SPLIT,
+    "starcoder2": SPLIT,
+    "stablelm": SPLIT,
+    "smollm3": SPLIT,
+    "granite": SPLIT,
+    "gpt_oss": SPLIT,
+    "gpt2": GPT2,
+    "gpt_bigcode": GPT2,
+    "opt": OUT,
+    "gptj": OUT,
+    "gpt_neo": OUT,
+    "gpt_neox": FUSED,
+    "falcon": FUSED,
+    "bloom": FUSED,
+    "persimmon": FUSED,
+    "phi": ["dense", "k_proj", "q_proj", "v_proj"],
+    "phi3": ["o_proj", "qkv_proj"],
+    "codegen": ["out_proj", "qkv_proj"],
+    "mpt": ["Wqkv", "out_proj"],
+    "deepseek_v3": ["kv_a_proj_with_mqa", "kv_b_proj", "o_proj", "q_a_proj", "q_b_proj"],
+}
+
+
+def named(config: Any) -> nn.Module:
+    return skeleton(Source("x", "x", config))
+
+
+@pytest.mark.parametrize("kind", ATTENTION)
+def test_attention_is_found(kind: str) -> None:
+    assert target_modules(named(AutoConfig.for_model(kind)), "attention") == ATTENTION[kind]
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "falcon", "bloom", "gpt_neox", "phi", "opt", "mpt", "qwen2_moe"])
+def test_attention_reaches_every_layer_and_nothing_else(kind: str) -> None:
+    config = AutoConfig.for_model(kind)
+    model = named(config)
+    names = target_modules(model, "attention")
+    reached = [n for n, _ in model.named_modules() if any(n == tail or n.endswith(f".{tail}") for tail in names)]
+    assert len(reached) == len(names) * config.num_hidden_layers
+    assert all("attn" in name or "attention" in name for name in reached)
+
+
+def test_gpt2_adapter_lies_on_attention_and_not_on_the_mlp(gpt2: Path) -> None:
+    model = roles.new_adapter(loading.load_causal(locate(str(gpt2)), ModelSettings()), LORA, "CAUSAL_LM")
+    adapted = {name.split(".lora_A")[0][-11:] for name, _ in model.named_parameters() if "lora_A" in name}
+    assert adapted == {"attn.c_attn", "attn.c_proj"}
+    assert model.peft_config["default"].fan_in_fan_out
+
+
+@pytest.mark.parametrize("kind", ["mamba", "xlstm"])
+def test_error_for_an_architecture_without_attention_lists_its_modules(kind: str) -> None:
+    with pytest.raises(PerlError, match=r"^No attention found in .*; its linear modules: .*out_proj.*\nHint: .*--lora"):
+        target_modules(named(AutoConfig.for_model(kind)), "attention")
+
+
+def test_norm_named_after_attention_is_not_attention() -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            layer = {"self_attn": nn.ModuleDict({"q": nn.Linear(2, 2)})}
+            layer |= {"post_attention_layernorm": nn.ModuleDict({"gate": nn.Linear(2, 2)})}
+            self.model = nn.ModuleDict({"layer": nn.ModuleDict(layer)})
+
+    assert target_modules(Model(), "attention") == ["q"]
+
+
+def test_named_modules_are_taken_as_given() -> None:
+    model = named(AutoConfig.for_model("llama"))
+    assert target_modules(model, "q_proj, mlp.down_proj") == ["q_proj", "mlp.down_proj"]
+    assert target_modules(model, "all-linear") == "all-linear"
+
+
+@pytest.mark.parametrize(("wanted", "missing"), [("q_proj,q_prj,w", "q_prj, w"), ("proj", "proj"), (" , ", " , ")])
+def test_missing_modules_are_an_error(wanted: str, missing: str) -> None:
+    with pytest.raises(PerlError, match=f"the model has no module '{missing}'\nHint: its linear modules: down_proj, "):
+        target_modules(named(AutoConfig.for_model("llama")), wanted)
+
+
+def test_all_linear_leaves_out_the_output_head(llama: Path) -> None:
+    settings = LoraSettings(lora_r=2, lora_alpha=4, lora_target_modules="all-linear")
+    model = roles.new_adapter(loading.load_causal(locate(str(llama)), ModelSettings()), settings, "CAUSAL_LM")
+    adapted = {name.split(".lora_A")[0].rsplit(".", 1)[1] for name, _ in model.named_parameters() if "lora_A" in name}
+    assert adapted == {*SPLIT, "gate_proj", "up_proj", "down_proj"}
