@@ -13,11 +13,12 @@ from perlcli.run.files import SAMPLES
 from perlcli.run.lifecycle import recording
 from perlcli.run.record import RunRecord
 from perlcli.terminal import say
-from perlcli.training import policies, reward_model, rewards
+from perlcli.training import policies, reward_model
 from perlcli.training.evaluation import Samples, answer, divergence, load_policy, measure
 from perlcli.training.judge import Asked
 from perlcli.training.prepare import Prepared, prepare
 from perlcli.training.preview import preview
+from perlcli.training.rewards import attach_all, find_all
 from perlcli.training.rows import first_rows, load_data, trained_on
 
 PROMPTS = 256  # to evaluate on unless --max-samples says otherwise
@@ -57,14 +58,14 @@ def evaluate_policy(prepared: Prepared) -> RunRecord | None:
     """Reward, share of prompts won against the anchor, KL to it, lengths, truncation, distinct-n and gold success."""
     prompts = load_prompts(prepared)
     has_gold = all(data.gold_check(row) for row, _ in prompts)
-    found = rewards.find_all(prepared) if prepared.settings.sampling.reward or not has_gold else []
+    rewards = find_all(prepared) if prepared.settings.sampling.reward or not has_gold else []
     if prepared.is_dry:
         preview(prepared)
         return None
     with recording(prepared.run) as run:
-        model, anchor = load_policy(prepared, is_shared=any(reward.is_shared for reward in found))
+        model, anchor = load_policy(prepared, is_shared=any(reward.is_shared for reward in rewards))
         size = prepared.settings.eval.per_device_eval_batch_size
-        score = rewards.attach_all(found, model, prepared, size) if found else None
+        score = attach_all(rewards, model, prepared, size) if rewards else None
         run.record.total_parameters = roles.count_parameters(model)[1]
         mine, theirs = answer(prepared, model, prompts, score), None
         if anchor is not None:
@@ -105,7 +106,8 @@ def show_samples(prepared: Prepared, prompts: Sequence[Asked], mine: Samples, th
                 sample[f"{name}_reward"] = round(samples.rewards[index], 4)
         prepared.run.append(SAMPLES, sample)
         if index < PRINTED:
-            say("\n" + "\n".join(f"  {key}: {str(value)[-WIDTH:]}" for key, value in sample.items()))
+            lines = [f"  {key.replace('_', ' ')}: {str(value)[-WIDTH:]}" for key, value in sample.items()]
+            say("\n" + "\n".join(lines))
     say()
 
 

@@ -21,14 +21,14 @@ from perlcli.run.lifecycle import Run, recording
 from perlcli.run.metrics import renamed
 from perlcli.run.record import RunRecord
 from perlcli.terminal import say
-from perlcli.training import base_copies, guards, policies, rewards
+from perlcli.training import base_copies, guards, policies
 from perlcli.training.algorithms import PHASES, TIME, Reinforce, Rloo
 from perlcli.training.judge import REWARD, ROW, SUM, Asked, Judge, Probe, probe
 from perlcli.training.loop import describe, train
 from perlcli.training.policies import Anchor
 from perlcli.training.prepare import Prepared, prepare, require
 from perlcli.training.preview import preview
-from perlcli.training.rewards import Reward, Weighted
+from perlcli.training.rewards import Reward, Weighted, attach_all, find_all
 from perlcli.training.rows import load_data
 from perlcli.training.trl_config import trl_config
 from perlcli.training.value_model import ValueModel
@@ -41,7 +41,7 @@ def run(given: settings.Rl) -> RunRecord | None:
     prepared = prepare(given)
     require(prepared, policy=True)
     config = trainer_args(prepared.settings)
-    found = rewards.find_all(prepared)
+    rewards = find_all(prepared)
     anchor = policies.find_anchor(prepared)
     prompts = load_prompts(prepared, config)
     if prepared.is_dry:
@@ -49,8 +49,8 @@ def run(given: settings.Rl) -> RunRecord | None:
         preview(prepared, config)
         return None
     with recording(prepared.run) as run:
-        trainer, score = build_trainer(prepared, config, found, anchor, [row for row, _ in prompts])
-        first = probe(trainer.model, prepared, score, prompts, is_function=all(r.function for r in found))
+        trainer, score = build_trainer(prepared, config, rewards, anchor, [row for row, _ in prompts])
+        first = probe(trainer.model, prepared, score, prompts, is_function=all(reward.function for reward in rewards))
         check_start(trainer, prepared, anchor, first)
         guess_value(trainer, first)
         report_memory(trainer, run, score)
@@ -98,16 +98,16 @@ def load_prompts(prepared: Prepared, config: RLOOConfig) -> list[Asked]:
 
 
 def build_trainer(
-    prepared: Prepared, config: RLOOConfig, found: Sequence[Reward], anchor: Anchor, rows: list[Prompt]
+    prepared: Prepared, config: RLOOConfig, rewards: Sequence[Reward], anchor: Anchor, rows: list[Prompt]
 ) -> tuple[Any, Weighted]:
     """The algorithm's trainer with policy, rewards, value model and anchor in place; and what scores completions."""
     values, run = prepared.settings, prepared.run
     is_reinforce = values.rl.algorithm == "reinforce"
     model = policies.start(prepared)
-    score = rewards.attach_all(found, model, prepared, config.per_device_train_batch_size)
+    score = attach_all(rewards, model, prepared, config.per_device_train_batch_size)
     run.note(f"anchor: {anchor.words}")
     dataset = Dataset.from_list([{"prompt": row.prompt, ROW: index} for index, row in enumerate(rows)])
-    judge = Judge(prepared, score, rows, REWARD if len(found) == 1 else SUM)
+    judge = Judge(prepared, score, rows, REWARD if len(rewards) == 1 else SUM)
     # built outside of `unrounded`: adding an adapter makes the policy trainable again
     value = ValueModel(model, values.rl.value_learning_rate) if is_reinforce else None
     trainer: Any

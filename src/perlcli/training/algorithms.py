@@ -276,11 +276,11 @@ class Clock(TrainerCallback):
         finally:
             self.seconds[name] += self.now() - start
 
-    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
         self.seconds.clear()
         self.start = self.now()
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
         total = self.now() - self.start
         self.seconds["learning"] = total - sum(self.seconds[name] for name in PHASES[:-1])
         for name in PHASES:
@@ -294,6 +294,6 @@ class _LearnValue(TrainerCallback):
         self.trainer = trainer
 
     def on_pre_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
     ) -> None:
         self.trainer.learn_values()

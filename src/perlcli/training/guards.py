@@ -151,7 +151,7 @@ class TrainsExactly(TrainerCallback):
         self.intended, self.names = {id(parameter) for parameter in intended}, names
 
     def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, optimizer: Any = None, **_: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, optimizer: Any = None, **_: object
     ) -> None:
         if not self.intended:
             raise RunFailed("No parameter is trainable: nothing can be learned")
@@ -186,7 +186,7 @@ class StartsAtAnchor(TrainerCallback):
         state: TrainerState,
         control: TrainerControl,
         logs: dict[str, float] | None = None,
-        **_: Any,
+        **_: object,
     ) -> None:
         if state.global_step == 1 and logs and logs.get("kl") is not None:
             assert_at_anchor(logs["kl"], self.dtype)

@@ -42,15 +42,17 @@ class Meter(TrainerCallback):
         self.earlier_tokens = 0  # of a resumed run whose trainer counts from 0 again
         self.step_start = self.step_seconds = (0.0, 0.0)
 
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
+    ) -> None:
         self.progress = Progress(self.run.record.command, state.max_steps).__enter__()
         self.earlier_tokens = 0 if self.restores_tokens else self.run.record.tokens
 
-    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
         self.step_start = clocks()
 
     def on_pre_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **_: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **_: object
     ) -> None:
         """Check the gradients before they change the weights."""
         gradients = [p.grad for p in model.parameters() if p.grad is not None]
@@ -68,7 +70,7 @@ class Meter(TrainerCallback):
         state: TrainerState,
         control: TrainerControl,
         logs: Mapping[str, float] | None = None,
-        **_: Any,
+        **_: object,
     ) -> None:
         if logs is None or "loss" not in logs:
             return
@@ -82,7 +84,7 @@ class Meter(TrainerCallback):
         if not math.isfinite(logs["loss"]):
             self._fail(f"loss is NaN or infinite at step {state.global_step}")
 
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
         """The trainer has written a checkpoint: complete it and move it to its place."""
         self.run.check_stands()
         for path in (self.run.folder / METRICS, self.run.folder / SAMPLES):
@@ -91,7 +93,7 @@ class Meter(TrainerCallback):
         checkpoints.keep(self.run.folder / CHECKPOINTS, state.global_step, self.run.record.settings["save_total_limit"])
 
     def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
     ) -> TrainerControl:
         self.run.check_stands()  # the trainer would recreate folders that were deleted
         wall, processors = clocks()

@@ -40,18 +40,25 @@ class Resumable(TrainerCallback):
         self.is_resuming = False
 
     def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, lr_scheduler: Any = None, **_: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        lr_scheduler: Any = None,
+        **_: object,
     ) -> None:
         state.save_steps = int(args.save_steps)  # transformers would continue with the checkpoint's
         if self.is_resuming:
             _replan_learning_rate(lr_scheduler)
 
-    def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
+    ) -> None:
         if self.is_resuming and self.epoch_start is not None:
             torch.set_rng_state(self.epoch_start)  # the trainer restores that of the checkpoint's step afterwards
         self.epoch_start, self.is_resuming = torch.get_rng_state(), False
 
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
         is_epoch_end = state.epoch is not None and state.epoch % 1 == 0  # the next epoch starts from this random state
         start = torch.get_rng_state() if is_epoch_end or self.epoch_start is None else self.epoch_start
         tensors: Tensors = {EPOCH_START: start}
