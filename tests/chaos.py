@@ -1,4 +1,4 @@
-"""Kills runs with SIGKILL at random moments of random phases, resumes each, and holds its end against an unbroken one.
+"""Kills runs with SIGKILL at random moments of random phases, resumes each, and compares its end with an unbroken one.
 
     python tests/chaos.py --kills 48 --output benchmarks/results/cpu-chaos
 
@@ -51,11 +51,11 @@ STAGES = {
     "rloo": ("rl", "--data", "{rows}/prompts.jsonl", "--num-generations", "2", *SCORE, *STEPS, *REUSE),
     "rloo, 4-bit": ("rl", "--data", "{rows}/prompts.jsonl", "--num-generations", "2", "--load-in-4bit", *SCORE, *STEPS),
     "reinforce": ("rl", "--data", "{rows}/prompts.jsonl", "--algorithm", "reinforce", *SCORE, *STEPS, *REUSE),
-}  # fmt: skip
+}
 
 
 class Board:
-    """What a run and this process share: the phase that the run is in, and how often and how long it was in each."""
+    """Memory shared with a run: the phase that it is in, and how often and how long it was in each."""
 
     SLOT, CLOCK, SLOTS = struct.Struct("Qd"), struct.Struct("d"), 64
 
@@ -63,7 +63,7 @@ class Board:
         self.memory = mmap.mmap(-1, mmap.PAGESIZE)
 
     def begin(self) -> None:
-        """A run begins, in its first phase."""
+        """Start a run in its first phase."""
         self.memory[:] = bytes(len(self.memory))
         self.CLOCK.pack_into(self.memory, 8, time.monotonic())
         self.enter(0)
@@ -73,19 +73,19 @@ class Board:
         return self.memory[0]
 
     def read(self, phase: int) -> tuple[int, float]:
-        """How often the run entered a phase, and its seconds there, without those of phases inside."""
+        """How often the run entered a phase, and its seconds there without those of nested phases."""
         found: tuple[int, float] = self.SLOT.unpack_from(self.memory, self.SLOTS + phase * self.SLOT.size)
         return found
 
     def enter(self, phase: int) -> None:
-        """Be in a phase, once more."""
+        """Enter a phase, and count it."""
         self._switch(phase)
         count, seconds = self.read(phase)
         self.SLOT.pack_into(self.memory, self.SLOTS + phase * self.SLOT.size, count + 1, seconds)
 
     @contextmanager
     def inside(self, phase: int) -> Iterator[None]:
-        """Be in a phase; the one around it goes on behind it."""
+        """Enter a phase for a while; then the enclosing one continues."""
         outer = self.phase
         self.enter(phase)
         try:
@@ -94,7 +94,7 @@ class Board:
             self._switch(outer)
 
     def close(self) -> None:
-        """The run is over: count its last phase."""
+        """The run has ended: count its last phase."""
         self._switch(self.phase)
 
     def _switch(self, phase: int) -> None:
@@ -117,16 +117,16 @@ class Moment:
 
 @dataclass
 class Kill:
-    """A kill that was done."""
+    """A kill that took place."""
 
     stage: str
-    phase: str  # that the run was in, which may be the one behind the phase that was drawn
-    steps: int  # whose checkpoint was there
+    phase: str  # that the run was in, which may follow the phase that was drawn
+    steps: int  # of its newest checkpoint
     again: str = "exact"  # what became of the run
 
 
 def marked(board: Board) -> Iterator[Any]:
-    """The patches by which a run tells its phases."""
+    """The patches that make a run report its phases."""
     from transformers import Trainer
 
     from perlcli.run import checkpoints
@@ -134,10 +134,12 @@ def marked(board: Board) -> Iterator[Any]:
     from perlcli.training.algorithms import Rloo
 
     places: list[tuple[Any, str, str]] = [
-        (Rloo, "_generate", "sampling"), (Rloo, "_calculate_rewards", "scoring"),
-        (Trainer, "training_step", "learning"), (Trainer, "_save_checkpoint", "saving"),
+        (Rloo, "_generate", "sampling"),
+        (Rloo, "_calculate_rewards", "scoring"),
+        (Trainer, "training_step", "learning"),
+        (Trainer, "_save_checkpoint", "saving"),
         (checkpoints, "keep", "saving"),
-    ]  # fmt: skip
+    ]
     for owner, name, phase in places:
         yield mock.patch.object(owner, name, timed(getattr(owner, name), board, PHASES.index(phase)))
     train = loop._train
@@ -158,7 +160,7 @@ def timed(function: Callable[..., Any], board: Board, phase: int) -> Callable[..
 
 
 def start(words: Sequence[str], board: Board, log: Path) -> int:
-    """Fork a run of perlcli; gives its process id."""
+    """Fork a run of perlcli; returns its process id."""
     board.begin()
     child = os.fork()
     if child:
@@ -182,7 +184,7 @@ def start(words: Sequence[str], board: Board, log: Path) -> int:
 
 
 def wait(child: int, board: Board, moment: Moment | None) -> tuple[int | None, str]:
-    """Wait for a run, or kill it at a moment; gives its exit code, None where it was killed, and its last phase."""
+    """Wait for a run, or kill it at a moment; returns its exit code (None if it was killed) and its last phase."""
     ends, due = time.monotonic() + LIMIT, None
     while True:
         found, status = os.waitpid(child, os.WNOHANG)
@@ -201,7 +203,7 @@ def wait(child: int, board: Board, moment: Moment | None) -> tuple[int | None, s
 
 
 class Chaos:
-    """Stages with their unbroken runs, to be killed and resumed."""
+    """Kills and resumes runs of several stages, and compares them with unbroken ones."""
 
     def __init__(self, folder: Path, seed: int) -> None:
         self.folder, self.board, self.random = folder, Board(), random.Random(seed)
@@ -212,8 +214,12 @@ class Chaos:
         """Write the data, train a reward, and run each stage unbroken."""
         from perlcli import coffee
 
-        kinds = {"sft": coffee.demonstrations, "pairs": coffee.preferences, "thumbs": coffee.thumbs,
-                 "prompts": coffee.prompts}  # fmt: skip
+        kinds = {
+            "sft": coffee.demonstrations,
+            "pairs": coffee.preferences,
+            "thumbs": coffee.thumbs,
+            "prompts": coffee.prompts,
+        }
         for name, rows in kinds.items():
             lines = [json.dumps(row) + "\n" for row in rows("train", 10)]  # an epoch is 2 or 3 steps
             (self.folder / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
@@ -230,14 +236,14 @@ class Chaos:
         return [word.format(rows=self.folder, reward=self.folder / "reward") for word in STAGES[stage]]
 
     def trial(self, stage: str, kills: int, report: Callable[[Kill], None]) -> None:
-        """Kill one run of a stage so many times, resume it each time, and compare its end."""
+        """Kill one run of a stage several times, resume it each time, and compare its end."""
         run, done = self._place(stage, "run"), []
         line = [*self.words(stage), "--output", str(run)]
         for _ in range(kills):
             moment = self._moment(stage, done, self._steps(run))
             words = line if not done else [*line, "--resume"]
             code, phase = wait(start(words, self.board, self._log(stage)), self.board, moment)
-            if code is not None:  # it was faster
+            if code is not None:  # it ended first
                 assert code == 0, self._log(stage).read_text()[-3000:]
                 break
             done.append(Kill(stage, phase, self._steps(run)))
@@ -251,7 +257,7 @@ class Chaos:
         shutil.rmtree(run)
 
     def _moment(self, stage: str, done: Sequence[Kill], steps: int) -> Moment:
-        """A moment in one of the phases of a stage that were hit least, of those that are still to come."""
+        """A moment still to come in one of the phases of a stage that were hit least."""
         hits = Counter(PHASES.index(kill.phase) for kill in [*self.kills, *done] if kill.stage == stage)
         phases = [phase for phase, (count, _) in enumerate(self.visits[stage]) if count]
         phase = self.random.choice([phase for phase in phases if hits[phase] == min(hits[other] for other in phases)])
@@ -286,7 +292,7 @@ class Chaos:
 
 
 def warm() -> None:
-    """Load what every run loads, once."""
+    """Import once what every run imports."""
     os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     import bitsandbytes  # noqa: F401
     import torch

@@ -1,4 +1,4 @@
-"""What the tests share: an offline, single-threaded process, tiny models, and one run of each stage to look at."""
+"""What the tests share: an offline, single-threaded process, tiny models, and one run of each stage."""
 
 import gc
 import json
@@ -26,13 +26,11 @@ CHAT = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-# What the tests train with unless they say otherwise: two steps of four rows, at a rate that two steps show.
-SHORT = (
-    "--max-steps", "2", "--per-device-train-batch-size", "4", "--lora-r", "4", "--max-length", "128",
-    "--learning-rate", "1e-2",
-)  # fmt: skip
+# What most tests train with: two steps of four rows, with a learning rate whose effect two steps show.
+TWO_STEPS = ("--max-steps", "2", "--per-device-train-batch-size", "4")
+SHORT = (*TWO_STEPS, "--lora-r", "4", "--max-length", "128", "--learning-rate", "1e-2")
 
-# What several roles on one base are held to: rows as token ids, and each way to hold the base.
+# What several roles on one base are tested with: rows of token ids, and each precision of the base.
 ROWS = [[1, 40, 41, 42, 2], [1, 50], [1, 60, 61, 62, 63, 64, 65, 66, 2, 201]]
 PAD = 0
 PRECISIONS = {
@@ -48,28 +46,30 @@ Perl = Callable[..., Result]
 
 @pytest.fixture(autouse=True)
 def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every test works in a folder of its own."""
+    """Every test works in its own folder."""
     monkeypatch.chdir(tmp_path)
 
 
-@cache  # once: the collector's own count of what it left be is a walk over all of it
+@cache  # once: even counting what was frozen walks over all of it
 def freeze() -> None:
-    """Let the garbage collector leave be what there is now."""
+    """Make the garbage collector ignore all objects that exist now."""
     gc.collect()
     gc.freeze()
 
 
 @pytest.fixture(autouse=True)
 def loaded_once() -> None:
-    """Once the libraries are loaded, the garbage collector leaves them be: half a million objects in every collection,
-    and runs ask for several."""
+    """Once the libraries are loaded, make the garbage collector ignore their half a million objects.
+
+    Otherwise every collection would walk over them, and a run asks for several.
+    """
     if "perlcli.commands.rl" in sys.modules:
         freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """The tests leave no tokens in the user's cache."""
+    """Keep the tests' tokens out of the user's cache."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HF_DATASETS_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
@@ -77,7 +77,7 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def perl() -> Perl:
-    """Runs a command line in this process; fails the test where it ends with another exit code than expected."""
+    """Runs a command line in this process; fails the test if it ends with another exit code than expected."""
 
     def run(*words: object, code: int = 0) -> Result:
         result = CliRunner().invoke(app, [str(word) for word in words])
@@ -89,7 +89,7 @@ def perl() -> Perl:
 
 @pytest.fixture(scope="session")
 def write() -> Callable[[Path, list[Row]], Path]:
-    """Writes rows as JSONL and gives the path back."""
+    """Writes rows as JSONL and returns the path."""
 
     def rows_to(path: Path, rows: list[Row]) -> Path:
         path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
@@ -99,7 +99,7 @@ def write() -> Callable[[Path, list[Row]], Path]:
 
 
 def tokenizer_of(folder: Path, *, chat: bool) -> Any:
-    """A byte-level tokenizer of 400 tokens; like SmolLM2's where it has a chat template, else like GPT-2's."""
+    """A byte-level tokenizer of 400 tokens: with a chat template like SmolLM2's, without one like GPT-2's."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -122,7 +122,7 @@ def tokenizer_of(folder: Path, *, chat: bool) -> Any:
 
 @pytest.fixture(scope="session")
 def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random Llama of two layers whose tokenizer is like SmolLM2's: pad is EOS, and a chat has a tail behind it."""
+    """A random Llama of two layers with a tokenizer like SmolLM2's: pad is EOS, and a newline follows the last EOS."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -130,10 +130,19 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer = tokenizer_of(folder, chat=True)
     torch.manual_seed(1)
     config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=64, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=512, tie_word_embeddings=True, initializer_range=0.2,
-        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
-    )  # fmt: skip
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        initializer_range=0.2,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
     LlamaForCausalLM(config).save_pretrained(folder)
     return folder
 
@@ -148,16 +157,22 @@ def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer = tokenizer_of(folder, chat=False)
     torch.manual_seed(2)
     config = GPT2Config(
-        vocab_size=len(tokenizer), n_embd=32, n_layer=2, n_head=4, n_positions=256, initializer_range=0.3,
-        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
-    )  # fmt: skip
+        vocab_size=len(tokenizer),
+        n_embd=32,
+        n_layer=2,
+        n_head=4,
+        n_positions=256,
+        initializer_range=0.3,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
     GPT2LMHeadModel(config).save_pretrained(folder)
     return folder
 
 
 @pytest.fixture(scope="session")
 def classifier(tmp_path_factory: pytest.TempPathFactory, gpt2: Path) -> Path:
-    """A whole sequence classifier of one score on GPT-2, as the hub has them: another base, another tokenizer."""
+    """A sequence classifier with one score on GPT-2, as on the Hub: another base, another tokenizer."""
     import torch
     from transformers import AutoTokenizer, GPT2ForSequenceClassification
 
@@ -172,11 +187,13 @@ def classifier(tmp_path_factory: pytest.TempPathFactory, gpt2: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def rows(tmp_path_factory: pytest.TempPathFactory, write: Any) -> dict[str, Path]:
-    """Files of coffee rows by kind; each a folder with a train and a test file."""
+    """Coffee rows by kind, each in a folder with a train and a test file."""
     kinds: dict[str, Callable[..., list[Row]]] = {
-        "demonstrations": coffee.demonstrations, "pairs": coffee.preferences, "thumbs": coffee.thumbs,
+        "demonstrations": coffee.demonstrations,
+        "pairs": coffee.preferences,
+        "thumbs": coffee.thumbs,
         "prompts": coffee.prompts,
-    }  # fmt: skip
+    }
     top = tmp_path_factory.mktemp("rows")
     for name, kind in kinds.items():
         (top / name).mkdir()
@@ -213,19 +230,18 @@ def thumbs_run(tmp_path_factory: pytest.TempPathFactory, perl: Perl, llama: Path
 def rl_run(
     tmp_path_factory: pytest.TempPathFactory, perl: Perl, sft_run: Path, reward_run: Path, rows: dict[str, Path]
 ) -> Path:
-    """The folder of `perl rl` from the SFT adapter against the reward adapter: one base for all."""
+    """The folder of `perl rl` from the SFT adapter against the reward adapter, all on one base."""
     folder = tmp_path_factory.mktemp("runs") / "rl"
-    perl(
-        "rl", "--model", sft_run, "--reward", reward_run, "--data", rows["prompts"], "--output", folder,
-        "--max-steps", "2", "--learning-rate", "1e-2", "--max-length", "128", "--max-completion-length", "12",
-        "--per-device-train-batch-size", "4", "--gradient-accumulation-steps", "2", "--num-generations", "4",
-    )  # fmt: skip
+    words = ("--model", sft_run, "--reward", reward_run, "--data", rows["prompts"], "--output", folder)
+    lengths = ["--max-steps", "2", "--learning-rate", "1e-2", "--max-length", "128", "--max-completion-length", "12"]
+    batch = ["--per-device-train-batch-size", "4", "--gradient-accumulation-steps", "2", "--num-generations", "4"]
+    perl("rl", *words, *lengths, *batch)
     return folder
 
 
 @pytest.fixture(scope="session")
 def files() -> Callable[[Path], set[str]]:
-    """The files of a folder by their relative paths, without a checkpoint's own."""
+    """The relative paths of the files in a folder, without those of checkpoints."""
 
     def of(folder: Path) -> set[str]:
         found = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
@@ -236,7 +252,7 @@ def files() -> Callable[[Path], set[str]]:
 
 @pytest.fixture
 def still_random() -> Iterator[None]:
-    """The test must leave torch's random stream where it was."""
+    """Checks that the test leaves torch's random state unchanged."""
     import torch
 
     before = torch.random.get_rng_state()
@@ -250,22 +266,43 @@ def arm_of() -> Callable[..., Any]:
     from perlcli.comparison.results import FULL, Arm, RunFigures
 
     def run(name: str, seed: int, seconds: float, metrics: Row, given: Row) -> RunFigures:
-        return RunFigures(**{
-            "folder": f"{name}-{seed}", "command": f"perl reward --seed {seed}", "status": "finished", "seed": seed,
-            "steps": 4, "trainable_parameters": 100, "total_parameters": 10_000, "memory_mb": 500.0,
-            "step_seconds": [seconds, seconds * 2], "step_cpu_seconds": [seconds, seconds * 2],
-            "step_tokens": [50, 50], "weights_bytes": 4000, "optimizer_bytes": 8000, "metrics": metrics, **given,
-        })  # fmt: skip
+        return RunFigures(
+            **{
+                "folder": f"{name}-{seed}",
+                "command": f"perl reward --seed {seed}",
+                "status": "finished",
+                "seed": seed,
+                "steps": 4,
+                "trainable_parameters": 100,
+                "total_parameters": 10_000,
+                "memory_mb": 500.0,
+                "step_seconds": [seconds, seconds * 2],
+                "step_cpu_seconds": [seconds, seconds * 2],
+                "step_tokens": [50, 50],
+                "weights_bytes": 4000,
+                "optimizer_bytes": 8000,
+                "metrics": metrics,
+                **given,
+            }
+        )
 
     def arm(
-        name: str = "lora r=16", seconds: float = 1.0, seeds: tuple[int, ...] = (0,), metrics: Row | None = None,
-        of_arm: Row | None = None, **of_run: Any,
-    ) -> Arm:  # fmt: skip
+        name: str = "lora r=16",
+        seconds: float = 1.0,
+        seeds: tuple[int, ...] = (0,),
+        metrics: Row | None = None,
+        of_arm: Row | None = None,
+        **of_run: Any,
+    ) -> Arm:
         full = name == FULL
         values: Row = {
-            "model": "org/base", "kind": FULL if full else "lora", "precision": "float32", "rank": None if full else 16,
-            "learning_rate": 1e-5 if full else 1e-4, "is_baseline": full,
-        } | (of_arm or {})  # fmt: skip
+            "model": "org/base",
+            "kind": FULL if full else "lora",
+            "precision": "float32",
+            "rank": None if full else 16,
+            "learning_rate": 1e-5 if full else 1e-4,
+            "is_baseline": full,
+        } | (of_arm or {})
         return Arm(name=name, runs=[run(name, seed, seconds, metrics or {}, of_run) for seed in seeds], **values)
 
     return arm

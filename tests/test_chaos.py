@@ -11,7 +11,7 @@ from chaos import PHASES, Board
 
 
 @pytest.mark.slow
-def test_killed_runs_go_on_to_the_same_end(tmp_path: Path) -> None:
+def test_killed_runs_resume_to_the_same_end(tmp_path: Path) -> None:
     command = [sys.executable, chaos.__file__, "--kills", "12", "--seed", "1", "--output", str(tmp_path / "report")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=1500, check=False)
     assert done.returncode == 0, f"{done.stdout[-3000:]}\n{done.stderr[-3000:]}"

@@ -1,4 +1,4 @@
-"""Disks that fill up, fail or vanish under a run, clocks that jump, and runs that are long: nothing good is lost."""
+"""Disks that fill up, fail or vanish during a run, clocks that jump, and long runs: nothing good is lost."""
 
 import errno
 import json
@@ -21,13 +21,13 @@ from safetensors.torch import load_file
 from transformers import Trainer
 from trl import RLOOTrainer, SFTTrainer
 
-from perlcli.commands import reward, runs
+from perlcli.commands import runs
 from perlcli.errors import RunFailed
 from perlcli.model import tokenizers
 from perlcli.run import checkpoints, disk, liveness, plots
 from perlcli.run.files import RECORD, SAMPLES, file_bytes
 from perlcli.run.record import read_record, write_record
-from perlcli.training import loop, policies
+from perlcli.training import loop, policies, reward_trainer
 
 Perl = Callable[..., Any]
 STAGES = ("sft", "reward", "rl", "reinforce")
@@ -36,7 +36,7 @@ FULL = OSError(errno.ENOSPC, "No space left on device")
 
 @contextmanager
 def room(count: int) -> Iterator[None]:
-    """No file can grow beyond so many bytes: the libraries meet a failing write as on a full disk."""
+    """Limits every file to so many bytes, so that writing fails in the libraries as on a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (count, hard))
     try:
@@ -49,7 +49,7 @@ def room(count: int) -> Iterator[None]:
 def words(
     llama: Path, sft_run: Path, reward_run: Path, rows: dict[str, Path], tmp_path: Path
 ) -> Callable[[str, str], list[Any]]:
-    """The command line of three steps of a stage, into a folder of this name."""
+    """The command line of three steps of a stage, into a folder with the given name."""
     steps = ["--learning-rate", "1e-2", "--max-steps", "3", "--save-steps", "1", "--per-device-train-batch-size", "4"]
     of_rl = ["rl", "-m", sft_run, "--reward", reward_run, "-d", rows["prompts"], "--max-completion-length", "8", *steps]
     kinds = {
@@ -63,13 +63,13 @@ def words(
 
 @pytest.fixture(scope="module")
 def ends() -> dict[str, Path]:
-    """The runs that nothing has happened to, by stage, as far as a test has needed one."""
+    """The undisturbed runs by stage, as far as a test has needed them."""
     return {}
 
 
 @pytest.fixture
 def unharmed(words: Any, perl: Perl, ends: dict[str, Path], tmp_path_factory: Any) -> Callable[[str], Path]:
-    """The folder of a stage's run that nothing has happened to."""
+    """The folder of a stage's undisturbed run."""
 
     def run(stage: str) -> Path:
         if stage not in ends:
@@ -83,7 +83,7 @@ def unharmed(words: Any, perl: Perl, ends: dict[str, Path], tmp_path_factory: An
 
 @pytest.fixture
 def at_step(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, Callable[[], object]], None]:
-    """Does something once, when the trainer has finished the pass of a step."""
+    """Does something once, after the backward pass of a step."""
 
     def plant(step: int, act: Callable[[], object]) -> None:
         waiting = [act]
@@ -103,7 +103,7 @@ def at_step(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, Callable[[], obje
 
 @pytest.fixture
 def failing_once(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Lets a function of a module run without room for files, the first time that it is called."""
+    """Makes a function of a module run without room for files the first time that it is called."""
 
     def plant(module: Any, name: str, count: int) -> None:
         original, waiting = getattr(module, name), [count]
@@ -124,7 +124,7 @@ def status(folder: Path) -> str:
 
 
 def told(result: Any) -> list[str]:
-    """The error and its hint: the last two lines, and no traceback anywhere."""
+    """The error and its hint, which are the last two lines; there must be no traceback."""
     assert "Traceback" not in result.output
     lines = list(result.stderr.splitlines()[-2:])
     assert [line.partition(":")[0] for line in lines] == ["Error", "Hint"], result.stderr
@@ -132,7 +132,7 @@ def told(result: Any) -> list[str]:
 
 
 def whole(folder: Path) -> list[int]:
-    """The steps of the checkpoints, all of which must be whole, with nothing half-written beside them."""
+    """The steps of the checkpoints, which must all be complete, with nothing half-written next to them."""
     found = checkpoints.found(folder / "checkpoints")
     assert [checkpoints.fault(place) for place in found] == [None] * len(found)
     assert not checkpoints.side(folder / "checkpoints").exists() and not (folder / disk.SIDE).exists()
@@ -140,7 +140,7 @@ def whole(folder: Path) -> list[int]:
 
 
 def assert_same_end(one: Path, other: Path) -> None:
-    """Two runs ended with equal weights, metrics and samples."""
+    """Check that two runs ended with equal weights, metrics and samples."""
     files = sorted(str(path.relative_to(one)) for path in one.rglob("*.safetensors") if "checkpoints" not in path.parts)
     assert files
     for name in files:
@@ -174,7 +174,7 @@ def assert_same_end(one: Path, other: Path) -> None:
         ),
     ],
 )
-def test_a_full_disk_while_training_leaves_the_checkpoint_before_to_go_on_from(
+def test_a_full_disk_during_training_leaves_the_previous_checkpoint(
     stage: str, count: int, words: Any, perl: Perl, unharmed: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     end, run = unharmed(stage), Path("run").absolute()
@@ -201,15 +201,15 @@ def test_a_full_disk_while_training_leaves_the_checkpoint_before_to_go_on_from(
         ("sft", (policies, "save", 500)),
         pytest.param("sft", (policies, "save", 8000), marks=pytest.mark.slow),
         pytest.param("sft", (plots, "curves", 500), marks=pytest.mark.slow),
-        pytest.param("reward", (reward, "save", 8000), marks=pytest.mark.slow),
-        pytest.param("reward", (reward, "prove", 500), marks=pytest.mark.slow),
+        pytest.param("reward", (reward_trainer, "save", 8000), marks=pytest.mark.slow),
+        pytest.param("reward", (reward_trainer, "prove", 500), marks=pytest.mark.slow),
         pytest.param("reinforce", (policies, "save", 8000), marks=pytest.mark.slow),
     ],
 )
-def test_a_full_disk_at_the_end_leaves_the_adapter_before(
+def test_a_full_disk_at_the_end_leaves_the_previous_adapter(
     stage: str, fails: tuple[Any, str, int], words: Any, perl: Perl, failing_once: Any, tmp_path: Path
 ) -> None:
-    """A run that is gone on with for a step more: the adapter of its end is there until the next one is whole."""
+    """A run that is resumed for one more step keeps its adapter until the next one is complete."""
     constant = ("--set", "lr_scheduler_type=constant")
     run = tmp_path / "run"
     perl(*words(stage, "whole"), *constant)
@@ -225,7 +225,7 @@ def test_a_full_disk_at_the_end_leaves_the_adapter_before(
     assert_same_end(run, tmp_path / "whole")
 
 
-def test_a_disk_that_is_full_from_the_start_leaves_the_old_run_as_it_was(
+def test_a_disk_that_is_full_from_the_start_leaves_the_old_run_unchanged(
     words: Any, perl: Perl, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     perl(*words("sft", "run"), "--max-steps", "1")
@@ -244,8 +244,8 @@ def test_a_disk_that_is_full_from_the_start_leaves_the_old_run_as_it_was(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("megabytes", [1.2, 1.5])
-def test_a_real_disk_that_is_full(megabytes: float, tmp_path: Path) -> None:
-    """The embedded base on a small disk in memory, in a process and a mount of its own."""
+def test_a_real_full_disk(megabytes: float, tmp_path: Path) -> None:
+    """The embedded base on a small disk in memory, in a separate process and mount."""
     inside = f"mount -t tmpfs -o size={int(megabytes * 1024)}k none small"
     Path("small").mkdir()
     if (
@@ -277,14 +277,14 @@ def test_a_real_disk_that_is_full(megabytes: float, tmp_path: Path) -> None:
         (RuntimeError("basic_ios::clear: iostream error"), "basic_ios::clear: iostream error"),
     ],
 )
-def test_errors_of_a_disk_are_told_in_words(error: Exception, words: str, tmp_path: Path) -> None:
+def test_disk_errors_are_explained(error: Exception, words: str, tmp_path: Path) -> None:
     found = disk.failure(error, tmp_path, (), "perl sft --resume")
     assert isinstance(found, RunFailed)
     assert re.fullmatch(f"Can't write to {tmp_path}: {words}", found.problem)
     assert found.hint.endswith("perl sft --resume")
 
 
-def test_why_torch_could_not_write_is_found_by_a_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cause_of_torch_s_write_error_is_found_by_a_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(disk, "probe", lambda folder: errno.ENOSPC)
     found = disk.failure(RuntimeError("PytorchStreamWriter failed"), tmp_path, (), "go on")
     assert str(found) == f"Can't write to {tmp_path}: the disk is full\nHint: make room, then go on"
@@ -298,13 +298,16 @@ def test_why_torch_could_not_write_is_found_by_a_write(tmp_path: Path, monkeypat
 @pytest.mark.parametrize(
     "error",
     [
-        ValueError("no"), OSError("can't load this model"), FileNotFoundError(errno.ENOENT, "none", "/elsewhere"),
-        PermissionError(errno.EACCES, "Permission denied", "/elsewhere"), KeyboardInterrupt(),
+        ValueError("no"),
+        OSError("can't load this model"),
+        FileNotFoundError(errno.ENOENT, "none", "/elsewhere"),
+        PermissionError(errno.EACCES, "Permission denied", "/elsewhere"),
+        KeyboardInterrupt(),
         PermissionError(errno.EPERM, "Operation not permitted"),  # of a signal, say
         RuntimeError("[enforce fail at inline_container.cc:1] . PytorchStreamReader failed reading zip archive"),
     ],
-)  # fmt: skip
-def test_other_errors_stay_what_they_are(error: BaseException, tmp_path: Path) -> None:
+)
+def test_other_errors_are_unchanged(error: BaseException, tmp_path: Path) -> None:
     assert disk.failure(error, tmp_path, (), "go on") is None
 
 
@@ -313,7 +316,7 @@ def test_a_full_disk_elsewhere_is_named(tmp_path: Path) -> None:
     assert found is not None and found.problem == "Can't write to /elsewhere/x: the disk is full"
 
 
-def test_files_take_their_places_together_or_not_at_all(tmp_path: Path) -> None:
+def test_files_are_replaced_together_or_not_at_all(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("old")
 
     def write(text: str) -> None:
@@ -350,9 +353,7 @@ def test_a_log_on_a_full_disk_ends_no_run(monkeypatch: pytest.MonkeyPatch) -> No
         disk.tell("nobody reads on", error=True)
 
 
-def test_tokens_that_cannot_be_kept_are_a_note(
-    words: Any, perl: Perl, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_closed_token_cache_is_noted(words: Any, perl: Perl, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     Path("file").touch()
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "file" / "cache"))
     said = perl(*words("sft", "run"), "--max-steps", "1").stdout
@@ -363,7 +364,7 @@ def test_tokens_that_cannot_be_kept_are_a_note(
 
 
 @pytest.mark.parametrize(("flag", "why"), [(os.ST_RDONLY, "lies on a read-only disk"), (0, "may not be written to")])
-def test_an_output_that_cannot_be_written_is_refused_before_weights_load(
+def test_an_output_that_cannot_be_written_is_rejected_before_weights_load(
     flag: int, why: str, words: Any, perl: Perl, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     old = os.statvfs(tmp_path)
@@ -379,7 +380,7 @@ def test_an_output_that_cannot_be_written_is_refused_before_weights_load(
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_a_folder_of_someone_else_is_refused(words: Any, perl: Perl, tmp_path: Path) -> None:
+def test_a_folder_of_another_user_is_rejected(words: Any, perl: Perl, tmp_path: Path) -> None:
     (tmp_path / "closed").mkdir(mode=0o555)
     assert "closed may not be written to" in told(perl(*words("sft", "closed/run"), code=2))[0]
 
@@ -388,7 +389,7 @@ def test_a_folder_of_someone_else_is_refused(words: Any, perl: Perl, tmp_path: P
 
 
 @pytest.mark.parametrize("stage", ["sft", "rl"])
-def test_a_run_whose_folder_vanishes_says_so_and_makes_none(
+def test_a_run_whose_folder_vanishes_reports_it_and_creates_none(
     stage: str, words: Any, perl: Perl, at_step: Any, tmp_path: Path
 ) -> None:
     at_step(2, lambda: shutil.rmtree(tmp_path / "run"))
@@ -401,7 +402,7 @@ def test_a_run_whose_folder_vanishes_says_so_and_makes_none(
 def test_a_folder_that_vanishes_while_a_checkpoint_is_written(
     name: str, words: Any, perl: Perl, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """The trainer's side folder is made again by its own code: what is left of the run must not look like one."""
+    """The trainer creates its folder again: what is left must not look like a run."""
     original = getattr(checkpoints, name)
 
     def after_all(*args: Any) -> Any:
@@ -428,11 +429,11 @@ def test_checkpoints_that_vanish_stop_the_run_and_its_adapter_is_saved(
     first = load_file(run / "adapter_model.safetensors")
     second = load_file(end / "checkpoints" / "checkpoint-2" / "adapter_model.safetensors")
     assert all(torch.equal(first[name], second[name]) for name in first)
-    assert "No checkpoint yet: starting over." in perl(*lines[1].partition("perl ")[2].split()).stdout
+    assert "No checkpoint found; starting from the beginning." in perl(*lines[1].partition("perl ")[2].split()).stdout
     assert_same_end(run, end)
 
 
-def test_checkpoints_that_vanish_and_come_back_empty_are_missed(
+def test_checkpoints_that_vanish_and_reappear_empty_are_noticed(
     words: Any, perl: Perl, at_step: Any, tmp_path: Path
 ) -> None:
     def act() -> None:
@@ -453,7 +454,7 @@ def test_a_file_of_the_run_that_vanishes_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("stage", ["sft", pytest.param("rl", marks=pytest.mark.slow)])
-def test_a_clock_that_jumps_changes_nothing(
+def test_a_jumping_clock_changes_nothing(
     stage: str, words: Any, perl: Perl, at_step: Any, unharmed: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     end, run = unharmed(stage), Path("run").absolute()
@@ -474,7 +475,7 @@ def test_a_clock_that_jumps_changes_nothing(
     for step, jump in ((1, 10 * year), (2, -10 * year)):  # the older one looks newer
         for path in (run / "checkpoints" / f"checkpoint-{step}").rglob("*"):
             os.utime(path, (true() + jump,) * 2)
-    assert "Going on from step 2" in perl(*words(stage, "run"), "--resume").stdout
+    assert "Resuming from step 2" in perl(*words(stage, "run"), "--resume").stdout
     assert calls
     assert_same_end(run, end)
     assert 0 <= read_record(run).elapsed_seconds < 600
@@ -510,10 +511,10 @@ def test_ages_are_never_absurd(started: str, age: str, words: Any, perl: Perl, t
 # Long runs
 
 
-def test_what_a_run_holds_does_not_grow_with_its_steps(
+def test_resources_do_not_grow_with_the_steps(
     words: Any, perl: Perl, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """File handles, threads and the history that each checkpoint carries, over 30 steps of RL."""
+    """File handles, threads and the log history in each checkpoint, over 30 steps of RL."""
     if not Path("/proc/self/fd").exists():
         pytest.skip("handles are counted by Linux's /proc")
     seen: list[tuple[int, int, int]] = []
@@ -535,7 +536,7 @@ def test_what_a_run_holds_does_not_grow_with_its_steps(
     assert len((tmp_path / "run" / "samples.jsonl").read_text().splitlines()) <= 31
 
 
-def test_final_figures_are_of_all_steps_though_the_trainer_forgets_them(
+def test_final_metrics_use_all_steps_although_the_trainer_forgets_them(
     llama: Path, rows: dict[str, Path], perl: Perl, tmp_path: Path
 ) -> None:
     perl("sft", "-m", llama, "-d", rows["demonstrations"], "-o", tmp_path / "run", *SHORT, "--max-steps", "12")

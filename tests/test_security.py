@@ -230,7 +230,10 @@ def test_pickles_that_a_checkpoint_was_not_sealed_with_are_not_loaded(
     planted(place / "optimizer.pt", marker)
     named = perl(*words, "--max-steps", 2, "--resume", place, code=2).output
     assert "is damaged: optimizer.pt isn't what was written" in named and not loaded
-    assert "No checkpoint that is whole: starting over." in perl(*words, "--max-steps", 2, "--resume").output
+    assert (
+        "No complete checkpoint found; starting from the beginning."
+        in perl(*words, "--max-steps", 2, "--resume").output
+    )
     assert not marker.exists() and not [file for file, _ in loaded if "checkpoint-1" in file]
 
 
@@ -499,7 +502,7 @@ def test_a_run_below_the_home_folder_can_be_resumed_and_repeated(
              "--set", f"accelerator_config={home}/accelerator.json", "--max-steps", 1, *SHORT[2:6])  # fmt: skip
     perl(*words)
     assert "is complete" in perl(*words, "--resume", code=2).output
-    assert "Going on from step 1" in perl(*words, "--max-steps", 2, "--resume").output
+    assert "Resuming from step 1" in perl(*words, "--max-steps", 2, "--resume").output
     again = perl("reward", "--config", "~/run/settings.yaml", "--output", "~/again", "--dry-run").output
     assert "model: ~/model" in again and "output: ~/again" in again
     perl("report", "~/run", "--output", "~/report")
@@ -527,7 +530,7 @@ def test_the_reason_of_a_failure_contains_no_secrets(home: Path, capsys: pytest.
 def test_tokens_and_logins_are_recognised(perl: Perl, monkeypatch: pytest.MonkeyPatch) -> None:
     token = "hf_0123456789abcdefghij"
     told = perl("sft", "--set", f"hub_token={token}", "--set", "push_to_hub=true", code=2).output
-    assert token not in told and "hub_token: perlcli decides this itself" in told
+    assert token not in told and "hub_token: perlcli sets this itself" in told
     address = "https://user:passwd@host.org/data/x"
     for words in (("--data", address), ("--model", address, "--data", "coffee")):
         told = perl("sft", *words, code=2).output

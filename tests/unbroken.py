@@ -1,4 +1,4 @@
-"""What a run leaves, to hold one that was killed and resumed against one that was left alone."""
+"""What a run leaves, to compare one that was killed and resumed with one that was not interrupted."""
 
 import json
 import shutil
@@ -10,11 +10,11 @@ from safetensors.torch import load_file
 
 from perlcli.run import checkpoints
 
-TIMES = ("seconds", "step_time", "train_runtime", "_per_second")  # what no two runs have alike
+TIMES = ("seconds", "step_time", "train_runtime", "_per_second")  # different in any two runs
 
 
 def killed_after(whole: Path, step: int, folder: Path) -> None:
-    """The folder of a run that was killed some time after the checkpoint of a step."""
+    """Make the folder of a run that was killed some time after the checkpoint of a step."""
     shutil.copytree(whole, folder)
     for checkpoint in (folder / "checkpoints").glob("checkpoint-*"):
         if int(checkpoint.name.rpartition("-")[2]) > step:
@@ -24,7 +24,7 @@ def killed_after(whole: Path, step: int, folder: Path) -> None:
 
 
 def end(folder: Path) -> dict[str, Any]:
-    """All that a run leaves but for its times."""
+    """Everything that a run leaves, except times."""
     found: dict[str, Any] = {}
     for path in folder.rglob("*.safetensors"):
         if "checkpoints" not in path.parts:
@@ -46,7 +46,7 @@ def untimed(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def differences(one: Path, other: Path) -> list[str]:
-    """What two runs left otherwise, in words."""
+    """The names of what differs between two runs."""
     first, second = end(one), end(other)
     assert first.keys() == second.keys()
     return [name for name in first if not is_same(first[name], second[name])]

@@ -17,6 +17,7 @@ from perlcli.memory.prediction import Arm, Plan, largest_batch, predict, shape_o
 from perlcli.memory.trace import Live, Step
 from perlcli.model import roles, sources, target_modules
 from perlcli.training import policies, prepare, rewards
+from perlcli.training.reward_trainer import build_trainer
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj")
 LENGTH, COMPLETION, BATCH = 48, 16, 4
@@ -96,7 +97,7 @@ def reward_trainer(model: Path, arm: Arm) -> Any:
     rows = reward.Dataset.from_list([
         {"chosen_ids": [3] * LENGTH, "rejected_ids": [4] * (LENGTH - 1 - n)} for n in range(BATCH)
     ])  # fmt: skip
-    return reward.build_trainer(prepared, reward.trainer_args(prepared.settings), rows, None)
+    return build_trainer(prepared, reward.trainer_args(prepared.settings), rows, None)
 
 
 def sft_trainer(model: Path, arm: Arm) -> Any:

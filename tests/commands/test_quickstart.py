@@ -1,4 +1,4 @@
-"""`perl quickstart`: the plumbing in short, and slowly what it promises."""
+"""`perl quickstart`: a short run of every part, and a slow one of what it promises."""
 
 import shlex
 import shutil
@@ -17,7 +17,7 @@ STAGES = {"sft": 2, "reward": 2, "rl": 2, "eval-base": 0, "eval-sft": 0, "eval-r
 
 @pytest.fixture(scope="module")
 def quick(tmp_path_factory: pytest.TempPathFactory, perl: Perl) -> Iterator[tuple[Path, str]]:
-    """The folder and the words of a quickstart of two steps a stage on few rows."""
+    """The folder and the output of a quickstart with two steps per stage on few rows."""
     folder = tmp_path_factory.mktemp("quick") / "run"
     kinds = {"sft": coffee.demonstrations, "reward": coffee.preferences, "rl": coffee.prompts}
     with pytest.MonkeyPatch.context() as patch:
@@ -28,10 +28,10 @@ def quick(tmp_path_factory: pytest.TempPathFactory, perl: Perl) -> Iterator[tupl
         yield folder, perl("quickstart", "--max-steps", "2", "--output", folder).stdout
 
 
-def test_resumed_it_goes_on_where_it_stopped(
+def test_resumed_quickstart_continues_where_it_stopped(
     quick: tuple[Path, str], tmp_path: Path, perl: Perl, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Finished stages stay, one that was stopped goes on, and one without a record starts over."""
+    """Finished stages stay, interrupted training resumes, and a stage without a record starts over."""
     folder = shutil.copytree(quick[0], tmp_path / "run")
     for path in ("settings.yaml", "record.json"):
         text = (folder / path).read_text()
@@ -43,19 +43,21 @@ def test_resumed_it_goes_on_where_it_stopped(
     shutil.rmtree(folder / "eval-sft")
     monkeypatch.setitem(coffee.SETTINGS, "eval", {**coffee.SETTINGS["eval"], "max_samples": 6})
     told = perl("quickstart", "--max-steps", "2", "--output", folder, "--resume").stdout
-    assert told.count("(done before)") == 4
+    assert told.count("(already done)") == 4
     assert read_record(folder).status == "finished"
     assert {read_record(folder / name).status for name in STAGES} == {"finished"}
 
 
 def test_every_stage_leaves_its_run(quick: tuple[Path, str]) -> None:
     folder, _ = quick
-    assert {path.name for path in folder.iterdir()} == {
-        *STAGES, "data", "plots", "record.json", "settings.yaml",
-    }  # fmt: skip
+    assert {path.name for path in folder.iterdir()} == {*STAGES, "data", "plots", "record.json", "settings.yaml"}
     assert {path.name for path in (folder / "data").iterdir()} == {
-        "demonstrations.jsonl", "preferences.jsonl", "prompts.jsonl", "test-preferences.jsonl", "test-prompts.jsonl",
-    }  # fmt: skip
+        "demonstrations.jsonl",
+        "preferences.jsonl",
+        "prompts.jsonl",
+        "test-preferences.jsonl",
+        "test-prompts.jsonl",
+    }
     assert (folder / "plots" / "success.png").stat().st_size > 0
     for name, steps in STAGES.items():
         found = read_record(folder / name)
@@ -63,7 +65,7 @@ def test_every_stage_leaves_its_run(quick: tuple[Path, str]) -> None:
         assert found.model["base"] == "coffee base (embedded)"
 
 
-def test_stages_stand_on_one_another(quick: tuple[Path, str]) -> None:
+def test_each_stage_uses_those_before(quick: tuple[Path, str]) -> None:
     folder, _ = quick
     found = read_record(folder / "rl")
     assert (found.settings["model"], found.settings["reward"]) == (str(folder / "sft"), [str(folder / "reward")])
@@ -83,7 +85,7 @@ def test_record_holds_the_figures_of_the_stages(quick: tuple[Path, str]) -> None
     assert found.metrics == wanted
 
 
-def test_table_tells_base_sft_and_rl(quick: tuple[Path, str]) -> None:
+def test_table_shows_base_sft_and_rl(quick: tuple[Path, str]) -> None:
     folder, said = quick
     lines = said.splitlines()
     top = next(index for index, line in enumerate(lines) if "orders right" in line)
@@ -103,7 +105,7 @@ def test_commands_that_come_next_would_run(quick: tuple[Path, str], perl: Perl) 
         perl(*words[1:], "--dry-run")
 
 
-def test_folder_in_use_is_refused(quick: tuple[Path, str], perl: Perl) -> None:
+def test_non_empty_folder_is_rejected(quick: tuple[Path, str], perl: Perl) -> None:
     folder, _ = quick
     result = perl("quickstart", "--output", folder, code=2)
     assert f"Error: --output {folder} is not empty\nHint: --resume to go on, --overwrite" in result.stderr
@@ -115,7 +117,7 @@ def test_dry_run_writes_nothing(perl: Perl) -> None:
 
 
 @pytest.mark.slow
-def test_quickstart_teaches_what_it_promises(perl: Perl) -> None:
+def test_quickstart_reaches_the_documented_accuracy(perl: Perl) -> None:
     perl("quickstart", "--output", "run")
     found = read_record(Path("run")).metrics
     assert found["reward_accuracy"] >= 0.90

@@ -1,4 +1,4 @@
-"""`perl rl`: one base for policy, anchor and reward, exact rewards, and runs that can't learn stopped."""
+"""`perl rl`: one base for policy, anchor and reward, exact rewards, and runs that can't learn are stopped."""
 
 import json
 import shutil
@@ -24,16 +24,22 @@ from perlcli.training import rewards
 
 Perl = Callable[..., Any]
 RUN = {
-    "record.json", "prompts.bin", "settings.yaml", "metrics.jsonl", "samples.jsonl", "plots/training.png",
-    "tokenizer.json", "tokenizer_config.json", "chat_template.jinja",
-}  # fmt: skip
+    "record.json",
+    "prompts.bin",
+    "settings.yaml",
+    "metrics.jsonl",
+    "samples.jsonl",
+    "plots/training.png",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+}
 ADAPTER = {"README.md", "adapter_config.json", "adapter_model.safetensors"}
 ANCHOR = {"anchor/adapter_config.json", "anchor/adapter_model.safetensors"}
 LORA = 2 * 4 * (4 * 64 + 2 * 64 + 2 * 32)  # layers x rank x widths in and out of q, k, v, o
-SHORT = (
-    "--max-steps", "2", "--per-device-train-batch-size", "4", "--gradient-accumulation-steps", "1",
-    "--learning-rate", "1e-2", "--max-completion-length", "6", "--max-length", "128",
-)  # fmt: skip
+BATCH = "--per-device-train-batch-size 4 --gradient-accumulation-steps 1"
+LENGTHS = "--max-completion-length 6 --max-length 128"
+SHORT = tuple(f"--max-steps 2 --learning-rate 1e-2 {BATCH} {LENGTHS}".split())
 LENGTH = "def reward(completion_ids, **columns): return [float(ids[0]) for ids in completion_ids]\n"
 
 
@@ -52,7 +58,7 @@ def same(one: Path, other: Path) -> bool:
 
 @pytest.fixture
 def module(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], str]]:
-    """Writes the user's module into the working directory, and gives what `--reward` calls its function."""
+    """Writes a user's module into the working directory, and returns its function's name for `--reward`."""
     monkeypatch.setattr(sys, "path", sys.path[:])
     sys.modules.pop("users_rewards", None)
 
@@ -71,7 +77,7 @@ def test_run_leaves_these_files_and_no_others(rl_run: Path, files: Callable[[Pat
     assert files(rl_run) == RUN | ADAPTER | ANCHOR
 
 
-def test_record_tells_the_run(rl_run: Path, sft_run: Path, reward_run: Path, llama: Path) -> None:
+def test_record_describes_the_run(rl_run: Path, sft_run: Path, reward_run: Path, llama: Path) -> None:
     found = read_record(rl_run)
     assert (found.command, found.status, found.steps) == ("rl", "finished", 2)
     assert found.model["base"] == str(llama)
@@ -81,9 +87,17 @@ def test_record_tells_the_run(rl_run: Path, sft_run: Path, reward_run: Path, lla
     alone = AutoModelForCausalLM.from_pretrained(llama).num_parameters()
     assert found.total_parameters == alone + 3 * LORA  # policy, anchor and reward on one base
     assert set(found.metrics) == {
-        "first_reward", "reward", "kl_per_token", "completion_length", "share_truncated", "gold",
-        "seconds_sampling", "seconds_scoring", "seconds_anchor", "seconds_learning",
-    }  # fmt: skip
+        "first_reward",
+        "reward",
+        "kl_per_token",
+        "completion_length",
+        "share_truncated",
+        "gold",
+        "seconds_sampling",
+        "seconds_scoring",
+        "seconds_anchor",
+        "seconds_learning",
+    }
     assert f"reward: {reward_run}, an adapter on the policy's base (adds 14.6 kB)" in found.notes
     steps = metrics(rl_run)
     assert (found.metrics["first_reward"], found.tokens) == (steps[0]["reward"], steps[-1]["num_tokens"])
@@ -101,7 +115,7 @@ def test_divergence_begins_at_zero(rl_run: Path) -> None:
     assert second != 0
 
 
-def test_divergence_begins_at_zero_where_the_base_has_dropout(
+def test_divergence_begins_at_zero_if_the_base_has_dropout(
     perl: Perl, gpt2: Path, module: Callable[[str], str], write: Any
 ) -> None:
     source = write(Path("rows.jsonl"), [{"prompt": "a latte"}, {"prompt": "two mochas"}])
@@ -110,7 +124,7 @@ def test_divergence_begins_at_zero_where_the_base_has_dropout(
 
 
 @pytest.mark.slow
-def test_divergence_begins_at_zero_where_the_adapter_has_dropout(
+def test_divergence_begins_at_zero_if_the_adapter_has_dropout(
     perl: Perl, llama: Path, reward_run: Path, rows: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sft = ("-m", llama, "-d", rows["demonstrations"], "-o", "sft", "--max-steps", "1", "--lora-dropout", "0.1")
@@ -177,7 +191,7 @@ def test_rewards_are_those_of_the_reward_folder_in_plain_peft(
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> set[tuple[int, ...]]:
-    """The prompts, without padding, that models were asked to go on from."""
+    """The prompts, without padding, that models were asked to complete."""
     prompts: set[tuple[int, ...]] = set()
     original = GenerationMixin.generate
 
@@ -220,7 +234,7 @@ def test_function_gets_the_columns_of_the_data(
     assert read_record(Path("run")).metrics["gold"] == 0
 
 
-def test_classifier_on_another_base_is_loaded_beside_and_said(
+def test_classifier_on_another_base_is_loaded_and_noted(
     perl: Perl, llama: Path, classifier: Path, rows: dict[str, Path]
 ) -> None:
     result = perl("rl", "-m", llama, "--reward", classifier, "-d", rows["prompts"], "-o", "run", *SHORT)
@@ -236,7 +250,7 @@ def test_prompts_are_taken_from_any_kind_of_row(
 
 
 @pytest.mark.slow
-def test_missing_eos_penalty_is_taken_off_what_was_cut(
+def test_missing_eos_penalty_applies_to_truncated_completions(
     perl: Perl, sft_run: Path, reward_run: Path, rows: dict[str, Path]
 ) -> None:
     common = ("rl", "-m", sft_run, "--reward", reward_run, "-d", rows["prompts"], *SHORT, "--max-steps", "1")
@@ -250,13 +264,13 @@ def test_missing_eos_penalty_is_taken_off_what_was_cut(
 # Runs that can't learn
 
 
-def test_run_without_a_reward_is_refused(perl: Perl, sft_run: Path, rows: dict[str, Path]) -> None:
+def test_run_without_a_reward_is_rejected(perl: Perl, sft_run: Path, rows: dict[str, Path]) -> None:
     result = perl("rl", "-m", sft_run, "-d", rows["prompts"], "-o", "run", *SHORT, code=2)
     assert "Error: --reward is missing: RL learns nothing without a reward" in result.stderr
     assert not Path("run").exists()
 
 
-def test_reward_model_that_likes_all_the_same_stops_the_run(
+def test_reward_model_with_equal_rewards_stops_the_run(
     perl: Perl, sft_run: Path, reward_run: Path, rows: dict[str, Path]
 ) -> None:
     shutil.copytree(reward_run, "blank")
@@ -272,7 +286,7 @@ def test_reward_model_that_likes_all_the_same_stops_the_run(
     assert (found.status, found.steps) == ("failed", 0)
 
 
-def test_function_that_likes_all_the_same_stops_the_run(perl: Perl, sft_run: Path, rows: dict[str, Path]) -> None:
+def test_function_with_equal_rewards_stops_the_run(perl: Perl, sft_run: Path, rows: dict[str, Path]) -> None:
     words = (*SHORT, "--max-steps", "9")
     name = "perlcli.coffee:reward"  # the exact check, which nothing that a random model writes passes
     result = perl("rl", "-m", sft_run, "--reward", name, "-d", rows["prompts"], "-o", "run", *words, code=1)
@@ -280,7 +294,7 @@ def test_function_that_likes_all_the_same_stops_the_run(perl: Perl, sft_run: Pat
     assert read_record(Path("run")).steps == 0
 
 
-def test_policy_that_stands_still_fails_the_run(
+def test_policy_that_did_not_change_fails_the_run(
     perl: Perl, sft_run: Path, reward_run: Path, rows: dict[str, Path]
 ) -> None:
     words = (*SHORT, "--learning-rate", "1e-300")
@@ -297,7 +311,7 @@ def test_policy_that_stands_still_fails_the_run(
         ("lora_B.reward.weight", "The reward adapter"),
     ],
 )
-def test_anything_else_that_moves_fails_the_run(
+def test_any_other_change_fails_the_run(
     tail: str, said: str, perl: Perl, rl_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original = RLOOTrainer.training_step
@@ -309,11 +323,11 @@ def test_anything_else_that_moves_fails_the_run(
 
     monkeypatch.setattr(RLOOTrainer, "training_step", careless)
     result = perl("rl", "--config", rl_run / "settings.yaml", "-o", "run", "--max-steps", "1", code=1)
-    assert f"Error: {said} changed during the run, though it is frozen" in result.stderr
+    assert f"Error: {said} changed during training although it is frozen" in result.stderr
     assert read_record(Path("run")).status == "failed"
 
 
-def test_a_parameter_too_many_in_the_optimiser_stops_the_run(
+def test_an_extra_parameter_in_the_optimiser_stops_the_run(
     perl: Perl, sft_run: Path, reward_run: Path, rows: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original = roles.keep_only_policy_trainable
@@ -324,11 +338,13 @@ def test_a_parameter_too_many_in_the_optimiser_stops_the_run(
 
     monkeypatch.setattr(roles, "keep_only_policy_trainable", careless)
     words = ("rl", "-m", sft_run, "--reward", reward_run, "-d", rows["prompts"], "-o", "run", *SHORT)
-    assert "Error: 1 parameters would train against what was asked for, " in perl(*words, code=1).stderr
+    assert (
+        "Error: The optimiser would train 1 parameter that should stay frozen, such as " in perl(*words, code=1).stderr
+    )
     assert read_record(Path("run")).steps == 0
 
 
-def test_quantised_state_that_moves_fails_the_run(
+def test_changed_quantised_state_fails_the_run(
     perl: Perl, sft_run: Path, reward_run: Path, rows: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original = RLOOTrainer.training_step
@@ -340,21 +356,21 @@ def test_quantised_state_that_moves_fails_the_run(
 
     monkeypatch.setattr(RLOOTrainer, "training_step", careless)
     words = ("--load-in-4bit", "-m", sft_run, "--reward", reward_run, "-d", rows["prompts"], "-o", "run", *SHORT)
-    assert "Error: The base changed during the run" in perl("rl", *words, code=1).stderr
+    assert "Error: The base changed during training" in perl("rl", *words, code=1).stderr
 
 
-def test_reward_that_is_no_number_in_the_middle_keeps_the_adapter_of_the_step_before(
+def test_nan_reward_during_training_keeps_the_adapter_of_the_step_before(
     perl: Perl, sft_run: Path, rows: dict[str, Path], module: Callable[[str], str]
 ) -> None:
     text = (
         "calls = []\n"
         "def reward(completion_ids, **columns):\n"
-        "    calls.append(1)\n"  # the probe, then a call a step
+        "    calls.append(1)\n"  # the probe, then one call per step
         "    return [float(ids[0]) if len(calls) < 4 else float('nan') for ids in completion_ids]\n"
     )
     common = ("rl", "-m", sft_run, "--reward", module(text), "-d", rows["prompts"], *SHORT)
     words = (*common, "--max-steps", "4", "--save-steps", "2", "-o", "run")
-    assert "Error: The reward is not a finite number" in perl(*words, code=1).stderr
+    assert "Error: The reward is NaN or infinite" in perl(*words, code=1).stderr
     assert read_record(Path("run")).steps == 2
     assert same(Path("run"), Path("run/checkpoints/checkpoint-2"))
     assert not same(Path("run"), sft_run)
@@ -362,23 +378,27 @@ def test_reward_that_is_no_number_in_the_middle_keeps_the_adapter_of_the_step_be
 
 @pytest.mark.slow
 @pytest.mark.parametrize("words", [[], ["--algorithm", "reinforce"]])
-def test_few_prompts_fill_a_step_by_coming_again(
+def test_few_prompts_are_reused_to_fill_a_step(
     words: list[str], perl: Perl, sft_run: Path, reward_run: Path, write: Any
 ) -> None:
     source = write(Path("few.jsonl"), [{"prompt": [{"role": "user", "content": f"{n} lattes"}]} for n in range(3)])
     common = ("rl", "-m", sft_run, "--reward", reward_run, "-d", source, "-o", "run", *SHORT, "--max-steps", "1")
     perl(*common, "--gradient-accumulation-steps", "4", *words)
     found = read_record(Path("run"))
-    assert f"A step takes {16 if words else 4} prompts, and there are 3: some come more than once." in found.notes
+    assert f"A step needs {16 if words else 4} prompts but there are only 3; some are reused." in found.notes
     assert found.steps == 1
 
 
 @pytest.mark.parametrize("words", [["--load-in-4bit"], ["--load-in-4bit", "--dtype", "float32"], ["--load-in-8bit"]])
 @pytest.mark.filterwarnings("ignore:MatMul8bitLt")
 def test_policy_on_a_quantised_base_begins_as_it_was_saved(
-    words: list[str], perl: Perl, sft_run: Path, reward_run: Path, rows: dict[str, Path],
+    words: list[str],
+    perl: Perl,
+    sft_run: Path,
+    reward_run: Path,
+    rows: dict[str, Path],
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     begun: dict[str, torch.Tensor] = {}
 
     def look(trainer: Any, *_: Any) -> None:
@@ -394,7 +414,7 @@ def test_policy_on_a_quantised_base_begins_as_it_was_saved(
     assert all(torch.equal(begun[name], saved[name]) for name in saved)
 
 
-def test_overwriting_the_base_of_what_is_read_is_refused(
+def test_overwriting_a_base_in_use_is_rejected(
     perl: Perl, sft_run: Path, reward_run: Path, rows: dict[str, Path]
 ) -> None:
     perl("merge", sft_run, "-o", "merged")
@@ -407,7 +427,7 @@ def test_overwriting_the_base_of_what_is_read_is_refused(
 
 
 @pytest.mark.parametrize("init", ["pissa", "olora"])
-def test_adapter_that_moves_its_base_is_refused(
+def test_adapter_that_moves_its_base_is_rejected(
     init: str, perl: Perl, sft_run: Path, reward_run: Path, rows: dict[str, Path]
 ) -> None:
     shutil.copytree(sft_run, "moving", ignore=shutil.ignore_patterns("checkpoints"))
@@ -418,7 +438,7 @@ def test_adapter_that_moves_its_base_is_refused(
     assert "Hint: perl merge moving" in result.stderr
 
 
-@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`")  # of merging, which isn't done here
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`")  # warns about merging, which isn't done here
 @pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers` to `True`")  # peft keeps the embeddings too
 def test_adapter_of_embeddings_begins_at_its_anchor_and_trains(
     perl: Perl, llama: Path, reward_run: Path, rows: dict[str, Path]
@@ -441,7 +461,7 @@ def test_adapter_of_embeddings_begins_at_its_anchor_and_trains(
     assert any("lora_embedding" in name and not torch.equal(before[name], after[name]) for name in before)
 
 
-def test_reward_model_is_no_policy(perl: Perl, reward_run: Path, rows: dict[str, Path]) -> None:
+def test_reward_model_is_not_a_policy(perl: Perl, reward_run: Path, rows: dict[str, Path]) -> None:
     result = perl("rl", "-m", reward_run, "--reward", reward_run, "-d", rows["prompts"], "-o", "run", code=2)
     assert f"--model {reward_run} is a reward model, not a policy" in result.stderr
     assert not Path("run").exists()
@@ -459,7 +479,7 @@ def test_policy_from_a_base_is_anchored_to_the_base(
     assert read_record(Path("run")).memory["mb"]["anchor"] == 0
 
 
-def test_full_tuning_saves_a_plain_model_and_loads_the_reward_beside(
+def test_full_tuning_saves_a_plain_model_and_loads_the_reward_separately(
     perl: Perl, llama: Path, reward_run: Path, rows: dict[str, Path], files: Callable[[Path], set[str]]
 ) -> None:
     words = (*SHORT, "--full", "--learning-rate", "1e-4")
@@ -487,7 +507,7 @@ def test_other_precisions_begin_at_their_anchor(
     assert (shift > 0, found.guards["kl_at_start"], found.memory["base_copies"]) == (True, 0, 1)
 
 
-def test_prompts_that_leave_no_room_are_counted_out(
+def test_prompts_that_leave_no_room_are_left_out(
     perl: Perl, llama: Path, reward_run: Path, tmp_path: Path, write: Any
 ) -> None:
     prompts = [{"prompt": "latte"}, {"prompt": "latte " * 30}]

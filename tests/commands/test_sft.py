@@ -70,17 +70,20 @@ def test_run_leaves_these_files_and_no_others(sft_run: Path, files: Callable[[Pa
     assert (sft_run / "checkpoints" / "checkpoint-2" / "adapter_model.safetensors").exists()
 
 
-def test_record_tells_the_run(sft_run: Path, llama: Path, rows: dict[str, Path]) -> None:
+def test_record_describes_the_run(sft_run: Path, llama: Path, rows: dict[str, Path]) -> None:
     found = read_record(sft_run)
     assert (found.command, found.status, found.failure, found.steps, found.seed) == ("sft", "finished", None, 2, 0)
     total = AutoModelForCausalLM.from_pretrained(llama).num_parameters()
     assert (found.trainable_parameters, found.total_parameters) == (LORA, total + LORA)
     assert found.model == {
-        "name": str(llama), "base": str(llama), "adapter": None, "architecture": "LlamaForCausalLM",
+        "name": str(llama),
+        "base": str(llama),
+        "adapter": None,
+        "architecture": "LlamaForCausalLM",
         "fingerprint": fingerprint(str(llama)),
         "adapter_fingerprint": None,
         "tokenizer": tokenizers.tokenizer_fingerprint(AutoTokenizer.from_pretrained(llama)),
-    }  # fmt: skip
+    }
     counts = {role: (part["source"], part["read"], part["kept"]) for role, part in found.data.items()}
     source = str(rows["demonstrations"])
     assert counts == {"train": (source, 32, 32), "eval": (source, 12, 12)}
@@ -110,9 +113,7 @@ def test_settings_of_a_run_rerun_it(sft_run: Path, perl: Perl, tmp_path: Path) -
     assert not same(tmp_path / "other", sft_run)
 
 
-def test_adapter_loads_in_plain_peft_and_has_the_loss_that_was_measured(
-    sft_run: Path, llama: Path, rows: dict[str, Path]
-) -> None:
+def test_adapter_has_the_measured_loss_in_plain_peft(sft_run: Path, llama: Path, rows: dict[str, Path]) -> None:
     model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(llama), sft_run).eval()
     ours = roles.load_adapter(loading.load_causal(locate(str(llama)), ModelSettings()), str(sft_run), trainable=False)
     render = tokenizers.renderer(locate(str(llama)), AutoTokenizer.from_pretrained(sft_run))
@@ -129,7 +130,7 @@ def test_adapter_loads_in_plain_peft_and_has_the_loss_that_was_measured(
     assert read_record(sft_run).metrics["eval_loss"] == pytest.approx(float(sum(batches)) / 12, rel=1e-4)
 
 
-def test_adapter_is_not_its_start(sft_run: Path) -> None:
+def test_adapter_has_changed(sft_run: Path) -> None:
     assert all(tensor.abs().sum() > 0 for name, tensor in weights(sft_run).items() if "lora_B" in name)
 
 
@@ -151,7 +152,7 @@ def test_completions_are_learned_and_prompts_are_not(
     assert found == [(prompt + answer, answer), (plain[0] + plain[1], plain[1])]
 
 
-def test_prompts_are_learned_too_where_trl_is_told_so(
+def test_prompts_are_learned_too_without_completion_only_loss(
     perl: Perl, llama: Path, seen: Any, tmp_path: Path, rows: dict[str, Path]
 ) -> None:
     words = ("--set", "completion_only_loss=false")
@@ -160,7 +161,7 @@ def test_prompts_are_learned_too_where_trl_is_told_so(
 
 
 @pytest.mark.parametrize("column", ["messages", "text"])
-def test_rows_without_a_prompt_are_learned_whole(
+def test_all_of_a_row_without_a_prompt_is_learned(
     column: str, perl: Perl, llama: Path, seen: Any, tmp_path: Path, write: Any
 ) -> None:
     row = {"messages": SAID + CALL, "text": "a tall latte"}[column]
@@ -173,7 +174,7 @@ def test_rows_without_a_prompt_are_learned_whole(
     assert not (tmp_path / "run" / "samples.jsonl").exists()  # nothing to answer
 
 
-def test_assistants_words_alone_are_learned_where_the_template_marks_them(
+def test_only_assistant_turns_are_learned_if_the_template_marks_them(
     perl: Perl, seen: Any, tmp_path: Path, write: Any
 ) -> None:
     source = write(tmp_path / "rows.jsonl", [{"messages": SAID + CALL + SAID + CALL}] * 2)
@@ -182,7 +183,7 @@ def test_assistants_words_alone_are_learned_where_the_template_marks_them(
     assert [counted for _, counted in learned(seen[0])] == [answer * 2] * 2
 
 
-def test_template_without_marks_is_told(perl: Perl, llama: Path, tmp_path: Path, write: Any) -> None:
+def test_template_without_marks_is_rejected(perl: Perl, llama: Path, tmp_path: Path, write: Any) -> None:
     source = write(tmp_path / "rows.jsonl", [{"messages": SAID + CALL}] * 2)
     words = ("--set", "assistant_only_loss=true")
     result = perl("sft", "-m", llama, "-d", source, "-o", tmp_path / "run", *SHORT, *words, code=2)
@@ -190,7 +191,7 @@ def test_template_without_marks_is_told(perl: Perl, llama: Path, tmp_path: Path,
     assert not (tmp_path / "run").exists()
 
 
-def test_thumbs_up_are_learned_and_thumbs_down_counted_out(
+def test_thumbs_up_are_learned_and_thumbs_down_left_out(
     perl: Perl, llama: Path, seen: Any, tmp_path: Path, write: Any
 ) -> None:
     liked = [True, False, True, False]
@@ -202,7 +203,7 @@ def test_thumbs_up_are_learned_and_thumbs_down_counted_out(
     assert "thumbs, 4 rows read, 2 kept; dropped 2 with a thumbs down (rows 2, 4)" in result.stdout
 
 
-def test_rows_that_are_too_long_are_counted_out_and_never_cut(
+def test_rows_that_are_too_long_are_left_out_and_never_cut(
     perl: Perl, llama: Path, seen: Any, tmp_path: Path, write: Any
 ) -> None:
     rows = [{"text": "latte"}, {"text": "latte " * 40}, {"text": "mocha"}]
@@ -215,9 +216,7 @@ def test_rows_that_are_too_long_are_counted_out_and_never_cut(
     assert told["dropped"] == {"longer than 16 tokens": {"count": 1, "first_rows": [2]}}
 
 
-def test_accumulated_batches_teach_what_one_batch_does(
-    perl: Perl, llama: Path, tmp_path: Path, rows: dict[str, Path]
-) -> None:
+def test_accumulated_batches_equal_one_batch(perl: Perl, llama: Path, tmp_path: Path, rows: dict[str, Path]) -> None:
     common = ("sft", "-m", llama, "-d", rows["demonstrations"] / "train.jsonl", "--max-steps", "2", "--lora-r", "4")
     perl(*common, "-o", tmp_path / "whole", "--per-device-train-batch-size", "4")
     perl(*common, "-o", tmp_path / "parts", "--per-device-train-batch-size", "2", "--gradient-accumulation-steps", "2")
@@ -249,7 +248,7 @@ def test_adapter_keeps_its_own_lora_settings(perl: Perl, sft_run: Path, rows: di
     assert "--full can't start from the adapter" in perl(*common, "--full", code=2).stderr
 
 
-def test_reward_model_is_no_policy(perl: Perl, reward_run: Path, rows: dict[str, Path]) -> None:
+def test_reward_model_is_not_a_policy(perl: Perl, reward_run: Path, rows: dict[str, Path]) -> None:
     result = perl("sft", "-m", reward_run, "-d", rows["demonstrations"], "-o", "run", code=2)
     assert f"--model {reward_run} is a reward model, not a policy" in result.stderr
     assert not Path("run").exists()
@@ -284,7 +283,7 @@ def test_quantised_base_trains_an_adapter_in_float32(
     assert found.trainable_parameters == LORA
 
 
-def test_gpt2_trains_on_text_and_refuses_conversations(
+def test_gpt2_trains_on_text_and_rejects_conversations(
     perl: Perl, gpt2: Path, tmp_path: Path, write: Any, rows: dict[str, Path]
 ) -> None:
     source = write(tmp_path / "rows.jsonl", [{"prompt": "order: ", "completion": "latte"}] * 4)
@@ -304,7 +303,7 @@ def test_dry_run_prints_and_writes_nothing(perl: Perl, llama: Path, rows: dict[s
     assert list(Path().iterdir()) == []
 
 
-def test_model_of_ones_own_needs_data_of_ones_own(perl: Perl, llama: Path) -> None:
+def test_a_model_needs_data(perl: Perl, llama: Path) -> None:
     result = perl("sft", "-m", llama, "-o", "run", code=2)
     assert f"Error: --data is missing for the model {llama}" in result.stderr
     assert not Path("run").exists()

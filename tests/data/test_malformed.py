@@ -180,8 +180,8 @@ UTF8 = "not UTF-8 text: found"
         ("a.jsonl", lines({**THUMB, "label": [1]}), "row 1: label must be 0, 1, true or false, not [1]"),
         ("a.jsonl", lines({**THUMB, "label": float("nan")}), "1 row read, 0 kept; dropped 1 without a label"),
         ("a.jsonl", lines({**THUMB, "label": None}), "1 row read, 0 kept; dropped 1 without a label"),
-        ("a.jsonl", lines(THUMB, THUMB), "All 2 rows have a thumbs up: there is nothing to tell apart"),
-        ("a.jsonl", lines({**THUMB, "label": 0}), "All 1 rows have a thumbs down"),
+        ("a.jsonl", lines(THUMB, THUMB), "All 2 rows are thumbs up: a reward model needs both labels"),
+        ("a.jsonl", lines({**THUMB, "label": 0}), "All 1 rows are thumbs down"),
         (
             "a.jsonl",
             lines({**PAIR, "chosen": "c"}),

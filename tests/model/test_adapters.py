@@ -409,7 +409,7 @@ def test_a_run_goes_on_with_the_adapter_that_it_began_with(perl: Perl, llama: Pa
     written({**FILES["MiSS"], "r": 4})
     assert "--resume: adapter.json describes another adapter than the run in run trains" in perl(*longer, code=2).stderr
     written(FILES["MiSS"])
-    assert "Going on from step 2" in perl(*longer).output
+    assert "Resuming from step 2" in perl(*longer).output
     inside = ("sft", "-m", llama, "-d", rows["demonstrations"], "-o", "run", "--peft", "run/adapter_config.json")
     assert "--overwrite would delete run/adapter_config.json" in perl(*inside, "--overwrite", code=2).stderr
 

@@ -227,7 +227,7 @@ def test_guards_report_what_stood_still_and_what_moved() -> None:
     guards.assert_still("a", "a", "The base")
     with pytest.raises(RunFailed, match="The policy did not change: nothing was learned"):
         guards.assert_moved("a", "a", "The policy")
-    with pytest.raises(RunFailed, match="The base changed during the run, though it is frozen"):
+    with pytest.raises(RunFailed, match="The base changed during training although it is frozen"):
         guards.assert_still("a", "b", "The base")
 
 

@@ -314,8 +314,8 @@ def test_a_reward_model_is_measured_without_the_recipes_reward(
     perl: Perl, rows: dict[str, Path], reward_run: Path
 ) -> None:
     words = ["eval", "--model", reward_run, "--data", rows["pairs"], "--output", "eval", "--dry-run"]
-    assert "is for judging a policy, so the recipe's is left out" in perl(*words, "--recipe", "hh-harmless").stdout
-    assert "is for judging a policy\n" in perl(*words, "--reward", reward_run, code=2).stderr
+    assert "only applies to policies, so the recipe's is ignored" in perl(*words, "--recipe", "hh-harmless").stdout
+    assert "only applies to policies\n" in perl(*words, "--reward", reward_run, code=2).stderr
 
 
 def test_settings_of_a_run_need_the_recipe_no_more(

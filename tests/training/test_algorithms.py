@@ -20,11 +20,9 @@ from perlcli.training.algorithms import TIME, explained, returns, side_by_side, 
 from perlcli.training.prepare import prepare
 
 Perl = Callable[..., Any]
-SHORT = (
-    "--algorithm", "reinforce", "--max-steps", "4", "--per-device-train-batch-size", "4",
-    "--gradient-accumulation-steps", "2", "--learning-rate", "1e-2", "--max-completion-length", "6",
-    "--max-length", "128",
-)  # fmt: skip
+BATCH = "--per-device-train-batch-size 4 --gradient-accumulation-steps 2"
+LENGTHS = "--max-completion-length 6 --max-length 128"
+SHORT = tuple(f"--algorithm reinforce --max-steps 4 --learning-rate 1e-2 {BATCH} {LENGTHS}".split())
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:
@@ -34,14 +32,14 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
 # Arithmetic
 
 
-def test_return_is_the_reward_less_the_divergence_to_come() -> None:
+def test_return_is_the_reward_minus_the_divergence_to_come() -> None:
     ratios = torch.tensor([[1.0, 2.0, 4.0], [0.5, 0.0, 0.0]])
     found = returns(torch.tensor([10.0, -2.0]), ratios, beta=0.1)
     assert torch.allclose(found, torch.tensor([[9 - 0.7, 9 - 0.6, 9 - 0.4], [-1.8 - 0.05, -1.8, -1.8]]))
     assert torch.equal(returns(torch.tensor([3.0]), torch.zeros(1, 2), beta=0.0), torch.full((1, 2), 3.0))
 
 
-def test_whitened_advantages_count_the_tokens_that_were_written() -> None:
+def test_whitened_advantages_only_count_written_tokens() -> None:
     mask = torch.tensor([[1, 1, 0], [1, 0, 0]])
     found = whiten(torch.tensor([[1.0, 2.0, 99.0], [6.0, 99.0, 99.0]]), mask)
     kept = found[mask.bool()]
@@ -56,7 +54,7 @@ def test_explained_variance_is_1_for_the_returns_themselves_and_0_for_their_mean
     assert explained(torch.ones(1, 3), wanted, mask) == 0
 
 
-def test_rows_stand_side_by_side_as_trl_pads_them() -> None:
+def test_prompts_and_completions_are_padded_as_trl_pads_them() -> None:
     ids, mask, width = side_by_side([[1, 2], [3]], [[4], [5, 6]], 0, torch.device("cpu"))
     assert ids.tolist() == [[1, 2, 4, 0], [0, 3, 5, 6]]
     assert mask.tolist() == [[1, 1, 1, 0], [0, 1, 1, 1]]
@@ -72,10 +70,19 @@ def build(sft_run: Path, reward_run: Path, rows: dict[str, Path], tmp_path: Path
 
     def made(**given: Any) -> Any:
         values: dict[str, Any] = {
-            "model": str(sft_run), "reward": str(reward_run), "data": str(rows["prompts"]), "algorithm": "reinforce",
-            "per_device_train_batch_size": 4, "gradient_accumulation_steps": 1, "max_completion_length": 6,
-            "max_length": 128, "learning_rate": 1e-2, "output": str(tmp_path / "run"), "beta": 0.1, **given,
-        }  # fmt: skip
+            "model": str(sft_run),
+            "reward": str(reward_run),
+            "data": str(rows["prompts"]),
+            "algorithm": "reinforce",
+            "per_device_train_batch_size": 4,
+            "gradient_accumulation_steps": 1,
+            "max_completion_length": 6,
+            "max_length": 128,
+            "learning_rate": 1e-2,
+            "output": str(tmp_path / "run"),
+            "beta": 0.1,
+            **given,
+        }
         prepared = prepare(settings.build(settings.Rl, values))
         config = rl.trainer_args(prepared.settings)
         found, anchor = rewards.find_all(prepared), policies.find_anchor(prepared)
@@ -100,7 +107,7 @@ def scramble(trainer: Any, adapter: str) -> None:
     torch.nn.init.normal_(trainer.value.head.weight, std=0.2)
 
 
-def test_policy_gradient_is_reinforces(build: Any) -> None:
+def test_policy_gradient_is_that_of_reinforce(build: Any) -> None:
     trainer = build()
     scramble(trainer, roles.VALUE)
     batch = batch_of(trainer)
@@ -111,7 +118,9 @@ def test_policy_gradient_is_reinforces(build: Any) -> None:
     mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1)
     logits = trainer.model(input_ids=ids, attention_mask=mask).logits[:, batch["prompt_ids"].size(1) - 1 : -1]
     logps = (logits / trainer.temperature).log_softmax(-1).gather(2, batch["completion_ids"].unsqueeze(2))[:, :, 0]
-    advantages = (batch["returns"] - trainer.value.predict(batch, trainer._autocast())) * batch["completion_mask"]
+    advantages = (batch["returns"] - trainer.value.predict(batch, trainer.accelerator.autocast())) * batch[
+        "completion_mask"
+    ]
     assert torch.allclose(batch["advantages"], advantages, atol=1e-5)
     (-(advantages * logps).sum(dim=1).mean()).backward()
     wanted = {name: p.grad for name, p in trainer.model.named_parameters() if p.grad is not None}
@@ -120,7 +129,7 @@ def test_policy_gradient_is_reinforces(build: Any) -> None:
     assert all(torch.allclose(found[name], wanted[name], atol=1e-5) for name in found)
 
 
-def test_return_takes_the_reward_and_the_divergence_of_the_batch(build: Any) -> None:
+def test_returns_use_the_reward_and_the_divergence_of_the_batch(build: Any) -> None:
     trainer = build()
     scramble(trainer, roles.POLICY)  # away from its anchor
     batch = batch_of(trainer)
@@ -140,9 +149,7 @@ def trainer_anchor_logps(trainer: Any, batch: dict[str, Any]) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_value_model_learns_by_its_own_adapter_and_leaves_the_policys_gradients(
-    checkpointing: bool, build: Any
-) -> None:
+def test_value_model_only_changes_its_own_gradients(checkpointing: bool, build: Any) -> None:
     trainer = build(set=(f"gradient_checkpointing={str(checkpointing).lower()}",))
     scramble(trainer, roles.VALUE)
     if checkpointing:
@@ -150,7 +157,7 @@ def test_value_model_learns_by_its_own_adapter_and_leaves_the_policys_gradients(
     batch = batch_of(trainer)
     trainer._compute_loss(trainer.model, batch).backward()
     before = {name: p.grad.clone() for name, p in trainer.model.named_parameters() if p.grad is not None}
-    error = trainer.value.learn([batch, batch], trainer._autocast)
+    error = trainer.value.learn([batch, batch], trainer.accelerator.autocast)
     after = {name: p.grad for name, p in trainer.model.named_parameters() if p.grad is not None}
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert {name for name in after if name not in before} == {
@@ -163,7 +170,7 @@ def test_value_model_learns_by_its_own_adapter_and_leaves_the_policys_gradients(
     for sign in (1, -1):
         with torch.no_grad():
             parameter.view(-1)[place] += sign * step
-            values = trainer.value.predict(batch, trainer._autocast())
+            values = trainer.value.predict(batch, trainer.accelerator.autocast())
             parameter.view(-1)[place] -= sign * step
         mask = batch["completion_mask"]
         errors.append(float(((values - batch["returns"]).square() * mask).sum() / mask.sum()))
@@ -176,7 +183,9 @@ def test_a_first_guess_is_the_value_of_every_state(build: Any) -> None:
     trainer = build()
     trainer.value.guess(1.5)
     batch = batch_of(trainer)
-    assert torch.equal(trainer.value.predict(batch, trainer._autocast()), torch.full_like(batch["returns"], 1.5))
+    assert torch.equal(
+        trainer.value.predict(batch, trainer.accelerator.autocast()), torch.full_like(batch["returns"], 1.5)
+    )
 
 
 # The run
@@ -186,14 +195,14 @@ def test_a_first_guess_is_the_value_of_every_state(build: Any) -> None:
 def run(
     tmp_path_factory: pytest.TempPathFactory, perl: Perl, sft_run: Path, reward_run: Path, rows: dict[str, Path]
 ) -> Path:
-    """The folder of a whole `perl rl --algorithm reinforce`."""
+    """The folder of `perl rl --algorithm reinforce`."""
     folder = tmp_path_factory.mktemp("runs") / "reinforce"
     words = ("--model", sft_run, "--reward", reward_run, "--data", rows["prompts"], "--save-steps", "2")
     perl("rl", *words, "--output", folder, *SHORT)
     return folder
 
 
-def test_record_tells_policy_and_value_model(run: Path) -> None:
+def test_record_describes_policy_and_value_model(run: Path) -> None:
     found = read_record(run)
     adapter = 2 * 4 * (4 * 64 + 2 * 64 + 2 * 32)
     assert found.trainable_parameters == 2 * adapter + 65  # two adapters, and the value model's head
@@ -207,7 +216,7 @@ def test_record_tells_policy_and_value_model(run: Path) -> None:
     assert (first["kl"], found.settings["num_generations"]) == (0, 1)
 
 
-def test_every_step_tells_where_its_time_went(run: Path) -> None:
+def test_every_step_logs_where_its_time_went(run: Path) -> None:
     for row in metrics(run):
         parts = {key: value for key, value in row.items() if key.startswith(TIME) and "/step" not in key}
         assert set(parts) == {f"{TIME}{name}" for name in ("sampling", "scoring", "anchor", "learning")}
@@ -215,10 +224,12 @@ def test_every_step_tells_where_its_time_went(run: Path) -> None:
         assert sum(parts.values()) >= row["step_time"]
 
 
-def test_value_model_is_saved_beside_the_policy(run: Path, files: Callable[[Path], set[str]]) -> None:
+def test_value_model_is_saved_next_to_the_policy(run: Path, files: Callable[[Path], set[str]]) -> None:
     assert {path for path in files(run) if path.startswith("value/")} == {
-        "value/adapter_config.json", "value/adapter_model.safetensors", "value/value_head.safetensors",
-    }  # fmt: skip
+        "value/adapter_config.json",
+        "value/adapter_model.safetensors",
+        "value/value_head.safetensors",
+    }
     head = load_file(run / "value" / "value_head.safetensors")
     assert {name: tuple(tensor.shape) for name, tensor in head.items()} == {"weight": (1, 64), "bias": (1,)}
     assert head["weight"].any()
@@ -240,11 +251,11 @@ def test_policy_of_reinforce_is_evaluated(run: Path, perl: Perl, reward_run: Pat
         (["--algorithm", "rloo", "--num-generations", "1"], "--num-generations must be at least 2"),
         (
             ["--per-device-train-batch-size", "1", "--gradient-accumulation-steps", "1"],
-            "--algorithm reinforce needs at least 2 completions a step",
+            "--algorithm reinforce needs at least 2 completions per step",
         ),
     ],
 )
-def test_options_that_do_not_go_together_are_refused(
+def test_options_that_conflict_are_rejected(
     words: list[str], told: str, perl: Perl, llama: Path, reward_run: Path, rows: dict[str, Path]
 ) -> None:
     common = ("rl", "-m", llama, "--reward", reward_run, "-d", rows["prompts"], "-o", "run", *SHORT)
@@ -253,35 +264,35 @@ def test_options_that_do_not_go_together_are_refused(
 
 
 @pytest.mark.parametrize("words", [[], ["--set", "steps_per_generation=2"]])
-def test_one_step_is_enough_to_try_the_plumbing(
+def test_one_step_is_enough_for_a_trial_run(
     words: list[str], perl: Perl, sft_run: Path, reward_run: Path, rows: dict[str, Path]
 ) -> None:
-    """The head, which begins at 0, is all of the value model that learns at the first step."""
+    """At the first step only the head of the value model learns, as it starts at 0."""
     common = ("rl", "-m", sft_run, "--reward", reward_run, "-d", rows["prompts"], "-o", "run", *SHORT)
     perl(*common, "--max-steps", "1", *words)
     assert read_record(Path("run")).guards["trained"] == ["policy", "value model"]
 
 
-def test_gradients_that_were_lifted_come_back_the_same(build: Any) -> None:
+def test_scaling_the_loss_does_not_change_the_gradients(build: Any) -> None:
     trainer = build()
     scramble(trainer, roles.VALUE)
     batch = batch_of(trainer)
     grads = []
     for scale in (1.0, 2.0**14):
-        trainer.value.learn([batch], trainer._autocast, scale)
+        trainer.value.learn([batch], trainer.accelerator.autocast, scale)
         grads.append([p.grad.clone() for p in trainer.value.parameters()])
     assert all(torch.allclose(a, b, rtol=1e-5, atol=1e-8) for a, b in zip(*grads, strict=True))
 
 
-def test_advantages_of_nothing_are_nothing() -> None:
+def test_advantages_are_0_if_every_completion_is_masked_out() -> None:
     assert torch.equal(whiten(torch.ones(2, 3), torch.zeros(2, 3)), torch.zeros(2, 3))
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:MatMul8bitLt")  # what LLM.int8 says at each layer, documented by bitsandbytes
+@pytest.mark.filterwarnings("ignore:MatMul8bitLt")  # LLM.int8 warns at each layer, as bitsandbytes documents
 @pytest.mark.parametrize("algorithm", ["rloo", "reinforce"])
 @pytest.mark.parametrize("precision", [["--dtype", "bfloat16"], ["--load-in-4bit"], ["--load-in-8bit"]])
-def test_sparing_adapters_a_conversion_under_autocast_changes_no_bit(
+def test_skipping_the_input_cast_under_autocast_changes_no_bit(
     precision: list[str], algorithm: str, perl: Perl, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sft_run, reward_run, rows = map(request.getfixturevalue, ("sft_run", "reward_run", "rows"))

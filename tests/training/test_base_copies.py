@@ -1,4 +1,4 @@
-"""What lies in memory, counted from the live tensors."""
+"""What is in memory, counted from the live tensors."""
 
 import gc
 from collections.abc import Iterator
@@ -15,15 +15,17 @@ from perlcli.training import base_copies
 
 LORA = LoraSettings(lora_r=4, lora_alpha=8, lora_dropout=0.0, lora_target_modules="attention")
 PRECISIONS = {
-    "float32": ModelSettings(), "bfloat16": ModelSettings(dtype="bfloat16"),
-    "4-bit": ModelSettings(load_in_4bit=True), "8-bit": ModelSettings(load_in_8bit=True),
-}  # fmt: skip
+    "float32": ModelSettings(),
+    "bfloat16": ModelSettings(dtype="bfloat16"),
+    "4-bit": ModelSettings(load_in_4bit=True),
+    "8-bit": ModelSettings(load_in_8bit=True),
+}
 WIDTHS = (4 * 64 + 2 * 64 + 2 * 32) * 2 * 4  # parameters of an adapter of rank 4 on the tiny Llama's two layers
 
 
 @pytest.fixture
 def copies(llama: Path) -> Iterator[Any]:
-    """Counts copies of a model, without those that other tests left to the garbage collector."""
+    """Loads a model and counts its copies, without those that other tests left in memory."""
 
     def load(settings: ModelSettings = PRECISIONS["float32"]) -> Any:
         return roles.new_adapter(loading.load_causal(locate(str(llama)), settings), LORA, "CAUSAL_LM")
@@ -72,13 +74,13 @@ def test_gradients_and_optimiser_states_of_full_tuning_do_not_count(copies: Any,
     assert optimizer.state
 
 
-def test_adapters_of_a_base_matrix_s_shape_are_no_copy(llama: Path, copies: Any) -> None:
+def test_adapters_shaped_like_a_base_matrix_are_not_a_copy(llama: Path, copies: Any) -> None:
     lora = LoraSettings(lora_r=32, lora_alpha=8, lora_dropout=0.0, lora_target_modules="attention")  # k_proj: (32, 64)
     model = roles.new_adapter(loading.load_causal(locate(str(llama)), ModelSettings()), lora, "CAUSAL_LM")
     assert copies[1](model) == 1
 
 
-def test_roles_are_told_in_megabytes(copies: Any, reward_run: Path) -> None:
+def test_roles_are_reported_in_megabytes(copies: Any, reward_run: Path) -> None:
     model = copies[0]()
     head = roles.attach_reward(model, str(reward_run))
     size = scorers.SharedScorer(model, head, 0).bytes
@@ -110,7 +112,7 @@ def test_quantised_state_counts_as_bytes(copies: Any) -> None:
     assert roles.bytes_of([weight]) > weight.numel() * weight.element_size()
 
 
-def test_the_line_tells_small_and_large() -> None:
+def test_the_line_shows_small_and_large_sizes() -> None:
     parts = {"base": 271.4, "policy": 3.7, "anchor": 0.0, "reward": 0.05}
     assert (
         base_copies.line(1.0, parts) == "base copies resident: 1 (271 MB); policy 3.70 MB, anchor 0 B, reward 50.0 kB"

@@ -1,4 +1,4 @@
-"""The guards: each sees the fault that it is there for."""
+"""Each guard detects the fault that it exists for."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,11 +25,11 @@ def load(llama: Path, **precision: Any) -> Any:
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("size", [1, 7, 8, 4001])
-def test_total_is_the_same_wherever_a_tensor_lies_and_sees_each_byte(dtype: torch.dtype, size: int) -> None:
+def test_total_depends_on_every_byte_but_not_on_alignment(dtype: torch.dtype, size: int) -> None:
     torch.manual_seed(0)
     plain = torch.randint(0, 100, (size,)).to(dtype)
     room = torch.zeros(size + 1, dtype=dtype)
-    room[1:] = plain  # off the place that eight bytes want
+    room[1:] = plain  # no longer aligned to 8 bytes
     assert guards._total(plain) == guards._total(room[1:])
     for place in (0, size // 2, size - 1):
         changed = plain.clone()
@@ -56,8 +56,8 @@ def test_checksum_sees_a_change_of_the_4_bit_state(part: str, llama: Path) -> No
     assert guards.checksum(model, "") != before
 
 
-@pytest.mark.filterwarnings("ignore:MatMul8bitLt")  # what LLM.int8 says at each layer, documented by bitsandbytes
-def test_checksum_of_8_bits_outlasts_a_forward_and_sees_a_changed_scale(llama: Path) -> None:
+@pytest.mark.filterwarnings("ignore:MatMul8bitLt")  # LLM.int8 warns at each layer, as bitsandbytes documents
+def test_8_bit_checksum_survives_a_forward_pass_and_sees_a_changed_scale(llama: Path) -> None:
     model = load(llama, load_in_8bit=True)
     before = guards.checksum(model, "")
     model(input_ids=torch.tensor([[1, 2, 3]]))
@@ -67,14 +67,17 @@ def test_checksum_of_8_bits_outlasts_a_forward_and_sees_a_changed_scale(llama: P
     assert guards.checksum(model, "") != before
 
 
-def test_compare_lets_policy_and_value_model_move_and_nothing_else() -> None:
+def test_only_policy_and_value_model_may_change() -> None:
     before = {"": "a", roles.POLICY: "b", roles.ANCHOR: "c", "reward2": "d", roles.VALUE: "e"}
     after = {**before, roles.POLICY: "B", roles.VALUE: "E"}
     guards.compare(before, after)
     told = {
-        "": "The base changed", roles.ANCHOR: "The anchor changed", "reward2": "The reward2 adapter changed",
-        roles.POLICY: "The policy did not change", roles.VALUE: "The value model did not change",
-    }  # fmt: skip
+        "": "The base changed",
+        roles.ANCHOR: "The anchor changed",
+        "reward2": "The reward2 adapter changed",
+        roles.POLICY: "The policy did not change",
+        roles.VALUE: "The value model did not change",
+    }
     for name, words in told.items():
         mark = before[name] if name in (roles.POLICY, roles.VALUE) else "other"
         with pytest.raises(RunFailed, match=words):
@@ -88,26 +91,30 @@ def optimizer_of(*parameters: torch.Tensor) -> Any:
     return SimpleNamespace(param_groups=[{"params": list(parameters)}])
 
 
-def test_an_optimiser_with_other_parameters_is_refused(llama: Path) -> None:
+def test_an_optimiser_with_other_parameters_is_rejected(llama: Path) -> None:
     model = load(llama)
     named = dict(model.named_parameters())
     policy = [p for name, p in named.items() if ".default." in name]
     guard = guards.intended(model)
     guard.on_train_begin(None, None, None, optimizer=optimizer_of(*policy))
     embedding = named["base_model.model.model.embed_tokens.weight"]
-    with pytest.raises(RunFailed, match=r"^1 parameters would train against .* base_model.model.model.embed_tokens"):
+    with pytest.raises(
+        RunFailed, match=r"^The optimiser would train 1 parameter that should stay frozen, .*\.embed_tokens"
+    ):
         guard.on_train_begin(None, None, None, optimizer=optimizer_of(*policy, embedding))
-    with pytest.raises(RunFailed, match=r"^1 parameters would not train against .*lora_A.default.weight among them"):
+    with pytest.raises(
+        RunFailed, match=r"^The optimiser leaves out 1 parameter that should train, .*lora_A.default.weight$"
+    ):
         guard.on_train_begin(None, None, None, optimizer=optimizer_of(*policy[1:]))
     extra = torch.nn.Parameter(torch.zeros(1))
     guards.intended(model, [extra]).on_train_begin(None, None, None, optimizer=optimizer_of(*policy, extra))
-    with pytest.raises(RunFailed, match="a parameter outside the model"):
+    with pytest.raises(RunFailed, match="such as one outside the model"):
         guard.on_train_begin(None, None, None, optimizer=optimizer_of(*policy, extra))
 
 
-def test_a_model_without_anything_to_train_is_refused(llama: Path) -> None:
+def test_a_model_without_trainable_parameters_is_rejected(llama: Path) -> None:
     guard = guards.TrainsExactly([], {})
-    with pytest.raises(RunFailed, match=r"^No parameter is left to train"):
+    with pytest.raises(RunFailed, match=r"^No parameter is trainable"):
         guard.on_train_begin(None, None, None, optimizer=optimizer_of())
 
 
@@ -122,27 +129,29 @@ def test_everything_trains_under_full_tuning(llama: Path) -> None:
 @pytest.mark.parametrize(
     ("kl", "dtype"), [(0.0, torch.float32), (1e-6, torch.float32), (-5e-4, torch.bfloat16), (5e-5, torch.float16)]
 )
-def test_rounding_is_no_distance_from_the_anchor(kl: float, dtype: torch.dtype) -> None:
+def test_a_kl_that_rounding_explains_passes(kl: float, dtype: torch.dtype) -> None:
     guards.assert_at_anchor(kl, dtype)
 
 
 @pytest.mark.parametrize(
     ("kl", "dtype"),
     [
-        (1e-3, torch.float32), (-1e-3, torch.float32), (float("nan"), torch.float32),
-        (0.0015, torch.bfloat16),  # an anchor in float32 beside a policy in bfloat16, on a 4-bit base
+        (1e-3, torch.float32),
+        (-1e-3, torch.float32),
+        (float("nan"), torch.float32),
+        (0.0015, torch.bfloat16),  # an anchor in float32 and a policy in bfloat16, on a 4-bit base
     ],
-)  # fmt: skip
-def test_a_distance_from_the_anchor_stops_the_run(kl: float, dtype: torch.dtype) -> None:
-    with pytest.raises(RunFailed, match=r"^The policy is not its own anchor at the start"):
+)
+def test_a_larger_kl_stops_the_run(kl: float, dtype: torch.dtype) -> None:
+    with pytest.raises(RunFailed, match=r"^The policy differs from its anchor before the first step"):
         guards.assert_at_anchor(kl, dtype)
 
 
-def test_the_first_logged_kl_is_checked_and_no_later_one() -> None:
+def test_only_the_first_logged_kl_is_checked() -> None:
     guard = guards.StartsAtAnchor(torch.float32)
     state = SimpleNamespace(global_step=1)
     guard.on_log(None, state, None, logs={"kl": 0.0})
     guard.on_log(None, state, None, logs={"loss": 1.0})
-    with pytest.raises(RunFailed, match="not its own anchor"):
+    with pytest.raises(RunFailed, match="differs from its anchor"):
         guard.on_log(None, state, None, logs={"kl": 0.1})
     guard.on_log(None, SimpleNamespace(global_step=2), None, logs={"kl": 0.1})

@@ -26,14 +26,14 @@ def render(llama: Path) -> Renderer:
 
 @pytest.fixture
 def judge(render: Renderer) -> Callable[..., Any]:
-    """A judge of scores that the test names, and a way to call it on completions."""
+    """A judge with the scores that a test gives, and a way to call it on completions."""
     kept: list[dict[str, Any]] = []
     run = SimpleNamespace(append=lambda name, row: kept.append(row))
 
     def make(found: list[float], **parts: list[float]) -> Callable[..., Any]:
-        prepared: Any = SimpleNamespace(renderer=render)
+        prepared: Any = SimpleNamespace(renderer=render, run=run)
         rows = [Prompt("a latte", {"order": "add_order_item(latte)"})]
-        judge = Judge(run, prepared, lambda rows, ids: Scored(found, parts or {"one": found}), rows)  # type: ignore[arg-type]
+        judge = Judge(prepared, lambda rows, ids: Scored(found, parts or {"one": found}), rows)
 
         def call(*completions: str) -> tuple[list[float], dict[str, float], list[dict[str, Any]]]:
             logged: dict[str, float] = {}
@@ -56,14 +56,14 @@ def test_judge_counts_gold_and_keeps_samples(judge: Any) -> None:
     assert kept == [{"step": 1, "prompt": "a latte", "policy": "add_order_item(latte)", "reward": 1.0}]
 
 
-def test_judge_tells_the_mean_of_each_of_several_rewards(judge: Any) -> None:
+def test_judge_logs_the_mean_of_each_of_several_rewards(judge: Any) -> None:
     _, logged, _ = judge([1.0, 2.0], first=[1.0, 3.0], second=[0.0, -1.0])("a", "b")
     assert logged == {"gold": 0, "rewards/first/mean": 2, "rewards/second/mean": -0.5}
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_judge_stops_at_a_reward_that_is_no_number(judge: Any, value: float) -> None:
-    with pytest.raises(RunFailed, match=r"^The reward is not a finite number for some completions"):
+def test_judge_stops_at_a_reward_that_is_nan_or_infinite(judge: Any, value: float) -> None:
+    with pytest.raises(RunFailed, match=r"^The reward is NaN or infinite for some completions"):
         judge([1.0, value])("a", "b")
 
 
@@ -88,9 +88,10 @@ def probing(render: Renderer, monkeypatch: pytest.MonkeyPatch) -> Callable[..., 
     ) -> Any:
         settings = SimpleNamespace(
             rl=SimpleNamespace(algorithm=algorithm, num_generations=PER_PROMPT if algorithm == "rloo" else 1),
-            sampling=SimpleNamespace(temperature=1.0, max_completion_length=8), run=SimpleNamespace(seed=0),
+            sampling=SimpleNamespace(temperature=1.0, max_completion_length=8),
+            run=SimpleNamespace(seed=0),
             train=SimpleNamespace(per_device_train_batch_size=8),
-        )  # fmt: skip
+        )
         prepared: Any = SimpleNamespace(renderer=render, settings=settings, run=SimpleNamespace(note=notes.append))
         rows = [(Prompt(f"prompt {i}", {}), [i]) for i in range(prompts)]
 
@@ -104,19 +105,19 @@ def probing(render: Renderer, monkeypatch: pytest.MonkeyPatch) -> Callable[..., 
     return run
 
 
-def test_probe_samples_some_prompts_some_times_each(probing: Any) -> None:
+def test_probe_samples_several_completions_of_several_prompts(probing: Any) -> None:
     found = probing(lambda i, ids: float(i))
     assert found.prompts == [[i] for i in range(PROMPTS) for _ in range(PER_PROMPT)]
     assert found.summary() == {"completions": 16, "reward_low": 0, "reward_mean": 7.5, "reward_high": 15}
-    assert probing.notes == ["The reward idle gives all 16 completions the same value: so far it adds nothing."]
+    assert probing.notes == ["The reward idle gives all 16 completions the same value: it has no effect so far."]
 
 
-def test_probe_without_groups_takes_a_completion_a_prompt(probing: Any) -> None:
+def test_probe_without_groups_takes_one_completion_per_prompt(probing: Any) -> None:
     found = probing(lambda i, ids: float(i), algorithm="reinforce")
     assert found.prompts == [[i] for i in range(PROMPTS * PER_PROMPT)]
 
 
-def test_probe_goes_round_where_prompts_are_few(probing: Any) -> None:
+def test_probe_reuses_prompts_if_there_are_few(probing: Any) -> None:
     assert probing(lambda i, ids: float(i), algorithm="reinforce", prompts=3).prompts[:4] == [[0], [1], [2], [0]]
 
 
@@ -127,18 +128,16 @@ def test_probe_stops_at_equal_rewards_for_all(probing: Any, algorithm: str) -> N
         probing(lambda i, ids: 3.0, algorithm=algorithm)
 
 
-def test_probe_stops_where_no_prompt_has_a_difference_to_learn_from(probing: Any) -> None:
+def test_probe_stops_if_no_prompt_has_different_rewards(probing: Any) -> None:
     told = r"^The reward gives the 4 completions of each of 4 prompts the same value: .*\nHint: raise --temperature"
     with pytest.raises(RunFailed, match=told):
         probing(lambda i, ids: float(i // PER_PROMPT))
     assert probing(lambda i, ids: float(i // PER_PROMPT), algorithm="reinforce")
 
 
-def test_probe_takes_no_rounding_between_equal_completions_for_a_difference(
-    probing: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_probe_ignores_rounding_between_equal_completions(probing: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sampling, "sample", lambda model, render, prompts, how: [[7] for _ in prompts])
-    told = r"the 4 completions of each of 4 prompts the same value: .*\nHint: the policy writes the same to a prompt"
+    told = r"the 4 completions of each of 4 prompts the same value: .*\nHint: the policy writes the same completion"
     with pytest.raises(RunFailed, match=told):
         probing(lambda i, ids: 1 + i * 1e-7)
 
@@ -152,7 +151,9 @@ def test_probe_gives_a_function_more_rounds_on_other_prompts(probing: Any) -> No
         probing(lambda i, ids: 0.0, is_function=True)
 
 
-def test_probe_goes_on_where_the_policy_wrote_the_same_each_time(probing: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_probe_tries_again_if_the_policy_wrote_the_same_each_time(
+    probing: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     original = sampling.sample
 
     def sample(model: Any, renderer: Any, prompts: list[Ids], how: Any) -> list[Ids]:
@@ -164,6 +165,6 @@ def test_probe_goes_on_where_the_policy_wrote_the_same_each_time(probing: Any, m
     assert probing(lambda i, ids: float(sum(ids))).prompts[0] == [(PROMPTS * (ROUNDS - 1)) % 20]
 
 
-def test_probe_stops_at_a_reward_that_is_no_number(probing: Any) -> None:
-    with pytest.raises(RunFailed, match="not a finite number"):
+def test_probe_stops_at_a_reward_that_is_nan(probing: Any) -> None:
+    with pytest.raises(RunFailed, match="is NaN or infinite"):
         probing(lambda i, ids: float("nan"))

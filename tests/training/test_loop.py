@@ -1,4 +1,4 @@
-"""Stops that leave the last good state: a value that is no number, Ctrl-C, and going on from there."""
+"""Stops that leave the last good state (NaN, Ctrl-C, an error), and resuming from there."""
 
 import json
 import math
@@ -30,11 +30,9 @@ def sft(perl: Perl, llama: Path, rows: dict[str, Path]) -> Perl:
     """Runs `perl sft` of four steps, with dropout so that the random state counts."""
 
     def run(output: Path, *words: object, code: int = 0) -> Any:
-        return perl(
-            "sft", "--model", llama, "--data", rows["demonstrations"] / "train.jsonl", "--output", output,
-            "--max-steps", "4", "--per-device-train-batch-size", "4", "--learning-rate", "1e-2", "--lora-r", "4",
-            "--lora-dropout", "0.1", *words, code=code,
-        )  # fmt: skip
+        common = ("--model", llama, "--data", rows["demonstrations"] / "train.jsonl", "--output", output)
+        steps = ["--max-steps", "4", "--per-device-train-batch-size", "4", "--learning-rate", "1e-2"]
+        return perl("sft", *common, *steps, "--lora-r", "4", "--lora-dropout", "0.1", *words, code=code)
 
     return run
 
@@ -44,18 +42,17 @@ def rl(perl: Perl, sft_run: Path, reward_run: Path, rows: dict[str, Path]) -> Pe
     """Runs `perl rl` of three steps."""
 
     def run(output: Path, *words: object, code: int = 0) -> Any:
-        return perl(
-            "rl", "--model", sft_run, "--reward", reward_run, "--data", rows["prompts"], "--output", output,
-            "--max-steps", "3", "--per-device-train-batch-size", "4", "--gradient-accumulation-steps", "1",
-            "--learning-rate", "1e-2", "--max-completion-length", "8", *words, code=code,
-        )  # fmt: skip
+        common = ("--model", sft_run, "--reward", reward_run, "--data", rows["prompts"], "--output", output)
+        steps = ["--max-steps", "3", "--per-device-train-batch-size", "4", "--gradient-accumulation-steps", "1"]
+        short = ["--learning-rate", "1e-2", "--max-completion-length", "8"]
+        return perl("rl", *common, *steps, *short, *words, code=code)
 
     return run
 
 
 @pytest.fixture
 def after_pass(monkeypatch: pytest.MonkeyPatch) -> Callable[[type, int, Hook], None]:
-    """Has a trainer call a hook once, with model and loss after the pass of one step, before the weights change."""
+    """Makes a trainer call a hook once, with model and loss after the backward pass of a step, before the update."""
 
     def plant(trainer: type, step: int, hook: Hook) -> None:
         original, waiting = trainer.training_step, [hook]
@@ -100,28 +97,28 @@ def send(number: int) -> Hook:
     return hook
 
 
-# No number
+# NaN
 
 
-def test_gradient_that_is_no_number_stops_before_the_weights_change(sft: Perl, after_pass: Any, tmp_path: Path) -> None:
+def test_nan_gradient_stops_before_the_weights_change(sft: Perl, after_pass: Any, tmp_path: Path) -> None:
     after_pass(SFTTrainer, 3, spoil_gradient)
     result = sft(tmp_path / "run", "--save-steps", "1", code=1)
     assert result.stderr.splitlines()[-2:] == [
-        "Error: The gradient is not a finite number at step 3; the adapter of the step before is saved",
+        "Error: The gradient is NaN or infinite at step 3; the weights from before that step are saved",
         "Hint: try a lower --learning-rate, or --dtype float32 / bfloat16",
     ]
     assert_equal_weights(tmp_path / "run", tmp_path / "run" / "checkpoints" / "checkpoint-2")
     found = record(tmp_path / "run")
     assert (found["status"], found["steps"]) == ("failed", 2)
-    assert found["failure"].startswith("The gradient is not a finite number at step 3")
+    assert found["failure"].startswith("The gradient is NaN or infinite at step 3")
     assert found["peak_memory_mb"] > 0
     assert steps(tmp_path / "run") == [1, 2]
 
 
-def test_loss_that_is_no_number_stops_the_run(sft: Perl, after_pass: Any, tmp_path: Path) -> None:
+def test_nan_loss_stops_the_run(sft: Perl, after_pass: Any, tmp_path: Path) -> None:
     after_pass(SFTTrainer, 2, lambda model, loss: loss * math.nan)
     result = sft(tmp_path / "run", code=1)
-    assert "Error: The loss is not a finite number at step 2" in result.stderr
+    assert "Error: The loss is NaN or infinite at step 2" in result.stderr
     assert record(tmp_path / "run")["status"] == "failed"
 
 
@@ -132,7 +129,7 @@ def test_learning_rate_that_blows_up_leaves_finite_weights(sft: Perl, tmp_path: 
     assert_equal_weights(tmp_path / "run", tmp_path / "run" / "checkpoints" / "checkpoint-1")
 
 
-def test_model_without_a_gradient_is_told() -> None:
+def test_model_without_a_gradient_is_reported() -> None:
     with pytest.raises(
         RunFailed, match=r"^No parameter received a gradient: nothing can be learned\nHint: .*--lora-tar"
     ):
@@ -142,7 +139,7 @@ def test_model_without_a_gradient_is_told() -> None:
 # Ctrl-C
 
 
-def test_interrupted_run_is_saved_says_how_to_go_on_and_goes_on_exactly(
+def test_interrupted_run_is_saved_says_how_to_resume_and_resumes_exactly(
     sft: Perl, perl: Perl, after_pass: Any, tmp_path: Path
 ) -> None:
     sft(tmp_path / "whole")
@@ -155,7 +152,7 @@ def test_interrupted_run_is_saved_says_how_to_go_on_and_goes_on_exactly(
     assert_equal_weights(tmp_path / "run", tmp_path / "run" / "checkpoints" / "checkpoint-2")
 
     result = perl(*command.split()[1:])
-    assert "Going on from step 2 (checkpoint-2)." in result.stdout
+    assert "Resuming from step 2 (checkpoint-2)." in result.stdout
     assert_equal_weights(tmp_path / "run", tmp_path / "whole")
     assert steps(tmp_path / "run") == [1, 2, 3, 4]
     found, whole = record(tmp_path / "run"), record(tmp_path / "whole")
@@ -163,14 +160,14 @@ def test_interrupted_run_is_saved_says_how_to_go_on_and_goes_on_exactly(
     assert (found["tokens"], found["metrics"]) == (whole["tokens"], whole["metrics"])
 
 
-def test_request_to_terminate_is_heard_too(sft: Perl, after_pass: Any, tmp_path: Path) -> None:
+def test_sigterm_is_handled_too(sft: Perl, after_pass: Any, tmp_path: Path) -> None:
     after_pass(SFTTrainer, 1, send(signal.SIGTERM))
     sft(tmp_path / "run", code=143)
     assert record(tmp_path / "run")["status"] == "interrupted"
     assert (tmp_path / "run" / "checkpoints" / "checkpoint-1").is_dir()
 
 
-def test_second_interrupt_stops_at_once_and_saves_what_there_is(sft: Perl, after_pass: Any, tmp_path: Path) -> None:
+def test_second_interrupt_stops_immediately_and_saves(sft: Perl, after_pass: Any, tmp_path: Path) -> None:
     def twice(model: Any, loss: torch.Tensor) -> torch.Tensor:
         send(signal.SIGINT)(model, loss)
         return send(signal.SIGINT)(model, loss)
@@ -181,14 +178,14 @@ def test_second_interrupt_stops_at_once_and_saves_what_there_is(sft: Perl, after
     assert_equal_weights(tmp_path / "run", tmp_path / "run" / "checkpoints" / "checkpoint-2")
 
 
-def test_signals_are_the_users_again_after_a_run(sft: Perl, tmp_path: Path) -> None:
+def test_signal_handlers_are_restored_after_a_run(sft: Perl, tmp_path: Path) -> None:
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     sft(tmp_path / "run", "--max-steps", "1")
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
 
 
-def test_interrupted_rl_goes_on_exactly(rl: Perl, perl: Perl, after_pass: Any, tmp_path: Path) -> None:
-    """Policy, anchor, reward and the stream that samples completions all come back."""
+def test_interrupted_rl_resumes_exactly(rl: Perl, perl: Perl, after_pass: Any, tmp_path: Path) -> None:
+    """Policy, anchor, reward and the random state that samples completions are all restored."""
     rl(tmp_path / "whole")
     after_pass(RLOOTrainer, 1, send(signal.SIGINT))
     rl(tmp_path / "run", code=130)
@@ -204,16 +201,16 @@ def test_interrupted_rl_goes_on_exactly(rl: Perl, perl: Perl, after_pass: Any, t
     assert samples[0] == samples[1]
 
 
-def test_a_run_killed_after_its_last_step_ends_as_it_would_have(rl: Perl, perl: Perl, tmp_path: Path) -> None:
-    """Its last checkpoint is of the last step, and transformers would do one more."""
+def test_a_run_killed_after_its_last_step_takes_no_further_step(rl: Perl, perl: Perl, tmp_path: Path) -> None:
+    """Its last checkpoint is of the last step, after which transformers would take one more."""
     rl(tmp_path / "unbroken", "--save-steps", "1")
     killed_after(tmp_path / "unbroken", 3, tmp_path / "run")
     said = rl(tmp_path / "run", "--save-steps", "1", "--resume").stdout
-    assert "Going on from step 3 (checkpoint-3)." in said
+    assert "Resuming from step 3 (checkpoint-3)." in said
     assert differences(tmp_path / "unbroken", tmp_path / "run") == []
 
 
-def test_interrupt_inside_a_reward_function_waits_for_the_step(
+def test_interrupt_inside_a_reward_function_waits_for_the_end_of_the_step(
     rl: Perl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "path", sys.path[:])
@@ -227,11 +224,11 @@ def test_interrupt_inside_a_reward_function_waits_for_the_step(
         "    return [float(ids[0]) for ids in completion_ids]\n"
     )
     result = rl(tmp_path / "run", "--reward", "impatient:reward", code=130)
-    assert "Finishing this step, then saving." in result.stdout
+    assert "finishing this step, then saving." in result.stdout
     assert (record(tmp_path / "run")["status"], record(tmp_path / "run")["steps"]) == ("interrupted", 1)
 
 
-def test_reward_function_that_fails_in_the_middle_leaves_the_last_good_adapter(
+def test_reward_function_that_fails_during_training_leaves_the_last_good_adapter(
     rl: Perl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "path", sys.path[:])
@@ -248,10 +245,10 @@ def test_reward_function_that_fails_in_the_middle_leaves_the_last_good_adapter(
     assert_equal_weights(tmp_path / "run", tmp_path / "run" / "checkpoints" / "checkpoint-2")
 
 
-# Going on
+# Resuming
 
 
-def test_resumed_run_takes_back_the_metrics_behind_its_checkpoint(sft: Perl, after_pass: Any, tmp_path: Path) -> None:
+def test_resumed_run_drops_the_metrics_after_its_checkpoint(sft: Perl, after_pass: Any, tmp_path: Path) -> None:
     sft(tmp_path / "whole")
     after_pass(SFTTrainer, 4, spoil_gradient)
     sft(tmp_path / "run", "--save-steps", "2", code=1)
@@ -266,12 +263,12 @@ def test_resume_without_a_checkpoint_starts_over(sft: Perl, after_pass: Any, tmp
     after_pass(SFTTrainer, 3, spoil_gradient)
     sft(tmp_path / "run", code=1)
     assert not list((tmp_path / "run").glob("checkpoints/checkpoint-*"))
-    assert "No checkpoint yet: starting over." in sft(tmp_path / "run", "--resume").stdout
+    assert "No checkpoint found; starting from the beginning." in sft(tmp_path / "run", "--resume").stdout
     assert steps(tmp_path / "run") == [1, 2, 3, 4]
     assert_equal_weights(tmp_path / "run", tmp_path / "whole")
 
 
-def test_resume_of_a_finished_run_is_refused_and_more_steps_go_on(sft: Perl, tmp_path: Path) -> None:
+def test_resuming_a_finished_run_needs_more_steps(sft: Perl, tmp_path: Path) -> None:
     sft(tmp_path / "whole", "--set", "lr_scheduler_type=constant")
     sft(tmp_path / "run", "--set", "lr_scheduler_type=constant", "--max-steps", "2")
     before = (tmp_path / "run" / "record.json").read_text()
@@ -282,7 +279,7 @@ def test_resume_of_a_finished_run_is_refused_and_more_steps_go_on(sft: Perl, tmp
     assert_equal_weights(tmp_path / "run", tmp_path / "whole")
 
 
-def test_a_half_written_checkpoint_is_passed_over(perl: Perl, llama: Path, rows: dict[str, Path]) -> None:
+def test_an_incomplete_checkpoint_is_skipped(perl: Perl, llama: Path, rows: dict[str, Path]) -> None:
     words = ("sft", "-m", llama, "-d", rows["demonstrations"], "-o", "run", *SHORT, "--save-steps", "1")
     perl(*words)
     (Path("run") / "checkpoints" / "checkpoint-2" / "trainer_state.json").unlink()
@@ -290,7 +287,7 @@ def test_a_half_written_checkpoint_is_passed_over(perl: Perl, llama: Path, rows:
     (Path("run") / "record.json").write_text(json.dumps({**record, "status": "running"}))
     told = perl(*words, "--resume").stdout
     assert "checkpoint-2 is damaged: it lacks trainer_state.json. It is deleted." in told
-    assert "Going on from step 1" in told
+    assert "Resuming from step 1" in told
 
 
 # --resume
@@ -302,17 +299,17 @@ def stopped_at(sft: Perl, after_pass: Any, folder: Path, step: int, *words: str)
     sft(folder, "--save-steps", "1", *words, code=130)
 
 
-def test_a_run_goes_on_from_the_checkpoint_that_is_named(sft: Perl, after_pass: Any, tmp_path: Path) -> None:
+def test_a_run_resumes_from_the_named_checkpoint(sft: Perl, after_pass: Any, tmp_path: Path) -> None:
     sft(tmp_path / "whole", "--max-steps", "4")
     stopped_at(sft, after_pass, tmp_path / "run", 3, "--max-steps", "4", "--save-total-limit", "3")
     named = tmp_path / "run" / "checkpoints" / "checkpoint-1"
     told = sft(tmp_path / "run", "--max-steps", "4", "--save-total-limit", "3", "--resume", named).stdout
-    assert "Going on from step 1 (checkpoint-1)." in told
+    assert "Resuming from step 1 (checkpoint-1)." in told
     assert_equal_weights(tmp_path / "run", tmp_path / "whole")
     assert steps(tmp_path / "run") == [1, 2, 3, 4]
 
 
-def test_as_many_checkpoints_are_kept_as_is_said(sft: Perl, tmp_path: Path) -> None:
+def test_save_total_limit_is_kept(sft: Perl, tmp_path: Path) -> None:
     sft(tmp_path / "run", "--save-steps", "1", "--save-total-limit", "1", "--max-steps", "3")
     assert [path.name for path in (tmp_path / "run" / "checkpoints").glob("checkpoint-*")] == ["checkpoint-3"]
 
@@ -334,7 +331,9 @@ def test_a_named_checkpoint_must_be_one_of_the_run(
     assert told in " ".join(sft(tmp_path / "run", "--resume", tmp_path / name, code=2).stderr.split())
 
 
-def test_other_data_is_another_run(sft: Perl, after_pass: Any, tmp_path: Path, rows: dict[str, Path]) -> None:
+def test_a_run_with_other_data_is_not_resumed(
+    sft: Perl, after_pass: Any, tmp_path: Path, rows: dict[str, Path]
+) -> None:
     stopped_at(sft, after_pass, tmp_path / "run", 2)
     known = record(tmp_path / "run")
     known["data"]["train"]["fingerprint"] = "of other rows"
@@ -344,7 +343,7 @@ def test_other_data_is_another_run(sft: Perl, after_pass: Any, tmp_path: Path, r
     assert record(tmp_path / "run") == known  # nothing was touched
 
 
-def test_another_base_is_another_run(sft: Perl, after_pass: Any, tmp_path: Path) -> None:
+def test_a_run_on_another_base_is_not_resumed(sft: Perl, after_pass: Any, tmp_path: Path) -> None:
     stopped_at(sft, after_pass, tmp_path / "run", 2)
     known = record(tmp_path / "run")
     known["model"]["fingerprint"] = "of other weights"
@@ -352,7 +351,7 @@ def test_another_base_is_another_run(sft: Perl, after_pass: Any, tmp_path: Path)
     assert "the base was of other weights, now " in sft(tmp_path / "run", "--resume", code=2).stderr
 
 
-def test_a_schedulers_warning_saves_and_ends(sft: Perl, after_pass: Any, tmp_path: Path) -> None:
+def test_a_scheduler_s_warning_signal_saves_and_stops(sft: Perl, after_pass: Any, tmp_path: Path) -> None:
     after_pass(SFTTrainer, 2, send(signal.SIGUSR1))
     result = sft(tmp_path / "run", code=128 + signal.SIGUSR1)
     assert "Stopped at step 2 and saved" in result.stderr

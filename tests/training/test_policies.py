@@ -162,7 +162,7 @@ def test_anchor_that_is_not_the_start_stops_the_run_before_its_first_step(
 
     monkeypatch.setattr(policies, "set_anchor", careless)
     result = rl(sft_run, code=1)
-    assert "Error: The policy is not its own anchor at the start: KL " in result.stderr
+    assert "Error: The policy differs from its anchor before the first step: KL " in result.stderr
     found = read_record(Path("run"))
     assert (found.status, found.steps) == ("failed", 0)
 
@@ -172,7 +172,7 @@ def test_anchor_that_trl_takes_wrongly_stops_the_run(rl: Any, sft_run: Path, mon
     # as if TRL took the bare base for the anchor
     monkeypatch.setattr(rloo_trainer, "use_adapter", lambda model, adapter_name: original(model, None))
     result = rl(sft_run, "--max-steps", "3", code=1)
-    assert "Error: The policy is not its own anchor at the start: KL " in result.stderr
+    assert "Error: The policy differs from its anchor before the first step: KL " in result.stderr
     assert read_record(Path("run")).status == "failed"
 
 

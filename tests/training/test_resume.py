@@ -1,4 +1,4 @@
-"""A resumed run ends as one that was never stopped: weights, optimiser, metrics and samples, bit for bit."""
+"""A resumed run ends like one that was never interrupted: weights, optimiser, metrics and samples, bit for bit."""
 
 import json
 import shutil
@@ -20,13 +20,15 @@ Perl = Callable[..., Any]
 STEPS = 6
 
 COMMON = ("--max-steps", STEPS, "--save-steps", 1, "--save-total-limit", STEPS, "--learning-rate", "1e-2")
-SMALL = ("--per-device-train-batch-size", 4, "--lora-r", 4, "--max-length", 128)
+SIZE = ("--lora-r", 4, "--max-length", 128)
+SMALL = ("--per-device-train-batch-size", 4, *SIZE)
 SHORT = ("--max-length", 128, "--max-completion-length", 6, "--lora-r", 4)
-ACCUMULATED = ("--per-device-train-batch-size", 2, "--gradient-accumulation-steps", 2, "--lora-r", 4,
-               "--max-length", 128)  # fmt: skip
+ACCUMULATED = ("--per-device-train-batch-size", 2, "--gradient-accumulation-steps", 2, *SIZE)
 RLOO = ("--per-device-train-batch-size", 4, "--num-generations", 2, *SHORT)
 REINFORCE = ("--algorithm", "reinforce", "--per-device-train-batch-size", 4, *SHORT)
 DROPOUT = ("--lora-dropout", "0.2")
+REUSED = ("--set", "num_iterations=2", "--set", "steps_per_generation=4")
+RECOMPUTED = ("--set", "gradient_checkpointing=true", "--set", "dataloader_num_workers=1")
 
 # 10 rows of data: an epoch is 2 or 3 steps, whose last batch is not full.
 CASES: dict[str, tuple[object, ...]] = {
@@ -39,8 +41,7 @@ CASES: dict[str, tuple[object, ...]] = {
     "sft by length": ("sft", *SMALL, *DROPOUT, "--set", "train_sampling_strategy=group_by_length"),
     "sft packed": ("sft", *SMALL, "--set", "packing=true"),
     "sft adafactor": ("sft", *SMALL, "--set", "optim=adafactor", "--set", "neftune_noise_alpha=5"),
-    "sft computed again": ("sft", *SMALL, *DROPOUT, "--set", "gradient_checkpointing=true", "--set",
-                           "dataloader_num_workers=1"),
+    "sft computed again": ("sft", *SMALL, *DROPOUT, *RECOMPUTED),
     "sft loha": ("sft", "--per-device-train-batch-size", 4, "--max-length", 128, "--peft", "{loha}"),
     "reward pairs": ("reward", *SMALL, *DROPOUT),
     "reward by plan": ("reward", *SMALL, "--set", "lr_scheduler_type=cosine_with_restarts", "--set", "warmup_steps=2"),
@@ -58,15 +59,13 @@ CASES: dict[str, tuple[object, ...]] = {
     "rloo full": ("rl", "--full", "--per-device-train-batch-size", 4, "--num-generations", 2, *SHORT[:4]),
     "rloo two iterations": ("rl", *RLOO, "--set", "num_iterations=2"),
     "rloo three steps a generation": ("rl", *RLOO, "--set", "steps_per_generation=3"),
-    "rloo both": ("rl", *RLOO, "--gradient-accumulation-steps", 2, "--set", "num_iterations=2",
-                  "--set", "steps_per_generation=4"),
+    "rloo both": ("rl", *RLOO, "--gradient-accumulation-steps", 2, *REUSED),
     "rloo generations in a step": ("rl", *RLOO, "--gradient-accumulation-steps", 3, "--set", "steps_per_generation=2"),
     "reinforce": ("rl", *REINFORCE),
     "reinforce 4-bit": ("rl", *REINFORCE, "--load-in-4bit"),
     "reinforce 8-bit": ("rl", *REINFORCE, "--load-in-8bit"),
-    "reinforce both": ("rl", *REINFORCE, "--gradient-accumulation-steps", 2, "--set", "num_iterations=2",
-                       "--set", "steps_per_generation=4"),
-}  # fmt: skip
+    "reinforce both": ("rl", *REINFORCE, "--gradient-accumulation-steps", 2, *REUSED),
+}
 
 
 @pytest.fixture(scope="module")
@@ -100,34 +99,34 @@ def words(
 
 
 def is_lora(options: list[object], at: int) -> bool:
-    """Whether a word is of --lora-r, which an adapter that goes on has already."""
+    """Whether a word belongs to --lora-r, which an existing adapter has already."""
     return options[at] == "--lora-r" or (at > 0 and options[at - 1] == "--lora-r")
 
 
-QUICK = {"sft accumulated": 3, "reward thumbs": 4, "rloo both": 5, "reinforce both": 3}  # the step to go on from
+QUICK = {"sft accumulated": 3, "reward thumbs": 4, "rloo both": 5, "reinforce both": 3}  # the step to resume from
 
 
-def goes_on_alike(case: str, steps: Iterable[int], perl: Perl, words: Any, folder: Path) -> None:
-    """Hold runs that were killed after some steps and resumed against one that was left alone."""
+def assert_resumes_exactly(case: str, steps: Iterable[int], perl: Perl, words: Any, folder: Path) -> None:
+    """Compare runs that were killed after some steps and resumed with one that was not interrupted."""
     perl(*words(case), "--output", "run")
     shutil.move("run", "unbroken")
     for step in steps:
         killed_after(folder / "unbroken", step, folder / "run")
         told = perl(*words(case), "--output", "run", "--resume").stdout
-        assert f"Going on from step {step} (checkpoint-{step})." in told
+        assert f"Resuming from step {step} (checkpoint-{step})." in told
         assert differences(folder / "unbroken", folder / "run") == []
         shutil.rmtree("run")
 
 
 @pytest.mark.parametrize("case", QUICK)
-def test_a_resumed_run_ends_as_an_unbroken_one(case: str, perl: Perl, words: Any, tmp_path: Path) -> None:
-    goes_on_alike(case, [QUICK[case]], perl, words, tmp_path)
+def test_a_resumed_run_ends_like_an_uninterrupted_one(case: str, perl: Perl, words: Any, tmp_path: Path) -> None:
+    assert_resumes_exactly(case, [QUICK[case]], perl, words, tmp_path)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
-def test_every_kind_of_run_goes_on_exactly(case: str, perl: Perl, words: Any, tmp_path: Path) -> None:
-    goes_on_alike(case, range(1, STEPS + 1), perl, words, tmp_path)
+def test_every_kind_of_run_resumes_exactly(case: str, perl: Perl, words: Any, tmp_path: Path) -> None:
+    assert_resumes_exactly(case, range(1, STEPS + 1), perl, words, tmp_path)
 
 
 @pytest.mark.slow
@@ -137,11 +136,11 @@ def test_saving_changes_nothing(perl: Perl, words: Any, tmp_path: Path) -> None:
     assert differences(tmp_path / "often", tmp_path / "seldom") == []
 
 
-# What makes it another run
+# What makes it a different run
 
 
 def stopped(perl: Perl, words: Any, case: str, folder: Path) -> list[object]:
-    """A run of two steps that was killed after its first; gives its command line."""
+    """The command line of a run of two steps that was killed after the first."""
     line = [*words(case), "--max-steps", 2, "--output", folder]
     perl(*line)
     whole = folder.with_name("finished")
@@ -159,13 +158,15 @@ def retouch(folder: Path) -> None:
 
 
 def rescale(folder: Path) -> None:
-    """Let the same weights of an adapter do twice as much."""
+    """Double the effect of an adapter without changing its weights."""
     file = folder / "adapter_config.json"
     values = json.loads(file.read_text())
     file.write_text(json.dumps(values | {"lora_alpha": 2 * values["lora_alpha"]}))
 
 
-def test_other_weights_in_any_role_are_another_run(perl: Perl, words: Any, tmp_path: Path, sft_run: Path) -> None:
+def test_a_run_with_other_weights_in_any_role_is_not_resumed(
+    perl: Perl, words: Any, tmp_path: Path, sft_run: Path
+) -> None:
     roles = {name: tmp_path / name for name in ("policy", "reward", "anchor")}
     line = words("rloo")
     for name, source in zip(roles, (sft_run, line[line.index("--reward") + 1], sft_run), strict=True):
@@ -178,17 +179,19 @@ def test_other_weights_in_any_role_are_another_run(perl: Perl, words: Any, tmp_p
         kept = (folder / file).read_bytes()
         change(folder)
         problem = " ".join(perl(*line, code=2).stderr.split())
-        of_settings = name == "policy" and change is rescale  # it goes on itself, and its rank and alpha are settings
+        of_settings = (
+            name == "policy" and change is rescale
+        )  # it is trained further, and its rank and alpha are settings
         assert ("--lora-alpha was 8, now 16" if of_settings else f"{told[name]} was ") in problem
         assert f"had other {'settings' if of_settings else 'inputs'}: " in problem
         (folder / file).write_bytes(kept)
     perl(*line)
 
 
-def test_other_weights_below_the_home_are_another_run(
+def test_other_weights_below_the_home_are_noticed(
     perl: Perl, words: Any, tmp_path: Path, sft_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("HOME", str(tmp_path))  # the record names what lies there by a ~
+    monkeypatch.setenv("HOME", str(tmp_path))  # the record writes paths there with a ~
     shutil.copytree(sft_run, tmp_path / "policy")
     line = words("rloo")
     line[line.index("--model") + 1] = tmp_path / "policy"
@@ -197,7 +200,7 @@ def test_other_weights_below_the_home_are_another_run(
     assert "had other inputs: the adapter ~/policy was " in " ".join(perl(*line, code=2).stderr.split())
 
 
-def test_a_checkpoint_of_another_run_is_not_gone_on_from(perl: Perl, words: Any, tmp_path: Path) -> None:
+def test_a_checkpoint_of_another_run_is_rejected(perl: Perl, words: Any, tmp_path: Path) -> None:
     line = words("sft")
     perl(*line, "--max-steps", 2, "--output", "old")
     for folder in ("new", "old"):
@@ -210,7 +213,7 @@ def test_a_checkpoint_of_another_run_is_not_gone_on_from(perl: Perl, words: Any,
     assert "--resume checkpoint-9: there is no such checkpoint" in told
 
 
-def test_a_reward_function_that_was_mended_is_told(
+def test_a_changed_reward_function_is_reported(
     perl: Perl, words: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
@@ -233,11 +236,11 @@ def test_a_run_may_grow_but_not_shrink(length: str, perl: Perl, words: Any, tmp_
     assert f"{length} was 2, now 1: it may grow, not shrink" in " ".join(told.split())
     assert sorted(path.name for path in Path("run/checkpoints").iterdir()) == before
     told = perl(*line, "--output", "run", length, 3, "--resume").stdout
-    assert "its learning rate (linear) follows those." in told
+    assert "the learning rate schedule (linear) follows the new length." in told
     assert json.loads(Path("run/record.json").read_text())["steps"] > 2
 
 
-def test_a_run_of_steps_does_not_go_on_by_epochs_nor_for_fewer_steps(perl: Perl, words: Any, tmp_path: Path) -> None:
+def test_a_run_by_steps_is_not_resumed_by_epochs_nor_for_fewer_steps(perl: Perl, words: Any, tmp_path: Path) -> None:
     line = words("sft")
     at = line.index("--max-steps")
     by_epochs = line[:at] + line[at + 2 :]
@@ -253,7 +256,7 @@ def test_a_run_of_steps_does_not_go_on_by_epochs_nor_for_fewer_steps(perl: Perl,
 def test_a_checkpoint_is_never_ahead_of_the_metrics(
     perl: Perl, words: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where a machine goes down, what isn't on the disk is lost."""
+    """If the machine crashes, what isn't on the disk is lost."""
     synced: list[str] = []
     monkeypatch.setattr("perlcli.run.disk.sync", lambda path: synced.append(path.name))
     monkeypatch.setattr("perlcli.run.checkpoints.sync", lambda path: synced.append(path.name))
@@ -261,16 +264,16 @@ def test_a_checkpoint_is_never_ahead_of_the_metrics(
     assert synced.index("metrics.jsonl") < synced.index("manifest.json") > synced.index("samples.jsonl")
 
 
-def test_a_part_of_an_epoch_may_grow(perl: Perl, words: Any) -> None:
+def test_a_fraction_of_an_epoch_may_grow(perl: Perl, words: Any) -> None:
     line = words("sft")
     at = line.index("--max-steps")
     line = [*line[:at], *line[at + 2 :], "--output", "run"]
     perl(*line, "--num-train-epochs", 1.3)
-    assert "The run was of 4 steps and is now of 6" in perl(*line, "--num-train-epochs", 2, "--resume").stdout
+    assert "The run was planned for 4 steps and now has 6" in perl(*line, "--num-train-epochs", 2, "--resume").stdout
 
 
 @pytest.mark.parametrize("schedule", ["constant", "linear"])
-def test_a_run_that_grew_is_as_one_that_was_long_from_the_start(
+def test_a_run_that_grew_equals_one_that_was_long_from_the_start(
     schedule: str, perl: Perl, words: Any, tmp_path: Path
 ) -> None:
     line = [*words("sft"), "--set", f"lr_scheduler_type={schedule}"]
@@ -282,7 +285,7 @@ def test_a_run_that_grew_is_as_one_that_was_long_from_the_start(
     assert rates[0][4:] == rates[1][4:]
 
 
-def test_a_checkpoint_without_our_part_of_it_is_not_gone_on_from(perl: Perl, words: Any, tmp_path: Path) -> None:
+def test_a_checkpoint_without_our_file_is_not_used(perl: Perl, words: Any, tmp_path: Path) -> None:
     line = stopped(perl, words, "sft", tmp_path / "run")
     checkpoint = tmp_path / "run" / "checkpoints" / "checkpoint-1"
     (checkpoint / resume.FILE).unlink()
@@ -291,7 +294,7 @@ def test_a_checkpoint_without_our_part_of_it_is_not_gone_on_from(perl: Perl, wor
     assert "it was written by another version of perlcli" in " ".join(told.split())
     told = perl(*line).stdout
     assert "checkpoint-1 was written by another version of perlcli. It is deleted." in told
-    assert "No checkpoint that is whole: starting over." in told
+    assert "No complete checkpoint found; starting from the beginning." in told
 
 
 def edit_record(folder: Path, part: str, **values: object) -> None:
@@ -300,7 +303,7 @@ def edit_record(folder: Path, part: str, **values: object) -> None:
     (folder / "record.json").write_text(json.dumps(record))
 
 
-def test_another_precision_is_another_run_and_other_versions_are_told(perl: Perl, words: Any, tmp_path: Path) -> None:
+def test_another_precision_is_rejected_and_other_versions_are_reported(perl: Perl, words: Any, tmp_path: Path) -> None:
     line = stopped(perl, words, "sft", tmp_path / "run")
     edit_record(tmp_path / "run", "device", precision="bfloat16")
     told = perl(*line, code=2).stderr
@@ -311,31 +314,31 @@ def test_another_precision_is_another_run_and_other_versions_are_told(perl: Perl
     assert "The steps before were done with torch 1.0, now " in told and "; threads 7, now 1: what follows may" in told
 
 
-def test_an_unbroken_machine_is_not_spoken_of(perl: Perl, words: Any, tmp_path: Path) -> None:
+def test_nothing_is_reported_on_an_unchanged_machine(perl: Perl, words: Any, tmp_path: Path) -> None:
     assert "The steps before" not in perl(*stopped(perl, words, "sft", tmp_path / "run")).stdout
 
 
-def test_checkpoints_come_as_often_as_is_said_on_the_way(perl: Perl, words: Any, tmp_path: Path) -> None:
+def test_save_steps_can_change_when_a_run_resumes(perl: Perl, words: Any, tmp_path: Path) -> None:
     line = stopped(perl, words, "sft", tmp_path / "run")
     perl(*line, "--max-steps", 6, "--save-steps", 3)
     found = [checkpoints.step_of(path) for path in checkpoints.found(tmp_path / "run" / "checkpoints")]
     assert found == [6, 3, 1]
 
 
-def test_a_checkpoint_goes_by_its_name_and_a_runs_folder_is_none(perl: Perl, words: Any, tmp_path: Path) -> None:
+def test_a_checkpoint_can_be_named_without_its_folder(perl: Perl, words: Any, tmp_path: Path) -> None:
     line = stopped(perl, words, "sft", tmp_path / "run")
     told = perl(*line, tmp_path / "run", code=2).stderr
     assert "that is the folder of a run, not a checkpoint" in told and f"Hint: --output {tmp_path}/run --resume" in told
-    assert "Going on from step 1 (checkpoint-1)." in perl(*line, "checkpoint-1").stdout
+    assert "Resuming from step 1 (checkpoint-1)." in perl(*line, "checkpoint-1").stdout
 
 
-def test_a_run_of_another_command_is_told(perl: Perl, words: Any, tmp_path: Path) -> None:
+def test_a_run_of_another_command_is_not_resumed(perl: Perl, words: Any, tmp_path: Path) -> None:
     stopped(perl, words, "sft", tmp_path / "run")
     told = perl(*words("reward pairs"), "--output", tmp_path / "run", "--resume", code=2).stderr
     assert f"{tmp_path}/run is a run of perl sft, not of perl reward" in " ".join(told.split())
 
 
-def test_settings_beside_a_record_go_on_with_the_run_where_it_is_now(
+def test_a_moved_run_is_resumed_where_it_is_now(
     perl: Perl, words: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stopped(perl, words, "sft", Path("run"))
@@ -343,11 +346,11 @@ def test_settings_beside_a_record_go_on_with_the_run_where_it_is_now(
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     told = perl("sft", "--config", "../moved/settings.yaml", "--resume").stdout
-    assert "Going on from step 1" in told and "Saved in ../moved" in told
+    assert "Resuming from step 1" in told and "Saved in ../moved" in told
     assert json.loads((tmp_path / "moved" / "record.json").read_text())["status"] == "finished"
 
 
-def test_the_figures_of_a_resumed_run_are_of_all_of_it(perl: Perl, words: Any, tmp_path: Path) -> None:
+def test_the_record_of_a_resumed_run_covers_all_of_it(perl: Perl, words: Any, tmp_path: Path) -> None:
     line = [*words("sft"), "--max-steps", 2, "--output", tmp_path / "run"]
     perl(*line)
     path = tmp_path / "run" / "record.json"
@@ -356,7 +359,7 @@ def test_the_figures_of_a_resumed_run_are_of_all_of_it(perl: Perl, words: Any, t
     record |= {"peak_memory_mb": 9e6, "memory": record["memory"] | {"training_mb": 8e6}}
     path.write_text(json.dumps(record))
     told = perl(*line, "--resume").stdout
-    assert "That was the last step: nothing is left to train." in told
+    assert "That was the last step; nothing is left to train." in told
     found = json.loads(path.read_text())
     assert (found["started"], found["peak_memory_mb"]) == (record["started"], 9e6)
     assert found["elapsed_seconds"] > 1000 and found["memory"]["training_mb"] == 8e6

@@ -1,4 +1,4 @@
-"""Sampling from the whole distribution, without a trace, and how likely a model finds what was written."""
+"""Sampling from the full distribution without side effects, and the log-probabilities of completions."""
 
 from pathlib import Path
 from typing import Any
@@ -29,19 +29,19 @@ def render(llama: Path) -> Renderer:
 
 
 def logits(model: Any, ids: list[int]) -> torch.Tensor:
-    """The logits behind each token of one row, unpadded."""
+    """The logits after each token of one row, unpadded."""
     with torch.no_grad():
         return model(input_ids=torch.tensor([ids])).logits[0]
 
 
-def test_sampling_leaves_mode_and_random_stream(model: Any, render: Renderer, still_random: None) -> None:
+def test_sampling_keeps_the_mode_and_the_random_state(model: Any, render: Renderer, still_random: None) -> None:
     for training in (True, False):
         model.train(training)
         sampling.sample(model, render, PROMPTS, Sampling(1.0, 4, 0))
         assert model.training is training
 
 
-def test_sampling_is_reproducible_by_its_seed_alone(model: Any, render: Renderer) -> None:
+def test_sampling_only_depends_on_its_seed(model: Any, render: Renderer) -> None:
     first = sampling.sample(model, render, PROMPTS, Sampling(1.0, 8, 3))
     torch.rand(5)
     assert sampling.sample(model, render, PROMPTS, Sampling(1.0, 8, 3)) == first
@@ -59,7 +59,7 @@ def test_cold_sampling_in_a_batch_is_greedy_decoding_of_each_prompt(model: Any, 
     assert sampling.sample(model, render, PROMPTS, Sampling(1e-4, 6, 0)) == wanted
 
 
-def test_completion_ends_with_the_first_token_that_ends_one(model: Any, render: Renderer) -> None:
+def test_completion_ends_with_the_first_end_token(model: Any, render: Renderer) -> None:
     free = sampling.sample(model, render, PROMPTS, Sampling(1.0, 8, 3))
     stop = free[0][2]
     also = Renderer(render.tokenizer, [stop])
@@ -69,10 +69,10 @@ def test_completion_ends_with_the_first_token_that_ends_one(model: Any, render: 
     assert not render.ended(cut[0])
 
 
-def test_sampling_draws_from_the_whole_distribution_whatever_the_models_own_habits(
+def test_sampling_ignores_the_model_s_generation_config(
     model: Any, render: Renderer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """RL and evaluation must see the same policy, so a model's own generation config doesn't count."""
+    """RL and evaluation must sample from the same policy."""
     plain = sampling.sample(model, render, PROMPTS, Sampling(1.0, 8, 3))
     habits = {"top_k": 1, "top_p": 0.1, "min_p": 0.5, "typical_p": 0.1, "repetition_penalty": 9.0, "num_beams": 2}
     for name, value in {**habits, "no_repeat_ngram_size": 1}.items():
@@ -82,7 +82,7 @@ def test_sampling_draws_from_the_whole_distribution_whatever_the_models_own_habi
 
 
 @pytest.mark.parametrize("temperature", [0.7, 1.0])
-def test_log_probs_are_those_of_each_row_alone(model: Any, temperature: float) -> None:
+def test_log_probs_do_not_depend_on_the_batch(model: Any, temperature: float) -> None:
     written = [[70, 71], [80, 81, 82, 83], [90]]
     found = sampling.log_probs(model, PROMPTS, written, temperature)
     for prompt, completion, row in zip(PROMPTS, written, found, strict=True):
@@ -91,7 +91,7 @@ def test_log_probs_are_those_of_each_row_alone(model: Any, temperature: float) -
         assert row == pytest.approx(wanted, abs=1e-4)
 
 
-def test_cold_policy_finds_its_greedy_words_certain(model: Any) -> None:
+def test_log_probs_of_greedy_tokens_are_0_at_a_low_temperature(model: Any) -> None:
     best = [int(logits(model, prompt)[-1].argmax()) for prompt in PROMPTS]
     found = sampling.log_probs(model, PROMPTS, [[token] for token in best], 1e-4)
     assert found == [[pytest.approx(0.0, abs=1e-3)]] * 3

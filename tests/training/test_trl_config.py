@@ -1,4 +1,4 @@
-"""The TRL config of a stage: what the settings become, and what `--set` may say."""
+"""The TRL config of a stage: what the settings become, and what `--set` accepts."""
 
 from typing import Any
 
@@ -25,11 +25,16 @@ def config(stage: str, **given: Any) -> Any:
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_settings_arrive_under_trls_own_names(stage: str) -> None:
+def test_settings_keep_their_names_in_trl_s_config(stage: str) -> None:
     given = {
-        "seed": 7, "max_steps": 3, "num_train_epochs": 2.5, "learning_rate": 0.25, "per_device_train_batch_size": 8,
-        "gradient_accumulation_steps": 6, "save_steps": 11,
-    }  # fmt: skip
+        "seed": 7,
+        "max_steps": 3,
+        "num_train_epochs": 2.5,
+        "learning_rate": 0.25,
+        "per_device_train_batch_size": 8,
+        "gradient_accumulation_steps": 6,
+        "save_steps": 11,
+    }
     found = config(stage, output="runs/x", **given)
     assert type(found) is STAGES[stage][2]
     assert {name: getattr(found, name) for name in given} == given
@@ -40,7 +45,7 @@ def test_settings_arrive_under_trls_own_names(stage: str) -> None:
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_epochs_count_where_no_steps_are_given(stage: str) -> None:
+def test_epochs_count_if_no_steps_are_given(stage: str) -> None:
     found = config(stage, num_train_epochs=3.0)
     assert (found.max_steps, found.num_train_epochs) == (-1, 3.0)
 
@@ -54,15 +59,15 @@ def test_training_is_in_the_precision_of_the_base(given: dict[str, Any], bf16: b
     assert (found.bf16, found.fp16) == (bf16, False)
 
 
-def test_rl_settings_arrive() -> None:
+def test_rl_settings_reach_the_config() -> None:
     given = {"beta": 0.3, "temperature": 0.9, "num_generations": 8, "max_completion_length": 20}
     found = config("rl", **given)
     assert {name: getattr(found, name) for name in given} == given
-    assert found.generation_batch_size == 32  # 8 completions x 4 passes: one generation a step
+    assert found.generation_batch_size == 32  # 8 completions x 4 passes: one generation per step
 
 
 @pytest.mark.parametrize("stage", ["sft", "reward"])
-def test_length_arrives(stage: str) -> None:
+def test_length_reaches_the_config(stage: str) -> None:
     assert config(stage, max_length=77).max_length == 77
 
 
@@ -90,7 +95,7 @@ PARSED: dict[str, tuple[str, Any]] = {
 
 
 @pytest.mark.parametrize("item", PARSED)
-def test_set_reads_a_value_of_the_fields_type(item: str) -> None:
+def test_set_reads_a_value_of_the_field_s_type(item: str) -> None:
     name, value = PARSED[item]
     found = overrides((item,), RLOOConfig, OWN)
     assert found == {name: value}
@@ -102,27 +107,27 @@ REFUSED = {
     "wait_decay=1": "--set wait_decay: RLOOConfig has no such field. Did you mean weight_decay?",
     "zzz=1": "--set zzz: RLOOConfig has no such field.",
     "learning_rate=1": "--set learning_rate: use the option --learning-rate",
-    "bf16=true": "--set bf16: perlcli decides this itself",
-    "use_vllm=true": "--set use_vllm: perlcli decides this itself",
+    "bf16=true": "--set bf16: perlcli sets this itself",
+    "use_vllm=true": "--set use_vllm: perlcli sets this itself",
     "weight_decay=much": "--set weight_decay: must be a number, not 'much'",
     "weight_decay=true": "--set weight_decay: must be a number, not True",
     "weight_decay=": "--set weight_decay: must be a number, not None",
     "dataloader_num_workers=1.5": "--set dataloader_num_workers: must be a whole number, not 1.5",
     "shuffle_dataset=1": "--set shuffle_dataset: must be true or false, not 1",
-    "ignore_data_skip=true": "--set ignore_data_skip: perlcli decides this itself",
+    "ignore_data_skip=true": "--set ignore_data_skip: perlcli sets this itself",
     "reward_weights=2": "--set reward_weights: must be list, not 2",
 }
 
 
 @pytest.mark.parametrize("item", REFUSED)
-def test_set_refuses_what_the_field_is_not(item: str) -> None:
+def test_set_rejects_values_of_another_type(item: str) -> None:
     with pytest.raises(PerlError) as caught:
         overrides((item,), RLOOConfig, OWN)
     assert caught.value.problem == REFUSED[item]
     assert caught.value.hint == "--set takes the fields of trl.RLOOConfig"
 
 
-def test_all_faults_of_set_are_told_at_once() -> None:
+def test_all_faults_of_set_are_reported_together() -> None:
     with pytest.raises(PerlError) as caught:
         overrides(tuple(REFUSED), RLOOConfig, OWN)
     assert caught.value.problem.splitlines() == list(REFUSED.values())
@@ -132,11 +137,11 @@ def test_all_faults_of_set_are_told_at_once() -> None:
     ("stage", "item"),
     [("sft", "lr_scheduler_type=round"), ("rl", "generation_batch_size=3"), ("reward", "warmup_steps=-1")],
 )
-def test_what_trl_refuses_is_told(stage: str, item: str) -> None:
-    with pytest.raises(PerlError, match=f"^TRL's {STAGES[stage][2].__name__} refuses these settings: .+"):
+def test_what_trl_rejects_is_reported(stage: str, item: str) -> None:
+    with pytest.raises(PerlError, match=f"^TRL's {STAGES[stage][2].__name__} rejects these settings: .+"):
         config(stage, set=(item,))
 
 
-def test_tracker_that_is_not_there_is_told() -> None:
+def test_missing_tracker_is_reported() -> None:
     with pytest.raises(PerlError, match=r"^--report-to wanbd: not installed or unknown\nHint: installed trackers: "):
         config("sft", report_to="none, wanbd")

@@ -1,4 +1,4 @@
-"""`perl quickstart`: the whole pipeline on the embedded default, narrated, ending with what was gained."""
+"""`perl quickstart`: the complete pipeline on the embedded default, narrated, with what it gained at the end."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import contextlib
 import io
 import json
 import shutil
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,8 @@ from perlcli.terminal import say
 from perlcli.text import plain_table
 
 STORY = """\
-A language model learns to take coffee orders, in the three phases of RLHF, by LoRA on one frozen base.
-Success is counted by a program: does the call that the model writes match the order?"""
+A language model learns to take coffee orders, in the three stages of RLHF, with LoRA on one frozen base.
+A program counts the successes: does the call that the model writes match the order?"""
 DATA = {
     "demonstrations": ("sft", "train"),
     "preferences": ("reward", "train"),
@@ -31,11 +31,19 @@ DATA = {
     "test-preferences": ("reward", "test"),
     "test-prompts": ("rl", "test"),
 }
+TITLES = {
+    "sft": "1. SFT: imitate 2,000 calls by a trainee barista, who forgets details",
+    "reward": "2. Reward: learn from 4,000 pairs which of two calls is better; 8 % of the labels are wrong",
+    "rl": "3. RL: write calls and learn only from that reward, anchored to the SFT policy; all roles share one base",
+    "eval": "4. Evaluation: 400 orders that no stage has seen",
+}
+POLICIES = {"base": "base", "sft": "SFT", "rl": "RL"}
 NEXT = """\
 Next:
-  perl eval --model {out}/rl --reward {out}/reward --output runs/eval      samples, policy against anchor
+  perl eval --model {out}/rl --reward {out}/reward --output runs/eval      samples of policy and anchor
   perl rl --model {out}/sft --reward {out}/reward --beta 0.2 --output runs/rl     a stronger pull to the anchor
   perl reward --model HuggingFaceTB/SmolLM2-135M-Instruct --data pairs.jsonl      your own model and data"""
+Values = dict[str, Any]  # settings by name
 
 
 def run(given: settings.Quickstart) -> RunRecord | None:
@@ -48,107 +56,114 @@ def run(given: settings.Quickstart) -> RunRecord | None:
     if given.run.dry_run:
         say(f"Would run sft, reward, rl and eval on the embedded coffee base and data, into {out}.")
         return None
-    whole = Run(given)
-    with recording(whole):
-        whole.record.device = device.describe(settings.ModelSettings())
+    pipeline = Run(given)
+    with recording(pipeline):
+        pipeline.record.device = device.describe(settings.ModelSettings())
         write_data(out / "data")
         try:
-            found = stages(out, given)
+            records = run_stages(out, given)
         except Interrupted as stopped:
-            stopped.hint = whole.resume_command  # not of the stage only
+            stopped.hint = pipeline.resume_command  # not the command that resumes the stage
             raise
-        whole.record.metrics = figures(found)
-        whole.record.peak_memory_mb = device.peak_memory_mb()
-        golds = [found[f"eval-{name}"].metrics["gold"] for name in ("base", "sft", "rl")]
-        plots.bars(("base", "SFT", "RL"), golds, "Orders taken right, held-out", out / "plots" / "success.png")
-    say(conclusion(whole.record, found, out))
-    return whole.record
+        pipeline.record.metrics = figures(records)
+        pipeline.record.peak_memory_mb = device.peak_memory_mb()
+        golds = [records[f"eval-{name}"].metrics["gold"] for name in POLICIES]
+        plots.bars(tuple(POLICIES.values()), golds, "Orders taken right, held-out", out / "plots" / "success.png")
+    say(conclusion(pipeline.record, records, out))
+    return pipeline.record
 
 
 def write_data(folder: Path) -> None:
-    """Write the world's rows as the JSONL that a user would bring."""
+    """Write the embedded rows as JSONL, the way a user would bring them."""
     folder.mkdir(exist_ok=True)
     for name, key in DATA.items():
         with (folder / f"{name}.jsonl").open("w", encoding="utf-8") as file:
             file.writelines(json.dumps(row) + "\n" for row in data.EMBEDDED_ROWS[key]())
 
 
-def stages(out: Path, given: settings.Quickstart) -> dict[str, RunRecord]:
-    """Run every stage with the settings that its command would take, and say in a line what it gave."""
-    found: dict[str, RunRecord] = {}
-    steps = given.quickstart.max_steps
-    length = {"max_steps": steps} if steps is not None else {}
+@dataclass(frozen=True)
+class Pipeline:
+    """Runs stages into folders of `out`, and keeps their records by name."""
 
-    def stage(
-        name: str, what: str, module: Any, kind: Any, said: Callable[[dict[str, Any]], str], **values: Any
-    ) -> None:
-        if what:
-            say(f"\n{what}")
-        values |= {"output": str(out / name), "seed": given.run.seed}
-        before = find_record(str(out / name)) if given.quickstart.resume else None
+    out: Path
+    seed: int
+    resume: bool
+    records: dict[str, RunRecord] = field(default_factory=dict)
+
+    def stage(self, name: str, run: Callable[[Any], RunRecord | None], kind: type, values: Values) -> str:
+        """Run a stage with these settings, unless it is finished already; gives how long it took, in words."""
+        folder = str(self.out / name)
+        before = find_record(folder) if self.resume else None
         if before is not None and before.status == "finished":
-            found[name] = before
-            say(f"   {said(before.metrics)} (done before)")
-            return
+            self.records[name] = before
+            return "already done"
+        more = {"output": folder, "seed": self.seed} | again(self.out / name, before, kind)
         with contextlib.redirect_stdout(io.StringIO()):  # a stage's own notes are in its record
-            record = module.run(settings.build(kind, values | again(out / name, before, kind)))
+            record = run(settings.build(kind, values | more))
         if record is None:
             raise RunFailed(f"The stage {name} gave no record")
-        found[name] = record
-        say(f"   {said(record.metrics)} ({record.elapsed_seconds:.0f} s)")
+        self.records[name] = record
+        return f"{record.elapsed_seconds:.0f} s"
 
+
+def run_stages(out: Path, given: settings.Quickstart) -> dict[str, RunRecord]:
+    """Run every stage with the settings that its command would take, and print a line on each; gives their records."""
+    pipeline = Pipeline(out, given.run.seed, bool(given.quickstart.resume))
+    records, steps = pipeline.records, given.quickstart.max_steps
+    length: Values = {"max_steps": steps} if steps is not None else {}
     policy, judge = str(out / "sft"), str(out / "reward")
-    stage(
-        "sft", "1. SFT: imitate 2,000 calls by a trainee barista, who forgets details", sft, settings.Sft,
-        lambda m: f"loss on held-out calls {m['eval_loss']:.3f}", **length,
-    )  # fmt: skip
-    stage(
-        "reward", "2. Reward: learn from 4,000 pairs which of two calls is better; 8 % of the labels are wrong",
-        reward, settings.Reward, lambda m: f"picks the better of two held-out calls in {m['accuracy']:.1%}", **length,
-    )  # fmt: skip
-    stage(
-        "rl", "3. RL: write calls and learn from that reward alone, anchored to SFT; one base serves all",
-        rl, settings.Rl, lambda m: f"reward {m['first_reward']:.2f} -> {m['reward']:.2f}",
-        model=policy, reward=judge, **length,
-    )  # fmt: skip
-    say("\n4. Evaluation: 400 orders that no stage has seen")
-    for name, word, model in (("base", "base", None), ("sft", "SFT ", policy), ("rl", "RL  ", str(out / "rl"))):
-        stage(f"eval-{name}", "", evaluate, settings.Eval, partial(_right, word), reward=judge, model=model)
-    return found
+    say(f"\n{TITLES['sft']}")
+    took = pipeline.stage("sft", sft.run, settings.Sft, length)
+    say(f"   loss on held-out calls {records['sft'].metrics['eval_loss']:.3f} ({took})")
+    say(f"\n{TITLES['reward']}")
+    took = pipeline.stage("reward", reward.run, settings.Reward, length)
+    say(f"   picks the better of two held-out calls {records['reward'].metrics['accuracy']:.1%} of the time ({took})")
+    say(f"\n{TITLES['rl']}")
+    took = pipeline.stage("rl", rl.run, settings.Rl, {"model": policy, "reward": judge, **length})
+    metrics = records["rl"].metrics
+    say(f"   reward {metrics['first_reward']:.2f} -> {metrics['reward']:.2f} ({took})")
+    say(f"\n{TITLES['eval']}")
+    for name, model in (("base", None), ("sft", policy), ("rl", str(out / "rl"))):
+        took = pipeline.stage(f"eval-{name}", evaluate.run, settings.Eval, {"reward": judge, "model": model})
+        say(f"   {POLICIES[name]:<4} {records[f'eval-{name}'].metrics['gold']:.1%} right ({took})")
+    return records
 
 
-def again(folder: Path, before: RunRecord | None, kind: Any) -> dict[str, Any]:
-    """How a stage runs where an earlier call was stopped in it: training goes on, an evaluation starts over."""
+def again(folder: Path, before: RunRecord | None, kind: type) -> Values:
+    """The settings to run a stage again that was interrupted: training resumes, an evaluation starts over."""
     if before is None:
-        shutil.rmtree(folder, ignore_errors=True)  # stopped before it had a record
+        shutil.rmtree(folder, ignore_errors=True)  # interrupted before it had a record
         return {}
     return {"resume": settings.LATEST} if "resume" in settings.names(kind) else {"overwrite": True}
 
 
-def _right(word: str, metrics: dict[str, Any]) -> str:
-    return f"{word} {metrics['gold']:.1%} right"
-
-
-def figures(found: dict[str, RunRecord]) -> dict[str, float]:
-    """The pipeline's figures, one level deep."""
-    metrics = {"reward_accuracy": found["reward"].metrics["accuracy"]}
-    for name in ("base", "sft", "rl"):
-        measured = found[f"eval-{name}"].metrics
+def figures(records: Mapping[str, RunRecord]) -> dict[str, float]:
+    """The pipeline's key figures, in one flat dictionary."""
+    metrics = {"reward_accuracy": records["reward"].metrics["accuracy"]}
+    for name in POLICIES:
+        measured = records[f"eval-{name}"].metrics
         metrics |= {f"{name}_gold": measured["gold"], f"{name}_mean_reward": measured["mean_reward"]}
     return metrics
 
 
-def conclusion(record: RunRecord, found: dict[str, RunRecord], out: Path) -> str:
-    """The table base -> SFT -> RL, where the picture is, and what to type next."""
-    rows = []
-    for name, word in (("base", "base"), ("sft", "SFT"), ("rl", "RL")):
-        m = found[f"eval-{name}"].metrics
-        interval = f"{m['gold_low']:.1%} to {m['gold_high']:.1%}"
-        divergence = f"{m['kl_k1_per_sequence']:.2f}" if "kl_k1_per_sequence" in m else "-"
-        rows.append(
-            (word, f"{m['gold']:.1%}", interval, f"{m['mean_reward']:.2f}", divergence, f"{m['mean_length']:.1f}")
-        )
+def conclusion(record: RunRecord, records: Mapping[str, RunRecord], out: Path) -> str:
+    """The table of base, SFT and RL, where the picture is, and what to type next."""
+    rows = [row_of(name, records[f"eval-{stage}"].metrics) for stage, name in POLICIES.items()]
     header = ("", "orders right", "95 % interval", "mean reward", "KL to anchor", "tokens")
     table = plain_table(header, rows)
     picture = f"Picture: {out}/plots/success.png · {record.elapsed_seconds:.0f} s in all"
     return f"\n{table}\n\n{picture}\n\n{NEXT.format(out=out)}"
+
+
+def row_of(name: str, metrics: Mapping[str, float]) -> tuple[str, ...]:
+    """A policy's row in the table; a base has no anchor and so no KL."""
+    interval = f"{metrics['gold_low']:.1%} to {metrics['gold_high']:.1%}"
+    divergence = metrics.get("kl_k1_per_sequence")
+    return (
+        name,
+        f"{metrics['gold']:.1%}",
+        interval,
+        f"{metrics['mean_reward']:.2f}",
+        "-" if divergence is None else f"{round(divergence, 2) + 0.0:.2f}",  # + 0.0: not -0.00
+        f"{metrics['mean_length']:.1f}",
+    )

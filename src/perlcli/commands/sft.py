@@ -19,13 +19,15 @@ from perlcli.run.lifecycle import recording
 from perlcli.run.metrics import renamed
 from perlcli.run.record import RunRecord
 from perlcli.training import policies, sampling
-from perlcli.training.loop import train
+from perlcli.training.guards import Model
+from perlcli.training.loop import describe, train
 from perlcli.training.prepare import Prepared, prepare, require
 from perlcli.training.preview import preview
 from perlcli.training.rows import dataset, load_sides
 from perlcli.training.trl_config import trl_config
 
 SAMPLED = 4
+TEMPERATURE, LENGTH = 0.7, 64  # of the samples
 
 
 def run(given: settings.Sft) -> RunRecord | None:
@@ -40,16 +42,11 @@ def run(given: settings.Sft) -> RunRecord | None:
         preview(prepared, config)
         return None
     with recording(prepared.run) as run:
-        model = policies.start(prepared)
-        config.assistant_only_loss = False  # the labels carry it; TRL allows it for rows alone that it renders itself
-        with roles.unrounded(model):
-            trainer: Any = SFTTrainer(model, config, train_dataset=train_set, processing_class=prepared.tokenizer)
-        roles.as_float32(trainer.model)
-        run.record.trl_settings = trainer.args.to_dict()
-        run.record.trainable_parameters, run.record.total_parameters = roles.count_parameters(trainer.model)
+        trainer = build_trainer(prepared, config, train_set)
+        describe(trainer, run)
         train(trainer, run, partial(policies.save, prepared))
         run.record.metrics = measure(trainer, read_rows(run.folder / METRICS), eval_set)
-        show_samples(prepared, trainer.model, held_out or rows)
+        write_samples(prepared, trainer.model, held_out or rows)
         plots.curves("sft", run.folder / METRICS, run.folder / "plots" / "training.png")
     return run.record
 
@@ -60,7 +57,7 @@ def trainer_args(given: settings.Sft) -> SFTConfig:
 
 
 def tokens(rows: Data, prepared: Prepared[settings.Sft], config: SFTConfig, role: str) -> Dataset:
-    """Token ids and labels, -100 where nothing is learned: the prompt, where there is one."""
+    """Token ids and labels, with label -100 for tokens that are not learned, such as the prompt."""
     row_tokens = partial(
         of_demonstration,
         prepared.renderer,
@@ -70,24 +67,36 @@ def tokens(rows: Data, prepared: Prepared[settings.Sft], config: SFTConfig, role
     return dataset(prepared, role, rows, row_tokens)
 
 
+def build_trainer(prepared: Prepared[settings.Sft], config: SFTConfig, rows: Dataset) -> Any:
+    """TRL's trainer on the base with the adapter that trains, or under --full with all of its weights."""
+    model = policies.start(prepared)
+    config.assistant_only_loss = False  # the labels have it already; TRL allows it only for rows that it renders itself
+    with roles.unrounded(model):
+        trainer: Any = SFTTrainer(model, config, train_dataset=rows, processing_class=prepared.tokenizer)
+    roles.as_float32(trainer.model)
+    return trainer
+
+
 def measure(trainer: SFTTrainer, steps: Sequence[dict[str, Any]], held_out: Dataset | None) -> dict[str, float]:
-    """The last training loss by the rows of the steps, and loss and token accuracy on held-out rows."""
+    """The training loss of the last step, and loss and token accuracy on held-out rows."""
     metrics = {"train_loss": steps[-1]["loss"]} if steps else {}
     if held_out is not None:
-        found = trainer.evaluate(held_out)
-        metrics |= {ours: found[theirs] for theirs, ours in renamed("sft", prefix="eval_").items() if theirs in found}
+        evaluated = trainer.evaluate(held_out)
+        names = renamed("sft", prefix="eval_")
+        metrics |= {ours: evaluated[theirs] for theirs, ours in names.items() if theirs in evaluated}
     return metrics
 
 
-def show_samples(prepared: Prepared[settings.Sft], model: Any, rows: Data) -> None:
-    """Write what the policy answers to a few prompts beside the demonstration."""
-    chosen = [row for row in rows.rows if isinstance(row, Demonstration) and row.prompt is not None][:SAMPLED]
-    if not chosen:
+def write_samples(prepared: Prepared[settings.Sft], model: Model, rows: Data) -> None:
+    """Write the policy's answers to a few prompts next to the demonstrations."""
+    answered = [
+        (row.prompt, row.completion) for row in rows.rows if isinstance(row, Demonstration) and row.prompt is not None
+    ][:SAMPLED]
+    if not answered:
         return
-    prompts = [prepared.renderer.prompt_ids(row.prompt) for row in chosen if row.prompt is not None]
-    written = sampling.sample(model, prepared.renderer, prompts, sampling.Sampling(0.7, 64, prepared.settings.run.seed))
-    for row, ids in zip(chosen, written, strict=True):
-        text = prepared.renderer.text(ids)
-        assert row.prompt is not None
-        sample = {"prompt": data.text_of(row.prompt), "demonstration": data.text_of(row.completion), "policy": text}
+    render = prepared.renderer
+    how = sampling.Sampling(TEMPERATURE, LENGTH, prepared.settings.run.seed)
+    written = sampling.sample(model, render, [render.prompt_ids(prompt) for prompt, _ in answered], how)
+    for (prompt, completion), ids in zip(answered, written, strict=True):
+        sample = {"prompt": data.text_of(prompt), "demonstration": data.text_of(completion), "policy": render.text(ids)}
         prepared.run.append(SAMPLES, sample)

@@ -283,7 +283,7 @@ def table() -> str:
     for kind, each in KINDS.items():
         bits = ["16", *(["8"] if each.on_8bit else []), *(["4"] if each.on_4bit else [])]
         rows.append((f"`{kind}`", each.name, f"{', '.join(bits)} bits"))
-    return markdown_table(("`peft_type`", "is", "on a base in"), rows)
+    return markdown_table(("`peft_type`", "adapter", "precision of the base"), rows)
 
 
 def refusals() -> str:

@@ -1,4 +1,4 @@
-"""What lies in memory: how many copies of the base, counted from the live tensors, and what each role adds to one."""
+"""What is in memory: how many copies of the base, counted from the live tensors, and what each role adds to one."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from peft import PeftModel
 from torch import nn
+from transformers import PreTrainedModel
 
 from perlcli.model import roles
 from perlcli.text import megabytes
@@ -19,71 +21,81 @@ Shape = tuple[int, ...]
 
 
 def base_copies(model: nn.Module) -> float:
-    """How often the base's layers lie in memory, in any precision: 1 where every role shares them.
+    """How many copies of the base's layers are in memory, in any precision: 1 if every role shares them.
 
-    Counts, over all live tensors of the process, those of the shapes that the base's layer matrices have, against the
-    base's own; views of one storage count once, gradients and optimiser states not at all.
+    Takes all live tensors of the process that have the shape of one of the base's layer matrices, and divides their
+    size by that of the base's own. Views of one storage count once; gradients and optimiser states don't count.
     """
     own: Counter[Shape] = Counter()
     for name, parameter in model.named_parameters():
-        if roles.is_base(name) and IN_LAYER.search(name) and len(_shape(parameter)) > 1:
-            own[_shape(parameter)] += 1
+        shape = _shape(parameter)
+        if roles.is_base(name) and IN_LAYER.search(name) and len(shape) > 1:
+            own[shape] += 1
     adapters = {id(parameter) for name, parameter in model.named_parameters() if not roles.is_base(name)}
-    live = _live(set(own), adapters)
+    live = _count_live(set(own), adapters)
     size = {shape: torch.Size(shape).numel() for shape in own}
     total = sum(size[shape] * count for shape, count in own.items())
     return sum(size[shape] * live[shape] for shape in own) / total if total else 0.0
 
 
-def _live(wanted: set[Shape], adapters: set[int]) -> Counter[Shape]:
-    """How many storages of these shapes lie in memory, but for the model's own adapters."""
+def _count_live(wanted: set[Shape], adapters: set[int]) -> Counter[Shape]:
+    """How many storages of each wanted shape are in memory, not counting the model's own adapters."""
     gc.collect()
     objects = gc.get_objects()
     tensors = [item for item in objects if issubclass(type(item), torch.Tensor)]
-    kept = adapters | {id(grad) for tensor in tensors if tensor.is_leaf and (grad := tensor.grad) is not None}
-    for item in objects:
-        if issubclass(type(item), torch.optim.Optimizer):
-            kept |= {id(value) for state in item.state.values() for value in state.values()}
-    found: Counter[Shape] = Counter()
+    ignored = adapters | _gradients(tensors) | _optimiser_states(objects)
+    counts: Counter[Shape] = Counter()
     seen: set[int] = set()
     for tensor in tensors:
-        if tensor.device.type == "meta" or id(tensor) in kept or _shape(tensor) not in wanted:
+        if tensor.device.type == "meta" or id(tensor) in ignored or _shape(tensor) not in wanted:
             continue
-        place = tensor.untyped_storage().data_ptr()
-        if place not in seen:
-            seen.add(place)
-            found[_shape(tensor)] += 1
-    return found
+        storage = tensor.untyped_storage().data_ptr()
+        if storage not in seen:
+            seen.add(storage)
+            counts[_shape(tensor)] += 1
+    return counts
+
+
+def _gradients(tensors: list[torch.Tensor]) -> set[int]:
+    return {id(tensor.grad) for tensor in tensors if tensor.is_leaf and tensor.grad is not None}
+
+
+def _optimiser_states(objects: list[object]) -> set[int]:
+    optimisers: list[Any] = [item for item in objects if issubclass(type(item), torch.optim.Optimizer)]
+    states = [state for optimiser in optimisers for state in optimiser.state.values()]
+    return {id(value) for state in states for value in state.values()}
 
 
 def _shape(tensor: torch.Tensor) -> Shape:
-    """The shape that a weight stands for: packing in 4 bits stores it flat."""
+    """The shape of the weight that a tensor holds: 4-bit packing stores it flat."""
     state = getattr(tensor, "quant_state", None)
     return tuple(tensor.shape if state is None else state.shape)
 
 
-def of_roles(model: Any, anchor: Any, rewards: Mapping[str, int], value: int) -> dict[str, float]:
-    """MB of the base and of what each role adds to it; under full tuning each role is a model of its own.
+def of_roles(
+    model: PeftModel | PreTrainedModel, anchor: nn.Module | None, rewards: Mapping[str, int], value: int
+) -> dict[str, float]:
+    """Megabytes of the base and of what each role adds to it; under full tuning each role is a separate model.
 
-    `rewards` and `value` come in bytes; a reward function takes none.
+    `rewards` (by name) and `value` are given in bytes; a reward function takes none.
     """
-    adapters = getattr(model, "peft_config", None)
-    own = roles.bytes_of(p for name, p in model.named_parameters() if roles.is_base(name))
-    found = {"base": own} if adapters is not None else {}
-    found["policy"] = roles.adapter_bytes(model, roles.POLICY) if adapters is not None else own
+    base = roles.bytes_of(p for name, p in model.named_parameters() if roles.is_base(name))
+    if isinstance(model, PeftModel):
+        sizes = {"base": base, "policy": roles.adapter_bytes(model, roles.POLICY)}
+        sizes["anchor"] = roles.adapter_bytes(model, roles.ANCHOR)
+    else:
+        sizes = {"policy": base}
     if anchor is not None:
-        found["anchor"] = roles.bytes_of(anchor.parameters())
-    elif adapters is not None:
-        found["anchor"] = roles.adapter_bytes(model, roles.ANCHOR)
-    found |= {f"reward {name}" if len(rewards) > 1 else "reward": size for name, size in rewards.items() if size}
+        sizes["anchor"] = roles.bytes_of(anchor.parameters())
+    sizes |= {f"reward {name}" if len(rewards) > 1 else "reward": size for name, size in rewards.items() if size}
     if value:
-        found["value"] = value
-    return {name: round(size / 1e6, 3) for name, size in found.items()}
+        sizes["value"] = value
+    return {name: round(size / 1e6, 3) for name, size in sizes.items()}
 
 
-def line(copies: float, parts: Mapping[str, float]) -> str:
-    """The memory of a run as one line."""
+def line(copies: float, sizes: Mapping[str, float]) -> str:
+    """The memory of a run as one line, from megabytes by role."""
     start = f"base copies resident: {copies:.3g}"
-    if "base" in parts:
-        start += f" ({megabytes(parts['base'])})"
-    return start + "; " + ", ".join(f"{name} {megabytes(size)}" for name, size in parts.items() if name != "base")
+    if "base" in sizes:
+        start += f" ({megabytes(sizes['base'])})"
+    return start + "; " + ", ".join(f"{name} {megabytes(size)}" for name, size in sizes.items() if name != "base")

@@ -1,24 +1,31 @@
-"""The checks that no run goes without: what must move moved, what must stay stayed, the policy began at its anchor."""
+"""Checks that no run skips: what trains has changed, what is frozen has not, the policy started at its anchor."""
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
 from torch import nn
-from transformers import TrainerCallback
+from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from perlcli.errors import RunFailed
 from perlcli.model import roles
 
+Model = PreTrainedModel | PeftModel
+Digests = dict[str, str]  # by role; the base's role is ""
+Save = Callable[[Model, Path], None]  # writes a model into a folder
+WORDS = {"": "base", roles.POLICY: "policy", roles.ANCHOR: "anchor", roles.VALUE: "value model"}
+
 
 def checksum(model: nn.Module, adapter: str) -> str:
-    """A digest of an adapter's weights; of the base's, with its quantised state, for an empty name.
+    """A digest of an adapter's weights, or for an empty name of the base's weights with their quantised state.
 
-    Sums each tensor's bytes where it lies, at memory speed: it is to notice training, not forgery.
+    Sums the bytes of each tensor without a copy, at memory speed: it is meant to notice training, not forgery.
     """
     digest = hashlib.sha256()
     for name, tensor in _tensors(model, adapter):
@@ -27,125 +34,173 @@ def checksum(model: nn.Module, adapter: str) -> str:
 
 
 def sums(tensor: torch.Tensor) -> str:
-    """What tells one tensor's content from another's."""
+    """Two sums over a tensor's content that change if the content does."""
     flat = tensor.detach().contiguous().flatten()
     return f"{_total(flat)} {float(flat[::97].double().sum())!r}"
 
 
 def _total(flat: torch.Tensor) -> int:
-    """The sum of a tensor's bytes, eight by eight: torch would sum narrower types in a copy eight times as large."""
+    """The sum of a tensor's bytes as 64-bit numbers: torch would sum narrower types in a copy eight times as large."""
     data, total = flat.view(torch.uint8), 0
-    is_aligned = data.data_ptr() % 8 == data.storage_offset() % 8 == 0  # in a mapped file a weight may lie anywhere
+    # a weight in a memory-mapped file can start at any byte, and a view as int64 needs a multiple of 8
+    is_aligned = data.data_ptr() % 8 == data.storage_offset() % 8 == 0
     for piece in data.split(1 << 30 if is_aligned else 1 << 20):
         part = piece if is_aligned else piece.clone()
-        whole = len(part) // 8 * 8
-        total += int(part[:whole].view(torch.int64).sum()) + int(part[whole:].sum(dtype=torch.int64))
+        end = len(part) // 8 * 8
+        total += int(part[:end].view(torch.int64).sum()) + int(part[end:].sum(dtype=torch.int64))
     return total % 2**64
 
 
 def _tensors(model: nn.Module, adapter: str) -> Iterator[tuple[str, torch.Tensor]]:
     for name, parameter in model.named_parameters():
-        if roles.is_of(adapter, name) if adapter else roles.is_base(name):
-            yield name, parameter
-            if getattr(parameter, "quant_state", None) is not None:
-                yield from ((f"{name} state {i}", t) for i, t in enumerate(roles.quantised_state(parameter)))
-    for name, module in [] if adapter else model.named_modules():
+        if not (roles.is_of(adapter, name) if adapter else roles.is_base(name)):
+            continue
+        yield name, parameter
+        if getattr(parameter, "quant_state", None) is not None:
+            yield from ((f"{name} state {i}", state) for i, state in enumerate(roles.quantised_state(parameter)))
+    if adapter:
+        return
+    for name, module in model.named_modules():
         scale = int8_scale(module)
         if scale is not None:
             yield f"{name} scale", scale
 
 
 def int8_scale(module: nn.Module) -> torch.Tensor | None:
-    """The row scales of an 8-bit layer, which bitsandbytes moves from the weight to the layer at the first forward."""
-    own = dict(module.named_parameters(recurse=False)).get(
-        "weight"
-    )  # peft's wrapper shows its layer's weight as its own
-    for holder in (own, getattr(module, "state", None) if own is not None else None):
-        scale = getattr(holder, "SCB", None)
-        if scale is not None:
-            return scale
-    return None
+    """The row scales of an 8-bit layer; None for any other module.
+
+    bitsandbytes moves them from the weight to the layer's state at the first forward pass.
+    """
+    weight = dict(module.named_parameters(recurse=False)).get("weight")  # peft's wrapper shows its layer's as its own
+    if weight is None:
+        return None
+    scale = getattr(weight, "SCB", None)
+    return getattr(getattr(module, "state", None), "SCB", None) if scale is None else scale
 
 
-def checksums(model: Any) -> dict[str, str]:
-    """A digest for each role on the base; under full tuning of the policy alone."""
-    adapters = list(getattr(model, "peft_config", {}))
-    if not adapters:
+def checksums(model: Model) -> Digests:
+    """A digest for each role on the base; under full tuning only for the policy."""
+    if not isinstance(model, PeftModel):
         return {roles.POLICY: checksum(model, "")}
-    return {"": checksum(model, ""), **{name: checksum(model, name) for name in adapters}}
+    return {"": checksum(model, ""), **{name: checksum(model, name) for name in model.peft_config}}
 
 
-def compare(before: Mapping[str, str], after: Mapping[str, str]) -> None:
-    """The policy must have moved, and the value model where there is one; nothing else may. Raises RunFailed."""
-    for name, mark in before.items():
-        word = f"The {told(name)}"
-        if name in (roles.POLICY, roles.VALUE):
-            assert_moved(mark, after[name], word)
+class Watch:
+    """Compares the weights of each role before training with those after it.
+
+    `digests` gives a digest for each role; `trained` are the roles that must change, while all others must not.
+    """
+
+    def __init__(self, digests: Callable[[], Digests], trained: Collection[str] = (roles.POLICY, roles.VALUE)) -> None:
+        self.digests, self.trained = digests, trained
+        self.before = digests()
+        self.after: Digests = {}
+
+    def before_saving(self, save: Save) -> Save:
+        """`save`, which takes the digests first: saving rounds the head of a reward model and fully tuned weights."""
+
+        def digest_and_save(model: Model, folder: Path) -> None:
+            self.after = self.digests()
+            save(model, folder)
+
+        return digest_and_save
+
+    def check(self) -> dict[str, list[str]]:
+        """The names of the roles that trained and of those that did not. Raises RunFailed, as `compare` does."""
+        compare(self.before, self.after, self.trained)
+        trained = [name for name in self.before if name in self.trained]
+        return {
+            "trained": sorted(map(word, trained)),
+            "unchanged": sorted(word(name) for name in self.before if name not in trained),
+        }
+
+
+def compare(
+    before: Mapping[str, str], after: Mapping[str, str], trained: Collection[str] = (roles.POLICY, roles.VALUE)
+) -> None:
+    """Raises RunFailed if one of the trained roles did not change, or any other role did."""
+    for name, digest in before.items():
+        if name in trained:
+            assert_moved(digest, after[name], f"The {word(name)}")
         else:
-            assert_still(mark, after[name], f"{word} adapter" if name.startswith(roles.REWARD) else word)
+            kind = " adapter" if name.startswith(roles.REWARD) else ""
+            assert_still(digest, after[name], f"The {word(name)}{kind}")
 
 
-def told(name: str) -> str:
-    """A role's name for a person to read; the empty one is the base's."""
-    words = {"": "base", roles.POLICY: "policy", roles.ANCHOR: "anchor", roles.VALUE: "value model"}
-    return words.get(name, name)
+def word(name: str) -> str:
+    """A role's name in messages."""
+    return WORDS.get(name, name)
 
 
 def assert_moved(before: str, after: str, what: str) -> None:
-    """Fail a run whose trained adapter is what it was: it learned nothing."""
+    """Raises RunFailed if trained weights are what they were: nothing was learned."""
     if before == after:
         raise RunFailed(f"{what} did not change: nothing was learned", "check --learning-rate and the data")
 
 
 def assert_still(before: str, after: str, what: str) -> None:
-    """Fail a run that changed what must stay frozen."""
+    """Raises RunFailed if frozen weights changed."""
     if before != after:
-        raise RunFailed(f"{what} changed during the run, though it is frozen: the result can't be trusted")
+        raise RunFailed(f"{what} changed during training although it is frozen: the result can't be trusted")
 
 
 class TrainsExactly(TrainerCallback):
-    """Stops a run before its first step where its optimiser holds other parameters than those that are to train."""
+    """Stops a run before its first step if its optimiser holds other parameters than those that should train."""
 
     def __init__(self, intended: Collection[nn.Parameter], names: Mapping[int, str]) -> None:
         self.intended, self.names = {id(parameter) for parameter in intended}, names
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any) -> None:
-        held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, optimizer: Any = None, **_: object
+    ) -> None:
         if not self.intended:
-            raise RunFailed("No parameter is left to train: nothing can be learned")
-        for what, odd in (("would train", held - self.intended), ("would not train", self.intended - held)):
-            if odd:
-                first = self.names.get(next(iter(odd)), "a parameter outside the model")
-                raise RunFailed(f"{len(odd)} parameters {what} against what was asked for, {first} among them")
+            raise RunFailed("No parameter is trainable: nothing can be learned")
+        held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        self._refuse(held - self.intended, "would train {} that should stay frozen, such as {}")
+        self._refuse(self.intended - held, "leaves out {} that should train, such as {}")
+
+    def _refuse(self, parameters: set[int], fault: str) -> None:
+        if parameters:
+            example = self.names.get(next(iter(parameters)), "one outside the model")
+            count = f"{len(parameters)} parameter{'s' * (len(parameters) != 1)}"
+            raise RunFailed(f"The optimiser {fault.format(count, example)}")
 
 
 def intended(model: nn.Module, more: Iterable[nn.Parameter] = ()) -> TrainsExactly:
-    """The guard for a run that trains the policy's adapter, everything under full tuning, and what is named beside."""
+    """The guard for a run that trains the policy's adapter (under full tuning everything) and `more` parameters."""
     named = dict(model.named_parameters())
-    adapters = getattr(model, "peft_config", None)
-    wanted = [p for name, p in named.items() if adapters is None or roles.is_of(roles.POLICY, name)]
+    is_full = not isinstance(model, PeftModel)
+    wanted = [parameter for name, parameter in named.items() if is_full or roles.is_of(roles.POLICY, name)]
     return TrainsExactly([*wanted, *more], {id(parameter): name for name, parameter in named.items()})
 
 
 class StartsAtAnchor(TrainerCallback):
-    """Stops a run whose first logged KL is not 0, where the policy is its own anchor at the start."""
+    """Stops a run whose first logged KL is not 0, for a policy that starts at its anchor."""
 
     def __init__(self, dtype: torch.dtype) -> None:
         self.dtype = dtype
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **_: object,
+    ) -> None:
         if state.global_step == 1 and logs and logs.get("kl") is not None:
             assert_at_anchor(logs["kl"], self.dtype)
 
 
 def assert_at_anchor(kl: float, dtype: torch.dtype) -> None:
-    """Fail a run whose policy is not its anchor before the first step; `kl` is the mean per token.
+    """Raises RunFailed if the policy differs from its anchor before the first step; `kl` is the mean per token.
 
-    The two are computed alike, so their difference is 0, or rounding whose mean stays far below the dtype's step.
+    Both are computed in the same way, so they differ by 0, or by rounding whose mean is far below the dtype's epsilon.
     """
     limit = max(1e-5, torch.finfo(dtype).eps / 10)
     if not abs(kl) <= limit or not math.isfinite(kl):
         raise RunFailed(
-            f"The policy is not its own anchor at the start: KL {kl:.3g} per token, above the {limit:.1g} of {dtype}",
-            "this is a fault of perlcli or a library below it: please report it with the model and the options",
+            f"The policy differs from its anchor before the first step: KL {kl:.3g} per token, and rounding in {dtype} "
+            f"explains at most {limit:.1g}",
+            "this is a bug in perlcli or in a library it uses: please report it with the model and the options",
         )

@@ -1,4 +1,4 @@
-"""The judge of what a policy writes: the reward function that TRL is given, and the probe before the first step."""
+"""Judges what a policy writes: the reward function that TRL calls, and the probe before the first step."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
+from transformers import TrainerState
+
 from perlcli import data, settings
 from perlcli.data import Prompt
 from perlcli.errors import RunFailed
@@ -16,70 +18,71 @@ from perlcli.run.lifecycle import Run
 from perlcli.training import sampling
 from perlcli.training.prepare import Prepared, filled
 from perlcli.training.rewards import Scored
-from perlcli.training.sampling import Sampling
+from perlcli.training.sampling import Ids, Model, Sampling
 
-REWARD, SUM = "reward", "weighted_sum"  # the judge's names, for one reward and for several
+REWARD, SUM = "reward", "weighted_sum"  # the judge's names in TRL's metrics, for one reward and for several
 ROW = "perlcli_row"  # the column that leads from TRL's batches back to our rows
-PROMPTS, PER_PROMPT = 4, 4  # what a probe samples; without groups as many completions of as many prompts
-# How often the probe is taken again, on other prompts, where that may help: a function may be hard to please, and a
-# policy that is sure of itself writes the same to a prompt each time, which says nothing of the reward.
+PROMPTS, PER_PROMPT = 4, 4  # what a probe samples; without groups it takes one completion of 16 prompts
+# How many times to probe, on other prompts each time, if that may help: a function can be hard to please, and a policy
+# that writes the same to a prompt every time says nothing about the reward.
 ROUNDS = 5
-Score = Callable[[Sequence[Prompt], Sequence[list[int]]], Scored]
+SAMPLES_PER_RUN = 20
+Asked = tuple[Prompt, Ids]  # a prompt with its token ids
+Score = Callable[[Sequence[Prompt], Sequence[Ids]], Scored]
 
 
 class Judge:
-    """The reward function that TRL calls: scores what the policy wrote, keeps samples, stops where one is no number."""
+    """The reward function that TRL calls: scores completions, keeps samples, stops the run at a NaN or infinity."""
 
-    def __init__(
-        self, run: Run, prepared: Prepared[settings.Rl], score: Score, rows: list[Prompt], name: str = REWARD
-    ) -> None:
-        self.run, self.score, self.rows, self.render = run, score, rows, prepared.renderer
+    def __init__(self, prepared: Prepared[settings.Rl], score: Score, rows: list[Prompt], name: str = REWARD) -> None:
+        self.run, self.render = prepared.run, prepared.renderer
+        self.score, self.rows = score, rows
         self.__name__ = name  # TRL names its metrics by it
 
     def __call__(
-        self, completion_ids: Sequence[list[int]], trainer_state: Any, log_metric: Any, **columns: Any
+        self,
+        completion_ids: Sequence[Ids],
+        trainer_state: TrainerState,
+        log_metric: Callable[[str, float], None],
+        **columns: Any,
     ) -> list[float]:
-        """One reward a completion of the batch."""
+        """One reward per completion of the batch; `columns` are those of the dataset. Raises RunFailed."""
         rows = [self.rows[index] for index in columns[ROW]]
-        found = self.score(rows, completion_ids)
-        check_finite(found.total)
-        for name, part in found.parts.items() if len(found.parts) > 1 else ():
-            log_metric(f"rewards/{name}/mean", fmean(part))
+        scored = self.score(rows, completion_ids)
+        check_finite(scored.total)
+        if len(scored.parts) > 1:
+            for name, rewards in scored.parts.items():
+                log_metric(f"rewards/{name}/mean", fmean(rewards))
         texts = [self.render.text(ids) for ids in completion_ids]
-        gold = [check(text) for row, text in zip(rows, texts, strict=True) if (check := data.gold_check(row))]
+        checks = [data.gold_check(row) for row in rows]
+        gold = [check(text) for check, text in zip(checks, texts, strict=True) if check]
         if gold:
             log_metric("gold", fmean(gold))
-        self._sample(trainer_state, rows[0], texts[0], found.total[0])
-        return found.total
+        if trainer_state.global_step % max(1, trainer_state.max_steps // SAMPLES_PER_RUN) == 0:
+            self._keep_sample(trainer_state.global_step + 1, rows[0], texts[0], scored.total[0])
+        return scored.total
 
-    def _sample(self, state: Any, row: Prompt, text: str, reward: float) -> None:
-        every = max(1, state.max_steps // 20)
-        if state.global_step % every == 0:
-            sample = {
-                "step": state.global_step + 1,
-                "prompt": data.text_of(row.prompt),
-                "policy": text,
-                "reward": reward,
-            }
-            self.run.append(SAMPLES, sample)
+    def _keep_sample(self, step: int, row: Prompt, text: str, reward: float) -> None:
+        prompt = data.text_of(row.prompt)
+        self.run.append(SAMPLES, {"step": step, "prompt": prompt, "policy": text, "reward": reward})
 
 
 def check_finite(rewards: Sequence[float]) -> None:
-    """Raise RunFailed where a reward is not a finite number."""
+    """Raises RunFailed if a reward is NaN or infinite."""
     if not all(map(math.isfinite, rewards)):
-        raise RunFailed("The reward is not a finite number for some completions", "check the reward model or function")
+        raise RunFailed("The reward is NaN or infinite for some completions", "check the reward model or function")
 
 
 @dataclass(frozen=True)
 class Probe:
-    """What the policy wrote to a few prompts before it learned, and what the reward thinks of it."""
+    """What the policy wrote to a few prompts before it learned, and how the reward scored it."""
 
-    prompts: list[list[int]]
-    written: list[list[int]]
+    prompts: list[Ids]
+    written: list[Ids]
     scored: Scored
 
     def differs(self, part: slice) -> bool:
-        """Whether different completions got different rewards: equal ones differ by rounding, which teaches nothing."""
+        """Whether different completions got different rewards; equal ones differ by rounding, which teaches nothing."""
         texts = [(*prompt, -1, *ids) for prompt, ids in zip(self.prompts[part], self.written[part], strict=True)]
         rewards = dict(zip(texts, self.scored.total[part], strict=True)).values()
         return max(rewards) > min(rewards)
@@ -88,73 +91,72 @@ class Probe:
         """Whether there are different completions."""
         return len({tuple(ids) for ids in self.written[part]}) > 1
 
-    def summary(self) -> dict[str, Any]:
+    def summary(self) -> dict[str, float]:
         """The probe as a run's record keeps it."""
         rewards = self.scored.total
         return {
-            "completions": len(rewards), "reward_low": min(rewards), "reward_mean": fmean(rewards),
+            "completions": len(rewards),
+            "reward_low": min(rewards),
+            "reward_mean": fmean(rewards),
             "reward_high": max(rewards),
-        }  # fmt: skip
+        }
 
 
 def probe(
-    model: Any,
-    prepared: Prepared[settings.Rl],
-    score: Score,
-    prompts: Sequence[tuple[Prompt, list[int]]],
-    *,
-    is_function: bool,
+    model: Model, prepared: Prepared[settings.Rl], score: Score, prompts: Sequence[Asked], *, is_function: bool
 ) -> Probe:
-    """Sample and score a few prompts before the first step. Raises RunFailed where all get the same reward.
+    """Sample and score a few prompts before the first step. Raises RunFailed if all get the same reward.
 
-    RLOO learns from differences between completions of one prompt, so a reward model that sees none in any prompt is
-    a fault too. A function, and a policy that writes the same each time, get `ROUNDS` probes.
+    RLOO learns from differences between completions of one prompt, so a reward model that sees none within any prompt
+    fails too. A reward function, and a policy that writes the same each time, get up to `ROUNDS` probes.
     """
     values = prepared.settings
-    groups = values.rl.algorithm == "rloo"
-    size = min(PER_PROMPT, filled(values.rl.num_generations)) if groups else 1
-    count = PROMPTS if groups else PROMPTS * PER_PROMPT
+    is_grouped = values.rl.algorithm == "rloo"
+    per_prompt = min(PER_PROMPT, filled(values.rl.num_generations)) if is_grouped else 1
+    count = PROMPTS if is_grouped else PROMPTS * PER_PROMPT
     for turn in range(ROUNDS):
-        part = [prompts[(turn * count + i) % len(prompts)] for i in range(count) for _ in range(size)]
-        found = _answer(model, prepared, score, part, values.run.seed + turn)
-        check_finite(found.scored.total)
-        width = len(part) if is_function or not groups else size
-        slices = [slice(start, start + width) for start in range(0, len(part), width)]
-        if any(map(found.differs, slices)):
-            _tell_idle(prepared.run, found.scored)
-            return found
-        if not is_function and any(map(found.varies, slices)):
+        part = [prompts[(turn * count + i) % len(prompts)] for i in range(count) for _ in range(per_prompt)]
+        result = _answer(model, prepared, score, part, values.run.seed + turn)
+        check_finite(result.scored.total)
+        width = per_prompt if is_grouped and not is_function else len(part)
+        groups = [slice(start, start + width) for start in range(0, len(part), width)]
+        if any(map(result.differs, groups)):
+            _note_constant_rewards(prepared.run, result.scored)
+            return result
+        if not is_function and any(map(result.varies, groups)):
             break
-    raise RunFailed(*_no_difference(found, len(prompts[:count]), size))
+    raise _no_difference(result, len(prompts[:count]), per_prompt)
 
 
-def _answer(
-    model: Any, prepared: Prepared[settings.Rl], score: Score, part: Sequence[tuple[Prompt, list[int]]], seed: int
-) -> Probe:
+def _answer(model: Model, prepared: Prepared[settings.Rl], score: Score, part: Sequence[Asked], seed: int) -> Probe:
     values = prepared.settings
-    size = filled(values.train.per_device_train_batch_size)
-    written: list[list[int]] = []
+    how = Sampling(filled(values.sampling.temperature), filled(values.sampling.max_completion_length), seed)
     prompts = [ids for _, ids in part]
-    for start in range(0, len(part), size):
-        longest = filled(values.sampling.max_completion_length)
-        how = Sampling(filled(values.sampling.temperature), longest, seed + start)
-        written += sampling.sample(model, prepared.renderer, prompts[start : start + size], how)
+    size = filled(values.train.per_device_train_batch_size)
+    batches = sampling.sample_batches(model, prepared.renderer, prompts, how, size)
+    written = [ids for batch in batches for ids in batch]
     return Probe(prompts, written, score([row for row, _ in part], written))
 
 
-def _no_difference(found: Probe, prompts: int, size: int) -> tuple[str, str]:
-    rewards = found.scored.total
-    if not found.differs(slice(None)) and found.varies(slice(None)):
-        what = f"The reward gives all {len(rewards)} completions the same value ({rewards[0]:.4g}): nothing to learn"
-        return what, "check that the reward fits the data and tells good completions from bad ones"
-    same = len({tuple(ids) for ids in found.written}) <= prompts
-    what = f"The reward gives the {size} completions of each of {prompts} prompts the same value: nothing to learn"
-    why = "the policy writes the same to a prompt each time: " if same else ""
-    return what, f"{why}raise --temperature or --num-generations, or check the reward"
+def _no_difference(result: Probe, prompts: int, per_prompt: int) -> RunFailed:
+    rewards, everything = result.scored.total, slice(None)
+    if not result.differs(everything) and result.varies(everything):
+        return RunFailed(
+            f"The reward gives all {len(rewards)} completions the same value ({rewards[0]:.4g}): nothing to learn",
+            "check that the reward suits the data and tells good completions from bad ones",
+        )
+    is_certain = len({tuple(ids) for ids in result.written}) <= prompts
+    cause = "the policy writes the same completion to a prompt every time: " if is_certain else ""
+    return RunFailed(
+        f"The reward gives the {per_prompt} completions of each of {prompts} prompts the same value: nothing to learn",
+        f"{cause}raise --temperature or --num-generations, or check the reward",
+    )
 
 
-def _tell_idle(run: Run, scored: Scored) -> None:
-    """Say which of several rewards gives everything the same value."""
-    for name, part in scored.parts.items() if len(scored.parts) > 1 else ():
-        if max(part) == min(part):
-            run.note(f"The reward {name} gives all {len(part)} completions the same value: so far it adds nothing.")
+def _note_constant_rewards(run: Run, scored: Scored) -> None:
+    """Note which of several rewards give every completion the same value."""
+    if len(scored.parts) < 2:
+        return
+    for name, rewards in scored.parts.items():
+        if max(rewards) == min(rewards):
+            run.note(f"The reward {name} gives all {len(rewards)} completions the same value: it has no effect so far.")

@@ -1,85 +1,103 @@
-"""What watches a TRL trainer at work: progress, metrics, tokens, memory, and a stop where nothing can be learned."""
+"""Runs a TRL trainer: progress, metrics, tokens, memory, stops by a signal, and saving whatever happens."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import SchedulerType, Trainer, TrainerCallback
+from transformers import SchedulerType, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 from trl import RLOOTrainer
 
 from perlcli import device
 from perlcli.errors import Interrupted, PerlError, RunFailed
+from perlcli.model import roles
 from perlcli.run import checkpoints, disk, signals
 from perlcli.run.files import CHECKPOINTS, METRICS, SAMPLES
 from perlcli.run.lifecycle import Run
 from perlcli.run.metrics import STEP, STEP_CPU
 from perlcli.run.progress import Progress
 from perlcli.training import resume
+from perlcli.training.guards import Save
 from perlcli.training.resume import Resumable
 
-KEPT = 10  # rows of a trainer's own history of its figures
+KEPT = 10  # entries of the trainer's own log history
 
 
 class Meter(TrainerCallback):
-    """Keeps `metrics.jsonl` and the progress line, and stops a run whose loss or gradient is no number."""
+    """Keeps `metrics.jsonl` and the progress line, and stops a run whose loss or gradient is NaN or infinite.
 
-    def __init__(self, run: Run, *, counts_on: bool = False) -> None:
-        self.run, self.counts_on = run, counts_on
+    `restores_tokens` says whether the trainer continues its count of tokens when it resumes.
+    """
+
+    def __init__(self, run: Run, *, restores_tokens: bool = False) -> None:
+        self.run, self.restores_tokens = run, restores_tokens
         self.progress: Progress | None = None
-        self.interrupted = 0  # the signal that asked for the end
-        self.earlier_tokens = 0  # of a resumed run, where its trainer counts from 0 again
-        self.began = self.took = (0.0, 0.0)
+        self.interrupted = 0  # the signal that asked the run to stop
+        self.earlier_tokens = 0  # of a resumed run whose trainer counts from 0 again
+        self.step_start = self.step_seconds = (0.0, 0.0)
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
+    ) -> None:
         self.progress = Progress(self.run.record.command, state.max_steps).__enter__()
-        self.earlier_tokens = 0 if self.counts_on else self.run.record.tokens
+        self.earlier_tokens = 0 if self.restores_tokens else self.run.record.tokens
 
-    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.began = clocks()
+    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
+        self.step_start = clocks()
 
-    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        """Before the weights change: a gradient that is no number would spoil them."""
-        grads = [p.grad for p in model.parameters() if p.grad is not None]
-        if not grads:
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **_: object
+    ) -> None:
+        """Check the gradients before they change the weights."""
+        gradients = [p.grad for p in model.parameters() if p.grad is not None]
+        if not gradients:
             raise RunFailed("No parameter received a gradient: nothing can be learned", "check --lora-target-modules")
         if args.fp16:
-            return  # its gradient scaler finds an overflow itself, leaves the step out and lowers the scale
-        if not math.isfinite(float(torch.stack([grad.detach().float().norm() for grad in grads]).sum())):
+            return  # the gradient scaler finds an overflow itself, skips the step and lowers the scale
+        if not math.isfinite(float(torch.stack([gradient.detach().float().norm() for gradient in gradients]).sum())):
             step = state.global_step + 1
-            self._fail(f"gradient is not a finite number at step {step}; the adapter of the step before is saved")
+            self._fail(f"gradient is NaN or infinite at step {step}; the weights from before that step are saved")
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **kwargs: Any) -> None:
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: Mapping[str, float] | None = None,
+        **_: object,
+    ) -> None:
         if logs is None or "loss" not in logs:
             return
-        counted = int(logs.get("num_tokens") or 0)
-        self.run.record.steps, self.run.record.tokens = state.global_step, self.earlier_tokens + counted
-        seconds = dict(zip((STEP, STEP_CPU), self.took, strict=True))
-        self.run.append(METRICS, {"step": state.global_step, **logs, **seconds, "num_tokens": self.run.record.tokens})
+        record = self.run.record
+        record.steps, record.tokens = state.global_step, self.earlier_tokens + int(logs.get("num_tokens") or 0)
+        seconds = dict(zip((STEP, STEP_CPU), self.step_seconds, strict=True))
+        self.run.append(METRICS, {"step": state.global_step, **logs, **seconds, "num_tokens": record.tokens})
         if self.progress:
             self.progress.update(state.global_step, logs)
-        del state.log_history[:-KEPT]  # all of it is in metrics.jsonl; every checkpoint would hold it once more
+        del state.log_history[:-KEPT]  # metrics.jsonl has all of it; every checkpoint would hold it again
         if not math.isfinite(logs["loss"]):
-            self._fail(f"loss is not a finite number at step {state.global_step}")
+            self._fail(f"loss is NaN or infinite at step {state.global_step}")
 
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """The trainer has written a checkpoint: make it one that counts."""
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
+        """The trainer has written a checkpoint: complete it and move it to its place."""
         self.run.check_stands()
         for path in (self.run.folder / METRICS, self.run.folder / SAMPLES):
             if path.exists():
-                disk.sync(path)  # a checkpoint that outlives its machine is never ahead of them
+                disk.sync(path)  # after a power failure, no checkpoint is ahead of them
         checkpoints.keep(self.run.folder / CHECKPOINTS, state.global_step, self.run.record.settings["save_total_limit"])
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
-        self.run.check_stands()  # the trainer would make folders again that were deleted
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
+    ) -> TrainerControl:
+        self.run.check_stands()  # the trainer would recreate folders that were deleted
         wall, processors = clocks()
-        self.took = round(wall - self.began[0], 6), round(processors - self.began[1], 6)
+        self.step_seconds = round(wall - self.step_start[0], 6), round(processors - self.step_start[1], 6)
         if self.interrupted:
             control.should_save = control.should_training_stop = True
         return control
@@ -91,13 +109,13 @@ class Meter(TrainerCallback):
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """On Ctrl-C, SIGTERM or SIGUSR1 finish the step, save and end; a second one ends at once."""
+        """On Ctrl-C, SIGTERM or SIGUSR1 finish the step, save and stop; on a second signal stop immediately."""
 
         def ask(number: int) -> None:
             if self.interrupted:
                 signals.stop(number)
             self.interrupted = number
-            disk.tell("Finishing this step, then saving. Once more to stop at once.")
+            disk.tell("Interrupted: finishing this step, then saving. Interrupt again to stop immediately.")
 
         with signals.heard(ask):
             yield
@@ -107,36 +125,45 @@ class Meter(TrainerCallback):
 
 
 def clocks() -> tuple[float, float]:
-    """Seconds on the wall and of this process's processors, once the GPU has done what it was given."""
+    """Wall-clock seconds and CPU seconds of this process, once the GPU has finished its work."""
     if device.kind() == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter(), time.process_time()
 
 
-def train(trainer: Trainer, run: Run, save: Callable[[Any, Path], None]) -> None:
-    """Train to the end, or to a stop that leaves the last good state; `save` writes a model into a folder, from where
-    it comes into the run's once it is whole."""
-    meter = Meter(run, counts_on=isinstance(trainer, RLOOTrainer))
+def describe(trainer: Any, run: Run) -> None:
+    """Keep in the record the trainer's settings and how many parameters it trains."""
+    run.record.trl_settings = trainer.args.to_dict()
+    run.record.trainable_parameters, run.record.total_parameters = roles.count_parameters(trainer.model)
+
+
+def train(trainer: Trainer, run: Run, save: Save) -> None:
+    """Train to the end, or until a signal or an error, and save the model in either case.
+
+    `save` writes the model into a folder, from which its files move into the run's once all are complete. Raises
+    Interrupted after a signal, RunFailed at a NaN or infinite loss or gradient, and PerlError from a reward function.
+    """
+    meter = Meter(run, restores_tokens=isinstance(trainer, RLOOTrainer))
     resumable = Resumable(trainer)
     trainer.remove_callback(PrinterCallback)
-    for callback in (resumable, meter):  # in this order: a checkpoint is sealed when all is in it
+    for callback in (resumable, meter):  # in this order: a checkpoint is sealed once everything is in it
         trainer.add_callback(callback)
     checkpoints.begin(run.folder / CHECKPOINTS)
     run.parts.append(f"{CHECKPOINTS}/{checkpoints.HERE}")
     checkpoint = resume.find(run) if run.record.settings["resume"] else None
-    begun = run.record.steps
+    first_step = run.record.steps
     if device.kind() == "cuda":
         torch.cuda.reset_peak_memory_stats()
     try:
         with meter.listening():
             _train(trainer, run, resumable, checkpoint)
-    except (PerlError, KeyboardInterrupt):  # also of a reward function that fails in the middle
+    except (PerlError, KeyboardInterrupt):  # PerlError also from a reward function that fails during training
         if run.stands:
             _save(trainer, run, save)
         raise
     finally:
         meter.close()
-        _keep_memory(run, has_trained=trainer.state.global_step > begun)
+        _keep_memory(run, has_trained=trainer.state.global_step > first_step)
     _save(trainer, run, save)
     if meter.interrupted:
         stopped = Interrupted(f"Stopped at step {run.record.steps} and saved", run.resume_command)
@@ -145,31 +172,33 @@ def train(trainer: Trainer, run: Run, save: Callable[[Any, Path], None]) -> None
 
 
 def _keep_memory(run: Run, *, has_trained: bool) -> None:
-    """Keep the most that the run held, in this process or by the record of an earlier part."""
-    earlier = run.before.memory if run.before is not None else {}
-    run.record.peak_memory_mb = max(device.peak_memory_mb(), run.before.peak_memory_mb if run.before is not None else 0)
-    found = device.memory_of_training(run.record.memory["before_mb"]) if has_trained else {}
+    """Keep the peak memory of the run, in this process or, if it was resumed, in an earlier one."""
+    record, before = run.record, run.before
+    record.peak_memory_mb = max(device.peak_memory_mb(), before.peak_memory_mb if before is not None else 0)
+    earlier = before.memory if before is not None else {}
+    now = device.memory_of_training(record.memory["before_mb"]) if has_trained else {}
     for name in ("training_mb", "reserved_mb"):
-        if name in found or name in earlier:
-            run.record.memory[name] = max(found.get(name, 0.0), earlier.get(name, 0.0))
+        if name in now or name in earlier:
+            record.memory[name] = max(now.get(name, 0.0), earlier.get(name, 0.0))
 
 
 def _train(trainer: Trainer, run: Run, resumable: Resumable, checkpoint: Path | None) -> None:
-    """Train from the start or from a checkpoint on; from one of the last step there is nothing left to train."""
+    """Train from the start or from a checkpoint; after the checkpoint of the last step nothing is left to train."""
     if checkpoint is None:
         trainer.train()
         return
     total = resume.total_steps(trainer)
     if resume.is_last(checkpoint, total):
-        run.note("That was the last step: nothing is left to train.")
+        run.note("That was the last step; nothing is left to train.")
         resume.take_last(trainer, checkpoint)
     else:
         resumable.take(checkpoint)
-        resume.tell_longer(checkpoint, run, total, SchedulerType(trainer.args.lr_scheduler_type).value)
+        resume.note_new_length(checkpoint, run, total, SchedulerType(trainer.args.lr_scheduler_type).value)
         trainer.train(resume_from_checkpoint=str(checkpoint))
 
 
-def _save(trainer: Trainer, run: Run, save: Callable[[Any, Path], None]) -> None:
-    """Save the model as it is, and leave the one that lay there before alone until it is whole."""
+def _save(trainer: Trainer, run: Run, save: Save) -> None:
+    """Save the model; files of the same names are replaced only once the new ones are complete."""
+    model: Any = trainer.model
     with disk.aside(run.folder) as side:
-        save(trainer.model, side)
+        save(model, side)

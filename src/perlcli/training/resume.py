@@ -1,8 +1,7 @@
-"""Going on with a run exactly: which checkpoint, and what transformers and TRL leave out of theirs.
+"""Resumes a run exactly: chooses the checkpoint, and restores what transformers and TRL leave out of theirs.
 
-Of a stopped run they don't bring back: the order of the rows in a later epoch, where the sampler draws it from the
-stream of random numbers; TRL's own sampler after the first epoch; and in RL the completions that were written and not
-yet learned from, where they serve several steps.
+They don't restore the order of the rows in a later epoch, if the sampler draws it from the global random state; TRL's
+own sampler after the first epoch; and, in RL, completions that serve several steps and were not yet learned from.
 """
 
 from __future__ import annotations
@@ -13,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import Dataset
 from safetensors.torch import load_file, save_file
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import Sampler
-from transformers import TrainerCallback, TrainerState
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from trl import RLOOTrainer
 from trl.trainer.utils import RepeatSampler
 
@@ -26,64 +26,74 @@ from perlcli.run.files import CHECKPOINTS, METRICS, SAMPLES, read_rows, write_wh
 from perlcli.run.lifecycle import Run
 from perlcli.settings import LATEST
 
-FILE = "perlcli.safetensors"  # in a checkpoint, beside what the trainer writes
+FILE = "perlcli.safetensors"  # in a checkpoint, next to what the trainer writes
 EPOCH_START = "epoch_start"
 Tensors = dict[str, torch.Tensor]
 
 
 class Resumable(TrainerCallback):
-    """Writes into every checkpoint what the trainer leaves out, and brings it back."""
+    """Adds to every checkpoint what the trainer leaves out, and restores it."""
 
-    def __init__(self, trainer: Any) -> None:
+    def __init__(self, trainer: Trainer) -> None:
         self.trainer = trainer
         self.epoch_start: torch.Tensor | None = None  # the random state before the rows of this epoch were ordered
-        self.is_given = False
+        self.is_resuming = False
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, lr_scheduler: Any = None, **kwargs: Any) -> None:
-        state.save_steps = args.save_steps  # transformers goes on with what the checkpoint says
-        if self.is_given:
-            _plan_rates(lr_scheduler)
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        lr_scheduler: Any = None,
+        **_: object,
+    ) -> None:
+        state.save_steps = int(args.save_steps)  # transformers would continue with the checkpoint's
+        if self.is_resuming:
+            _replan_learning_rate(lr_scheduler)
 
-    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.is_given and self.epoch_start is not None:
-            torch.set_rng_state(self.epoch_start)  # the trainer sets that of the step behind it
-        self.epoch_start, self.is_given = torch.get_rng_state(), False
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
+    ) -> None:
+        if self.is_resuming and self.epoch_start is not None:
+            torch.set_rng_state(self.epoch_start)  # the trainer restores that of the checkpoint's step afterwards
+        self.epoch_start, self.is_resuming = torch.get_rng_state(), False
 
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        is_whole = state.epoch is not None and state.epoch % 1 == 0  # the next epoch begins as this one ends
-        start = torch.get_rng_state() if is_whole or self.epoch_start is None else self.epoch_start
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
+        is_epoch_end = state.epoch is not None and state.epoch % 1 == 0  # the next epoch starts from this random state
+        start = torch.get_rng_state() if is_epoch_end or self.epoch_start is None else self.epoch_start
         tensors: Tensors = {EPOCH_START: start}
         if isinstance(self.trainer, KeepsGeneration):
             tensors |= self.trainer.generation()
-        save_file(tensors, Path(args.output_dir) / f"checkpoint-{state.global_step}" / FILE)
+        save_file(tensors, Path(str(args.output_dir)) / f"checkpoint-{state.global_step}" / FILE)
 
     def take(self, checkpoint: Path) -> None:
-        """Bring back what a whole checkpoint holds, before the trainer does its part."""
+        """Restore what a complete checkpoint holds, before the trainer does its part."""
         tensors = load_file(checkpoint / FILE)
-        self.epoch_start, self.is_given = tensors.pop(EPOCH_START, None), True
+        self.epoch_start, self.is_resuming = tensors.pop(EPOCH_START, None), True
         if isinstance(self.trainer, KeepsGeneration):
             self.trainer.take_generation(tensors)
 
 
 class KeepsGeneration(RLOOTrainer):
-    """TRL's RLOO whose order of prompts and unused completions come back."""
+    """TRL's RLOO with its order of prompts and its unused completions restored when it resumes."""
 
-    def _get_train_sampler(self, dataset: Any = None) -> Any:
+    def _get_train_sampler(self, dataset: Dataset | None = None) -> Sampler[int]:
         inner: Any = super()._get_train_sampler(dataset)
         return OfEpoch(inner)
 
     def generation(self) -> Tensors:
-        """How far the trainer is within a generation, and the completions of it that are still to be learned from."""
+        """The trainer's step within a generation, and the completions of it that are still to be learned from."""
         args: Any = self.args
-        found = {"step": torch.tensor(self._step)}
-        parts = self._buffered_inputs if self._step % (args.steps_per_generation * self.num_iterations) else None
-        for index, part in enumerate(parts or ()):
+        tensors = {"step": torch.tensor(self._step)}
+        is_used_up = self._step % (args.steps_per_generation * self.num_iterations) == 0
+        parts = [] if is_used_up else self._buffered_inputs or []
+        for index, part in enumerate(parts):
             held = {name: tensor for name, tensor in part.items() if tensor is not None}
-            found |= {f"{index}/{name}": tensor.cpu().clone() for name, tensor in held.items()}
-        return found
+            tensors |= {f"{index}/{name}": tensor.cpu().clone() for name, tensor in held.items()}
+        return tensors
 
     def take_generation(self, tensors: Tensors) -> None:
-        """Go on within the generation that `generation` told of."""
+        """Continue within the generation that `generation` described."""
         self._step = int(tensors.pop("step"))
         parts: dict[int, Tensors] = {}
         for key, tensor in tensors.items():
@@ -93,13 +103,13 @@ class KeepsGeneration(RLOOTrainer):
 
 
 class OfEpoch(Sampler[int]):
-    """TRL's sampler, which can be set to an epoch: in each it gives the order that it gives without a stop."""
+    """TRL's sampler, which can be set to an epoch and then gives the order that an uninterrupted run has there."""
 
     def __init__(self, inner: RepeatSampler) -> None:
         self.inner, self.seed = inner, int(inner.seed or 0)
 
     def set_epoch(self, epoch: int) -> None:
-        """Be where the epochs before leave the sampler: each takes one permutation from its generator."""
+        """Advance the generator past the epochs before this one: each draws one permutation from it."""
         if not self.inner.shuffle:
             return
         self.inner.generator.manual_seed(self.seed)
@@ -114,81 +124,84 @@ class OfEpoch(Sampler[int]):
 
 
 def find(run: Run) -> Path | None:
-    """The checkpoint that a run under --resume goes on from, None to start over; metrics and samples of later steps are
-    taken back. Raises PerlError where --resume names one that won't do."""
+    """The checkpoint that a run resumes from, or None to start from the beginning.
+
+    Removes the metrics and samples of later steps. Raises PerlError if --resume names a checkpoint that can't be used.
+    """
     asked = str(run.record.settings["resume"])
     folder = run.folder / CHECKPOINTS
-    had = bool(checkpoints.found(folder))
+    had_some = bool(checkpoints.found(folder))
     if asked == LATEST:
-        found = checkpoints.last_whole(folder, _fault, run.note)
+        checkpoint = checkpoints.last_whole(folder, _fault, run.note)
     else:
-        found = _asked_for(run, output_folder.named(run.folder, asked))
-    step = checkpoints.step_of(found) if found else 0
-    rows = _take_back(run.folder / METRICS, step)
-    _take_back(run.folder / SAMPLES, step)
+        checkpoint = _asked_for(run, output_folder.named(run.folder, asked))
+    step = checkpoints.step_of(checkpoint) if checkpoint else 0
+    rows = _cut_off(run.folder / METRICS, step)
+    _cut_off(run.folder / SAMPLES, step)
     run.record.steps, run.record.tokens = step, int(rows[-1]["num_tokens"]) if rows else 0
-    run.note(
-        f"Going on from step {step} ({found.name})."
-        if found
-        else f"No checkpoint {'that is whole' if had else 'yet'}: starting over."
-    )
-    return found
+    if checkpoint:
+        run.note(f"Resuming from step {step} ({checkpoint.name}).")
+    else:
+        run.note(f"No {'complete ' if had_some else ''}checkpoint found; starting from the beginning.")
+    return checkpoint
 
 
-def total_steps(trainer: Any) -> int:
-    """The steps that a trainer's run is to have in the end."""
+def total_steps(trainer: Trainer) -> int:
+    """The number of steps that a trainer's run will have at its end."""
     if trainer.args.max_steps > 0:
         return int(trainer.args.max_steps)
-    with torch.random.fork_rng():  # a look at the rows' order, which is drawn again to train
+    with torch.random.fork_rng():  # counting the rows draws their order, which training draws again
         return int(trainer.set_initial_training_values(trainer.args, trainer.get_train_dataloader())[-1])
 
 
 def is_last(checkpoint: Path, total: int) -> bool:
-    """Whether a checkpoint is of the last of so many steps: transformers would do one too many."""
+    """Whether a checkpoint is of the last of `total` steps: transformers would take one step too many."""
     return bool(checkpoints.state_of(checkpoint)["global_step"] >= total)
 
 
-def tell_longer(checkpoint: Path, run: Run, total: int, schedule: str) -> None:
-    """Say so where a run goes on for longer than was planned, and its learning rate was planned by that."""
-    was = checkpoints.state_of(checkpoint)["max_steps"]
-    if total != was and not schedule.startswith("constant"):
-        run.note(f"The run was of {was:,} steps and is now of {total:,}: its learning rate ({schedule}) follows those.")
+def note_new_length(checkpoint: Path, run: Run, total: int, schedule: str) -> None:
+    """Note if a run has another length than planned, and with it another learning rate schedule."""
+    planned = checkpoints.state_of(checkpoint)["max_steps"]
+    if total != planned and not schedule.startswith("constant"):
+        run.note(
+            f"The run was planned for {planned:,} steps and now has {total:,}: the learning rate schedule ({schedule}) "
+            "follows the new length."
+        )
 
 
-def take_last(trainer: Any, checkpoint: Path) -> None:
-    """Let a trainer be as it was when it had done its last step: its weights and its history."""
+def take_last(trainer: Trainer, checkpoint: Path) -> None:
+    """Restore the trainer's weights and state as they were after its last step."""
     trainer._load_from_checkpoint(str(checkpoint))
     trainer.state = TrainerState.load_from_json(str(checkpoint / checkpoints.STATE))
 
 
-def _plan_rates(given: Any) -> None:
-    """Let the next step have the learning rate of the run's length as it is now: in the checkpoint it is that of the
-    length before, 0 at its end."""
-    plan = getattr(given, "scheduler", given)  # accelerate's holds torch's
-    if not isinstance(plan, LambdaLR):
+def _replan_learning_rate(scheduler: Any) -> None:
+    """Set the learning rate by the run's length as it is now: the checkpoint has that of the earlier length."""
+    schedule = getattr(scheduler, "scheduler", scheduler)  # accelerate's wraps torch's
+    if not isinstance(schedule, LambdaLR):
         return
-    for group, rate, share in zip(plan.optimizer.param_groups, plan.base_lrs, plan.lr_lambdas, strict=True):
-        group["lr"] = rate * share(plan.last_epoch)
-    plan._last_lr = [group["lr"] for group in plan.optimizer.param_groups]
+    for group, rate, share in zip(schedule.optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True):
+        group["lr"] = rate * share(schedule.last_epoch)
+    schedule._last_lr = [group["lr"] for group in schedule.optimizer.param_groups]
 
 
 def _fault(checkpoint: Path) -> str | None:
-    """Why a whole checkpoint can't be trained on from, or None."""
+    """Why training can't resume from a complete checkpoint, or None."""
     return None if (checkpoint / FILE).exists() else "was written by another version of perlcli"
 
 
 def _asked_for(run: Run, checkpoint: Path) -> Path:
-    """The checkpoint that --resume names; those behind it are deleted, as their steps are taken again."""
-    if wrong := _fault(checkpoint):
-        raise PerlError(f"--resume {checkpoint}: it {wrong}", "--resume alone takes the last one to go on from")
+    """The checkpoint that --resume names. Deletes later ones, as their steps will be taken again."""
+    if fault := _fault(checkpoint):
+        raise PerlError(f"--resume {checkpoint}: it {fault}", "--resume without a name takes the newest usable one")
     for later in checkpoints.found(run.folder / CHECKPOINTS):
         if checkpoints.step_of(later) > checkpoints.step_of(checkpoint):
             checkpoints.discard(later)
     return checkpoint
 
 
-def _take_back(path: Path, step: int) -> list[dict[str, Any]]:
-    """Keep a file's rows up to a step, and give them; rows without a step are a run's last, and are written again."""
+def _cut_off(path: Path, step: int) -> list[dict[str, Any]]:
+    """Keep and return a file's rows up to a step; rows without a step are from a run's end and are written again."""
     if not path.exists():
         return []
     rows = [row for row in read_rows(path) if row.get("step", step + 1) <= step]
