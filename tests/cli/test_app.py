@@ -112,7 +112,7 @@ def test_every_option_is_in_the_help_under_its_panel(command: str) -> None:
         ("sft", "seed", "(default: 0)"),
         ("sft", "save_steps", "(default: 500)"),
         ("reward", "pos_weight", "(default: auto)"),
-        ("rl", "beta", "(default: 0.05, as the paper)"),
+        ("rl", "beta", "(default: 0.05, as in the paper)"),
         ("rl", "reward", None),
         ("sft", "full", None),
         ("sft", "set", None),
@@ -402,7 +402,9 @@ def test_help_in_80_columns_cuts_no_options_name(command: str) -> None:
 def test_help_of_merge_shows_its_argument() -> None:
     found = CliRunner().invoke(app, ["merge", "--help"], terminal_width=120).output
     assert "merge [OPTIONS] ADAPTER\n" in found
-    assert re.search(r"\n  ADAPTER +Adapter to merge: folder of a run, or a LoRA adapter's folder or hub id\.\n", found)
+    assert re.search(
+        r"\n  ADAPTER +Adapter to merge: folder of a run, or folder or Hub id of a LoRA adapter\.\n", found
+    )
     assert "[OPTIONS]\n" in CliRunner().invoke(app, ["sft", "--help"]).output
 
 
@@ -410,3 +412,37 @@ def test_second_argument_is_told() -> None:
     found = perl("merge", "one", "two")
     assert found.exit_code == 2
     assert "unexpected extra argument" in found.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "shown"),
+    [
+        (["sft"], "--dtype [auto|bfloat16|float16|float32]"),
+        (["sft"], "--on-long [drop|truncate|error]"),
+        (["rl"], "--algorithm [rloo|reinforce]"),
+        (["reward"], "--pos-weight [auto|none|X]"),
+        (["compare-full"], "STAGE [sft|reward|rl|all]"),
+        (["estimate"], "STAGE [sft|reward|rl|all]"),
+        (["data", "show"], "--for [sft|reward|rl]"),
+        (["sft"], "One of hh, pairs, shp,"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else value,
+)
+def test_the_help_shows_the_choices(words: list[str], shown: str) -> None:
+    assert shown in plain(perl(*words, "--help").output)
+
+
+@pytest.mark.parametrize(
+    ("words", "lines"),
+    [
+        (["sft", "--lor-r", "3"], ["Error: No such option: --lor-r", "Hint: Did you mean --lora-r?"]),
+        (["sfx"], ["Error: No such command 'sfx'", "Hint: Did you mean sft?"]),
+        (["zzz"], ["Error: No such command 'zzz'", "Hint: perl --help lists the commands"]),
+        (["sft", "--zzz"], ["Error: No such option: --zzz", "Hint: perl sft --help lists the options"]),
+        (["recipes", "show"], ["Error: Missing argument 'NAME'", "Hint: perl recipes show --help lists the options"]),
+    ],
+    ids=" ".join,
+)
+def test_an_unknown_name_is_two_lines_with_the_nearest_one(words: list[str], lines: list[str]) -> None:
+    found = perl(*words)
+    assert (found.exit_code, found.stderr.splitlines()) == (2, lines)

@@ -50,7 +50,7 @@ def test_rows_depend_on_seed_split_and_nothing_else(kind: Callable[..., list[dic
 
 def test_rows_are_the_same_in_every_process_and_version() -> None:
     script = "import test_coffee; print(test_coffee.fingerprint())"
-    path = os.pathsep.join([str(Path(coffee.__file__).parents[2]), str(Path(__file__).parents[1])])
+    path = os.pathsep.join([str(Path(coffee.__file__).parents[2]), str(Path(__file__).parent)])
     environment = {**os.environ, "PYTHONHASHSEED": "7", "PYTHONPATH": path}
     printed = subprocess.run(
         [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True

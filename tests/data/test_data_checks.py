@@ -180,7 +180,7 @@ def test_the_rows_to_measure_on_can_be_fewer(
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["--eval-fraction", "0.1", "--eval-data", "x.jsonl"], "--eval-data and --eval-fraction exclude each other"),
+        (["--eval-fraction", "0.1", "--eval-data", "x.jsonl"], "--eval-data and --eval-fraction can't be combined"),
         (["--eval-fraction", "1"], "--eval-fraction must be above 0 and below 1, not 1"),
         (["--eval-fraction", "0"], "--eval-fraction must be above 0 and below 1, not 0"),
     ],

@@ -391,8 +391,8 @@ def test_standard_input_is_checked_like_a_file(content: bytes, told: str, refuse
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["--data-format", "par"], "--data-format par is not known\nHint: Did you mean pairs?"),
-        (["--data-format", "xyz"], "--data-format xyz is not known\nHint: known are hh, pairs, shp, "),
+        (["--data-format", "par"], "prompts, text, not 'par'\nHint: Did you mean pairs?"),
+        (["--data-format", "xyz"], "--data-format must be one of hh, pairs, shp, "),
         (
             ["--data-format", "thumbs"],
             "--data-format thumbs needs the columns prompt, completion, label; {path} has pro",

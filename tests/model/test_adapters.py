@@ -247,9 +247,9 @@ def test_what_peft_saved_can_be_read_again(llama: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("--lora-r", "4"), "says all of the adapter, so --lora-r can't be given beside it"),
-        (("--use-dora",), "says all of the adapter, so --use-dora can't be given beside it"),
-        (("--full",), "--full uses no adapter, so the --lora options, --use-dora and --peft don't apply"),
+        (("--lora-r", "4"), "describes the adapter completely, so --lora-r can't be given too"),
+        (("--use-dora",), "describes the adapter completely, so --use-dora can't be given too"),
+        (("--full",), "--full uses no adapter, so the --lora options, --use-dora and --peft can't be given"),
     ],
 )
 def test_a_file_says_all_of_an_adapter(words: tuple[str, ...], said: str, perl: Perl) -> None:

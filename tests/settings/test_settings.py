@@ -76,7 +76,7 @@ def test_a_flag_is_off_until_it_is_given(command: str) -> None:
 @STAGES
 def test_the_help_says_the_general_default_that_holds(command: str) -> None:
     for item in options(COMMANDS[command]):
-        if item.name in GENERAL and item.unset != "by stage":
+        if item.name in GENERAL and item.unset != "depends on the stage":
             default = GENERAL[item.name]
             shown = f"{default:g}" if isinstance(default, float) else str(default)
             assert item.unset.split(",")[0] == shown, item.name
@@ -210,24 +210,24 @@ def test_the_defaults_pass_the_check(command: str) -> None:
         ("sft", {"per_device_train_batch_size": 0}, "--per-device-train-batch-size must be above 0, not 0"),
         ("sft", {"max_length": 0}, "--max-length must be above 0, not 0"),
         ("sft", {"save_steps": 0}, "--save-steps must be above 0, not 0"),
-        ("sft", {"seed": -1}, "--seed must be 0 or more, not -1"),
-        ("sft", {"seed": 2**32}, "--seed must be below 4294967296, not 4294967296"),
-        ("sft", {"lora_dropout": 1.0}, "--lora-dropout must be from 0 to below 1, not 1.0"),
-        ("sft", {"lora_dropout": -0.1}, "--lora-dropout must be from 0 to below 1, not -0.1"),
-        ("sft", {"load_in_4bit": True, "load_in_8bit": True}, "--load-in-4bit and --load-in-8bit exclude each other"),
-        ("sft", {"full": True, "load_in_4bit": True}, "--full trains the weights themselves"),
-        ("sft", {"full": True, "load_in_8bit": True}, "--full trains the weights themselves"),
+        ("sft", {"seed": -1}, "--seed must be at least 0 and below 4294967296, not -1"),
+        ("sft", {"seed": 2**32}, "--seed must be at least 0 and below 4294967296, not 4294967296"),
+        ("sft", {"lora_dropout": 1.0}, "--lora-dropout must be at least 0 and below 1, not 1.0"),
+        ("sft", {"lora_dropout": -0.1}, "--lora-dropout must be at least 0 and below 1, not -0.1"),
+        ("sft", {"load_in_4bit": True, "load_in_8bit": True}, "--load-in-4bit and --load-in-8bit can't be combined"),
+        ("sft", {"full": True, "load_in_4bit": True}, "--full trains the base's weights"),
+        ("sft", {"full": True, "load_in_8bit": True}, "--full trains the base's weights"),
         ("sft", {"full": True, "lora_target_modules": "q_proj"}, "--full uses no adapter, so the --lora options"),
-        ("sft", {"overwrite": True, "resume": "latest"}, "--overwrite and --resume exclude each other"),
+        ("sft", {"overwrite": True, "resume": "latest"}, "--overwrite and --resume can't be combined"),
         ("reward", {"pos_weight": "many"}, "--pos-weight must be auto, none or a number above 0, not many"),
         ("reward", {"pos_weight": "0"}, "--pos-weight must be auto, none or a number above 0, not 0"),
         ("reward", {"pos_weight": "inf"}, "--pos-weight must be auto, none or a number above 0, not inf"),
-        ("rl", {"beta": -0.1}, "--beta must be 0 or more, not -0.1"),
+        ("rl", {"beta": -0.1}, "--beta must be at least 0, not -0.1"),
         ("rl", {"temperature": 0.0}, "--temperature must be above 0, not 0.0"),
-        ("rl", {"missing_eos_penalty": -1.0}, "--missing-eos-penalty must be 0 or more, not -1.0"),
+        ("rl", {"missing_eos_penalty": -1.0}, "--missing-eos-penalty must be at least 0, not -1.0"),
         ("rl", {"num_generations": 0}, "--num-generations must be above 0, not 0"),
         ("rl", {"num_generations": 1}, "--num-generations must be at least 2"),
-        ("rl", {"num_generations": 3}, "= 32 completions a step must be a multiple of --num-generations = 3"),
+        ("rl", {"num_generations": 3}, "= 32 completions per step must be a multiple of --num-generations = 3"),
         (
             "rl",
             {"max_length": 64},

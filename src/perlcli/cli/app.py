@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from perlcli import __version__, recipes, settings
-from perlcli.cli.binding import DEBUG_HELP, Group, command
+from perlcli.cli.binding import DEBUG_HELP, Command, Group, command
 from perlcli.cli.boundary import with_boundary
 from perlcli.terminal import visible
 
@@ -219,7 +219,7 @@ def list_recipes(context: typer.Context) -> None:
         with_boundary(lambda: print(f"{recipes.table()}\n\n{USE}"), debug=False)
 
 
-@shelf.command("show")
+@shelf.command("show", cls=Command)
 def show_recipe(
     name: Annotated[str, typer.Argument(help="Name or file of the recipe.", metavar="NAME", show_default=False)],
     debug: Annotated[bool, typer.Option("--debug", help=DEBUG_HELP)] = False,

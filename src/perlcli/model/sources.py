@@ -18,7 +18,7 @@ from perlcli import coffee
 from perlcli.errors import PerlError, line
 from perlcli.model import expressions, weights
 from perlcli.model.weights import ADAPTER_CONFIG, ADAPTER_WEIGHTS
-from perlcli.settings import misfit
+from perlcli.settings import place_fault
 from perlcli.settings.types import describe as in_words
 from perlcli.settings.types import fits
 from perlcli.text import shorten
@@ -93,7 +93,7 @@ def locate(name: str | None, *, option: str = "--model", trust_remote_code: bool
     base = adapter_config.base_model_name_or_path
     if not base:
         raise PerlError(f"The adapter {name} does not say which base it belongs to")
-    if unusable := misfit("model", base):
+    if unusable := place_fault(base):
         raise PerlError(f"{option} {name}: the base that {ADAPTER_CONFIG} names {unusable}")
     if not Path(base).exists() and Path(base).parts[-3:] == coffee.BASE.parts[-3:]:
         base = str(coffee.BASE)  # trained on the embedded base of another environment

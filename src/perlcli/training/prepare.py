@@ -50,12 +50,11 @@ def prepare(given: Any) -> Prepared:
             f"--data FILE, or --data {data.COFFEE} for the embedded data",
         )
     is_default = source.is_embedded and data.is_embedded(given.data.data) and recipe is None
-    preset = dict(coffee.SETTINGS[command]) if is_default else {}
+    preset = coffee.SETTINGS[command] if is_default else {}
     if source.is_embedded:
         device.spare_threads()
-    if command == "eval":
-        preset["output"] = _eval_folder(source)
-    resolved = settings.resolve(given, {**preset, **adapter_settings(given, source)})
+    proposed = {"output": _eval_folder(source)} if command == "eval" else {}
+    resolved = settings.resolve(given, adapter_settings(given, source), proposed, preset)
     settings.check(resolved)
     device.check(resolved.model)
     check_output(resolved)
