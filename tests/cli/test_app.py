@@ -128,8 +128,14 @@ def test_a_flag_can_be_taken_back_but_for_those_that_steer_one_call() -> None:
     group = typer.main.get_command(app)
     negated = {p.name for p in group.commands["sft"].params if p.secondary_opts}
     assert negated == {
-        "load_in_4bit", "load_in_8bit", "trust_remote_code", "strict", "drop_duplicates", "full", "use_dora",
-    }  # fmt: skip
+        "load_in_4bit",
+        "load_in_8bit",
+        "trust_remote_code",
+        "strict",
+        "drop_duplicates",
+        "full",
+        "use_dora",
+    }
 
 
 @pytest.mark.parametrize("command", STAGES)
@@ -206,8 +212,16 @@ def adapter(tmp_path: Path) -> Callable[..., Path]:
     def write(name: str = "adapter", **values: Any) -> Path:
         folder = tmp_path / name
         folder.mkdir()
-        config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": str(coffee.BASE), "r": 8,
-                  "lora_alpha": 16, "lora_dropout": 0.0, "target_modules": ["q_proj"], **values}  # fmt: skip
+        config = {
+            "peft_type": "LORA",
+            "task_type": "CAUSAL_LM",
+            "base_model_name_or_path": str(coffee.BASE),
+            "r": 8,
+            "lora_alpha": 16,
+            "lora_dropout": 0.0,
+            "target_modules": ["q_proj"],
+            **values,
+        }
         (folder / "adapter_config.json").write_text(json.dumps(config))
         return folder
 

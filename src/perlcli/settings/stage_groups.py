@@ -45,7 +45,7 @@ class DataSettings:
     )
     data_format: DataFormat | None = option(
         None,
-        "Format of the rows, also of --eval-data.",
+        "Format of the rows, held-out data included.",
         unset="detected from the columns",
     )
     subset: str | None = option(
@@ -78,8 +78,8 @@ class DataSettings:
     )
     on_long: OnLong = option(
         "drop",
-        "What to do with rows above --max-length: drop them and report how many, truncate the prompt from the left "
-        "(the completion is never cut), or stop with an error.",
+        "What to do with rows longer than --max-length: drop them and report how many, truncate the prompt from the "
+        "left (the completion is never cut), or stop with an error.",
     )
     drop_duplicates: bool = option(False, "Drop rows that repeat an earlier one. Duplicates are always counted.")
 
@@ -152,7 +152,7 @@ class TrainSettings:
     learning_rate: float | None = option(None, "Peak learning rate.", unset="depends on the stage", gt=0)
     per_device_train_batch_size: int | None = option(
         None,
-        "Batch size per device: rows, in rl completions.",
+        "Batch size per device, in rows (rl: in completions).",
         unset="8",
         gt=0,
     )
