@@ -14,7 +14,7 @@ from peft import LoraConfig, PeftModel
 from safetensors.torch import load_file
 from torch import nn
 
-from perlcli import recipes
+from perlcli import settings
 from perlcli.errors import PerlError
 from perlcli.model import adapters, loading, roles, scorers, sources
 from perlcli.model.sources import locate
@@ -414,8 +414,8 @@ def test_dropout_is_the_files_or_the_options() -> None:
 
 
 def test_a_file_takes_the_place_of_a_recipes_lora_options() -> None:
-    values = recipes._left({"lora_r": 4, "lora_alpha": 8, "learning_rate": 1e-3}, {"peft": "adapter.json"})
-    assert values == {"learning_rate": 1e-3}
+    values = settings.layered({"peft": "adapter.json"}, {"lora_r": 4, "lora_alpha": 8, "learning_rate": 1e-3})
+    assert values == {"peft": "adapter.json", "learning_rate": 1e-3}
 
 
 @pytest.mark.parametrize(

@@ -239,7 +239,7 @@ def _typed(stage: type[Settings], given: Mapping[str, Given]) -> dict[str, Any]:
     return {item.name: convert(parsed[item.name], item.type) for item in items}
 
 
-def _parsed(given: Given, kind: Any) -> object:
+def _parsed(given: Given, kind: object) -> object:
     """What was typed for an option, with whole numbers as such and comma-separated numbers as a list."""
     if not isinstance(given, str):
         return given

@@ -6,7 +6,6 @@ says which value wins where the user gives another.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 
 from perlcli import settings
 from perlcli.errors import PerlError, listing, nearest
+from perlcli.settings.declaring import Values
 from perlcli.settings.yaml import checked, read_mapping, read_text
 from perlcli.text import clip, shorten
 
@@ -71,10 +71,10 @@ def read(name: str) -> Recipe:
             faults.append(f"{path}: {key} must be text")
     if faults:
         raise PerlError(listing(faults), f"a recipe may contain {', '.join(TEXTS)} and the stages {', '.join(STAGES)}")
-    return Recipe(name, content.get("title", ""), stages)
+    return Recipe(name, str(content.get("title", "")), stages)
 
 
-def _section(path: Path, stage: str, content: Any) -> tuple[dict[str, Any], list[str]]:
+def _section(path: Path, stage: str, content: object) -> tuple[dict[str, Any], list[str]]:
     """The values of a recipe's stage, and its faults."""
     place = f"{path}, {stage}"
     if not isinstance(content, dict):
@@ -85,7 +85,7 @@ def _section(path: Path, stage: str, content: Any) -> tuple[dict[str, Any], list
     return values, faults
 
 
-def fill(stage: type[Any], given: Mapping[str, Any]) -> dict[str, Any]:
+def fill(stage: type[Any], given: Values) -> dict[str, Any]:
     """The given values over those of the recipe that they name.
 
     Raises PerlError if the recipe is not valid or does not have the stage.

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, TypeVar, get_origin, get_type_hints
 
 from perlcli.errors import PerlError, nearest
 from perlcli.settings.commands import Settings, command_of
-from perlcli.settings.declaring import options
+from perlcli.settings.declaring import Values, options
 from perlcli.settings.values import misfit
 
 AnyStage = TypeVar("AnyStage", bound=Settings)
 
 
-def build(stage: type[AnyStage], values: Mapping[str, Any]) -> AnyStage:
+def build(stage: type[AnyStage], values: Values) -> AnyStage:
     """Settings of the stage with these flat values.
 
     Raises PerlError for names that the stage does not have, and for values that no option can have.

@@ -22,10 +22,7 @@ class MergeSettings:
     """Merge"""
 
     adapter: str | None = option(
-        None,
-        "Adapter to merge: folder of a run, or folder or Hub id of a LoRA adapter.",
-        argument=True,
-        place=True,
+        None, "Adapter to merge: folder of a run, or folder or Hub id of a LoRA adapter.", argument=True, place=True
     )
     dtype: Dtype = option(
         "auto",
@@ -40,11 +37,7 @@ class MergeRunSettings:
     """Run"""
 
     output: str | None = option(
-        None,
-        "Folder for the merged model.",
-        short="-o",
-        unset="ADAPTER-merged, next to the adapter",
-        place=True,
+        None, "Folder for the merged model.", short="-o", unset="ADAPTER-merged, next to the adapter", place=True
     )
     dry_run: bool = option_of(RunSettings, "dry_run")
     overwrite: bool = option_of(RunSettings, "overwrite")
@@ -88,10 +81,7 @@ class LengthSettings:
     max_length: int | None = option_of(DataSettings, "max_length")
     on_long: OnLong = option_of(DataSettings, "on_long")
     max_completion_length: int | None = option(
-        None,
-        "Maximum tokens per completion; `perl rl` leaves this much room after each prompt.",
-        unset="128",
-        gt=0,
+        None, "Maximum tokens per completion; `perl rl` leaves this much room after each prompt.", unset="128", gt=0
     )
 
 
@@ -99,11 +89,7 @@ class LengthSettings:
 class ShowSettings:
     """Rows"""
 
-    for_: Use | None = option(
-        None,
-        "Read the data as this stage does.",
-        unset="the first of reward, sft, rl that can",
-    )
+    for_: Use | None = option(None, "Read the data as this stage does.", unset="the first of reward, sft, rl that can")
     rows: int = option(3, "Number of rows to show.", gt=0)
 
 
@@ -113,8 +99,7 @@ class ConvertSettings:
 
     for_: Use | None = option_of(ShowSettings, "for_")
     text: bool = option(
-        False,
-        "Write plain text instead of messages, if the format allows both (Anthropic HH, Taskmaster).",
+        False, "Write plain text instead of messages, if the format allows both (Anthropic HH, Taskmaster)."
     )
 
 
@@ -123,11 +108,7 @@ class ConvertRunSettings:
     """Run"""
 
     output: str | None = option(
-        None,
-        "JSONL file to write.",
-        short="-o",
-        unset="FILE-trl.jsonl in the current folder",
-        place=True,
+        None, "JSONL file to write.", short="-o", unset="FILE-trl.jsonl in the current folder", place=True
     )
     overwrite: bool = option(False, "Replace an existing file.")
 
@@ -137,27 +118,18 @@ class CompareSettings:
     """Comparison"""
 
     stage: Compared | None = option(
-        None,
-        "What to compare; with all, each stage builds on the one before.",
-        argument=True,
-        unset="required",
+        None, "What to compare; with all, each stage builds on the one before.", argument=True, unset="required"
     )
     arms: str = option(
-        "full,lora",
-        "Training methods to compare, comma-separated: full, lora, lora-8bit, lora-4bit, dora.",
+        "full,lora", "Training methods to compare, comma-separated: full, lora, lora-8bit, lora-4bit, dora."
     )
     full_learning_rate: float | None = option(
-        None,
-        "Peak learning rate of full tuning.",
-        unset="a tenth of --learning-rate, as in the paper",
-        gt=0,
+        None, "Peak learning rate of full tuning.", unset="a tenth of --learning-rate, as in the paper", gt=0
     )
     repeats: int = option(1, "How often to time each run; the arms take turns.", gt=0)
     estimate: bool = option(False, "Only predict each arm's peak memory from the model's config; run nothing.")
     gpu: str | None = option(
-        None,
-        "With --estimate: GPU memory to fit into: 24, 24GB or 24GiB.",
-        unset="the GPU of this machine",
+        None, "With --estimate: GPU memory to fit into: 24, 24GB or 24GiB.", unset="the GPU of this machine"
     )
 
 
@@ -192,11 +164,7 @@ class ComparedRunSettings:
 
     output: str | None = option_of(RunSettings, "output")
     seed: tuple[int, ...] = option(
-        (),
-        "Seeds, comma-separated; each arm runs once with each seed.",
-        unset="0",
-        ge=0,
-        lt=2**32,
+        (), "Seeds, comma-separated; each arm runs once with each seed.", unset="0", ge=0, lt=2**32
     )
     dry_run: bool = option_of(RunSettings, "dry_run")
     overwrite: bool = option_of(RunSettings, "overwrite")
@@ -207,10 +175,7 @@ class RunsSettings:
     """Runs"""
 
     run: tuple[str, ...] = option(
-        (),
-        "Folders of runs to compare, of any stage, or the folder of one comparison.",
-        argument=True,
-        place=True,
+        (), "Folders of runs to compare, of any stage, or the folder of one comparison.", argument=True, place=True
     )
 
 
@@ -239,9 +204,7 @@ class ListSettings:
         unset="runs",
     )
     watch: bool | None = option(
-        None,
-        "Print the table again every two seconds, until Ctrl-C.",
-        unset="on a terminal, until no run is active",
+        None, "Print the table again every two seconds, until Ctrl-C.", unset="on a terminal, until no run is active"
     )
     json: bool = option(False, "Print JSON instead of a table.")
 
@@ -257,12 +220,7 @@ class DoctorSettings:
 class QuickstartSettings:
     """Quickstart"""
 
-    max_steps: int | None = option(
-        None,
-        "Steps of each stage, for a quick trial.",
-        unset="enough to learn",
-        gt=0,
-    )
+    max_steps: int | None = option(None, "Steps of each stage, for a quick trial.", unset="enough to learn", gt=0)
     resume: str | None = option(
         None,
         "Resume an earlier quickstart: stages that finished are kept.",
@@ -312,16 +270,9 @@ class EstimateTrainSettings:
 
     per_device_train_batch_size: int | None = option_of(TrainSettings, "per_device_train_batch_size")
     gradient_accumulation_steps: int | None = option_of(TrainSettings, "gradient_accumulation_steps")
-    max_length: int | None = option(
-        None,
-        "Tokens in each row, prompt and completion together.",
-        unset="1024",
-        gt=0,
-    )
+    max_length: int | None = option(None, "Tokens in each row, prompt and completion together.", unset="1024", gt=0)
     gradient_checkpointing: bool | None = option(
-        None,
-        "Recompute activations instead of storing them.",
-        unset="on with a GPU, as in training",
+        None, "Recompute activations instead of storing them.", unset="on with a GPU, as in training"
     )
 
 

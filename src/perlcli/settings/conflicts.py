@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 from perlcli.errors import PerlError
 from perlcli.settings.building import flat
 from perlcli.settings.choices import LORA
 from perlcli.settings.commands import Settings, command_of
-from perlcli.settings.declaring import dashed, options
+from perlcli.settings.declaring import Values, dashed, options
 from perlcli.settings.values import limit_faults
 
 
@@ -21,7 +20,7 @@ def check(settings: Settings) -> None:
         raise PerlError("\n".join(faults), f"perl {command_of(settings)} --help lists the options")
 
 
-def _conflicts(values: Mapping[str, Any]) -> Iterator[str]:
+def _conflicts(values: Values) -> Iterator[str]:
     quantised = values.get("load_in_4bit") or values.get("load_in_8bit")
     if values.get("load_in_4bit") and values.get("load_in_8bit"):
         yield "--load-in-4bit and --load-in-8bit can't be combined"
@@ -40,7 +39,7 @@ def _conflicts(values: Mapping[str, Any]) -> Iterator[str]:
         yield f"--pos-weight must be auto, none or a number above 0, not {weight}"
 
 
-def _adapter_conflicts(values: Mapping[str, Any]) -> Iterator[str]:
+def _adapter_conflicts(values: Values) -> Iterator[str]:
     given = [name for name in LORA if values.get(name)]
     if values.get("full") and (given or values.get("peft")):
         yield "--full uses no adapter, so the --lora options, --use-dora and --peft can't be given"
@@ -49,12 +48,12 @@ def _adapter_conflicts(values: Mapping[str, Any]) -> Iterator[str]:
         yield f"--peft {values['peft']} describes the adapter completely, so {names} can't be given too"
 
 
-def _held_out_conflicts(values: Mapping[str, Any]) -> Iterator[str]:
+def _held_out_conflicts(values: Values) -> Iterator[str]:
     if values.get("eval_fraction") is not None and values.get("eval_data") is not None:
         yield "--eval-data and --eval-fraction can't be combined: each chooses the held-out rows"
 
 
-def _reward_conflicts(values: Mapping[str, Any]) -> Iterator[str]:
+def _reward_conflicts(values: Values) -> Iterator[str]:
     names, weights = values.get("reward", ()), values.get("reward_weights", ())
     if weights and len(weights) != len(names):
         yield f"--reward-weights has {len(weights)} weights for {len(names)} --reward"
@@ -63,7 +62,7 @@ def _reward_conflicts(values: Mapping[str, Any]) -> Iterator[str]:
     yield from (f"--reward {name} is given twice" for name in dict.fromkeys(names) if names.count(name) > 1)
 
 
-def _algorithm_conflicts(values: Mapping[str, Any]) -> Iterator[str]:
+def _algorithm_conflicts(values: Values) -> Iterator[str]:
     reinforce = values.get("algorithm") == "reinforce"
     count = values.get("num_generations")
     if count == 1 and not reinforce:
@@ -78,7 +77,7 @@ def _algorithm_conflicts(values: Mapping[str, Any]) -> Iterator[str]:
         yield "--anchor has no effect with --beta 0"
 
 
-def _generation_conflicts(values: Mapping[str, Any]) -> Iterator[str]:
+def _generation_conflicts(values: Values) -> Iterator[str]:
     yield from _algorithm_conflicts(values)
     count = values.get("num_generations")
     if count is None or count <= 0:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypedDict, Unpack, get_type_hints
+
+Values = Mapping[str, Any]  # values by the names of their options
 
 
 class Facts(TypedDict, total=False):

@@ -8,17 +8,19 @@
 6. the defaults of the stage
 7. the general defaults
 
-`recipes.fill` layers 1 to 3 before the settings are built, `resolve` puts them on the rest once the model is known.
+1 and 2 are both the user's: the command line replaces the values of --config name by name. Further down, a stronger
+layer also voids what its choices leave without meaning (`layered`). `recipes.fill` puts 1 and 2 over 3 before the
+settings are built, and `resolve` puts the result over the rest once the model is known.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from perlcli.settings.building import build, flat
 from perlcli.settings.choices import ATTENTION
 from perlcli.settings.commands import Settings, command_of
+from perlcli.settings.declaring import Values
 
 # Sources: the paper (arXiv 2403.10704, section 4 and appendix) for the learning rates of reward and RL, beta and
 # temperature; TRL's recommendation of ten times the full-tuning rate for LoRA in SFT; TRL's defaults elsewhere.
@@ -45,8 +47,12 @@ OF_DATA = {"data_format", "subset", "split", "eval_data", "shp_score_ratio", "sh
 AnyStage = TypeVar("AnyStage", bound=Settings)
 
 
-def layered(*layers: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of several layers, the strongest first. The fields of --set are merged one by one."""
+def layered(*layers: Values) -> dict[str, Any]:
+    """The values of several layers, the strongest first.
+
+    A layer also removes weaker values that its choices leave without meaning: the length of a run, what describes
+    other data, the LoRA options with --full or --peft. The fields of --set are merged one by one.
+    """
     merged: dict[str, Any] = {}
     for weaker in layers:
         void = _void(merged)
@@ -57,8 +63,8 @@ def layered(*layers: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _void(given: Mapping[str, Any]) -> set[str]:
-    """The options that no weaker layer may set, since a choice in these values leaves them without meaning."""
+def _void(given: Values) -> set[str]:
+    """The options that a weaker layer may not set."""
     void: set[str] = set()
     if LENGTH & set(given):
         void |= LENGTH
@@ -69,13 +75,13 @@ def _void(given: Mapping[str, Any]) -> set[str]:
     return void
 
 
-def _fields_not_in(given: Mapping[str, Any], weaker: Mapping[str, Any]) -> tuple[str, ...]:
+def _fields_not_in(given: Values, weaker: Values) -> tuple[str, ...]:
     """The weaker layer's fields of --set, without those that are given."""
     own = {item.partition("=")[0] for item in given.get("set", ())}
     return tuple(item for item in weaker.get("set", ()) if item.partition("=")[0] not in own)
 
 
-def resolve(settings: AnyStage, *presets: Mapping[str, Any]) -> AnyStage:
+def resolve(settings: AnyStage, *presets: Values) -> AnyStage:
     """The same settings with every unset option filled from the presets, the strongest first, else by default.
 
     Raises PerlError for preset values that no option can have.
@@ -93,12 +99,12 @@ def resolve(settings: AnyStage, *presets: Mapping[str, Any]) -> AnyStage:
     return build(type(settings), values)
 
 
-def _implied(given: Mapping[str, Any]) -> dict[str, Any]:
+def _implied(given: Values) -> dict[str, Any]:
     """What a choice of the user's implies for other options."""
     return {"num_generations": 1} if given.get("algorithm") == "reinforce" else {}
 
 
-def _defaults(command: str, given: Mapping[str, Any]) -> dict[str, Any]:
+def _defaults(command: str, given: Values) -> dict[str, Any]:
     """The defaults of a stage over the general ones."""
     defaults: dict[str, Any] = GENERAL | {"output": f"runs/{command}"}
     if command == "rl":

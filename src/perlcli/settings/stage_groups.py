@@ -13,15 +13,10 @@ class ModelSettings:
     """Model"""
 
     model: str | None = option(
-        None,
-        "Model or adapter: Hub id or local folder.",
-        short="-m",
-        unset="the embedded coffee base",
-        place=True,
+        None, "Model or adapter: Hub id or local folder.", short="-m", unset="the embedded coffee base", place=True
     )
     dtype: Dtype = option(
-        "auto",
-        "Precision of the base; auto is bfloat16 on a GPU or when quantised, float32 otherwise.",
+        "auto", "Precision of the base; auto is bfloat16 on a GPU or when quantised, float32 otherwise."
     )
     load_in_4bit: bool = option(False, "Quantise the frozen base to 4 bits (NF4).")
     load_in_8bit: bool = option(False, "Quantise the frozen base to 8 bits (LLM.int8).")
@@ -44,20 +39,10 @@ class DataSettings:
         place=True,
     )
     data_format: DataFormat | None = option(
-        None,
-        "Format of the rows, held-out data included.",
-        unset="detected from the columns",
+        None, "Format of the rows, held-out data included.", unset="detected from the columns"
     )
-    subset: str | None = option(
-        None,
-        "Subset of a Hub dataset: a configuration or a folder.",
-        unset="the default one",
-    )
-    split: str | None = option(
-        None,
-        "Split of a Hub dataset or of a folder.",
-        unset="train; eval: test or validation",
-    )
+    subset: str | None = option(None, "Subset of a Hub dataset: a configuration or a folder.", unset="the default one")
+    split: str | None = option(None, "Split of a Hub dataset or of a folder.", unset="train; eval: test or validation")
     shp_score_ratio: float | None = option(
         None,
         "Format shp: minimum ratio between the scores of the two comments; the dataset card uses 2.",
@@ -65,16 +50,10 @@ class DataSettings:
         gt=0,
     )
     shp_per_post: int | None = option(
-        None,
-        "Format shp: maximum number of pairs per post; the dataset card uses 5.",
-        unset="no limit",
-        gt=0,
+        None, "Format shp: maximum number of pairs per post; the dataset card uses 5.", unset="no limit", gt=0
     )
     max_length: int | None = option(
-        None,
-        "Maximum tokens per row, prompt and completion together; see --on-long.",
-        unset="1024",
-        gt=0,
+        None, "Maximum tokens per row, prompt and completion together; see --on-long.", unset="1024", gt=0
     )
     on_long: OnLong = option(
         "drop",
@@ -89,10 +68,7 @@ class HeldOutSettings:
     """Data"""
 
     eval_data: str | None = option(
-        None,
-        "Held-out data to evaluate on at the end.",
-        unset="the test split of --data, if it has one",
-        place=True,
+        None, "Held-out data to evaluate on at the end.", unset="the test split of --data, if it has one", place=True
     )
     eval_fraction: float | None = option(
         None,
@@ -103,10 +79,7 @@ class HeldOutSettings:
         lt=1,
     )
     max_eval_samples: int | None = option(
-        None,
-        "Evaluate on at most this many held-out rows (the first ones).",
-        unset="all",
-        gt=0,
+        None, "Evaluate on at most this many held-out rows (the first ones).", unset="all", gt=0
     )
 
 
@@ -125,8 +98,7 @@ class LoraSettings:
         unset=ATTENTION,
     )
     use_dora: bool = option(
-        False,
-        "DoRA: the LoRA matrices learn the direction of each weight, and an extra vector learns its magnitude.",
+        False, "DoRA: the LoRA matrices learn the direction of each weight, and an extra vector learns its magnitude."
     )
     peft: str | None = option(
         None,
@@ -143,24 +115,15 @@ class TrainSettings:
     """Training"""
 
     max_steps: int | None = option(
-        None,
-        "Number of optimiser steps; overrides --num-train-epochs.",
-        unset="by epochs",
-        gt=0,
+        None, "Number of optimiser steps; overrides --num-train-epochs.", unset="by epochs", gt=0
     )
     num_train_epochs: float | None = option(None, "Passes over the data.", unset="1", gt=0)
     learning_rate: float | None = option(None, "Peak learning rate.", unset="depends on the stage", gt=0)
     per_device_train_batch_size: int | None = option(
-        None,
-        "Batch size per device, in rows (rl: in completions).",
-        unset="8",
-        gt=0,
+        None, "Batch size per device, in rows (rl: in completions).", unset="8", gt=0
     )
     gradient_accumulation_steps: int | None = option(
-        None,
-        "Batches per optimiser step.",
-        unset="depends on the stage",
-        gt=0,
+        None, "Batches per optimiser step.", unset="depends on the stage", gt=0
     )
     set: tuple[str, ...] = option(
         (), "Any other field of TRL's config; can be given several times.", metavar="NAME=VALUE"
@@ -210,8 +173,7 @@ class KeepSettings:
     save_steps: int = option(500, "Steps between checkpoints.", gt=0)
     save_total_limit: int = option(2, "Number of checkpoints to keep (the newest).", gt=0)
     report_to: str = option(
-        "none",
-        "Experiment trackers, comma-separated, named as in transformers (tensorboard, wandb, …).",
+        "none", "Experiment trackers, comma-separated, named as in transformers (tensorboard, wandb, …)."
     )
 
 
@@ -237,9 +199,7 @@ class SamplingSettings:
         place=True,
     )
     reward_weights: tuple[float, ...] = option(
-        (),
-        "Weights of the --reward options, in the same order, comma-separated.",
-        unset="1 each",
+        (), "Weights of the --reward options, in the same order, comma-separated.", unset="1 each"
     )
     temperature: float | None = option(None, "Sampling temperature.", unset="0.7, as in the paper", gt=0)
     max_completion_length: int | None = option(None, "Maximum tokens per completion.", unset="128", gt=0)
@@ -256,10 +216,7 @@ class RlSettings:
     )
     num_generations: int | None = option(None, "Completions per prompt.", unset="4, reinforce: 1", gt=0)
     beta: float | None = option(
-        None,
-        "Weight of the KL penalty towards the anchor.",
-        unset="0.05, as in the paper",
-        ge=0,
+        None, "Weight of the KL penalty towards the anchor.", unset="0.05, as in the paper", ge=0
     )
     anchor: str | None = option(
         None,
@@ -269,10 +226,7 @@ class RlSettings:
         place=True,
     )
     missing_eos_penalty: float | None = option(
-        None,
-        "Subtracted from the reward of a completion that has no end-of-sequence token.",
-        unset="none",
-        ge=0,
+        None, "Subtracted from the reward of a completion that has no end-of-sequence token.", unset="none", ge=0
     )
     value_learning_rate: float | None = option(
         None,
@@ -287,9 +241,6 @@ class EvalSettings:
     """Evaluation"""
 
     max_samples: int | None = option(
-        None,
-        "Evaluate on at most this many rows.",
-        unset="all; 256 prompts for a policy",
-        gt=0,
+        None, "Evaluate on at most this many rows.", unset="all; 256 prompts for a policy", gt=0
     )
     per_device_eval_batch_size: int | None = option(None, "Batch size per device.", unset="16", gt=0)

@@ -7,11 +7,11 @@ import typing
 from typing import Any
 
 LARGEST = 2**63
-SINGULARS = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
-PLURALS = {str: "texts", int: "whole numbers", float: "numbers"}
+SINGULARS: dict[object, str] = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
+PLURALS: dict[object, str] = {str: "texts", int: "whole numbers", float: "numbers"}
 
 
-def fits(value: Any, kind: Any) -> bool:
+def fits(value: object, kind: object) -> bool:
     """Whether a YAML value has an annotated type. An int is accepted as a float, a bool only as a bool."""
     origin = typing.get_origin(kind) or kind
     if origin is typing.Literal:
@@ -19,7 +19,7 @@ def fits(value: Any, kind: Any) -> bool:
     if origin in (types.UnionType, typing.Union):
         return any(fits(value, part) for part in typing.get_args(kind))
     if origin in (tuple, list, dict):
-        return _fits_many(value, origin, kind)
+        return _fits_many(value, kind)
     if isinstance(value, bool):
         return origin in (bool, Any)
     if origin is float:
@@ -27,25 +27,25 @@ def fits(value: Any, kind: Any) -> bool:
     return isinstance(value, origin) if isinstance(origin, type) and origin is not Any else True
 
 
-def _fits_many(value: Any, origin: Any, kind: Any) -> bool:
+def _fits_many(value: object, kind: object) -> bool:
     """Whether a list or mapping and all its items fit `tuple[X, ...]`, `tuple[X, Y]`, `list[X]` or `dict[X, Y]`."""
-    kinds = typing.get_args(kind)
+    origin, kinds = typing.get_origin(kind) or kind, typing.get_args(kind)
     if origin is tuple:
         values = [value] if _is_list_of_one_kind(kind) and not isinstance(value, list) else value
         return isinstance(values, list) and _fit_each(values, kinds)
-    if not isinstance(value, origin) or not kinds:
-        return isinstance(value, origin)
     if origin is list:
-        return all(fits(item, kinds[0]) for item in value)
-    return all(fits(key, kinds[0]) and fits(item, kinds[1]) for key, item in value.items())
+        return isinstance(value, list) and (not kinds or all(fits(item, kinds[0]) for item in value))
+    if not isinstance(value, dict):
+        return False
+    return not kinds or all(fits(key, kinds[0]) and fits(item, kinds[1]) for key, item in value.items())
 
 
-def _is_list_of_one_kind(kind: Any) -> bool:
+def _is_list_of_one_kind(kind: object) -> bool:
     """Whether a type is `tuple[X, ...]`, for which a single value is accepted as a list of one."""
     return typing.get_origin(kind) is tuple and typing.get_args(kind)[-1] is ...
 
 
-def _fit_each(values: list[Any], kinds: tuple[Any, ...]) -> bool:
+def _fit_each(values: list[object], kinds: tuple[object, ...]) -> bool:
     """Whether a list fits `tuple[X, ...]` or `tuple[X, Y]`."""
     wanted = kinds[:1] * len(values) if kinds[-1] is ... else kinds
     return len(values) == len(wanted) and all(map(fits, values, wanted))
@@ -73,7 +73,7 @@ def convert(value: Any, kind: Any) -> Any:
     return value
 
 
-def choices(kind: Any) -> tuple[str, ...]:
+def choices(kind: object) -> tuple[str, ...]:
     """The choices of a `Literal`, also of `Literal | None`; empty for any other type."""
     if typing.get_origin(kind) is typing.Literal:
         return typing.get_args(kind)
@@ -81,7 +81,7 @@ def choices(kind: Any) -> tuple[str, ...]:
     return choices(inner[0]) if len(inner) == 1 and types.NoneType in typing.get_args(kind) else ()
 
 
-def describe(kind: Any) -> str:
+def describe(kind: object) -> str:
     """A type in words, for an error line."""
     if typing.get_origin(kind) is typing.Literal:
         return "one of " + ", ".join(map(str, typing.get_args(kind)))
@@ -95,7 +95,7 @@ def describe(kind: Any) -> str:
     return SINGULARS.get(kind, str(getattr(kind, "__name__", kind)))
 
 
-def is_plain(value: Any) -> bool:
+def is_plain(value: object) -> bool:
     """Whether a JSON value contains no number above 64 bits and no lone surrogate, at any depth."""
     left = [value]
     while left:

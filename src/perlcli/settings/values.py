@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
-from perlcli.settings.declaring import Option
+from perlcli.settings.declaring import Option, Values
 from perlcli.settings.types import describe, fits
 from perlcli.text import shorten
 
@@ -52,7 +51,7 @@ def place_fault(text: str) -> str:
     return ""
 
 
-def limit_faults(items: Iterable[Option], values: Mapping[str, Any]) -> list[str]:
+def limit_faults(items: Iterable[Option], values: Values) -> list[str]:
     """A line for every number outside its option's limits, as the command line spells the option."""
     return [f"{item.shown} {fault}" for item in items if (fault := limit_fault(item, values[item.name]))]
 

@@ -28,7 +28,7 @@ def read_config(stage: type[Any], path: Path) -> dict[str, Any]:
     return values
 
 
-def read_mapping(path: Path, option: str) -> dict[Any, Any]:
+def read_mapping(path: Path, option: str) -> dict[object, object]:
     """The `name: value` lines of the YAML file that `option` names.
 
     Raises PerlError if the file cannot be read or has other content.
@@ -53,7 +53,7 @@ def read_text(path: Path, option: str) -> str:
         raise PerlError(f"Can't read {option} {clip(str(path), LONGEST_PATH)}: {reason(error)}") from error
 
 
-def parse(text: str, name: str) -> Any:
+def parse(text: str, name: str) -> object:
     """The content of a YAML text, in plain types.
 
     Raises PerlError that starts with `name` if the text is not valid YAML, is nested too deeply, contains itself, or
@@ -69,7 +69,7 @@ def parse(text: str, name: str) -> Any:
         raise PerlError(f"{name} is not valid YAML: {clip(' '.join(str(error).split()), 600)}") from error
 
 
-def checked(stage: type[Any], content: Mapping[Any, Any], place: str) -> tuple[dict[str, Any], list[str]]:
+def checked(stage: type[Any], content: Mapping[object, object], place: str) -> tuple[dict[str, Any], list[str]]:
     """The values that are settings of the stage, as their types, and a line for every fault.
 
     Each line starts with `place`, which says where the content is.
