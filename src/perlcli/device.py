@@ -1,4 +1,4 @@
-"""What this machine can do, and a clear error where it can't."""
+"""What this machine can do, and a clear error if it cannot do what the settings ask for."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from perlcli.settings import ModelSettings
 
 
 def kind() -> str:
-    """`cuda` where there is a GPU that torch can use, else `cpu`."""
+    """`cuda` if there is a GPU that torch can use, else `cpu`."""
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def spare_threads() -> None:
-    """Compute on one CPU thread, for the embedded base.
+    """Limits torch to one CPU thread, for the embedded base.
 
-    A second one gains it next to nothing, and where something else is on the cores, threads that wait for each other
-    (OpenMP spins) make a run many times slower.
+    The base is too small to gain from a second thread, and on a busy machine threads that wait for each other (OpenMP
+    spins) make a run many times slower.
     """
     import torch
 
@@ -31,7 +31,7 @@ def spare_threads() -> None:
 
 
 def dtype_name(settings: ModelSettings) -> str:
-    """The name of the dtype that the base is held in."""
+    """The name of the dtype that the base is loaded in."""
     if settings.dtype != "auto":
         return settings.dtype
     quantised = settings.load_in_4bit or settings.load_in_8bit
@@ -48,18 +48,18 @@ def precision(settings: ModelSettings) -> str:
 
 
 def check(settings: ModelSettings) -> None:
-    """Raise PerlError where the machine lacks what the settings ask for."""
+    """Raises PerlError if the machine lacks what the settings ask for."""
     if (settings.load_in_4bit or settings.load_in_8bit) and importlib.util.find_spec("bitsandbytes") is None:
         bits = "4" if settings.load_in_4bit else "8"
         raise PerlError(f"--load-in-{bits}bit needs bitsandbytes, which isn't installed", "pip install bitsandbytes")
     if kind() == "cpu" and settings.dtype == "float16":
-        raise PerlError("--dtype float16 needs a GPU: its range is too small to train in on a CPU", "--dtype bfloat16")
+        raise PerlError("--dtype float16 needs a GPU: its range is too small for training on a CPU", "--dtype bfloat16")
     if kind() == "cuda" and settings.dtype == "bfloat16" and not _cuda_has_bf16():
-        raise PerlError("This GPU has no bfloat16", "--dtype float16 or float32")
+        raise PerlError("This GPU does not support --dtype bfloat16", "--dtype float16 or float32")
 
 
 def describe(settings: ModelSettings) -> dict[str, Any]:
-    """The device as a run's record keeps it."""
+    """The device, as saved in the record of a run."""
     import torch
 
     name = torch.cuda.get_device_name(0) if kind() == "cuda" else _cpu_name()
@@ -76,13 +76,13 @@ def peak_memory_mb() -> float:
 
 
 def _most_resident_mb() -> float:
-    """The most main memory that the process ever held, in MB."""
+    """The process's peak resident set, in MB."""
     unit = 1 if sys.platform == "darwin" else 1024
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6, 1)
 
 
 def resident_mb() -> float:
-    """What the process holds in main memory now, in MB; where the system doesn't tell, the most that it ever held."""
+    """The process's resident set now, in MB; its peak on systems that do not report it."""
     try:
         with open("/proc/self/statm", encoding="ascii") as file:
             return round(int(file.read().split()[1]) * resource.getpagesize() / 1e6, 1)
@@ -91,8 +91,8 @@ def resident_mb() -> float:
 
 
 def memory_of_training(before_mb: float) -> dict[str, float]:
-    """MB that training took at its peak: on a GPU as tensors and as torch reserves it, else above what was held before
-    the weights were loaded."""
+    """Peak memory of training in MB: on a GPU the allocated and the reserved memory, on a CPU the increase over
+    `before_mb`, the resident set before the weights were loaded."""
     import torch
 
     if kind() == "cuda":

@@ -112,7 +112,7 @@ def test_every_option_is_in_the_help_under_its_panel(command: str) -> None:
         ("sft", "seed", "(default: 0)"),
         ("sft", "save_steps", "(default: 500)"),
         ("reward", "pos_weight", "(default: auto)"),
-        ("rl", "beta", "(default: 0.05, as the paper)"),
+        ("rl", "beta", "(default: 0.05, as in the paper)"),
         ("rl", "reward", None),
         ("sft", "full", None),
         ("sft", "set", None),
@@ -128,8 +128,14 @@ def test_a_flag_can_be_taken_back_but_for_those_that_steer_one_call() -> None:
     group = typer.main.get_command(app)
     negated = {p.name for p in group.commands["sft"].params if p.secondary_opts}
     assert negated == {
-        "load_in_4bit", "load_in_8bit", "trust_remote_code", "strict", "drop_duplicates", "full", "use_dora",
-    }  # fmt: skip
+        "load_in_4bit",
+        "load_in_8bit",
+        "trust_remote_code",
+        "strict",
+        "drop_duplicates",
+        "full",
+        "use_dora",
+    }
 
 
 @pytest.mark.parametrize("command", STAGES)
@@ -206,8 +212,16 @@ def adapter(tmp_path: Path) -> Callable[..., Path]:
     def write(name: str = "adapter", **values: Any) -> Path:
         folder = tmp_path / name
         folder.mkdir()
-        config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": str(coffee.BASE), "r": 8,
-                  "lora_alpha": 16, "lora_dropout": 0.0, "target_modules": ["q_proj"], **values}  # fmt: skip
+        config = {
+            "peft_type": "LORA",
+            "task_type": "CAUSAL_LM",
+            "base_model_name_or_path": str(coffee.BASE),
+            "r": 8,
+            "lora_alpha": 16,
+            "lora_dropout": 0.0,
+            "target_modules": ["q_proj"],
+            **values,
+        }
         (folder / "adapter_config.json").write_text(json.dumps(config))
         return folder
 
@@ -402,7 +416,9 @@ def test_help_in_80_columns_cuts_no_options_name(command: str) -> None:
 def test_help_of_merge_shows_its_argument() -> None:
     found = CliRunner().invoke(app, ["merge", "--help"], terminal_width=120).output
     assert "merge [OPTIONS] ADAPTER\n" in found
-    assert re.search(r"\n  ADAPTER +Adapter to merge: folder of a run, or a LoRA adapter's folder or hub id\.\n", found)
+    assert re.search(
+        r"\n  ADAPTER +Adapter to merge: folder of a run, or folder or Hub id of a LoRA adapter\.\n", found
+    )
     assert "[OPTIONS]\n" in CliRunner().invoke(app, ["sft", "--help"]).output
 
 
@@ -410,3 +426,37 @@ def test_second_argument_is_told() -> None:
     found = perl("merge", "one", "two")
     assert found.exit_code == 2
     assert "unexpected extra argument" in found.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "shown"),
+    [
+        (["sft"], "--dtype [auto|bfloat16|float16|float32]"),
+        (["sft"], "--on-long [drop|truncate|error]"),
+        (["rl"], "--algorithm [rloo|reinforce]"),
+        (["reward"], "--pos-weight [auto|none|X]"),
+        (["compare-full"], "STAGE [sft|reward|rl|all]"),
+        (["estimate"], "STAGE [sft|reward|rl|all]"),
+        (["data", "show"], "--for [sft|reward|rl]"),
+        (["sft"], "One of hh, pairs, shp,"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else value,
+)
+def test_the_help_shows_the_choices(words: list[str], shown: str) -> None:
+    assert shown in plain(perl(*words, "--help").output)
+
+
+@pytest.mark.parametrize(
+    ("words", "lines"),
+    [
+        (["sft", "--lor-r", "3"], ["Error: No such option: --lor-r", "Hint: Did you mean --lora-r?"]),
+        (["sfx"], ["Error: No such command 'sfx'", "Hint: Did you mean sft?"]),
+        (["zzz"], ["Error: No such command 'zzz'", "Hint: perl --help lists the commands"]),
+        (["sft", "--zzz"], ["Error: No such option: --zzz", "Hint: perl sft --help lists the options"]),
+        (["recipes", "show"], ["Error: Missing argument 'NAME'", "Hint: perl recipes show --help lists the options"]),
+    ],
+    ids=" ".join,
+)
+def test_an_unknown_name_is_two_lines_with_the_nearest_one(words: list[str], lines: list[str]) -> None:
+    found = perl(*words)
+    assert (found.exit_code, found.stderr.splitlines()) == (2, lines)

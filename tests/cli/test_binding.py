@@ -111,9 +111,15 @@ def test_a_flag_can_be_taken_back(config: Callable[[str], Path]) -> None:
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["--lora-r", "many"], "Invalid value for '--lora-r'"),
-        (["--dtype", "float8"], "'float8' is not one of"),
-        (["--lora-rr", "8"], "No such option: --lora-rr (Possible options: --lora-alpha, --lora-dropout, --lora-r)"),
+        (
+            ["--lora-r", "many"],
+            "Error: --lora-r must be a whole number, not 'many' Hint: perl sft --help lists the options",
+        ),
+        (
+            ["--dtype", "float8"],
+            "Error: --dtype must be one of auto, bfloat16, float16, float32, not 'float8' Hint: Did you mean float32?",
+        ),
+        (["--lora-rr", "8"], "Error: No such option: --lora-rr Hint: Did you mean --lora-r?"),
         (["--seed"], "requires an argument"),
     ],
 )
@@ -174,24 +180,24 @@ def bomb(value: str) -> str:
         ("seed: true", "seed must be a whole number, not True"),
         ("full: 1", "full must be true or false, not 1"),
         ("full: null", "full must be true or false, not None"),
-        ("dtype: float8", "dtype must be one of auto, float32, bfloat16, float16, not 'float8'"),
-        ("set: 1", "set must be text, or a list of it, not 1"),
+        ("dtype: float8", "dtype must be one of auto, bfloat16, float16, float32, not 'float8'"),
+        ("set: 1", "set must be text or a list of texts, not 1"),
         ("learning-rate: [1]", "learning-rate must be a number, not [1]"),
         ("model: 2024-01-01", "model must be text, not datetime.date(2024, 1, 1)"),
-        ("- lora_r", "must hold `name: value` lines, not a list"),
-        ("lora_r", "must hold `name: value` lines, not a str"),
+        ("- lora_r", "must contain `name: value` lines, not a list"),
+        ("lora_r", "must contain `name: value` lines, not a str"),
         ("lora_r: [8", "is not valid YAML: while parsing a flow sequence"),
         ("model: 2024-13-45", "is not valid YAML: month must be in 1..12"),
         ("a: !!python/object:os.system {}", "is not valid YAML: could not determine a constructor"),
         ("\tlora_r: 8", "is not valid YAML"),
-        ("lora_r: 8\nlora_r: 4", "is not valid YAML: the key lora_r stands twice in"),
-        ("lora_r: 8\nlora-r: 4", "lora-r stands twice, once with another spelling"),
-        ("a: &a [*a]", "is not valid YAML: it holds itself in"),
+        ("lora_r: 8\nlora_r: 4", "is not valid YAML: duplicate key: lora_r in"),
+        ("lora_r: 8\nlora-r: 4", "duplicate key: lora-r, with dashes and with underscores"),
+        ("a: &a [*a]", "is not valid YAML: it contains itself in"),
         ("[" * 10_000, "is not valid YAML: nested too deeply in"),
         ("{" * 10_000, "is not valid YAML: nested too deeply in"),
         ("- " * 10_000, "is not valid YAML: nested too deeply in"),
-        (bomb("[{}]"), "is not valid YAML: its aliases stand for too much in"),
-        (bomb("{{<<: [{}]}}"), "is not valid YAML: its aliases stand for too much in"),
+        (bomb("[{}]"), "is not valid YAML: its aliases expand to too many values in"),
+        (bomb("{{<<: [{}]}}"), "is not valid YAML: its aliases expand to too many values in"),
         ("seed: !!int _", "is not valid YAML: string index out of range in"),
         ("seed: !!timestamp x", "is not valid YAML: 'NoneType' object has no attribute"),
         ('model: "\\UFFFFFFFF"', "is not valid YAML: "),
@@ -200,10 +206,10 @@ def bomb(value: str) -> str:
         ("learning_rate: .inf", "learning_rate must be a finite number of at most"),
         ('model: "a\\0b"', "model must be text without NUL characters, not 'a\\x00b'"),
         ('model: "\\ud800"', "model must be text in UTF-8, not '\\ud800'"),
-        ("data: " + "x" * 300, "data is longer than any name of a file: 'xxx"),
+        ("data: " + "x" * 300, "data is too long for a file name: 'xxx"),
         ("output: ~nobody-has-this-name/x", "output '~nobody-has-this-name/x': there is no such home folder"),
         ("? 0x" + "f" * 5000 + "\n: 1", "unknown key a number of thousands of digits."),
-        ("#" * 100_001, "longer than 100,000 bytes, so it holds no settings"),
+        ("#" * 100_001, "larger than 100,000 bytes, too large for settings"),
     ],
 )
 def test_a_wrong_config_is_told_with_its_file(text: str, told: str, config: Callable[[str], Path]) -> None:
@@ -218,7 +224,7 @@ def test_all_faults_of_a_config_are_told_at_once(config: Callable[[str], Path]) 
     with pytest.raises(PerlError) as caught:
         read_config(settings.Sft, config("lorar: 8\nseed: x\nfull: 2\nmax-steps: 3"))
     assert len(caught.value.problem.splitlines()) == 3
-    assert caught.value.hint == "perl sft --help lists the names"
+    assert caught.value.hint == "perl sft --help lists the options"
 
 
 @pytest.mark.parametrize(("name", "told"), [("none.yaml", "No such file or directory"), (".", "Is a directory")])
@@ -283,7 +289,7 @@ def test_an_error_of_ours_or_upstream_is_one_line_without_traceback() -> None:
     assert result.exit_code == 1
     assert result.stderr.splitlines() == [
         "Error: ValueError: many lines of it",
-        "Hint: run it again with --debug to see where; please report it if it is ours",
+        "Hint: --debug shows the traceback; please report it if the fault is in perlcli",
     ]
 
 
@@ -301,15 +307,16 @@ def test_a_full_disk_says_how_to_go_on(error: Exception) -> None:
     assert result.exit_code == 1
     assert result.stderr.splitlines() == [
         "Error: No space left on device: the run could not be saved",
-        "Hint: make room, then the same command with --resume (merge, eval: --overwrite)",
+        "Hint: free some space, then run the same command with --resume (merge, eval: --overwrite)",
     ]
 
 
 def test_a_read_only_disk_asks_for_another_place() -> None:
     result = call(raising(OSError(30, "Read-only file system", "there/report")))
     assert result.stderr.splitlines() == [
-        "Error: Read-only file system: there/report", "Hint: name a place that can be written to",
-    ]  # fmt: skip
+        "Error: Read-only file system: there/report",
+        "Hint: choose a folder that you can write to",
+    ]
 
 
 def test_too_little_memory_says_what_takes_less() -> None:
@@ -320,7 +327,7 @@ def test_too_little_memory_says_what_takes_less() -> None:
     assert result.exit_code == 1
     error, hint = result.stderr.splitlines()
     assert error == "Error: OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB"
-    assert hint.startswith("Hint: a smaller --per-device-train-batch-size")
+    assert hint.startswith("Hint: to use less memory: a smaller --per-device-train-batch-size")
 
 
 def test_debug_shows_the_traceback_of_a_users_error_too() -> None:
@@ -362,3 +369,34 @@ def test_a_list_of_whole_numbers_holds_nothing_else(text: str) -> None:
     result = call(lambda _: None, f"--lora-r={text}", stage="compare-full")
     assert result.exit_code == 2
     assert "--lora-r must be whole numbers, comma-separated, not " in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("word", "text", "fault"),
+    [
+        ("--lora-r", "x", "must be a whole number, not 'x'"),
+        ("--learning-rate", "x", "must be a number, not 'x'"),
+        ("--dtype", "fp16", "must be one of auto, bfloat16, float16, float32, not 'fp16'"),
+        ("--on-long", "foo", "must be one of drop, truncate, error, not 'foo'"),
+    ],
+)
+def test_a_wrong_value_reads_alike_on_the_command_line_and_in_a_config(
+    word: str, text: str, fault: str, config: Callable[[str], Path]
+) -> None:
+    name = word.removeprefix("--").replace("-", "_")
+    path = config(f"{name}: {text}")
+    assert call(lambda _: None, word, text).stderr.splitlines()[0] == f"Error: {word} {fault}"
+    assert call(lambda _: None, "--config", path).stderr.splitlines()[0] == f"Error: {path}: {name} {fault}"
+
+
+def test_all_wrong_values_of_a_command_line_are_reported_at_once() -> None:
+    result = call(lambda _: None, "--lora-r", "x", "--dtype", "fp16")
+    assert (result.exit_code, len(result.stderr.splitlines())) == (2, 3)
+
+
+def test_a_limit_is_checked_in_a_config_too(config: Callable[[str], Path]) -> None:
+    path = config("lora_r: 0\nlora_dropout: 1")
+    assert call(lambda _: None, "--config", path).stderr.splitlines()[:2] == [
+        f"Error: {path}: lora_r must be above 0, not 0",
+        f"{path}: lora_dropout must be at least 0 and below 1, not 1.0",
+    ]

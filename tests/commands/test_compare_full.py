@@ -256,7 +256,7 @@ def test_a_first_run_that_is_refused_stops_all(runner: Runner, perl: Perl, words
         (["--arms", "full,lora,nora"], "there is no arm nora"),
         (["--lora-r", "4,0"], "--lora-r must be above 0, not 0"),
         (["--lora-r", "4,x"], "--lora-r must be whole numbers, comma-separated, not 4,x"),
-        (["--seed", "-1"], "--seed must be 0 or more"),
+        (["--seed", "-1"], "--seed must be at least 0"),
         (["--repeats", "0"], "--repeats must be above 0, not 0"),
         (["--temperature", "0.5"], "--temperature: no option of perl reward"),
         (["--max-steps", "0"], "--max-steps must be above 0"),

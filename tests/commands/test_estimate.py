@@ -363,7 +363,7 @@ def test_command_for_programs(perl: Any, llama: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("rm",), "There is no stage rm"),
+        (("rm",), "STAGE must be one of sft, reward, rl, all, not 'rm'"),
         (("--arms", "lora,qlora"), "--arms: there is no arm qlora"),
         (("--lora-r", "0"), "--lora-r must be whole numbers above 0"),
         (("--gpu", "big"), "--gpu big is no size of memory"),

@@ -413,7 +413,7 @@ def test_standard_input_is_checked_like_a_file(content: bytes, told: str, refuse
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["--data-format", "par"], "not 'par'\nHint: Did you mean pairs?"),
+        (["--data-format", "par"], "prompts, text, not 'par'\nHint: Did you mean pairs?"),
         (["--data-format", "xyz"], "--data-format must be one of hh, pairs, shp, "),
         (
             ["--data-format", "thumbs"],

@@ -14,7 +14,7 @@ from peft import LoraConfig, PeftModel
 from safetensors.torch import load_file
 from torch import nn
 
-from perlcli import recipes
+from perlcli import settings
 from perlcli.errors import PerlError
 from perlcli.model import adapters, loading, roles, scorers, sources
 from perlcli.model.sources import locate
@@ -257,9 +257,9 @@ def test_what_peft_saved_can_be_read_again(llama: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("--lora-r", "4"), "says all of the adapter, so --lora-r can't be given beside it"),
-        (("--use-dora",), "says all of the adapter, so --use-dora can't be given beside it"),
-        (("--full",), "--full uses no adapter, so the --lora options, --use-dora and --peft don't apply"),
+        (("--lora-r", "4"), "describes the adapter completely, so --lora-r can't be given too"),
+        (("--use-dora",), "describes the adapter completely, so --use-dora can't be given too"),
+        (("--full",), "--full uses no adapter, so the --lora options, --use-dora and --peft can't be given"),
     ],
 )
 def test_a_file_says_all_of_an_adapter(words: tuple[str, ...], said: str, perl: Perl) -> None:
@@ -423,8 +423,8 @@ def test_dropout_is_the_files_or_the_options() -> None:
 
 
 def test_a_file_takes_the_place_of_a_recipes_lora_options() -> None:
-    values = recipes._left({"lora_r": 4, "lora_alpha": 8, "learning_rate": 1e-3}, {"peft": "adapter.json"})
-    assert values == {"learning_rate": 1e-3}
+    values = settings.layered({"peft": "adapter.json"}, {"lora_r": 4, "lora_alpha": 8, "learning_rate": 1e-3})
+    assert values == {"peft": "adapter.json", "learning_rate": 1e-3}
 
 
 @pytest.mark.parametrize(

@@ -246,10 +246,10 @@ def test_nothing_of_the_embedded_default_mixes_in(recipe: Callable[[str], str], 
         ("3: x", "mine.yaml: unknown key 3."),
         ("title: 3", "mine.yaml: title must be text"),
         ("rl: {beta: much}", "mine.yaml, rl: beta must be a number, not 'much'"),
-        ("rl: [1]", "mine.yaml, rl: must hold `name: value` lines, not [1]"),
-        ("rl:", "mine.yaml, rl: must hold `name: value` lines, not None"),
-        ("rl: {recipe: tldr}", "mine.yaml, rl: a recipe can't name a recipe"),
-        ("- rl", "mine.yaml must hold `name: value` lines, not a list"),
+        ("rl: [1]", "mine.yaml, rl: must contain `name: value` lines, not [1]"),
+        ("rl:", "mine.yaml, rl: must contain `name: value` lines, not None"),
+        ("rl: {recipe: tldr}", "mine.yaml, rl: a recipe can't name another recipe"),
+        ("- rl", "mine.yaml must contain `name: value` lines, not a list"),
         ("rl: {", "mine.yaml is not valid YAML"),
     ],
 )
@@ -267,9 +267,9 @@ def test_all_faults_of_a_recipe_are_told_at_once(recipe: Callable[[str], str]) -
 @pytest.mark.parametrize(
     ("name", "told"),
     [
-        ("tldrr", "There is no recipe tldrr\nHint: Did you mean tldr? `perl recipes` lists them"),
+        ("tldrr", "No such recipe: tldrr\nHint: Did you mean tldr? `perl recipes` lists them"),
         ("none.yaml", "Can't read --recipe none.yaml: No such file or directory"),
-        (".", "There is no recipe ."),
+        (".", "No such recipe: ."),
     ],
 )
 def test_a_recipe_that_is_not_there_is_told(name: str, told: str, perl: Perl) -> None:
@@ -278,7 +278,7 @@ def test_a_recipe_that_is_not_there_is_told(name: str, told: str, perl: Perl) ->
 
 def test_a_stage_that_a_recipe_lacks_is_told(perl: Perl) -> None:
     said = perl("reward", "--recipe", "bolt", code=2).stderr
-    assert said == "Error: The recipe bolt has no stage reward, only rl, eval\nHint: perl recipes show bolt\n"
+    assert said == "Error: Recipe bolt has no stage reward; its stages: rl, eval\nHint: perl recipes show bolt\n"
 
 
 # From stage to stage
@@ -287,13 +287,13 @@ def test_a_stage_that_a_recipe_lacks_is_told(perl: Perl) -> None:
 def test_a_stage_that_needs_another_first_says_which(perl: Perl, sft_run: Path, recipe: Callable[[str], str]) -> None:
     said = perl("rl", "--recipe", "tldr", "--dry-run", code=2).stderr
     assert said.splitlines() == [
-        "Error: --model runs/tldr/sft is not there yet",
-        "Hint: perl sft --recipe tldr makes it; or give another --model",
+        "Error: --model runs/tldr/sft does not exist yet",
+        "Hint: `perl sft --recipe tldr` creates it; or give another --model",
     ]
     said = perl("rl", "--recipe", "bolt", "--model", sft_run, "--dry-run", code=2).stderr
-    assert "Hint: perl reward --recipe tldr makes it; or give another --reward" in said
+    assert "Hint: `perl reward --recipe tldr` creates it; or give another --reward" in said
     mine = recipe("reward: {output: here}\nrl: {reward: here}")
-    assert "perl reward --recipe mine.yaml makes it" in perl("rl", "--recipe", mine, code=2).stderr
+    assert "`perl reward --recipe mine.yaml` creates it" in perl("rl", "--recipe", mine, code=2).stderr
     said = perl("rl", "--recipe", "tldr", "--model", "./nowhere", "--reward", "math:fsum", code=2).stderr
     assert said.startswith("Error: --model ./nowhere does not exist")
 

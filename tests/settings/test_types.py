@@ -95,7 +95,7 @@ def test_a_fitting_value_takes_its_type(value: Any, kind: Any, expected: Any) ->
         (float | None, "a number"),
         (bool, "true or false"),
         (Color, "one of red, blue"),
-        (tuple[str, ...], "text, or a list of it"),
+        (tuple[str, ...], "text or a list of texts"),
         (tuple[float, float], "a list: a number, a number"),
         (str | float, "text or a number"),
         (dict | str | None, "dict or text"),

@@ -245,9 +245,12 @@ def test_policy_of_reinforce_is_evaluated(run: Path, perl: Perl, reward_run: Pat
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["--num-generations", "4"], "--algorithm reinforce takes one completion a prompt, not --num-generations 4"),
-        (["--full"], "--algorithm reinforce has its value model on the frozen base"),
-        (["--algorithm", "rloo", "--value-learning-rate", "1e-3"], "--value-learning-rate is of --algorithm reinforce"),
+        (["--num-generations", "4"], "--algorithm reinforce takes one completion per prompt, not --num-generations 4"),
+        (["--full"], "--algorithm reinforce needs a frozen base for its value model"),
+        (
+            ["--algorithm", "rloo", "--value-learning-rate", "1e-3"],
+            "--value-learning-rate only applies with",
+        ),
         (["--algorithm", "rloo", "--num-generations", "1"], "--num-generations must be at least 2"),
         (
             ["--per-device-train-batch-size", "1", "--gradient-accumulation-steps", "1"],

@@ -107,7 +107,7 @@ def test_what_cannot_be_the_anchor_is_refused(
 
 
 def test_anchor_without_a_penalty_is_refused(rl: Any, sft_run: Path) -> None:
-    assert "--anchor does nothing with --beta 0" in rl(sft_run, "--anchor", "base", "--beta", "0", code=2).stderr
+    assert "--anchor has no effect with --beta 0" in rl(sft_run, "--anchor", "base", "--beta", "0", code=2).stderr
 
 
 def test_no_penalty_needs_no_anchor(rl: Any, sft_run: Path) -> None:

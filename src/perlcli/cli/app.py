@@ -1,4 +1,4 @@
-"""The commands of perlcli. Each stage is imported inside its command, so that help starts without torch."""
+"""The commands of perlcli. Each stage is imported inside its command, so that the help loads no torch."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from perlcli import __version__, recipes, settings
-from perlcli.cli.binding import DEBUG_HELP, Group, command
+from perlcli.cli.binding import DEBUG_HELP, Command, Group, command
 from perlcli.cli.boundary import with_boundary
 from perlcli.terminal import visible
 
@@ -38,7 +38,7 @@ def root(
 
 @command(app, "sft")
 def sft(given: settings.Sft) -> None:
-    """Fine-tune on demonstrations: the policy that RL starts from, and its anchor.
+    """Fine-tune on demonstrations: gives the policy that RL starts from, and its anchor.
 
     Example: perl sft --model HuggingFaceTB/SmolLM2-135M-Instruct --data chats.jsonl --output runs/sft
     """
@@ -50,7 +50,7 @@ def sft(given: settings.Sft) -> None:
 
 @command(app, "reward")
 def reward(given: settings.Reward) -> None:
-    """Train a reward model on pairs (chosen, rejected) or on thumbs up / down (prompt, completion, label).
+    """Train a reward model on pairs (chosen, rejected) or on thumbs up or down (prompt, completion, label).
 
     Example: perl reward --model HuggingFaceTB/SmolLM2-135M-Instruct --data pairs.jsonl --output runs/reward
     """
@@ -62,7 +62,7 @@ def reward(given: settings.Reward) -> None:
 
 @command(app, "rl")
 def rl(given: settings.Rl) -> None:
-    """Train the policy by RL (RLOO or the paper's REINFORCE) against a reward, held to its anchor by a KL penalty.
+    """Train the policy with RL (RLOO or the paper's REINFORCE) on a reward, with a KL penalty towards its anchor.
 
     Example: perl rl --model runs/sft --reward runs/reward --data prompts.jsonl --output runs/rl
     """
@@ -74,7 +74,7 @@ def rl(given: settings.Rl) -> None:
 
 @command(app, "eval")
 def evaluate(given: settings.Eval) -> None:
-    """Measure a reward model on held-out preferences, or a policy against its anchor.
+    """Evaluate a reward model on held-out preferences, or a policy against its anchor.
 
     Examples: perl eval --model runs/reward --data dev.jsonl;  perl eval --model runs/rl --reward runs/reward
     """
@@ -86,7 +86,7 @@ def evaluate(given: settings.Eval) -> None:
 
 @command(app, "merge")
 def merge(given: settings.Merge) -> None:
-    """Add an adapter to its base's weights once: an ordinary model, which loads in plain transformers.
+    """Merge an adapter into its base: gives an ordinary model that plain transformers can load.
 
     Example: perl merge runs/rl --output runs/rl-merged
     """
@@ -98,7 +98,7 @@ def merge(given: settings.Merge) -> None:
 
 @command(app, "quickstart")
 def quickstart(given: settings.Quickstart) -> None:
-    """Watch a tiny model learn from preferences in a few minutes: SFT, reward, RL and evaluation, no GPU needed.
+    """Watch a tiny model learn from preferences in a few minutes: SFT, reward, RL and evaluation, without a GPU.
 
     Example: perl quickstart
     """
@@ -109,7 +109,7 @@ def quickstart(given: settings.Quickstart) -> None:
 
 @command(app, "compare-full")
 def compare_full(given: settings.CompareFull) -> None:
-    """Compare LoRA with full tuning: memory, speed and quality of each arm, beside the paper's ratios.
+    """Compare LoRA with full tuning: memory, speed and quality of each arm, next to the paper's ratios.
 
     Example: perl compare-full reward --model HuggingFaceTB/SmolLM2-135M-Instruct --data pairs.jsonl --lora-r 1,4,16
     """
@@ -120,7 +120,7 @@ def compare_full(given: settings.CompareFull) -> None:
 
 @command(app, "runs")
 def runs(given: settings.Runs) -> None:
-    """List the runs below a folder: stage, status, steps, model, key figure, age and size; those at work live.
+    """List the runs in a folder: stage, status, steps, model, key figure, age and size, with live progress.
 
     Example: perl runs
     """
@@ -131,7 +131,7 @@ def runs(given: settings.Runs) -> None:
 
 @command(app, "report")
 def report(given: settings.Report) -> None:
-    """Render finished runs again, of any stage, side by side: cost, quality, and the ratios to full tuning.
+    """Compare finished runs of any stage side by side: cost, quality, and the ratios to full tuning.
 
     Example: perl report runs/reward-full runs/reward --output runs/report
     """
@@ -142,7 +142,7 @@ def report(given: settings.Report) -> None:
 
 @command(app, "estimate")
 def estimate(given: settings.Estimate) -> None:
-    """Predict the memory that training takes, from a model's config alone: which arms fit, and with which batch.
+    """Predict the memory that training needs from a model's config: which arms fit, and with which batch size.
 
     Example: perl estimate rl --model HuggingFaceTB/SmolLM2-135M-Instruct --gpu 24GB
     """
@@ -153,7 +153,7 @@ def estimate(given: settings.Estimate) -> None:
 
 @command(app, "doctor")
 def doctor(given: settings.Doctor) -> None:
-    """Check this machine: versions, GPU, each precision by a real forward and backward pass, disk, what to install.
+    """Check this machine: versions, GPU, disk, what to install, and each precision by a forward and backward pass.
 
     Example: perl doctor
     """
@@ -164,16 +164,16 @@ def doctor(given: settings.Doctor) -> None:
 
 data_app = typer.Typer(
     cls=Group,
-    help="Look at data before it trains: what can use it, how the model sees it, in TRL's format.",
+    help="Check data before training, show how the model sees it, or convert it to TRL's format.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
-app.add_typer(data_app, name="data")
+app.add_typer(data_app, name="data", short_help="Check, show or convert data before training.")
 
 
 @command(data_app, "data check")
 def data_check(given: settings.DataCheck) -> None:
-    """Say which commands can use a file, and what would become of its rows: left out, too long, repeated.
+    """Report which commands can use a file, and which of its rows would be dropped, are too long or are repeated.
 
     Example: perl data check pairs.jsonl --model HuggingFaceTB/SmolLM2-135M-Instruct
     """
@@ -184,7 +184,7 @@ def data_check(given: settings.DataCheck) -> None:
 
 @command(data_app, "data show")
 def data_show(given: settings.DataShow) -> None:
-    """Print the first rows as the model will see them, special tokens and all, with the trained tokens marked.
+    """Print the first rows as the model sees them, with special tokens, and with the trained tokens marked.
 
     Example: perl data show pairs.jsonl --model HuggingFaceTB/SmolLM2-135M-Instruct --rows 2 --for reward
     """
@@ -195,7 +195,7 @@ def data_show(given: settings.DataShow) -> None:
 
 @command(data_app, "data convert")
 def data_convert(given: settings.DataConvert) -> None:
-    """Write data of any known format as JSONL in TRL's own.
+    """Convert data of any known format to JSONL in TRL's format.
 
     Example: perl data convert hh.jsonl --output pairs.jsonl
     """
@@ -211,7 +211,7 @@ app.add_typer(shelf, name="recipes", short_help="List the recipes: the paper's t
 
 @shelf.callback()
 def list_recipes(context: typer.Context) -> None:
-    """List the recipes: the paper's tasks, with data, settings and evaluation, for the option --recipe.
+    """List the recipes for the option --recipe: the paper's tasks with their data, settings and evaluation.
 
     Example: perl recipes
     """
@@ -219,12 +219,12 @@ def list_recipes(context: typer.Context) -> None:
         with_boundary(lambda: print(f"{recipes.table()}\n\n{USE}"), debug=False)
 
 
-@shelf.command("show")
+@shelf.command("show", cls=Command)
 def show_recipe(
-    name: Annotated[str, typer.Argument(help="Name or file of the recipe.", metavar="NAME", show_default=False)],
+    name: Annotated[str, typer.Argument(help="Name or YAML file of the recipe.", metavar="NAME", show_default=False)],
     debug: Annotated[bool, typer.Option("--debug", help=DEBUG_HELP)] = False,
 ) -> None:
-    """Print a recipe's YAML, to copy and change.
+    """Print the YAML of a recipe, to copy and change.
 
     Example: perl recipes show tldr > mine.yaml
     """
@@ -232,5 +232,5 @@ def show_recipe(
 
 
 def main() -> None:
-    """Run the command line as the process's own."""
+    """Runs the command line of this process."""
     app()

@@ -8,37 +8,48 @@ import types
 import typing
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperArgument, TyperCommand, TyperGroup
 
 from perlcli import recipes, upstream
 from perlcli import settings as definitions
-from perlcli.cli.boundary import with_boundary
-from perlcli.errors import PerlError
+from perlcli.cli.boundary import usage_errors, with_boundary
+from perlcli.errors import PerlError, nearest
 from perlcli.run.files import RECORD, SETTINGS
-from perlcli.settings import Option, dashed
-from perlcli.settings.types import convert, fits
+from perlcli.settings import Option, Settings, dashed
+from perlcli.settings.types import choices, convert, fits
+from perlcli.settings.values import type_fault
 from perlcli.settings.yaml import read_config
 from perlcli.text import clip, one_line
 
-CONFIG_HELP = "YAML file with the same names as these options; the command line wins."
-METAVARS = {int: "N", float: "X"}
-WHOLE = re.compile(r"[-+]?\d{1,20}")
+if TYPE_CHECKING:
+    from typer._click import Command as AnyCommand
+    from typer._click import Context
+    from typer._click.formatting import HelpFormatter
+
+CONFIG_HELP = "YAML file with these options by name; the command line overrides it."
 DEBUG_HELP = "Show the traceback of an error."
+# Short words for values: in 80 columns, long ones would cut the names of the options.
+METAVARS = {int: "N", float: "X"}
+LONGEST_CHOICES = 45  # characters of choices that fit next to an option's name; longer ones go into its help
+WHOLE = re.compile(r"[-+]?\d{1,20}")
+Given = bool | str | list[str] | None  # what the command line has for an option
+
+Action = Callable[[Any], None]
 
 
-def command(app: typer.Typer, name: str) -> Callable[[Callable[[Any], None]], Callable[..., None]]:
-    """Register a function of one settings object as the command `name`, with an option for every setting.
+def command(app: typer.Typer, name: str) -> Callable[[Action], Callable[..., None]]:
+    """Registers a function of one settings object as the command `name`, with an option for every setting.
 
-    Of a name of two words, as `data check`, the first is that of the app.
+    The first word of a name of two words, such as `data check`, is the name of the app.
     """
     stage = definitions.ALL_COMMANDS[name]
 
-    def register(function: Callable[[Any], None]) -> Callable[..., None]:
-        def run(config: str | None, debug: bool, **given: Any) -> None:
-            upstream.hush()  # before a stage imports the libraries that would speak
+    def register(function: Action) -> Callable[..., None]:
+        def run(config: str | None, debug: bool, **given: Given) -> None:
+            upstream.hush()  # before a stage imports the noisy libraries
             with_boundary(lambda: function(_settings(stage, config, given)), debug=debug)
 
         parameters = _parameters(stage)
@@ -53,45 +64,60 @@ def command(app: typer.Typer, name: str) -> Callable[[Callable[[Any], None]], Ca
 
 
 class Group(TyperGroup):
-    """The commands, with `--lora_r` read as `--lora-r`: trl and transformers know both."""
+    """The commands. `--lora_r` is read as `--lora-r`, since trl and transformers accept both."""
 
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        return super().parse_args(ctx, _with_checkpoint([_with_dashes(argument) for argument in args]))
+    def parse_args(self, ctx: Context, args: list[str]) -> list[str]:
+        if not args:
+            return super().parse_args(ctx, args)  # shows the help
+        with usage_errors(ctx):
+            return super().parse_args(ctx, _with_checkpoint([_with_dashes(argument) for argument in args]))
+
+    def resolve_command(self, ctx: Context, args: list[str]) -> tuple[str | None, AnyCommand | None, list[str]]:
+        with usage_errors(ctx):
+            return super().resolve_command(ctx, args)
 
 
 class Command(TyperCommand):
-    """A command whose help lists its options by panel, in plain text: rich alone would take longer to import than all
-    the rest, and cuts the names of options in 80 columns."""
+    """A command whose help lists its options by panel, in plain text.
 
-    def collect_usage_pieces(self, ctx: Any) -> list[str]:
-        """Arguments by their bare names: Typer would put brackets on one that a YAML file may hold instead."""
-        return ["[OPTIONS]", *(str(item.metavar) for item in self.get_params(ctx) if isinstance(item, TyperArgument))]
+    Importing rich would take longer than everything else, and rich cuts the names of options in 80 columns.
+    """
 
-    def format_options(self, ctx: Any, formatter: Any) -> None:
+    def parse_args(self, ctx: Context, args: list[str]) -> list[str]:
+        with usage_errors(ctx):
+            return super().parse_args(ctx, args)
+
+    def collect_usage_pieces(self, ctx: Context) -> list[str]:
+        """Arguments by their bare names: Typer would put brackets around one that a YAML file may hold instead."""
+        arguments = [item for item in self.get_params(ctx) if isinstance(item, TyperArgument)]
+        return ["[OPTIONS]", *(str(item.metavar).partition(" ")[0] for item in arguments)]
+
+    def format_options(self, ctx: Context, formatter: HelpFormatter) -> None:
         panels: dict[str, list[tuple[str, str]]] = {}
         for parameter in self.get_params(ctx):
-            record = (
-                (str(parameter.metavar), str(parameter.help))
-                if isinstance(parameter, TyperArgument)
-                else parameter.get_help_record(ctx)
-            )
+            if isinstance(parameter, TyperArgument):
+                record: tuple[str, str] | None = (str(parameter.metavar), str(parameter.help))
+            else:
+                record = parameter.get_help_record(ctx)
             if record is not None:
-                panels.setdefault(getattr(parameter, "rich_help_panel", None) or "Help", []).append(record)
+                panel = getattr(parameter, "rich_help_panel", None) or "Help"
+                panels.setdefault(panel, []).append(record)
         for panel, records in panels.items():
             with formatter.section(panel):
                 formatter.write_dl(records)
 
 
 def _with_checkpoint(arguments: list[str]) -> list[str]:
-    """The arguments with a value for each `--resume`: the checkpoint behind it, where there is one."""
-    found: list[str] = []
+    """The arguments with a value for each `--resume`: the checkpoint that follows it, if one does."""
+    latest = f"--resume={definitions.LATEST}"
+    completed: list[str] = []
     for argument in arguments:
-        is_place = "/" in argument or Path(argument).name.startswith("checkpoint-")
-        if found and found[-1] == f"--resume={definitions.LATEST}" and is_place and argument[:1] != "-":
-            found[-1] = f"--resume={argument}"
+        is_checkpoint = "/" in argument or Path(argument).name.startswith("checkpoint-")
+        if completed[-1:] == [latest] and is_checkpoint and not argument.startswith("-"):
+            completed[-1] = f"--resume={argument}"
         else:
-            found.append(f"--resume={definitions.LATEST}" if argument == "--resume" else argument)
-    return found
+            completed.append(latest if argument == "--resume" else argument)
+    return completed
 
 
 def _with_dashes(argument: str) -> str:
@@ -99,81 +125,135 @@ def _with_dashes(argument: str) -> str:
     return name.replace("_", "-") + equals + value if name.startswith("--") else argument
 
 
-def _parameters(stage: type[Any]) -> list[inspect.Parameter]:
-    given = [_parameter(item) for item in definitions.options(stage)]
-    config = Annotated[
-        str | None, typer.Option("--config", "-c", help=CONFIG_HELP, rich_help_panel="Run", metavar="FILE")
+def _parameters(stage: type[Settings]) -> list[inspect.Parameter]:
+    options = [_parameter(item) for item in definitions.options(stage)]
+    config = typer.Option("--config", "-c", help=CONFIG_HELP, rich_help_panel="Run", metavar="FILE")
+    debug = typer.Option("--debug", help=DEBUG_HELP, rich_help_panel="Run")
+    return [
+        *options,
+        _keyword("config", Annotated[str | None, config], None),
+        _keyword("debug", Annotated[bool, debug], False),
     ]
-    debug = Annotated[bool, typer.Option("--debug", help=DEBUG_HELP, rich_help_panel="Run")]
-    return [*given, _keyword("config", config, None), _keyword("debug", debug, False)]
 
 
 def _parameter(item: Option) -> inspect.Parameter:
-    """The Typer parameter of an option. Its default is None, so that what the user gave can be told apart."""
-    kind = bool if item.type is bool else _scalar(item.type)
+    """The Typer parameter of an option: a flag or text. Its default is None, which means that it was not given."""
+    is_flag = _scalar(item.type) is bool
+    kind: object = bool if is_flag else list[str] if item.type == tuple[str, ...] else str
     if item.argument:
-        kind = list[str] if item.type == tuple[str, ...] else kind
-        place = typer.Argument(help=item.help, rich_help_panel=item.panel, show_default=False, metavar=shown_name(item))
-        return _keyword(item.name, Annotated[kind | None, place], None)
-    negatable = kind is bool and item.panel != "Run"
-    flags = [f"--{dashed(item.name)}" + (f"/--no-{dashed(item.name)}" if negatable else "")]
-    flags += [item.short] if item.short else []
-    shown = shown_default(item)
-    help_text = item.help + (f" (default: {shown})" if shown else "")
-    # Short words for the values: in 80 columns, long ones would cut the options' own names.
-    word = None if kind is bool else item.metavar or METAVARS.get(kind, "TEXT")
-    information = typer.Option(*flags, help=help_text, rich_help_panel=item.panel, show_default=False, metavar=word)
-    annotation: Any = kind | None
-    if typing.get_origin(item.type) is tuple:  # numbers come comma-separated, texts by repeating the option
-        annotation = list[str] | None if item.type == tuple[str, ...] else str | None
-    return _keyword(item.name, Annotated[annotation, information], None)
+        information = typer.Argument(
+            help=item.help, rich_help_panel=item.panel, show_default=False, metavar=_argument_shown(item)
+        )
+    else:
+        information = typer.Option(
+            *_spellings(item, is_flag=is_flag),
+            help=_help(item),
+            rich_help_panel=item.panel,
+            show_default=False,
+            metavar=None if is_flag else _metavar(item),
+        )
+    return _keyword(item.name, Annotated[kind | None, information], None)  # type: ignore[operator]
+
+
+def _spellings(item: Option, *, is_flag: bool) -> list[str]:
+    """How an option is typed: its name, for most flags the name that takes it back, and the short form."""
+    name = dashed(item.name)
+    is_negatable = is_flag and item.panel != "Run"
+    long = f"--{name}/--no-{name}" if is_negatable else f"--{name}"
+    return [long, item.short] if item.short else [long]
+
+
+def _help(item: Option) -> str:
+    """An option's help with its default, and with its choices if they are too long to stand next to its name."""
+    parts = [item.help]
+    if choices(item.type) and not _choices_shown(item):
+        parts.append(f"One of {', '.join(choices(item.type))}.")
+    if shown_default(item):
+        parts.append(f"(default: {shown_default(item)})")
+    return " ".join(parts)
+
+
+def _metavar(item: Option) -> str:
+    """What stands for an option's value in the help."""
+    if item.metavar or _choices_shown(item):
+        return item.metavar or _choices_shown(item)
+    if choices(item.type):
+        return "NAME"
+    if typing.get_origin(item.type) is tuple:
+        word = METAVARS.get(typing.get_args(item.type)[0])
+        return f"{word},…" if word else "TEXT"
+    return METAVARS.get(_scalar(item.type), "TEXT")
+
+
+def _choices_shown(item: Option) -> str:
+    """An option's choices as the help shows them, `[drop|truncate|error]`; empty if there are none or too many."""
+    shown = f"[{'|'.join(choices(item.type))}]"
+    return shown if choices(item.type) and len(shown) <= LONGEST_CHOICES else ""
+
+
+def _argument_shown(item: Option) -> str:
+    return f"{shown_name(item)} {_choices_shown(item)}".rstrip()
 
 
 def shown_name(item: Option) -> str:
     """What stands for an option in the help: `--lora-r`, or an argument's name in capitals."""
-    if item.argument:
-        return item.name.upper() + "..." * (typing.get_origin(item.type) is tuple)
-    return f"--{dashed(item.name)}"
+    takes_many = item.argument and typing.get_origin(item.type) is tuple
+    return item.shown + ("..." if takes_many else "")
 
 
 def shown_default(item: Option) -> str:
-    """What the help says an option is when it isn't given; empty where there is nothing to say."""
-    return item.unset or (
-        "" if item.default is None or item.default is False or item.default == () else str(item.default)
-    )
+    """What the help gives as an option's default; empty if there is nothing to say."""
+    has_default = item.default is not None and item.default is not False and item.default != ()
+    return item.unset or (str(item.default) if has_default else "")
 
 
 def _scalar(kind: Any) -> Any:
     """The type inside `X | None`."""
     inner = [part for part in typing.get_args(kind) if part is not types.NoneType]
-    return inner[0] if isinstance(kind, types.UnionType) else kind
+    return inner[0] if isinstance(kind, types.UnionType) or type(None) in typing.get_args(kind) else kind
 
 
-def _keyword(name: str, annotation: Any, default: Any) -> inspect.Parameter:
+def _keyword(name: str, annotation: object, default: bool | None) -> inspect.Parameter:
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
-def _settings(stage: type[Any], config: str | None, given: Mapping[str, Any]) -> Any:
+def _settings(stage: type[Settings], config: str | None, given: Mapping[str, Given]) -> Settings:
+    """The settings of a command line over its --config and its recipe. Raises PerlError."""
     values = read_config(stage, Path(config)) if config else {}
     place = Path(config or "")
     if given.get("resume") is not None and place.name == SETTINGS and (place.parent / RECORD).exists():
-        values["output"] = str(place.parent)  # where the run is now, from wherever it is called
-    types_of = {item.name: item.type for item in definitions.options(stage)}
-    for name, value in given.items():
-        if value is not None:
-            values[name] = _typed(name, value, types_of[name])
-    return definitions.build(stage, recipes.fill(stage, values))
+        values["output"] = str(place.parent)  # the run may have been moved since
+    return definitions.build(stage, recipes.fill(stage, values | _typed(stage, given)))
 
 
-def _typed(name: str, value: Any, kind: Any) -> Any:
-    """A value of the command line as its setting's type; raises PerlError for a list with something else in it."""
-    if typing.get_origin(kind) is not tuple:
-        return value
-    parts = value if isinstance(value, list) else [part.strip() for part in value.split(",")]
-    is_whole = typing.get_args(kind)[0] is int
-    if is_whole:
-        parts = [int(part) if WHOLE.fullmatch(part) else part for part in parts]
-    if not fits(parts, kind):
-        what = "whole " * is_whole + "numbers"
-        raise PerlError(f"--{dashed(name)} must be {what}, comma-separated, not {clip(str(value))}")
-    return convert(parts, kind)
+def _typed(stage: type[Settings], given: Mapping[str, Given]) -> dict[str, Any]:
+    """The values of a command line as their options' types. Raises PerlError that lists every wrong one."""
+    items = [item for item in definitions.options(stage) if given.get(item.name) is not None]
+    parsed = {item.name: _parsed(given[item.name], item.type) for item in items}
+    wrong = [item for item in items if not fits(parsed[item.name], item.type)]
+    if wrong:
+        hint = f"perl {definitions.command_of(stage)} --help lists the options"
+        if len(wrong) == 1:
+            hint = nearest(str(given[wrong[0].name]), choices(wrong[0].type)) or hint
+        raise PerlError("\n".join(_fault(item, given[item.name]) for item in wrong), hint)
+    return {item.name: convert(parsed[item.name], item.type) for item in items}
+
+
+def _parsed(given: Given, kind: object) -> object:
+    """What was typed for an option, with whole numbers as such and comma-separated numbers as a list."""
+    if not isinstance(given, str):
+        return given
+    if typing.get_origin(kind) is tuple:
+        return [_number(part.strip(), typing.get_args(kind)[0]) for part in given.split(",")]
+    return _number(given, _scalar(kind))
+
+
+def _number(text: str, kind: object) -> int | str:
+    return int(text) if kind is int and WHOLE.fullmatch(text) else text
+
+
+def _fault(item: Option, given: Given) -> str:
+    if typing.get_origin(item.type) is tuple:
+        words = "whole numbers" if typing.get_args(item.type)[0] is int else "numbers"
+        return f"{item.shown} must be {words}, comma-separated, not {clip(str(given))}"
+    return f"{item.shown} {type_fault(item, given)}"

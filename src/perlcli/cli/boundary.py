@@ -1,4 +1,4 @@
-"""Where errors become lines on standard error and an exit code."""
+"""Where errors become lines on standard error and exit codes."""
 
 from __future__ import annotations
 
@@ -6,28 +6,38 @@ import errno
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, NoReturn, cast
 
 import typer
+from typer.core import TyperGroup
 
-from perlcli.errors import PerlError, reason
+from perlcli.errors import PerlError, nearest, reason
 from perlcli.run import disk
 from perlcli.terminal import say
 
-LESS_MEMORY = "a smaller --per-device-train-batch-size or --max-length, or --load-in-4bit, takes less memory"
+if TYPE_CHECKING:
+    from typer._click import Context
+
+LESS_MEMORY = "to use less memory: a smaller --per-device-train-batch-size or --max-length, or --load-in-4bit"
+# click's, or in newer versions of Typer that of its own copy of click.
+UsageError = cast(type[Exception], typer.BadParameter.__mro__[1])
 
 
 def with_boundary(action: Callable[[], None], *, debug: bool) -> None:
-    """Run the action; errors become lines on standard error and an exit code, with a traceback only under --debug."""
+    """Runs the action. Errors become lines on standard error and an exit code; --debug adds the traceback.
+
+    Raises typer.Exit, and with --debug any error that is not a PerlError.
+    """
     try:
         action()
     except PerlError as error:
         if debug:
-            _tell(traceback.format_exc())
-        _tell("Error: " + str(error))
-        raise typer.Exit(error.exit_code) from None
+            _print(traceback.format_exc())
+        refuse(error)
     except KeyboardInterrupt:
-        _tell("Stopped.")
+        _print("Stopped.")
         raise typer.Exit(130) from None
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -35,22 +45,54 @@ def with_boundary(action: Callable[[], None], *, debug: bool) -> None:
     except Exception as error:
         if debug:
             raise
-        _tell("Error: " + _in_words(error))
+        _print("Error: " + _in_words(error))
         raise typer.Exit(1) from None
 
 
+@contextmanager
+def usage_errors(context: Context) -> Iterator[None]:
+    """Reports what click finds wrong with a command line in our own words. Raises typer.Exit."""
+    try:
+        yield
+    except UsageError as error:
+        refuse(_usage(error, context))
+
+
+def _usage(error: Exception, context: Context) -> PerlError:
+    """An error of click with a hint: the nearest option if the name of one is unknown."""
+    message = getattr(error, "message", "") or error.format_message()  # type: ignore[attr-defined]
+    problem, _, suggestion = message.rstrip(".").partition(". Did you mean")
+    if suggestion:  # Typer's own, for commands
+        return PerlError(problem, "Did you mean" + suggestion.replace("'", ""))
+    if hasattr(error, "possibilities"):  # an unknown option
+        known = [name for parameter in context.command.get_params(context) for name in parameter.opts]
+        return PerlError(problem, nearest(problem.rpartition(" ")[2], known) or _overview(context))
+    return PerlError(problem, _overview(context))
+
+
+def _overview(context: Context) -> str:
+    listed = "commands" if isinstance(context.command, TyperGroup) else "options"
+    return f"{context.command_path} --help lists the {listed}"
+
+
+def refuse(error: PerlError) -> NoReturn:
+    """Prints the error. Raises typer.Exit with its exit code."""
+    _print(f"Error: {error}")
+    raise typer.Exit(error.exit_code) from None
+
+
 def _in_words(error: Exception) -> str:
-    """What a library or the system couldn't do, in two lines."""
+    """An error of a library or the system in two lines."""
     code = disk.code_of(error)
     if type(error).__name__ == "OutOfMemoryError":  # torch's, which isn't imported here
         return f"{reason(error)}\nHint: {LESS_MEMORY}"
     if code in disk.ROOM:
-        way_on = "make room, then the same command with --resume (merge, eval: --overwrite)"
-        return f"{os.strerror(code or 0)}: the run could not be saved\nHint: {way_on}"
+        hint = "free some space, then run the same command with --resume (merge, eval: --overwrite)"
+        return f"{os.strerror(code or 0)}: the run could not be saved\nHint: {hint}"
     if code == errno.EROFS:
-        return f"{reason(error)}\nHint: name a place that can be written to"
-    return f"{reason(error)}\nHint: run it again with --debug to see where; please report it if it is ours"
+        return f"{reason(error)}\nHint: choose a folder that you can write to"
+    return f"{reason(error)}\nHint: --debug shows the traceback; please report it if the fault is in perlcli"
 
 
-def _tell(text: str) -> None:
+def _print(text: str) -> None:
     say(text, file=sys.stderr)

@@ -1,4 +1,4 @@
-"""The parts of the documentation that come from the code: options, module map. `make docs` writes them."""
+"""The parts of the documentation that are generated from the code by `make docs`: options, recipes, module map."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from perlcli.settings.types import describe
 from perlcli.text import markdown_table, one_line
 
 PACKAGE = Path(__file__).parents[1]
-# The rooms of the package, lowest first: each imports only from those before it (tests/test_layers.py).
+# The packages and modules, lowest first: each imports only from those before it (tests/test_layers.py).
 ROOMS = {
     "text": "text for people: lines, numbers, tables, Markdown",
     "errors": "errors that the user can fix",
-    "redaction": "takes homes and secrets out of what is kept and printed",
+    "redaction": "removes home folders and secrets from what is saved and printed",
     "stats": "the figures of reward models and policies",
-    "upstream": "quiets the libraries below us",
+    "upstream": "silences the libraries that perlcli uses",
     "interpreter": "finds the Perl interpreter",
     "terminal": "printing",
     "settings": "every option: name, type, default, help, limits",
     "device": "what this machine can do",
-    "coffee": "the embedded world: base, data, gold check",
+    "coffee": "the embedded example: base, data, gold check",
     "recipes": "the paper's tasks as YAML",
     "run": "a run's folder: record, files, checkpoints",
     "data": "from files to rows to tokens",
     "model": "the frozen base, its tokenizer, adapters and scorers",
     "memory": "predicting memory from a config",
     "doctor": "the checks of `perl doctor`",
-    "training": "between settings and TRL's trainers",
+    "training": "from settings to TRL's trainers",
     "comparison": "arms, their processes, results and reports",
     "commands": "one module for each command",
     "cli": "the Typer app",
@@ -76,7 +76,7 @@ def _row(item: settings.Option) -> tuple[str, ...]:
 
 
 def rooms() -> str:
-    """The rooms from top to bottom as a picture in text; each may import from those below it."""
+    """The packages from top to bottom as text; each may import from those below it."""
     width = max(map(len, ROOMS))
     return "\n".join(f"    {name:<{width}}  {what}" for name, what in reversed(ROOMS.items()))
 

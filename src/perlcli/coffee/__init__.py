@@ -1,7 +1,7 @@
-"""The embedded default world: a barista who turns a customer's sentence into one call, with data and a gold check.
+"""The embedded example: a barista turns a customer's sentence into one call. With data and a gold check.
 
-Every row is drawn from a random stream of its own kind, split and seed. Orders belong to "train" or "test" for ever
-(`world.split_of`), and the base in `BASE` was pretrained on orders of the train side alone.
+Every kind of row, split and seed has its own random stream. An order always belongs to the same split, "train" or
+"test" (`world.split_of`), and the base in `BASE` was pretrained only on orders of the train split.
 """
 
 import random
@@ -22,7 +22,7 @@ Row = dict[str, Any]
 
 
 def demonstrations(split: str = "train", count: int = 2000, seed: int = 0) -> list[Row]:
-    """Orders with the call that the trainee barista wrote, who forgets details."""
+    """Orders with the call written by a trainee barista who forgets details."""
     rng = _stream("demonstrations", split, seed)
     rows = []
     for _ in range(count):
@@ -49,7 +49,7 @@ def preferences(split: str = "train", count: int = 4000, seed: int = 0) -> list[
 
 
 def thumbs(split: str = "train", count: int = 4000, seed: int = 0) -> list[Row]:
-    """Orders with one call each and whether it was right; about 40 % are."""
+    """Orders with one call each and whether it is right; about 40 % are."""
     rng = _stream("thumbs", split, seed)
     rows = []
     for _ in range(count):
@@ -62,7 +62,7 @@ def thumbs(split: str = "train", count: int = 4000, seed: int = 0) -> list[Row]:
 
 
 def prompts(split: str = "train", count: int = 2000, seed: int = 0) -> list[Row]:
-    """Orders alone, each with the canonical call that `gold` compares a completion with."""
+    """Orders without an answer, each with the canonical call that `gold` compares a completion with."""
     rng = _stream("prompts", split, seed)
     rows = []
     for _ in range(count):
@@ -72,7 +72,7 @@ def prompts(split: str = "train", count: int = 2000, seed: int = 0) -> list[Row]
 
 
 def reward(completions: list[Any], order: list[str], **columns: Any) -> list[float]:
-    """The gold check as a reward function of TRL's signature (`--reward perlcli.coffee:reward`): 1 for a right call."""
+    """The gold check as a reward function for TRL (`--reward perlcli.coffee:reward`): 1 for a right call, else 0."""
     texts = [answer if isinstance(answer, str) else answer[-1]["content"] for answer in completions]
     return [float(gold(text, wanted)) for text, wanted in zip(texts, order, strict=True)]
 
@@ -84,7 +84,7 @@ def _stream(kind: str, split: str, seed: int) -> random.Random:
 
 
 def _allowed(split: str) -> str | None:
-    """The side that errors must stay on: in train no answer may spell an order that is judged later."""
+    """The split that errors must stay in: in train, no answer may spell an order that is evaluated later."""
     return "train" if split == "train" else None
 
 

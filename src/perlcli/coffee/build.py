@@ -1,7 +1,7 @@
-"""Builds the coffee world's base: a tokenizer and a Llama of 0.95 million parameters, from generated documents.
+"""Builds the embedded base: a tokenizer and a Llama of 0.95 million parameters, trained on generated documents.
 
-Run `python -m perlcli.coffee.build --output DIR`: about a quarter of an hour on one core, the same files for the same
-seed, versions and kind of processor.
+`python -m perlcli.coffee.build --output DIR` takes about a quarter of an hour on one core. The same seed, versions and
+kind of processor give the same files.
 """
 
 import argparse
@@ -30,7 +30,7 @@ LENGTH = 512
 DOCUMENTS = 300_000
 BATCH = 48
 LEARNING_RATE = 3e-3
-# Weights in the loss: what the customer says, the verdict's first word, and all that the agent says.
+# Weights in the loss: what the customer says, the verdict's first word, and everything that the agent says.
 CUSTOMER, VERDICT, SPOKEN = 0.1, 8.0, 1.0
 TEMPLATE = """\
 {%- for message in messages -%}
@@ -46,7 +46,7 @@ Example = tuple[list[int], list[float]]
 
 
 def build_tokenizer(seed: int) -> PreTrainedTokenizerFast:
-    """A byte-level BPE of 768 tokens learnt from the documents, with the chat template."""
+    """A byte-level BPE of 768 tokens trained on the documents, with the chat template."""
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -95,7 +95,7 @@ def build_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausal
 
 
 def encode(document: Document, tokenizer: PreTrainedTokenizerFast) -> Example:
-    """A document's token ids and the weight of each in the loss."""
+    """A document's token ids, and the weight of each token in the loss."""
     ids: list[int] = []
     weights: list[float] = []
     end, agent, ticket = (SPECIAL.index(token) for token in (END, AGENT, TICKET))
@@ -114,7 +114,7 @@ def encode(document: Document, tokenizer: PreTrainedTokenizerFast) -> Example:
 
 
 def batches(count: int, tokenizer: PreTrainedTokenizerFast, seed: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Padded ids and weights, each `(batch, length)`, of documents of like length."""
+    """Padded token ids and loss weights, each (documents, tokens), in batches of documents of similar length."""
     rng = random.Random(f"coffee batches {seed}")
     stream = documents(count, seed)
     while chunk := [encode(document, tokenizer) for document in islice(stream, BATCH * 32)]:
@@ -126,7 +126,7 @@ def batches(count: int, tokenizer: PreTrainedTokenizerFast, seed: int) -> Iterat
 
 
 def collate(group: list[Example], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The group's ids and weights, padded on the right; padding weighs nothing."""
+    """The group's token ids and loss weights, each (documents, tokens), padded on the right with weight 0."""
     length = max(len(ids) for ids, _ in group)
     ids = [ids + [pad] * (length - len(ids)) for ids, _ in group]
     weights = [weights + [0.0] * (length - len(weights)) for _, weights in group]
@@ -170,7 +170,7 @@ def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, output: Pa
 
 
 def model_card(model: LlamaForCausalLM, count: int, seed: int) -> str:
-    """The short description that lies beside the weights."""
+    """The model card that is saved with the weights."""
     return f"""\
 ---
 license: apache-2.0
@@ -197,7 +197,7 @@ Licence: Apache-2.0.
 
 def main() -> None:
     """Builds the base from the command line."""
-    parser = argparse.ArgumentParser(description="Build the coffee world's base.")
+    parser = argparse.ArgumentParser(description="Build the embedded coffee base.")
     parser.add_argument("--output", type=Path, default=BASE)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--documents", type=int, default=DOCUMENTS)

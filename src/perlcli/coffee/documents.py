@@ -1,9 +1,9 @@
-"""The documents that the tiny base is pretrained on; what they teach decides what its adapters can learn.
+"""The documents that the embedded base is pretrained on. They decide what its adapters can learn.
 
-Mostly the agent reads the order back, or asks detail by detail, and the customer confirms or corrects: so the base
-learns to verify, and a small adapter can turn that into a reward. Tickets teach the form of the call. Only a few
-documents answer an order with a call at once, half of them by the trainee: the base can do it now and then.
-All orders, right or wrong, lie on the train side of the split.
+In most of them the agent reads the order back, or asks detail by detail, and the customer confirms or corrects. So the
+base learns to verify, and a small adapter can turn that into a reward. Tickets teach the form of the call. Only a few
+documents answer an order with a call at once, half of them as the trainee would, so the base can do it now and then.
+All orders, right or wrong, are in the train split.
 """
 
 import random
@@ -27,7 +27,7 @@ from perlcli.coffee.world import (
 Turn = tuple[str, str]
 Document = list[Turn]
 
-# The verdict's first word is the same throughout: what carries most weight in the loss should hold no chance.
+# The verdict's first word never varies: the token with the largest weight in the loss should not be random.
 YES = ("yes", "yes please", "yes, thanks", "yes, perfect")
 NO = ("no", "no, sorry")
 SMALL_TALK = (
@@ -47,7 +47,7 @@ SMALL_TALK = (
 
 
 def documents(count: int, seed: int) -> Iterator[Document]:
-    """As many random documents as asked for, the same for the same seed."""
+    """Yields `count` random documents, the same for the same seed."""
     rng = random.Random(f"coffee documents {seed}")
     kinds: tuple[Callable[[random.Random], Document], ...]
     kinds = (_read_back, _ask, _ticket, _describe, _direct, _missing, _chat)
@@ -64,7 +64,7 @@ def _wrong(order: Order, rng: random.Random) -> Order:
 
 
 def _listed(order: Order) -> str:
-    """The details one by one, half-way between speech and call: "latte: size large, milk oat"."""
+    """The details one by one, halfway between speech and call: "latte: size large, milk oat"."""
     return ", ".join([f"{order.drink}:", *(f"{slot} {value}" for slot, value in order.details)]).replace(":,", ":")
 
 

@@ -1,6 +1,6 @@
 """The coffee world: orders, how customers say them, how a barista writes them down, and the gold check.
 
-Everything here is standard library and drawn from the `random.Random` that the caller hands in.
+It needs only the standard library, and everything random comes from the caller's `random.Random`.
 """
 
 import hashlib
@@ -121,7 +121,7 @@ class Order:
 
 
 def order_of(drink: str, details: dict[str, str]) -> Order:
-    """The order with its details put into slot order."""
+    """The order with its details in slot order."""
     return Order(drink, tuple((slot, details[slot]) for slot in SLOTS if slot in details))
 
 
@@ -131,7 +131,7 @@ def call_of(order: Order) -> str:
 
 
 def parse(text: str) -> Order | None:
-    """The order that exactly one well-formed call spells, or None for anything else; outer whitespace is allowed."""
+    """The order of a text that is exactly one well-formed call, else None. Surrounding whitespace is allowed."""
     match = CALL.fullmatch(text.strip())
     if match is None:
         return None
@@ -144,7 +144,10 @@ def parse(text: str) -> Order | None:
 
 
 def gold(completion: str, order: str) -> bool:
-    """Whether the completion is exactly one call with the order's content, its details in whatever sequence."""
+    """Whether the completion is exactly one call for the order, with its details in any sequence.
+
+    Raises ValueError if `order` is not a call.
+    """
     wanted = parse(order)
     if wanted is None:
         raise ValueError(f"not an order: {order!r}")
@@ -152,18 +155,18 @@ def gold(completion: str, order: str) -> bool:
 
 
 def split_of(order: Order) -> str:
-    """The side an order belongs to for ever: "test" for about a fifth of all orders, else "train"."""
+    """The split that an order always belongs to: "test" for about a fifth of all orders, else "train"."""
     digest = hashlib.sha256(call_of(order).encode()).digest()
     return "test" if digest[0] < 256 * TESTED else "train"
 
 
 def chance(rng: random.Random, probability: float) -> bool:
-    """True that often."""
+    """True with this probability."""
     return rng.random() < probability
 
 
 def draw_order(rng: random.Random, split: str) -> Order:
-    """A random order of one to four details from one side of the split."""
+    """A random order with one to four details from a split."""
     while True:
         count = rng.choices((1, 2, 3, 4), (2, 3, 3, 2))[0]
         slots = rng.sample(list(SLOTS), count)
@@ -173,7 +176,7 @@ def draw_order(rng: random.Random, split: str) -> Order:
 
 
 def phrase(order: Order, rng: random.Random) -> str:
-    """The order as one says it, without a greeting: "a big oat latte, with two shots"."""
+    """The order as a customer says it, without a greeting: "a big oat latte, with two shots"."""
     before: list[str] = []
     after: list[str] = []
     count = ""
@@ -194,7 +197,7 @@ def phrase(order: Order, rng: random.Random) -> str:
 
 
 def say(order: Order, rng: random.Random) -> str:
-    """The customer's sentence for an order, with small talk now and then."""
+    """A customer's sentence for an order, sometimes with small talk."""
     words = [rng.choice(SMALL_TALK)] if chance(rng, 0.25) else []
     words += [rng.choice(OPENINGS), phrase(order, rng)]
     sentence = " ".join(word for word in words if word)
@@ -202,7 +205,7 @@ def say(order: Order, rng: random.Random) -> str:
 
 
 def remember(order: Order, rng: random.Random, split: str | None = None) -> Order:
-    """What the trainee barista remembers of an order; with a split, only what lies on that side."""
+    """What the trainee barista remembers of an order; with a split, only orders of that split."""
     while True:
         heard = Order(order.drink, tuple(pair for pair in order.details if not chance(rng, FORGETS[pair[0]])))
         if split is None or split_of(heard) == split:
@@ -226,7 +229,7 @@ def slip(order: Order, rng: random.Random) -> Order:
 
 
 def mistake(order: Order, rng: random.Random, split: str | None = None) -> Order:
-    """A wrong version of an order, by a trainee's or a random error; with a split, one on that side."""
+    """A wrong version of an order, with a trainee's or a random error; with a split, one of that split."""
     while True:
         wrong = remember(order, rng) if chance(rng, 0.4) else slip(order, rng)
         if wrong != order and split in (None, split_of(wrong)):

@@ -119,15 +119,11 @@ def is_adapter(model: str | None) -> bool:
 
 def check(given: settings.CompareFull, plans: Mapping[str, Sequence[tuple[Way, Values]]]) -> None:
     """Raise PerlError for what each arm's own command would refuse before it loads anything."""
-    faults: list[str] = []
-    numbers: dict[str, tuple[float, ...]] = {"--lora-r": given.lora.lora_r, "--repeats": (given.compare.repeats,)}
-    rate = given.compare.full_learning_rate
-    numbers |= {} if rate is None else {"--full-learning-rate": (rate,)}
+    faults = settings.limit_faults(settings.options(type(given)), settings.flat(given))
     if given.compare.gpu is not None and not given.compare.estimate:
         faults.append("--gpu is for --estimate: a run takes the GPU at hand")
     if "-" in (given.data.data, given.held_out.eval_data):
         faults.append("Standard input can be read once, and every run reads the data: give a file")
-    faults += [f"{name} must be above 0, not {n}" for name, values in numbers.items() for n in values if n <= 0]
     if faults:
         raise PerlError("\n".join(faults), "perl compare-full --help lists the options")
     for stage, found in plans.items():

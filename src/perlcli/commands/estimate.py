@@ -8,7 +8,6 @@ from dataclasses import replace
 from typing import Any
 
 from perlcli import settings
-from perlcli.errors import PerlError, nearest
 from perlcli.memory.plans import STAGES, Asked, Model, Row, parse_arms, parse_gpu, row_of, stock, table
 from perlcli.memory.prediction import (
     CUDA_WORKSPACE,
@@ -35,7 +34,7 @@ def run(given: settings.Estimate) -> None:
     settings.check(values)
     limit = parse_gpu(values.estimate.gpu) if values.estimate.gpu else device_bytes()
     arms = parse_arms(values.estimate.arms, str(values.estimate.lora_r))
-    stages = parse_stage(values.estimate.stage)
+    stages = STAGES if values.estimate.stage == "all" else (values.estimate.stage,)
     model = Model(values.model.model, trust_remote_code=values.model.trust_remote_code)
     plans = {stage: [model.plan(asked_for(values, stage, arm, limit)) for arm in arms] for stage in stages}
     rows = {stage: [row_of(model.shape, plan, limit) for plan in found] for stage, found in plans.items()}
@@ -48,20 +47,20 @@ def asked_for(values: settings.Estimate, stage: settings.Use, arm: Arm, limit: i
     """A stage's run under an arm with the options of `perl estimate`, on a GPU where one is named or at hand."""
     train, rl = values.train, values.rl
     return Asked(
-        stage, arm.name, arm.rank, str(values.estimate.lora_target_modules), values.model.dtype,
-        int(train.per_device_train_batch_size or 1), train.gradient_accumulation_steps, int(train.max_length or 1),
-        int(rl.max_completion_length or 1), rl.algorithm, rl.rewards, train.gradient_checkpointing, limit is not None,
-    )  # fmt: skip
-
-
-def parse_stage(word: str) -> tuple[settings.Use, ...]:
-    """The stages that are named; raises PerlError for an unknown one."""
-    found = [stage for stage in STAGES if word in (stage, "all")]
-    if not found:
-        raise PerlError(
-            f"There is no stage {word}", nearest(word, [*STAGES, "all"]) or "perl estimate sft|reward|rl|all"
-        )
-    return tuple(found)
+        stage,
+        kind=arm.name,
+        rank=arm.rank,
+        target_modules=str(values.estimate.lora_target_modules),
+        dtype=values.model.dtype,
+        batch=int(train.per_device_train_batch_size or 1),
+        accumulation=train.gradient_accumulation_steps,
+        max_length=int(train.max_length or 1),
+        max_completion_length=int(rl.max_completion_length or 1),
+        algorithm=rl.algorithm,
+        rewards=rl.rewards,
+        checkpointing=train.gradient_checkpointing,
+        on_gpu=limit is not None,
+    )
 
 
 def text(shape: Shape, rows: dict[settings.Use, list[Row]], limit: int | None) -> str:

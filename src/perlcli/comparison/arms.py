@@ -121,7 +121,7 @@ def given_values(given: settings.CompareFull, stage: str) -> Values:
     if given.lora.lora_r and given.lora.lora_alpha is None:
         values.pop("lora_alpha", None)  # the recipe's is for the recipe's rank
     is_embedded = given.model.model is None and given.data.data is None and given.recipe.recipe is None
-    return _on_preset(values, coffee.SETTINGS[stage]) if is_embedded else values
+    return settings.layered(values, coffee.SETTINGS[stage]) if is_embedded else values
 
 
 def _refuse_foreign(named: Values, wanted: Sequence[str]) -> None:
@@ -132,16 +132,6 @@ def _refuse_foreign(named: Values, wanted: Sequence[str]) -> None:
             f"{', '.join(foreign)}: no option of perl {' or perl '.join(wanted)}, which is compared here",
             f"perl {wanted[0]} --help lists them",
         )
-
-
-def _on_preset(values: Values, preset: Mapping[str, Any]) -> Values:
-    """The values over a preset's; its length gives way to the user's, its --set fields one by one."""
-    preset = dict(preset)
-    if values.get("max_steps") is not None or values.get("num_train_epochs") is not None:
-        preset.pop("max_steps", None)
-    own = {item.partition("=")[0] for item in values.get("set", ())}
-    kept = tuple(item for item in preset.pop("set", ()) if item.partition("=")[0] not in own)
-    return {**preset, **values, "set": (*kept, *values.get("set", ()))}
 
 
 def ranks(given: settings.CompareFull, values: Mapping[str, Any]) -> list[int | None]:

@@ -17,7 +17,7 @@ from perlcli.model import weights
 from perlcli.model.target_modules import patterns_fault
 from perlcli.model.weights import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from perlcli.run.record import RunRecord, find_record
-from perlcli.settings import misfit
+from perlcli.settings import place_fault
 from perlcli.settings.types import describe as in_words
 from perlcli.settings.types import fits
 from perlcli.text import enum_value, shorten
@@ -228,7 +228,7 @@ def _base_of(adapter: str, config: PeftConfig, option: str) -> str:
     base = config.base_model_name_or_path
     if not base:
         raise PerlError(f"The adapter {adapter} does not say which base it belongs to")
-    unusable = misfit("model", base)
+    unusable = place_fault(base)
     if unusable:
         raise PerlError(f"{option} {adapter}: the base that {ADAPTER_CONFIG} names {unusable}")
     if not Path(base).exists() and Path(base).parts[-3:] == coffee.BASE.parts[-3:]:

@@ -126,14 +126,17 @@ def _odd(content: Mapping[str, Any]) -> Iterator[str]:
             yield f"metrics: {name}: {shorten(value)}"
     for name in ("name", "base", "adapter", "fingerprint", "tokenizer"):
         value = content["model"].get(name)
-        if not fits(value, str | None) or definitions.misfit("model", value):
+        if not fits(value, str | None) or (value is not None and definitions.place_fault(value)):
             yield f"model: {name}: {shorten(value)}"
     stage = definitions.COMMANDS.get(content["command"])
-    known = {item.name: item.type for item in definitions.options(stage)} if stage else {}
+    known = {item.name: item for item in definitions.options(stage)} if stage else {}
     for name, value in content["settings"].items():
-        is_ours = name not in known or fits(value, known[name])
-        if not is_ours or definitions.misfit(name, tuple(value) if isinstance(value, list) else value):
+        if name in known and not _is_possible(known[name], value):
             yield f"settings: {name}: {shorten(value)}"
+
+
+def _is_possible(item: definitions.Option, value: object) -> bool:
+    return fits(value, item.type) and not definitions.misfit(item, tuple(value) if isinstance(value, list) else value)
 
 
 def find_record(folder: str | None) -> RunRecord | None:

@@ -1,11 +1,14 @@
-"""What a user can set: each option's name, type, default and help, written once.
+"""Everything a user can set: each option's name, type, default, limits and help, written once.
 
-A stage's settings are a frozen dataclass of frozen groups (`settings.lora.lora_r`). Outside, in YAML, on the command
-line and in the record, the names are flat (`lora_r`), so each is unique within a stage.
+A stage's settings are a frozen dataclass of frozen groups (`settings.lora.lora_r`). In YAML, on the command line and
+in the record the names are flat (`lora_r`), so each name is unique within a stage.
 """
 
 from __future__ import annotations
 
+from perlcli.settings.building import build, flat
+from perlcli.settings.choices import ATTENTION, BASE, LATEST, LORA, ONCE, SFT, Algorithm, DataFormat, Dtype, Use
+from perlcli.settings.command_groups import LengthSettings
 from perlcli.settings.commands import (
     ALL_COMMANDS,
     COMMANDS,
@@ -25,29 +28,17 @@ from perlcli.settings.commands import (
     Reward,
     Rl,
     Runs,
+    Settings,
     Sft,
     Stage,
     Training,
-    command_of,  # fmt: skip
+    command_of,
 )
 from perlcli.settings.conflicts import check
 from perlcli.settings.declaring import Option, dashed, names, options
-from perlcli.settings.groups import (
-    ATTENTION,
-    BASE,
-    LATEST,
-    LORA,
-    ONCE,
-    SFT,
-    Algorithm,
-    DataSettings,
-    Dtype,
-    LengthSettings,
-    LoraSettings,
-    ModelSettings,
-    Use,  # fmt: skip
-)
-from perlcli.settings.resolving import GENERAL, LEARNING_RATES, RL_ACCUMULATION, build, flat, misfit, resolve
+from perlcli.settings.precedence import GENERAL, LEARNING_RATES, RL_ACCUMULATION, layered, resolve
+from perlcli.settings.stage_groups import DataSettings, LoraSettings, ModelSettings
+from perlcli.settings.values import limit_faults, misfit, place_fault
 
 __all__ = [
     "ALL_COMMANDS",
@@ -67,6 +58,7 @@ __all__ = [
     "CompareFull",
     "DataCheck",
     "DataConvert",
+    "DataFormat",
     "DataSettings",
     "DataShow",
     "Doctor",
@@ -84,6 +76,7 @@ __all__ = [
     "Reward",
     "Rl",
     "Runs",
+    "Settings",
     "Sft",
     "Stage",
     "Training",
@@ -93,8 +86,11 @@ __all__ = [
     "command_of",
     "dashed",
     "flat",
+    "layered",
+    "limit_faults",
     "misfit",
     "names",
     "options",
+    "place_fault",
     "resolve",
-]  # fmt: skip
+]

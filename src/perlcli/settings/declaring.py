@@ -1,42 +1,62 @@
-"""How an option is declared, as a field of a frozen group, and read back with all that is told about it."""
+"""How an option is declared, as a field of a frozen group, and read back with its help and limits."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, get_type_hints
+from typing import Any, TypedDict, Unpack, get_type_hints
+
+Values = Mapping[str, Any]  # values by the names of their options
 
 
-def option(
-    default: Any, text: str, *, short: str = "", unset: str = "", argument: bool = False, metavar: str = ""
-) -> Any:
-    """Declare an option; `unset` says in the help what None means, `argument` that it is given by its place alone,
-    `metavar` what stands for its value where not its type's word."""
-    words = {"help": text, "short": short, "unset": unset, "argument": argument, "metavar": metavar}
-    return field(default=default, metadata=words)
+class Facts(TypedDict, total=False):
+    """What an option may declare besides its default and help; `Option` says what each means."""
 
-
-def option_of(group: type[Any], name: str) -> Any:
-    """Declare an option as another group has it, so that its text stands once."""
-    found = next(item for item in dataclasses.fields(group) if item.name == name)
-    return field(default=found.default, metadata=found.metadata)
-
-
-@dataclass(frozen=True)
-class Option:
-    """One option of a command: where it lives and what the user is told about it."""
-
-    name: str
-    group: str
-    panel: str
-    type: Any
-    default: Any
-    help: str
     short: str
     unset: str
     argument: bool
     metavar: str
+    gt: float
+    ge: float
+    lt: float
+    place: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Option:
+    """One option of a command: its place in the settings, its help and its limits."""
+
+    name: str
+    group: str
+    panel: str
+    type: Any  # a type annotation
+    default: Any
+    help: str
+    short: str = ""
+    unset: str = ""  # what None means, for the help
+    argument: bool = False  # given by position, not by name
+    metavar: str = ""  # stands for the value in the help, instead of the word for its type
+    gt: float | None = None  # the value must be above this
+    ge: float | None = None  # the value must be at least this
+    lt: float | None = None  # the value must be below this
+    place: bool = False  # names a file, a folder or something on the Hub
+
+    @property
+    def shown(self) -> str:
+        """The option as the user types it: `--lora-r`, or an argument's name in capitals."""
+        return self.name.upper() if self.argument else f"--{dashed(self.name)}"
+
+
+def option(default: Any, text: str, **facts: Unpack[Facts]) -> Any:
+    """Declares an option with its default and help text."""
+    return field(default=default, metadata={"help": text, **facts})
+
+
+def option_of(group: type[Any], name: str) -> Any:
+    """Declares the same option as another group has."""
+    original = next(item for item in dataclasses.fields(group) if item.name == name)
+    return field(default=original.default, metadata=original.metadata)
 
 
 def options(stage: type[Any]) -> Iterator[Option]:
@@ -46,7 +66,14 @@ def options(stage: type[Any]) -> Iterator[Option]:
         kind = groups[group.name]
         types = get_type_hints(kind)
         for item in dataclasses.fields(kind):
-            yield Option(item.name, group.name, kind.__doc__, types[item.name], item.default, **item.metadata)
+            yield Option(
+                name=item.name,
+                group=group.name,
+                panel=kind.__doc__,
+                type=types[item.name],
+                default=item.default,
+                **item.metadata,
+            )
 
 
 def names(stage: type[Any]) -> list[str]:
@@ -55,5 +82,5 @@ def names(stage: type[Any]) -> list[str]:
 
 
 def dashed(name: str) -> str:
-    """The option's name as it is typed: lora_r -> lora-r, and for_ -> for, which Python keeps for itself."""
+    """An option's name as it is typed: lora_r -> lora-r, and for_ -> for, which is a keyword in Python."""
     return name.rstrip("_").replace("_", "-")

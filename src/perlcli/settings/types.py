@@ -1,4 +1,4 @@
-"""Whether a value read from YAML fits a type annotation, and the words for it."""
+"""Checks values from YAML against type annotations, converts them, and describes the types in words."""
 
 from __future__ import annotations
 
@@ -7,17 +7,19 @@ import typing
 from typing import Any
 
 LARGEST = 2**63
+SINGULARS: dict[object, str] = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
+PLURALS: dict[object, str] = {str: "texts", int: "whole numbers", float: "numbers"}
 
 
-def fits(value: Any, kind: Any) -> bool:
-    """Whether a YAML value is of an annotated type: an int passes for a float, a bool for nothing but bool."""
+def fits(value: object, kind: object) -> bool:
+    """Whether a YAML value has an annotated type. An int is accepted as a float, a bool only as a bool."""
     origin = typing.get_origin(kind) or kind
     if origin is typing.Literal:
         return value in typing.get_args(kind)
     if origin in (types.UnionType, typing.Union):
         return any(fits(value, part) for part in typing.get_args(kind))
     if origin in (tuple, list, dict):
-        return _fits_many(value, origin, kind)
+        return _fits_many(value, kind)
     if isinstance(value, bool):
         return origin in (bool, Any)
     if origin is float:
@@ -25,33 +27,32 @@ def fits(value: Any, kind: Any) -> bool:
     return isinstance(value, origin) if isinstance(origin, type) and origin is not Any else True
 
 
-def _fits_many(value: Any, origin: Any, kind: Any) -> bool:
-    """Whether a list or mapping fits `tuple[X, ...]`, `tuple[X, Y]`, `list[X]` or `dict[X, Y]` to its last item."""
-    kinds = typing.get_args(kind)
+def _fits_many(value: object, kind: object) -> bool:
+    """Whether a list or mapping and all its items fit `tuple[X, ...]`, `tuple[X, Y]`, `list[X]` or `dict[X, Y]`."""
+    origin, kinds = typing.get_origin(kind) or kind, typing.get_args(kind)
     if origin is tuple:
         values = [value] if _is_list_of_one_kind(kind) and not isinstance(value, list) else value
         return isinstance(values, list) and _fit_each(values, kinds)
-    if not isinstance(value, origin) or not kinds:
-        return isinstance(value, origin)
     if origin is list:
-        return all(fits(item, kinds[0]) for item in value)
-    return all(fits(key, kinds[0]) and fits(item, kinds[1]) for key, item in value.items())
+        return isinstance(value, list) and (not kinds or all(fits(item, kinds[0]) for item in value))
+    if not isinstance(value, dict):
+        return False
+    return not kinds or all(fits(key, kinds[0]) and fits(item, kinds[1]) for key, item in value.items())
 
 
-def _is_list_of_one_kind(kind: Any) -> bool:
-    """Whether a type is `tuple[X, ...]`: one value then stands for a list of it."""
+def _is_list_of_one_kind(kind: object) -> bool:
+    """Whether a type is `tuple[X, ...]`, for which a single value is accepted as a list of one."""
     return typing.get_origin(kind) is tuple and typing.get_args(kind)[-1] is ...
 
 
-def _fit_each(values: list[Any], kinds: tuple[Any, ...]) -> bool:
+def _fit_each(values: list[object], kinds: tuple[object, ...]) -> bool:
     """Whether a list fits `tuple[X, ...]` or `tuple[X, Y]`."""
     wanted = kinds[:1] * len(values) if kinds[-1] is ... else kinds
     return len(values) == len(wanted) and all(map(fits, values, wanted))
 
 
 def _is_float(value: float | str) -> bool:
-    """Whether a number is none too large, or a text spells one: YAML 1.1 reads 1e-4 as text, and transformers' users
-    write it so."""
+    """Whether a number fits into a float, or a text spells one: YAML 1.1 reads 1e-4 as text."""
     try:
         float(value)
     except (ValueError, OverflowError):
@@ -60,7 +61,7 @@ def _is_float(value: float | str) -> bool:
 
 
 def convert(value: Any, kind: Any) -> Any:
-    """A fitting YAML value as its annotated type."""
+    """A YAML value that fits a type, as that type."""
     parts = typing.get_args(kind) or (kind,)
     if _is_list_of_one_kind(kind):
         values = value if isinstance(value, list) else [value]
@@ -72,7 +73,15 @@ def convert(value: Any, kind: Any) -> Any:
     return value
 
 
-def describe(kind: Any) -> str:
+def choices(kind: object) -> tuple[str, ...]:
+    """The choices of a `Literal`, also of `Literal | None`; empty for any other type."""
+    if typing.get_origin(kind) is typing.Literal:
+        return typing.get_args(kind)
+    inner = [part for part in typing.get_args(kind) if part is not types.NoneType]
+    return choices(inner[0]) if len(inner) == 1 and types.NoneType in typing.get_args(kind) else ()
+
+
+def describe(kind: object) -> str:
     """A type in words, for an error line."""
     if typing.get_origin(kind) is typing.Literal:
         return "one of " + ", ".join(map(str, typing.get_args(kind)))
@@ -81,14 +90,13 @@ def describe(kind: Any) -> str:
     if typing.get_origin(kind) is tuple:
         parts = typing.get_args(kind)
         if parts[-1] is ...:
-            return f"{describe(parts[0])}, or a list of it"
+            return f"{describe(parts[0])} or a list of {PLURALS.get(parts[0], 'them')}"
         return f"a list: {', '.join(map(describe, parts))}"
-    names = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
-    return names.get(kind, str(getattr(kind, "__name__", kind)))
+    return SINGULARS.get(kind, str(getattr(kind, "__name__", kind)))
 
 
-def is_plain(value: Any) -> bool:
-    """Whether a value of JSON holds no number beyond 64 bits and no half of a character, at any depth."""
+def is_plain(value: object) -> bool:
+    """Whether a JSON value contains no number above 64 bits and no lone surrogate, at any depth."""
     left = [value]
     while left:
         item = left.pop()

@@ -1,4 +1,4 @@
-"""Settings from YAML files, read and checked against the options of a command. Errors name the file."""
+"""Reads settings from YAML files and checks them against the options of a command. Errors name the file."""
 
 from __future__ import annotations
 
@@ -9,58 +9,71 @@ from typing import Any
 
 from perlcli import settings
 from perlcli.errors import SHOWN_FAULTS, PerlError, line, listing, nearest, reason
-from perlcli.settings.types import convert, describe, fits
+from perlcli.settings.types import convert
+from perlcli.settings.values import limit_fault, misfit, type_fault
 from perlcli.text import clip, shorten
 
-LONGEST_PATH = 4096  # of letters that are shown: what a system takes
-LARGEST = 100_000  # bytes: ten times the longest recipe, and what YAML in Python takes a second or two to parse
+LONGEST_PATH = 4096  # characters shown of a path
+LARGEST = 100_000  # bytes: ten times the longest recipe, and as much as PyYAML parses in a second or two
 
 
 def read_config(stage: type[Any], path: Path) -> dict[str, Any]:
-    """The settings in a YAML file; raises PerlError that names every unknown key and every wrong type."""
+    """The settings in a YAML file.
+
+    Raises PerlError that lists every unknown key and every wrong value.
+    """
     values, faults = checked(stage, read_mapping(path, "--config"), str(path))
     if faults:
-        raise PerlError(listing(faults), f"perl {settings.command_of(stage)} --help lists the names")
+        raise PerlError(listing(faults), f"perl {settings.command_of(stage)} --help lists the options")
     return values
 
 
-def read_mapping(path: Path, option: str) -> dict[Any, Any]:
-    """The `name: value` lines of a YAML file that `option` names; raises PerlError for a file that holds others."""
+def read_mapping(path: Path, option: str) -> dict[object, object]:
+    """The `name: value` lines of the YAML file that `option` names.
+
+    Raises PerlError if the file cannot be read or has other content.
+    """
     content = parse(read_text(path, option), str(path))
     if content is None:
         return {}
     if not isinstance(content, dict):
-        raise PerlError(f"{path} must hold `name: value` lines, not a {type(content).__name__}")
+        raise PerlError(f"{path} must contain `name: value` lines, not a {type(content).__name__}")
     return content
 
 
 def read_text(path: Path, option: str) -> str:
-    """The text of a file that `option` names; raises PerlError for one that can't be read, or is too large for YAML."""
+    """The text of the file that `option` names. Raises PerlError if it cannot be read, or is too large for settings."""
     try:
         with path.expanduser().open("rb") as file:
-            content = file.read(LARGEST + 1)  # no more, as it may be a disk image
+            content = file.read(LARGEST + 1)  # not all of it: it may be a disk image
         if len(content) > LARGEST:
-            raise PerlError(f"Can't read {option} {path}: longer than {LARGEST:,} bytes, so it holds no settings")
+            raise PerlError(f"Can't read {option} {path}: larger than {LARGEST:,} bytes, too large for settings")
         return content.decode("utf-8")
-    except (OSError, ValueError, RuntimeError) as error:  # ValueError: no text; RuntimeError: a home that nobody has
+    except (OSError, ValueError, RuntimeError) as error:  # ValueError: not UTF-8; RuntimeError: no such home folder
         raise PerlError(f"Can't read {option} {clip(str(path), LONGEST_PATH)}: {reason(error)}") from error
 
 
-def parse(text: str, name: str) -> Any:
-    """What YAML holds, of plain types alone; raises PerlError, which names it `name`, for what is none, is nested too
-    deeply, holds itself, or would grow too large by its aliases."""
-    import yaml  # 20 ms that a call without a file needn't pay
+def parse(text: str, name: str) -> object:
+    """The content of a YAML text, in plain types.
+
+    Raises PerlError that starts with `name` if the text is not valid YAML, is nested too deeply, contains itself, or
+    would grow too large through its aliases.
+    """
+    import yaml  # takes 20 ms, which a call without a file need not pay
 
     from perlcli.settings.yaml_loader import Loader
 
     try:
         return yaml.load(text, Loader)
-    except (yaml.YAMLError, ValueError, OverflowError) as error:  # the last two: of a \\U that is no character
+    except (yaml.YAMLError, ValueError, OverflowError) as error:  # the last two: from a \U escape out of range
         raise PerlError(f"{name} is not valid YAML: {line(error, 600)}") from error
 
 
-def checked(stage: type[Any], content: Mapping[Any, Any], place: str) -> tuple[dict[str, Any], list[str]]:
-    """The values that are settings of the stage, as their types, and a line for every fault, which names the place."""
+def checked(stage: type[Any], content: Mapping[object, object], place: str) -> tuple[dict[str, Any], list[str]]:
+    """The values that are settings of the stage, as their types, and a line for every fault.
+
+    Each line starts with `place`, which says where the content is.
+    """
     known = {item.name: item for item in settings.options(stage)}
     values: dict[str, Any] = {}
     faults: list[str] = []
@@ -72,11 +85,11 @@ def checked(stage: type[Any], content: Mapping[Any, Any], place: str) -> tuple[d
             hint = nearest(name, known) if len(faults) < SHOWN_FAULTS else ""
             faults.append(f"{place}: unknown key {shown}. {hint}".rstrip())
         elif name in values:
-            faults.append(f"{place}: {shown} stands twice, once with another spelling")
-        elif not fits(value, known[name].type):
-            faults.append(f"{place}: {shown} must be {describe(known[name].type)}, not {shorten(value)}")
+            faults.append(f"{place}: duplicate key: {shown}, with dashes and with underscores")
+        elif fault := type_fault(known[name], value):
+            faults.append(f"{place}: {shown} {fault}")
         else:
             values[name] = convert(value, known[name].type)
-            if unusable := settings.misfit(name, values[name]):
-                faults.append(f"{place}: {shown} {unusable}")
+            if fault := misfit(known[name], values[name]) or limit_fault(known[name], values[name]):
+                faults.append(f"{place}: {shown} {fault}")
     return values, faults

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 from peft import PeftConfig
 from transformers import PreTrainedTokenizerBase
@@ -60,7 +61,8 @@ def prepare(given: Given) -> Prepared[Given]:
         raise PerlError(f"--data is missing for the model {source.name}", hint)
     if source.is_embedded:
         device.spare_threads()
-    resolved: Given = settings.resolve(given, {**_preset(given, source), **adapter_settings(given, source)})
+    proposed = {"output": _eval_folder(source)} if isinstance(given, settings.Eval) else {}
+    resolved: Given = settings.resolve(given, adapter_settings(given, source), proposed, _preset(given, source))
     settings.check(resolved)
     device.check(resolved.model)
     check_output(resolved)
@@ -96,13 +98,10 @@ def locate(given: settings.Training | settings.Eval) -> Source:
     return source
 
 
-def _preset(given: settings.Training | settings.Eval, source: Source) -> dict[str, Any]:
-    """The defaults of a stage on this model: the coffee example's if nothing else is named, an evaluation's folder."""
+def _preset(given: settings.Training | settings.Eval, source: Source) -> Mapping[str, object]:
+    """The values of the coffee example if nothing but the embedded base, data and settings is named."""
     is_example = source.is_embedded and data.is_embedded(given.data.data) and given.recipe.recipe is None
-    preset: dict[str, Any] = dict(coffee.SETTINGS[settings.command_of(given)]) if is_example else {}
-    if isinstance(given, settings.Eval):
-        preset["output"] = _eval_folder(source)
-    return preset
+    return coffee.SETTINGS[settings.command_of(given)] if is_example else {}
 
 
 def _eval_folder(source: Source) -> str:
