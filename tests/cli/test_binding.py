@@ -171,10 +171,10 @@ def bomb(value: str) -> str:
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("learning_rat: 1", "unknown key learning_rat. Did you mean learning_rate?"),
-        ("beta: 0.1", "unknown key beta."),
-        ("3: 4", "unknown key 3."),
-        ("config: other.yaml", "unknown key config."),
+        ("learning_rat: 1", "unknown key: learning_rat. Did you mean learning_rate?"),
+        ("beta: 0.1", "unknown key: beta."),
+        ("3: 4", "unknown key: 3."),
+        ("config: other.yaml", "unknown key: config."),
         ("lora_r: eight", "lora_r must be a whole number, not 'eight'"),
         ("lora_r: 8.5", "lora_r must be a whole number, not 8.5"),
         ("seed: true", "seed must be a whole number, not True"),
@@ -208,7 +208,7 @@ def bomb(value: str) -> str:
         ('model: "\\ud800"', "model must be text in UTF-8, not '\\ud800'"),
         ("data: " + "x" * 300, "data is too long for a file name: 'xxx"),
         ("output: ~nobody-has-this-name/x", "output '~nobody-has-this-name/x': there is no such home folder"),
-        ("? 0x" + "f" * 5000 + "\n: 1", "unknown key a number of thousands of digits."),
+        ("? 0x" + "f" * 5000 + "\n: 1", "unknown key: a number of thousands of digits."),
         ("#" * 100_001, "larger than 100,000 bytes, too large for settings"),
     ],
 )

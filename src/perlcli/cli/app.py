@@ -98,7 +98,7 @@ def merge(given: settings.Merge) -> None:
 
 @command(app, "quickstart")
 def quickstart(given: settings.Quickstart) -> None:
-    """Watch a tiny model learn from preferences in a few minutes: SFT, reward, RL and evaluation, without a GPU.
+    """Watch a tiny model learn from preferences in a few minutes: SFT, reward, RL and evaluation; needs no GPU.
 
     Example: perl quickstart
     """

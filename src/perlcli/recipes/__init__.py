@@ -66,7 +66,7 @@ def read(name: str) -> Recipe:
             faults += wrong
         elif key not in TEXTS:
             shown = clip(key) if isinstance(key, str) else shorten(key)
-            faults.append(f"{path}: unknown key {shown}. {nearest(shown, (*TEXTS, *STAGES))}".rstrip())
+            faults.append(f"{path}: unknown key: {shown}. {nearest(shown, (*TEXTS, *STAGES))}".rstrip())
         elif not isinstance(value, str):
             faults.append(f"{path}: {key} must be text")
     if faults:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import types
 import typing
+from functools import cache
 from typing import Any
 
 LARGEST = 2**63
@@ -73,6 +74,7 @@ def convert(value: Any, kind: Any) -> Any:
     return value
 
 
+@cache
 def choices(kind: object) -> tuple[str, ...]:
     """The choices of a `Literal`, also of `Literal | None`; empty for any other type."""
     if typing.get_origin(kind) is typing.Literal:

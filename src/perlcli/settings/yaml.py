@@ -83,7 +83,7 @@ def checked(stage: type[Any], content: Mapping[object, object], place: str) -> t
         name += "_" if iskeyword(name) else ""
         if name not in known:
             hint = nearest(name, known) if len(faults) < SHOWN_FAULTS else ""
-            faults.append(f"{place}: unknown key {shown}. {hint}".rstrip())
+            faults.append(f"{place}: unknown key: {shown}. {hint}".rstrip())
         elif name in values:
             faults.append(f"{place}: duplicate key: {shown}, with dashes and with underscores")
         elif fault := type_fault(known[name], value):
