@@ -183,7 +183,7 @@ UTF8 = "not UTF-8 text: found"
         ("a.jsonl", lines({**THUMB, "label": float("nan")}), "0 of 1 row; left out 1 with a null or missing label"),
         ("a.jsonl", lines({**THUMB, "label": None}), "0 of 1 row; left out 1 with a null or missing label"),
         ("a.jsonl", lines(THUMB, THUMB), "All 2 rows are thumbs up: a reward model needs both labels"),
-        ("a.jsonl", lines({**THUMB, "label": 0}), "All 1 rows have a thumbs down"),
+        ("a.jsonl", lines({**THUMB, "label": 0}), "All 1 rows are thumbs down"),
         ("a.jsonl", lines({**PAIR, "chosen": "c"}), "No row is left to use: {path}: pairs, 0 of 1 row; left out 1"),
         ("a.jsonl", lines({**PAIR, "chosen": "x " * 2000}), "every row is longer than 1024 tokens"),
         # Anthropic HH

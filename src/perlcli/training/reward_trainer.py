@@ -148,5 +148,6 @@ def prove(prepared: Prepared, proof: Proof) -> scorers.ClassifierScorer:
         )
     kept = sorted(proof.rows, key=len)[:KEPT]  # short ones: every later use scores them again
     reward_model.write_proof(run.folder, kept, scorer(kept))
-    run.note(f"Reloaded {run.folder}: same scores on {len(proof.rows)} rows (largest difference {shift:.2g}).")
+    same = f"same scores on {len(proof.rows)} rows (largest difference {shift:.2g})"
+    run.note(f"Reloaded the reward model from {run.folder}: {same}.")
     return scorer
