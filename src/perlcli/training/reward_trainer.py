@@ -151,5 +151,6 @@ def prove(prepared: Prepared[settings.Reward], proof: Proof) -> scorers.Classifi
         )
     kept = sorted(proof.rows, key=len)[:KEPT]  # short ones: every later use scores them again
     reward_model.write_proof(run.folder, kept, scorer(kept))
-    run.note(f"Reloaded {run.folder}: same scores on {len(proof.rows)} rows (largest difference {shift:.2g}).")
+    same = f"same scores on {len(proof.rows)} rows (largest difference {shift:.2g})"
+    run.note(f"Reloaded the reward model from {run.folder}: {same}.")
     return scorer
