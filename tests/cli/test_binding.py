@@ -301,7 +301,7 @@ def test_a_full_disk_says_how_to_go_on(error: Exception) -> None:
     assert result.exit_code == 1
     assert result.stderr.splitlines() == [
         "Error: No space left on device: the run could not be saved",
-        "Hint: make room, then the same command with --resume (merge, eval: --overwrite)",
+        "Hint: free disk space, then the same command with --resume (merge, eval: --overwrite)",
     ]
 
 

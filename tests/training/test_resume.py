@@ -194,7 +194,7 @@ def test_other_weights_below_the_home_are_another_run(
     line[line.index("--model") + 1] = tmp_path / "policy"
     line = stopped(perl, lambda case: line, "", tmp_path / "run")
     retouch(tmp_path / "policy")
-    assert "had other inputs: the adapter ~/policy was " in " ".join(perl(*line, code=2).stderr.split())
+    assert "had different inputs: the adapter ~/policy was " in " ".join(perl(*line, code=2).stderr.split())
 
 
 def test_a_checkpoint_of_another_run_is_not_gone_on_from(perl: Perl, words: Any, tmp_path: Path) -> None:
@@ -207,7 +207,7 @@ def test_a_checkpoint_of_another_run_is_not_gone_on_from(perl: Perl, words: Any,
         assert f"--resume {name} is not a checkpoint of the run in {folder}" in told
         assert (f"Hint: --output {tmp_path}/old" in told) == (folder == "new")
     told = perl(*line, "--output", "new", "--resume", "checkpoint-9", code=2).stderr
-    assert "--resume checkpoint-9: there is no such checkpoint" in told
+    assert "--resume checkpoint-9: no such checkpoint" in told
 
 
 def test_a_reward_function_that_was_mended_is_told(
@@ -230,7 +230,7 @@ def test_a_run_may_grow_but_not_shrink(length: str, perl: Perl, words: Any, tmp_
     perl(*line, "--output", "run", length, 2)
     before = sorted(path.name for path in Path("run/checkpoints").iterdir())
     told = perl(*line, "--output", "run", length, 1, "--resume", code=2).stderr
-    assert f"{length} was 2, now 1: it may grow, not shrink" in " ".join(told.split())
+    assert f"{length} was 2, now 1: it can only increase" in " ".join(told.split())
     assert sorted(path.name for path in Path("run/checkpoints").iterdir()) == before
     told = perl(*line, "--output", "run", length, 3, "--resume").stdout
     assert "its learning rate (linear) follows those." in told
@@ -243,11 +243,11 @@ def test_a_run_of_steps_does_not_go_on_by_epochs_nor_for_fewer_steps(perl: Perl,
     by_epochs = line[:at] + line[at + 2 :]
     stopped(perl, words, "sft", tmp_path / "steps")
     told = perl(*by_epochs, "--output", "steps", "--resume", code=2).stderr
-    assert "the run in steps was of --max-steps 2, and now none are given" in " ".join(told.split())
+    assert "the run in steps had --max-steps 2, and now it is missing" in " ".join(told.split())
     perl(*by_epochs, "--num-train-epochs", 2, "--output", "whole")
     killed_after(tmp_path / "whole", 1, tmp_path / "epochs")
     told = perl(*by_epochs, "--num-train-epochs", 2, "--output", "epochs", "--max-steps", 5, "--resume", code=2).stderr
-    assert "--resume: --max-steps 5 is less than the 6 steps that the run's epochs have" in " ".join(told.split())
+    assert "--resume: --max-steps 5 is less than the 6 steps that the run's epochs take" in " ".join(told.split())
 
 
 def test_a_checkpoint_is_never_ahead_of_the_metrics(
@@ -290,7 +290,7 @@ def test_a_checkpoint_without_our_part_of_it_is_not_gone_on_from(perl: Perl, wor
     told = perl(*line, checkpoint, code=2).stderr
     assert "it was written by another version of perlcli" in " ".join(told.split())
     told = perl(*line).stdout
-    assert "checkpoint-1 was written by another version of perlcli. It is deleted." in told
+    assert "checkpoint-1 was written by another version of perlcli. Deleting it." in told
     assert "No checkpoint that is whole: starting over." in told
 
 
@@ -304,11 +304,11 @@ def test_another_precision_is_another_run_and_other_versions_are_told(perl: Perl
     line = stopped(perl, words, "sft", tmp_path / "run")
     edit_record(tmp_path / "run", "device", precision="bfloat16")
     told = perl(*line, code=2).stderr
-    assert "had other inputs: the base's precision was bfloat16, now float32" in " ".join(told.split())
+    assert "had different inputs: the base's precision was bfloat16, now float32" in " ".join(told.split())
     edit_record(tmp_path / "run", "device", precision="float32", threads=7)
     edit_record(tmp_path / "run", "versions", torch="1.0")
     told = perl(*line).stdout
-    assert "The steps before were done with torch 1.0, now " in told and "; threads 7, now 1: what follows may" in told
+    assert "The steps so far ran with torch 1.0, now " in told and "; threads 7, now 1: results may" in told
 
 
 def test_an_unbroken_machine_is_not_spoken_of(perl: Perl, words: Any, tmp_path: Path) -> None:

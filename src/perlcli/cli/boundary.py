@@ -45,7 +45,7 @@ def _in_words(error: Exception) -> str:
     if type(error).__name__ == "OutOfMemoryError":  # torch's, which isn't imported here
         return f"{reason(error)}\nHint: {LESS_MEMORY}"
     if code in disk.ROOM:
-        way_on = "make room, then the same command with --resume (merge, eval: --overwrite)"
+        way_on = "free disk space, then the same command with --resume (merge, eval: --overwrite)"
         return f"{os.strerror(code or 0)}: the run could not be saved\nHint: {way_on}"
     if code == errno.EROFS:
         return f"{reason(error)}\nHint: name a place that can be written to"

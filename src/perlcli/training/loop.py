@@ -70,14 +70,14 @@ class Meter(TrainerCallback):
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """The trainer has written a checkpoint: make it one that counts."""
-        self.run.check_stands()
+        self.run.check_intact()
         for path in (self.run.folder / METRICS, self.run.folder / SAMPLES):
             if path.exists():
                 disk.sync(path)  # a checkpoint that outlives its machine is never ahead of them
         checkpoints.keep(self.run.folder / CHECKPOINTS, state.global_step, self.run.record.settings["save_total_limit"])
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
-        self.run.check_stands()  # the trainer would make folders again that were deleted
+        self.run.check_intact()  # the trainer would make folders again that were deleted
         wall, processors = clocks()
         self.took = round(wall - self.began[0], 6), round(processors - self.began[1], 6)
         if self.interrupted:
@@ -131,7 +131,7 @@ def train(trainer: Trainer, run: Run, save: Callable[[Any, Path], None]) -> None
         with meter.listening():
             _train(trainer, run, resumable, checkpoint)
     except (PerlError, KeyboardInterrupt):  # also of a reward function that fails in the middle
-        if run.stands:
+        if run.is_intact:
             _save(trainer, run, save)
         raise
     finally:

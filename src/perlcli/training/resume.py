@@ -120,7 +120,7 @@ def find(run: Run) -> Path | None:
     folder = run.folder / CHECKPOINTS
     had = bool(checkpoints.found(folder))
     if asked == LATEST:
-        found = checkpoints.last_whole(folder, _fault, run.note)
+        found = checkpoints.last_complete(folder, _fault, run.note)
     else:
         found = _asked_for(run, output_folder.named(run.folder, asked))
     step = checkpoints.step_of(found) if found else 0
