@@ -234,7 +234,7 @@ def test_a_disk_that_is_full_from_the_start_leaves_the_old_run_unchanged(
     with room(0):
         lines = told(perl(*words("sft", "run"), "--resume", code=1))
         assert told(perl(*words("sft", "new"), code=1))[1].endswith("the same command with --resume")
-    assert lines[0] == f"Error: Can't write to {tmp_path}/run: a file may not grow as large as it has to"
+    assert lines[0] == f"Error: Can't write to {tmp_path}/run: the limit on the size of a file is reached"
     assert {name: (tmp_path / "run" / name).read_bytes() for name in names} == before
     assert not (tmp_path / "new").exists()
     monkeypatch.setattr(shutil, "disk_usage", lambda place: shutil._ntuple_diskusage(10**9, 10**9, 4096))
@@ -258,7 +258,7 @@ def test_a_real_full_disk(megabytes: float, tmp_path: Path) -> None:
     subprocess.run(["unshare", "-rm", "sh", "-c", script], check=True, stdout=subprocess.DEVNULL)
     lines = Path("said").read_text().splitlines()[-2:]
     assert lines[0] == "Error: Can't write to small/run: the disk is full"
-    assert lines[1] == "Hint: make room, then perl sft --config small/run/settings.yaml --resume"
+    assert lines[1] == "Hint: free disk space, then perl sft --config small/run/settings.yaml --resume"
     assert Path("code").read_text() == "1\n" and 1 in whole(Path("kept"))
     assert status(Path("kept")) == "failed"
 
@@ -287,7 +287,7 @@ def test_disk_errors_are_explained(error: Exception, words: str, tmp_path: Path)
 def test_the_cause_of_torch_s_write_error_is_found_by_a_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(disk, "probe", lambda folder: errno.ENOSPC)
     found = disk.failure(RuntimeError("PytorchStreamWriter failed"), tmp_path, (), "go on")
-    assert str(found) == f"Can't write to {tmp_path}: the disk is full\nHint: make room, then go on"
+    assert str(found) == f"Can't write to {tmp_path}: the disk is full\nHint: free disk space, then go on"
     monkeypatch.undo()
     assert disk.probe(tmp_path) == 0 and not list(tmp_path.iterdir())
     with room(1000):
@@ -363,7 +363,7 @@ def test_a_closed_token_cache_is_noted(words: Any, perl: Perl, monkeypatch: pyte
 # Read-only
 
 
-@pytest.mark.parametrize(("flag", "why"), [(os.ST_RDONLY, "lies on a read-only disk"), (0, "may not be written to")])
+@pytest.mark.parametrize(("flag", "why"), [(os.ST_RDONLY, "is on a read-only disk"), (0, "is not writable")])
 def test_an_output_that_cannot_be_written_is_rejected_before_weights_load(
     flag: int, why: str, words: Any, perl: Perl, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -382,7 +382,7 @@ def test_an_output_that_cannot_be_written_is_rejected_before_weights_load(
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_folder_of_another_user_is_rejected(words: Any, perl: Perl, tmp_path: Path) -> None:
     (tmp_path / "closed").mkdir(mode=0o555)
-    assert "closed may not be written to" in told(perl(*words("sft", "closed/run"), code=2))[0]
+    assert "closed is not writable" in told(perl(*words("sft", "closed/run"), code=2))[0]
 
 
 # Deleted underneath
@@ -394,7 +394,7 @@ def test_a_run_whose_folder_vanishes_reports_it_and_creates_none(
 ) -> None:
     at_step(2, lambda: shutil.rmtree(tmp_path / "run"))
     lines = told(perl(*words(stage, "run"), code=1))
-    assert lines[0] == f"Error: {tmp_path}/run has vanished: it was deleted while the run was at work"
+    assert lines[0] == f"Error: {tmp_path}/run is gone: it was deleted during the run"
     assert not (tmp_path / "run").exists()
 
 
@@ -412,8 +412,8 @@ def test_a_folder_that_vanishes_while_a_checkpoint_is_written(
 
     monkeypatch.setattr(checkpoints, name, after_all)
     lines = told(perl(*words("sft", "run"), code=1))
-    assert lines[0].startswith(f"Error: {tmp_path}/run/record.json has vanished: ")
-    assert lines[1] == f"Hint: the same command begins again, once nothing is left of {tmp_path}/run"
+    assert lines[0].startswith(f"Error: {tmp_path}/run/record.json is gone: ")
+    assert lines[1] == f"Hint: delete what is left of {tmp_path}/run, then run the same command again"
     assert not (tmp_path / "run").exists()
 
 
@@ -424,7 +424,7 @@ def test_checkpoints_that_vanish_stop_the_run_and_its_adapter_is_saved(
     run = tmp_path / "run"
     at_step(2, lambda: shutil.rmtree(run / "checkpoints"))
     lines = told(perl(*words("sft", "run"), code=1))
-    assert lines[0] == f"Error: {run}/checkpoints has vanished: it was deleted while the run was at work"
+    assert lines[0] == f"Error: {run}/checkpoints is gone: it was deleted during the run"
     assert not (run / "checkpoints").exists() and status(run) == "failed"
     first = load_file(run / "adapter_model.safetensors")
     second = load_file(end / "checkpoints" / "checkpoint-2" / "adapter_model.safetensors")

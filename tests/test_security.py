@@ -229,7 +229,7 @@ def test_pickles_that_a_checkpoint_was_not_sealed_with_are_not_loaded(
     place = Path("run/checkpoints/checkpoint-1")
     planted(place / "optimizer.pt", marker)
     named = perl(*words, "--max-steps", 2, "--resume", place, code=2).output
-    assert "is damaged: optimizer.pt isn't what was written" in named and not loaded
+    assert "is damaged: optimizer.pt has changed since it was written" in named and not loaded
     assert (
         "No complete checkpoint found; starting from the beginning."
         in perl(*words, "--max-steps", 2, "--resume").output
@@ -253,7 +253,7 @@ def test_weights_as_a_pickle_in_a_checkpoint_are_refused_even_with_their_checksu
         (place / name).parent.mkdir(exist_ok=True)
         (place / name).write_bytes(b"x")
         checkpoints.seal(place)
-        assert f"holds {name}, a pickle" in str(checkpoints.fault(place))
+        assert f"contains {name}, a pickle" in str(checkpoints.fault(place))
         (place / name).unlink()
 
 
@@ -262,11 +262,13 @@ def test_links_are_not_part_of_a_checkpoint(tmp_path: Path) -> None:
     outside.mkdir()
     (outside / "adapter_model.bin").write_bytes(b"x")
     (place / "ref").symlink_to(outside)  # peft would read an adapter there
-    assert checkpoints.fault(place) == "is damaged: it has ref, which isn't of its run"
+    assert checkpoints.fault(place) == "is damaged: it contains ref, which its run did not write"
     elsewhere = sealed(tmp_path / "elsewhere")
     (tmp_path / "checkpoint-2").symlink_to(elsewhere)
     checkpoints.side(tmp_path).symlink_to(elsewhere)
-    assert checkpoints.last_whole(tmp_path, lambda path: None, lambda text: None) is None  # names and deletes the first
+    assert (
+        checkpoints.last_complete(tmp_path, lambda path: None, lambda text: None) is None
+    )  # names and deletes the first
     checkpoints.begin(tmp_path)
     assert checkpoints.fault(elsewhere) is None and not checkpoints.side(tmp_path).exists()
 
@@ -277,7 +279,7 @@ def test_a_manifest_can_not_lead_outside(tmp_path: Path) -> None:
     content = json.loads((place / checkpoints.MANIFEST).read_text())
     content["files"]["../x"] = content["files"]["optimizer.pt"]
     (place / checkpoints.MANIFEST).write_text(json.dumps(content))
-    assert "lacks ../x" in str(checkpoints.fault(place))
+    assert "../x is missing" in str(checkpoints.fault(place))
 
 
 @pytest.mark.parametrize("name", ["rows.pt", "rows.pkl", "rows.pickle", "rows.npy", "rows.joblib", "rows.py"])

@@ -108,7 +108,7 @@ def test_commands_that_come_next_would_run(quick: tuple[Path, str], perl: Perl) 
 def test_non_empty_folder_is_rejected(quick: tuple[Path, str], perl: Perl) -> None:
     folder, _ = quick
     result = perl("quickstart", "--output", folder, code=2)
-    assert f"Error: --output {folder} is not empty\nHint: --resume to go on, --overwrite" in result.stderr
+    assert f"Error: --output {folder} is not empty\nHint: --resume to continue, --overwrite" in result.stderr
 
 
 def test_dry_run_writes_nothing(perl: Perl) -> None:

@@ -87,15 +87,18 @@ def put(name: str, content: bytes) -> Callable[[Path], object]:
 @pytest.mark.parametrize(
     ("damage", "told"),
     [
-        (unlink("manifest.json"), "has no manifest.json, as one that is half written"),
+        (unlink("manifest.json"), "has no manifest.json, so it is incomplete"),
         (put("manifest.json", b""), "is damaged: its manifest.json can't be read"),
         (put("manifest.json", b"\xff{"), "is damaged: its manifest.json can't be read"),
         (put("manifest.json", b"[]"), "is damaged: its manifest.json can't be read"),
         (put("manifest.json", b'{"files": 3}'), "is damaged: its manifest.json can't be read"),
-        (unlink("optimizer.pt"), "is damaged: it lacks optimizer.pt"),
-        (put("optimizer.pt", b"state"), "is damaged: optimizer.pt isn't what was written"),
-        (put("value/adapter.safetensors", b"weightz"), "is damaged: value/adapter.safetensors isn't what was written"),
-        (put("planted.pkl", b"evil"), "is damaged: it has planted.pkl, which isn't of its run"),
+        (unlink("optimizer.pt"), "is damaged: optimizer.pt is missing"),
+        (put("optimizer.pt", b"state"), "is damaged: optimizer.pt has changed since it was written"),
+        (
+            put("value/adapter.safetensors", b"weightz"),
+            "is damaged: value/adapter.safetensors has changed since it was written",
+        ),
+        (put("planted.pkl", b"evil"), "is damaged: it contains planted.pkl, which its run did not write"),
     ],
 )
 def test_damage_is_found_and_named_and_the_one_before_is_taken(damage: Callable[[Path], object], told: str) -> None:
@@ -103,8 +106,8 @@ def test_damage_is_found_and_named_and_the_one_before_is_taken(damage: Callable[
     damage(last)
     assert checkpoints.fault(last) == told
     said: list[str] = []
-    assert checkpoints.last_whole(RUN, lambda path: None, said.append) == before
-    assert said == [f"checkpoint-2 {told}. It is deleted."]
+    assert checkpoints.last_complete(RUN, lambda path: None, said.append) == before
+    assert said == [f"checkpoint-2 {told}. Deleting it."]
     assert not last.exists()
 
 
@@ -125,17 +128,17 @@ def test_a_disk_that_fails_makes_no_checkpoint_a_bad_one(monkeypatch: pytest.Mon
     error = OSError(errno.EIO, "Input/output error", str(RUN / "checkpoint-1" / "manifest.json"))
     with monkeypatch.context() as patch, pytest.raises(OSError, match="Input/output"):
         patch.setattr(Path, "read_text", mock.Mock(side_effect=error))
-        checkpoints.last_whole(RUN, lambda path: None, print)
+        checkpoints.last_complete(RUN, lambda path: None, print)
     assert names(checkpoints.found(RUN)) == ["checkpoint-1"]
 
 
 def test_a_caller_may_find_faults_of_its_own() -> None:
     kept(1, 2)
     said: list[str] = []
-    found = checkpoints.last_whole(RUN, lambda path: "is too new" if path.name.endswith("2") else None, said.append)
+    found = checkpoints.last_complete(RUN, lambda path: "is too new" if path.name.endswith("2") else None, said.append)
     assert found and found.name == "checkpoint-1"
-    assert said == ["checkpoint-2 is too new. It is deleted."]
+    assert said == ["checkpoint-2 is too new. Deleting it."]
 
 
 def test_without_any_there_is_none() -> None:
-    assert checkpoints.last_whole(RUN, lambda path: None, print) is None
+    assert checkpoints.last_complete(RUN, lambda path: None, print) is None

@@ -159,7 +159,7 @@ def test_the_record_keeps_how_a_run_ended(tmp_path: Path, error: BaseException, 
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 128 + signal.SIGUSR1)]
 )
-def test_a_signal_outside_of_training_ends_the_run_with_the_way_on(number: int, code: int, tmp_path: Path) -> None:
+def test_a_signal_outside_of_training_ends_the_run_with_a_hint(number: int, code: int, tmp_path: Path) -> None:
     before = [signal.getsignal(each) for each in signals.STOPS]
     with pytest.raises(Interrupted) as caught, recording(lifecycle.Run(resolved(tmp_path))):
         os.kill(os.getpid(), number)
@@ -259,10 +259,10 @@ def test_a_new_or_empty_output_is_fine(tmp_path: Path, place: str) -> None:
 @pytest.mark.parametrize(
     ("command", "hint"),
     [
-        ("sft", "--resume to go on, --overwrite to replace it, or another --output"),
+        ("sft", "--resume to continue, --overwrite to replace it, or another --output"),
         ("eval", "--overwrite to replace it, or another --output"),
         ("merge", "--overwrite to replace it, or another --output"),
-        ("quickstart", "--resume to go on, --overwrite to replace it, or another --output"),
+        ("quickstart", "--resume to continue, --overwrite to replace it, or another --output"),
     ],
 )
 def test_an_output_that_is_not_empty_is_refused(old_run: Path, command: str, hint: str) -> None:
@@ -272,20 +272,20 @@ def test_an_output_that_is_not_empty_is_refused(old_run: Path, command: str, hin
 
 
 @pytest.mark.parametrize("way", ["overwrite", "resume"])
-def test_an_old_run_can_be_gone_on_with_or_replaced(old_run: Path, way: str) -> None:
+def test_an_old_run_can_be_resumed_or_replaced(old_run: Path, way: str) -> None:
     check_output(resolved(old_run, seed=5, **{way: "latest" if way == "resume" else True}))
     assert "plots" in names(old_run)  # a check alone deletes nothing
 
 
 @pytest.mark.parametrize("way", ["overwrite", "resume"])
-def test_a_run_that_is_at_work_is_left_alone(old_run: Path, way: str) -> None:
-    """Two that write to one folder would destroy each other's checkpoints."""
+def test_a_run_in_progress_is_left_alone(old_run: Path, way: str) -> None:
+    """Two runs that write to one folder would destroy each other's checkpoints."""
     content = json.loads((old_run / "record.json").read_text())
     with subprocess.Popen(["sleep", "60"]) as other:
         process = {"pid": other.pid, "started": liveness.start_of(other.pid), "host": liveness.host()}
         (old_run / "record.json").write_text(json.dumps(content | {"status": "running", "process": process}))
         again = resolved(old_run, seed=5, **{way: "latest" if way == "resume" else True})
-        with pytest.raises(PerlError, match=f"its run is at work, process {other.pid}"):
+        with pytest.raises(PerlError, match=f"its run is still in progress \\(process {other.pid}\\)"):
             check_output(again)
         other.kill()
     check_output(again)
@@ -302,7 +302,7 @@ def test_a_run_that_is_at_work_is_left_alone(old_run: Path, way: str) -> None:
         ({"num_train_epochs": 2.0}, True),
     ],
 )
-def test_a_finished_run_goes_on_only_for_more_steps(tmp_path: Path, given: dict[str, Any], is_more: bool) -> None:
+def test_a_finished_run_is_only_resumed_for_more_steps(tmp_path: Path, given: dict[str, Any], is_more: bool) -> None:
     with recording(lifecycle.Run(resolved(tmp_path))) as run:
         run.record.steps = 3
     refused = pytest.raises(PerlError, match=r"is complete \(3 steps\)\nHint: a larger --max-steps")
@@ -319,13 +319,13 @@ def test_a_finished_run_goes_on_only_for_more_steps(tmp_path: Path, given: dict[
         ({"set": ("warmup_steps=2",)}, "--set was not set, now warmup_steps=2"),
     ],
 )
-def test_a_run_does_not_go_on_as_another_one(old_run: Path, given: dict[str, Any], told: str) -> None:
+def test_a_run_is_not_resumed_with_other_settings(old_run: Path, given: dict[str, Any], told: str) -> None:
     with pytest.raises(PerlError, match=re.escape(told)):
         check_output(resolved(old_run, resume="latest", **{"seed": 5, **given}))
 
 
 @pytest.mark.parametrize("given", [{"max_steps": 9}, {"num_train_epochs": 3.0}, {"save_steps": 1}, {"report_to": "x"}])
-def test_length_and_what_is_kept_may_change_on_the_way(old_run: Path, given: dict[str, Any]) -> None:
+def test_length_and_saving_may_change_on_resume(old_run: Path, given: dict[str, Any]) -> None:
     check_output(resolved(old_run, resume="latest", seed=5, **given))
 
 
@@ -335,7 +335,7 @@ def test_several_runs_keep_their_length(tmp_path: Path) -> None:
     with recording(lifecycle.Run(settings.resolve(settings.build(settings.Quickstart, given), {}))):
         pass
     longer = settings.build(settings.Quickstart, {**given, "max_steps": 4, "resume": "latest"})
-    with pytest.raises(PerlError, match=r"had other settings: --max-steps was 3, now 4"):
+    with pytest.raises(PerlError, match=r"had different settings: --max-steps was 3, now 4"):
         check_output(settings.resolve(longer, {}))
 
 
@@ -442,15 +442,15 @@ def test_without_git_there_is_no_commit(monkeypatch: pytest.MonkeyPatch, tmp_pat
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ({"steps": "many"}, "no run writes steps: 'many'"),
-        ({"settings": []}, "no run writes settings: []"),
-        ({"data": {"train": []}}, "no run writes data: {'train': []}"),
-        ({"metrics": {"accuracy": [1]}}, "no run writes metrics: accuracy: [1]"),
-        ({"settings": {"seed": "x"}}, "no run writes settings: seed: 'x'"),
-        ({"settings": {"model": "x" * 300}}, "no run writes settings: model: 'xxx"),
-        ({"model": {"base": {}}}, "no run writes model: base: {}"),
-        ({"notes": ["\ud800"]}, "no run writes such numbers or characters"),
-        ({"tokens": 10**400}, "no run writes such numbers or characters"),
+        ({"steps": "many"}, "invalid steps: 'many'"),
+        ({"settings": []}, "invalid settings: []"),
+        ({"data": {"train": []}}, "invalid data: {'train': []}"),
+        ({"metrics": {"accuracy": [1]}}, "invalid metrics: accuracy: [1]"),
+        ({"settings": {"seed": "x"}}, "invalid settings: seed: 'x'"),
+        ({"settings": {"model": "x" * 300}}, "invalid settings: model: 'xxx"),
+        ({"model": {"base": {}}}, "invalid model: base: {}"),
+        ({"notes": ["\ud800"]}, "invalid numbers or characters"),
+        ({"tokens": 10**400}, "invalid numbers or characters"),
     ],
 )
 def test_a_record_that_no_run_wrote_is_refused(change: dict[str, Any], told: str, old_run: Path) -> None:

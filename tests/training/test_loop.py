@@ -286,7 +286,7 @@ def test_an_incomplete_checkpoint_is_skipped(perl: Perl, llama: Path, rows: dict
     record = json.loads((Path("run") / "record.json").read_text())
     (Path("run") / "record.json").write_text(json.dumps({**record, "status": "running"}))
     told = perl(*words, "--resume").stdout
-    assert "checkpoint-2 is damaged: it lacks trainer_state.json. It is deleted." in told
+    assert "checkpoint-2 is damaged: trainer_state.json is missing. Deleting it." in told
     assert "Resuming from step 1" in told
 
 
@@ -317,9 +317,9 @@ def test_save_total_limit_is_kept(sft: Perl, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "told"),
     [
-        ("run/checkpoints/checkpoint-9", "there is no such checkpoint"),
+        ("run/checkpoints/checkpoint-9", "no such checkpoint"),
         ("other/checkpoints/checkpoint-1", "is not a checkpoint of the run in"),
-        ("run/checkpoints/checkpoint-1", "it is damaged: it lacks optimizer.pt"),
+        ("run/checkpoints/checkpoint-1", "it is damaged: optimizer.pt is missing"),
     ],
 )
 def test_a_named_checkpoint_must_be_one_of_the_run(
@@ -339,7 +339,7 @@ def test_a_run_with_other_data_is_not_resumed(
     known["data"]["train"]["fingerprint"] = "of other rows"
     (tmp_path / "run" / "record.json").write_text(json.dumps(known))
     told = sft(tmp_path / "run", "--resume", code=2).stderr
-    assert "had other inputs: training data was of other rows, now " in told
+    assert "had different inputs: training data was of other rows, now " in told
     assert record(tmp_path / "run") == known  # nothing was touched
 
 

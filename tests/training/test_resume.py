@@ -197,7 +197,7 @@ def test_other_weights_below_the_home_are_noticed(
     line[line.index("--model") + 1] = tmp_path / "policy"
     line = stopped(perl, lambda case: line, "", tmp_path / "run")
     retouch(tmp_path / "policy")
-    assert "had other inputs: the adapter ~/policy was " in " ".join(perl(*line, code=2).stderr.split())
+    assert "had different inputs: the adapter ~/policy was " in " ".join(perl(*line, code=2).stderr.split())
 
 
 def test_a_checkpoint_of_another_run_is_rejected(perl: Perl, words: Any, tmp_path: Path) -> None:
@@ -210,7 +210,7 @@ def test_a_checkpoint_of_another_run_is_rejected(perl: Perl, words: Any, tmp_pat
         assert f"--resume {name} is not a checkpoint of the run in {folder}" in told
         assert (f"Hint: --output {tmp_path}/old" in told) == (folder == "new")
     told = perl(*line, "--output", "new", "--resume", "checkpoint-9", code=2).stderr
-    assert "--resume checkpoint-9: there is no such checkpoint" in told
+    assert "--resume checkpoint-9: no such checkpoint" in told
 
 
 def test_a_changed_reward_function_is_reported(
@@ -233,7 +233,7 @@ def test_a_run_may_grow_but_not_shrink(length: str, perl: Perl, words: Any, tmp_
     perl(*line, "--output", "run", length, 2)
     before = sorted(path.name for path in Path("run/checkpoints").iterdir())
     told = perl(*line, "--output", "run", length, 1, "--resume", code=2).stderr
-    assert f"{length} was 2, now 1: it may grow, not shrink" in " ".join(told.split())
+    assert f"{length} was 2, now 1: it can only increase" in " ".join(told.split())
     assert sorted(path.name for path in Path("run/checkpoints").iterdir()) == before
     told = perl(*line, "--output", "run", length, 3, "--resume").stdout
     assert "the learning rate schedule (linear) follows the new length." in told
@@ -246,11 +246,11 @@ def test_a_run_by_steps_is_not_resumed_by_epochs_nor_for_fewer_steps(perl: Perl,
     by_epochs = line[:at] + line[at + 2 :]
     stopped(perl, words, "sft", tmp_path / "steps")
     told = perl(*by_epochs, "--output", "steps", "--resume", code=2).stderr
-    assert "the run in steps was of --max-steps 2, and now none are given" in " ".join(told.split())
+    assert "the run in steps had --max-steps 2, and now it is missing" in " ".join(told.split())
     perl(*by_epochs, "--num-train-epochs", 2, "--output", "whole")
     killed_after(tmp_path / "whole", 1, tmp_path / "epochs")
     told = perl(*by_epochs, "--num-train-epochs", 2, "--output", "epochs", "--max-steps", 5, "--resume", code=2).stderr
-    assert "--resume: --max-steps 5 is less than the 6 steps that the run's epochs have" in " ".join(told.split())
+    assert "--resume: --max-steps 5 is less than the 6 steps that the run's epochs take" in " ".join(told.split())
 
 
 def test_a_checkpoint_is_never_ahead_of_the_metrics(
@@ -307,11 +307,11 @@ def test_another_precision_is_rejected_and_other_versions_are_reported(perl: Per
     line = stopped(perl, words, "sft", tmp_path / "run")
     edit_record(tmp_path / "run", "device", precision="bfloat16")
     told = perl(*line, code=2).stderr
-    assert "had other inputs: the base's precision was bfloat16, now float32" in " ".join(told.split())
+    assert "had different inputs: the base's precision was bfloat16, now float32" in " ".join(told.split())
     edit_record(tmp_path / "run", "device", precision="float32", threads=7)
     edit_record(tmp_path / "run", "versions", torch="1.0")
     told = perl(*line).stdout
-    assert "The steps before were done with torch 1.0, now " in told and "; threads 7, now 1: what follows may" in told
+    assert "The steps so far ran with torch 1.0, now " in told and "; threads 7, now 1: results may" in told
 
 
 def test_nothing_is_reported_on_an_unchanged_machine(perl: Perl, words: Any, tmp_path: Path) -> None:

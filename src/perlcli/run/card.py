@@ -13,7 +13,7 @@ CARD_OF_ADAPTER = ["library_name: peft", "tags: [perl, lora, trl]"]
 
 
 def card(record: RunRecord) -> str:
-    """The run's model card, in place of the blank form that peft leaves."""
+    """The run's model card, which replaces peft's template."""
     is_merge = record.command == MERGE
     name = record.model.get("base", "")
     is_of_hub = HUB_NAME.fullmatch(name) is not None
@@ -32,6 +32,6 @@ def card(record: RunRecord) -> str:
         f"Made by `perl {record.command}` (perlcli {version}) on the base {inline(name)}.", "",
         *(f"- {source}" for source in sources), f"- {done}", "",
         markdown_table(("metric", "value"), figures), "",
-        "`settings.yaml` runs it again, `record.json` has every setting and version.", "",
+        "`settings.yaml` repeats the run; `record.json` has every setting and version.", "",
     ]  # fmt: skip
     return "\n".join(lines)

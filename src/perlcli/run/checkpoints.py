@@ -1,4 +1,4 @@
-"""Checkpoints: written to the side, whole only with a manifest of checksums; what isn't whole is never loaded."""
+"""Checkpoints: complete only with a manifest of checksums; incomplete ones are never loaded."""
 
 from __future__ import annotations
 
@@ -14,54 +14,58 @@ from typing import Any
 from perlcli.run.disk import sync, sync_names
 
 SIDE = ".writing"  # where the trainer writes, below the folder of checkpoints
-HERE = ".here"  # marks the folder as long as its run is at work: one that the trainer made again hasn't got it
+HERE = ".here"  # marks the folder during a run: if it is deleted and the trainer creates it again, the mark is missing
 MANIFEST = "manifest.json"
-STATE = "trainer_state.json"  # transformers': how far the training was
-# What trainers write and nothing of ours reads: a pickle with paths and whatever else the trainer was told, a card.
+STATE = "trainer_state.json"  # by transformers: how far the training is
+# Written by trainers and never read here: a pickle of the trainer's arguments, with paths, and a card.
 UNREAD = ("training_args.bin", "README.md")
-PICKLES = ("pytorch_model.bin", "adapter_model.bin")  # weights as others keep them: ours are safetensors
+PICKLES = ("pytorch_model.bin", "adapter_model.bin")  # formats of weights that are never loaded
 NAME = re.compile(r"checkpoint-(\d+)")
 Say = Callable[[str], None]
 
 
 def side(folder: Path) -> Path:
-    """The folder that a trainer is to write its checkpoints into: from there `keep` takes them once they are whole."""
+    """The folder that a trainer writes its checkpoints to; `keep` moves them from there once they are complete."""
     return folder / SIDE
 
 
 def begin(folder: Path) -> None:
-    """Make the folder and mark it, and clear away what a killed run left half-written."""
+    """Create and mark the folder, and delete what a killed run left half-written."""
     clear(folder)
     folder.mkdir(exist_ok=True)
     (folder / HERE).touch()
 
 
 def clear(folder: Path) -> None:
-    """Delete what is half-written, and the mark of a run at work."""
+    """Delete half-written checkpoints, and the mark of a run in progress."""
     (folder / HERE).unlink(missing_ok=True)
     if side(folder).is_symlink():
-        side(folder).unlink()  # nobody's checkpoints go elsewhere
+        side(folder).unlink()  # never write or delete outside the folder
     shutil.rmtree(side(folder), ignore_errors=True)
 
 
 def keep(folder: Path, step: int, limit: int | None) -> Path:
-    """Seal the checkpoint of a step that lies at the side, bring it to the disk and to its place; then delete all but
-    the `limit` newest. A run that is killed in between has the ones before."""
+    """Complete the checkpoint that was written for a step and move it to its place; then keep the `limit` newest ones.
+
+    A run that is killed meanwhile still has the earlier checkpoints.
+    """
     written, kept = side(folder) / f"checkpoint-{step}", folder / f"checkpoint-{step}"
     seal(written)
     if kept.exists():
-        shutil.rmtree(kept)  # of a run that was killed after it, and went on from one before
+        shutil.rmtree(kept)  # written before the run was killed and resumed from an earlier one
     os.replace(written, kept)
     sync(folder)
-    for old in found(folder)[limit:] if limit else ():
-        discard(old)
+    if limit:
+        for old in found(folder)[limit:]:
+            discard(old)
     return kept
 
 
 def seal(checkpoint: Path) -> None:
-    """Bring a checkpoint's files to the disk, and write their checksums beside them."""
-    for path in [path for name in UNREAD for path in checkpoint.rglob(name)]:
-        path.unlink()
+    """Flush a checkpoint's files to the disk and write the manifest of their checksums."""
+    for name in UNREAD:
+        for path in list(checkpoint.rglob(name)):
+            path.unlink()
     files = [*files_of(checkpoint)]
     for path in files:
         sync(path)
@@ -69,74 +73,75 @@ def seal(checkpoint: Path) -> None:
     manifest = checkpoint / MANIFEST
     manifest.write_text(json.dumps({"files": sums}, indent=2) + "\n", encoding="utf-8")
     sync(manifest)
-    sync_names(checkpoint, files)  # an adapter in it has a folder of its own
+    sync_names(checkpoint, files)  # an adapter may be in a subfolder
 
 
 def fault(checkpoint: Path) -> str | None:
-    """What is wrong with a checkpoint by its manifest, in words that go behind its name; None for a whole one."""
+    """What is wrong with a checkpoint, in words that follow its name; None if it matches its manifest."""
     try:
         sums = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))["files"]
         wanted = dict(sums)
     except FileNotFoundError:
-        return f"has no {MANIFEST}, as one that is half written"
-    except (IsADirectoryError, ValueError, KeyError, TypeError):  # a disk that fails makes no checkpoint a bad one
+        return f"has no {MANIFEST}, so it is incomplete"
+    except (IsADirectoryError, ValueError, KeyError, TypeError):  # a failing disk raises: the checkpoint may be fine
         return f"is damaged: its {MANIFEST} can't be read"
     present = {str(path.relative_to(checkpoint)) for path in files_of(checkpoint)}
     missing, foreign = sorted(set(wanted) - present), sorted(present - set(wanted))
     if missing:
-        return f"is damaged: it lacks {missing[0]}"
+        return f"is damaged: {missing[0]} is missing"
     if foreign:
-        return f"is damaged: it has {foreign[0]}, which isn't of its run"
-    if pickle := next((name for name in sorted(wanted) if Path(name).name in PICKLES), None):
-        return f"holds {pickle}, a pickle: weights are safetensors alone"
+        return f"is damaged: it contains {foreign[0]}, which its run did not write"
+    pickle = next((name for name in sorted(wanted) if Path(name).name in PICKLES), None)
+    if pickle:
+        return f"contains {pickle}, a pickle: weights must be safetensors"
     changed = next((name for name in sorted(wanted) if checksum(checkpoint / name) != wanted[name]), None)
-    return None if changed is None else f"is damaged: {changed} isn't what was written"
+    return None if changed is None else f"is damaged: {changed} has changed since it was written"
 
 
-def last_whole(folder: Path, fault_of: Callable[[Path], str | None], say: Say) -> Path | None:
-    """The newest checkpoint that is whole and in which `fault_of` finds nothing; the others are named and deleted."""
+def last_complete(folder: Path, fault_of: Callable[[Path], str | None], say: Say) -> Path | None:
+    """The newest complete checkpoint in which `fault_of` finds nothing; newer ones are reported and deleted."""
     for checkpoint in found(folder):
         wrong = fault(checkpoint) or fault_of(checkpoint)
         if wrong is None:
             return checkpoint
-        say(f"{checkpoint.name} {wrong}. It is deleted.")
+        say(f"{checkpoint.name} {wrong}. Deleting it.")
         discard(checkpoint)
     return None
 
 
 def found(folder: Path) -> list[Path]:
-    """A run's checkpoints, the newest first."""
+    """A run's checkpoints, newest first."""
     numbered = [(int(match[1]), path) for path in _entries(folder) if (match := NAME.fullmatch(path.name))]
     return [path for _, path in sorted(numbered, reverse=True)]
 
 
 def step_of(checkpoint: Path) -> int:
-    """The step that a checkpoint is of."""
+    """The step of a checkpoint."""
     return int(checkpoint.name.rpartition("-")[2])
 
 
 def state_of(checkpoint: Path) -> dict[str, Any]:
-    """What transformers keeps of how far the training was."""
-    found: dict[str, Any] = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
-    return found
+    """The trainer's state, as transformers writes it."""
+    state: dict[str, Any] = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
+    return state
 
 
 def planned(folder: Path) -> int:
-    """The steps that a run was to have when it wrote its last whole checkpoint; 0 without one."""
-    whole = next((checkpoint for checkpoint in found(folder) if fault(checkpoint) is None), None)
-    return int(state_of(whole)["max_steps"]) if whole is not None else 0
+    """The total steps that a run planned when it wrote its last complete checkpoint; 0 without one."""
+    complete = next((checkpoint for checkpoint in found(folder) if fault(checkpoint) is None), None)
+    return int(state_of(complete)["max_steps"]) if complete is not None else 0
 
 
 def discard(checkpoint: Path) -> None:
-    """Delete a checkpoint, its manifest first: what is left of it if this is cut off is none."""
+    """Delete a checkpoint, its manifest first: if this is interrupted, the rest does not count as a checkpoint."""
     (checkpoint / MANIFEST).unlink(missing_ok=True)
     shutil.rmtree(checkpoint)
 
 
 def files_of(checkpoint: Path) -> Iterator[Path]:
-    """The files of a checkpoint but for its manifest, and links, as what lies behind one is not of the checkpoint."""
-    found = (path for path in checkpoint.rglob("*") if path.is_file() or path.is_symlink())
-    return (path for path in found if path != checkpoint / MANIFEST)
+    """The files of a checkpoint and the links in it, without its manifest."""
+    files = (path for path in checkpoint.rglob("*") if path.is_file() or path.is_symlink())
+    return (path for path in files if path != checkpoint / MANIFEST)
 
 
 def checksum(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""When the disk fails a run: what happened, in plain words, and files that are written whole or not at all."""
+"""Failing disks: what happened, in plain words, and files that are written completely or not at all."""
 
 from __future__ import annotations
 
@@ -15,72 +15,75 @@ from pathlib import Path
 from perlcli.errors import RunFailed, line
 from perlcli.terminal import say
 
-SIDE = ".saving"  # where a run's last files are written, below its folder, until they are whole
+SIDE = ".saving"  # below a run's folder: its last files are written here until they are complete
 WORDS = {
     errno.ENOSPC: "the disk is full",
     errno.EDQUOT: "the disk quota is used up",
-    errno.EFBIG: "a file may not grow as large as it has to",
+    errno.EFBIG: "the limit on the size of a file is reached",
     errno.EROFS: "the disk is read-only",
-    errno.EACCES: "it may not be written to",
-    errno.EPERM: "it may not be written to",
-    errno.EIO: "the disk fails (input/output error)",
+    errno.EACCES: "permission denied",
+    errno.EPERM: "permission denied",
+    errno.EIO: "input/output error, the disk may be failing",
 }
 GONE = (errno.ENOENT, errno.ENOTDIR, errno.ESTALE)
-ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what more room would cure
-BY_WRITING = (*ROOM, errno.EROFS, errno.EIO)  # what writing into an open file can meet, where the system names none
-RUST = re.compile(r"\(os error (\d+)\)")  # as safetensors and tokenizers tell the system's errors
-TORCH = ("PytorchStreamWriter", "inline_container", "iostream error")  # torch.save tells no reason
+ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # more space would help
+BY_WRITING = (*ROOM, errno.EROFS, errno.EIO)  # writing to an open file can raise these without a file name
+RUST = re.compile(r"\(os error (\d+)\)")  # in the errors of safetensors and tokenizers
+TORCH = ("PytorchStreamWriter", "inline_container", "iostream error")  # torch.save gives no reason
 PROBE_BYTES = 1 << 20
 
 
-def failure(error: BaseException, folder: Path, parts: Sequence[str], way_on: str) -> RunFailed | None:
-    """The error in words, where the disk below a folder failed or the folder vanished; None for any other.
+def failure(error: BaseException, folder: Path, parts: Sequence[str], how_to_continue: str) -> RunFailed | None:
+    """The error in plain words if the disk below a folder failed or the folder is gone; None for other errors.
 
-    `parts` are what the folder holds as long as it stands (nothing, where it hasn't been made yet), `way_on` is what to
-    type once the disk is well again.
+    `parts` are the files that prove that the folder is still the run's (none before it is created);
+    `how_to_continue` is what to type once the disk works again.
     """
     if not isinstance(error, Exception):
         return None
-    if parts and (lost := vanished(folder, parts, way_on)):
-        return lost  # whatever else failed for it
+    lost = vanished(folder, parts, how_to_continue) if parts else None
+    if lost is not None:
+        return lost  # the cause of whatever failed
     code = code_of(error)
     if code is None:
         return None
-    return _in_words(error, code or probe(folder), folder, way_on)
+    return _in_words(error, code or probe(folder), folder, how_to_continue)
 
 
-def _in_words(error: Exception, code: int, folder: Path, way_on: str) -> RunFailed | None:
+def _in_words(error: Exception, code: int, folder: Path, how_to_continue: str) -> RunFailed | None:
     place = getattr(error, "filename", None) or str(folder)
     is_inside = Path(str(place)).resolve().is_relative_to(folder.resolve())
     if code in GONE and is_inside:
-        return gone(place, way_on)
+        return gone(place, how_to_continue)
     if code in ROOM or (code in WORDS and is_inside):
-        cure = "make room" if code in ROOM else "put it right"
-        return RunFailed(f"Can't write to {folder if is_inside else place}: {WORDS[code]}", f"{cure}, then {way_on}")
-    return None if code else RunFailed(f"Can't write to {folder}: {line(error, 600)}", way_on)
+        cure = "free disk space" if code in ROOM else "fix that"
+        return RunFailed(
+            f"Can't write to {folder if is_inside else place}: {WORDS[code]}", f"{cure}, then {how_to_continue}"
+        )
+    return None if code else RunFailed(f"Can't write to {folder}: {line(error, 600)}", how_to_continue)
 
 
-def vanished(folder: Path, parts: Sequence[str], way_on: str) -> RunFailed | None:
-    """The error of a folder that isn't there any more, or has lost one of its parts; None where it stands.
+def vanished(folder: Path, parts: Sequence[str], how_to_continue: str) -> RunFailed | None:
+    """The error if a folder or one of its parts is gone; None if all are there.
 
-    A part with a dot is a mark of the folder that it lies in: one that a library made again hasn't got it.
+    A part whose name starts with a dot marks its folder: if a library creates the folder again, the mark is missing.
     """
     missing = next((place for place in (folder, *(folder / part for part in parts)) if not place.exists()), None)
     if missing is None:
         return None
     if missing.name.startswith(".") and missing != folder:
-        return gone(missing.parent, way_on)
-    again = "the same command begins again"
-    return gone(missing, again if missing == folder else f"{again}, once nothing is left of {folder}")
+        return gone(missing.parent, how_to_continue)
+    again = "run the same command again"
+    return gone(missing, again if missing == folder else f"delete what is left of {folder}, then {again}")
 
 
-def gone(place: object, way_on: str) -> RunFailed:
-    """The error of something that was there and is no more."""
-    return RunFailed(f"{place} has vanished: it was deleted while the run was at work", way_on)
+def gone(place: object, how_to_continue: str) -> RunFailed:
+    """The error for a file or folder that was deleted during the run."""
+    return RunFailed(f"{place} is gone: it was deleted during the run", how_to_continue)
 
 
 def code_of(error: BaseException) -> int | None:
-    """The system's number of an error of reading or writing; 0 where a library tells none, None for other errors."""
+    """The errno of a failure to read or write; 0 if a library hides it, None for other errors."""
     if isinstance(error, OSError):
         is_unclear = error.filename is None and error.errno not in BY_WRITING
         return None if is_unclear else error.errno
@@ -93,7 +96,7 @@ def code_of(error: BaseException) -> int | None:
 
 
 def probe(folder: Path) -> int:
-    """Why a file can't be written into a folder, as the system's number; 0 where it can."""
+    """Why a file can't be written into a folder, as errno; 0 if it can."""
     try:
         with tempfile.TemporaryFile(dir=folder) as file:
             file.write(bytes(PROBE_BYTES))
@@ -105,16 +108,16 @@ def probe(folder: Path) -> int:
 
 
 def why_closed(folder: Path) -> str | None:
-    """Why nothing can be written into a folder, or made where it isn't yet, in words; None where it can."""
-    standing = next((place for place in (folder, *folder.parents) if place.exists()), folder)
-    if not standing.exists():
-        return f"{standing} can't be made"
-    if not os.access(standing, os.W_OK | os.X_OK):
-        is_read_only = os.statvfs(standing).f_flag & os.ST_RDONLY
-        return f"{standing} {'lies on a read-only disk' if is_read_only else 'may not be written to'}"
-    usage = shutil.disk_usage(standing)
-    is_full = usage.total and usage.free < PROBE_BYTES  # some network disks tell no size
-    return f"the disk of {standing} is full" if is_full else None
+    """Why a folder can't be written to or created, in words; None if it can."""
+    existing = next((place for place in (folder, *folder.parents) if place.exists()), folder)
+    if not existing.exists():
+        return f"{existing} can't be created"
+    if not os.access(existing, os.W_OK | os.X_OK):
+        is_read_only = os.statvfs(existing).f_flag & os.ST_RDONLY
+        return f"{existing} {'is on a read-only disk' if is_read_only else 'is not writable'}"
+    usage = shutil.disk_usage(existing)
+    is_full = usage.total and usage.free < PROBE_BYTES  # some network disks report no size
+    return f"the disk of {existing} is full" if is_full else None
 
 
 def sync(path: Path) -> None:
@@ -127,16 +130,16 @@ def sync(path: Path) -> None:
 
 
 def sync_names(folder: Path, files: Iterable[Path]) -> None:
-    """Wait until a folder, and before it those in it, know these files by name on the disk, too."""
+    """Wait until the names of these files are on the disk, too: in their folders, then in `folder`."""
     for place in sorted({folder, *(path.parent for path in files)}, reverse=True):
         sync(place)
 
 
 @contextmanager
 def aside(folder: Path) -> Iterator[Path]:
-    """A folder to write into, whose files take their places in `folder` at the end, once all are on the disk.
+    """A folder to write into; at the end its files move into `folder`, once all are on the disk.
 
-    Where writing fails, what lay in `folder` is as it was.
+    If writing fails, `folder` keeps its old files.
     """
     side = folder / SIDE
     shutil.rmtree(side, ignore_errors=True)
@@ -156,7 +159,7 @@ def aside(folder: Path) -> Iterator[Path]:
 
 
 def tell(text: str, *, error: bool = False) -> None:
-    """Print a line; where it goes into a log whose disk is full it is lost, and ends no run."""
+    """Print a line; if it goes to a log on a full disk, it is lost and the run continues."""
     try:
         say(text, sys.stderr if error else None)
     except BrokenPipeError:
@@ -166,7 +169,7 @@ def tell(text: str, *, error: bool = False) -> None:
 
 
 def remove_empty(*folders: Path) -> None:
-    """Take away folders that hold nothing: those that a library made again where a run's own had been deleted."""
+    """Delete folders if they are empty: libraries create them again after a run's own were deleted."""
     for folder in folders:
         with suppress(OSError):
             folder.rmdir()

@@ -1,4 +1,4 @@
-"""The files in a run's folder: their names, and how they are written and read."""
+"""The files in a run's folder: their names, and how to write and read them."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ HALF = ".half"  # ends the name of a file that is being written
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON by way of a file beside it, without the user's home and secrets."""
+    """Write JSON without the user's home and secrets, completely or not at all."""
     write_whole(path, [json.dumps(hidden_in(content), indent=2, ensure_ascii=False, default=str) + "\n"])
 
 
 def write_whole(path: Path, parts: Iterable[str | bytes]) -> None:
-    """Write text or bytes to the side and rename the file, so that a reader never sees half of it."""
+    """Write text or bytes to a temporary file and rename it, so that a reader never sees half of it."""
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", suffix=HALF, delete=False) as side:
         try:
             side.writelines(part.encode() if isinstance(part, str) else part for part in parts)
             side.flush()
-            os.fsync(side.fileno())  # else a machine that goes down could leave an empty file: a run without a record
-            os.chmod(side.name, 0o644)  # the temporary file's 0600 would lock out the user's own tools
+            os.fsync(side.fileno())  # else a crash of the machine could leave an empty file
+            os.chmod(side.name, 0o644)  # the temporary file's 0600 would lock out other tools
             os.replace(side.name, path)
         except BaseException:
             Path(side.name).unlink(missing_ok=True)
@@ -40,12 +40,12 @@ def write_whole(path: Path, parts: Iterable[str | bytes]) -> None:
 
 
 def is_half_written(path: Path) -> bool:
-    """Whether a file is one that `write_whole` was killed at."""
+    """Whether a file was left by `write_whole` when it was killed."""
     return path.name.startswith(".") and path.name.endswith(HALF) and path.is_file()
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a run's `metrics.jsonl`; without those that a killed run left half-written."""
+    """The rows of a run's `metrics.jsonl`, without half-written ones of a killed run."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError):
@@ -62,7 +62,7 @@ def _row(line: str) -> dict[str, Any] | None:
 
 
 def file_bytes(folder: Path) -> dict[str, int]:
-    """Bytes of the weights that a run left, and of the optimiser's state in its last checkpoint."""
+    """Bytes of a run's weights, and of the optimiser's state in its last checkpoint."""
     states = [path / OPTIMIZER for path in checkpoints.found(folder / CHECKPOINTS)[:1]]
     files = {"weights": list(folder.glob("*.safetensors")), "optimizer": [path for path in states if path.exists()]}
     return {name: sum(path.stat().st_size for path in found) for name, found in files.items() if found}

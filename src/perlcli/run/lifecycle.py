@@ -1,4 +1,4 @@
-"""A run in progress: its record and its folder, kept up to date to whatever end it comes."""
+"""A run in progress: its record and folder, kept up to date however it ends."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ from perlcli.run.record import RunRecord, find_record, git_commit, package_versi
 
 
 class Run:
-    """A run in progress: its record and its folder, which is written to from `claim` on."""
+    """A run in progress: its record and its folder, which is only written to after `claim`."""
 
     def __init__(self, settings: definitions.Stage) -> None:
         values = definitions.flat(settings)
         self.folder = Path(values["output"]).expanduser()
-        self.before: RunRecord | None = None  # of the run that this one goes on with
-        self.parts: list[str] = []  # what the folder holds from `claim` on, as long as it stands
-        self.prompts = b""  # digests of the prompts that are trained on, for later evaluations
+        self.before: RunRecord | None = None  # of the run that this one resumes
+        self.parts: list[str] = []  # names that prove that the folder is still this run's; set by `claim`
+        self.prompts = b""  # digests of the training prompts, for later evaluations
         self._values = values
         self._clock = time.monotonic()
         self.record = RunRecord(
@@ -52,18 +52,18 @@ class Run:
         )
 
     def note(self, text: str) -> None:
-        """Tell the user one line, and keep it in the record."""
+        """Print a line and keep it in the record."""
         self.record.notes.append(text)
         disk.tell(text)
 
     def claim(self) -> None:
-        """Make the folder this run's own: until here nothing is written."""
+        """Take over the folder; nothing is written before."""
         self.folder.mkdir(parents=True, exist_ok=True)
         self.record.versions, self.record.git_commit = package_versions(), git_commit()
         self.record.memory["before_mb"] = device.resident_mb()
-        if self._values.get("overwrite"):  # killed in between, this run has no checkpoint of the one before
+        if self._values.get("overwrite"):  # first: if this run is killed, it must not have the old checkpoints
             shutil.rmtree(self.folder / CHECKPOINTS, ignore_errors=True)
-        self.write()  # first: without a record the folder would be no run's, and be refused the next time
+        self.write()  # before emptying the folder: without a record it would be refused next time
         if self._values.get("overwrite"):
             _empty(self.folder)
         for left in filter(is_half_written, self.folder.iterdir()):
@@ -80,7 +80,7 @@ class Run:
 
     @property
     def elapsed(self) -> float:
-        """Seconds at work, those that the record of an earlier part tells among them."""
+        """Seconds of run time, including those before a resume."""
         earlier = self.before.elapsed_seconds if self.before is not None else 0.0
         return round(earlier + time.monotonic() - self._clock, 1)
 
@@ -97,41 +97,42 @@ class Run:
         return self.resume_command if (self.folder / SETTINGS).exists() else "the same command with --resume"
 
     @property
-    def stands(self) -> bool:
-        """Whether the folder is still this run's: one that a library made again has no record."""
+    def is_intact(self) -> bool:
+        """Whether the folder is still this run's: if it is deleted and a library creates it again, it has no record."""
         return (self.folder / RECORD).exists()
 
-    def check_stands(self) -> None:
-        """Raise RunFailed where the folder, or a part of it, was deleted."""
-        if lost := disk.vanished(self.folder, self.parts, self.how_to_continue):
+    def check_intact(self) -> None:
+        """Raises RunFailed if the folder or a part of it was deleted."""
+        lost = disk.vanished(self.folder, self.parts, self.how_to_continue)
+        if lost is not None:
             raise lost
 
     def append(self, name: str, row: Mapping[str, Any]) -> None:
-        """Add a line to `metrics.jsonl` or `samples.jsonl`, whose texts are the data's and the model's own."""
-        self.check_stands()
+        """Add a line to `metrics.jsonl` or `samples.jsonl`; samples keep the texts of data and model as they are."""
+        self.check_intact()
         row = row if name == SAMPLES else hidden_in(dict(row))
         with (self.folder / name).open("a", encoding="utf-8") as file:
             file.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")
 
 
-def first_of(value: Any) -> Any:
+def first_of(value: object) -> Any:
     """A value, or the first of several."""
     return value[0] if isinstance(value, tuple) else value
 
 
 @contextmanager
 def recording(run: Run) -> Iterator[Run]:
-    """Claim the run's folder, and keep in its record how the run ended.
+    """Claim the run's folder and record how the run ends.
 
-    Raises PerlError where the run goes on with another that had other data or another base, RunFailed where the disk
-    fails or the folder vanishes, and Interrupted at a signal that asks for the end.
+    Raises PerlError if the resumed run had other data or another base, RunFailed if the disk fails or the folder is
+    deleted, and Interrupted on a signal to stop.
     """
     old = find_record(str(run.folder)) if run.record.settings.get("resume") else None
     if old is not None:
         output_folder.check_same(old, run.record, run.note)
         run.before, run.record.started = old, old.started
     try:
-        with signals.heard(signals.stop):  # but in training, which first finishes its step
+        with signals.heard(signals.stop):  # training replaces this: it finishes its step first
             run.claim()
             yield run
             if (run.folder / CARD).exists() or run.record.command == MERGE:
@@ -140,15 +141,15 @@ def recording(run: Run) -> Iterator[Run]:
             run.record.status, run.record.files = "finished", file_bytes(run.folder)
             run.write()
     except BaseException as error:
-        told = disk.failure(error, run.folder, run.parts, run.how_to_continue) or _interruption(error, run)
-        _keep_failure(run, told or error)
-        if told is not None:
-            raise told from error
+        reported = disk.failure(error, run.folder, run.parts, run.how_to_continue) or _interruption(error, run)
+        _keep_failure(run, reported or error)
+        if reported is not None:
+            raise reported from error
         raise
 
 
 def _interruption(error: BaseException, run: Run) -> Interrupted | None:
-    """The end by a signal, with what to type to go on; None for any other."""
+    """The error for a signal, with how to continue; None for other errors."""
     if not isinstance(error, KeyboardInterrupt):
         return None
     stopped = Interrupted("Stopped", run.how_to_continue)
@@ -157,13 +158,13 @@ def _interruption(error: BaseException, run: Run) -> Interrupted | None:
 
 
 def _keep_failure(run: Run, error: BaseException) -> None:
-    """Keep in the record why a run ended, as far as there is a place and room for it."""
+    """Record why a run ended, if its folder and disk still allow it."""
     stopped = isinstance(error, KeyboardInterrupt | Interrupted)
     run.record.status = "interrupted" if stopped else "failed"
     run.record.failure = error.problem if isinstance(error, PerlError) else f"{type(error).__name__}: {error}"
-    with suppress(OSError):  # the error itself tells of a disk that fails
-        checkpoints.clear(run.folder / CHECKPOINTS)  # on a full disk, room for the record
-    if run.stands:
+    with suppress(OSError):  # a failing disk is reported by the error itself
+        checkpoints.clear(run.folder / CHECKPOINTS)  # frees space for the record
+    if run.is_intact:
         with suppress(OSError):
             run.write()
     else:
@@ -171,7 +172,7 @@ def _keep_failure(run: Run, error: BaseException) -> None:
 
 
 def _empty(folder: Path) -> None:
-    """Delete what a folder holds but for the record."""
+    """Delete everything in a folder except the record."""
     for entry in folder.iterdir():
         if entry.name == RECORD:
             continue
@@ -182,13 +183,13 @@ def _empty(folder: Path) -> None:
 
 
 def write_settings(path: Path, values: Mapping[str, Any]) -> None:
-    """Write the YAML that reruns this run with `--config`; what only steers one call stays out."""
+    """Write the YAML that repeats this run with `--config`, without options that only concern one call."""
     import yaml
 
-    whole = bool(values.get("recipe"))  # with what is unset, so that nothing is left for the recipe to fill in again
+    keeps_unset = bool(values.get("recipe"))  # so that the recipe does not fill it in again
     kept = {
         name: list(value) if isinstance(value, tuple) else value
         for name, value in values.items()
-        if name not in definitions.ONCE and (whole or value is not None)
+        if name not in definitions.ONCE and (keeps_unset or value is not None)
     }
     write_whole(path, [yaml.safe_dump(hidden_in(kept), sort_keys=False, allow_unicode=True)])

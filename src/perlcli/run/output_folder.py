@@ -1,9 +1,9 @@
-"""The folder that a run writes to: whether it may, and under --resume whether it would still be the same run."""
+"""The folder that a run writes to: whether it may, and with --resume whether it would still be the same run."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,180 +17,203 @@ from perlcli.run.record import SEVERAL, RunRecord, package_versions, read_record
 FUNCTION = "the reward function "
 LENGTH = {"max_steps", "num_train_epochs"}
 MAY_CHANGE = LENGTH | {
-    "save_steps", "save_total_limit", "report_to", "resume", "overwrite", "dry_run",
-    "output", "trust_remote_code", "strict", "recipe", "max_eval_samples",
-}  # fmt: skip
+    "save_steps",
+    "save_total_limit",
+    "report_to",
+    "resume",
+    "overwrite",
+    "dry_run",
+    "output",
+    "trust_remote_code",
+    "strict",
+    "recipe",
+    "max_eval_samples",
+}
+NEW_RUN = "start a new run with another --output"
+LAST = "--resume without a value takes the last complete checkpoint"
 
 
 def check_output(settings: definitions.Stage) -> None:
-    """Refuse an output folder whose content this run would destroy or mix with its own."""
+    """Raises PerlError if the run can't write to its output folder, or would destroy its content or mix with it."""
     values = definitions.flat(settings)
     folder = Path(values["output"]).expanduser()
-    standing = next((place for place in (folder, *folder.parents) if place.exists()), folder)
-    if standing.exists() and not standing.is_dir():
-        raise PerlError(f"--output {folder}: {standing} is a file", "name a folder")
-    if closed := disk.why_closed(folder):
-        raise PerlError(f"--output {folder}: {closed}", "name a folder that can be written to, or make room there")
+    _check_writable(folder)
     if not folder.is_dir() or all(map(is_half_written, folder.iterdir())):
-        _check_named(folder, values)  # there is none, and another run's would be taken unchecked
+        _check_named(folder, values)  # else a checkpoint of another run would be taken unchecked
         return
-    ours = (folder / RECORD).exists()
-    if ours and (values.get("resume") or values.get("overwrite")):
-        _check_idle(folder)
-    if values.get("resume") and ours:
+    is_run, resumes, overwrites = (folder / RECORD).exists(), values.get("resume"), values.get("overwrite")
+    if not resumes and not overwrites:
+        resume = "--resume to continue, " if "resume" in values else ""
+        raise PerlError(f"--output {folder} is not empty", f"{resume}--overwrite to replace it, or another --output")
+    if not is_run:
+        hint = "choose another folder, or empty this one yourself"
+        raise PerlError(f"--output {folder} is not empty and not a run of perlcli", hint)
+    _check_idle(folder)
+    if resumes:
         _check_resumable(folder, definitions.command_of(settings), values)
-    if (values.get("overwrite") or values.get("resume")) and not ours:
-        raise PerlError(
-            f"--output {folder} is not empty and not a run of perlcli", "name another folder, or empty it yourself"
-        )
-    if not values.get("overwrite") and not values.get("resume"):
-        ways = (
-            "--resume to go on, --overwrite to replace it, or"
-            if "resume" in values
-            else "--overwrite to replace it, or"
-        )
-        raise PerlError(f"--output {folder} is not empty", f"{ways} another --output")
+    if overwrites:
+        _check_not_read(folder, values)
+
+
+def _check_writable(folder: Path) -> None:
+    """Raises PerlError if the folder can't be created or written to."""
+    existing = next((place for place in (folder, *folder.parents) if place.exists()), folder)
+    if existing.exists() and not existing.is_dir():
+        raise PerlError(f"--output {folder}: {existing} is a file", "give a folder")
+    if reason := disk.why_closed(folder):
+        raise PerlError(f"--output {folder}: {reason}", "choose a folder that is writable and has space")
+
+
+def _check_not_read(folder: Path, values: Mapping[str, Any]) -> None:
+    """Raises PerlError if --overwrite would delete something that the run reads."""
     reads = [values.get(name) for name in ("model", "data", "eval_data", "anchor", "peft")]
     models = map(str.strip, (values.get("model") or "").split(","))  # compare-full takes several
-    reads += [*values.get("reward", ()), *models]
-    inside = [name for name in reads if name and is_inside(name, folder)]
-    if values.get("overwrite") and inside:
-        raise PerlError(f"--overwrite would delete {inside[0]}, which this run reads", "name another --output")
+    inside = [name for name in (*reads, *values.get("reward", ()), *models) if name and is_inside(name, folder)]
+    if inside:
+        raise PerlError(f"--overwrite would delete {inside[0]}, which this run reads", "choose another --output")
 
 
 def _check_idle(folder: Path) -> None:
-    """Refuse a folder whose run is at work: two that write to it would destroy each other's checkpoints."""
+    """Raises PerlError if the folder's run is in progress: two runs would destroy each other's checkpoints."""
     try:
-        found = read_record(folder)
+        record = read_record(folder)
     except PerlError:
         return  # of another version, or damaged: --overwrite may replace it
-    pid = found.process.get("pid")
-    if found.status == "running" and pid != os.getpid() and liveness.life(found.process) == "alive":
-        raise PerlError(f"--output {folder}: its run is at work, process {pid}", "stop it first, or wait for its end")
+    pid = record.process.get("pid")
+    if record.status == "running" and pid != os.getpid() and liveness.life(record.process) == "alive":
+        problem = f"--output {folder}: its run is still in progress (process {pid})"
+        raise PerlError(problem, "stop it first, or wait until it ends")
 
 
 def _check_resumable(folder: Path, command: str, values: Mapping[str, Any]) -> None:
-    """Refuse to go on with a run that has done all its steps, or under settings that would make it another run."""
-    found, values = read_record(folder), hidden_in(dict(values))  # as the record has them
-    if found.command != command:
-        raise PerlError(
-            f"--resume: {folder} is a run of perl {found.command}, not of perl {command}", "another --output"
-        )
-    if values["resume"] != definitions.LATEST and found.command in SEVERAL:
-        raise PerlError(f"--resume {values['resume']}: every run goes on from its own last checkpoint", "name none")
+    """Raises PerlError if the run in the folder is complete, or these settings would make it a different run."""
+    record, values = read_record(folder), hidden_in(dict(values))  # as the record has them
+    if record.command != command:
+        problem = f"--resume: {folder} is a run of perl {record.command}, not of perl {command}"
+        raise PerlError(problem, "choose another --output")
+    is_several = record.command in SEVERAL
+    if values["resume"] != definitions.LATEST and is_several:
+        problem = f"--resume {values['resume']}: each run resumes from its own last checkpoint"
+        raise PerlError(problem, "use --resume without a value")
     _check_named(folder, values)
-    kept = hidden_in(found.settings).items()
-    old = {name: tuple(value) if isinstance(value, list) else value for name, value in kept}
-    fixed = LENGTH if found.command in SEVERAL else set()  # the runs that finished stay as they are
-    changed = [name for name in values if name not in MAY_CHANGE - fixed and old.get(name) != values[name]]
-    if changed:
-        told = "; ".join(f"--{definitions.dashed(name)} was {_told(old.get(name))}, now {_told(values[name])}"
-                         for name in changed)  # fmt: skip
-        raise PerlError(f"--resume: the run in {folder} had other settings: {told}", "go on with the same ones")
-    _check_longer(old, values)
-    _check_counted(folder, old.get("max_steps"), values["max_steps"])
-    if found.command in SEVERAL:
-        return  # what hasn't finished runs again
+    kept = hidden_in(record.settings).items()
+    old: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in kept}
+    _check_same_settings(folder, old, values, LENGTH if is_several else set())
+    _check_not_shorter(old, values)
+    _check_steps(folder, old.get("max_steps"), values["max_steps"])
+    if is_several:
+        return  # the runs in it that have not finished run again
     steps, epochs = values["max_steps"], values["num_train_epochs"]
-    longer = steps > found.steps if steps is not None else (epochs or 0) > (found.settings.get("num_train_epochs") or 0)
-    if found.status == "finished" and not longer:
-        raise PerlError(
-            f"The run in {folder} is complete ({found.steps} steps)", "a larger --max-steps goes on from there"
+    is_longer = (epochs or 0) > (old.get("num_train_epochs") or 0) if steps is None else steps > record.steps
+    if record.status == "finished" and not is_longer:
+        problem = f"The run in {folder} is complete ({record.steps} steps)"
+        raise PerlError(problem, "a larger --max-steps continues it")
+
+
+def _check_same_settings(folder: Path, old: Mapping[str, Any], new: Mapping[str, Any], fixed: set[str]) -> None:
+    """Raises PerlError if settings have changed that may not change, or that are `fixed` for this run."""
+    changed = [name for name in new if name not in MAY_CHANGE - fixed and old.get(name) != new[name]]
+    if changed:
+        changes = "; ".join(
+            f"--{definitions.dashed(name)} was {_shown(old.get(name))}, now {_shown(new[name])}" for name in changed
         )
+        raise PerlError(f"--resume: the run in {folder} had different settings: {changes}", "use the same settings")
 
 
-def _told(value: Any) -> str:
+def _shown(value: object) -> str:
     """A setting's value for a person to read."""
-    listed = ", ".join(map(str, value)) if isinstance(value, tuple) else value
-    return "not set" if listed in (None, "") else str(listed)
+    text = ", ".join(map(str, value)) if isinstance(value, tuple) else value
+    return "not set" if text in (None, "") else str(text)
 
 
-def _check_longer(old: Mapping[str, Any], values: Mapping[str, Any]) -> None:
-    """Refuse to go on for fewer steps or epochs than the run was to have."""
+def _check_not_shorter(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    """Raises PerlError if the run is resumed with fewer steps or epochs than it had."""
     for name in sorted(LENGTH):
-        was, now = old.get(name), values.get(name)
+        was, now = old.get(name), new.get(name)
         if was and now and now < was:
-            problem = f"--resume: --{definitions.dashed(name)} was {was:g}, now {now:g}: it may grow, not shrink"
-            raise PerlError(problem, f"leave it at {was:g}, or begin a run of its own with another --output")
+            problem = f"--resume: --{definitions.dashed(name)} was {was:g}, now {now:g}: it can only increase"
+            raise PerlError(problem, f"leave it at {was:g}, or {NEW_RUN}")
 
 
-def _check_counted(folder: Path, was: Any, now: Any) -> None:
-    """Refuse to go on by epochs where --max-steps was given, and with fewer --max-steps than a run's epochs have."""
+def _check_steps(folder: Path, was: int | None, now: int | None) -> None:
+    """Raises PerlError if a run of --max-steps is resumed without them, or with fewer than its epochs took."""
     if was is not None and now is None:
-        problem = f"--resume: the run in {folder} was of --max-steps {was}, and now none are given"
-        raise PerlError(problem, f"--max-steps {was}, or more")
-    planned = checkpoints.planned(folder / CHECKPOINTS) if was is None and now is not None else 0
-    if now is not None and now < planned:
-        problem = f"--resume: --max-steps {now} is less than the {planned} steps that the run's epochs have"
-        raise PerlError(problem, "leave it out, or begin a run of its own with another --output")
+        problem = f"--resume: the run in {folder} had --max-steps {was}, and now it is missing"
+        raise PerlError(problem, f"add --max-steps {was}, or more")
+    if was is not None or now is None:
+        return
+    planned = checkpoints.planned(folder / CHECKPOINTS)
+    if now < planned:
+        problem = f"--resume: --max-steps {now} is less than the {planned} steps that the run's epochs take"
+        raise PerlError(problem, f"leave it out, or {NEW_RUN}")
 
 
 def named(folder: Path, checkpoint: str) -> Path:
-    """The checkpoint that --resume names: by its path, or as one of the run's own by its name alone."""
-    place, its = Path(checkpoint).expanduser(), folder / CHECKPOINTS / checkpoint
-    return its if not place.exists() and its.is_dir() else place
+    """The checkpoint that --resume names: by its path, or only by its name if it is one of the run's own."""
+    path, own = Path(checkpoint).expanduser(), folder / CHECKPOINTS / checkpoint
+    return own if not path.exists() and own.is_dir() else path
 
 
 def _check_named(folder: Path, values: Mapping[str, Any]) -> None:
-    """Refuse a checkpoint that --resume names and that isn't one of the run's own, or isn't whole."""
+    """Raises PerlError if --resume names something other than a complete checkpoint of this run."""
     if values.get("resume") in (None, definitions.LATEST):
         return
     checkpoint = named(folder, values["resume"])
     if (checkpoint / RECORD).exists():
         problem = f"--resume {checkpoint}: that is the folder of a run, not a checkpoint"
-        raise PerlError(problem, f"--output {checkpoint} --resume goes on from its last one")
+        raise PerlError(problem, f"--output {checkpoint} --resume continues from its last checkpoint")
     if not checkpoint.is_dir():
-        raise PerlError(f"--resume {checkpoint}: there is no such checkpoint", "--resume alone takes the last one")
-    is_its = checkpoint.parent.resolve() == (folder / CHECKPOINTS).resolve()
-    if not is_its or not checkpoints.NAME.fullmatch(checkpoint.name):
+        raise PerlError(f"--resume {checkpoint}: no such checkpoint", LAST)
+    is_own = checkpoint.parent.resolve() == (folder / CHECKPOINTS).resolve()
+    if not is_own or not checkpoints.NAME.fullmatch(checkpoint.name):
         other = checkpoint.resolve().parent.parent
         is_others = (other / RECORD).exists() and other != folder.resolve()
-        hint = f"--output {other}" if is_others else "--resume alone takes the last one"
+        hint = f"--output {other}" if is_others else LAST
         raise PerlError(f"--resume {checkpoint} is not a checkpoint of the run in {folder}", hint)
     if wrong := checkpoints.fault(checkpoint):
-        raise PerlError(f"--resume {checkpoint}: it {wrong}", "--resume alone takes the last one that is whole")
+        raise PerlError(f"--resume {checkpoint}: it {wrong}", LAST)
 
 
 def check_same(old: RunRecord, now: RunRecord, note: Callable[[str], None]) -> None:
-    """Refuse to go on with a run of other data or other weights, whichever role they have: it would be another
-    trajectory. A reward function may have been mended; that is told."""
-    before, inputs = hidden_in(_inputs(old)), hidden_in(_inputs(now))  # named as the record has them
+    """Raises PerlError if a resumed run reads other data or weights than before, in any role.
+
+    A reward function may change, for example to fix it; a note says so.
+    """
+    before, inputs = hidden_in(dict(_inputs(old))), hidden_in(dict(_inputs(now)))  # named as the record has them
     changed = [name for name, mark in inputs.items() if mark and before.get(name) and mark != before[name]]
-    for name in [name for name in changed if name.startswith(FUNCTION)]:
-        changed.remove(name)
-        note(f"The file of {name} was changed: the steps from here on have another reward than those before.")
-    if changed:
-        told = "; ".join(f"{name} was {before[name]}, now {inputs[name]}" for name in changed)
-        raise PerlError(
-            f"--resume: the run in {now.settings['output']} had other inputs: {told}",
-            "go on with the same files, or begin a run of its own with another --output",
-        )
-    _tell_moved(old, now, note)
+    functions = [name for name in changed if name.startswith(FUNCTION)]
+    for name in functions:
+        note(f"The file of {name} has changed: the steps from here on use a different reward.")
+    changes = [f"{name} was {before[name]}, now {inputs[name]}" for name in changed if name not in functions]
+    if changes:
+        problem = f"--resume: the run in {now.settings['output']} had different inputs: {'; '.join(changes)}"
+        raise PerlError(problem, f"use the same files, or {NEW_RUN}")
+    _note_moved(old, now, note)
 
 
-def _tell_moved(old: RunRecord, now: RunRecord, note: Callable[[str], None]) -> None:
-    """Say so where a run goes on on another machine or under other versions, which may round otherwise."""
+def _note_moved(old: RunRecord, now: RunRecord, note: Callable[[str], None]) -> None:
+    """Note other versions or another machine, which may round differently."""
     before, here = old.versions | old.device, package_versions() | now.device
     moved = [f"{name} {before[name]}, now {here[name]}" for name in here if before.get(name, here[name]) != here[name]]
     if moved:
-        note(f"The steps before were done with {'; '.join(moved)}: what follows may differ by rounding.")
+        note(f"The steps so far ran with {'; '.join(moved)}: results may differ by rounding.")
 
 
-def _inputs(record: RunRecord) -> dict[str, Any]:
-    """What a run read, by name: the digest of each."""
+def _inputs(record: RunRecord) -> Iterator[tuple[str, Any]]:
+    """What a run read: each input's name and digest."""
     model = record.model
-    found = {
-        "the base": model.get("fingerprint"), "tokenizer": model.get("tokenizer"),
-        f"the adapter {model.get('adapter')}": model.get("adapter_fingerprint"), "the anchor": model.get("anchor"),
-        "training data": record.data.get("train", {}).get("fingerprint"),
-        "the base's precision": record.device.get("precision"),
-    }  # fmt: skip
-    functions = {True: FUNCTION, False: "the reward "}
-    is_function = {name: ":" in name and not Path(name).exists() for name in model.get("rewards", {})}
-    return found | {functions[is_function[name]] + name: mark for name, mark in model.get("rewards", {}).items()}
+    yield "the base", model.get("fingerprint")
+    yield "tokenizer", model.get("tokenizer")
+    yield f"the adapter {model.get('adapter')}", model.get("adapter_fingerprint")
+    yield "the anchor", model.get("anchor")
+    yield "training data", record.data.get("train", {}).get("fingerprint")
+    yield "the base's precision", record.device.get("precision")
+    for name, mark in model.get("rewards", {}).items():
+        is_function = ":" in name and not Path(name).exists()
+        yield (FUNCTION if is_function else "the reward ") + name, mark
 
 
 def is_inside(name: str, folder: Path) -> bool:
-    """Whether something local lies in a folder, or is it."""
+    """Whether a name is a local path inside a folder, or the folder itself."""
     path = Path(name).expanduser()
     return path.exists() and path.resolve().is_relative_to(folder.resolve())

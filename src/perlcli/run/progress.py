@@ -1,4 +1,4 @@
-"""One line that tells what matters while a stage runs: live on a terminal, plain and rare elsewhere."""
+"""The progress line of a stage: live on a terminal, plain and less frequent elsewhere."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ def figures(stage: str, logs: Mapping[str, float]) -> str:
 
 
 class Progress:
-    """A context in which `update` shows how far a stage is; writes to standard error."""
+    """A context in which `update` shows the progress of a stage on standard error."""
 
     def __init__(self, stage: str, total: int) -> None:
         self.stage, self.total = stage, total
         self._bar = None
         self._start = time.monotonic()
-        self._first = 0 if stage == "eval" else None  # a resumed training begins in the middle
-        # A training run shows its first step at once; an evaluation that is over in seconds shows nothing.
+        self._first = 0 if stage == "eval" else None  # resumed training starts in the middle
+        # Training shows its first step at once; an evaluation of a few seconds shows nothing.
         self._last_line = 0.0 if stage == "eval" else -PLAIN_SECONDS
         if sys.stderr.isatty():
             self._bar = _bar()

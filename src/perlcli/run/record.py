@@ -19,7 +19,7 @@ from perlcli.settings.types import fits, is_plain
 from perlcli.text import markdown_table, shorten
 
 SCHEMA_VERSION = 4
-SEVERAL = ("compare-full", "quickstart")  # commands of several runs, each with a folder and record of its own
+SEVERAL = ("compare-full", "quickstart")  # commands that consist of several runs, each with its own folder and record
 PACKAGES = ("perlcli", "torch", "transformers", "trl", "peft", "datasets", "accelerate", "bitsandbytes")
 
 Status = Literal["running", "finished", "failed", "interrupted"]
@@ -36,7 +36,7 @@ def command_line(folder: Path, command: str, *words: str) -> str:
 
 
 def said(text: str, default: Any = dataclasses.MISSING, factory: Any = dataclasses.MISSING) -> Any:
-    """A field of the record with the sentence that the documented schema has for it."""
+    """A field of the record with its sentence in the documented schema."""
     return field(default=default, default_factory=factory, metadata={"help": text})
 
 
@@ -51,42 +51,47 @@ class RunRecord:
     started: str = said("Start, UTC, ISO 8601.", "")
     process: dict[str, Any] = said(
         "The process of the run: pid, started (an opaque mark of its start) and host (a digest of the machine's name). "
-        "By it `perl runs` tells a run at work from one that was killed.", factory=dict,
-    )  # fmt: skip
+        "With it, `perl runs` can distinguish a run in progress from a killed one.",
+        factory=dict,
+    )
     elapsed_seconds: float = said("Wall-clock seconds from start to end, loading included.", 0.0)
-    settings: dict[str, Any] = said("Every option as resolved: what `settings.yaml` holds.", factory=dict)
-    trl_settings: dict[str, Any] = said("The TRL config in use, every field.", factory=dict)
-    versions: dict[str, str] = said("Versions of Python and the packages that decide the result.", factory=dict)
-    git_commit: str | None = said("Commit of the working directory, where it is a git checkout.", None)
+    settings: dict[str, Any] = said(
+        "Every option after resolving defaults and recipes, as in `settings.yaml`.", factory=dict
+    )
+    trl_settings: dict[str, Any] = said("Every field of the TRL config.", factory=dict)
+    versions: dict[str, str] = said("Versions of Python and the packages that affect the result.", factory=dict)
+    git_commit: str | None = said("Commit of the working directory, if it is a git checkout.", None)
     seed: int = said("Seed of initialisation, data order and sampling.", 0)
     device: dict[str, Any] = said("Device name, type, threads and precision of the base.", factory=dict)
     model: dict[str, Any] = said(
-        "name as given, base, adapter it started from, architecture; fingerprints of the base's weights, the "
-        "adapter's, the tokenizer, the anchor that was named and the rewards (a function's is its file's); peft: what "
-        "the --peft file held.",
+        "name as given, base, adapter it started from, architecture; fingerprints of the base's weights, the adapter, "
+        "the tokenizer, the anchor (if given) and the rewards (for a function: of its file); peft: the content of the "
+        "--peft file.",
         factory=dict,
     )
     data: dict[str, dict[str, Any]] = said(
-        "Per role (train, eval), what became of the rows: see the data report below.", factory=dict
+        "What happened to the rows, per role (train, eval): see the data report below.", factory=dict
     )
     steps: int = said("Optimiser steps done.", 0)
-    tokens: int = said("Tokens that went through training, prompts and completions.", 0)
-    peak_memory_mb: float = said("Peak memory: CUDA allocated on a GPU, resident set of the process on a CPU.", 0.0)
-    trainable_parameters: int = said("Parameters that trained.", 0)
+    tokens: int = said("Tokens trained on, prompts and completions.", 0)
+    peak_memory_mb: float = said("Peak memory: allocated by CUDA on a GPU, the process's resident set on a CPU.", 0.0)
+    trainable_parameters: int = said("Trainable parameters.", 0)
     total_parameters: int = said("Parameters in memory, each counted once.", 0)
     memory: dict[str, Any] = said(
-        "before_mb: what the process held before the weights were loaded. Training: training_mb, its peak above that "
-        "(on a GPU: of tensors) and reserved_mb (a GPU's, as torch reserves it). `rl`: base_copies, counted from the "
-        "live tensors, and mb of the base and of what each role adds.", factory=dict,
-    )  # fmt: skip
+        "before_mb: memory of the process before loading the weights. Training: training_mb, the peak above that (on a "
+        "GPU: of tensors), and reserved_mb (on a GPU: reserved by torch). `rl`: base_copies, counted from the live "
+        "tensors, and mb of the base and of what each role adds.",
+        factory=dict,
+    )
     files: dict[str, int] = said(
-        "Bytes on disk: weights, of what was trained, and optimizer, its state in the last checkpoint.", factory=dict
+        "Bytes on disk: weights (of what was trained) and optimizer (its state in the last checkpoint).", factory=dict
     )
     guards: dict[str, Any] = said(
-        "What the checks found: shift of each reward against its own proof, the probe before the first step, KL at the "
-        "start, what trained, and that the rest did not change.", factory=dict,
-    )  # fmt: skip
-    notes: list[str] = said("What the run said about its choices: kind of data, sharing, warnings.", factory=list)
+        "Results of the checks: shift of each reward from its proof, the probe before the first step, KL at the start, "
+        "what trained, and that nothing else changed.",
+        factory=dict,
+    )
+    notes: list[str] = said("Notes of the run about its choices: kind of data, sharing, warnings.", factory=list)
     metrics: dict[str, Any] = said("Final metrics of the stage.", factory=dict)
 
 
@@ -96,7 +101,7 @@ def write_record(folder: Path, record: RunRecord) -> None:
 
 
 def read_record(folder: Path) -> RunRecord:
-    """The record of a run's folder; raises PerlError where there is none or it is not of this schema."""
+    """The record in a run's folder. Raises PerlError if there is none, or it is damaged or of another schema."""
     path = folder / RECORD
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -108,17 +113,17 @@ def read_record(folder: Path) -> RunRecord:
     version = content.get("schema_version") if isinstance(content, dict) else None
     if version != SCHEMA_VERSION or set(content) != known:
         problem = f"{path} has schema version {version}; this perlcli reads version {SCHEMA_VERSION}"
-        raise PerlError(problem, "run it again with this perlcli, or use the perlcli that wrote it")
-    odd = next(_odd(content), None)
-    if odd is not None:
-        raise PerlError(f"{path} is damaged: no run writes {odd}")
+        raise PerlError(problem, "run it again with this perlcli, or use the version that wrote it")
+    invalid = next(_invalid(content), None)
+    if invalid is not None:
+        raise PerlError(f"{path} is damaged: invalid {invalid}")
     return RunRecord(**content)
 
 
-def _odd(content: Mapping[str, Any]) -> Iterator[str]:
-    """What no run writes in a record: values of other types, names that nothing can have, settings that are none."""
+def _invalid(content: Mapping[str, Any]) -> Iterator[str]:
+    """The invalid values in a record: wrong types, impossible names, settings out of range."""
     if not is_plain(content):
-        yield "such numbers or characters"
+        yield "numbers or characters"
     kinds = get_type_hints(RunRecord)
     yield from (f"{name}: {shorten(value)}" for name, value in content.items() if not fits(value, kinds[name]))
     for name, value in content["metrics"].items():
@@ -140,7 +145,7 @@ def _is_possible(item: definitions.Option, value: object) -> bool:
 
 
 def find_record(folder: str | None) -> RunRecord | None:
-    """The record of a folder that a run of ours left; None for any other folder, hub id or nothing."""
+    """The record in a run's folder; None for other folders, Hub ids and None. Raises PerlError if it is damaged."""
     path = None if folder is None else Path(folder).expanduser()
     return read_record(path) if path is not None and (path / RECORD).exists() else None
 
@@ -160,7 +165,7 @@ def field_table(kind: type) -> str:
 
 
 def package_versions() -> dict[str, str]:
-    """Versions of Python and of the packages that decide a run's result."""
+    """Versions of Python and of the packages that affect a run's result."""
     import platform
 
     versions = {"python": platform.python_version()}
@@ -173,7 +178,7 @@ def package_versions() -> dict[str, str]:
 
 
 def git_commit() -> str | None:
-    """The commit of the working directory, or None where there is no git checkout."""
+    """The commit of the working directory; None if it is not a git checkout."""
     try:
         shown = subprocess.run(
             ["git", "rev-parse", "--verify", "--quiet", "HEAD"], capture_output=True, text=True, timeout=5, check=False

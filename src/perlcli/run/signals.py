@@ -1,4 +1,4 @@
-"""The signals that ask a process to end: Ctrl-C, what `kill` and preempted machines send, what schedulers warn with."""
+"""The signals that ask a process to stop: from Ctrl-C, `kill`, preempted machines and schedulers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SOON = 0.05  # seconds
 
 
 class Signalled(KeyboardInterrupt):
-    """A signal that asks for the end, where it is heard at once."""
+    """A signal to stop that takes effect at once."""
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
@@ -22,7 +22,7 @@ class Signalled(KeyboardInterrupt):
 
 @contextmanager
 def heard(answer: Callable[[int], object]) -> Iterator[None]:
-    """Have these signals answered inside, by their number. Only a main thread can; in others nothing changes."""
+    """Call `answer` with a signal's number when one arrives inside. Does nothing except in the main thread."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -31,7 +31,7 @@ def heard(answer: Callable[[int], object]) -> Iterator[None]:
     def take(number: int, frame: FrameType | None) -> None:
         if number != signal.SIGALRM:
             asked.append(number)
-        if _is_in_finaliser(frame):  # Python drops what is raised there
+        if _is_in_finaliser(frame):  # Python ignores exceptions there
             signal.setitimer(signal.ITIMER_REAL, SOON)
         else:
             answer(asked[-1])
@@ -46,17 +46,17 @@ def heard(answer: Callable[[int], object]) -> Iterator[None]:
 
 
 def _is_in_finaliser(frame: FrameType | None) -> bool:
-    """Whether a frame is of an object that is being taken down, or was called by one."""
+    """Whether a frame runs inside an object's `__del__`."""
     while frame is not None and frame.f_code.co_name != "__del__":
         frame = frame.f_back
     return frame is not None
 
 
 def stop(number: int) -> None:
-    """The answer that ends what is at work. Raises Signalled."""
+    """The answer that stops the run at once. Raises Signalled."""
     raise Signalled(number)
 
 
 def exit_code(error: KeyboardInterrupt) -> int:
-    """The exit code of a process that a signal ended: 130, 143 or 138."""
+    """The exit code after a signal: 130, 143 or 138."""
     return 128 + (error.number if isinstance(error, Signalled) else signal.SIGINT)

@@ -1,4 +1,4 @@
-"""Records as text for a terminal. Pure: no model, no clock."""
+"""Records as text for a terminal."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ SECONDS = "seconds_"
 
 
 def show(record: RunRecord | None) -> None:
-    """Print what a finished run has to say; a dry run has said it already."""
+    """Print the summary of a finished run; nothing for a dry run."""
     if record is not None:
         say(text(record))
 
 
 def text(record: RunRecord) -> str:
-    """The record's figures and where to find the rest, as some lines of text."""
+    """A few lines with the record's figures and the run's folder."""
     merged = _merged(record.metrics)
     lines = [
         f"{metrics.words(key)}: {figure(key, value)}" for key, value in merged.items() if not key.startswith(SECONDS)
     ]
     spent = {key.removeprefix(SECONDS): value for key, value in merged.items() if key.startswith(SECONDS)}
     if spent:
-        whole = sum(spent.values()) or 1
+        total = sum(spent.values()) or 1
         lines.append(
-            f"seconds a step: {whole:.3g} = " + " + ".join(f"{n} {v:.3g} ({v / whole:.0%})" for n, v in spent.items())
+            f"seconds per step: {total:.3g} = " + " + ".join(f"{n} {v:.3g} ({v / total:.0%})" for n, v in spent.items())
         )
     facts = [f"{record.elapsed_seconds:.0f} s", f"peak memory {megabytes(record.peak_memory_mb)}"]
     if record.steps:
@@ -40,7 +40,7 @@ def text(record: RunRecord) -> str:
 
 
 def _merged(metrics: dict[str, Any]) -> dict[str, Any]:
-    """The metrics with each interval beside its figure."""
+    """The metrics, with intervals joined to their figures."""
     merged = {}
     for key, value in metrics.items():
         if key.endswith(("_low", "_high")) or value is None:
@@ -51,7 +51,7 @@ def _merged(metrics: dict[str, Any]) -> dict[str, Any]:
 
 
 def figure(key: str, value: Any) -> str:
-    """A metric's value for a person to read: shares in per cent, the interval behind its figure."""
+    """A metric's value for a person to read: shares in per cent, with the interval after the figure."""
     if isinstance(value, tuple):
         return f"{figure(key, value[0])} (95 % interval {figure(key, value[1])} to {figure(key, value[2])})"
     if isinstance(value, float):

@@ -86,7 +86,7 @@ class Meter(TrainerCallback):
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
         """The trainer has written a checkpoint: complete it and move it to its place."""
-        self.run.check_stands()
+        self.run.check_intact()
         for path in (self.run.folder / METRICS, self.run.folder / SAMPLES):
             if path.exists():
                 disk.sync(path)  # after a power failure, no checkpoint is ahead of them
@@ -95,7 +95,7 @@ class Meter(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
     ) -> TrainerControl:
-        self.run.check_stands()  # the trainer would recreate folders that were deleted
+        self.run.check_intact()  # the trainer would recreate folders that were deleted
         wall, processors = clocks()
         self.step_seconds = round(wall - self.step_start[0], 6), round(processors - self.step_start[1], 6)
         if self.interrupted:
@@ -158,7 +158,7 @@ def train(trainer: Trainer, run: Run, save: Save) -> None:
         with meter.listening():
             _train(trainer, run, resumable, checkpoint)
     except (PerlError, KeyboardInterrupt):  # PerlError also from a reward function that fails during training
-        if run.stands:
+        if run.is_intact:
             _save(trainer, run, save)
         raise
     finally:

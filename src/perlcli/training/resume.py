@@ -132,7 +132,7 @@ def find(run: Run) -> Path | None:
     folder = run.folder / CHECKPOINTS
     had_some = bool(checkpoints.found(folder))
     if asked == LATEST:
-        checkpoint = checkpoints.last_whole(folder, _fault, run.note)
+        checkpoint = checkpoints.last_complete(folder, _fault, run.note)
     else:
         checkpoint = _asked_for(run, output_folder.named(run.folder, asked))
     step = checkpoints.step_of(checkpoint) if checkpoint else 0
