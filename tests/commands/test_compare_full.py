@@ -283,6 +283,35 @@ def test_a_dry_run_tells_the_plan_and_writes_nothing(runner: Runner, perl: Perl,
     assert runner.calls == [] and not OUT.exists()
 
 
+def test_a_dry_run_names_everything_that_its_stages_would_refuse(
+    runner: Runner, perl: Perl, llama: Path, rows: dict[str, Path]
+) -> None:
+    words = ("compare-full", "all", "--model", llama, "--output", OUT, "--dry-run", "--lora-r", "4", "--max-steps", "1")
+    sets = ("--lora-target-modules", "attention;q_proj,nowhere")
+    lines = perl(*words, *sets, "--data", rows["pairs"], code=2).stderr.splitlines()
+    problem = "lora r=4 q_proj,nowhere: --lora-target-modules: the model has no module"
+    for stage, line in zip(("Error: sft", "reward", "rl"), lines, strict=False):
+        assert line.startswith(f"{stage}, {problem}")
+    assert len(lines) == 4 and lines[-1].startswith("Hint: its linear modules")
+    reward = ("compare-full", "reward", *words[2:], "--data", rows["pairs"], "--arms", "full,lora,dora-8bit")
+    told = perl(*reward, "--max-length", "2", code=2).stderr
+    assert "Error: reward, full, lora r=4: " in told and "every row is longer than 2 tokens" in told
+    assert "\nreward, dora-8bit r=4: The adapter is DoRA" in told
+    assert runner.calls == [] and not OUT.exists()
+
+
+def test_every_set_of_modules_is_an_arm(runner: Runner, perl: Perl, words: Words) -> None:
+    perl(*words, "--arms", "lora,dora-4bit", "--lora-target-modules", "attention,all-linear")
+    assert [arm.name for arm in report().comparisons[0].arms] == [
+        "lora r=4 attention", "lora r=4 all-linear", "dora-4bit r=4 attention", "dora-4bit r=4 all-linear",
+    ]  # fmt: skip
+    modules = {
+        name: yaml.safe_load((OUT / f"reward/{name}/seed-0.yaml").read_text())["lora_target_modules"]
+        for name in ("lora-r-4-attention", "lora-r-4-all-linear", "dora-4bit-r-4-all-linear")
+    }
+    assert list(modules.values()) == ["attention", "all-linear", "all-linear"]
+
+
 def test_memory_is_predicted_without_a_run(runner: Runner, perl: Perl, words: Words) -> None:
     told = perl(*words, "--arms", "full,lora,lora-4bit", "--estimate", "--gpu", "24GB").output
     assert [line.split("  ")[0] for line in told.splitlines()[3:]] == ["full", "lora r=4", "lora-4bit r=4"]

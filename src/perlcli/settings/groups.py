@@ -313,7 +313,7 @@ class CompareSettings:
         None, "What to compare: sft, reward, rl, or all, where each stage builds on the one before.", argument=True,
         unset="must be given",
     )  # fmt: skip
-    arms: str = option("full,lora", "Ways to train, comma-separated: full, lora, lora-8bit, lora-4bit, dora.")
+    arms: str = option("full,lora", "Ways to train, comma-separated: full; lora or dora, each also -8bit or -4bit.")
     full_learning_rate: float | None = option(
         None, "Peak learning rate of full tuning.", unset="a tenth of --learning-rate, as in the paper"
     )
@@ -342,7 +342,12 @@ class ComparedLoraSettings:
     lora_r: tuple[int, ...] = option((), "Ranks, comma-separated: an arm for each.", unset="16")
     lora_alpha: int | None = option_of(LoraSettings, "lora_alpha")
     lora_dropout: float | None = option_of(LoraSettings, "lora_dropout")
-    lora_target_modules: str | None = option_of(LoraSettings, "lora_target_modules")
+    lora_target_modules: str | None = option(
+        None,
+        "Sets of modules, an arm for each: `attention` (every attention projection), `all-linear`, or module names; "
+        "attention,all-linear are two sets, q_proj,v_proj is one, and semicolons separate any sets.",
+        unset=ATTENTION,
+    )
 
 
 @dataclass(frozen=True)
@@ -424,7 +429,7 @@ class EstimateSettings:
 
     stage: str = option("all", "What to estimate: sft, reward, rl or all.", argument=True)
     arms: str = option(
-        "full,lora,lora-8bit,lora-4bit", "Ways to train, comma-separated: full; lora, dora, each also -8bit or -4bit.",
+        "full,lora,lora-8bit,lora-4bit", "Ways to train, comma-separated: full; lora or dora, each also -8bit or -4bit.",
     )  # fmt: skip
     lora_r: str | None = option(None, "Ranks of the adapters, comma-separated.", unset="16")
     lora_target_modules: str | None = option_of(LoraSettings, "lora_target_modules")

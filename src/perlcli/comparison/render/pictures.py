@@ -70,8 +70,8 @@ def _costs(comparison: Comparison, folder: Path) -> list[Picture]:
             axes[0].text(0.01, place, reason, transform=axes[0].get_yaxis_transform(), color=BAD, **ENDS)
     path = f"{FOLDER}/{comparison.stage}-cost.png"
     save(figure, folder / path)
-    what = " and ".join(panel.title for panel in panels)
-    return [Picture(comparison.stage, path, f"{what[:1].upper()}{what[1:]} of each arm.")]
+    what = "; ".join(panel.title for panel in panels)
+    return [Picture(comparison.stage, path, f"For each arm: {what}.")]
 
 
 def _labels(arms: Sequence[ArmResult]) -> list[str]:
