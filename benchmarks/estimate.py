@@ -25,14 +25,13 @@ import measured
 import shapes
 from one_base import GIVE_BACK, MB, flag
 
-from perlcli import device
+from perlcli import device, settings
+from perlcli.arms import FULL, KINDS, Arm
 from perlcli.memory import plans
 from perlcli.run import record
 
 HERE = Path(__file__).resolve().parent
 STAGES = {"sft": shapes.CHATS, "reward": shapes.PAIRS, "rl": shapes.PROMPTS}
-FLAGS = {"full": ["--full"], "lora": [], "lora-8bit": ["--load-in-8bit"], "lora-4bit": ["--load-in-4bit"],
-         "dora": ["--use-dora"]}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,7 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     what.add_argument("--model", type=Path, help="folder of a model with its tokenizer")
     what.add_argument("--config", choices=shapes.CONFIGS, help="random weights in the shape of this model")
     add("--stages", default="sft,reward,rl", help="which to run: " + ", ".join(STAGES))
-    add("--arms", default="full,lora", help="which to run: " + ", ".join(FLAGS))
+    add("--arms", default="full,lora", help="which to run: " + ", ".join(KINDS))
     add("--dtype", choices=["auto", "float32", "bfloat16"], default="auto", help="of what isn't quantised")
     add("--batch", type=int, default=4, help="rows, pairs or completions per step")
     add("--length", type=int, default=128, help="tokens per row")
@@ -76,7 +75,7 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     )
     add("--work", type=Path, help="folder for the model and the runs (default: a temporary one)")
     found = parser.parse_args(words)
-    for name, known in (("stages", STAGES), ("arms", FLAGS)):
+    for name, known in (("stages", STAGES), ("arms", KINDS)):
         wanted = getattr(found, name).split(",")
         if unknown := [word for word in wanted if word not in known]:
             parser.error(f"--{name} must be one or more of {', '.join(known)}, not {', '.join(unknown)}")
@@ -91,22 +90,26 @@ def measure(given: argparse.Namespace, work: Path) -> Iterator[Figures]:
         shapes.make_model(given.config, model, "bfloat16", device.kind())
     rows = work / "rows"
     shapes.make_rows(model, rows, given.length, given.completion, given.steps * given.batch)
-    told = plans.Model(str(model))
+    model_memory = plans.Model(str(model))
     for stage in given.stages:
         for arm in given.arms:
             if stage == "rl" and arm == "full" and given.algorithm == "reinforce":
                 continue  # its value model is an adapter
-            predicted = told.row(asked(given, stage, arm)).peak / MB
+            predicted = model_memory.row(asked(given, stage, Arm(arm, None if arm == FULL else given.rank))).peak / MB
             yield run(given, stage, arm, [model, rows, work], predicted)
 
 
-def asked(given: argparse.Namespace, stage: Any, arm: str) -> plans.Asked:
-    """The run in the words of `perl estimate`."""
-    return plans.Asked(
-        stage, arm, given.rank, dtype=given.dtype, batch=given.batch, accumulation=1, max_length=given.length,
-        max_completion_length=given.completion, algorithm=given.algorithm,
-        checkpointing=None if given.checkpointing is None else given.checkpointing == "on",
-    )  # fmt: skip
+def asked(given: argparse.Namespace, stage: str, arm: Arm) -> Any:
+    """The run's settings."""
+    values: dict[str, Any] = {
+        **arm.options, "dtype": given.dtype, "per_device_train_batch_size": given.batch,
+        "gradient_accumulation_steps": 1, "max_length": given.length,
+    }  # fmt: skip
+    if given.checkpointing is not None:
+        values["set"] = (f"gradient_checkpointing={flag(given.checkpointing == 'on')}",)
+    if stage == "rl":
+        values |= {"max_completion_length": given.completion, "algorithm": given.algorithm, "reward": ("reward",)}
+    return settings.resolve(settings.build(settings.COMMANDS[stage], values), {})
 
 
 def run(given: argparse.Namespace, stage: str, arm: str, places: list[Path], predicted: float) -> Figures:
@@ -132,7 +135,8 @@ def run(given: argparse.Namespace, stage: str, arm: str, places: list[Path], pre
 
 def perl_words(given: argparse.Namespace, stage: str, arm: str) -> list[str]:
     """The options that every run of a stage has under an arm."""
-    words = [stage, *FLAGS[arm], "--max-steps", str(given.steps), "--per-device-train-batch-size", str(given.batch)]
+    flags = [f"--{settings.dashed(name)}" for name in Arm(arm).options]
+    words = [stage, *flags, "--max-steps", str(given.steps), "--per-device-train-batch-size", str(given.batch)]
     words += ["--gradient-accumulation-steps", "1", "--max-length", str(given.length), "--dtype", given.dtype]
     words += ["--lora-r", str(given.rank)] if arm != "full" else []
     if given.checkpointing:

@@ -263,7 +263,8 @@ def still_random() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def arm_of() -> Callable[..., Any]:
     """Builds an arm of a report with a run for each seed, whose every step takes `seconds`."""
-    from perlcli.comparison.results import FULL, Arm, RunFigures
+    from perlcli.arms import FULL
+    from perlcli.comparison.results import ArmResult, RunFigures
 
     def run(name: str, seed: int, seconds: float, metrics: Row, given: Row) -> RunFigures:
         return RunFigures(
@@ -293,7 +294,7 @@ def arm_of() -> Callable[..., Any]:
         metrics: Row | None = None,
         of_arm: Row | None = None,
         **of_run: Any,
-    ) -> Arm:
+    ) -> ArmResult:
         full = name == FULL
         values: Row = {
             "model": "org/base",
@@ -303,6 +304,6 @@ def arm_of() -> Callable[..., Any]:
             "learning_rate": 1e-5 if full else 1e-4,
             "is_baseline": full,
         } | (of_arm or {})
-        return Arm(name=name, runs=[run(name, seed, seconds, metrics or {}, of_run) for seed in seeds], **values)
+        return ArmResult(name=name, runs=[run(name, seed, seconds, metrics or {}, of_run) for seed in seeds], **values)
 
     return arm

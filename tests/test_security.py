@@ -19,9 +19,9 @@ import torch
 
 from perlcli import redaction, settings, terminal
 from perlcli import text as markdown
-from perlcli.comparison import arms, processes, results
+from perlcli.comparison import contrasts, jobs, processes, results
 from perlcli.comparison.render import files as render_files
-from perlcli.comparison.results import Arm, Report, RunFigures
+from perlcli.comparison.results import ArmResult, Report, RunFigures
 from perlcli.errors import PerlError
 from perlcli.model import loading, sources, weights
 from perlcli.redaction import hidden, hidden_in
@@ -590,24 +590,23 @@ def test_messages_of_libraries_do_not_contain_the_home_folder(home: Path) -> Non
      "a/b\\..\\c", "$(touch x)", "\x1b[31m", "\u202eabc", "org/name@main", "x" * 79 + "/.." ],
 )  # fmt: skip
 def test_a_models_name_can_not_lead_out_of_a_comparison(name: str) -> None:
-    made = arms.slug(name)
-    assert made and len(os.fsencode(made)) <= arms.LONGEST and not made.startswith((".", "-"))
+    made = jobs.slug(name)
+    assert made and len(os.fsencode(made)) <= jobs.LONGEST and not made.startswith((".", "-"))
     assert Path(made).name == made and made.isascii() and made.isprintable()
-    ways = [(arms.Way("lora", other, 4), {}) for other in (name, "other")]
-    place = arms.place(ways, ways[0][0])
+    place = jobs.place([name, "other"], name) / jobs.slug("lora r=4")
     assert not place.is_absolute() and ".." not in place.parts and len(place.parts) == 2
 
 
 def test_a_reports_stage_can_not_lead_out_of_its_folder(perl: Perl, arm_of: Any) -> None:
     folder = Path("theirs/inside")
     render_files.write_all(
-        Report(title="t", command="perl compare-full", comparisons=[results.compare("reward", [arm_of()])]), folder
+        Report(title="t", command="perl compare-full", comparisons=[contrasts.compare("reward", [arm_of()])]), folder
     )
     content = json.loads((folder / results.REPORT).read_text())
     for stage in ("../../../x", "/tmp/x", "a/b", ""):
         content["comparisons"][0]["stage"] = stage
         (folder / results.REPORT).write_text(json.dumps(content))
-        assert "is not a report of perlcli: there is no stage" in perl("report", folder, code=2).output
+        assert "is not a report of perlcli: unknown stage" in perl("report", folder, code=2).output
     assert sorted(path.name for path in Path().iterdir()) == ["theirs"]
 
 
@@ -694,14 +693,16 @@ def whole(arm_of: Any) -> Callable[[str], Report]:
             arm_of("lora", metrics=metrics),
             arm_of("b", status="failed", failure="x"),
         ]
-        done = results.compare("reward", two, [text])
+        done = contrasts.compare("reward", two, [text])
         numbers = {"rank": 4, "learning_rate": 0.1, "predicted_mb": 1.0, "memory_mb": None, "reserved_mb": None}
         for place, arm in enumerate(done.arms):
             runs = [dataclasses.replace(filled(run, f"{text}{place}"), memory_mb=5.0, reserved_mb=None, weights_bytes=1,
                                         optimizer_bytes=1, metrics=metrics) for run in arm.runs]  # fmt: skip
             strange = filled(dataclasses.replace(arm, runs=[]), f"{text}{place}")
             spreads = {
-                item.name: getattr(arm, item.name) for item in dataclasses.fields(Arm) if "per_second" in item.name
+                item.name: getattr(arm, item.name)
+                for item in dataclasses.fields(ArmResult)
+                if "per_second" in item.name
             }
             done.arms[place] = dataclasses.replace(
                 strange, runs=runs, quality=arm.quality, ratios=arm.ratios, failure=arm.failure and text,

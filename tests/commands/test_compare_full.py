@@ -13,10 +13,10 @@ from typer.testing import CliRunner
 
 from perlcli import settings
 from perlcli.cli.app import app
-from perlcli.commands import compare_full
-from perlcli.comparison import processes, results
+from perlcli.comparison import loop, processes, results
 from perlcli.comparison.processes import Stopped
 from perlcli.comparison.results import Report
+from perlcli.comparison.state import State
 from perlcli.run import lifecycle
 from perlcli.run.record import read_record, write_record
 
@@ -221,7 +221,7 @@ def test_an_arm_without_memory_is_a_result(
     assert full.failure == told
     assert lora.failure is None and lora.ratios == {} and lora.quality
     assert told in result.output
-    way_on = "out of memory: killed by signal 9, as the system does when it is out of memory (--resume goes on)"
+    way_on = "out of memory: killed by signal 9, as the system does when it is out of memory (--resume tries again)"
     assert (way_on in result.output) == bool(again)
     runner.calls.clear()
     runner.faults.clear()
@@ -253,15 +253,15 @@ def test_a_first_run_that_is_refused_stops_all(runner: Runner, perl: Perl, words
 @pytest.mark.parametrize(
     ("more", "told"),
     [
-        (["--arms", "full,lora,nora"], "there is no arm nora"),
+        (["--arms", "full,lora,nora"], "--arms: unknown arm nora"),
         (["--lora-r", "4,0"], "--lora-r must be above 0, not 0"),
         (["--lora-r", "4,x"], "--lora-r must be whole numbers, comma-separated, not 4,x"),
         (["--seed", "-1"], "--seed must be at least 0"),
         (["--repeats", "0"], "--repeats must be above 0, not 0"),
-        (["--temperature", "0.5"], "--temperature: no option of perl reward"),
+        (["--temperature", "0.5"], "--temperature: not an option of perl reward"),
         (["--max-steps", "0"], "--max-steps must be above 0"),
         (["--dtype", "float16"], "--dtype float16 needs a GPU"),
-        (["--data", "-"], "Standard input can be read once"),
+        (["--data", "-"], "Standard input can only be read once"),
         (["--full-learning-rate", "0"], "--full-learning-rate must be above 0"),
     ],
 )
@@ -279,8 +279,37 @@ def test_a_stage_must_be_named(perl: Perl) -> None:
 def test_a_dry_run_tells_the_plan_and_writes_nothing(runner: Runner, perl: Perl, words: Words) -> None:
     result = perl(*words, "--seed", "0,1", "--dry-run")
     assert "reward: full, lora r=4; learning rate 0.01, full tuning 0.001" in result.output
-    assert "6 runs, each in a process of its own (2 seeds), into out" in result.output
+    assert "6 runs, each in its own process (2 seeds), into out" in result.output
     assert runner.calls == [] and not OUT.exists()
+
+
+def test_a_dry_run_names_everything_that_its_stages_would_refuse(
+    runner: Runner, perl: Perl, llama: Path, rows: dict[str, Path]
+) -> None:
+    words = ("compare-full", "all", "--model", llama, "--output", OUT, "--dry-run", "--lora-r", "4", "--max-steps", "1")
+    sets = ("--lora-target-modules", "attention;q_proj,nowhere")
+    lines = perl(*words, *sets, "--data", rows["pairs"], code=2).stderr.splitlines()
+    problem = "lora r=4 q_proj,nowhere: --lora-target-modules: the model has no module"
+    for stage, line in zip(("Error: sft", "reward", "rl"), lines, strict=False):
+        assert line.startswith(f"{stage}, {problem}")
+    assert len(lines) == 4 and lines[-1].startswith("Hint: its linear modules")
+    reward = ("compare-full", "reward", *words[2:], "--data", rows["pairs"], "--arms", "full,lora,dora-8bit")
+    told = perl(*reward, "--max-length", "2", code=2).stderr
+    assert "Error: reward, full, lora r=4: " in told and "every row is longer than 2 tokens" in told
+    assert "\nreward, dora-8bit r=4: The adapter is DoRA" in told
+    assert runner.calls == [] and not OUT.exists()
+
+
+def test_every_set_of_modules_is_an_arm(runner: Runner, perl: Perl, words: Words) -> None:
+    perl(*words, "--arms", "lora,dora-4bit", "--lora-target-modules", "attention,all-linear")
+    assert [arm.name for arm in report().comparisons[0].arms] == [
+        "lora r=4 attention", "lora r=4 all-linear", "dora-4bit r=4 attention", "dora-4bit r=4 all-linear",
+    ]  # fmt: skip
+    modules = {
+        name: yaml.safe_load((OUT / f"reward/{name}/seed-0.yaml").read_text())["lora_target_modules"]
+        for name in ("lora-r-4-attention", "lora-r-4-all-linear", "dora-4bit-r-4-all-linear")
+    }
+    assert list(modules.values()) == ["attention", "all-linear", "all-linear"]
 
 
 def test_memory_is_predicted_without_a_run(runner: Runner, perl: Perl, words: Words) -> None:
@@ -291,7 +320,7 @@ def test_memory_is_predicted_without_a_run(runner: Runner, perl: Perl, words: Wo
 
 
 def test_a_gpu_is_of_a_prediction(perl: Perl, words: Words) -> None:
-    assert "--gpu is for --estimate" in perl(*words, "--gpu", "24GB", code=2).output
+    assert "--gpu only applies with --estimate" in perl(*words, "--gpu", "24GB", code=2).output
 
 
 @pytest.mark.slow
@@ -337,7 +366,7 @@ def test_rl_without_a_reward_is_refused_by_its_first_run(runner: Runner, perl: P
 
 def test_ranks_of_an_adapter_are_its_own(perl: Perl, sft_run: Path, reward_run: Path) -> None:
     words = ("compare-full", "rl", "--model", sft_run, "--reward", reward_run, "--data", "coffee", "--lora-r", "2,4")
-    assert f"--lora-r 2,4: {sft_run} is an adapter already" in perl(*words, code=2).output
+    assert f"--lora-r 2,4: {sft_run} is already an adapter" in perl(*words, code=2).output
 
 
 @pytest.mark.slow
@@ -380,6 +409,6 @@ def test_the_embedded_default_in_processes_of_its_own(perl: Perl) -> None:
 
 def test_the_command_to_go_on_may_be_typed_as_it_stands(tmp_path: Path) -> None:
     given = settings.build(settings.CompareFull, {"stage": "sft", "output": str(tmp_path / "a b"), "seed": (0,)})
-    state = compare_full.State(given, lifecycle.Run(given), results.Report(), {}, measures_memory=False)
-    compare_full.begin(state)
+    state = State(given, lifecycle.Run(given), results.Report(), {}, measures_memory=False)
+    loop.begin(state)
     assert shlex.split(state.report.command)[-1] == f"{tmp_path}/a b/settings.yaml"

@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 import torch
 
-from perlcli import settings
+from perlcli import arms, settings
+from perlcli.arms import Arm
 from perlcli.commands import reward, rl, sft
 from perlcli.data import Prompt
 from perlcli.errors import PerlError
 from perlcli.memory import plans, trace
-from perlcli.memory.prediction import Arm, Plan, largest_batch, predict, shape_of, takes, weight_bytes
+from perlcli.memory.prediction import Plan, largest_batch, predict, shape_of, takes, weight_bytes
 from perlcli.memory.trace import Live, Step
 from perlcli.model import roles, sources, target_modules
 from perlcli.training import policies, prepare, rewards
@@ -60,17 +61,13 @@ def targets_of(model: Path) -> tuple[str, ...]:
 
 def given_for(kind: Any, model: Path, arm: Arm) -> Any:
     values: dict[str, Any] = {"model": str(model), "data": "coffee", "max_length": LENGTH}
-    values |= (
-        {"full": True}
-        if not arm.rank
-        else {"lora_r": arm.rank, "load_in_4bit": arm.bits == 4, "load_in_8bit": arm.bits == 8}
-    )
+    values |= arm.options
     return settings.build(kind, {**values, "per_device_train_batch_size": BATCH, "output": "run", "dtype": "float32"})
 
 
-@pytest.mark.parametrize("bits", [0, 4, 8])
-def test_weights_and_adapters_to_the_byte(llama: Path, bits: int) -> None:
-    arm = Arm("lora", 4, bits)
+@pytest.mark.parametrize("kind", ["lora", "lora-4bit", "lora-8bit"])
+def test_weights_and_adapters_to_the_byte(llama: Path, kind: str) -> None:
+    arm = Arm(kind, 4)
     prepared = prepare.prepare(given_for(settings.Sft, llama, arm))
     model = policies.start(prepared)
     found = predict(shape_of(prepared.source.config), plan_for("sft", arm))
@@ -192,7 +189,7 @@ def test_a_step_of_rl_holds_what_was_predicted(
     request: pytest.FixtureRequest, score_of: Any, kind: str, arm: Arm, algorithm: str
 ) -> None:
     model: Path = request.getfixturevalue(kind)
-    trainer = rl_trainer(model, arm, score_of(model, full=not arm.rank), algorithm)
+    trainer = rl_trainer(model, arm, score_of(model, full=arm.is_full), algorithm)
     plan = plan_for("rl", arm, targets_of(model), reinforce=algorithm == "reinforce")
     found = predict(shape_of(sources.locate(str(model)).config), plan)
     lies = memory_of(trainer)
@@ -244,7 +241,7 @@ def test_checkpointing_takes_less_and_dora_more(deep: Path) -> None:
     plan = plan_for("reward", Arm("lora", 4))
     lora = predict(shape, plan).peak
     assert predict(shape, replace(plan, checkpointing=True)).peak < lora
-    dora = predict(shape, replace(plan, arm=Arm("dora", 4, dora=True)))
+    dora = predict(shape, replace(plan, arm=Arm("dora", 4)))
     assert dora.peak > lora
     assert dora.adapters["policy"] > predict(shape, plan).adapters["policy"]
 
@@ -305,41 +302,44 @@ def test_a_run_asks_for_what_its_options_say(deep: Path, reward_run: Path) -> No
         "lora_r": 4, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 3, "max_length": 64,
         "max_completion_length": 8, "set": ("gradient_checkpointing=true",), "output": "run",
     }  # fmt: skip
-    asked = plans.asked_of(settings.resolve(settings.build(settings.Rl, values), {}))
-    plan = plans.Model(str(deep)).plan(asked)
+    model = plans.Model(str(deep))
+    given = settings.resolve(settings.build(settings.Rl, values), {})
+    plan = model.plan(given, model.arm_of(given))
     assert plan == Plan(
         "rl", Arm("lora", 4), targets_of(deep), batch=2, length=64, completion=8, accumulation=3, checkpointing=True,
         reinforce=True,
     )  # fmt: skip
     full = settings.resolve(settings.build(settings.Reward, {"model": str(deep), "full": True, "output": "run"}), {})
-    assert plans.asked_of(full).kind == "full"
+    assert model.arm_of(full) == Arm("full")
 
 
 def test_an_adapter_goes_on_with_its_own_rank(sft_run: Path, tmp_path: Path) -> None:
     values = {"model": str(sft_run), "reward": "r", "data": "coffee", "output": "run", "dtype": "float32"}
     model = plans.Model(str(sft_run))
-    asked = model.asked(settings.resolve(settings.build(settings.Rl, values), {}))
-    assert asked.rank == 4
-    assert model.plan(asked).anchor
-    with pytest.raises(PerlError, match="LoRA and DoRA alone are predicted"):
-        plans.asked_of(settings.resolve(settings.build(settings.Rl, {**values, "peft": "loha.json"}), {}))
+    given = settings.resolve(settings.build(settings.Rl, values), {})
+    assert model.arm_of(given).rank == 4
+    assert model.plan(given, model.arm_of(given)).anchor
+    with pytest.raises(PerlError, match="only predicted for LoRA and DoRA"):
+        model.arm_of(settings.resolve(settings.build(settings.Rl, {**values, "peft": "loha.json"}), {}))
 
 
 def test_a_row_tells_its_peak_and_what_fits(deep: Path) -> None:
     model = plans.Model(str(deep))
-    row = model.row(plans.Asked("reward", "lora-4bit", 8, batch=2, max_length=32, on_gpu=True), 24 * 2**30)
+    values = {"per_device_train_batch_size": 2, "max_length": 32, **Arm("lora-4bit", 8).options}
+    given = settings.resolve(settings.build(settings.Reward, values), {})
+    row = model.row(given, 24 * 2**30, on_gpu=True)
     assert row.fits
-    assert row.peak == row.found.peak
+    assert row.peak == row.prediction.peak
     assert row.name == "lora-4bit r=8"
     assert row.plan.dtype == "bfloat16"
-    with pytest.raises(PerlError, match="There is no arm qlora"):
-        model.row(plans.Asked("reward", "qlora"))
+    with pytest.raises(PerlError, match="unknown arm qlora"):
+        arms.parse_kinds("qlora")
 
 
 def test_command(perl: Any, llama: Path) -> None:
     out = perl("estimate", "rl", "--model", llama, "--arms", "full,lora", "--lora-r", "4", "--gpu", "1GB",
                "--max-length", "64", "--max-completion-length", "16").output  # fmt: skip
-    assert "perl rl: bfloat16, batch 8 x 64 tokens (16 of them written, 4 passes a step)" in out
+    assert "perl rl: bfloat16, batch 8 x 64 tokens (16 of them sampled, 4 passes per step)" in out
     assert "fits 1 GiB" in out
     assert "lora r=4, stock copies" in out
 
@@ -364,9 +364,9 @@ def test_command_for_programs(perl: Any, llama: Path) -> None:
     ("words", "said"),
     [
         (("rm",), "STAGE must be one of sft, reward, rl, all, not 'rm'"),
-        (("--arms", "lora,qlora"), "--arms: there is no arm qlora"),
+        (("--arms", "lora,qlora"), "--arms: unknown arm qlora"),
         (("--lora-r", "0"), "--lora-r must be whole numbers above 0"),
-        (("--gpu", "big"), "--gpu big is no size of memory"),
+        (("--gpu", "big"), "--gpu must be a size of memory, not big"),
         (("--max-length", "64"), "leaves no room for a prompt"),
     ],
 )

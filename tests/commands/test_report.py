@@ -150,17 +150,17 @@ def test_runs_that_did_not_end_stand_there_with_the_reason(make: Make, perl: Any
     make("broke", LORA | {"lora_r": 3}, status="failed", failure="loss is no number")
     make("stopped", LORA | {"lora_r": 4}, status="interrupted")
     text = perl("report", "done", *names).stdout
-    for line in ("going    still running, or it was killed", "memory   out of memory at 79.2 GB",
+    for line in ("going    still running, or killed", "memory   out of memory at 79.2 GB",
                  "broke    failed: loss is no number", "stopped  interrupted"):  # fmt: skip
         assert f"\n{line}\n" in text
     alone = perl("report", "broke").stdout
-    assert "No run has come to its end: broke: failed: loss is no number." in alone and "Saved in" not in alone
+    assert "No run finished: broke: failed: loss is no number." in alone and "Saved in" not in alone
 
 
 def test_one_run_says_again_what_it_said_at_its_end(reward_run: Path, perl: Any) -> None:
     text = perl("report", reward_run).stdout
     assert f"Saved in {reward_run}\n\nReward model\n" in text
-    assert "of full" not in text and "The paper" not in text
+    assert "of full" not in text and "In the paper" not in text
 
 
 def test_runs_of_the_tool_itself_are_rendered_with_all_files(
@@ -215,12 +215,12 @@ def test_every_wrong_folder_is_told_at_once(make: Make, perl: Any, tmp_path: Pat
     (tmp_path / "broken" / RECORD).write_text('{"schema')
     (tmp_path / "plain").mkdir()
     found = told(perl, "good", "merged", "broken", "plain", "nowhere")
-    assert found[0].startswith("Error: merged is of perl merge, which is no stage")
+    assert found[0].startswith("Error: merged is a run of perl merge, which perl report can't compare")
     assert found[1].startswith("Can't read broken/record.json")
     assert found[2:] == [
         "plain is not the folder of a run: it has no record.json",
         "There is no folder nowhere",
-        "Hint: name the folders that perl sft, reward, rl or eval left",
+        "Hint: name the folders of perl sft, reward, rl or eval runs",
     ]
 
 
@@ -248,7 +248,10 @@ def test_nothing_but_an_earlier_report_is_written_over(make: Make, perl: Any, tm
         )
         assert sorted(os.listdir(place)) == before
     assert told(perl, run, "-o", "file")[0] == "Error: --output file is a file"
-    assert told(perl, "compare", run)[0] == "Error: compare is the folder of a comparison: it is rendered by itself"
+    assert (
+        told(perl, "compare", run)[0]
+        == "Error: compare is the folder of a comparison, which can only be shown on its own"
+    )
 
 
 def test_the_table_is_as_wide_as_the_terminal(make: Make, perl: Any, monkeypatch: pytest.MonkeyPatch) -> None:

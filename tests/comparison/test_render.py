@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
-from perlcli.comparison import results
+from perlcli.comparison import contrasts, results
 from perlcli.comparison.render import files as render_files
-from perlcli.comparison.render import pages, pictures, tables, words
-from perlcli.comparison.results import Arm, Comparison, Report
+from perlcli.comparison.render import markdown, pages, pictures, sheets, terminal, words
+from perlcli.comparison.render.pictures import Picture
+from perlcli.comparison.results import ArmResult, Comparison, Report
 from perlcli.run import plots
 from perlcli.run.files import METRICS
 
@@ -29,7 +30,7 @@ def accuracy(value: float, rows: int = 1500) -> dict[str, Any]:
 def two(arm_of: Any) -> Comparison:
     """Full tuning and LoRA on one model."""
     full = arm_of("full", 2.0, metrics=accuracy(0.78), memory_mb=2800.0, trainable_parameters=10_000)
-    return results.compare("reward", [full, arm_of(metrics=accuracy(0.782), memory_mb=1050.0)])
+    return contrasts.compare("reward", [full, arm_of(metrics=accuracy(0.782), memory_mb=1050.0)])
 
 
 @pytest.fixture
@@ -37,14 +38,14 @@ def ended(arm_of: Any) -> Comparison:
     """Full tuning out of memory, LoRA done, another arm failed at length, a last one not run."""
     full = arm_of("full", status="out of memory", memory_mb=79_200.0, of_arm={"predicted_mb": 112_000.0})
     failed = arm_of("lora-8bit r=16", status="failed", failure="no int8 here, " * 20 + "sorry")
-    return results.compare("reward", [full, arm_of(metrics=accuracy(0.8)), failed, arm_of("dora r=16", seeds=())])
+    return contrasts.compare("reward", [full, arm_of(metrics=accuracy(0.8)), failed, arm_of("dora r=16", seeds=())])
 
 
 @pytest.fixture
 def rl(arm_of: Any) -> Comparison:
     phases = {"sampling": 0.5, "scoring": 0.1, "anchor": 0.1, "learning": 0.3}
     metrics = {"gold": 0.5, "reward": -0.25}
-    return results.compare(
+    return contrasts.compare(
         "rl", [arm_of("full", phases=phases, metrics=metrics), arm_of(phases=phases, metrics=metrics)]
     )
 
@@ -107,7 +108,7 @@ def test_the_headline_takes_the_default_rank_of_the_largest_model(arm_of: Any) -
             arm_of(name, of_arm={"model": model, "rank": rank}, total_parameters=size) for name, rank in ranks.items()
         ]
         arms[-1].precision = "4-bit"
-    found = results.compare("reward", arms)
+    found = contrasts.compare("reward", arms)
     chosen = words.chosen(found)
     assert chosen and (chosen.model, chosen.name) == ("org/large", "lora r=16")
     assert words.headline(found).startswith("On large, LoRA r=16 trains")
@@ -115,17 +116,17 @@ def test_the_headline_takes_the_default_rank_of_the_largest_model(arm_of: Any) -
 
 
 def test_the_headline_without_a_baseline_is_what_the_arm_takes(arm_of: Any, ended: Comparison) -> None:
-    alone = results.compare("reward", [arm_of(metrics=accuracy(0.8), of_arm={"is_baseline": True})])
-    own = "LoRA r=16 trains the reward model in 500 MB at 0.750 steps a second; accuracy 80.0%."
+    alone = contrasts.compare("reward", [arm_of(metrics=accuracy(0.8), of_arm={"is_baseline": True})])
+    own = "LoRA r=16 trains the reward model in 500 MB at 0.750 steps per second; accuracy 80.0%."
     assert words.headline(alone) == own
     assert words.headline(ended) == f"Full tuning: out of memory at 79.2 GB (predicted 112 GB); {own}"
 
 
 def test_the_headline_of_what_has_no_figures(arm_of: Any) -> None:
-    failed = results.compare("sft", [arm_of(status="failed", failure="why")])
-    assert words.headline(failed) == "No run has come to its end: LoRA r=16: failed: why."
-    assert words.headline(Comparison("sft")) == "No run has come to its end."
-    measured = results.compare("eval", [arm_of("mine", metrics={"gold": 0.5})])
+    failed = contrasts.compare("sft", [arm_of(status="failed", failure="why")])
+    assert words.headline(failed) == "No run finished: LoRA r=16: failed: why."
+    assert words.headline(Comparison("sft")) == "No run finished."
+    measured = contrasts.compare("eval", [arm_of("mine", metrics={"gold": 0.5})])
     assert words.headline(measured) == "mine: gold 50.0%."
 
 
@@ -141,7 +142,7 @@ def test_the_method_is_told_for_what_was_measured(two: Comparison, rl: Compariso
         words.method(report(two)),
         words.method(report(two, rl, device={"type": "cuda"}, command="perl report")),
     )
-    assert "resident set" in on_cpu[1] and "process of its own" in on_cpu[0]
+    assert "resident set" in on_cpu[1] and "its own process" in on_cpu[0]
     assert "on the GPU" in on_gpu[0] and "sampling completions" in on_gpu[-1]
     assert dict(words.facts(report(two)))["device"] == "CPU, 2 threads"
 
@@ -151,14 +152,14 @@ def test_the_method_is_told_for_what_was_measured(two: Comparison, rl: Compariso
 
 def test_the_terminal_shows_ratios_the_papers_and_the_remarks(two: Comparison) -> None:
     two.warnings = ["rows differ"]
-    assert tables.terminal(report(two)).splitlines()[4:] == [
+    assert terminal.text(report(two)).splitlines()[4:] == [
         "               trained   memory  of full  steps/s  speed  tokens/s                accuracy  AUC",
         "-------------  -------  -------  -------  -------  -----  --------  ----------------------  ---",
         "full               10k  2.80 GB        -    0.375      -      18.8  78.0% (76.0% to 80.0%)  0.9",
         "lora r=16 [1]      100  1.05 GB      38%    0.750  2.00x      37.5  78.2% (76.2% to 80.2%)  0.9",
-        "[1] accuracy: +0.2 points, within the ±3.0 that 1,500 rows leave to chance",
+        "[1] accuracy: +0.2 points, within the ±3.0 that chance allows on 1,500 rows",
         "",
-        "The paper, LoRA to full (arXiv 2403.10704, Table 1; PaLM 2 and Gemini Pro):",
+        "In the paper, LoRA to full (arXiv 2403.10704, Table 1; PaLM 2 and Gemini Pro):",
         "        lora r=16 here  Harmless   SHP  TL;DR    UI    VQA",
         "------  --------------  --------  ----  -----  ----  -----",
         "memory             38%     43.1%   48%    50%   56%    74%",
@@ -169,13 +170,13 @@ def test_the_terminal_shows_ratios_the_papers_and_the_remarks(two: Comparison) -
 
 
 def test_arms_without_figures_stand_in_the_table_with_the_reason(ended: Comparison) -> None:
-    text = tables.terminal(report(ended, status="running"))
+    text = terminal.text(report(ended, status="running"))
     assert text.startswith("The comparison is running: 1 of 4 arms have figures so far.\n")
     assert re.search(r"^full +out of memory at 79\.2 GB \(predicted 112 GB\)$", text, re.M)
     assert re.search(r"^dora r=16 +not run yet$", text, re.M)
     assert re.search(r"^lora-8bit r=16 \[1\] +failed: no int8 here.*…$", text, re.M)
     assert "[1] failed: no int8 here" in text and "sorry" in text
-    assert "The paper" not in text  # there is nothing to hold against it
+    assert "In the paper" not in text  # there is nothing to compare it with
 
 
 @pytest.mark.parametrize("width", [80, 100])
@@ -183,26 +184,26 @@ def test_a_terminals_lines_fit_whatever_the_names(width: int, arm_of: Any, ended
     models = [f"organisation/a-model-with-a-really-long-name-{size}b-instruct" for size in (1, 2)]
     arms = [arm_of(name, metrics=accuracy(0.8), of_arm={"model": model, "predicted_mb": 1.0})
             for model in models for name in ("full", "lora r=16")]  # fmt: skip
-    text = tables.terminal(report(results.compare("reward", arms, ["word " * 60]), ended, rl), width)
+    text = terminal.text(report(contrasts.compare("reward", arms, ["word " * 60]), ended, rl), width)
     assert max(map(len, text.splitlines())) <= width
     assert "of full" in text and "accuracy" in text
 
 
 def test_without_any_figure_the_table_is_the_reasons(arm_of: Any) -> None:
-    text = tables.terminal(report(results.compare("reward", [arm_of("a", seeds=()), arm_of("bcd", status="failed")])))
+    text = terminal.text(report(contrasts.compare("reward", [arm_of("a", seeds=()), arm_of("bcd", status="failed")])))
     assert text.splitlines()[-2:] == ["a    not run yet", "bcd  failed"]
 
 
 def test_rl_tells_where_its_time_goes(rl: Comparison) -> None:
-    text = tables.terminal(report(rl))
-    assert re.search(r"^seconds a step +in all +sampling +scoring +anchor +learning$", text, re.M)
+    text = terminal.text(report(rl))
+    assert re.search(r"^seconds per step +total +sampling +scoring +anchor +learning$", text, re.M)
     assert re.search(r"^lora r=16 +1\.00 +0\.500 \(50%\) +0\.100 \(10%\) +0\.100 \(10%\) +0\.300 \(30%\)$", text, re.M)
 
 
 def test_ratios_to_another_baseline_are_called_so_and_not_held_against_the_paper(arm_of: Any) -> None:
     first = arm_of("first", of_arm={"is_baseline": True})
-    text = tables.terminal(report(results.compare("reward", [first, arm_of("second")])))
-    assert "of baseline" in text and "The paper" not in text
+    text = terminal.text(report(contrasts.compare("reward", [first, arm_of("second")])))
+    assert "of baseline" in text and "In the paper" not in text
 
 
 # Markdown and CSV
@@ -210,13 +211,15 @@ def test_ratios_to_another_baseline_are_called_so_and_not_held_against_the_paper
 
 def test_markdown_holds_everything(two: Comparison, rl: Comparison) -> None:
     two.warnings = ["rows differ"]
-    text = tables.markdown(report(two, rl), [("reward", "plots/a.png", "A picture."), ("rl", "plots/b.png", "B.")])
+    text = markdown.text(
+        report(two, rl), [Picture("reward", "plots/a.png", "A picture."), Picture("rl", "plots/b.png", "B.")]
+    )
     assert text.startswith("# A title\n\n## Reward model\n\nLoRA r=16 trains the reward model in 38%")
     speed = "2.00x (2.00x by the clock, 2.00x by CPU time)"
     assert f"| lora r=16 \\[1] | 100 (1.00%) | 1.05 GB | 38% | 0.750 (0.625 to 0.875) | {speed} |" in text
     for part in (
         "1. accuracy: +0.2 points", "| memory | 38% | 43.1% |", "> **Warning.** rows differ", "kB (100% of the",
-        "![A picture.](plots/a.png)", "seconds a step", "- versions: torch 2.13", "| full | full | - | 1e-05 |",
+        "![A picture.](plots/a.png)", "seconds per step", "- versions: torch 2.13", "| full | full | - | 1e-05 |",
         "Every arm: model org/base; precision float32; steps 4; seeds 0.", "$ perl reward --seed 0",
     ):  # fmt: skip
         assert part in text, part
@@ -226,7 +229,7 @@ def test_markdown_holds_everything(two: Comparison, rl: Comparison) -> None:
 
 
 def test_markdown_of_arms_without_figures_keeps_its_columns(ended: Comparison) -> None:
-    text = tables.markdown(report(ended, status="running"))
+    text = markdown.text(report(ended, status="running"))
     assert "**The comparison is running" in text
     assert "| full | out of memory at 79.2 GB (predicted 112 GB) | |" in text
     for block in re.findall(r"(?:^\|.*\n)+", text, re.M):
@@ -236,14 +239,14 @@ def test_markdown_of_arms_without_figures_keeps_its_columns(ended: Comparison) -
 def test_text_of_others_is_no_markup_in_markdown(arm_of: Any) -> None:
     arm = arm_of(f"{PLANTED} | `x` *y*\n# z", of_arm={"model": PLANTED, "remarks": [PLANTED]}, failure=PLANTED)
     arm.runs[0].command = "perl\n```\n<script>"
-    text = tables.markdown(report(results.compare("reward", [arm], [PLANTED]), title=f"{PLANTED}\n# z"))
+    text = markdown.text(report(contrasts.compare("reward", [arm], [PLANTED]), title=f"{PLANTED}\n# z"))
     outside, _, fenced = text.partition("```console\n")
     assert "<script" not in outside and "\n# z" not in text and "\\|" in outside
     assert fenced.count("```") == 1 and fenced.endswith("```\n")
 
 
 def test_csv_has_plain_numbers_a_row_per_arm_and_per_run(two: Comparison, rl: Comparison, ended: Comparison) -> None:
-    arms = list(csv.DictReader(io.StringIO(tables.arms_csv(report(two, rl, ended)))))
+    arms = list(csv.DictReader(io.StringIO(sheets.arms_csv(report(two, rl, ended)))))
     assert [row["arm"] for row in arms][:4] == ["full", "lora r=16", "full", "lora r=16"]
     assert (arms[1]["ratio_memory"], arms[1]["accuracy"], arms[1]["accuracy_low"]) == ("0.375", "0.782", "0.762")
     assert (arms[1]["gold"], arms[3]["gold"], arms[1]["may_be_chance"], arms[3]["stage"]) == ("", "0.5", "True", "rl")
@@ -252,7 +255,7 @@ def test_csv_has_plain_numbers_a_row_per_arm_and_per_run(two: Comparison, rl: Co
         "112000.0",
         "",
     )
-    runs = list(csv.DictReader(io.StringIO(tables.runs_csv(report(two, rl, ended)))))
+    runs = list(csv.DictReader(io.StringIO(sheets.runs_csv(report(two, rl, ended)))))
     assert len(runs) == 7  # an arm that was not run has none
     assert (runs[1]["folder"], runs[1]["median_step_seconds"], runs[1]["metric_accuracy"]) == (
         "lora r=16-0",
@@ -260,7 +263,7 @@ def test_csv_has_plain_numbers_a_row_per_arm_and_per_run(two: Comparison, rl: Co
         "0.782",
     )
     assert (runs[2]["seconds_sampling"], runs[4]["status"]) == ("0.5", "out of memory")
-    assert tables.arms_csv(report()) == tables.runs_csv(report()) == ""
+    assert sheets.arms_csv(report()) == sheets.runs_csv(report()) == ""
 
 
 # pictures
@@ -288,7 +291,7 @@ def test_no_words_leave_their_picture_or_lie_on_each_other(
 ) -> None:
     many = [arm_of(name, metrics=accuracy(0.7), of_arm={"model": f"org/a-model-with-a-long-name-{size}"})
             for size in "abc" for name in ("full", "lora-4bit r=16")]  # fmt: skip
-    pictures.draw(report(two, ended, rl, results.compare("reward", many)), tmp_path)
+    pictures.draw(report(two, ended, rl, contrasts.compare("reward", many)), tmp_path)
     assert len(drawn) == 8
     for figure in drawn:
         figure.draw_without_rendering()
@@ -319,7 +322,7 @@ def test_an_arm_out_of_memory_has_an_open_bar_to_where_it_came(
 
 def test_points_of_equal_size_stand_beside_each_other(arm_of: Any, tmp_path: Path, drawn: list[Any]) -> None:
     arms = [arm_of(name, metrics=accuracy(0.7)) for name in ("a", "b", "c")]
-    pictures.draw(report(results.compare("reward", arms)), tmp_path)
+    pictures.draw(report(contrasts.compare("reward", arms)), tmp_path)
     places = [line.get_xdata()[0] for line in drawn[1].axes[0].lines if line.get_marker() not in ("_", "None", "|")]
     assert len({round(place) for place in places}) == 3
 
@@ -341,7 +344,7 @@ def test_curves_are_drawn_for_each_model_from_what_metrics_there_are(
         (tmp_path / run.folder).mkdir(parents=True)
         rows = [json.dumps({"step": step * 10, "loss": number / step, "accuracy": 0.5}) for step in (1, 2, 3)]
         (tmp_path / run.folder / METRICS).write_text("\n".join([*rows, '{"step": 4']))
-    found = pictures.draw(report(results.compare("reward", arms)), tmp_path)
+    found = pictures.draw(report(contrasts.compare("reward", arms)), tmp_path)
     assert [item.path for item in found] == ["plots/reward-cost.png", "plots/reward-curves-1.png"]
     assert "of a:" in found[1].caption
     lines = drawn[1].axes[0].lines
@@ -350,7 +353,7 @@ def test_curves_are_drawn_for_each_model_from_what_metrics_there_are(
 
 
 def test_nothing_is_drawn_of_nothing(arm_of: Any, tmp_path: Path) -> None:
-    assert pictures.draw(report(results.compare("reward", [arm_of(seeds=())])), tmp_path) == []
+    assert pictures.draw(report(contrasts.compare("reward", [arm_of(seeds=())])), tmp_path) == []
     assert not (tmp_path / "plots").exists()
 
 
@@ -410,14 +413,14 @@ def test_the_page_needs_nothing_from_outside_and_runs_nothing(two: Comparison, t
     sources = [values["src"] for tag, values in page.seen if tag == "img"]
     assert len(sources) == 2 and all(str(source).startswith("data:image/png;base64,iVBOR") for source in sources)
     assert all(values["alt"] for tag, values in page.seen if tag == "img")
-    style = pages.STYLE
+    style = "".join(page.texts)
     assert "url(" not in style and "@import" not in style
     assert "prefers-color-scheme: dark" in style and "@media print" in style and "max-width: 40rem" in style
     assert ("meta", {"name": "viewport", "content": "width=device-width, initial-scale=1"}) in page.seen
 
 
 def test_no_text_becomes_markup_in_the_page(arm_of: Any, tmp_path: Path) -> None:
-    def arm(name: str, **values: Any) -> Arm:
+    def arm(name: str, **values: Any) -> ArmResult:
         return arm_of(name, of_arm={"model": f"org/{PLANTED}", "remarks": [PLANTED], "precision": PLANTED}, **values)
 
     arms = [arm(PLANTED, metrics=accuracy(0.5)), arm(f'"{PLANTED}', status="failed", failure=PLANTED)]
@@ -425,7 +428,7 @@ def test_no_text_becomes_markup_in_the_page(arm_of: Any, tmp_path: Path) -> None
         made.runs[0].folder = made.runs[0].command = f'x" onload="{PLANTED}'
     values = {"title": PLANTED, "command": PLANTED, "versions": {PLANTED: PLANTED}, "git_commit": PLANTED,
               "device": {"name": PLANTED}, "started": PLANTED}  # fmt: skip
-    page = page_of(report(results.compare("reward", arms, [PLANTED]), **values), tmp_path)
+    page = page_of(report(contrasts.compare("reward", arms, [PLANTED]), **values), tmp_path)
     assert "script" not in {tag for tag, _ in page.seen}
     assert not any("onload" in given for _, given in page.seen)
     assert sum(PLANTED in text for text in page.texts) > 10
@@ -457,12 +460,12 @@ def test_names_that_matplotlib_could_read_as_formulas_are_drawn_as_they_are(
 ) -> None:
     arms = [arm_of(r"$\frac$ a", metrics=accuracy(0.5)), arm_of("two\nlines 模", metrics=accuracy(0.6))]
     failed = arm_of("c", status="failed", failure=r"$\nothing$")
-    pictures.draw(report(results.compare("reward", [*arms, failed])), tmp_path)
+    pictures.draw(report(contrasts.compare("reward", [*arms, failed])), tmp_path)
     assert [label.get_text() for label in drawn[0].axes[0].get_yticklabels()] == [r"\$\frac\$ a", "two lines 模", "c"]
 
 
 def test_figures_that_are_no_numbers_hinder_nothing(arm_of: Any, tmp_path: Path) -> None:
     nan = float("nan")
     arms = [arm_of(name, metrics=accuracy(nan)) for name in ("full", "lora r=16")]
-    render_files.write_all(report(results.compare("reward", arms)), tmp_path)
+    render_files.write_all(report(contrasts.compare("reward", arms)), tmp_path)
     assert "nan" in (tmp_path / "report.md").read_text()

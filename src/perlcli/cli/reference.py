@@ -23,6 +23,7 @@ ROOMS = {
     "interpreter": "finds the Perl interpreter",
     "terminal": "printing",
     "settings": "every option: name, type, default, help, limits",
+    "arms": "the ways to train: full tuning, LoRA, DoRA",
     "device": "what this machine can do",
     "coffee": "the embedded example: base, data, gold check",
     "recipes": "the paper's tasks as YAML",

@@ -4,91 +4,124 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
-from perlcli import settings
-from perlcli.memory.plans import STAGES, Asked, Model, Row, parse_arms, parse_gpu, row_of, stock, table
-from perlcli.memory.prediction import (
-    CUDA_WORKSPACE,
-    Arm,
-    Shape,
-    device_bytes,
-)
+from perlcli import arms, settings
+from perlcli.arms import Arm
+from perlcli.errors import PerlError
+from perlcli.memory.plans import Model, Row, parse_gpu, row_of, stock, table
+from perlcli.memory.prediction import CUDA_WORKSPACE, Shape, device_bytes
 from perlcli.terminal import say
 
+STAGES: tuple[settings.Use, ...] = get_args(settings.Use)
 ASSUMED = (
-    "GB of 10^9 bytes, at the moment when most is held. Every row has the full length; AdamW in float32; on a GPU {} "
-    "MB for cuBLAS are in the peak, and what must fit is the peak, 5 % and 600 MB for the driver."
+    "GB are 10^9 bytes, at the moment when the most is held. Assumed: every row has the full length; AdamW in float32. "
+    "On a GPU the peak includes {} MB for cuBLAS, and to fit, the peak, 5 % of it and 600 MB for the driver must be "
+    "free."
 )
+Rows = Mapping[settings.Use, Sequence[Row]]
 
 
 def run(given: settings.Estimate) -> None:
     """Print what each stage takes under each arm, and what fits. Raises PerlError."""
-    values = settings.resolve(given, {})
-    values = replace(
-        values, train=replace(values.train, gradient_accumulation_steps=given.train.gradient_accumulation_steps)
-    )
-    if values.estimate.stage not in ("rl", "all"):  # nothing is sampled: no completion needs room
-        values = replace(values, rl=replace(values.rl, num_generations=None))
-    settings.check(values)
+    values = resolved(given)
     limit = parse_gpu(values.estimate.gpu) if values.estimate.gpu else device_bytes()
-    arms = parse_arms(values.estimate.arms, str(values.estimate.lora_r))
+    chosen = arms.every(
+        arms.parse_kinds(values.estimate.arms),
+        parse_ranks(str(values.estimate.lora_r)),
+        arms.parse_module_sets(str(values.estimate.lora_target_modules)),
+    )
     stages = STAGES if values.estimate.stage == "all" else (values.estimate.stage,)
     model = Model(values.model.model, trust_remote_code=values.model.trust_remote_code)
-    plans = {stage: [model.plan(asked_for(values, stage, arm, limit)) for arm in arms] for stage in stages}
-    rows = {stage: [row_of(model.shape, plan, limit) for plan in found] for stage, found in plans.items()}
-    if "rl" in rows:
-        rows["rl"] += [row_of(model.shape, plan, limit) for plan in map(stock, plans["rl"]) if plan.arm.rank]
+    rows: dict[settings.Use, list[Row]] = {}
+    for stage in stages:
+        plans = [model.plan(run_of(values, stage, arm), arm, on_gpu=limit is not None) for arm in chosen]
+        if stage == "rl":
+            plans += [stock(plan) for plan in plans if not plan.arm.is_full]
+        rows[stage] = [row_of(model.shape, plan, limit) for plan in plans]
     say(as_json(model.shape, rows, limit) if values.estimate.json else text(model.shape, rows, limit))
 
 
-def asked_for(values: settings.Estimate, stage: settings.Use, arm: Arm, limit: int | None) -> Asked:
-    """A stage's run under an arm with the options of `perl estimate`, on a GPU where one is named or at hand."""
+def resolved(given: settings.Estimate) -> settings.Estimate:
+    """The settings with what is unset filled in, but for what depends on the stage. Raises PerlError."""
+    values = settings.resolve(given, {})
+    passes = given.train.gradient_accumulation_steps
+    values = replace(values, train=replace(values.train, gradient_accumulation_steps=passes))
+    if values.estimate.stage not in ("rl", "all"):  # nothing is sampled, so no completion needs room
+        values = replace(values, rl=replace(values.rl, num_generations=None))
+    settings.check(values)
+    checked: settings.Estimate = values
+    return checked
+
+
+def run_of(values: settings.Estimate, stage: settings.Use, arm: Arm) -> settings.Training:
+    """The settings of a stage's run under an arm, with the options of `perl estimate`."""
     train, rl = values.train, values.rl
-    return Asked(
-        stage,
-        kind=arm.name,
-        rank=arm.rank,
-        target_modules=str(values.estimate.lora_target_modules),
-        dtype=values.model.dtype,
-        batch=int(train.per_device_train_batch_size or 1),
-        accumulation=train.gradient_accumulation_steps,
-        max_length=int(train.max_length or 1),
-        max_completion_length=int(rl.max_completion_length or 1),
-        algorithm=rl.algorithm,
-        rewards=rl.rewards,
-        checkpointing=train.gradient_checkpointing,
-        on_gpu=limit is not None,
-    )
+    options: dict[str, object] = {
+        "model": values.model.model,
+        "dtype": values.model.dtype,
+        "lora_target_modules": values.estimate.lora_target_modules,
+        "per_device_train_batch_size": train.per_device_train_batch_size,
+        "gradient_accumulation_steps": train.gradient_accumulation_steps,
+        "max_length": train.max_length,
+        **arm.options,
+    }
+    if train.gradient_checkpointing is not None:
+        options["set"] = (f"gradient_checkpointing={train.gradient_checkpointing}",)
+    if stage == "rl":
+        options["max_completion_length"] = rl.max_completion_length
+        options["algorithm"] = rl.algorithm
+        options["reward"] = ("reward",) * rl.rewards
+    training: settings.Training = settings.resolve(settings.build(settings.COMMANDS[stage], options), {})
+    return training
 
 
-def text(shape: Shape, rows: dict[settings.Use, list[Row]], limit: int | None) -> str:
+def parse_ranks(words: str) -> list[int]:
+    """The ranks in a comma-separated list. Raises PerlError for one that is not a whole number above 0."""
+    ranks = [word.strip() for word in words.split(",")]
+    if not all(re.fullmatch(r"0*[1-9][0-9]{0,8}", rank) for rank in ranks):
+        raise PerlError(f"--lora-r must be whole numbers above 0, comma-separated, not {words}", "--lora-r 1,4,16")
+    return [int(rank) for rank in ranks]
+
+
+def text(shape: Shape, rows: Rows, limit: int | None) -> str:
     """A table for each stage, and what was assumed."""
-    parts = [f"{shape.name}: {shape.parameters / 1e6:,.1f} M parameters, from its config alone"]
-    for stage, found in rows.items():
-        plan = found[0].plan
-        what = f"perl {stage}: {plan.dtype}, batch {plan.batch} x {plan.length} tokens"
-        what += f" ({plan.completion} of them written, {plan.accumulation} passes a step)" if stage == "rl" else ""
-        what += f", gradient checkpointing {'on' if plan.checkpointing else 'off'}"
-        parts.append(what + "\n\n" + table(found, limit))
+    parts = [f"{shape.name}: {shape.parameters / 1e6:,.1f} M parameters, predicted from its config"]
+    for stage, arm_rows in rows.items():
+        plan = arm_rows[0].plan
+        line = f"perl {stage}: {plan.dtype}, batch {plan.batch} x {plan.length} tokens"
+        if stage == "rl":
+            line += f" ({plan.completion} of them sampled, {plan.accumulation} passes per step)"
+        line += f", gradient checkpointing {'on' if plan.checkpointing else 'off'}"
+        parts.append(f"{line}\n\n{table(arm_rows, limit)}")
     parts.append(ASSUMED.format(round(CUDA_WORKSPACE / 1e6)))
     return "\n\n".join(parts)
 
 
-def as_json(shape: Shape, rows: dict[settings.Use, list[Row]], limit: int | None) -> str:
+def as_json(shape: Shape, rows: Rows, limit: int | None) -> str:
     """The same for programs, in bytes."""
-    stages = {stage: [as_dict(row) for row in found] for stage, found in rows.items()}
+    stages = {stage: [as_dict(row) for row in arm_rows] for stage, arm_rows in rows.items()}
     top = {"model": shape.name, "parameters": shape.parameters, "limit": limit, "stages": stages}
     return json.dumps(top, indent=2)
 
 
 def as_dict(row: Row) -> dict[str, Any]:
     """A row for programs."""
-    found = row.found
+    prediction, arm = row.prediction, row.plan.arm
+    shown = {"name": arm.kind, "rank": arm.rank or 0, "bits": arm.bits, "dora": arm.is_dora}
     return {
-        "arm": row.name, "plan": dataclasses.asdict(row.plan), "weights": found.weights, "adapters": found.adapters,
-        "gradients": found.gradients, "optimiser": found.optimiser, "peak": found.peak, "phase": found.highest.name,
-        "phases": [{"name": phase.name, "total": phase.total, **phase.parts} for phase in found.phases],
-        "fits": row.fits, "largest_batch": row.largest,
-    }  # fmt: skip
+        "arm": row.name,
+        "plan": dataclasses.asdict(row.plan) | {"arm": shown},
+        "weights": prediction.weights,
+        "adapters": prediction.adapters,
+        "gradients": prediction.gradients,
+        "optimiser": prediction.optimiser,
+        "peak": prediction.peak,
+        "phase": prediction.highest.name,
+        "phases": [{"name": phase.name, "total": phase.total, **phase.parts} for phase in prediction.phases],
+        "fits": row.fits,
+        "largest_batch": row.largest,
+    }

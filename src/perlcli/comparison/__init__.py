@@ -1,1 +1,1 @@
-"""Comparing ways to train: which runs it takes, their processes, results and reports."""
+"""Comparing ways to train: which runs it takes, their processes, their figures and the report."""

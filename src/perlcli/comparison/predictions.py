@@ -1,55 +1,53 @@
-"""What the arms of a comparison will take, as `perl estimate` predicts it from the model's config alone."""
+"""What the arms of a comparison will take, as `perl estimate` predicts it from the model's config."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from perlcli import settings
-from perlcli.comparison.arms import Values, Way
+from perlcli.comparison.jobs import Planned
 from perlcli.errors import PerlError
-from perlcli.memory import plans as estimate
+from perlcli.memory import plans
 from perlcli.memory.prediction import device_bytes
 
-Plans = Mapping[str, Sequence[tuple[Way, Values]]]
 
+def text(planned: Mapping[str, Sequence[Planned]], gpu: str | None) -> str:
+    """A table for each stage and model: which arms fit, and with which batch, on a GPU of this size or on this one.
 
-def text(plans: Plans, gpu: str | None) -> str:
-    """A table for each stage and model: which arms fit on a GPU of this size, or on the one at hand, and with which
-    batch. Raises PerlError for a model whose memory can't be predicted."""
-    limit = estimate.parse_gpu(gpu) if gpu else device_bytes()
+    Raises PerlError for a model whose memory can't be predicted.
+    """
+    limit = plans.parse_gpu(gpu) if gpu else device_bytes()
+    on_gpu = True if gpu else None
     parts = []
-    for stage, found in plans.items():
-        for model in dict.fromkeys(way.model for way, _ in found):
-            rows = [row(stage, way, values, limit, gpu=gpu is not None) for way, values in found if way.model == model]
+    for stage, of_stage in planned.items():
+        for model in dict.fromkeys(each.model for each in of_stage):
+            rows = [row(stage, each, limit, on_gpu=on_gpu) for each in of_stage if each.model == model]
             head = f"{stage}, {model}" if model else stage
-            parts.append(f"{head}\n{estimate.table(rows, limit)}")
+            parts.append(f"{head}\n{plans.table(rows, limit)}")
     return "\n\n".join(parts)
 
 
-def row(stage: str, way: Way, values: Values, limit: int | None = None, *, gpu: bool = False) -> estimate.Row:
-    """The prediction of one arm; `gpu` predicts for a GPU wherever this runs. Raises PerlError."""
-    model = _model(way.model, trust_remote_code=bool(values.get("trust_remote_code")))
-    given = settings.resolve(settings.build(settings.COMMANDS[stage], values), {})
-    asked = model.asked(given)
-    return replace(model.row(replace(asked, on_gpu=True) if gpu else asked, limit), name=way.name)
+def row(stage: str, planned: Planned, limit: int | None = None, *, on_gpu: bool | None = None) -> plans.Row:
+    """The prediction for one arm; `on_gpu` is None for the machine that this runs on. Raises PerlError."""
+    model = _model(planned.model, bool(planned.values.get("trust_remote_code")))
+    given = settings.resolve(settings.build(settings.COMMANDS[stage], planned.values), {})
+    return replace(model.row(given, limit, on_gpu=on_gpu), name=planned.arm.name)
 
 
-def peak_mb(stage: str, way: Way, values: Values, longest: int | None) -> float | None:
-    """The predicted peak of an arm whose longest row has `longest` tokens, in MB; None where there is no prediction."""
-    shorter = {} if longest is None else {"max_length": min(longest, values.get("max_length") or longest)}
+def peak_mb(stage: str, planned: Planned, longest: int | None) -> float | None:
+    """The predicted peak of an arm in MB if its longest row has `longest` tokens; None if it can't be predicted."""
+    if longest is not None:
+        length = min(longest, planned.values.get("max_length") or longest)
+        planned = replace(planned, values={**planned.values, "max_length": length})
     try:
-        return row(stage, way, {**values, **shorter}).peak / 1e6
+        return row(stage, planned).peak / 1e6
     except PerlError:
         return None
 
 
-_MODELS: dict[tuple[str | None, bool], estimate.Model] = {}
-
-
-def _model(name: str | None, *, trust_remote_code: bool) -> estimate.Model:
+@functools.cache
+def _model(name: str | None, trust_remote_code: bool) -> plans.Model:
     """A model by its name, read once."""
-    key = name, trust_remote_code
-    if key not in _MODELS:
-        _MODELS[key] = estimate.Model(name, trust_remote_code=trust_remote_code)
-    return _MODELS[key]
+    return plans.Model(name, trust_remote_code=trust_remote_code)

@@ -6,17 +6,18 @@ import copy
 import functools
 import math
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from perlcli import settings
+from perlcli.arms import Arm
 from perlcli.errors import PerlError
 from perlcli.memory import trace
 from perlcli.memory.trace import CACHE, GRADIENTS, Step
 
-Stage = Literal["sft", "reward", "rl"]
 SIZES = {"float32": 4, "bfloat16": 2, "float16": 2}
 BLOCK, NESTED, CODE = (
     64,
@@ -27,16 +28,6 @@ NF4 = 16
 CUDA_WORKSPACE = 40 << 20  # cuBLAS and cuBLASLt take it from torch's allocator (Hopper: 32 MiB and some)
 CUDA_CONTEXT, SPARE = 600 << 20, 0.05  # beside torch's allocator: the driver's own, and what fragments stay unused
 MOST = 65536  # rows that a batch is tried up to
-
-
-@dataclass(frozen=True)
-class Arm:
-    """One way to train: every parameter, or an adapter of a rank on a base of 16 (32), 8 or 4 bits."""
-
-    name: str
-    rank: int = 0  # 0: every parameter trains
-    bits: int = 0  # 8 or 4 where the base is quantised
-    dora: bool = False
 
 
 @dataclass(frozen=True)
@@ -63,7 +54,7 @@ class Shape:
 class Plan:
     """What is to be trained, and how."""
 
-    stage: Stage
+    stage: settings.Use
     arm: Arm
     targets: tuple[str, ...] | str = ()
     dtype: str = "float32"  # of the base as it is loaded
@@ -162,10 +153,10 @@ def _eight_bits(out: int, width: int) -> int:
     return out * width + 4 * out
 
 
-def adapter_parameters(shape: Shape, plan: Plan, stage: Stage) -> int:
+def adapter_parameters(shape: Shape, plan: Plan, stage: settings.Use) -> int:
     """What one adapter trains: LoRA's two matrices (and DoRA's magnitudes) on each target, and a score's head."""
     kind: trace.Kind = "reward" if stage == "reward" else "sft"
-    return _trainable(shape, Step(kind, 2, rank=plan.arm.rank, targets=plan.targets, dora=plan.arm.dora))
+    return _trainable(shape, Step(kind, 2, rank=plan.arm.rank or 0, targets=plan.targets, dora=plan.arm.is_dora))
 
 
 @functools.cache
@@ -202,7 +193,7 @@ def predict(shape: Shape, plan: Plan) -> Prediction:
 def _weights(shape: Shape, plan: Plan) -> dict[str, int]:
     """The bytes of whole models by role; full tuning holds what it trains in float32, and its anchor as well."""
     arm, is_reward = plan.arm, plan.stage == "reward"
-    if not arm.rank:
+    if arm.is_full:
         found = {
             "policy": weight_bytes(shape, 0, "float32", head=not is_reward) + (4 * shape.hidden if is_reward else 0)
         }
@@ -226,7 +217,7 @@ def _rewards(plan: Plan, size: int) -> dict[str, int]:
 
 def _adapters(shape: Shape, plan: Plan) -> dict[str, int]:
     """The bytes of adapters by role, float32; the head of a reward that only scores is in the base's dtype."""
-    if not plan.arm.rank:
+    if plan.arm.is_full:
         return {}
     own = 4 * adapter_parameters(shape, plan, plan.stage)
     if plan.stage != "rl":
@@ -238,7 +229,7 @@ def _adapters(shape: Shape, plan: Plan) -> dict[str, int]:
 
 def _trained(shape: Shape, plan: Plan) -> int:
     """How many parameters get gradients and moments."""
-    if not plan.arm.rank:
+    if plan.arm.is_full:
         return shape.parameters - (shape.head - shape.hidden if plan.stage == "reward" else 0)
     own = adapter_parameters(shape, plan, plan.stage)
     return 2 * own + shape.hidden + 1 if plan.stage == "rl" and plan.reinforce else own
@@ -247,7 +238,7 @@ def _trained(shape: Shape, plan: Plan) -> int:
 def _loading(shape: Shape, plan: Plan) -> int:
     """What loading takes for the moment: the largest tensor as stored; on a CPU the file, until it is converted."""
     size = SIZES.get(shape.stored, 4)
-    is_converted = shape.stored != ("float32" if not plan.arm.rank else plan.dtype) or plan.arm.bits
+    is_converted = shape.stored != ("float32" if plan.arm.is_full else plan.dtype) or plan.arm.bits
     if plan.cuda or not is_converted:
         return shape.largest * size
     return shape.parameters * size
@@ -269,17 +260,17 @@ def _passes(plan: Plan) -> list[Pass]:
     Scoring and the anchor's log-probabilities are left out: they take the rows of learning forward, and keep nothing.
     """
     arm, mixed = plan.arm, plan.dtype if plan.dtype != "float32" else ""
-    held, again = "float32" if not arm.rank else plan.dtype, int(plan.accumulation > 1)
+    held, again = "float32" if arm.is_full else plan.dtype, int(plan.accumulation > 1)
     step = Step(
-        plan.stage, plan.length, plan.completion, dtype=held, autocast=mixed, bits=arm.bits, rank=arm.rank,
-        targets=plan.targets, dora=arm.dora, checkpointing=plan.checkpointing, accumulated=bool(again),
+        plan.stage, plan.length, plan.completion, dtype=held, autocast=mixed, bits=arm.bits, rank=arm.rank or 0,
+        targets=plan.targets, dora=arm.is_dora, checkpointing=plan.checkpointing, accumulated=bool(again),
         cuda=plan.cuda,
     )  # fmt: skip
     if plan.stage != "rl":
         step = replace(step, completion=0)
         return [Pass("learning", step, plan.batch * (2 if plan.stage == "reward" else 1), again)]
     # An adapter is sampled outside autocast; a whole model's own forward pass has it on.
-    sampled = replace(step, checkpointing=False, accumulated=False, completion=0, autocast="" if arm.rank else mixed)
+    sampled = replace(step, checkpointing=False, accumulated=False, completion=0, autocast=mixed if arm.is_full else "")
     rows = plan.batch * plan.accumulation
     found = [
         Pass("sampling", replace(sampled, kind="prefill", length=max(2, plan.length - plan.completion)), rows),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from perlcli.settings.choices import Algorithm, Compared, DataFormat, Dtype, OnLong, Use
+from perlcli.settings.choices import ATTENTION, Algorithm, Compared, DataFormat, Dtype, OnLong, Use
 from perlcli.settings.declaring import option, option_of
 from perlcli.settings.stage_groups import (
     DataSettings,
@@ -121,7 +121,8 @@ class CompareSettings:
         None, "What to compare; with all, each stage builds on the one before.", argument=True, unset="required"
     )
     arms: str = option(
-        "full,lora", "Training methods to compare, comma-separated: full, lora, lora-8bit, lora-4bit, dora."
+        "full,lora",
+        "Training methods to compare, comma-separated: full, or lora or dora, each also with -8bit or -4bit.",
     )
     full_learning_rate: float | None = option(
         None, "Peak learning rate of full tuning.", unset="a tenth of --learning-rate, as in the paper", gt=0
@@ -155,7 +156,12 @@ class ComparedLoraSettings:
     lora_r: tuple[int, ...] = option((), "Ranks, comma-separated; each is a separate arm.", unset="16", gt=0)
     lora_alpha: int | None = option_of(LoraSettings, "lora_alpha")
     lora_dropout: float | None = option_of(LoraSettings, "lora_dropout")
-    lora_target_modules: str | None = option_of(LoraSettings, "lora_target_modules")
+    lora_target_modules: str | None = option(
+        None,
+        "Sets of modules, an arm for each: `attention` (every attention projection), `all-linear`, or module names. "
+        "attention,all-linear are two sets; q_proj,v_proj is one; semicolons separate any sets.",
+        unset=ATTENTION,
+    )
 
 
 @dataclass(frozen=True)

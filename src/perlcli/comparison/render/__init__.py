@@ -1,1 +1,1 @@
-"""A comparison report as tables, Markdown, CSV, pictures and a HTML page."""
+"""A comparison report in all its forms: terminal, Markdown, CSV, pictures and HTML."""

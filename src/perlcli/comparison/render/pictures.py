@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from perlcli.comparison.contrasts import speed_of
 from perlcli.comparison.render import tables, words
-from perlcli.comparison.results import Arm, Comparison, Report, RunFigures, Spread, speed_of
+from perlcli.comparison.results import ArmResult, Comparison, Report, Spread
 from perlcli.run import metrics
 from perlcli.run import summary as texts
 from perlcli.run.files import METRICS
@@ -16,19 +17,22 @@ from perlcli.run.plots import ACCENT, COLORS, INK, SOFT, compared, label_axis, s
 from perlcli.text import clip, clip_middle, megabytes, number
 
 FOLDER = "plots"
-LABEL = 40  # the longest name beside a bar
+LABEL = 40  # longest name next to a bar
 PHASE_COLORS = (ACCENT, "#e8590c", "#f2b134", "#2f9e44")
 BAD = "#c92a2a"
-LETTER = 0.0195  # the width of a letter at a bar's end, as a share of its panel's
+LETTER = 0.0195  # width of a letter at a bar's end, as a share of its panel's
 ENDS: dict[str, Any] = {
-    "va": "center", "fontsize": 8.5, "zorder": 3, "bbox": {"facecolor": "white", "edgecolor": "none", "pad": 0.8},
-}  # fmt: skip
+    "va": "center",
+    "fontsize": 8.5,
+    "zorder": 3,
+    "bbox": {"facecolor": "white", "edgecolor": "none", "pad": 0.8},
+}
 MARKERS = "osD^vP*Xp<>h"
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture that was drawn: of which stage, where it lies seen from the report, and what it shows."""
+    """A picture that was drawn: its stage, its path relative to the report, and what it shows."""
 
     stage: str
     path: str
@@ -37,16 +41,16 @@ class Picture:
 
 def draw(report: Report, folder: Path) -> list[Picture]:
     """Draw what the report's arms have figures for, into the folder's `plots`."""
-    found = []
+    drawn: list[Picture] = []
     for comparison in report.comparisons:
-        found += [*_costs(comparison, folder), *_qualities(comparison, folder), *_phases(comparison, folder),
-                  *_curves(comparison, folder)]  # fmt: skip
-    _remove_old(folder, {item.path for item in found})
-    return found
+        for draw_one in (_costs, _qualities, _phases, _curves):
+            drawn += draw_one(comparison, folder)
+    _remove_old(folder, {picture.path for picture in drawn})
+    return drawn
 
 
 def _remove_old(folder: Path, kept: Collection[str]) -> None:
-    """Take away what an earlier report drew and this one has no figures for."""
+    """Delete the pictures of an earlier report that this one has no figures for."""
     for path in (folder / FOLDER).glob("*-*.png"):
         if path.name.partition("-")[0] in words.STAGES and f"{FOLDER}/{path.name}" not in kept:
             path.unlink()
@@ -63,21 +67,15 @@ def _costs(comparison: Comparison, folder: Path) -> list[Picture]:
         _draw_bars(axis, panel, comparison.arms)
     for place, arm in enumerate(comparison.arms):  # why there is no bar, once
         if arm.failure and not panels[0].values[place]:
-            axes[0].text(
-                0.01,
-                place,
-                _plain(clip(arm.failure, 40)),
-                transform=axes[0].get_yaxis_transform(),
-                color=BAD,
-                **ENDS,
-            )
+            reason = _plain(clip(arm.failure, LABEL))
+            axes[0].text(0.01, place, reason, transform=axes[0].get_yaxis_transform(), color=BAD, **ENDS)
     path = f"{FOLDER}/{comparison.stage}-cost.png"
     save(figure, folder / path)
-    what = " and ".join(panel.title for panel in panels)
-    return [Picture(comparison.stage, path, f"{what[:1].upper()}{what[1:]}, of each arm.")]
+    what = "; ".join(panel.title for panel in panels)
+    return [Picture(comparison.stage, path, f"For each arm: {what}.")]
 
 
-def _labels(arms: Sequence[Arm]) -> list[str]:
+def _labels(arms: Sequence[ArmResult]) -> list[str]:
     return [_plain(clip_middle(label, LABEL)) for label in words.labels(arms)]
 
 
@@ -94,11 +92,11 @@ class Bars:
     values: list[float | None]
     ends: list[str]
     ticks: Callable[[float], str]
-    whole: float | None = None  # where the baseline stands
+    baseline: float | None = None  # its value, where a line is drawn
 
 
 def _memory(comparison: Comparison) -> Bars:
-    """Memory as a share of the baseline's; in MB or GB where there is none to hold it against."""
+    """Memory as a share of the baseline's; in MB or GB if arms can't be compared with one."""
     arms = comparison.arms
     if _is_relative(arms, "memory"):
         shares = [1.0 if arm.is_baseline and arm.memory_mb else arm.ratios.get("memory") for arm in arms]
@@ -106,30 +104,35 @@ def _memory(comparison: Comparison) -> Bars:
             f"{words.share(value)}  ({_at(arm)})" if value is not None else ""
             for value, arm in zip(shares, arms, strict=True)
         ]
-        return Bars(
-            f"peak memory, {words.baseline_word(comparison)} = 100%", shares, ends, lambda value: f"{value:.0%}", 1.0
-        )
+        title = f"peak memory, {words.baseline_word(comparison)} = 100%"
+        return Bars(title, shares, ends, lambda value: f"{value:.0%}", baseline=1.0)
     values = [_peak(arm) for arm in arms]
+    ends = [_plain(clip(arm.failure, LABEL)) if arm.failure else _at(arm) for arm in arms]
     is_large = max((value for value in values if value is not None), default=0) >= 1000
-    ticks: Callable[[float], str] = (lambda mb: f"{mb / 1000:g} GB") if is_large else (lambda mb: f"{mb:g} MB")
-    return Bars(
-        "peak memory", values, [_plain(clip(arm.failure, 40)) if arm.failure else _at(arm) for arm in arms], ticks
-    )
+    return Bars("peak memory", values, ends, _gigabytes if is_large else _megabytes)
 
 
-def _peak(arm: Arm) -> float | None:
-    """An arm's peak memory in MB; where it ran out of memory, what it had taken by then."""
+def _gigabytes(mb: float) -> str:
+    return f"{mb / 1000:g} GB"
+
+
+def _megabytes(mb: float) -> str:
+    return f"{mb:g} MB"
+
+
+def _peak(arm: ArmResult) -> float | None:
+    """An arm's peak memory in MB; if it ran out of memory, what it held by then."""
     if arm.memory_mb is not None:
         return arm.memory_mb.value
     return max((run.memory_mb for run in arm.runs if run.memory_mb and run.status == "out of memory"), default=None)
 
 
-def _at(arm: Arm) -> str:
+def _at(arm: ArmResult) -> str:
     return megabytes(arm.memory_mb.value) if arm.memory_mb else ""
 
 
 def _speed(comparison: Comparison) -> Bars:
-    """Speed as a multiple of the baseline's; in steps a second where there is none to hold it against."""
+    """Speed as a multiple of the baseline's; in steps per second if arms can't be compared with one."""
     arms = comparison.arms
     rates = [number(arm.steps_per_second.value) if arm.steps_per_second else "" for arm in arms]
     if _is_relative(arms, "speed"):
@@ -138,13 +141,14 @@ def _speed(comparison: Comparison) -> Bars:
             f"{words.times(value)}  ({rate} steps/s)" if value is not None else ""
             for value, rate in zip(ratios, rates, strict=True)
         ]
-        return Bars(f"speed, {words.baseline_word(comparison)} = 1", ratios, ends, lambda value: f"{value:g}x", 1.0)
+        title = f"speed, {words.baseline_word(comparison)} = 1"
+        return Bars(title, ratios, ends, lambda value: f"{value:g}x", baseline=1.0)
     values = [arm.steps_per_second.value if arm.steps_per_second else None for arm in arms]
-    return Bars("steps a second", values, rates, lambda value: f"{value:g}")
+    return Bars("steps per second", values, rates, lambda value: f"{value:g}")
 
 
-def _is_relative(arms: Sequence[Arm], name: str) -> bool:
-    """Whether every arm that came to its end can be held against a baseline."""
+def _is_relative(arms: Sequence[ArmResult], name: str) -> bool:
+    """Whether every arm with figures can be compared with a baseline."""
     done = [arm for arm in arms if not arm.failure]
     return any(arm.ratios for arm in done) and all(arm.is_baseline or name in arm.ratios for arm in done)
 
@@ -161,16 +165,17 @@ def _bars_figure(labels: Sequence[str], panels: int) -> tuple[Any, list[Any]]:
     return figure, axes
 
 
-def _draw_bars(axis: Any, bars: Bars, arms: Sequence[Arm]) -> None:
-    """Bars with words at their ends: the baseline's pale, those of arms without figures open."""
+def _draw_bars(axis: Any, bars: Bars, arms: Sequence[ArmResult]) -> None:
+    """Bars with words at their ends: the baseline's is pale, and those of failed arms are open."""
     longest = max(value for value in bars.values if value is not None)
-    if bars.whole is not None:
-        axis.axvline(bars.whole, color="#868e96", linewidth=0.8, linestyle=":")
+    if bars.baseline is not None:
+        axis.axvline(bars.baseline, color="#868e96", linewidth=0.8, linestyle=":")
     for place, (arm, value, end) in enumerate(zip(arms, bars.values, bars.ends, strict=True)):
         if value is None:
             continue
-        color = SOFT if arm.is_baseline else ACCENT
-        style = {"facecolor": "none", "edgecolor": BAD, "hatch": "///"} if arm.failure else {"color": color}
+        style = {"color": SOFT if arm.is_baseline else ACCENT}
+        if arm.failure:
+            style = {"facecolor": "none", "edgecolor": BAD, "hatch": "///"}
         axis.barh(place, value, height=0.62, zorder=2, **style)
         axis.text(value + 0.02 * longest, place, end, color=BAD if arm.failure else INK, **ENDS)
     _dress(axis, bars.title)
@@ -191,33 +196,29 @@ def _dress(axis: Any, title: str) -> None:
 
 
 def _qualities(comparison: Comparison, folder: Path) -> list[Picture]:
-    """The stage's first figure of quality against trainable parameters."""
-    name = next(
-        (
-            metric.name
-            for metric in metrics.compared(comparison.stage)
-            if any(metric.name in arm.quality for arm in comparison.arms)
-        ),
-        None,
-    )
-    points = [
-        (label, arm, arm.quality[name]) for label, arm in zip(_labels(comparison.arms), comparison.arms, strict=True)
-        if name in arm.quality and arm.trainable_parameters
-    ]  # fmt: skip
-    if name is None or len(points) < 2:
-        return []
-    figure = _scatter(name, points)
-    path = f"{FOLDER}/{comparison.stage}-quality.png"
-    save(figure, folder / path)
-    what = metrics.words(name)
-    caption = (
-        f"{what[:1].upper()}{what[1:]} against trainable parameters, with its interval or, over seeds, the extremes."
-    )
-    return [Picture(comparison.stage, path, caption)]
+    """The stage's first quality metric against trainable parameters."""
+    for metric in metrics.compared(comparison.stage):
+        points = [
+            (label, arm, arm.quality[metric.name])
+            for label, arm in zip(_labels(comparison.arms), comparison.arms, strict=True)
+            if metric.name in arm.quality and arm.trainable_parameters
+        ]
+        if len(points) > 1:
+            path = f"{FOLDER}/{comparison.stage}-quality.png"
+            save(_scatter(metric.name, points), folder / path)
+            what = metrics.words(metric.name)
+            caption = (
+                f"{what[:1].upper()}{what[1:]} against trainable parameters, with the metric's interval or, over "
+                "several seeds, the lowest and the highest."
+            )
+            return [Picture(comparison.stage, path, caption)]
+        if any(metric.name in arm.quality for arm in comparison.arms):
+            return []
+    return []
 
 
-def _scatter(name: str, points: Sequence[tuple[str, Arm, Spread]]) -> Any:
-    """Points with their intervals on a log axis, explained beside it so that no label hides another."""
+def _scatter(name: str, points: Sequence[tuple[str, ArmResult, Spread]]) -> Any:
+    """Points with their intervals on a log axis; a legend names them, so that no label hides another."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
@@ -227,13 +228,20 @@ def _scatter(name: str, points: Sequence[tuple[str, Arm, Spread]]) -> Any:
     models = list(dict.fromkeys(arm.model for _, arm, _ in points))
     names = list(dict.fromkeys(arm.name for _, arm, _ in points))
     taken: list[float] = []
-    for place, (label, arm, found) in enumerate(points):
+    for place, (label, arm, spread) in enumerate(points):
         color = COLORS[(models.index(arm.model) if len(models) > 1 else place) % len(COLORS)]
-        reach = [[max(0.0, found.value - found.low)], [max(0.0, found.high - found.value)]]
+        reach = [[max(0.0, spread.value - spread.low)], [max(0.0, spread.high - spread.value)]]
         axis.errorbar(
-            _beside(arm.trainable_parameters, taken), found.value, yerr=reach, fmt=MARKERS[names.index(arm.name) % 12],
-            color=color, markersize=7, capsize=3, linewidth=1.4, label=label,
-        )  # fmt: skip
+            _free_place(arm.trainable_parameters, taken),
+            spread.value,
+            yerr=reach,
+            fmt=MARKERS[names.index(arm.name) % len(MARKERS)],
+            color=color,
+            markersize=7,
+            capsize=3,
+            linewidth=1.4,
+            label=label,
+        )
     axis.set_xscale("log")
     axis.set_xlim(min(taken) / 2, max(taken) * 2)
     axis.xaxis.set_major_formatter(lambda value, _: words.count(value))
@@ -246,8 +254,8 @@ def _scatter(name: str, points: Sequence[tuple[str, Arm, Spread]]) -> Any:
     return figure
 
 
-def _beside(count: int, taken: list[float]) -> float:
-    """Where to draw a point of so many parameters: beside those that stand there already."""
+def _free_place(count: int, taken: list[float]) -> float:
+    """Where to draw a point of so many parameters: next to those that are drawn already."""
     place = float(count)
     while any(abs(place / other - 1) < 0.04 for other in taken):
         place *= 1.06
@@ -257,16 +265,14 @@ def _beside(count: int, taken: list[float]) -> float:
 
 def _phases(comparison: Comparison, folder: Path) -> list[Picture]:
     """Where a step's time goes, as stacked bars."""
-    shown = [
-        (label, spent)
-        for label, arm in zip(_labels(comparison.arms), comparison.arms, strict=True)
-        if (spent := tables.spent_phases(arm))
-    ]
-    if not shown:
+    labels = _labels(comparison.arms)
+    spent = {label: tables.spent_phases(arm) for label, arm in zip(labels, comparison.arms, strict=True)}
+    spent = {label: phases for label, phases in spent.items() if phases}
+    if not spent:
         return []
-    figure, (axis,) = _bars_figure([label for label, _ in shown], 1)
-    figure.set_size_inches(8, 1.5 + 0.42 * len(shown))
-    _stack(axis, [spent for _, spent in shown])
+    figure, (axis,) = _bars_figure(list(spent), 1)
+    figure.set_size_inches(8, 1.5 + 0.42 * len(spent))
+    _stack(axis, list(spent.values()))
     figure.legend(frameon=False, loc="outside lower center", ncols=len(words.PHASES))
     path = f"{FOLDER}/{comparison.stage}-phases.png"
     save(figure, folder / path)
@@ -274,7 +280,7 @@ def _phases(comparison: Comparison, folder: Path) -> list[Picture]:
 
 
 def _stack(axis: Any, spent: Sequence[Mapping[str, float]]) -> None:
-    """Seconds of a step on top of each other, with shares where there is room for them."""
+    """Seconds per step in a row, with shares in the bars that have room for them."""
     totals = [sum(phases.values()) for phases in spent]
     longest = max(totals) or 1.0
     starts = [0.0] * len(spent)
@@ -283,34 +289,35 @@ def _stack(axis: Any, spent: Sequence[Mapping[str, float]]) -> None:
         axis.barh(range(len(spent)), values, left=starts, color=color, height=0.62, label=name)
         for place, (value, start) in enumerate(zip(values, starts, strict=True)):
             if value / longest > 0.07:
-                axis.text(start + value / 2, place, f"{value / totals[place]:.0%}", ha="center", va="center",
-                          fontsize=8.5, color=INK if color == PHASE_COLORS[2] else "white")  # fmt: skip
+                share = f"{value / totals[place]:.0%}"
+                ink = INK if color == PHASE_COLORS[2] else "white"
+                axis.text(start + value / 2, place, share, ha="center", va="center", fontsize=8.5, color=ink)
         starts = [start + value for start, value in zip(starts, values, strict=True)]
     for place, total in enumerate(totals):
         axis.text(total + 0.01 * longest, place, f"{number(total)} s", va="center", fontsize=8.5, color=INK)
     axis.set_xlim(0, longest * 1.12)
-    _dress(axis, "seconds a step")
+    _dress(axis, "seconds per step")
 
 
 def _curves(comparison: Comparison, folder: Path) -> list[Picture]:
     """Learning curves of the arms, a picture for each model."""
     models = words.shortest(arm.model for arm in comparison.arms)
-    found = []
-    for place, (model, shown) in enumerate(models.items(), 1):
-        runs = {
-            label: [folder / Path(run.folder).expanduser() / METRICS for run in _of_curves(arm)]
-            for label, arm in zip(_labels(comparison.arms), comparison.arms, strict=True) if arm.model == model
-        }  # fmt: skip
-        path = f"{FOLDER}/{comparison.stage}-curves{f'-{place}' if len(models) > 1 else ''}.png"
+    labels = _labels(comparison.arms)
+    pictures = []
+    for order, (model, shown) in enumerate(models.items(), 1):
+        files = {
+            label: [folder / Path(run.folder).expanduser() / METRICS for run in arm.finished or arm.runs]
+            for label, arm in zip(labels, comparison.arms, strict=True)
+            if arm.model == model
+        }
+        name = f"{comparison.stage}-curves-{order}" if len(models) > 1 else f"{comparison.stage}-curves"
+        path = f"{FOLDER}/{name}.png"
         (folder / path).unlink(missing_ok=True)
-        compared(runs, metrics.panels(comparison.stage), folder / path)
+        compared(files, metrics.panels(comparison.stage), folder / path)
         if (folder / path).exists():
-            of = f" of {shown}" if len(models) > 1 else ""
-            caption = f"Learning curves{of}: each run thin, an arm's mean over its runs strong, smoothed."
-            found.append(Picture(comparison.stage, path, caption))
-    return found
-
-
-def _of_curves(arm: Arm) -> list[RunFigures]:
-    """The runs whose curves are drawn: those that came to their end, of an arm without one what there is."""
-    return [run for run in arm.runs if run.status == "finished"] or arm.runs
+            of_model = f" of {shown}" if len(models) > 1 else ""
+            caption = (
+                f"Learning curves{of_model}: thin lines are runs, strong lines an arm's mean over its runs, smoothed."
+            )
+            pictures.append(Picture(comparison.stage, path, caption))
+    return pictures

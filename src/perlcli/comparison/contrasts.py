@@ -1,0 +1,210 @@
+"""Compares arms with their baseline: ratios, what may be chance, and what else the runs differ in."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from statistics import median
+from typing import Any
+
+from perlcli import settings
+from perlcli.comparison.figures import summarise
+from perlcli.comparison.results import ArmResult, Comparison, Spread
+from perlcli.run import metrics
+from perlcli.run.record import RunRecord
+from perlcli.stats import Z95
+
+UNEVEN = 1.1  # ratio of speed by the clock to speed by CPU time: beyond it, other work disturbed the arms unevenly
+# What arms differ in by their nature, by the names of settings and of TRL's.
+OF_ARMS = {
+    "full",
+    "lora_r",
+    "lora_alpha",
+    "lora_dropout",
+    "lora_target_modules",
+    "use_dora",
+    "peft",
+    "load_in_4bit",
+    "load_in_8bit",
+    "learning_rate",
+    "value_learning_rate",
+    "seed",
+    "data_seed",
+    "output",
+    "output_dir",
+    "logging_dir",
+    "run_name",
+    "bf16",
+    "fp16",
+    *settings.ONCE,
+}
+# Table 1 of the paper (arXiv 2403.10704): LoRA against full tuning on its six tasks, memory as a share of full
+# tuning's peak, speed as a multiple of it.
+PAPER: dict[str, dict[str, tuple[float | None, ...]]] = {
+    "reward": {"memory": (0.431, 0.48, 0.50, None, 0.56, 0.74), "speed": (1.6, 1.5, 1.7, None, 1.9, 1.15)},
+    "rl": {"memory": (0.80, 0.75, 0.75, 0.80, 0.74, 0.74), "speed": (1.3, 1.15, 1.15, 1.05, 1.20, 1.24)},
+}
+PAPER_TASKS = ("Harmless", "SHP", "TL;DR", "BOLT", "UI", "VQA")
+
+
+def compare(stage: str, arms: Sequence[ArmResult], warnings: Sequence[str] = ()) -> Comparison:
+    """The arms summarised, each compared with its model's baseline."""
+    done = [summarise(arm, stage) for arm in arms]
+    for arm in done:
+        baseline = next((other for other in done if other.is_baseline and other.model == arm.model), None)
+        if baseline is not None and baseline is not arm:
+            arm.ratios = ratios(arm, baseline)
+            chance = remarks(arm, baseline, stage)
+            arm.may_be_chance, arm.remarks = bool(chance), [*arm.remarks, *chance, *disturbance(arm)]
+    models = list(dict.fromkeys(arm.model for arm in done))
+    done.sort(key=lambda arm: (models.index(arm.model), not arm.is_baseline))
+    return Comparison(stage, done, [*warnings, *same_rates(done)], paper(stage))
+
+
+def ratios(arm: ArmResult, baseline: ArmResult) -> dict[str, float]:
+    """The arm's figures as multiples of the baseline's, as far as both have them."""
+    pairs: dict[str, tuple[float | None, float | None]] = {
+        "memory": (_value(arm.memory_mb), _value(baseline.memory_mb)),
+        "reserved": (_value(arm.reserved_mb), _value(baseline.reserved_mb)),
+        "tokens_per_second": (_value(arm.tokens_per_second), _value(baseline.tokens_per_second)),
+        "trainable": (arm.trainable_parameters or None, baseline.trainable_parameters or None),
+    }
+    if arm.finished and baseline.finished:
+        ours, theirs = arm.finished[0], baseline.finished[0]
+        pairs["weights"] = (ours.weights_bytes, theirs.weights_bytes)
+        pairs["optimizer"] = (ours.optimizer_bytes, theirs.optimizer_bytes)
+    known = {name: one / other for name, (one, other) in pairs.items() if one is not None and other}
+    speeds = {
+        "speed": _speed(_timed(arm, "step_seconds"), _timed(baseline, "step_seconds")),
+        "cpu_speed": _speed(_timed(arm, "step_cpu_seconds"), _timed(baseline, "step_cpu_seconds")),
+    }
+    return known | {name: speed for name, speed in speeds.items() if speed is not None}
+
+
+def _value(spread: Spread | None) -> float | None:
+    return None if spread is None else spread.value
+
+
+Timed = dict[tuple[int, int], list[float]]
+
+
+def _timed(arm: ArmResult, field: str) -> Timed:
+    """The seconds of each step of an arm's finished runs, by seed and repeat; `field` says by which clock."""
+    return {(run.seed, run.repeat): getattr(run, field) for run in arm.finished}
+
+
+def _speed(ours: Timed, theirs: Timed) -> float | None:
+    """How many times faster our steps are: the median over steps of the same number in runs of the same seed and
+    repeat, which train on the same rows."""
+    multiples = [
+        their_seconds / our_seconds
+        for run, steps in ours.items()
+        for our_seconds, their_seconds in zip(steps, theirs.get(run, []), strict=False)
+        if our_seconds and their_seconds
+    ]
+    return median(multiples) if multiples else None
+
+
+def speed_of(arm: ArmResult) -> float | None:
+    """The arm's speed as a multiple of the baseline's: by the clock, or by CPU time if other work disturbed that."""
+    return arm.ratios.get("cpu_speed" if _is_disturbed(arm) else "speed")
+
+
+def _is_disturbed(arm: ArmResult) -> bool:
+    """Whether clock and CPU time disagree about an arm's speed. On a GPU the CPU only waits."""
+    by_clock, by_cpu = arm.ratios.get("speed"), arm.ratios.get("cpu_speed")
+    if not by_clock or not by_cpu or arm.reserved_mb is not None:
+        return False
+    return max(by_clock / by_cpu, by_cpu / by_clock) >= UNEVEN
+
+
+def disturbance(arm: ArmResult) -> list[str]:
+    """A remark if an arm's speed is given by CPU time, because other work slowed the arms unevenly."""
+    if not _is_disturbed(arm):
+        return []
+    return [f"speed by CPU time; {arm.ratios['speed']:.2f}x by the clock, as other work ran on the machine"]
+
+
+def remarks(arm: ArmResult, baseline: ArmResult, stage: str) -> list[str]:
+    """A remark if the first quality metric that both arms have may differ by chance."""
+    shared = (m.name for m in metrics.compared(stage) if m.name in arm.quality and m.name in baseline.quality)
+    name = next(shared, None)
+    if name is None:
+        return []
+    ours, theirs, words = arm.quality[name], baseline.quality[name], name.replace("_", " ")
+    if max(len(_seeds(arm)), len(_seeds(baseline))) > 1:
+        is_apart = ours.low > theirs.high or ours.high < theirs.low
+        return [] if is_apart else [f"{words}: the ranges of both arms overlap, so the difference may be chance"]
+    if ours.low == ours.high:
+        return [f"{words}: only one seed, so the difference may be chance"]
+    gap, noise = ours.value - theirs.value, math.hypot(_error(ours), _error(theirs)) * Z95
+    if abs(gap) > noise:
+        return []
+    return [f"{words}: {gap * 100:+.1f} points, within the ±{noise * 100:.1f} that chance allows on {ours.n:,} rows"]
+
+
+def _seeds(arm: ArmResult) -> set[int]:
+    return {run.seed for run in arm.finished}
+
+
+def _error(share: Spread) -> float:
+    """The standard error of a share."""
+    return math.sqrt(max(share.value * (1 - share.value), 1e-9) / share.n)
+
+
+def same_rates(arms: Sequence[ArmResult]) -> list[str]:
+    """A warning if full tuning and adapters train at the same learning rate, which suits one of them at most."""
+    rates = {arm.learning_rate for arm in arms if arm.is_full} - {None}
+    same = [arm for arm in arms if not arm.is_full and arm.learning_rate in rates]
+    if not same:
+        return []
+    names = ", ".join(dict.fromkeys(arm.name for arm in same))
+    return [
+        f"{names} and full tuning have the same learning rate, {same[0].learning_rate:g}: adapters are usually trained "
+        "at ten times the rate of full tuning"
+    ]
+
+
+def paper(stage: str) -> dict[str, dict[str, float]]:
+    """The paper's ratios for a stage, by task; empty if it has none."""
+    return {
+        what: {task: value for task, value in zip(PAPER_TASKS, values, strict=True) if value is not None}
+        for what, values in PAPER.get(stage, {}).items()
+    }
+
+
+def differences(records: Mapping[str, RunRecord], intended: Iterable[str] = ()) -> list[str]:
+    """What the runs of one comparison differ in, other than in `intended` and in what makes them different arms:
+    settings, TRL's settings, data, device, versions."""
+    views = {name: _view(record) for name, record in records.items()}
+    allowed = OF_ARMS | set(intended)
+    lines = []
+    for key in dict.fromkeys(key for view in views.values() for key in view):
+        if key.rpartition(".")[2] in allowed:
+            continue
+        groups: dict[str, list[str]] = {}
+        for name, view in views.items():
+            groups.setdefault(json.dumps(view.get(key), default=str, ensure_ascii=False), []).append(name)
+        if len(groups) > 1:
+            shown = "; ".join(f"{_shown(value)} in {', '.join(names)}" for value, names in groups.items())
+            lines.append(f"The runs differ in {key}: {shown}")
+    return lines
+
+
+def _shown(value: str, limit: int = 60) -> str:
+    """A value in JSON as a person reads it."""
+    text = "not set" if value == "null" else value.strip('"')
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def _view(record: RunRecord) -> dict[str, Any]:
+    """What must be the same in each arm, by name."""
+    view: dict[str, Any] = dict(record.settings)
+    view |= {f"trl.{name}": value for name, value in record.trl_settings.items() if name not in record.settings}
+    for role, summary in record.data.items():
+        view |= {f"{role} data.{key}": summary.get(key) for key in ("fingerprint", "kept", "tokens")}
+    view |= {f"version.{name}": value for name, value in record.versions.items()}
+    view["steps"] = record.steps
+    view |= {f"device.{key}": record.device.get(key) for key in ("name", "threads")}
+    return view
