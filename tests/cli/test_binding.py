@@ -66,16 +66,7 @@ def test_nothing_given_sets_nothing() -> None:
     assert given() == {}
 
 
-@pytest.mark.parametrize(
-    "words",
-    [
-        ["--lora-r", "8"],
-        ["--lora-r=8"],
-        ["--lora_r", "8"],
-        ["--lora_r=8"],
-    ],
-    ids=" ".join,
-)
+@pytest.mark.parametrize("words", [["--lora-r", "8"], ["--lora-r=8"], ["--lora_r", "8"], ["--lora_r=8"]], ids=" ".join)
 def test_dashes_and_underscores_both_work(words: list[str]) -> None:
     assert given(*words) == {"lora_r": 8}
 

@@ -34,12 +34,7 @@ Perl = Callable[..., Result]
             "pairs",
             Preference(user("a"), agent("b"), agent("c")),
         ),
-        (
-            {"chosen": agent("b"), "rejected": agent("c")},
-            "reward",
-            "pairs",
-            Preference(None, agent("b"), agent("c")),
-        ),
+        ({"chosen": agent("b"), "rejected": agent("c")}, "reward", "pairs", Preference(None, agent("b"), agent("c"))),
         (
             {"chosen": [*user("a"), *agent("b"), *user("d"), *agent("e")], "rejected": [*user("a"), *agent("c")]},
             "reward",
@@ -52,12 +47,7 @@ Perl = Callable[..., Result]
             "pairs",
             Preference(user("a"), [*agent("b"), *agent("c")], [*agent("b"), *agent("d")]),
         ),
-        (
-            HH,
-            "reward",
-            "hh",
-            Preference([*user("hi"), *agent("hello"), *user("more")], agent("good"), agent("bad")),
-        ),
+        (HH, "reward", "hh", Preference([*user("hi"), *agent("hello"), *user("more")], agent("good"), agent("bad"))),
         (THUMB, "reward", "thumbs", Thumb("a", "b", True)),
         (
             {"prompt": user("a"), "completion": agent("b"), "label": False},
@@ -65,12 +55,7 @@ Perl = Callable[..., Result]
             "thumbs",
             Thumb(user("a"), agent("b"), False),
         ),
-        (
-            TASK,
-            "reward",
-            "taskmaster",
-            Thumb(user("user: a latte\nagent:"), agent('{"add": {"id": "latte"}}'), True),
-        ),
+        (TASK, "reward", "taskmaster", Thumb(user("user: a latte\nagent:"), agent('{"add": {"id": "latte"}}'), True)),
         ({"prompt": "a", "completion": "b"}, "sft", "prompt-completion", Demonstration("a", "b")),
         ({"messages": [*user("a"), *agent("b")]}, "sft", "messages", Demonstration(None, [*user("a"), *agent("b")])),
         ({"text": "a"}, "sft", "text", Demonstration(None, "a")),

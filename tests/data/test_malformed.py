@@ -460,11 +460,7 @@ def test_standard_input_is_read_once(refused: Refused) -> None:
         ({"score_ratio": "x"}, ["--shp-score-ratio", "2"], "row 1: score_ratio must be a number, not 'x'"),
         ({"score_ratio": "nan"}, ["--shp-score-ratio", "2"], "row 1: score_ratio must be a number, not 'nan'"),
         ({"score_ratio": None}, ["--shp-score-ratio", "2"], "row 1: score_A is missing: the row has post_id, "),
-        (
-            {"score_ratio": None, "score_A": 5, "score_B": 0},
-            ["--shp-score-ratio", "2"],
-            "must be above 0 for a ratio",
-        ),
+        ({"score_ratio": None, "score_A": 5, "score_B": 0}, ["--shp-score-ratio", "2"], "must be above 0 for a ratio"),
         ({"post_id": None}, ["--shp-per-post", "5"], "row 1: post_id is null: expected the id of the post"),
         ({}, ["--shp-score-ratio", "3"], "shp, 1 row read, 0 kept; dropped 1 with a score ratio below 3 (row 1)"),
     ],

@@ -194,12 +194,7 @@ DIALOG: Raw = {
             "pairs",
             *[Preference(user("a"), agent("b"), agent("c"))] * 2,
         ),
-        (
-            {"chosen": "The sky is green.", "rejected": "The sky is gray."},
-            "rl",
-            "pairs",
-            *[Prompt("The sky is")] * 2,
-        ),
+        ({"chosen": "The sky is green.", "rejected": "The sky is gray."}, "rl", "pairs", *[Prompt("The sky is")] * 2),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

@@ -44,16 +44,7 @@ ABLE = [
     for precision in PRECISIONS
     if (precision != "4-bit" or kind.on_4bit) and (precision != "8-bit" or kind.on_8bit)
 ]
-SHORT = (
-    "--max-steps",
-    "2",
-    "--per-device-train-batch-size",
-    "4",
-    "--max-length",
-    "128",
-    "--learning-rate",
-    "1e-2",
-)
+SHORT = ("--max-steps", "2", "--per-device-train-batch-size", "4", "--max-length", "128", "--learning-rate", "1e-2")
 RL = (*SHORT, "--gradient-accumulation-steps", "1", "--max-completion-length", "6")
 # What LLM.int8 says at each layer, documented by bitsandbytes; the command line silences it (upstream.py)
 quiet_8bit = pytest.mark.filterwarnings("ignore:MatMul8bitLt")
@@ -187,10 +178,7 @@ REFUSED = {
     "no type": ({"r": 8}, "has no peft_type\nHint: one of LORA, LOHA"),
     "prompts": ({"peft_type": "PROMPT_TUNING"}, f"PROMPT_TUNING can't be trained here: {adapters.ON_THE_TEXT}"),
     "prefixes": ({"peft_type": "PREFIX_TUNING"}, f"PREFIX_TUNING can't be trained here: {adapters.ON_THE_TEXT}"),
-    "one at a time": (
-        {"peft_type": "ADALORA"},
-        "ADALORA can't be trained here: peft allows only one trainable",
-    ),
+    "one at a time": ({"peft_type": "ADALORA"}, "ADALORA can't be trained here: peft allows only one trainable"),
     "norms": ({"peft_type": "LN_TUNING"}, "it replaces norms of the base instead of adding"),
     "begins elsewhere": ({"peft_type": "FOURIERFT"}, f"FOURIERFT can't be trained here: {adapters.NOT_AT_THE_BASE}"),
     "unproven": ({"peft_type": "XLORA"}, f"XLORA can't be trained here: {adapters.UNPROVEN}"),

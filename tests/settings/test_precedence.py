@@ -21,11 +21,7 @@ def test_the_defaults_of_rl_are_the_papers() -> None:
 
 @pytest.mark.parametrize(
     ("preset", "given", "expected"),
-    [
-        ({}, {}, GENERAL["lora_r"]),
-        ({"lora_r": 8}, {}, 8),
-        ({"lora_r": 8}, {"lora_r": 4}, 4),
-    ],
+    [({}, {}, GENERAL["lora_r"]), ({"lora_r": 8}, {}, 8), ({"lora_r": 8}, {"lora_r": 4}, 4)],
     ids=["general", "preset over general", "given over preset"],
 )
 def test_what_is_nearer_to_the_user_wins(preset: dict[str, Any], given: dict[str, Any], expected: int) -> None:

@@ -247,10 +247,7 @@ def test_policy_of_reinforce_is_evaluated(run: Path, perl: Perl, reward_run: Pat
     [
         (["--num-generations", "4"], "--algorithm reinforce takes one completion per prompt, not --num-generations 4"),
         (["--full"], "--algorithm reinforce needs a frozen base for its value model"),
-        (
-            ["--algorithm", "rloo", "--value-learning-rate", "1e-3"],
-            "--value-learning-rate only applies with",
-        ),
+        (["--algorithm", "rloo", "--value-learning-rate", "1e-3"], "--value-learning-rate only applies with"),
         (["--algorithm", "rloo", "--num-generations", "1"], "--num-generations must be at least 2"),
         (
             ["--per-device-train-batch-size", "1", "--gradient-accumulation-steps", "1"],

@@ -8,18 +8,7 @@ import random
 import re
 from dataclasses import dataclass
 
-DRINKS = (
-    "latte",
-    "cappuccino",
-    "americano",
-    "mocha",
-    "macchiato",
-    "espresso",
-    "cortado",
-    "chai",
-    "matcha",
-    "cocoa",
-)
+DRINKS = ("latte", "cappuccino", "americano", "mocha", "macchiato", "espresso", "cortado", "chai", "matcha", "cocoa")
 
 # Phrases said before the drink ("a big latte") and after it ("a latte in a big cup"), by slot and value.
 Phrases = tuple[tuple[str, ...], tuple[str, ...]]

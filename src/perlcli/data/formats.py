@@ -163,13 +163,7 @@ class Converter:
     """
 
     def __init__(
-        self,
-        use: str,
-        source: str,
-        *,
-        chat: bool,
-        name: str | None = None,
-        limit: Callable[[Raw], None] | None = None,
+        self, use: str, source: str, *, chat: bool, name: str | None = None, limit: Callable[[Raw], None] | None = None
     ) -> None:
         self.use, self.chat, self.name, self.limit = use, chat, name, limit
         self.report = DataReport(source, "")

@@ -82,8 +82,7 @@ def _is_hub_name(source: str) -> bool:
 def _refuse_split(source: str, options: DataSettings) -> None:
     if options.split is not None:
         raise PerlError(
-            f"--split works with folders and Hub datasets; {title(source)} is a single file",
-            "leave out --split",
+            f"--split works with folders and Hub datasets; {title(source)} is a single file", "leave out --split"
         )
 
 
