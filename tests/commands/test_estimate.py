@@ -13,9 +13,10 @@ from perlcli.arms import Arm
 from perlcli.commands import reward, rl, sft
 from perlcli.data import Prompt
 from perlcli.errors import PerlError
-from perlcli.memory import plans, trace
+from perlcli.memory import plans, skeletons, trace, tracking
 from perlcli.memory.prediction import Plan, largest_batch, predict, shape_of, takes, weight_bytes
-from perlcli.memory.trace import Live, Step
+from perlcli.memory.steps import Step
+from perlcli.memory.tracking import Live
 from perlcli.model import roles, sources, target_modules
 from perlcli.training import policies, prepare, rewards
 
@@ -219,7 +220,7 @@ def test_three_layers_tell_of_all(deep: Path, monkeypatch: pytest.MonkeyPatch, k
         step = Step(kind, LENGTH, 16, autocast="bfloat16", rank=rank, targets=TARGETS, cuda=True, checkpointing=True)
         short = trace.trace(config, step).at_peak(5)
         with monkeypatch.context() as patch:
-            patch.setattr(trace, "shortened_once", lambda config: config)
+            patch.setattr(skeletons, "shortened_once", lambda config: config)
             trace._trace.cache_clear()
             whole = trace.trace(config, step).at_peak(5)
         trace._trace.cache_clear()
@@ -267,8 +268,8 @@ def test_one_run_tells_of_every_batch(deep: Path, monkeypatch: pytest.MonkeyPatc
         Step(kind, LENGTH, COMPLETION, rank=rank, targets=TARGETS) for kind in ("reward", "decode") for rank in (0, 4)
     ]
     told = [trace.trace(config, step).at_peak(7) for step in steps]
-    monkeypatch.setattr(trace, "ROWS", 7)
-    monkeypatch.setattr(trace, "split", lambda size: (size, 0))
+    monkeypatch.setattr(tracking, "ROWS", 7)
+    monkeypatch.setattr(tracking, "split", lambda size: (size, 0))
     trace._trace.cache_clear()
     assert [trace.trace(config, step).at_peak(7) for step in steps] == told
     trace._trace.cache_clear()
@@ -282,7 +283,7 @@ def test_experts_are_refused(perl: Any, tmp_path: Path) -> None:
         num_key_value_heads=2, num_local_experts=4, max_position_embeddings=256,
     ).save_pretrained(tmp_path / "moe")  # fmt: skip
     words = ("estimate", "--model", tmp_path / "moe", "--gpu", "24GB", "--max-length", "200")
-    assert "sends tokens to experts by what they say" in perl(*words, code=2).output
+    assert "routes tokens to experts by their content" in perl(*words, code=2).output
 
 
 def test_code_that_asks_for_data_is_refused(deep: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -429,7 +429,7 @@ class EstimateSettings:
 
     stage: str = option("all", "What to estimate: sft, reward, rl or all.", argument=True)
     arms: str = option(
-        "full,lora,lora-8bit,lora-4bit", "Ways to train, comma-separated: full; lora or dora, each also -8bit or -4bit.",
+        "full,lora,lora-8bit,lora-4bit", "Ways to train, comma-separated: full; lora, dora, each also -8bit or -4bit.",
     )  # fmt: skip
     lora_r: str | None = option(None, "Ranks of the adapters, comma-separated.", unset="16")
     lora_target_modules: str | None = option_of(LoraSettings, "lora_target_modules")
