@@ -102,7 +102,7 @@ def test_a_run_ends_with_its_parent(tmp_path: Path) -> None:
         ("a\nError: one\n", "one"),
         ("Error: one\nError: two\nmore\nHint: x\n", "two\nmore"),
         ("a\n\nb\n", "b"),
-        ("", "it said nothing"),
+        ("", "no output"),
     ],
 )
 def test_the_last_error_of_a_log(tmp_path: Path, text: str, told: str) -> None:
