@@ -55,6 +55,10 @@ def test_a_named_set_among_module_names_needs_a_semicolon() -> None:
 def test_adapters_come_with_every_rank_and_every_set_of_modules() -> None:
     found = arms.every(["full", "lora"], [1, 2], ["attention", "all-linear"])
     assert [arm.name for arm in found] == [
-        "full", "lora r=1 attention", "lora r=1 all-linear", "lora r=2 attention", "lora r=2 all-linear",
-    ]  # fmt: skip
+        "full",
+        "lora r=1 attention",
+        "lora r=1 all-linear",
+        "lora r=2 attention",
+        "lora r=2 all-linear",
+    ]
     assert arms.every(["lora"], [1], ["all-linear"]) == [Arm("lora", 1)]  # the only set needs no name

@@ -88,10 +88,8 @@ def parse_kinds(words: str) -> list[str]:
 
 
 def parse_module_sets(words: str) -> list[str]:
-    """The sets of modules in `attention,all-linear` or `attention;q_proj,v_proj`, each as one run takes it.
-
-    Raises PerlError if a named set and module names are mixed without a semicolon, and for none.
-    """
+    """The sets of modules in `attention,all-linear` or `attention;q_proj,v_proj`, each as one run takes it. Raises
+    PerlError if a named set and module names are mixed without a semicolon, and for none."""
     sets: list[str] = []
     for part in _parts(words, ";"):
         names = _parts(part, ",")

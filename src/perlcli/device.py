@@ -20,11 +20,8 @@ def kind() -> str:
 
 
 def spare_threads() -> None:
-    """Limits torch to one CPU thread, for the embedded base.
-
-    The base is too small to gain from a second thread, and on a busy machine threads that wait for each other (OpenMP
-    spins) make a run many times slower.
-    """
+    """Limits torch to one CPU thread, for the embedded base. The base is too small to gain from a second thread, and on
+    a busy machine threads that wait for each other (OpenMP spins) make a run many times slower."""
     import torch
 
     torch.set_num_threads(1)

@@ -22,10 +22,8 @@ def find_interpreter(path: str) -> str | None:
 
 
 def leads_back(candidate: str) -> bool:
-    """Tell by its contents whether `candidate` is a script that would start perlcli again.
-
-    Contents, not a variable in the environment: that would also reach the programs that Perl starts.
-    """
+    """Tell by its contents whether `candidate` is a script that would start perlcli again. Contents, not a variable in
+    the environment: that would also reach the programs that Perl starts."""
     try:
         with open(candidate, "rb", buffering=0) as file:
             start = file.read(SCRIPT_BYTES)

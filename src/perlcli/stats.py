@@ -37,10 +37,8 @@ def correlation(one: Sequence[float], other: Sequence[float]) -> float:
 def pair_metrics(
     chosen: Sequence[float], rejected: Sequence[float], chosen_lengths: Sequence[int], rejected_lengths: Sequence[int]
 ) -> dict[str, float]:
-    """What a reward model makes of held-out pairs.
-
-    A tie is an error. Balanced accuracy cuts the pooled scores at their median: chosen above, rejected below.
-    """
+    """What a reward model makes of held-out pairs. A tie is an error. Balanced accuracy cuts the pooled scores at their
+    median: chosen above, rejected below."""
     right = sum(c > r for c, r in zip(chosen, rejected, strict=True))
     low, high = wilson(right, len(chosen))
     cut = median([*chosen, *rejected])
@@ -57,10 +55,8 @@ def pair_metrics(
 
 
 def thumb_metrics(scores: Sequence[float], labels: Sequence[bool], lengths: Sequence[int]) -> dict[str, float]:
-    """What a reward model makes of held-out thumbs: a score above 0 says thumbs up.
-
-    AUC, balanced accuracy and margin need both kinds of rows and are left out where one is missing.
-    """
+    """What a reward model makes of held-out thumbs: a score above 0 says thumbs up. AUC, balanced accuracy and margin
+    need both kinds of rows and are left out where one is missing."""
     up = [score for score, label in zip(scores, labels, strict=True) if label]
     down = [score for score, label in zip(scores, labels, strict=True) if not label]
     right = sum(score > 0 for score in up) + sum(score <= 0 for score in down)

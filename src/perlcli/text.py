@@ -53,10 +53,8 @@ def clip_middle(text: str, limit: int) -> str:
 
 
 def shorten(value: object, limit: int = 80) -> str:
-    """The value as a user would type it, cut to `limit` characters, for use inside an error line.
-
-    It formats no more of the value than it returns: users can give values that are millions of items deep or long.
-    """
+    """The value as a user would type it, cut to `limit` characters, for use inside an error line. It formats no more of
+    the value than it returns: users can give values that are millions of items deep or long."""
     text = ""
     for piece in _spelled(value, limit):
         text += piece

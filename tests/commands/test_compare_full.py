@@ -92,8 +92,11 @@ def report() -> Report:
 def test_a_comparison_of_reward_models(runner: Runner, perl: Perl, words: Words) -> None:
     result = perl(*words)
     assert runner.folders == [
-        "reward/full/memory", "reward/lora-r-4/memory", "reward/full/seed-0", "reward/lora-r-4/seed-0",
-    ]  # fmt: skip
+        "reward/full/memory",
+        "reward/lora-r-4/memory",
+        "reward/full/seed-0",
+        "reward/lora-r-4/seed-0",
+    ]
     found = report()
     assert found.status == "finished"
     (only,) = found.comparisons
@@ -303,8 +306,11 @@ def test_a_dry_run_names_everything_that_its_stages_would_refuse(
 def test_every_set_of_modules_is_an_arm(runner: Runner, perl: Perl, words: Words) -> None:
     perl(*words, "--arms", "lora,dora-4bit", "--lora-target-modules", "attention,all-linear")
     assert [arm.name for arm in report().comparisons[0].arms] == [
-        "lora r=4 attention", "lora r=4 all-linear", "dora-4bit r=4 attention", "dora-4bit r=4 all-linear",
-    ]  # fmt: skip
+        "lora r=4 attention",
+        "lora r=4 all-linear",
+        "dora-4bit r=4 attention",
+        "dora-4bit r=4 all-linear",
+    ]
     modules = {
         name: yaml.safe_load((OUT / f"reward/{name}/seed-0.yaml").read_text())["lora_target_modules"]
         for name in ("lora-r-4-attention", "lora-r-4-all-linear", "dora-4bit-r-4-all-linear")
@@ -328,9 +334,18 @@ def test_equal_learning_rates_and_missing_held_out_rows_are_warnings(
     runner: Runner, perl: Perl, llama: Path, rows: dict[str, Path]
 ) -> None:
     perl(
-        "compare-full", "reward", "--model", llama, "--data", rows["pairs"] / "train.jsonl", "--output", OUT, *SHORT,
-        "--full-learning-rate", "1e-2",
-    )  # fmt: skip
+        "compare-full",
+        "reward",
+        "--model",
+        llama,
+        "--data",
+        rows["pairs"] / "train.jsonl",
+        "--output",
+        OUT,
+        *SHORT,
+        "--full-learning-rate",
+        "1e-2",
+    )
     warnings = report().comparisons[0].warnings
     assert [words for words in warnings if "learning rate" in words]
     assert [words for words in warnings if words.startswith("No rows were held out")]
@@ -342,10 +357,27 @@ def test_full_rl_takes_merged_adapters_and_lora_the_adapters_themselves(
     runner: Runner, perl: Perl, sft_run: Path, reward_run: Path, rows: dict[str, Path]
 ) -> None:
     perl(
-        "compare-full", "rl", "--model", sft_run, "--reward", reward_run, "--data", rows["prompts"], "--output", OUT,
-        "--max-steps", "2", "--max-length", "128", "--max-completion-length", "8", "--per-device-train-batch-size", "4",
-        "--gradient-accumulation-steps", "1",
-    )  # fmt: skip
+        "compare-full",
+        "rl",
+        "--model",
+        sft_run,
+        "--reward",
+        reward_run,
+        "--data",
+        rows["prompts"],
+        "--output",
+        OUT,
+        "--max-steps",
+        "2",
+        "--max-length",
+        "128",
+        "--max-completion-length",
+        "8",
+        "--per-device-train-batch-size",
+        "4",
+        "--gradient-accumulation-steps",
+        "1",
+    )
     full, lora = (yaml.safe_load((OUT / f"rl/{name}/seed-0.yaml").read_text()) for name in ("full", "lora"))
     assert lora["model"] == str(sft_run) and lora["reward"] == [str(reward_run)]
     assert Path(full["model"]).parent == Path(full["reward"][0]).parent == OUT / "merged"
@@ -374,15 +406,37 @@ def test_all_builds_each_stage_on_the_one_before(
     runner: Runner, perl: Perl, llama: Path, rows: dict[str, Path]
 ) -> None:
     perl(
-        "compare-full", "all", "--model", llama, "--data", rows["pairs"], "--output", OUT, "--arms", "full,lora",
-        "--max-steps", "1", "--max-length", "128", "--per-device-train-batch-size", "4", "--lora-r", "4",
-        "--max-completion-length", "8", "--gradient-accumulation-steps", "1", "--max-eval-samples", "4",
-    )  # fmt: skip
+        "compare-full",
+        "all",
+        "--model",
+        llama,
+        "--data",
+        rows["pairs"],
+        "--output",
+        OUT,
+        "--arms",
+        "full,lora",
+        "--max-steps",
+        "1",
+        "--max-length",
+        "128",
+        "--per-device-train-batch-size",
+        "4",
+        "--lora-r",
+        "4",
+        "--max-completion-length",
+        "8",
+        "--gradient-accumulation-steps",
+        "1",
+        "--max-eval-samples",
+        "4",
+    )
     assert [found.stage for found in report().comparisons] == ["sft", "reward", "rl"]
     configs = {
         (stage, arm): yaml.safe_load((OUT / stage / arm / "seed-0.yaml").read_text())
-        for stage in ("reward", "rl") for arm in ("full", "lora-r-4")
-    }  # fmt: skip
+        for stage in ("reward", "rl")
+        for arm in ("full", "lora-r-4")
+    }
     starts = {config["model"] for config in configs.values()}
     assert len(starts) == 1 and Path(starts.pop()).parent == OUT / "merged"  # the SFT policy, for every arm
     assert configs["rl", "lora-r-4"]["reward"] == ["out/reward/lora-r-4/seed-0"]

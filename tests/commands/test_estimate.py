@@ -13,9 +13,10 @@ from perlcli.arms import Arm
 from perlcli.commands import reward, rl, sft
 from perlcli.data import Prompt
 from perlcli.errors import PerlError
-from perlcli.memory import plans, trace
+from perlcli.memory import plans, skeletons, trace, tracking
 from perlcli.memory.prediction import Plan, largest_batch, predict, shape_of, takes, weight_bytes
-from perlcli.memory.trace import Live, Step
+from perlcli.memory.steps import Step
+from perlcli.memory.tracking import Live
 from perlcli.model import roles, sources, target_modules
 from perlcli.training import policies, prepare, rewards
 from perlcli.training.reward_trainer import build_trainer
@@ -91,9 +92,9 @@ def test_gradients_and_moments_to_the_byte(llama: Path, arm: Arm) -> None:
 
 def reward_trainer(model: Path, arm: Arm) -> Any:
     prepared = prepare.prepare(given_for(settings.Reward, model, arm))
-    rows = reward.Dataset.from_list([
-        {"chosen_ids": [3] * LENGTH, "rejected_ids": [4] * (LENGTH - 1 - n)} for n in range(BATCH)
-    ])  # fmt: skip
+    rows = reward.Dataset.from_list(
+        [{"chosen_ids": [3] * LENGTH, "rejected_ids": [4] * (LENGTH - 1 - n)} for n in range(BATCH)]
+    )
     return build_trainer(prepared, reward.trainer_args(prepared.settings), rows, None)
 
 
@@ -113,10 +114,13 @@ def sft_trainer(model: Path, arm: Arm) -> Any:
 def rl_trainer(model: Path, arm: Arm, score: Path, algorithm: str = "rloo") -> Any:
     given = given_for(settings.Rl, model, arm)
     more = settings.flat(given) | {
-        "reward": (str(score),), "algorithm": algorithm, "max_completion_length": COMPLETION,
-        "num_generations": 1 if algorithm == "reinforce" else BATCH, "gradient_accumulation_steps": 1,
+        "reward": (str(score),),
+        "algorithm": algorithm,
+        "max_completion_length": COMPLETION,
+        "num_generations": 1 if algorithm == "reinforce" else BATCH,
+        "gradient_accumulation_steps": 1,
         "set": (f'generation_kwargs={{"min_new_tokens": {COMPLETION}}}',),
-    }  # fmt: skip
+    }
     prepared = prepare.prepare(settings.build(settings.Rl, more))
     config = rl.trainer_args(prepared.settings)
     found, anchor = rewards.find_all(prepared), policies.find_anchor(prepared)
@@ -164,10 +168,23 @@ def score_of(tmp_path_factory: pytest.TempPathFactory, perl: Any, write: Any) ->
         if (model, full) not in made:
             made[model, full] = tmp_path_factory.mktemp("runs") / "reward"
             perl(
-                "reward", "--model", model, "--data", data, "--output", made[model, full], "--max-steps", "1",
-                "--per-device-train-batch-size", "4", "--max-length", "64", "--learning-rate", "1e-2",
+                "reward",
+                "--model",
+                model,
+                "--data",
+                data,
+                "--output",
+                made[model, full],
+                "--max-steps",
+                "1",
+                "--per-device-train-batch-size",
+                "4",
+                "--max-length",
+                "64",
+                "--learning-rate",
+                "1e-2",
                 *(["--full"] if full else ["--lora-r", "4"]),
-            )  # fmt: skip
+            )
         return made[model, full]
 
     return folder
@@ -220,7 +237,7 @@ def test_three_layers_tell_of_all(deep: Path, monkeypatch: pytest.MonkeyPatch, k
         step = Step(kind, LENGTH, 16, autocast="bfloat16", rank=rank, targets=TARGETS, cuda=True, checkpointing=True)
         short = trace.trace(config, step).at_peak(5)
         with monkeypatch.context() as patch:
-            patch.setattr(trace, "shortened_once", lambda config: config)
+            patch.setattr(skeletons, "shortened_once", lambda config: config)
             trace._trace.cache_clear()
             whole = trace.trace(config, step).at_peak(5)
         trace._trace.cache_clear()
@@ -268,8 +285,8 @@ def test_one_run_tells_of_every_batch(deep: Path, monkeypatch: pytest.MonkeyPatc
         Step(kind, LENGTH, COMPLETION, rank=rank, targets=TARGETS) for kind in ("reward", "decode") for rank in (0, 4)
     ]
     told = [trace.trace(config, step).at_peak(7) for step in steps]
-    monkeypatch.setattr(trace, "ROWS", 7)
-    monkeypatch.setattr(trace, "split", lambda size: (size, 0))
+    monkeypatch.setattr(tracking, "ROWS", 7)
+    monkeypatch.setattr(tracking, "split", lambda size: (size, 0))
     trace._trace.cache_clear()
     assert [trace.trace(config, step).at_peak(7) for step in steps] == told
     trace._trace.cache_clear()
@@ -279,11 +296,17 @@ def test_experts_are_refused(perl: Any, tmp_path: Path) -> None:
     from transformers import MixtralConfig
 
     MixtralConfig(
-        vocab_size=400, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, num_local_experts=4, max_position_embeddings=256,
-    ).save_pretrained(tmp_path / "moe")  # fmt: skip
+        vocab_size=400,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        num_local_experts=4,
+        max_position_embeddings=256,
+    ).save_pretrained(tmp_path / "moe")
     words = ("estimate", "--model", tmp_path / "moe", "--gpu", "24GB", "--max-length", "200")
-    assert "sends tokens to experts by what they say" in perl(*words, code=2).output
+    assert "routes tokens to experts by their content" in perl(*words, code=2).output
 
 
 def test_code_that_asks_for_data_is_refused(deep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -298,17 +321,33 @@ def test_code_that_asks_for_data_is_refused(deep: Path, monkeypatch: pytest.Monk
 
 def test_a_run_asks_for_what_its_options_say(deep: Path, reward_run: Path) -> None:
     values = {
-        "model": str(deep), "reward": str(reward_run), "data": "coffee", "algorithm": "reinforce", "dtype": "float32",
-        "lora_r": 4, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 3, "max_length": 64,
-        "max_completion_length": 8, "set": ("gradient_checkpointing=true",), "output": "run",
-    }  # fmt: skip
+        "model": str(deep),
+        "reward": str(reward_run),
+        "data": "coffee",
+        "algorithm": "reinforce",
+        "dtype": "float32",
+        "lora_r": 4,
+        "per_device_train_batch_size": 2,
+        "gradient_accumulation_steps": 3,
+        "max_length": 64,
+        "max_completion_length": 8,
+        "set": ("gradient_checkpointing=true",),
+        "output": "run",
+    }
     model = plans.Model(str(deep))
     given = settings.resolve(settings.build(settings.Rl, values), {})
     plan = model.plan(given, model.arm_of(given))
     assert plan == Plan(
-        "rl", Arm("lora", 4), targets_of(deep), batch=2, length=64, completion=8, accumulation=3, checkpointing=True,
+        "rl",
+        Arm("lora", 4),
+        targets_of(deep),
+        batch=2,
+        length=64,
+        completion=8,
+        accumulation=3,
+        checkpointing=True,
         reinforce=True,
-    )  # fmt: skip
+    )
     full = settings.resolve(settings.build(settings.Reward, {"model": str(deep), "full": True, "output": "run"}), {})
     assert model.arm_of(full) == Arm("full")
 
@@ -337,16 +376,43 @@ def test_a_row_tells_its_peak_and_what_fits(deep: Path) -> None:
 
 
 def test_command(perl: Any, llama: Path) -> None:
-    out = perl("estimate", "rl", "--model", llama, "--arms", "full,lora", "--lora-r", "4", "--gpu", "1GB",
-               "--max-length", "64", "--max-completion-length", "16").output  # fmt: skip
+    out = perl(
+        "estimate",
+        "rl",
+        "--model",
+        llama,
+        "--arms",
+        "full,lora",
+        "--lora-r",
+        "4",
+        "--gpu",
+        "1GB",
+        "--max-length",
+        "64",
+        "--max-completion-length",
+        "16",
+    ).output
     assert "perl rl: bfloat16, batch 8 x 64 tokens (16 of them sampled, 4 passes per step)" in out
     assert "fits 1 GiB" in out
     assert "lora r=4, stock copies" in out
 
 
 def test_command_for_reinforce(perl: Any, llama: Path) -> None:
-    words = ("estimate", "rl", "--model", llama, "--arms", "lora", "--max-length", "32", "--max-completion-length", "8",
-             "--algorithm", "reinforce", "--json")  # fmt: skip
+    words = (
+        "estimate",
+        "rl",
+        "--model",
+        llama,
+        "--arms",
+        "lora",
+        "--max-length",
+        "32",
+        "--max-completion-length",
+        "8",
+        "--algorithm",
+        "reinforce",
+        "--json",
+    )
     row = json.loads(perl(*words).output)["stages"]["rl"][0]
     assert "value" in row["adapters"]
     assert "value" in {phase["name"] for phase in row["phases"]}

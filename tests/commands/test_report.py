@@ -30,12 +30,22 @@ def make(tmp_path: Path) -> Make:
     def run(name: str, settings: Any = None, seed: int = 0, seconds: float = 1.0, **values: Any) -> Path:
         folder = tmp_path / name
         folder.mkdir(parents=True)
-        record = RunRecord(**{
-            "command": "reward", "status": "finished", "seed": seed, "steps": 4, "started": "2026-01-02T03:04:05+00:00",
-            "settings": {**(settings or LORA), "seed": seed, "output": str(folder)}, "model": {"base": "org/base"},
-            "device": {"precision": "float32"}, "memory": {"training_mb": 500 * seconds}, "elapsed_seconds": 5.0,
-            "metrics": {"accuracy": 0.8, "accuracy_low": 0.7, "accuracy_high": 0.9, "rows": 100}, **values,
-        })  # fmt: skip
+        record = RunRecord(
+            **{
+                "command": "reward",
+                "status": "finished",
+                "seed": seed,
+                "steps": 4,
+                "started": "2026-01-02T03:04:05+00:00",
+                "settings": {**(settings or LORA), "seed": seed, "output": str(folder)},
+                "model": {"base": "org/base"},
+                "device": {"precision": "float32"},
+                "memory": {"training_mb": 500 * seconds},
+                "elapsed_seconds": 5.0,
+                "metrics": {"accuracy": 0.8, "accuracy_low": 0.7, "accuracy_high": 0.9, "rows": 100},
+                **values,
+            }
+        )
         write_json(folder / RECORD, dataclasses.asdict(record))
         rows = [
             {"step": n, STEP: seconds, STEP_CPU: seconds, "num_tokens": 10 * n, "loss": 1 / n} for n in (1, 2, 3, 4)
@@ -54,8 +64,10 @@ def test_runs_stand_side_by_side_with_full_tuning_as_the_baseline(make: Make) ->
     found = built(make("lora"), make("full", FULL, seconds=2.0), make("r4", LORA | {"lora_r": 4}))
     (comparison,) = found.comparisons
     assert [(arm.name, arm.kind, arm.rank, arm.is_baseline) for arm in comparison.arms] == [
-        ("full", "full", None, True), ("lora", "lora", 8, False), ("r4", "lora", 4, False),
-    ]  # fmt: skip
+        ("full", "full", None, True),
+        ("lora", "lora", 8, False),
+        ("r4", "lora", 4, False),
+    ]
     lora = comparison.arms[1]
     assert (lora.ratios["memory"], lora.ratios["speed"], lora.learning_rate) == (0.5, 2.0, 1e-3)
     assert (lora.model, lora.precision) == ("org/base", "float32")
@@ -68,8 +80,11 @@ def test_without_full_tuning_the_first_run_is_the_baseline_of_its_model(make: Ma
     large = {"model": {"base": "org/large"}}
     found = built(make("a"), make("b", LORA | {"lora_r": 4}), make("c", **large), make("d", FULL, **large))
     assert [(arm.name, arm.is_baseline) for arm in found.comparisons[0].arms] == [
-        ("a", True), ("b", False), ("d", True), ("c", False),
-    ]  # fmt: skip
+        ("a", True),
+        ("b", False),
+        ("d", True),
+        ("c", False),
+    ]
 
 
 def test_runs_that_differ_in_the_seed_alone_are_one_arm(make: Make) -> None:
@@ -102,9 +117,14 @@ def test_arms_are_named_by_their_folders(groups: list[list[str]], names: list[st
 
 @pytest.mark.parametrize(
     ("values", "kind"),
-    [({}, "-"), ({"full": True}, "full"), ({"full": False}, "lora"), ({"full": False, "use_dora": True}, "dora"),
-     ({"full": False, "peft": "ia3.json"}, "ia3.json")],
-)  # fmt: skip
+    [
+        ({}, "-"),
+        ({"full": True}, "full"),
+        ({"full": False}, "lora"),
+        ({"full": False, "use_dora": True}, "dora"),
+        ({"full": False, "peft": "ia3.json"}, "ia3.json"),
+    ],
+)
 def test_how_a_run_trained(values: dict[str, Any], kind: str) -> None:
     assert report.kind_of(values) == kind
 
@@ -150,8 +170,12 @@ def test_runs_that_did_not_end_stand_there_with_the_reason(make: Make, perl: Any
     make("broke", LORA | {"lora_r": 3}, status="failed", failure="loss is no number")
     make("stopped", LORA | {"lora_r": 4}, status="interrupted")
     text = perl("report", "done", *names).stdout
-    for line in ("going    still running, or killed", "memory   out of memory at 79.2 GB",
-                 "broke    failed: loss is no number", "stopped  interrupted"):  # fmt: skip
+    for line in (
+        "going    still running, or killed",
+        "memory   out of memory at 79.2 GB",
+        "broke    failed: loss is no number",
+        "stopped  interrupted",
+    ):
         assert f"\n{line}\n" in text
     alone = perl("report", "broke").stdout
     assert "No run finished: broke: failed: loss is no number." in alone and "Saved in" not in alone

@@ -40,8 +40,11 @@ def test_ratios_are_to_the_baseline_of_the_same_model(arm_of: Any) -> None:
     other = arm_of("full", 8.0, of_arm={"model": "org/large"})
     found = contrasts.compare("reward", [arm_of(), other, full, arm_of(of_arm={"model": "org/large"})])
     assert [(arm.model, arm.name) for arm in found.arms] == [
-        ("org/base", "full"), ("org/base", "lora r=16"), ("org/large", "full"), ("org/large", "lora r=16"),
-    ]  # fmt: skip
+        ("org/base", "full"),
+        ("org/base", "lora r=16"),
+        ("org/large", "full"),
+        ("org/large", "lora r=16"),
+    ]
     ratios = found.arms[1].ratios
     assert (ratios["memory"], ratios["speed"], ratios["cpu_speed"], ratios["tokens_per_second"]) == (0.5, 2, 2, 2)
     assert (ratios["trainable"], ratios["weights"], ratios["optimizer"]) == (0.01, 0.1, 1)
@@ -121,10 +124,12 @@ def test_the_paper_has_ratios_for_reward_and_rl_alone() -> None:
 def test_differences_are_told_once_with_the_runs_that_have_each_value() -> None:
     def record(**values: Any) -> RunRecord:
         return RunRecord(
-            settings={"seed": 0, "lora_r": 8, "max_length": 128, **values}, versions={"torch": "2.13"},
-            trl_settings={"seed": 0, "warmup_steps": values.get("warm", 0)}, device={"name": "CPU", "threads": 1},
+            settings={"seed": 0, "lora_r": 8, "max_length": 128, **values},
+            versions={"torch": "2.13"},
+            trl_settings={"seed": 0, "warmup_steps": values.get("warm", 0)},
+            device={"name": "CPU", "threads": 1},
             data={"train": {"fingerprint": "a", "kept": values.get("kept", 3), "tokens": {"p50": 2}}},
-        )  # fmt: skip
+        )
 
     same = {"a": record(), "b": record(lora_r=16, seed=1)}
     assert contrasts.differences(same, {"lora_r", "seed"}) == []

@@ -32,8 +32,12 @@ def test_a_stage_must_be_named() -> None:
 def test_full_tuning_comes_first_and_adapters_come_with_every_rank() -> None:
     chosen = given(arms="lora,full,lora-4bit", lora_r=(1, 8))
     assert [each.arm.name for each in jobs.plan(chosen, "reward")] == [
-        "full", "lora r=1", "lora r=8", "lora-4bit r=1", "lora-4bit r=8",
-    ]  # fmt: skip
+        "full",
+        "lora r=1",
+        "lora r=8",
+        "lora-4bit r=1",
+        "lora-4bit r=8",
+    ]
 
 
 def test_every_arm_has_what_makes_it_one() -> None:
@@ -124,9 +128,15 @@ def runs(chosen: settings.CompareFull, *, memory: bool = False) -> list[Job]:
 def test_arms_take_turns_over_seeds_and_repeats() -> None:
     found = runs(given(seed=(0, 5), repeats=2))
     assert [(job.arm.kind, job.seed, job.repeat) for job in found] == [
-        ("full", 0, 1), ("lora", 0, 1), ("lora", 5, 1), ("full", 5, 1),
-        ("full", 0, 2), ("lora", 0, 2), ("lora", 5, 2), ("full", 5, 2),
-    ]  # fmt: skip
+        ("full", 0, 1),
+        ("lora", 0, 1),
+        ("lora", 5, 1),
+        ("full", 5, 1),
+        ("full", 0, 2),
+        ("lora", 0, 2),
+        ("lora", 5, 2),
+        ("full", 5, 2),
+    ]
     assert [job.values["seed"] for job in found] == [0, 0, 5, 5] * 2
 
 
@@ -145,8 +155,11 @@ def test_one_model_needs_no_folder() -> None:
 def test_a_run_for_memory_is_short() -> None:
     found = runs(given(max_steps=100, seed=(3,)), memory=True)
     assert [(job.for_memory, job.values["max_steps"], job.seed) for job in found] == [
-        (True, 8, 3), (True, 8, 3), (False, 100, 3), (False, 100, 3),
-    ]  # fmt: skip
+        (True, 8, 3),
+        (True, 8, 3),
+        (False, 100, 3),
+        (False, 100, 3),
+    ]
     assert [job.values.get("max_eval_samples") for job in found] == [8, 8, None, None]
     assert runs(given(max_steps=2), memory=True)[0].values["max_steps"] == 2
     assert "max_eval_samples" not in jobs.for_memory("rl", {})

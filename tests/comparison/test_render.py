@@ -51,11 +51,19 @@ def rl(arm_of: Any) -> Comparison:
 
 
 def report(*comparisons: Comparison, **values: Any) -> Report:
-    return Report(**{
-        "title": "A title", "command": "perl compare-full reward", "status": "finished", "versions": {"torch": "2.13"},
-        "started": "2026-01-02T03:04:05+00:00", "device": {"type": "cpu", "name": "CPU", "threads": 2},
-        "elapsed_seconds": 61.0, "comparisons": list(comparisons), **values,
-    })  # fmt: skip
+    return Report(
+        **{
+            "title": "A title",
+            "command": "perl compare-full reward",
+            "status": "finished",
+            "versions": {"torch": "2.13"},
+            "started": "2026-01-02T03:04:05+00:00",
+            "device": {"type": "cpu", "name": "CPU", "threads": 2},
+            "elapsed_seconds": 61.0,
+            "comparisons": list(comparisons),
+            **values,
+        }
+    )
 
 
 @pytest.fixture
@@ -76,13 +84,20 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 @pytest.mark.parametrize(
     ("word", "value", "text"),
     [
-        (words.count, 999, "999"), (words.count, 32_896, "32.9k"), (words.count, 134_515_008, "135M"),
-        (words.count, 1.7e9, "1.7B"), (words.count, 999_950, "1M"),
-        (words.share, 0.374, "37%"), (words.share, 0.043, "4.3%"), (words.share, 0.0008, "0.08%"),
+        (words.count, 999, "999"),
+        (words.count, 32_896, "32.9k"),
+        (words.count, 134_515_008, "135M"),
+        (words.count, 1.7e9, "1.7B"),
+        (words.count, 999_950, "1M"),
+        (words.share, 0.374, "37%"),
+        (words.share, 0.043, "4.3%"),
+        (words.share, 0.0008, "0.08%"),
         (words.share, 2.67, "267%"),
-        (words.times, 1.9, "1.90x"), (words.times, 0.854, "0.85x"), (words.times, 12.34, "12.3x"),
+        (words.times, 1.9, "1.90x"),
+        (words.times, 0.854, "0.85x"),
+        (words.times, 12.34, "12.3x"),
     ],
-)  # fmt: skip
+)
 def test_figures_in_words(word: Any, value: float, text: str) -> None:
     assert word(value) == text
 
@@ -182,8 +197,11 @@ def test_arms_without_figures_stand_in_the_table_with_the_reason(ended: Comparis
 @pytest.mark.parametrize("width", [80, 100])
 def test_a_terminals_lines_fit_whatever_the_names(width: int, arm_of: Any, ended: Comparison, rl: Comparison) -> None:
     models = [f"organisation/a-model-with-a-really-long-name-{size}b-instruct" for size in (1, 2)]
-    arms = [arm_of(name, metrics=accuracy(0.8), of_arm={"model": model, "predicted_mb": 1.0})
-            for model in models for name in ("full", "lora r=16")]  # fmt: skip
+    arms = [
+        arm_of(name, metrics=accuracy(0.8), of_arm={"model": model, "predicted_mb": 1.0})
+        for model in models
+        for name in ("full", "lora r=16")
+    ]
     text = terminal.text(report(contrasts.compare("reward", arms, ["word " * 60]), ended, rl), width)
     assert max(map(len, text.splitlines())) <= width
     assert "of full" in text and "accuracy" in text
@@ -218,10 +236,17 @@ def test_markdown_holds_everything(two: Comparison, rl: Comparison) -> None:
     speed = "2.00x (2.00x by the clock, 2.00x by CPU time)"
     assert f"| lora r=16 \\[1] | 100 (1.00%) | 1.05 GB | 38% | 0.750 (0.625 to 0.875) | {speed} |" in text
     for part in (
-        "1. accuracy: +0.2 points", "| memory | 38% | 43.1% |", "> **Warning.** rows differ", "kB (100% of the",
-        "![A picture.](plots/a.png)", "seconds per step", "- versions: torch 2.13", "| full | full | - | 1e-05 |",
-        "Every arm: model org/base; precision float32; steps 4; seeds 0.", "$ perl reward --seed 0",
-    ):  # fmt: skip
+        "1. accuracy: +0.2 points",
+        "| memory | 38% | 43.1% |",
+        "> **Warning.** rows differ",
+        "kB (100% of the",
+        "![A picture.](plots/a.png)",
+        "seconds per step",
+        "- versions: torch 2.13",
+        "| full | full | - | 1e-05 |",
+        "Every arm: model org/base; precision float32; steps 4; seeds 0.",
+        "$ perl reward --seed 0",
+    ):
         assert part in text, part
     assert text.index("a.png") < text.index("## Reinforcement learning") < text.index("b.png")
     for block in re.findall(r"(?:^\|.*\n)+", text, re.M):
@@ -289,8 +314,11 @@ def test_the_baselines_memory_is_100_per_cent(two: Comparison, tmp_path: Path, d
 def test_no_words_leave_their_picture_or_lie_on_each_other(
     two: Comparison, ended: Comparison, rl: Comparison, arm_of: Any, tmp_path: Path, drawn: list[Any]
 ) -> None:
-    many = [arm_of(name, metrics=accuracy(0.7), of_arm={"model": f"org/a-model-with-a-long-name-{size}"})
-            for size in "abc" for name in ("full", "lora-4bit r=16")]  # fmt: skip
+    many = [
+        arm_of(name, metrics=accuracy(0.7), of_arm={"model": f"org/a-model-with-a-long-name-{size}"})
+        for size in "abc"
+        for name in ("full", "lora-4bit r=16")
+    ]
     pictures.draw(report(two, ended, rl, contrasts.compare("reward", many)), tmp_path)
     assert len(drawn) == 8
     for figure in drawn:
@@ -398,10 +426,18 @@ def test_the_page_begins_with_the_finding_and_holds_the_rest(
     assert [tag for tag, _ in page.seen].count("h1") == 1
     assert told.index("LoRA r=16 trains the reward model in 38%") < told.index("LoRA r=16 trains the policy by RL")
     for part in (
-        "78.2%", "76.2% to 80.2%", "within the ±3.0", "43.1%", "rows differ", "Where a step's time goes",
-        "CPU, 2 threads", "torch 2.13", "perl compare-full reward", "The comparison is running",
+        "78.2%",
+        "76.2% to 80.2%",
+        "within the ±3.0",
+        "43.1%",
+        "rows differ",
+        "Where a step's time goes",
+        "CPU, 2 threads",
+        "torch 2.13",
+        "perl compare-full reward",
+        "The comparison is running",
         "2026-01-02 03:04:05 UTC",
-    ):  # fmt: skip
+    ):
         assert part in told, part
     failed = page_of(report(ended), tmp_path)
     assert "out of memory at 79.2 GB (predicted 112 GB)" in failed.texts
@@ -426,8 +462,14 @@ def test_no_text_becomes_markup_in_the_page(arm_of: Any, tmp_path: Path) -> None
     arms = [arm(PLANTED, metrics=accuracy(0.5)), arm(f'"{PLANTED}', status="failed", failure=PLANTED)]
     for made in arms:
         made.runs[0].folder = made.runs[0].command = f'x" onload="{PLANTED}'
-    values = {"title": PLANTED, "command": PLANTED, "versions": {PLANTED: PLANTED}, "git_commit": PLANTED,
-              "device": {"name": PLANTED}, "started": PLANTED}  # fmt: skip
+    values = {
+        "title": PLANTED,
+        "command": PLANTED,
+        "versions": {PLANTED: PLANTED},
+        "git_commit": PLANTED,
+        "device": {"name": PLANTED},
+        "started": PLANTED,
+    }
     page = page_of(report(contrasts.compare("reward", arms, [PLANTED]), **values), tmp_path)
     assert "script" not in {tag for tag, _ in page.seen}
     assert not any("onload" in given for _, given in page.seen)

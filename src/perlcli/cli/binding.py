@@ -41,10 +41,8 @@ Action = Callable[[Any], None]
 
 
 def command(app: typer.Typer, name: str) -> Callable[[Action], Callable[..., None]]:
-    """Registers a function of one settings object as the command `name`, with an option for every setting.
-
-    The first word of a name of two words, such as `data check`, is the name of the app.
-    """
+    """Registers a function of one settings object as the command `name`, with an option for every setting. The first
+    word of a name of two words, such as `data check`, is the name of the app."""
     stage = definitions.ALL_COMMANDS[name]
 
     def register(function: Action) -> Callable[..., None]:
@@ -78,10 +76,8 @@ class Group(TyperGroup):
 
 
 class Command(TyperCommand):
-    """A command whose help lists its options by panel, in plain text.
-
-    Importing rich would take longer than everything else, and rich cuts the names of options in 80 columns.
-    """
+    """A command whose help lists its options by panel, in plain text. Importing rich would take longer than everything
+    else, and rich cuts the names of options in 80 columns."""
 
     def parse_args(self, ctx: Context, args: list[str]) -> list[str]:
         with usage_errors(ctx):

@@ -26,10 +26,8 @@ UsageError = cast(type[Exception], typer.BadParameter.__mro__[1])
 
 
 def with_boundary(action: Callable[[], None], *, debug: bool) -> None:
-    """Runs the action. Errors become lines on standard error and an exit code; --debug adds the traceback.
-
-    Raises typer.Exit, and with --debug any error that is not a PerlError.
-    """
+    """Runs the action. Errors become lines on standard error and an exit code; --debug adds the traceback. Raises
+    typer.Exit, and with --debug any error that is not a PerlError."""
     try:
         action()
     except PerlError as error:

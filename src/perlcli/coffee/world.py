@@ -133,10 +133,8 @@ def parse(text: str) -> Order | None:
 
 
 def gold(completion: str, order: str) -> bool:
-    """Whether the completion is exactly one call for the order, with its details in any sequence.
-
-    Raises ValueError if `order` is not a call.
-    """
+    """Whether the completion is exactly one call for the order, with its details in any sequence. Raises ValueError if
+    `order` is not a call."""
     wanted = parse(order)
     if wanted is None:
         raise ValueError(f"not an order: {order!r}")

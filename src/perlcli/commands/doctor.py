@@ -55,10 +55,8 @@ def findings() -> Iterator[Finding]:
 
 
 def apart(names: list[str]) -> Iterator[Finding]:
-    """The findings of these checks, run in another process; removes those that ran from the list.
-
-    If the process dies, the check that it was running has failed, and those after it stay on the list.
-    """
+    """The findings of these checks, run in another process; removes those that ran from the list. If the process dies,
+    the check that it was running has failed, and those after it stay on the list."""
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log:
         with subprocess.Popen(
             [*CHILD, *names], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, encoding="utf-8",

@@ -19,8 +19,7 @@ from perlcli.terminal import say
 STAGES: tuple[settings.Use, ...] = get_args(settings.Use)
 ASSUMED = (
     "GB are 10^9 bytes, at the moment when the most is held. Assumed: every row has the full length; AdamW in float32. "
-    "On a GPU the peak includes {} MB for cuBLAS, and to fit, the peak, 5 % of it and 600 MB for the driver must be "
-    "free."
+    "On a GPU the peak includes {} MB for cuBLAS; an arm fits if its peak, plus 5 % and 600 MB for the driver, does."
 )
 Rows = Mapping[settings.Use, Sequence[Row]]
 

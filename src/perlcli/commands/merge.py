@@ -50,10 +50,8 @@ def run(given: settings.Merge) -> RunRecord | None:
 
 
 def write(prepared: Merging, values: ModelSettings) -> None:
-    """Measure, merge, measure again, save and reload, with one model in memory at a time.
-
-    `values` are the precision to merge in. Raises RunFailed if the merged or the saved model is not the adapted one.
-    """
+    """Measure, merge, measure again, save and reload, with one model in memory at a time. `values` are the precision to
+    merge in. Raises RunFailed if the merged or the saved model is not the adapted one."""
     run, own = prepared.run, trained_in(prepared.source, trust_remote_code=values.trust_remote_code)
     rows = merging.measured_rows(prepared)
     trained, used = device.precision(own) if own else None, device.precision(values)
@@ -172,10 +170,8 @@ def _default_output(name: str) -> str:
 
 
 def _check_apart(source: Source, output: str) -> None:
-    """Raises PerlError if the output would touch what is merged, even with --overwrite.
-
-    A Hub id counts as a folder of that name: once such a folder exists, it would be taken for the base.
-    """
+    """Raises PerlError if the output would touch what is merged, even with --overwrite. A Hub id counts as a folder of
+    that name: once such a folder exists, it would be taken for the base."""
     out = Path(output).expanduser().resolve()
     for what, place in (("base", source.base), ("adapter", str(source.adapter))):
         folder = Path(place).resolve()

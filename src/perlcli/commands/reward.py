@@ -49,10 +49,8 @@ def trainer_args(given: settings.Reward) -> RewardConfig:
 
 
 def pos_weight(prepared: Prepared[settings.Reward], config: RewardConfig, rows: Dataset) -> float | None:
-    """The weight of thumbs-up rows in the loss, noted with the balance that it corrects; None for pairs.
-
-    Raises PerlError if all rows have the same label, and for a TRL setting that only applies to pairs.
-    """
+    """The weight of thumbs-up rows in the loss, noted with the balance that it corrects; None for pairs. Raises
+    PerlError if all rows have the same label, and for a TRL setting that only applies to pairs."""
     wanted = prepared.settings.thumbs.pos_weight
     if "label" not in rows.column_names:
         prepared.run.note("loss on pairs: -log sigmoid(score of chosen - score of rejected)")

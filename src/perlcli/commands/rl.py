@@ -125,10 +125,8 @@ def build_trainer(
 
 
 def check_start(trainer: Any, prepared: Prepared[settings.Rl], anchor: Anchor, first: Probe) -> None:
-    """Keep the probe, and note the KL to the anchor before the first step.
-
-    Raises RunFailed if it isn't 0 for a policy that starts at its anchor.
-    """
+    """Keep the probe, and note the KL to the anchor before the first step. Raises RunFailed if it isn't 0 for a policy
+    that starts at its anchor."""
     run = prepared.run
     run.record.guards["probe"] = first.summary()
     if not trainer.beta:

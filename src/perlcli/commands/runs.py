@@ -330,10 +330,8 @@ def steps_of(row: Row) -> str:
 
 
 def fitted(rows: list[list[str]], width: int) -> list[list[str]]:
-    """The cells with long names cut so that the table fits `width` columns, if possible.
-
-    rich's Table would drop the last columns on a narrow terminal: it applies minimum widths only after shrinking.
-    """
+    """The cells with long names cut so that the table fits `width` columns, if possible. rich's Table would drop the
+    last columns on a narrow terminal: it applies minimum widths only after shrinking."""
     for column, least in CUT:
         widths = [max(map(len, cells)) for cells in zip(HEADER, *rows, strict=True)]
         excess = sum(widths) + 2 * (len(widths) - 1) - width

@@ -20,10 +20,8 @@ NO_MEMORY = ("outofmemoryerror", "out of memory", "memoryerror", "can't allocate
 
 
 def of_run(folder: Path, command: str = "", *, shown: str = "", repeat: int = 1) -> RunFigures:
-    """The figures of the run in this folder; `shown` is the folder as the report names it.
-
-    Raises PerlError if there is no run.
-    """
+    """The figures of the run in this folder; `shown` is the folder as the report names it. Raises PerlError if there is
+    no run."""
     record = read_record(folder)
     steps = _steps(folder / METRICS)
     counted = steps[min(WARM_UP, max(0, len(steps) - 1)) :]

@@ -109,10 +109,8 @@ def plan(given: settings.CompareFull, stage: str) -> list[Planned]:
 
 
 def given_values(given: settings.CompareFull, stage: str) -> Values:
-    """What the user set for a stage, on top of what --recipe or the embedded default sets.
-
-    Raises PerlError for an option that no compared stage has.
-    """
+    """What the user set for a stage, on top of what --recipe or the embedded default sets. Raises PerlError for an
+    option that no compared stage has."""
     defaults = {item.name: item.default for item in settings.options(type(given))}
     named = {name: value for name, value in settings.flat(given).items() if name not in OWN and value != defaults[name]}
     _refuse_foreign(named, stages(given))
@@ -137,10 +135,8 @@ def _refuse_foreign(named: Values, wanted: Sequence[str]) -> None:
 
 
 def ranks(given: settings.CompareFull, model: str | None, values: Mapping[str, Any]) -> list[int | None]:
-    """The ranks to compare on a model: the user's, else the recipe's or preset's, else the general default.
-
-    An adapter keeps its own rank (None). Raises PerlError if the user gives ranks for one.
-    """
+    """The ranks to compare on a model: the user's, else the recipe's or preset's, else the general default. An adapter
+    keeps its own rank (None). Raises PerlError if the user gives ranks for one."""
     if not is_adapter(model):
         return list(given.lora.lora_r) or [values.get("lora_r") or DEFAULT_RANK]
     if given.lora.lora_r:
@@ -149,10 +145,8 @@ def ranks(given: settings.CompareFull, model: str | None, values: Mapping[str, A
 
 
 def module_sets(given: settings.CompareFull, model: str | None) -> list[str]:
-    """The sets of modules to compare on a model; none if the user gives none.
-
-    Raises PerlError if the user gives several for an adapter, which keeps its own.
-    """
+    """The sets of modules to compare on a model; none if the user gives none. Raises PerlError if the user gives
+    several for an adapter, which keeps its own."""
     words = given.lora.lora_target_modules
     sets = [] if words is None else arms.parse_module_sets(words)
     if len(sets) > 1 and is_adapter(model):
@@ -196,9 +190,7 @@ def for_memory(stage: str, values: Values) -> Values:
 
 def jobs(given: settings.CompareFull, stage: str, planned: Sequence[Planned], *, memory: bool) -> Iterator[Job]:
     """The runs of a stage in order: first those for memory if that is measured separately, then by repeat and seed.
-
-    Every other round goes through arms and models in reverse, so that none always runs first.
-    """
+    Every other round goes through arms and models in reverse, so that none always runs first."""
     if memory:
         for each in planned:
             values, folder = for_memory(stage, each.values), each.folder / "memory"

@@ -96,10 +96,8 @@ def sft_model(state: State, job: Job) -> str:
 
 
 def first_run(state: State, stage: str, job: Job) -> Path:
-    """The run of an earlier stage that a job builds on: the first adapter's, with the first seed.
-
-    Raises RunFailed if it did not finish.
-    """
+    """The run of an earlier stage that a job builds on: the first adapter's, with the first seed. Raises RunFailed if
+    it did not finish."""
     of_model = [other for other in state.jobs(stage) if other.model == job.model and not other.for_memory]
     first = next((other for other in of_model if not other.arm.is_full), of_model[0])
     folder = state.run_folder(first)

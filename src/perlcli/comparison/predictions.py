@@ -15,9 +15,7 @@ from perlcli.memory.prediction import device_bytes
 
 def text(planned: Mapping[str, Sequence[Planned]], gpu: str | None) -> str:
     """A table for each stage and model: which arms fit, and with which batch, on a GPU of this size or on this one.
-
-    Raises PerlError for a model whose memory can't be predicted.
-    """
+    Raises PerlError for a model whose memory can't be predicted."""
     limit = plans.parse_gpu(gpu) if gpu else device_bytes()
     on_gpu = True if gpu else None
     parts = []

@@ -29,10 +29,8 @@ class TokenCache:
         self._unchecked = LOOK  # bytes written since the last check; the first write checks
 
     def ids(self, texts: Sequence[str], kind: str, encode: Callable[[], list[Ids]]) -> list[Ids]:
-        """The ids of each text: from the file of exactly these texts, else from `encode`, and then cached.
-
-        `kind` is part of the key, for whatever else the ids depend on. A cache that can't be written is not an error.
-        """
+        """The ids of each text: from the file of exactly these texts, else from `encode`, and then cached. `kind` is
+        part of the key, for whatever else the ids depend on. A cache that can't be written is not an error."""
         if len(texts) < FEWEST:
             return encode()
         key = self._start.copy()
@@ -75,10 +73,8 @@ def make_room(folder: Path) -> None:
 
 
 def write(path: Path, rows: list[Ids]) -> int:
-    """Write the length of each row, then all ids, then a checksum, and return the number of bytes.
-
-    The file is written under a temporary name and renamed when it is complete.
-    """
+    """Write the length of each row, then all ids, then a checksum, and return the number of bytes. The file is written
+    under a temporary name and renamed when it is complete."""
     content = array("i", [len(row) for row in rows])
     for row in rows:
         content.extend(row)

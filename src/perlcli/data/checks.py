@@ -144,10 +144,8 @@ def labels(rows: Iterable[Row]) -> dict[str, int]:
 
 
 def prompt_digest(row: Row) -> bytes:
-    """A digest that is the same for rows with the same prompt, apart from white space.
-
-    If a conversation has no separate prompt, the messages before its first answer count; of a text, all of it.
-    """
+    """A digest that is the same for rows with the same prompt, apart from white space. If a conversation has no
+    separate prompt, the messages before its first answer count; of a text, all of it."""
     return hashlib.sha256(json.dumps(_normalised(_prompt_of(row))).encode()).digest()
 
 

@@ -78,10 +78,8 @@ def is_missing(value: object) -> bool:
 
 
 def label(raw: Raw, name: str = "label") -> bool | None:
-    """Thumbs up or down, in any of its spellings; None if the row has no label.
-
-    Any other value is an error, and not only a dropped row: the column may be on a scale on which 1 is bad.
-    """
+    """Thumbs up or down, in any of its spellings; None if the row has no label. Any other value is an error, and not
+    only a dropped row: the column may be on a scale on which 1 is bad."""
     value = raw.get(name)
     if is_missing(value):
         return None

@@ -85,10 +85,8 @@ class Fitting:
 def fit(
     data: Data, longest: int, tokens: Tokens, *, on_long: str = "drop", render: Renderer | None = None
 ) -> list[Columns]:
-    """The columns of all rows within the length; `data` then has only those rows.
-
-    Raises PerlError if no row is left, or if longer rows are refused.
-    """
+    """The columns of all rows within the length; `data` then has only those rows. Raises PerlError if no row is left,
+    or if longer rows are refused."""
     return list(fitted(data, longest, tokens, on_long=on_long, render=render))
 
 

@@ -172,9 +172,7 @@ class Converter:
 
     def take(self, number: int, item: SourceRow) -> list[Row]:
         """The rows that a row of the source becomes: none if it is dropped or has an error, both of which are counted.
-
-        Raises PerlError for the first row if its format does not serve the use.
-        """
+        Raises PerlError for the first row if its format does not serve the use."""
         if item.raw is None:
             self.faults.add(f"{item.place}: {item.fault}")
             return []

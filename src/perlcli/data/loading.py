@@ -74,10 +74,8 @@ class Intake:
 def load(
     source: str | None, use: str, *, split: str = "train", chat: bool = True, options: DataSettings | None = None
 ) -> Data:
-    """All rows of a source for a use, with their report; None or `coffee` is the embedded data.
-
-    Raises PerlError if the source can't be read, if rows have errors, or if none is left.
-    """
+    """All rows of a source for a use, with their report; None or `coffee` is the embedded data. Raises PerlError if the
+    source can't be read, if rows have errors, or if none is left."""
     options = options or DataSettings()
     intake = Intake(source, use, split, chat=chat, options=options)
     rows, numbers = [], []
@@ -93,10 +91,8 @@ def load(
 
 
 def read(source: str | None, use: str, split: str, options: DataSettings) -> sources.Rows:
-    """The source's rows as they are, which the caller must close; only the embedded rows depend on the use.
-
-    Raises PerlError if the source can't be read.
-    """
+    """The source's rows as they are, which the caller must close; only the embedded rows depend on the use. Raises
+    PerlError if the source can't be read."""
     if not is_embedded(source):
         return sources.read(str(source), split, options)
     if options.subset is not None or options.split is not None:

@@ -200,10 +200,8 @@ def _spelled(said: object) -> str:
 
 
 def read_dialog(raw: Raw, chat: bool) -> list[Row]:
-    """A dialog: one row for each thing that the agent says or calls, with everything before it as the prompt.
-
-    The rows have the same form as the reward rows.
-    """
+    """A dialog: one row for each thing that the agent says or calls, with everything before it as the prompt. The rows
+    have the same form as the reward rows."""
     lines: list[str] = []
     rows: list[Row] = []
     for turn in listed(raw, "utterances", "turns"):

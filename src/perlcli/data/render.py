@@ -29,10 +29,8 @@ FORESEEN = 1_000_000  # ids that are kept in memory, at about 36 bytes each
 
 
 class Renderer:
-    """Turns prompts and completions into token ids with one tokenizer.
-
-    `eos_ids` are ids that end a completion in addition to the tokenizer's EOS. Raises PerlError if it has none.
-    """
+    """Turns prompts and completions into token ids with one tokenizer. `eos_ids` are ids that end a completion in
+    addition to the tokenizer's EOS. Raises PerlError if it has none."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, eos_ids: Sequence[int] = ()) -> None:
         self.tokenizer = tokenizer
@@ -52,10 +50,8 @@ class Renderer:
         return bool(self.tokenizer.chat_template)
 
     def foresee(self, rows: Sequence[Row]) -> None:
-        """Encode all that the rows will need at once, which is several times faster with a fast tokenizer.
-
-        The ids are the same. Only the latest are kept; the others are encoded when they are needed.
-        """
+        """Encode all that the rows will need at once, which is several times faster with a fast tokenizer. The ids are
+        the same. Only the latest are kept; the others are encoded when they are needed."""
         if not self.tokenizer.is_fast:
             return
         needed = [content for row in rows for content in _needed(row)]
@@ -117,10 +113,8 @@ class Renderer:
         return list(self.tokenizer(text)["input_ids"]) if known is None else list(known)
 
     def prompt_ids(self, prompt: Content) -> Ids:
-        """The tokens that a policy is given, as TRL's trainers make them.
-
-        Raises PerlError if a conversation can't be rendered.
-        """
+        """The tokens that a policy is given, as TRL's trainers make them. Raises PerlError if a conversation can't be
+        rendered."""
         if isinstance(prompt, str):
             return self._encode(prompt)
         return self._template(prompt, is_prompt=True)
@@ -165,10 +159,8 @@ class Renderer:
         return bool(written) and written[-1] in self.eos_ids
 
     def assistant_mask(self, messages: list[Message]) -> list[int]:
-        """1 for each token of `whole_ids` that the assistant says, else 0.
-
-        Raises PerlError if the chat template has no `{% generation %}` marks.
-        """
+        """1 for each token of `whole_ids` that the assistant says, else 0. Raises PerlError if the chat template has no
+        `{% generation %}` marks."""
         rendered: Any = self.tokenizer.apply_chat_template(
             messages, return_dict=True, return_assistant_tokens_mask=True
         )

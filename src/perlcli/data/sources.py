@@ -200,10 +200,8 @@ def _split_of(source: str, splits: list[str], side: str, options: DataSettings) 
 
 
 def _read_hub(source: str, side: str, options: DataSettings) -> Rows:
-    """The rows of a Hub dataset, from the cache of datasets, so that a second run needs no network.
-
-    A split may be a slice or a sum in the syntax of datasets, like `train[:1000]`.
-    """
+    """The rows of a Hub dataset, from the cache of datasets, so that a second run needs no network. A split may be a
+    slice or a sum in the syntax of datasets, like `train[:1000]`."""
     is_part = options.split is not None and any(mark in options.split for mark in "[+")
     split = options.split if is_part else _split_of(source, _hub_splits(source, options), side, options)
     import datasets

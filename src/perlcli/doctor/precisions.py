@@ -69,10 +69,8 @@ def compare(name: str) -> Comparison:
 
 
 def in_float64(model: torch.nn.Module) -> torch.nn.Module:
-    """The same weights in float64 on the CPU: float32 without its rounding.
-
-    The model must not have run yet: 8-bit layers discard their scales when they do.
-    """
+    """The same weights in float64 on the CPU: float32 without its rounding. The model must not have run yet: 8-bit
+    layers discard their scales when they do."""
     plain = adapted(PRECISIONS["float32"]).cpu()
     held = dict(model.named_modules())
     for name, module in plain.named_modules():

@@ -61,10 +61,8 @@ class Model:
         return row_of(self.shape, self.plan(given, self.arm_of(given), on_gpu=on_gpu), limit)
 
     def arm_of(self, given: settings.Training) -> Arm:
-        """The arm of a run on this model; if the model is an adapter, with that adapter's rank and modules.
-
-        Raises PerlError for an adapter that is neither LoRA nor DoRA.
-        """
+        """The arm of a run on this model; if the model is an adapter, with that adapter's rank and modules. Raises
+        PerlError for an adapter that is neither LoRA nor DoRA."""
         if given.lora.peft:
             raise PerlError(
                 f"--peft {given.lora.peft}: memory is only predicted for LoRA and DoRA",
@@ -82,10 +80,8 @@ class Model:
         return Arm(kind, lora.r, names)
 
     def plan(self, given: settings.Training, arm: Arm, *, on_gpu: bool | None = None) -> Plan:
-        """What `perl STAGE` with these resolved settings would do under an arm.
-
-        `on_gpu` is None for the machine that this runs on. Raises PerlError for modules that the model lacks.
-        """
+        """What `perl STAGE` with these resolved settings would do under an arm. `on_gpu` is None for the machine that
+        this runs on. Raises PerlError for modules that the model lacks."""
         if on_gpu is None:
             on_gpu = device_bytes() is not None
         checkpointing = _checkpointing(given)

@@ -127,10 +127,8 @@ def _is_dora(config: PeftConfig) -> bool:
 
 
 def asked(lora: LoraSettings, task: str) -> PeftConfig:
-    """The peft config of a new adapter, before its modules are chosen, which depend on the model.
-
-    `task` is peft's name for what the stage trains. Raises PerlError for a --peft file that can't be used.
-    """
+    """The peft config of a new adapter, before its modules are chosen, which depend on the model. `task` is peft's name
+    for what the stage trains. Raises PerlError for a --peft file that can't be used."""
     if lora.peft is not None:
         return read(lora.peft, task)
     rank, alpha = int(lora.lora_r or 0), int(lora.lora_alpha or 0)  # resolved before a model is loaded
@@ -168,10 +166,8 @@ def dropout_of(lora: LoraSettings, task: str) -> float:
 
 
 def try_on(lora: LoraSettings, model: nn.Module, task: str) -> int:
-    """How many parameters a new adapter has, tried on a model without weights, which it changes.
-
-    Raises PerlError if peft can't put it on this model.
-    """
+    """How many parameters a new adapter has, tried on a model without weights, which it changes. Raises PerlError if
+    peft can't put it on this model."""
     config: Any = on_model(lora, model, task)
     config.modules_to_save = None
     where = f"--peft {lora.peft}" if lora.peft else words(config)

@@ -10,10 +10,8 @@ import torch
 def padded(
     rows: Sequence[list[int]], pad: int, device: torch.device | str = "cpu", *, on_left: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows of token ids as one tensor and its attention mask, both of shape (rows, longest row).
-
-    Padding is on the right, for scoring and training, or on the left, for generation.
-    """
+    """Rows of token ids as one tensor and its attention mask, both of shape (rows, longest row). Padding is on the
+    right, for scoring and training, or on the left, for generation."""
     longest = max(map(len, rows))
     ids, mask = [], []
     for row in rows:

@@ -17,18 +17,14 @@ from perlcli.settings import ModelSettings
 
 
 def load_causal(source: Source, settings: ModelSettings) -> PreTrainedModel:
-    """The base as a causal language model, frozen, on the device, ready for adapters.
-
-    Raises PerlError if it can't be loaded.
-    """
+    """The base as a causal language model, frozen, on the device, ready for adapters. Raises PerlError if it can't be
+    loaded."""
     return _load(AutoModelForCausalLM, source.base, settings)
 
 
 def load_classifier(source: Source, settings: ModelSettings, pad_token_id: int) -> PreTrainedModel:
-    """The base with a head for one score, frozen; the head is fresh unless the base is a sequence classifier.
-
-    Raises PerlError if it can't be loaded.
-    """
+    """The base with a head for one score, frozen; the head is fresh unless the base is a sequence classifier. Raises
+    PerlError if it can't be loaded."""
     model = _load(AutoModelForSequenceClassification, source.base, settings, num_labels=1)
     config = model.config.get_text_config()
     config.pad_token_id = pad_token_id

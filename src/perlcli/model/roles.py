@@ -32,9 +32,7 @@ OF_ADAPTERS = re.compile(rf"(^|\.)(({'|'.join(map(re.escape, adapters_module.PRE
 
 def new_adapter(model: PreTrainedModel, settings: LoraSettings, task: str) -> PeftModel:
     """The model with a fresh, trainable adapter; `task` is peft's CAUSAL_LM, or SEQ_CLS to train the head as well.
-
-    Raises PerlError if the adapter doesn't fit the model.
-    """
+    Raises PerlError if the adapter doesn't fit the model."""
     adapted: Any = get_peft_model(model, adapters_module.on_model(settings, model, task))
     as_float32(adapted)
     begin_at_base(adapted, POLICY)
@@ -77,10 +75,8 @@ def load_adapter(model: PreTrainedModel, folder: str, *, trainable: bool) -> Pef
 
 
 def add_adapter(model: PeftModel, folder: str, name: str) -> None:
-    """Add a saved adapter to the model, frozen, next to the policy's, which stays active.
-
-    Raises PerlError if the adapter doesn't fit.
-    """
+    """Add a saved adapter to the model, frozen, next to the policy's, which stays active. Raises PerlError if the
+    adapter doesn't fit."""
     check_adapter_weights(folder)
     was_training = model.training
     try:
@@ -103,20 +99,16 @@ def missing_keys_are_errors(folder: str, missing: Sequence[str]) -> None:
 
 
 def attach_reward(policy: PeftModel, folder: str, name: str = REWARD) -> torch.Tensor:
-    """Add a reward adapter to the policy's base, frozen; returns its head, (1, hidden), in the base's dtype.
-
-    Raises PerlError if the adapter doesn't fit the base, or has no head.
-    """
+    """Add a reward adapter to the policy's base, frozen; returns its head, (1, hidden), in the base's dtype. Raises
+    PerlError if the adapter doesn't fit the base, or has no head."""
     add_adapter(policy, folder, name)
     dtype = policy.dtype if policy.dtype.is_floating_point else torch.bfloat16
     return read_head(folder).to(device_of(policy), dtype)
 
 
 def read_head(folder: str) -> torch.Tensor:
-    """The weight of the head in a reward adapter's folder, (1, hidden).
-
-    Raises PerlError if it can't be read, or has no head: TRL's default task type saves none.
-    """
+    """The weight of the head in a reward adapter's folder, (1, hidden). Raises PerlError if it can't be read, or has no
+    head: TRL's default task type saves none."""
     path = Path(folder) / ADAPTER_WEIGHTS if Path(folder).is_dir() else of_hub(folder, ADAPTER_WEIGHTS)
     try:
         with safe_open(str(path), framework="pt") as file:
@@ -133,10 +125,8 @@ def read_head(folder: str) -> torch.Tensor:
 
 
 def round_head(model: PeftModel, dtype: torch.dtype) -> None:
-    """Round the trained head to `dtype`, in which a plain load of the base will hold it, and keep it there.
-
-    peft loads a head into a module of the base's dtype; rounding it before it is saved keeps the scores the same.
-    """
+    """Round the trained head to `dtype`, in which a plain load of the base will hold it, and keep it there. peft loads
+    a head into a module of the base's dtype; rounding it before it is saved keeps the scores the same."""
     for name, parameter in model.named_parameters():
         if "modules_to_save" in name and is_of(POLICY, name):
             parameter.data = parameter.data.to(dtype)
@@ -152,10 +142,8 @@ def copy_policy_to_anchor(model: PeftModel) -> None:
 
 
 def as_float32(model: PeftModel, *, head: bool = True) -> PeftModel:
-    """Keep every adapter weight in float32: bfloat16 learns in coarse steps, and a reload would upcast it anyway.
-
-    A head that only scores (`head=False`) stays in the base's dtype, in which `round_head` saved it.
-    """
+    """Keep every adapter weight in float32: bfloat16 learns in coarse steps, and a reload would upcast it anyway. A
+    head that only scores (`head=False`) stays in the base's dtype, in which `round_head` saved it."""
     for name, parameter in model.named_parameters():
         if not is_base(name) and (head or "modules_to_save" not in name):
             parameter.data = parameter.data.float()

@@ -52,10 +52,8 @@ ADAPTER_FIELDS: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Source:
-    """Where a model name leads: to a base, or to an adapter and the base that its config names.
-
-    `name` is what the user typed; `base` and `adapter` are folders or Hub ids.
-    """
+    """Where a model name leads: to a base, or to an adapter and the base that its config names. `name` is what the user
+    typed; `base` and `adapter` are folders or Hub ids."""
 
     name: str
     base: str
@@ -107,10 +105,8 @@ class Source:
 
 
 def locate(name: str | None, *, option: str = "--model", trust_remote_code: bool = False) -> Source:
-    """The base or adapter of a Hub id or folder; None is the embedded base. Only configs are read.
-
-    Raises PerlError, which blames `option`, if there is no usable model.
-    """
+    """The base or adapter of a Hub id or folder; None is the embedded base. Only configs are read. Raises PerlError,
+    which blames `option`, if there is no usable model."""
     if name is None:
         base = str(coffee.BASE)
         return Source(coffee.NAME, base, _config(base, option, trust_remote_code))
@@ -136,10 +132,8 @@ def locate(name: str | None, *, option: str = "--model", trust_remote_code: bool
 
 
 def check_adapter_weights(place: str) -> None:
-    """Check that an adapter's weights are safetensors: otherwise peft would load a pickle, from the Hub too.
-
-    Raises PerlError for any other weights.
-    """
+    """Check that an adapter's weights are safetensors: otherwise peft would load a pickle, from the Hub too. Raises
+    PerlError for any other weights."""
     if Path(place).is_dir():
         _adapter_config(place, "The adapter")
         weights.check(place, "The adapter")

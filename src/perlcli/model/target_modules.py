@@ -70,9 +70,7 @@ def _shortest_tail(name: str, outside: set[str]) -> str:
 
 def patterns_fault(config: PeftConfig, model: Callable[[], nn.Module | None]) -> str | None:
     """What is wrong with the regular expressions by which an adapter's config chooses modules; None if all is well.
-
-    `model` builds the model to match them with; it is called only if the config has such expressions.
-    """
+    `model` builds the model to match them with; it is called only if the config has such expressions."""
     texts = [getattr(config, name, None) for name in ("target_modules", "exclude_modules", "layers_pattern")]
     patterns = [text for text in texts if isinstance(text, str) and text not in ("", ALL_LINEAR)]
     for field in ("rank_pattern", "alpha_pattern"):

@@ -19,10 +19,8 @@ TOKENIZER_CONFIG = "tokenizer_config.json"
 
 
 def load_tokenizer(source: Source, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """The tokenizer in the adapter's folder if it has one, else the base's; it pads with a token other than EOS.
-
-    Raises PerlError if there is no usable tokenizer.
-    """
+    """The tokenizer in the adapter's folder if it has one, else the base's; it pads with a token other than EOS. Raises
+    PerlError if there is no usable tokenizer."""
     tokenizer = _saved_tokenizer(source, trust_remote_code)
     choose_pad(tokenizer)
     return tokenizer

@@ -22,12 +22,8 @@ PROBE = 256  # bytes that a fingerprint reads at each of three places of a tenso
 
 
 def check(where: str, option: str = "--model") -> None:
-    """Check that a model's or adapter's weights are safetensors.
-
-    transformers and peft load a pickle if there is nothing else, or if an index of safetensors names one.
-
-    Raises PerlError for a pickle.
-    """
+    """Check that a model's or adapter's weights are safetensors. transformers and peft load a pickle if there is
+    nothing else, or if an index of safetensors names one. Raises PerlError for a pickle."""
     place = Path(where)
     if place.is_dir():
         _refuse_pickles(place, f"{option} {where}")

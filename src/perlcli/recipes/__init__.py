@@ -86,10 +86,8 @@ def _section(path: Path, stage: str, content: object) -> tuple[dict[str, Any], l
 
 
 def fill(stage: type[Any], given: Values) -> dict[str, Any]:
-    """The given values over those of the recipe that they name.
-
-    Raises PerlError if the recipe is not valid or does not have the stage.
-    """
+    """The given values over those of the recipe that they name. Raises PerlError if the recipe is not valid or does not
+    have the stage."""
     name = given.get("recipe")
     is_complete = set(settings.names(stage)) <= {*given, *settings.ONCE}  # as in the settings.yaml of a run
     if name is None or stage not in STAGES.values() or is_complete:

@@ -46,9 +46,7 @@ def clear(folder: Path) -> None:
 
 def keep(folder: Path, step: int, limit: int | None) -> Path:
     """Complete the checkpoint that was written for a step and move it to its place; then keep the `limit` newest ones.
-
-    A run that is killed meanwhile still has the earlier checkpoints.
-    """
+    A run that is killed meanwhile still has the earlier checkpoints."""
     written, kept = side(folder) / f"checkpoint-{step}", folder / f"checkpoint-{step}"
     seal(written)
     if kept.exists():

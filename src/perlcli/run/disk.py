@@ -64,10 +64,8 @@ def _in_words(error: Exception, code: int, folder: Path, how_to_continue: str) -
 
 
 def vanished(folder: Path, parts: Sequence[str], how_to_continue: str) -> RunFailed | None:
-    """The error if a folder or one of its parts is gone; None if all are there.
-
-    A part whose name starts with a dot marks its folder: if a library creates the folder again, the mark is missing.
-    """
+    """The error if a folder or one of its parts is gone; None if all are there. A part whose name starts with a dot
+    marks its folder: if a library creates the folder again, the mark is missing."""
     missing = next((place for place in (folder, *(folder / part for part in parts)) if not place.exists()), None)
     if missing is None:
         return None
@@ -137,10 +135,8 @@ def sync_names(folder: Path, files: Iterable[Path]) -> None:
 
 @contextmanager
 def aside(folder: Path) -> Iterator[Path]:
-    """A folder to write into; at the end its files move into `folder`, once all are on the disk.
-
-    If writing fails, `folder` keeps its old files.
-    """
+    """A folder to write into; at the end its files move into `folder`, once all are on the disk. If writing fails,
+    `folder` keeps its old files."""
     side = folder / SIDE
     shutil.rmtree(side, ignore_errors=True)
     side.mkdir()

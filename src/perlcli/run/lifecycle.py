@@ -122,11 +122,8 @@ def first_of(value: object) -> Any:
 
 @contextmanager
 def recording(run: Run) -> Iterator[Run]:
-    """Claim the run's folder and record how the run ends.
-
-    Raises PerlError if the resumed run had other data or another base, RunFailed if the disk fails or the folder is
-    deleted, and Interrupted on a signal to stop.
-    """
+    """Claim the run's folder and record how the run ends. Raises PerlError if the resumed run had other data or another
+    base, RunFailed if the disk fails or the folder is deleted, and Interrupted on a signal to stop."""
     old = find_record(str(run.folder)) if run.record.settings.get("resume") else None
     if old is not None:
         output_folder.check_same(old, run.record, run.note)

@@ -36,10 +36,8 @@ def host() -> str:
 
 
 def start_of(pid: int) -> str | None:
-    """When a process started, as an opaque text; None if there is no such process or it has ended.
-
-    On Linux it is the time since the boot, with that boot's id, so that setting the clock changes nothing.
-    """
+    """When a process started, as an opaque text; None if there is no such process or it has ended. On Linux it is the
+    time since the boot, with that boot's id, so that setting the clock changes nothing."""
     import psutil
 
     try:

@@ -175,10 +175,8 @@ def _check_named(folder: Path, values: Mapping[str, Any]) -> None:
 
 
 def check_same(old: RunRecord, now: RunRecord, note: Callable[[str], None]) -> None:
-    """Raises PerlError if a resumed run reads other data or weights than before, in any role.
-
-    A reward function may change, for example to fix it; a note says so.
-    """
+    """Raises PerlError if a resumed run reads other data or weights than before, in any role. A reward function may
+    change, for example to fix it; a note says so."""
     before, inputs = hidden_in(dict(_inputs(old))), hidden_in(dict(_inputs(now)))  # named as the record has them
     changed = [name for name, mark in inputs.items() if mark and before.get(name) and mark != before[name]]
     functions = [name for name in changed if name.startswith(FUNCTION)]

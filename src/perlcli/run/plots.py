@@ -34,9 +34,7 @@ def curves(stage: str, log: Path, target: Path) -> None:
 
 def compared(runs: Mapping[str, Sequence[Path]], panels: Sequence[Metric], target: Path) -> None:
     """Draw figures by step for several kinds of runs, from their `metrics.jsonl`: each run thin, a kind's mean strong.
-
-    Metrics that no run has are left out; the mean of a kind ends with its shortest run.
-    """
+    Metrics that no run has are left out; the mean of a kind ends with its shortest run."""
     found = {kind: [rows for file in files if (rows := read_rows(file))] for kind, files in runs.items()}
     has = {key for kinds in found.values() for rows in kinds for row in rows for key in row if row[key] is not None}
     panels = [metric for metric in panels if metric.key in has]

@@ -13,10 +13,8 @@ AnyStage = TypeVar("AnyStage", bound=Settings)
 
 
 def build(stage: type[AnyStage], values: Values) -> AnyStage:
-    """Settings of the stage with these flat values.
-
-    Raises PerlError for names that the stage does not have, and for values that no option can have.
-    """
+    """Settings of the stage with these flat values. Raises PerlError for names that the stage does not have, and for
+    values that no option can have."""
     known = {item.name: item for item in options(stage)}
     unknown = [name for name in values if name not in known]
     if unknown:

@@ -82,10 +82,8 @@ def _fields_not_in(given: Values, weaker: Values) -> tuple[str, ...]:
 
 
 def resolve(settings: AnyStage, *presets: Values) -> AnyStage:
-    """The same settings with every unset option filled from the presets, the strongest first, else by default.
-
-    Raises PerlError for preset values that no option can have.
-    """
+    """The same settings with every unset option filled from the presets, the strongest first, else by default. Raises
+    PerlError for preset values that no option can have."""
     values = flat(settings)
     given = {name: value for name, value in values.items() if value is not None and value is not False}
     chosen = layered(given, _implied(given), *presets)

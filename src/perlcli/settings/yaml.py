@@ -18,10 +18,7 @@ LARGEST = 100_000  # bytes: ten times the longest recipe, and as much as PyYAML 
 
 
 def read_config(stage: type[Any], path: Path) -> dict[str, Any]:
-    """The settings in a YAML file.
-
-    Raises PerlError that lists every unknown key and every wrong value.
-    """
+    """The settings in a YAML file. Raises PerlError that lists every unknown key and every wrong value."""
     values, faults = checked(stage, read_mapping(path, "--config"), str(path))
     if faults:
         raise PerlError(listing(faults), f"perl {settings.command_of(stage)} --help lists the options")
@@ -29,10 +26,8 @@ def read_config(stage: type[Any], path: Path) -> dict[str, Any]:
 
 
 def read_mapping(path: Path, option: str) -> dict[object, object]:
-    """The `name: value` lines of the YAML file that `option` names.
-
-    Raises PerlError if the file cannot be read or has other content.
-    """
+    """The `name: value` lines of the YAML file that `option` names. Raises PerlError if the file cannot be read or has
+    other content."""
     content = parse(read_text(path, option), str(path))
     if content is None:
         return {}
@@ -54,11 +49,8 @@ def read_text(path: Path, option: str) -> str:
 
 
 def parse(text: str, name: str) -> object:
-    """The content of a YAML text, in plain types.
-
-    Raises PerlError that starts with `name` if the text is not valid YAML, is nested too deeply, contains itself, or
-    would grow too large through its aliases.
-    """
+    """The content of a YAML text, in plain types. Raises PerlError that starts with `name` if the text is not valid
+    YAML, is nested too deeply, contains itself, or would grow too large through its aliases."""
     import yaml  # takes 20 ms, which a call without a file need not pay
 
     from perlcli.settings.yaml_loader import Loader
@@ -70,10 +62,8 @@ def parse(text: str, name: str) -> object:
 
 
 def checked(stage: type[Any], content: Mapping[object, object], place: str) -> tuple[dict[str, Any], list[str]]:
-    """The values that are settings of the stage, as their types, and a line for every fault.
-
-    Each line starts with `place`, which says where the content is.
-    """
+    """The values that are settings of the stage, as their types, and a line for every fault. Each line starts with
+    `place`, which says where the content is."""
     known = {item.name: item for item in settings.options(stage)}
     values: dict[str, Any] = {}
     faults: list[str] = []

@@ -241,10 +241,8 @@ def explained(wanted: torch.Tensor, predicted: torch.Tensor, mask: torch.Tensor)
 def side_by_side(
     prompts: Sequence[list[int]], written: Sequence[list[int]], pad: int, device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor, int]:
-    """Prompts padded on the left and completions on the right, as TRL pads them.
-
-    Gives ids and attention mask, both (rows, longest prompt + longest completion), and the longest completion's length.
-    """
+    """Prompts padded on the left and completions on the right, as TRL pads them. Gives ids and attention mask, both
+    (rows, longest prompt + longest completion), and the longest completion's length."""
     before, before_mask = padded(prompts, pad, device, on_left=True)
     after, after_mask = padded(written, pad, device)
     return torch.cat([before, after], dim=1), torch.cat([before_mask, after_mask], dim=1), after.shape[1]

@@ -76,9 +76,7 @@ def of_roles(
     model: PeftModel | PreTrainedModel, anchor: nn.Module | None, rewards: Mapping[str, int], value: int
 ) -> dict[str, float]:
     """Megabytes of the base and of what each role adds to it; under full tuning each role is a separate model.
-
-    `rewards` (by name) and `value` are given in bytes; a reward function takes none.
-    """
+    `rewards` (by name) and `value` are given in bytes; a reward function takes none."""
     base = roles.bytes_of(p for name, p in model.named_parameters() if roles.is_base(name))
     if isinstance(model, PeftModel):
         sizes = {"base": base, "policy": roles.adapter_bytes(model, roles.POLICY)}

@@ -23,10 +23,8 @@ WORDS = {"": "base", roles.POLICY: "policy", roles.ANCHOR: "anchor", roles.VALUE
 
 
 def checksum(model: nn.Module, adapter: str) -> str:
-    """A digest of an adapter's weights, or for an empty name of the base's weights with their quantised state.
-
-    Sums the bytes of each tensor without a copy, at memory speed: it is meant to notice training, not forgery.
-    """
+    """A digest of an adapter's weights, or for an empty name of the base's weights with their quantised state. Sums the
+    bytes of each tensor without a copy, at memory speed: it is meant to notice training, not forgery."""
     digest = hashlib.sha256()
     for name, tensor in _tensors(model, adapter):
         digest.update(f"{name} {sums(tensor)}".encode())
@@ -67,10 +65,8 @@ def _tensors(model: nn.Module, adapter: str) -> Iterator[tuple[str, torch.Tensor
 
 
 def int8_scale(module: nn.Module) -> torch.Tensor | None:
-    """The row scales of an 8-bit layer; None for any other module.
-
-    bitsandbytes moves them from the weight to the layer's state at the first forward pass.
-    """
+    """The row scales of an 8-bit layer; None for any other module. bitsandbytes moves them from the weight to the
+    layer's state at the first forward pass."""
     weight = dict(module.named_parameters(recurse=False)).get("weight")  # peft's wrapper shows its layer's as its own
     if weight is None:
         return None
@@ -86,10 +82,8 @@ def checksums(model: Model) -> Digests:
 
 
 class Watch:
-    """Compares the weights of each role before training with those after it.
-
-    `digests` gives a digest for each role; `trained` are the roles that must change, while all others must not.
-    """
+    """Compares the weights of each role before training with those after it. `digests` gives a digest for each role;
+    `trained` are the roles that must change, while all others must not."""
 
     def __init__(self, digests: Callable[[], Digests], trained: Collection[str] = (roles.POLICY, roles.VALUE)) -> None:
         self.digests, self.trained = digests, trained
@@ -193,10 +187,8 @@ class StartsAtAnchor(TrainerCallback):
 
 
 def assert_at_anchor(kl: float, dtype: torch.dtype) -> None:
-    """Raises RunFailed if the policy differs from its anchor before the first step; `kl` is the mean per token.
-
-    Both are computed in the same way, so they differ by 0, or by rounding whose mean is far below the dtype's epsilon.
-    """
+    """Raises RunFailed if the policy differs from its anchor before the first step; `kl` is the mean per token. Both
+    are computed in the same way, so they differ by 0, or by rounding whose mean is far below the dtype's epsilon."""
     limit = max(1e-5, torch.finfo(dtype).eps / 10)
     if not abs(kl) <= limit or not math.isfinite(kl):
         raise RunFailed(

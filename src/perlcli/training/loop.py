@@ -31,9 +31,7 @@ KEPT = 10  # entries of the trainer's own log history
 
 class Meter(TrainerCallback):
     """Keeps `metrics.jsonl` and the progress line, and stops a run whose loss or gradient is NaN or infinite.
-
-    `restores_tokens` says whether the trainer continues its count of tokens when it resumes.
-    """
+    `restores_tokens` says whether the trainer continues its count of tokens when it resumes."""
 
     def __init__(self, run: Run, *, restores_tokens: bool = False) -> None:
         self.run, self.restores_tokens = run, restores_tokens

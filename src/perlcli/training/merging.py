@@ -75,10 +75,8 @@ def logits(model: Any, rows: list[Ids]) -> Logits:
 
 
 def aligned(model: PreTrainedModel) -> PreTrainedModel:
-    """The model with each weight copied into its own memory.
-
-    Weights in a memory-mapped file may be unaligned, and CPU kernels then round differently.
-    """
+    """The model with each weight copied into its own memory. Weights in a memory-mapped file may be unaligned, and CPU
+    kernels then round differently."""
     for parameter in model.parameters():
         parameter.data = parameter.data.clone()
     return model
@@ -105,20 +103,16 @@ def share_same_order(some: Logits, others: Logits) -> float:
 
 
 def load(prepared: Merging, values: ModelSettings, source: Source) -> PreTrainedModel:
-    """A source's base, loaded as `values` say: a causal LM, or a classifier with one score.
-
-    Raises PerlError if it can't be loaded.
-    """
+    """A source's base, loaded as `values` say: a causal LM, or a classifier with one score. Raises PerlError if it
+    can't be loaded."""
     if source.is_classifier:
         return loading.load_classifier(source, values, int(prepared.tokenizer.pad_token_id))
     return loading.load_causal(source, values)
 
 
 def adapted(prepared: Merging, values: ModelSettings) -> PeftModel:
-    """The adapter on its base, not merged.
-
-    Raises PerlError if the base is not the one it was trained on, or if a weight of the adapter has no place in it.
-    """
+    """The adapter on its base, not merged. Raises PerlError if the base is not the one it was trained on, or if a
+    weight of the adapter has no place in it."""
     source = prepared.source
     base = load(prepared, values, source)
     loaded(prepared)
@@ -134,20 +128,16 @@ def adapted(prepared: Merging, values: ModelSettings) -> PeftModel:
 
 
 def left_out(model: PeftModel, saved: set[str]) -> set[str]:
-    """The saved weights of an adapter that peft silently left out because the model has no place for them.
-
-    If the model has as many other names instead, as between versions of transformers, peft has renamed the weights.
-    """
+    """The saved weights of an adapter that peft silently left out because the model has no place for them. If the model
+    has as many other names instead, as between versions of transformers, peft has renamed the weights."""
     ours = set(get_peft_model_state_dict(model, save_embedding_layers=False))
     stray = saved - ours - set(model.state_dict())
     return stray if len(stray) > len(ours - saved) else set()
 
 
 def trained_logits(prepared: Merging, own: ModelSettings, rows: list[Ids]) -> Logits | None:
-    """The logits of the adapted model as it was trained, for example on a 4-bit base.
-
-    None, with a note, if this machine can't load it so.
-    """
+    """The logits of the adapted model as it was trained, for example on a 4-bit base. None, with a note, if this
+    machine can't load it so."""
     try:
         device.check(own)
     except PerlError as error:
@@ -186,10 +176,8 @@ def merge(model: PeftModel, prepared: Merging, rows: list[Ids]) -> PreTrainedMod
 
 
 def untie(model: PeftModel) -> None:
-    """Give the output its own copy of the embeddings if the adapter changes either: merged, the two differ.
-
-    peft (0.21) adds an adapter of one to the weights of both; remove this when it unties them itself.
-    """
+    """Give the output its own copy of the embeddings if the adapter changes either: merged, the two differ. peft (0.21)
+    adds an adapter of one to the weights of both; remove this when it unties them itself."""
     inner: Any = model.get_base_model()
     ends = (inner.get_input_embeddings(), inner.get_output_embeddings())
     if ends[1] is None or not any(isinstance(end, BaseTunerLayer) for end in ends):
@@ -228,10 +216,8 @@ def note_difference(prepared: Merging, dtype: str, before: Logits, after: Logits
 
 
 def note_shift(prepared: Merging, trained: str, used: str, before: Logits, after: Logits) -> None:
-    """Report how far the merged model is from the model as it was trained, on a base of another precision.
-
-    `trained` and `used` are the precisions, `before` and `after` the logits in them.
-    """
+    """Report how far the merged model is from the model as it was trained, on a base of another precision. `trained`
+    and `used` are the precisions, `before` and `after` the logits in them."""
     run, shift = prepared.run, largest_difference(before, after)
     what = f"The adapter was trained on its base in {trained} and is merged into {used} weights"
     if prepared.source.is_classifier:

@@ -58,10 +58,8 @@ def check_adapter(source: Source, run: Run, used: settings.ModelSettings | None)
 
 
 def check_fingerprint(source: Source) -> None:
-    """Raises PerlError if an adapter's base has other weights than its record says.
-
-    A Hub base can only be checked once it is downloaded.
-    """
+    """Raises PerlError if an adapter's base has other weights than its record says. A Hub base can only be checked once
+    it is downloaded."""
     if source.adapter is None or source.record is None:
         return
     known, now = source.record.model.get("fingerprint"), source.fingerprint
@@ -73,10 +71,8 @@ def check_fingerprint(source: Source) -> None:
 
 
 def trained_in(source: Source, *, trust_remote_code: bool = False) -> settings.ModelSettings | None:
-    """How the run that left an adapter or classifier held its base, by its record; None without a record.
-
-    The precision is that of the machine it ran on, where `auto` may have meant something else than here.
-    """
+    """How the run that left an adapter or classifier held its base, by its record; None without a record. The precision
+    is that of the machine it ran on, where `auto` may have meant something else than here."""
     if source.record is None:
         return None
     precision, dtype = source.record.device["precision"], source.record.settings.get("dtype", "auto")

@@ -31,9 +31,7 @@ ANCHOR_FOLDER = "anchor"
 
 def start(prepared: Prepared[settings.Sft | settings.Rl]) -> Any:
     """The model to train: the frozen base with the adapter that --model names or a fresh one; with --full, the base.
-
-    Raises PerlError if it can't be loaded.
-    """
+    Raises PerlError if it can't be loaded."""
     set_seed(prepared.settings.run.seed)  # a new adapter starts from random weights
     model = loading.load_causal(prepared.source, prepared.settings.model)
     loaded(prepared)
@@ -60,10 +58,8 @@ def save(prepared: Prepared[settings.Sft | settings.Rl], model: Any, folder: Pat
 def fitting_prompts(
     prepared: Prepared[settings.Rl | settings.Eval], rows: Data, role: str
 ) -> list[tuple[Prompt, list[int]]]:
-    """The prompts that leave room for a completion within --max-length, each with its token ids.
-
-    `role` is train or eval. Raises PerlError if --max-length leaves no room for any prompt.
-    """
+    """The prompts that leave room for a completion within --max-length, each with its token ids. `role` is train or
+    eval. Raises PerlError if --max-length leaves no room for any prompt."""
     values = prepared.settings
     room = filled(values.data.max_length) - filled(values.sampling.max_completion_length)
     if room <= 0:
@@ -73,10 +69,8 @@ def fitting_prompts(
 
 
 def start_of(folder: str) -> str | None:
-    """The full model that was the anchor of a run with --full, or else its start; None for any other folder.
-
-    Raises PerlError if the folder's record can't be read.
-    """
+    """The full model that was the anchor of a run with --full, or else its start; None for any other folder. Raises
+    PerlError if the folder's record can't be read."""
     record = find_record(folder)
     start = _tuned_from(record)
     if record is None or start is None:
@@ -88,10 +82,8 @@ def start_of(folder: str) -> str | None:
 
 
 def base_of(model: str) -> str:
-    """The model before any run with --full of ours: what the first of them started from.
-
-    Raises PerlError if a record on the way can't be read.
-    """
+    """The model before any run with --full of ours: what the first of them started from. Raises PerlError if a record
+    on the way can't be read."""
     start = _tuned_from(find_record(model))
     return model if start is None else base_of(start)
 
@@ -211,11 +203,8 @@ def _round_reference(reference: nn.Module | None, prepared: Prepared[settings.Rl
 
 
 def attach_anchor(model: PeftModel, policy: sources.Source) -> tuple[str | None, str]:
-    """Add the anchor that `perl rl` keeps in a policy's folder to the policy's base.
-
-    Returns the anchor's name on the base, None for the bare base, and a description of it. Raises PerlError if it
-    doesn't fit the base.
-    """
+    """Add the anchor that `perl rl` keeps in a policy's folder to the policy's base. Returns the anchor's name on the
+    base, None for the bare base, and a description of it. Raises PerlError if it doesn't fit the base."""
     folder = Path(policy.place) / ANCHOR_FOLDER
     if policy.adapter is None or not (folder / weights.ADAPTER_CONFIG).exists():
         return None, "the base"

@@ -50,10 +50,8 @@ def filled(value: T | None) -> T:
 
 
 def prepare(given: Given) -> Prepared[Given]:
-    """Resolve a stage's settings and check them against the model, the machine and the output folder.
-
-    Raises PerlError for the first check that fails.
-    """
+    """Resolve a stage's settings and check them against the model, the machine and the output folder. Raises PerlError
+    for the first check that fails."""
     upstream.hush_bars()
     source = locate(given)
     if given.data.data is None and not source.is_embedded:
@@ -84,10 +82,8 @@ def prepare(given: Given) -> Prepared[Given]:
 
 
 def locate(given: settings.Training | settings.Eval) -> Source:
-    """The source of `--model`.
-
-    Raises PerlError if it can't be found, or if a stage of the recipe that makes it, or a `--reward`, must run first.
-    """
+    """The source of `--model`. Raises PerlError if it can't be found, or if a stage of the recipe that makes it, or a
+    `--reward`, must run first."""
     recipe, name = given.recipe.recipe, given.model.model
     if recipe is not None:
         recipes.check_made(recipe, "--model", name)

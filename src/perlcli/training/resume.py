@@ -124,10 +124,8 @@ class OfEpoch(Sampler[int]):
 
 
 def find(run: Run) -> Path | None:
-    """The checkpoint that a run resumes from, or None to start from the beginning.
-
-    Removes the metrics and samples of later steps. Raises PerlError if --resume names a checkpoint that can't be used.
-    """
+    """The checkpoint that a run resumes from, or None to start from the beginning. Removes the metrics and samples of
+    later steps. Raises PerlError if --resume names a checkpoint that can't be used."""
     asked = str(run.record.settings["resume"])
     folder = run.folder / CHECKPOINTS
     had_some = bool(checkpoints.found(folder))

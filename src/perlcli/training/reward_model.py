@@ -47,10 +47,8 @@ def id_lists(row: dict[str, Any]) -> list[list[int]]:
 
 
 def load(source: sources.Source, values: settings.ModelSettings) -> scorers.ClassifierScorer:
-    """The scorer of a saved reward model, an adapter or a classifier, loaded by plain transformers and peft.
-
-    Raises PerlError if it can't be loaded.
-    """
+    """The scorer of a saved reward model, an adapter or a classifier, loaded by plain transformers and peft. Raises
+    PerlError if it can't be loaded."""
     pad_token_id = tokenizers.score_pad(source, trust_remote_code=values.trust_remote_code)
     model: Any = loading.load_classifier(source, values, pad_token_id)
     if source.adapter:
@@ -124,10 +122,8 @@ def is_same(shift: float, scores: list[float]) -> bool:
 def measure(
     prepared: Prepared[Stage], scorer: Scorer, rows: list[dict[str, Any]] | None, held_out: Data | None
 ) -> dict[str, float]:
-    """The reward model's figures on held-out rows; writes samples and a plot of its scores.
-
-    Raises RunFailed if a score is not a finite number.
-    """
+    """The reward model's figures on held-out rows; writes samples and a plot of its scores. Raises RunFailed if a score
+    is not a finite number."""
     if not rows or held_out is None:
         return {}
     lists = [id_lists(row) for row in rows]

@@ -136,9 +136,7 @@ def score_proof(prepared: Prepared[settings.Reward], trainer: RewardTrainer, row
 
 def prove(prepared: Prepared[settings.Reward], proof: Proof) -> scorers.ClassifierScorer:
     """The scorer of the saved folder, loaded again on another base. Raises RunFailed if its scores are not the proof's.
-
-    Keeps some rows with their scores in the folder, so that later uses can be checked as well.
-    """
+    Keeps some rows with their scores in the folder, so that later uses can be checked as well."""
     gc.collect()  # the trained model, which its trainer refers to in a circle
     run, model = prepared.run, prepared.settings.model
     source = sources.locate(str(run.folder), trust_remote_code=model.trust_remote_code)

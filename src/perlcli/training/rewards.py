@@ -156,10 +156,8 @@ def _tokenizer_mark(source: Source, prepared: Prepared[Stage]) -> object:
 
 
 class TokenReward:
-    """Scores exactly the tokens that the policy wrote, rendered as the reward model's training rows were.
-
-    `render` is the policy's renderer; `batch` is how many rows are scored at a time.
-    """
+    """Scores exactly the tokens that the policy wrote, rendered as the reward model's training rows were. `render` is
+    the policy's renderer; `batch` is how many rows are scored at a time."""
 
     def __init__(self, scorer: scorers.Scorer, render: Renderer, batch: int) -> None:
         self.scorer, self.render, self.batch = scorer, render, batch
@@ -232,10 +230,8 @@ class FunctionReward:
 
 
 class Weighted:
-    """The weighted sum of several rewards of the same completions.
-
-    `penalty` is subtracted from the sum of a completion that did not end by itself, which `ended` decides.
-    """
+    """The weighted sum of several rewards of the same completions. `penalty` is subtracted from the sum of a completion
+    that did not end by itself, which `ended` decides."""
 
     def __init__(
         self,
@@ -271,9 +267,7 @@ Policy = PeftModel | PreTrainedModel
 
 def attach_all(chosen: Sequence[Reward], model: Policy, prepared: Prepared[Stage], batch: int) -> Weighted:
     """Load the rewards, as adapters on the policy's base if they can share it or as separate models, and note which.
-
-    `batch` is how many rows are scored at a time. Raises PerlError if a reward can't be loaded, or fails its proof.
-    """
+    `batch` is how many rows are scored at a time. Raises PerlError if a reward can't be loaded, or fails its proof."""
     names = _short_names([reward.name for reward in chosen])
     weights = prepared.settings.sampling.reward_weights or (1.0,) * len(chosen)
     rewards: dict[str, Scorer] = {}
@@ -294,10 +288,8 @@ def _short_names(names: Sequence[str]) -> list[str]:
 
 
 def attach(reward: Reward, model: Policy, prepared: Prepared[Stage], batch: int, adapter: str = roles.REWARD) -> Scorer:
-    """Load one reward; `adapter` is its name on the policy's base, if it shares that.
-
-    Raises PerlError if it can't be loaded, or fails its proof.
-    """
+    """Load one reward; `adapter` is its name on the policy's base, if it shares that. Raises PerlError if it can't be
+    loaded, or fails its proof."""
     render, note = prepared.renderer, prepared.run.note
     if reward.function is not None:
         note(f"reward: the function {reward.name}")

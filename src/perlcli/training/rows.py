@@ -24,10 +24,8 @@ Stage = settings.Training | settings.Eval
 
 
 def load_data(prepared: Prepared[Stage], use: str, split: str = "train", source: str | None = None) -> Data:
-    """The rows of `--data`, or of another `source`, read for a `use`: sft, reward or rl.
-
-    Raises PerlError if they can't be read.
-    """
+    """The rows of `--data`, or of another `source`, read for a `use`: sft, reward or rl. Raises PerlError if they can't
+    be read."""
     options = prepared.settings.data
     name = options.data if source is None else source
     if split == "test" and isinstance(prepared.settings, settings.Sft | settings.Reward):  # --split chooses what trains
@@ -39,10 +37,8 @@ def load_data(prepared: Prepared[Stage], use: str, split: str = "train", source:
 
 
 def load_sides(prepared: Prepared[settings.Sft | settings.Reward], use: str) -> tuple[Data, Data | None]:
-    """The rows to train on and the held-out rows; None if there are no held-out rows.
-
-    Raises PerlError if they can't be read.
-    """
+    """The rows to train on and the held-out rows; None if there are no held-out rows. Raises PerlError if they can't be
+    read."""
     options, values = prepared.settings.data, prepared.settings.held_out
     train = load_data(prepared, use)
     if values.eval_fraction is not None:

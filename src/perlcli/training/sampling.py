@@ -40,10 +40,8 @@ class Sampling:
 
 @torch.no_grad()
 def sample(model: Model, render: Renderer, prompts: Sequence[Ids], how: Sampling) -> list[Ids]:
-    """One completion's token ids for each prompt, including EOS if the completion ended with it.
-
-    Leaves torch's random state unchanged.
-    """
+    """One completion's token ids for each prompt, including EOS if the completion ended with it. Leaves torch's random
+    state unchanged."""
     tokenizer = render.tokenizer
     ids, mask = padded(prompts, tokenizer.pad_token_id, model.device, on_left=True)
     config = GenerationConfig(

@@ -24,10 +24,8 @@ def task_of(stage: settings.Training) -> str:
 
 
 def adapter_of(resolved: settings.Training | settings.Eval, source: Source) -> PeftConfig | None:
-    """The peft config of the adapter that a run starts from, measures or creates; None for none.
-
-    Raises PerlError if peft has no such adapter for this base, before a run's folder is made.
-    """
+    """The peft config of the adapter that a run starts from, measures or creates; None for none. Raises PerlError if
+    peft has no such adapter for this base, before a run's folder is made."""
     if isinstance(resolved, settings.Eval):
         return source.adapter_config
     if source.adapter_config is not None:
@@ -53,10 +51,8 @@ def new_adapter(resolved: settings.Training, source: Source) -> PeftConfig:
 
 
 def keep_file(resolved: settings.Training | settings.Eval, run: Run) -> None:
-    """Keep the content of the --peft file in the record.
-
-    Raises PerlError with --resume if the file had other content when the run started.
-    """
+    """Keep the content of the --peft file in the record. Raises PerlError with --resume if the file had other content
+    when the run started."""
     if isinstance(resolved, settings.Eval) or resolved.lora.peft is None:
         return
     content = hidden_in(adapters.content(resolved.lora.peft))  # as a record has it
@@ -70,10 +66,8 @@ def keep_file(resolved: settings.Training | settings.Eval, run: Run) -> None:
 
 
 def adapter_settings(given: settings.Training | settings.Eval, source: Source) -> dict[str, Any]:
-    """The adapter settings of a run that starts from an adapter: the adapter decides them, not the user.
-
-    Raises PerlError if the run can't start from this adapter, or the user asked for other settings.
-    """
+    """The adapter settings of a run that starts from an adapter: the adapter decides them, not the user. Raises
+    PerlError if the run can't start from this adapter, or the user asked for other settings."""
     config = source.adapter_config
     if config is None or isinstance(given, settings.Eval):
         return {}

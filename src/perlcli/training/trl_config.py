@@ -45,10 +45,8 @@ DECIDED = {  # the fields that perlcli sets itself
 
 
 def trl_config(kind: type[Config], given: settings.Training, extra: Mapping[str, Any]) -> Config:
-    """The TRL config of this class for these settings; `extra` are fields of this stage.
-
-    Raises PerlError for a bad `--set` or `--report-to`, and for values that TRL rejects.
-    """
+    """The TRL config of this class for these settings; `extra` are fields of this stage. Raises PerlError for a bad
+    `--set` or `--report-to`, and for values that TRL rejects."""
     train, names = given.train, {field.name for field in dataclasses.fields(kind)}
     on_gpu, dtype = device.kind() == "cuda", device.dtype_name(given.model)
     values: dict[str, Any] = {
@@ -98,10 +96,8 @@ def check_trackers(names: list[str]) -> None:
 
 
 def overrides(items: tuple[str, ...], kind: type[Any], own: set[str]) -> dict[str, Any]:
-    """The `--set NAME=VALUE` items by name, checked against the TRL config's fields.
-
-    `own` are the fields that have an option of perlcli. Raises PerlError with every fault.
-    """
+    """The `--set NAME=VALUE` items by name, checked against the TRL config's fields. `own` are the fields that have an
+    option of perlcli. Raises PerlError with every fault."""
     types_of = typing.get_type_hints(kind)
     names = {field.name for field in dataclasses.fields(kind) if field.init}
     values, faults = {}, []

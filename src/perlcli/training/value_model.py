@@ -22,10 +22,8 @@ Batch = dict[str, torch.Tensor]  # TRL's names: prompt_ids, prompt_mask, complet
 
 
 class ValueModel:
-    """Predicts, at every position of a completion, the return that is still to come (paper, section 2.3).
-
-    The adapter has the policy's rank and target modules. Both start by predicting 0 and are kept in float32.
-    """
+    """Predicts, at every position of a completion, the return that is still to come (paper, section 2.3). The adapter
+    has the policy's rank and target modules. Both start by predicting 0 and are kept in float32."""
 
     def __init__(self, policy: PeftModel, learning_rate: float) -> None:
         self.policy, self.learning_rate = policy, learning_rate

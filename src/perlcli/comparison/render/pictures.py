@@ -86,7 +86,7 @@ def _plain(text: str) -> str:
 
 @dataclass(frozen=True)
 class Bars:
-    """A panel of bars: each arm's value, None where it has none, and the words at its end."""
+    """A panel of bars: each arm's value, None if it has none, and the words at its end."""
 
     title: str
     values: list[float | None]

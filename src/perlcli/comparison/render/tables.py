@@ -161,10 +161,8 @@ def spent_phases(arm: ArmResult) -> dict[str, float]:
 
 
 def paper(comparison: Comparison) -> Table:
-    """The paper's ratios of LoRA to full tuning by task, after those of the headline's arm.
-
-    No rows unless the arms are compared with full tuning.
-    """
+    """The paper's ratios of LoRA to full tuning by task, after those of the headline's arm. No rows unless the arms are
+    compared with full tuning."""
     tasks = list(dict.fromkeys(task for values in comparison.paper.values() for task in values))
     arm = words.chosen(comparison)
     if arm is None or not arm.ratios or words.baseline_word(comparison) != FULL:

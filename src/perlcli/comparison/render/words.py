@@ -122,11 +122,8 @@ def spoken(arm: ArmResult) -> str:
 
 
 def chosen(comparison: Comparison) -> ArmResult | None:
-    """The arm that the headline is about; None if none finished.
-
-    Arms with ratios to a baseline come first, then those of the largest model, then LoRA, unquantised and of the rank
-    nearest to 16.
-    """
+    """The arm that the headline is about; None if none finished. Arms with ratios to a baseline come first, then those
+    of the largest model, then LoRA, unquantised and of the rank nearest to 16."""
 
     def order(arm: ArmResult) -> tuple[float, ...]:
         by_kind = {LORA: 0, FULL: 2}.get(arm.kind, 1)

@@ -1,0 +1,109 @@
+"""Models without weights: of a step, with its adapter, and shortened to a few layers."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import json
+
+import torch
+from peft import LoraConfig, TaskType, get_peft_model
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel
+from transformers.initialization import no_init_weights
+from transformers.pytorch_utils import Conv1D
+
+from perlcli.memory.steps import Step, torch_dtype
+from perlcli.model import roles
+
+RUN_LAYERS = 3  # the middle one stands for all but the first and the last
+
+
+class HashedConfig:
+    """A config that can be a key of a cache; equal ones share an entry."""
+
+    def __init__(self, config: PreTrainedConfig, *, trust_remote_code: bool = False) -> None:
+        self.key = json.dumps(config.to_dict(), sort_keys=True, default=str)
+        self.config, self.trust_remote_code = config, trust_remote_code
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, HashedConfig) and self.key == other.key
+
+
+def shortened_once(config: PreTrainedConfig) -> PreTrainedConfig:
+    """The config as `shortened` gives it, computed once for each."""
+    return _shortened(HashedConfig(config))
+
+
+@functools.cache
+def _shortened(hashed: HashedConfig) -> PreTrainedConfig:
+    return shortened(hashed.config)
+
+
+def shortened(config: PreTrainedConfig) -> PreTrainedConfig:
+    """The config with three layers if all layers are alike; else the same."""
+    text = config.get_text_config()
+    layer_types = list(getattr(text, "layer_types", None) or [])
+    if text is not config or len(set(layer_types)) > 1 or text.num_hidden_layers <= RUN_LAYERS:
+        return config
+    if _layers_differ(config):
+        return config
+    short = copy.deepcopy(config)
+    short.num_hidden_layers = RUN_LAYERS
+    if layer_types:
+        short.layer_types = layer_types[:RUN_LAYERS]
+    return short
+
+
+def _layers_differ(config: PreTrainedConfig) -> bool:
+    with torch.device("meta"), no_init_weights():
+        model = AutoModelForCausalLM.from_config(config)
+    shapes = [[tuple(p.shape) for p in layer.parameters()] for layer in layers_of(model)]
+    return any(shape != shapes[0] for shape in shapes)
+
+
+def has_experts(model: nn.Module) -> bool:
+    """Whether tokens are routed to experts by their content, so that memory depends on the data."""
+    return any("experts" in name.split(".") for name, _ in model.named_modules())
+
+
+def layers_of(model: PreTrainedModel) -> list[nn.Module]:
+    """The model's layers, in order."""
+    wanted = int(model.config.get_text_config().num_hidden_layers)
+    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
+    return next((list(layers) for layers in lists if len(layers) == wanted), [])
+
+
+def bare(config: PreTrainedConfig, step: Step, *, trust_remote_code: bool = False) -> PreTrainedModel:
+    """The model of this step without an adapter, on the meta device, with gradients only for full tuning."""
+    kind = AutoModelForSequenceClassification if step.kind == "reward" else AutoModelForCausalLM
+    config = copy.deepcopy(config)
+    config.num_labels = 1
+    config.get_text_config().pad_token_id = 0
+    with torch.device("meta"), no_init_weights():
+        model: PreTrainedModel = kind.from_config(
+            config, dtype=torch_dtype(step.dtype), trust_remote_code=trust_remote_code
+        )
+        model.tie_weights()  # which initialising would do
+    model.requires_grad_(step.rank == 0)
+    return model
+
+
+def with_adapter(model: PreTrainedModel, step: Step) -> nn.Module:
+    """The model with the step's adapter in float32, on the meta device; the model itself for full tuning."""
+    if step.rank == 0:
+        return model
+    lora = LoraConfig(
+        r=step.rank,
+        lora_alpha=step.rank,
+        use_dora=step.dora,
+        target_modules=step.targets if isinstance(step.targets, str) else list(step.targets),
+        task_type=TaskType.SEQ_CLS if step.kind == "reward" else TaskType.CAUSAL_LM,
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
+    )
+    with torch.device("meta"), no_init_weights():
+        adapted: nn.Module = roles.as_float32(get_peft_model(model, lora))
+    return adapted
