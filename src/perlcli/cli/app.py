@@ -38,8 +38,10 @@ def root(
 
 @command(app, "sft")
 def sft(given: settings.Sft) -> None:
-    """Fine-tune on demonstrations: gives the policy that RL starts from, and its anchor. Example: perl sft --model
-    HuggingFaceTB/SmolLM2-135M-Instruct --data chats.jsonl --output runs/sft"""
+    """Fine-tune on demonstrations: gives the policy that RL starts from, and its anchor.
+
+    Example: perl sft --model HuggingFaceTB/SmolLM2-135M-Instruct --data chats.jsonl --output runs/sft
+    """
     from perlcli.commands import sft as sft_module
     from perlcli.run import summary
 
@@ -48,8 +50,10 @@ def sft(given: settings.Sft) -> None:
 
 @command(app, "reward")
 def reward(given: settings.Reward) -> None:
-    """Train a reward model on pairs (chosen, rejected) or on thumbs up or down (prompt, completion, label). Example:
-    perl reward --model HuggingFaceTB/SmolLM2-135M-Instruct --data pairs.jsonl --output runs/reward"""
+    """Train a reward model on pairs (chosen, rejected) or on thumbs up or down (prompt, completion, label).
+
+    Example: perl reward --model HuggingFaceTB/SmolLM2-135M-Instruct --data pairs.jsonl --output runs/reward
+    """
     from perlcli.commands import reward as reward_module
     from perlcli.run import summary
 
@@ -59,7 +63,9 @@ def reward(given: settings.Reward) -> None:
 @command(app, "rl")
 def rl(given: settings.Rl) -> None:
     """Train the policy with RL (RLOO or the paper's REINFORCE) on a reward, with a KL penalty towards its anchor.
-    Example: perl rl --model runs/sft --reward runs/reward --data prompts.jsonl --output runs/rl"""
+
+    Example: perl rl --model runs/sft --reward runs/reward --data prompts.jsonl --output runs/rl
+    """
     from perlcli.commands import rl as rl_module
     from perlcli.run import summary
 
@@ -68,8 +74,10 @@ def rl(given: settings.Rl) -> None:
 
 @command(app, "eval")
 def evaluate(given: settings.Eval) -> None:
-    """Evaluate a reward model on held-out preferences, or a policy against its anchor. Examples: perl eval --model
-    runs/reward --data dev.jsonl; perl eval --model runs/rl --reward runs/reward"""
+    """Evaluate a reward model on held-out preferences, or a policy against its anchor.
+
+    Examples: perl eval --model runs/reward --data dev.jsonl;  perl eval --model runs/rl --reward runs/reward
+    """
     from perlcli.commands import evaluate as evaluate_module
     from perlcli.run import summary
 
@@ -78,8 +86,10 @@ def evaluate(given: settings.Eval) -> None:
 
 @command(app, "merge")
 def merge(given: settings.Merge) -> None:
-    """Merge an adapter into its base: gives an ordinary model that plain transformers can load. Example: perl merge
-    runs/rl --output runs/rl-merged"""
+    """Merge an adapter into its base: gives an ordinary model that plain transformers can load.
+
+    Example: perl merge runs/rl --output runs/rl-merged
+    """
     from perlcli.commands import merge as merge_module
     from perlcli.run import summary
 
@@ -89,7 +99,9 @@ def merge(given: settings.Merge) -> None:
 @command(app, "quickstart")
 def quickstart(given: settings.Quickstart) -> None:
     """Watch a tiny model learn from preferences in a few minutes: SFT, reward, RL and evaluation; needs no GPU.
-    Example: perl quickstart"""
+
+    Example: perl quickstart
+    """
     from perlcli.commands import quickstart as quickstart_module
 
     quickstart_module.run(given)
@@ -97,8 +109,10 @@ def quickstart(given: settings.Quickstart) -> None:
 
 @command(app, "compare-full")
 def compare_full(given: settings.CompareFull) -> None:
-    """Compare LoRA with full tuning: memory, speed and quality of each arm, next to the paper's ratios. Example: perl
-    compare-full reward --model HuggingFaceTB/SmolLM2-135M-Instruct --data pairs.jsonl --lora-r 1,4,16"""
+    """Compare LoRA with full tuning: memory, speed and quality of each arm, next to the paper's ratios.
+
+    Example: perl compare-full reward --model HuggingFaceTB/SmolLM2-135M-Instruct --data pairs.jsonl --lora-r 1,4,16
+    """
     from perlcli.commands import compare_full as compare_full_module
 
     compare_full_module.run(given)
@@ -106,8 +120,10 @@ def compare_full(given: settings.CompareFull) -> None:
 
 @command(app, "runs")
 def runs(given: settings.Runs) -> None:
-    """List the runs in a folder: stage, status, steps, model, key figure, age and size, with live progress. Example:
-    perl runs"""
+    """List the runs in a folder: stage, status, steps, model, key figure, age and size, with live progress.
+
+    Example: perl runs
+    """
     from perlcli.commands import runs as runs_module
 
     runs_module.run(given)
@@ -115,8 +131,10 @@ def runs(given: settings.Runs) -> None:
 
 @command(app, "report")
 def report(given: settings.Report) -> None:
-    """Compare finished runs of any stage side by side: cost, quality, and the ratios to full tuning. Example: perl
-    report runs/reward-full runs/reward --output runs/report"""
+    """Compare finished runs of any stage side by side: cost, quality, and the ratios to full tuning.
+
+    Example: perl report runs/reward-full runs/reward --output runs/report
+    """
     from perlcli.commands import report as report_runs
 
     report_runs.run(given)
@@ -124,8 +142,10 @@ def report(given: settings.Report) -> None:
 
 @command(app, "estimate")
 def estimate(given: settings.Estimate) -> None:
-    """Predict the memory that training needs from a model's config: which arms fit, and with which batch size. Example:
-    perl estimate rl --model HuggingFaceTB/SmolLM2-135M-Instruct --gpu 24GB"""
+    """Predict the memory that training needs from a model's config: which arms fit, and with which batch size.
+
+    Example: perl estimate rl --model HuggingFaceTB/SmolLM2-135M-Instruct --gpu 24GB
+    """
     from perlcli.commands import estimate as estimate_module
 
     estimate_module.run(given)
@@ -134,7 +154,9 @@ def estimate(given: settings.Estimate) -> None:
 @command(app, "doctor")
 def doctor(given: settings.Doctor) -> None:
     """Check this machine: versions, GPU, disk, what to install, and each precision by a forward and backward pass.
-    Example: perl doctor"""
+
+    Example: perl doctor
+    """
     from perlcli.commands import doctor as doctor_module
 
     doctor_module.run(given)
@@ -152,7 +174,9 @@ app.add_typer(data_app, name="data", short_help="Check, show or convert data bef
 @command(data_app, "data check")
 def data_check(given: settings.DataCheck) -> None:
     """Report which commands can use a file, and which of its rows would be dropped, are too long or are repeated.
-    Example: perl data check pairs.jsonl --model HuggingFaceTB/SmolLM2-135M-Instruct"""
+
+    Example: perl data check pairs.jsonl --model HuggingFaceTB/SmolLM2-135M-Instruct
+    """
     from perlcli.commands import data_check as data_check_module
 
     data_check_module.run(given)
@@ -160,8 +184,10 @@ def data_check(given: settings.DataCheck) -> None:
 
 @command(data_app, "data show")
 def data_show(given: settings.DataShow) -> None:
-    """Print the first rows as the model sees them, with special tokens, and with the trained tokens marked. Example:
-    perl data show pairs.jsonl --model HuggingFaceTB/SmolLM2-135M-Instruct --rows 2 --for reward"""
+    """Print the first rows as the model sees them, with special tokens, and with the trained tokens marked.
+
+    Example: perl data show pairs.jsonl --model HuggingFaceTB/SmolLM2-135M-Instruct --rows 2 --for reward
+    """
     from perlcli.commands import data_show as data_show_module
 
     data_show_module.run(given)
@@ -169,8 +195,10 @@ def data_show(given: settings.DataShow) -> None:
 
 @command(data_app, "data convert")
 def data_convert(given: settings.DataConvert) -> None:
-    """Convert data of any known format to JSONL in TRL's format. Example: perl data convert hh.jsonl --output
-    pairs.jsonl"""
+    """Convert data of any known format to JSONL in TRL's format.
+
+    Example: perl data convert hh.jsonl --output pairs.jsonl
+    """
     from perlcli.commands import data_convert as data_convert_module
 
     data_convert_module.run(given)
@@ -183,8 +211,10 @@ app.add_typer(shelf, name="recipes", short_help="List the recipes: the paper's t
 
 @shelf.callback()
 def list_recipes(context: typer.Context) -> None:
-    """List the recipes for the option --recipe: the paper's tasks with their data, settings and evaluation. Example:
-    perl recipes"""
+    """List the recipes for the option --recipe: the paper's tasks with their data, settings and evaluation.
+
+    Example: perl recipes
+    """
     if context.invoked_subcommand is None:
         with_boundary(lambda: print(f"{recipes.table()}\n\n{USE}"), debug=False)
 
@@ -194,7 +224,10 @@ def show_recipe(
     name: Annotated[str, typer.Argument(help="Name or YAML file of the recipe.", metavar="NAME", show_default=False)],
     debug: Annotated[bool, typer.Option("--debug", help=DEBUG_HELP)] = False,
 ) -> None:
-    """Print the YAML of a recipe, to copy and change. Example: perl recipes show tldr > mine.yaml"""
+    """Print the YAML of a recipe, to copy and change.
+
+    Example: perl recipes show tldr > mine.yaml
+    """
     with_boundary(lambda: print(visible(recipes.text(name)), end=""), debug=debug)
 
 
