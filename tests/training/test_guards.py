@@ -95,7 +95,7 @@ def test_an_optimiser_with_other_parameters_is_rejected(llama: Path) -> None:
     model = load(llama)
     named = dict(model.named_parameters())
     policy = [p for name, p in named.items() if ".default." in name]
-    guard = guards.intended(model)
+    guard = guards.TrainsExactly(model)
     guard.on_train_begin(None, None, None, optimizer=optimizer_of(*policy))
     embedding = named["base_model.model.model.embed_tokens.weight"]
     with pytest.raises(
@@ -107,20 +107,20 @@ def test_an_optimiser_with_other_parameters_is_rejected(llama: Path) -> None:
     ):
         guard.on_train_begin(None, None, None, optimizer=optimizer_of(*policy[1:]))
     extra = torch.nn.Parameter(torch.zeros(1))
-    guards.intended(model, [extra]).on_train_begin(None, None, None, optimizer=optimizer_of(*policy, extra))
+    guards.TrainsExactly(model, [extra]).on_train_begin(None, None, None, optimizer=optimizer_of(*policy, extra))
     with pytest.raises(RunFailed, match="such as one outside the model"):
         guard.on_train_begin(None, None, None, optimizer=optimizer_of(*policy, extra))
 
 
-def test_a_model_without_trainable_parameters_is_rejected(llama: Path) -> None:
-    guard = guards.TrainsExactly([], {})
+def test_a_model_without_trainable_parameters_is_rejected() -> None:
+    guard = guards.TrainsExactly(torch.nn.Identity())
     with pytest.raises(RunFailed, match=r"^No parameter is trainable"):
         guard.on_train_begin(None, None, None, optimizer=optimizer_of())
 
 
 def test_everything_trains_under_full_tuning(llama: Path) -> None:
     model = loading.load_causal(locate(str(llama)), ModelSettings())
-    guards.intended(model).on_train_begin(None, None, None, optimizer=optimizer_of(*model.parameters()))
+    guards.TrainsExactly(model).on_train_begin(None, None, None, optimizer=optimizer_of(*model.parameters()))
 
 
 # The anchor

@@ -7,29 +7,22 @@ return minus its predicted return. Both override methods of TRL's `RLOOTrainer` 
 
 from __future__ import annotations
 
-import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset
 from torch import nn
-from transformers import (
-    PreTrainedTokenizerBase,
-    Trainer,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-)
+from transformers import TrainerCallback
 from trl import RLOOConfig
 
 from perlcli.model import roles
 from perlcli.model.batches import padded
 from perlcli.training.guards import Model
+from perlcli.training.judge import Judge
+from perlcli.training.loop import clocks
 from perlcli.training.resume import KeepsGeneration
 from perlcli.training.value_model import Batch, ValueModel
 
@@ -37,22 +30,15 @@ PHASES = ("sampling", "scoring", "anchor", "learning")
 TIME = "seconds/"
 WRITTEN = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")  # in TRL's batch: what the policy wrote
 FLOAT16_SCALE = 2.0**14  # of the value model's loss in float16
-RewardFunction = Callable[..., list[Any]]  # as TRL calls it: one reward per completion
 LogProbs = tuple[torch.Tensor, Any, Any]  # with entropies and auxiliary loss, or None in their place
 
 
 class Rloo(KeepsGeneration):
     """TRL's RLOO, which also logs the seconds spent on sampling, scoring, anchor (both log-probs) and learning."""
 
-    def __init__(
-        self,
-        model: Model,
-        reward: RewardFunction,
-        config: RLOOConfig,
-        rows: Dataset,
-        tokenizer: PreTrainedTokenizerBase,
-    ) -> None:
-        super().__init__(model, reward, config, train_dataset=rows, processing_class=tokenizer)
+    def __init__(self, model: Model, judge: Judge, config: RLOOConfig) -> None:
+        tokenizer = judge.render.tokenizer
+        super().__init__(model, judge, config, train_dataset=judge.dataset(), processing_class=tokenizer)
         self._policy: Any = self.model
         self.clock = Clock(self)
         self.add_callback(self.clock)
@@ -102,16 +88,8 @@ class Reinforce(Rloo):
     the objective is E[(1 - beta) r - beta KL] (paper, section 2.3; the algorithm is from RLAIF, arXiv 2309.00267).
     """
 
-    def __init__(
-        self,
-        model: Model,
-        reward: RewardFunction,
-        config: RLOOConfig,
-        rows: Dataset,
-        tokenizer: PreTrainedTokenizerBase,
-        value: ValueModel,
-    ) -> None:
-        super().__init__(model, reward, config, rows, tokenizer)
+    def __init__(self, model: Model, judge: Judge, config: RLOOConfig, value: ValueModel) -> None:
+        super().__init__(model, judge, config)
         self.value = value
         self._rewards = torch.empty(0)  # (rows,), of the last generation batch
         self._log_probs: list[torch.Tensor] = []  # of the policy that sampled, then of the anchor
@@ -122,8 +100,8 @@ class Reinforce(Rloo):
         is_new = self.optimizer is None
         optimizer = super().create_optimizer(*args, **kwargs)
         if is_new:
-            rate = self.value.learning_rate
-            optimizer.add_param_group({"params": self.value.parameters(), "lr": rate, "weight_decay": 0.0})
+            group = {"params": self.value.parameters(), "lr": self.value.learning_rate, "weight_decay": 0.0}
+            optimizer.add_param_group(group)
         return optimizer
 
     # Sampling: TRL samples, scores and computes log-probs; rewards and log-probs are kept as they come by.
@@ -251,32 +229,26 @@ def side_by_side(
 class Clock(TrainerCallback):
     """Measures where the time of a step goes; what belongs to no other phase is learning."""
 
-    def __init__(self, trainer: Trainer) -> None:
-        self.trainer: Any = trainer
+    def __init__(self, trainer: Rloo) -> None:
+        self.trainer = trainer
         self.seconds: defaultdict[str, float] = defaultdict(float)
         self.start = 0.0
-
-    def now(self) -> float:
-        """The time in seconds, once the GPU has finished its work."""
-        if self.trainer.accelerator.device.type == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter()
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Count the time inside as part of this phase."""
-        start = self.now()
+        start = clocks()[0]
         try:
             yield
         finally:
-            self.seconds[name] += self.now() - start
+            self.seconds[name] += clocks()[0] - start
 
-    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
+    def on_step_begin(self, *_: object, **__: object) -> None:
         self.seconds.clear()
-        self.start = self.now()
+        self.start = clocks()[0]
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
-        total = self.now() - self.start
+    def on_step_end(self, *_: object, **__: object) -> None:
+        total = clocks()[0] - self.start
         self.seconds["learning"] = total - sum(self.seconds[name] for name in PHASES[:-1])
         for name in PHASES:
             self.trainer._metrics["train"][TIME + name].append(self.seconds[name])
@@ -288,7 +260,5 @@ class _LearnValue(TrainerCallback):
     def __init__(self, trainer: Reinforce) -> None:
         self.trainer = trainer
 
-    def on_pre_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
-    ) -> None:
+    def on_pre_optimizer_step(self, *_: object, **__: object) -> None:
         self.trainer.learn_values()

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from peft import PeftModel
 from torch import nn
-from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PreTrainedModel, TrainerCallback, TrainerState
 
 from perlcli.errors import RunFailed
 from perlcli.model import roles
@@ -103,10 +103,8 @@ class Watch:
         """The names of the roles that trained and of those that did not. Raises RunFailed, as `compare` does."""
         compare(self.before, self.after, self.trained)
         trained = [name for name in self.before if name in self.trained]
-        return {
-            "trained": sorted(map(word, trained)),
-            "unchanged": sorted(word(name) for name in self.before if name not in trained),
-        }
+        unchanged = [name for name in self.before if name not in trained]
+        return {"trained": sorted(map(word, trained)), "unchanged": sorted(map(word, unchanged))}
 
 
 def compare(
@@ -114,11 +112,13 @@ def compare(
 ) -> None:
     """Raises RunFailed if one of the trained roles did not change, or any other role did."""
     for name, digest in before.items():
-        if name in trained:
-            assert_moved(digest, after[name], f"The {word(name)}")
-        else:
-            kind = " adapter" if name.startswith(roles.REWARD) else ""
-            assert_still(digest, after[name], f"The {word(name)}{kind}")
+        has_changed = after[name] != digest
+        if name in trained and not has_changed:
+            problem = f"The {word(name)} did not change: nothing was learned"
+            raise RunFailed(problem, "check --learning-rate and the data")
+        if name not in trained and has_changed:
+            what = f"{word(name)} adapter" if name.startswith(roles.REWARD) else word(name)
+            raise RunFailed(f"The {what} changed during training although it is frozen: the result can't be trusted")
 
 
 def word(name: str) -> str:
@@ -126,27 +126,18 @@ def word(name: str) -> str:
     return WORDS.get(name, name)
 
 
-def assert_moved(before: str, after: str, what: str) -> None:
-    """Raises RunFailed if trained weights are what they were: nothing was learned."""
-    if before == after:
-        raise RunFailed(f"{what} did not change: nothing was learned", "check --learning-rate and the data")
-
-
-def assert_still(before: str, after: str, what: str) -> None:
-    """Raises RunFailed if frozen weights changed."""
-    if before != after:
-        raise RunFailed(f"{what} changed during training although it is frozen: the result can't be trusted")
-
-
 class TrainsExactly(TrainerCallback):
-    """Stops a run before its first step if its optimiser holds other parameters than those that should train."""
+    """Stops a run before its first step unless its optimiser holds exactly the policy's adapter (under full tuning all
+    of the model) and `more` parameters."""
 
-    def __init__(self, intended: Collection[nn.Parameter], names: Mapping[int, str]) -> None:
-        self.intended, self.names = {id(parameter) for parameter in intended}, names
+    def __init__(self, model: nn.Module, more: Iterable[nn.Parameter] = ()) -> None:
+        named = dict(model.named_parameters())
+        is_full = not isinstance(model, PeftModel)
+        policy = [parameter for name, parameter in named.items() if is_full or roles.is_of(roles.POLICY, name)]
+        self.intended = {id(parameter) for parameter in (*policy, *more)}
+        self.names = {id(parameter): name for name, parameter in named.items()}
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, optimizer: Any = None, **_: object
-    ) -> None:
+    def on_train_begin(self, *_: object, optimizer: Any = None, **__: object) -> None:
         if not self.intended:
             raise RunFailed("No parameter is trainable: nothing can be learned")
         held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
@@ -160,14 +151,6 @@ class TrainsExactly(TrainerCallback):
             raise RunFailed(f"The optimiser {fault.format(count, example)}")
 
 
-def intended(model: nn.Module, more: Iterable[nn.Parameter] = ()) -> TrainsExactly:
-    """The guard for a run that trains the policy's adapter (under full tuning everything) and `more` parameters."""
-    named = dict(model.named_parameters())
-    is_full = not isinstance(model, PeftModel)
-    wanted = [parameter for name, parameter in named.items() if is_full or roles.is_of(roles.POLICY, name)]
-    return TrainsExactly([*wanted, *more], {id(parameter): name for name, parameter in named.items()})
-
-
 class StartsAtAnchor(TrainerCallback):
     """Stops a run whose first logged KL is not 0, for a policy that starts at its anchor."""
 
@@ -175,12 +158,7 @@ class StartsAtAnchor(TrainerCallback):
         self.dtype = dtype
 
     def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **_: object,
+        self, args: object, state: TrainerState, *_: object, logs: dict[str, float] | None = None, **__: object
     ) -> None:
         if state.global_step == 1 and logs and logs.get("kl") is not None:
             assert_at_anchor(logs["kl"], self.dtype)

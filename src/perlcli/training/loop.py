@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import SchedulerType, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 from trl import RLOOTrainer
 
@@ -22,6 +22,7 @@ from perlcli.run.files import CHECKPOINTS, METRICS, SAMPLES
 from perlcli.run.lifecycle import Run
 from perlcli.run.metrics import STEP, STEP_CPU
 from perlcli.run.progress import Progress
+from perlcli.text import enum_value
 from perlcli.training import resume
 from perlcli.training.guards import Save
 from perlcli.training.resume import Resumable
@@ -40,17 +41,15 @@ class Meter(TrainerCallback):
         self.earlier_tokens = 0  # of a resumed run whose trainer counts from 0 again
         self.step_start = self.step_seconds = (0.0, 0.0)
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
-    ) -> None:
+    def on_train_begin(self, args: object, state: TrainerState, *_: object, **__: object) -> None:
         self.progress = Progress(self.run.record.command, state.max_steps).__enter__()
         self.earlier_tokens = 0 if self.restores_tokens else self.run.record.tokens
 
-    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
+    def on_step_begin(self, *_: object, **__: object) -> None:
         self.step_start = clocks()
 
     def on_pre_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **_: object
+        self, args: TrainingArguments, state: TrainerState, *_: object, model: Any = None, **__: object
     ) -> None:
         """Check the gradients before they change the weights."""
         gradients = [p.grad for p in model.parameters() if p.grad is not None]
@@ -63,12 +62,7 @@ class Meter(TrainerCallback):
             self._fail(f"gradient is NaN or infinite at step {step}; the weights from before that step are saved")
 
     def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: Mapping[str, float] | None = None,
-        **_: object,
+        self, args: object, state: TrainerState, *_: object, logs: Mapping[str, float] | None = None, **__: object
     ) -> None:
         if logs is None or "loss" not in logs:
             return
@@ -82,7 +76,7 @@ class Meter(TrainerCallback):
         if not math.isfinite(logs["loss"]):
             self._fail(f"loss is NaN or infinite at step {state.global_step}")
 
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
+    def on_save(self, args: object, state: TrainerState, *_: object, **__: object) -> None:
         """The trainer has written a checkpoint: complete it and move it to its place."""
         self.run.check_intact()
         for path in (self.run.folder / METRICS, self.run.folder / SAMPLES):
@@ -90,9 +84,7 @@ class Meter(TrainerCallback):
                 disk.sync(path)  # after a power failure, no checkpoint is ahead of them
         checkpoints.keep(self.run.folder / CHECKPOINTS, state.global_step, self.run.record.settings["save_total_limit"])
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
-    ) -> TrainerControl:
+    def on_step_end(self, args: object, state: object, control: TrainerControl, **_: object) -> TrainerControl:
         self.run.check_intact()  # the trainer would recreate folders that were deleted
         wall, processors = clocks()
         self.step_seconds = round(wall - self.step_start[0], 6), round(processors - self.step_start[1], 6)
@@ -136,11 +128,9 @@ def describe(trainer: Any, run: Run) -> None:
 
 
 def train(trainer: Trainer, run: Run, save: Save) -> None:
-    """Train to the end, or until a signal or an error, and save the model in either case.
-
-    `save` writes the model into a folder, from which its files move into the run's once all are complete. Raises
-    Interrupted after a signal, RunFailed at a NaN or infinite loss or gradient, and PerlError from a reward function.
-    """
+    """Train to the end, or until a signal or an error, and save the model in either case. `save` writes the model into
+    a folder, from which its files move into the run's once all are complete. Raises Interrupted after a signal,
+    RunFailed at a NaN or infinite loss or gradient, and PerlError from a reward function."""
     meter = Meter(run, restores_tokens=isinstance(trainer, RLOOTrainer))
     resumable = Resumable(trainer)
     trainer.remove_callback(PrinterCallback)
@@ -185,14 +175,18 @@ def _train(trainer: Trainer, run: Run, resumable: Resumable, checkpoint: Path | 
     if checkpoint is None:
         trainer.train()
         return
-    total = resume.total_steps(trainer)
-    if resume.is_last(checkpoint, total):
+    state, total = checkpoints.state_of(checkpoint), resume.total_steps(trainer)
+    if state["global_step"] >= total:  # transformers would take one step too many
         run.note("That was the last step; nothing is left to train.")
-        resume.take_last(trainer, checkpoint)
-    else:
-        resumable.take(checkpoint)
-        resume.note_new_length(checkpoint, run, total, SchedulerType(trainer.args.lr_scheduler_type).value)
-        trainer.train(resume_from_checkpoint=str(checkpoint))
+        trainer._load_from_checkpoint(str(checkpoint))
+        trainer.state = TrainerState.load_from_json(str(checkpoint / checkpoints.STATE))
+        return
+    resumable.take(checkpoint)
+    planned, schedule = state["max_steps"], enum_value(trainer.args.lr_scheduler_type)
+    if total != planned and not schedule.startswith("constant"):
+        change = f"The run was planned for {planned:,} steps and now has {total:,}"
+        run.note(f"{change}: the learning rate schedule ({schedule}) follows the new length.")
+    trainer.train(resume_from_checkpoint=str(checkpoint))
 
 
 def _save(trainer: Trainer, run: Run, save: Save) -> None:

@@ -16,7 +16,7 @@ from datasets import Dataset
 from safetensors.torch import load_file, save_file
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import Sampler
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments
 from trl import RLOOTrainer
 from trl.trainer.utils import RepeatSampler
 
@@ -40,25 +40,18 @@ class Resumable(TrainerCallback):
         self.is_resuming = False
 
     def on_train_begin(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        lr_scheduler: Any = None,
-        **_: object,
+        self, args: TrainingArguments, state: TrainerState, *_: object, lr_scheduler: Any = None, **__: object
     ) -> None:
         state.save_steps = int(args.save_steps)  # transformers would continue with the checkpoint's
         if self.is_resuming:
             _replan_learning_rate(lr_scheduler)
 
-    def on_epoch_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
-    ) -> None:
+    def on_epoch_begin(self, *_: object, **__: object) -> None:
         if self.is_resuming and self.epoch_start is not None:
             torch.set_rng_state(self.epoch_start)  # the trainer restores that of the checkpoint's step afterwards
         self.epoch_start, self.is_resuming = torch.get_rng_state(), False
 
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
+    def on_save(self, args: TrainingArguments, state: TrainerState, *_: object, **__: object) -> None:
         is_epoch_end = state.epoch is not None and state.epoch % 1 == 0  # the next epoch starts from this random state
         start = torch.get_rng_state() if is_epoch_end or self.epoch_start is None else self.epoch_start
         tensors: Tensors = {EPOCH_START: start}
@@ -150,27 +143,6 @@ def total_steps(trainer: Trainer) -> int:
         return int(trainer.args.max_steps)
     with torch.random.fork_rng():  # counting the rows draws their order, which training draws again
         return int(trainer.set_initial_training_values(trainer.args, trainer.get_train_dataloader())[-1])
-
-
-def is_last(checkpoint: Path, total: int) -> bool:
-    """Whether a checkpoint is of the last of `total` steps: transformers would take one step too many."""
-    return bool(checkpoints.state_of(checkpoint)["global_step"] >= total)
-
-
-def note_new_length(checkpoint: Path, run: Run, total: int, schedule: str) -> None:
-    """Note if a run has another length than planned, and with it another learning rate schedule."""
-    planned = checkpoints.state_of(checkpoint)["max_steps"]
-    if total != planned and not schedule.startswith("constant"):
-        run.note(
-            f"The run was planned for {planned:,} steps and now has {total:,}: the learning rate schedule ({schedule}) "
-            "follows the new length."
-        )
-
-
-def take_last(trainer: Trainer, checkpoint: Path) -> None:
-    """Restore the trainer's weights and state as they were after its last step."""
-    trainer._load_from_checkpoint(str(checkpoint))
-    trainer.state = TrainerState.load_from_json(str(checkpoint / checkpoints.STATE))
 
 
 def _replan_learning_rate(scheduler: Any) -> None:
