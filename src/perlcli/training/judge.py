@@ -16,9 +16,10 @@ from perlcli.data import Prompt
 from perlcli.errors import RunFailed
 from perlcli.run.files import SAMPLES
 from perlcli.training import sampling
+from perlcli.training.guards import Model
 from perlcli.training.prepare import Prepared, filled
 from perlcli.training.rewards import Scored
-from perlcli.training.sampling import Ids, Model, Sampling
+from perlcli.training.sampling import Ids, Sampling
 
 REWARD, SUM = "reward", "weighted_sum"  # the judge's names in TRL's metrics, for one reward and for several
 ROW = "perlcli_row"  # the column that leads from TRL's batches back to our rows
