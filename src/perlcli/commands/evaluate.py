@@ -12,11 +12,9 @@ import torch
 from peft import PeftModel
 
 from perlcli import data, device, settings, stats
-from perlcli.data import Data
 from perlcli.errors import PerlError
 from perlcli.model import loading, roles, sources
-from perlcli.run import plots
-from perlcli.run.files import SAMPLES
+from perlcli.run import files, plots
 from perlcli.run.lifecycle import recording
 from perlcli.run.progress import Progress
 from perlcli.run.record import RunRecord
@@ -100,7 +98,7 @@ def evaluate_policy(prepared: Prepared[settings.Eval]) -> RunRecord | None:
     return run.record
 
 
-def load_held_out(prepared: Prepared[settings.Eval], use: str, limit: int | None) -> Data:
+def load_held_out(prepared: Prepared[settings.Eval], use: str, limit: int | None) -> data.Data:
     """At most `limit` held-out rows, the first ones; their report counts prompts that the model was trained on."""
     held_out = first_rows(prepared, load_data(prepared, use, "test"), limit, "--max-samples")
     if trained := trained_on(prepared.source):
@@ -225,7 +223,7 @@ def show_samples(
             sample[name] = samples.texts[index]
             if samples.rewards:
                 sample[f"{name}_reward"] = round(samples.rewards[index], 4)
-        prepared.run.append(SAMPLES, sample)
+        prepared.run.append(files.SAMPLES, sample)
         if index < PRINTED:
             lines = [f"  {key.replace('_', ' ')}: {str(value)[-WIDTH:]}" for key, value in sample.items()]
             say("\n" + "\n".join(lines))

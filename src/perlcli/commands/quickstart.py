@@ -97,7 +97,11 @@ class Pipeline:
         if before is not None and before.status == "finished":
             self.records[name] = before
             return "already done"
-        more = {"output": folder, "seed": self.seed} | again(self.out / name, before, kind)
+        more: Values = {"output": folder, "seed": self.seed}
+        if before is None:
+            shutil.rmtree(folder, ignore_errors=True)  # interrupted before it had a record
+        else:  # interrupted: training resumes, an evaluation starts again
+            more |= {"resume": settings.LATEST} if "resume" in settings.names(kind) else {"overwrite": True}
         with contextlib.redirect_stdout(io.StringIO()):  # a stage's own notes are in its record
             record = run(settings.build(kind, values | more))
         if record is None:
@@ -129,14 +133,6 @@ def run_stages(out: Path, given: settings.Quickstart) -> dict[str, RunRecord]:
     return records
 
 
-def again(folder: Path, before: RunRecord | None, kind: type) -> Values:
-    """The settings to run a stage again that was interrupted: training resumes, an evaluation starts over."""
-    if before is None:
-        shutil.rmtree(folder, ignore_errors=True)  # interrupted before it had a record
-        return {}
-    return {"resume": settings.LATEST} if "resume" in settings.names(kind) else {"overwrite": True}
-
-
 def figures(records: Mapping[str, RunRecord]) -> dict[str, float]:
     """The pipeline's key figures, in one flat dictionary."""
     metrics = {"reward_accuracy": records["reward"].metrics["accuracy"]}
@@ -149,8 +145,7 @@ def figures(records: Mapping[str, RunRecord]) -> dict[str, float]:
 def conclusion(record: RunRecord, records: Mapping[str, RunRecord], out: Path) -> str:
     """The table of base, SFT and RL, where the picture is, and what to type next."""
     rows = [row_of(name, records[f"eval-{stage}"].metrics) for stage, name in POLICIES.items()]
-    header = ("", "orders right", "95 % interval", "mean reward", "KL to anchor", "tokens")
-    table = plain_table(header, rows)
+    table = plain_table(("", "orders right", "95 % interval", "mean reward", "KL to anchor", "tokens"), rows)
     picture = f"Picture: {out}/plots/success.png · {record.elapsed_seconds:.0f} s in all"
     return f"\n{table}\n\n{picture}\n\n{NEXT.format(out=out)}"
 
@@ -158,12 +153,7 @@ def conclusion(record: RunRecord, records: Mapping[str, RunRecord], out: Path) -
 def row_of(name: str, metrics: Mapping[str, float]) -> tuple[str, ...]:
     """A policy's row in the table; a base has no anchor and so no KL."""
     interval = f"{metrics['gold_low']:.1%} to {metrics['gold_high']:.1%}"
-    divergence = metrics.get("kl_k1_per_sequence")
-    return (
-        name,
-        f"{metrics['gold']:.1%}",
-        interval,
-        f"{metrics['mean_reward']:.2f}",
-        "-" if divergence is None else f"{round(divergence, 2) + 0.0:.2f}",  # + 0.0: not -0.00
-        f"{metrics['mean_length']:.1f}",
-    )
+    kl = metrics.get("kl_k1_per_sequence")
+    distance = "-" if kl is None else f"{round(kl, 2) + 0.0:.2f}"  # + 0.0: not -0.00
+    reward_mean, length = f"{metrics['mean_reward']:.2f}", f"{metrics['mean_length']:.1f}"
+    return name, f"{metrics['gold']:.1%}", interval, reward_mean, distance, length

@@ -17,12 +17,10 @@ from perlcli import device, settings
 from perlcli.errors import PerlError, RunFailed
 from perlcli.model import adapters, loading, roles, scorers, sources
 from perlcli.model.batches import padded
-from perlcli.run import plots
-from perlcli.run.files import METRICS, PROOF
+from perlcli.run import files, plots
 from perlcli.run.lifecycle import recording
 from perlcli.run.record import RunRecord
 from perlcli.training import guards, reward_model
-from perlcli.training.guards import Model
 from perlcli.training.loop import describe, train
 from perlcli.training.prepare import Prepared, loaded, prepare, require
 from perlcli.training.preview import preview
@@ -50,7 +48,7 @@ def run(given: settings.Reward) -> RunRecord | None:
         proof = learn(prepared, config, train_set, weight)
         scorer = prove(prepared, proof)
         run.record.metrics |= reward_model.measure(prepared, scorer, eval_rows, held_out)
-        plots.curves("reward", run.folder / METRICS, run.folder / "plots" / "training.png")
+        plots.curves("reward", run.folder / files.METRICS, run.folder / "plots" / "training.png")
     return run.record
 
 
@@ -117,7 +115,7 @@ def build_trainer(
     return trainer
 
 
-def start(prepared: Prepared[settings.Reward]) -> Model:
+def start(prepared: Prepared[settings.Reward]) -> guards.Model:
     """The base with a scalar head, and the adapter that --model names or a new one; with --full everything trains."""
     source, values = prepared.source, prepared.settings
     set_seed(values.run.seed)  # head and adapter are initialised at random
@@ -180,7 +178,7 @@ def save(prepared: Prepared[settings.Reward], model: Any, folder: Path) -> None:
         roles.round_head(model, model.dtype)
         roles.save_adapter(model, folder)
     prepared.tokenizer.save_pretrained(str(folder))
-    (prepared.run.folder / PROOF).unlink(missing_ok=True)  # it is of the weights before
+    (prepared.run.folder / files.PROOF).unlink(missing_ok=True)  # it is of the weights before
 
 
 def prove(prepared: Prepared[settings.Reward], proof: Proof) -> scorers.ClassifierScorer:

@@ -14,8 +14,7 @@ from perlcli import settings
 from perlcli.data import Prompt
 from perlcli.errors import PerlError
 from perlcli.model import adapters, roles
-from perlcli.run import plots
-from perlcli.run.files import METRICS, read_rows
+from perlcli.run import files, plots
 from perlcli.run.lifecycle import Run, recording
 from perlcli.run.metrics import renamed
 from perlcli.run.record import RunRecord
@@ -57,8 +56,8 @@ def run(given: settings.Rl) -> RunRecord | None:
         weights = guards.Watch(partial(digests, trainer))
         train(trainer, run, weights.before_saving(partial(save, prepared, trainer)))
         run.record.guards |= weights.check()
-        run.record.metrics = summary(read_rows(run.folder / METRICS))
-        plots.curves("rl", run.folder / METRICS, run.folder / "plots" / "training.png")
+        run.record.metrics = summary(files.read_rows(run.folder / files.METRICS))
+        plots.curves("rl", run.folder / files.METRICS, run.folder / "plots" / "training.png")
     return run.record
 
 

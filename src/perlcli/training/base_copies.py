@@ -11,21 +11,19 @@ from typing import Any
 import torch
 from peft import PeftModel
 from torch import nn
-from transformers import PreTrainedModel
 
 from perlcli.model import roles
 from perlcli.text import megabytes
+from perlcli.training.guards import Model
 
 IN_LAYER = re.compile(r"\.\d+\.")
 Shape = tuple[int, ...]
 
 
 def base_copies(model: nn.Module) -> float:
-    """How many copies of the base's layers are in memory, in any precision: 1 if every role shares them.
-
-    Takes all live tensors of the process that have the shape of one of the base's layer matrices, and divides their
-    size by that of the base's own. Views of one storage count once; gradients and optimiser states don't count.
-    """
+    """How many copies of the base's layers are in memory, in any precision: 1 if every role shares them. This is the
+    size of all live tensors with the shape of one of the base's layer matrices, divided by the size of the base's own.
+    Views of one storage count once; gradients and optimiser states don't count."""
     own: Counter[Shape] = Counter()
     for name, parameter in model.named_parameters():
         shape = _shape(parameter)
@@ -43,7 +41,10 @@ def _count_live(wanted: set[Shape], adapters: set[int]) -> Counter[Shape]:
     gc.collect()
     objects = gc.get_objects()
     tensors = [item for item in objects if issubclass(type(item), torch.Tensor)]
-    ignored = adapters | _gradients(tensors) | _optimiser_states(objects)
+    gradients = {id(tensor.grad) for tensor in tensors if tensor.is_leaf and tensor.grad is not None}
+    optimisers: list[Any] = [item for item in objects if issubclass(type(item), torch.optim.Optimizer)]
+    states = [state for optimiser in optimisers for state in optimiser.state.values()]
+    ignored = adapters | gradients | {id(value) for state in states for value in state.values()}
     counts: Counter[Shape] = Counter()
     seen: set[int] = set()
     for tensor in tensors:
@@ -56,25 +57,13 @@ def _count_live(wanted: set[Shape], adapters: set[int]) -> Counter[Shape]:
     return counts
 
 
-def _gradients(tensors: list[torch.Tensor]) -> set[int]:
-    return {id(tensor.grad) for tensor in tensors if tensor.is_leaf and tensor.grad is not None}
-
-
-def _optimiser_states(objects: list[object]) -> set[int]:
-    optimisers: list[Any] = [item for item in objects if issubclass(type(item), torch.optim.Optimizer)]
-    states = [state for optimiser in optimisers for state in optimiser.state.values()]
-    return {id(value) for state in states for value in state.values()}
-
-
 def _shape(tensor: torch.Tensor) -> Shape:
     """The shape of the weight that a tensor holds: 4-bit packing stores it flat."""
     state = getattr(tensor, "quant_state", None)
     return tuple(tensor.shape if state is None else state.shape)
 
 
-def of_roles(
-    model: PeftModel | PreTrainedModel, anchor: nn.Module | None, rewards: Mapping[str, int], value: int
-) -> dict[str, float]:
+def of_roles(model: Model, anchor: nn.Module | None, rewards: Mapping[str, int], value: int) -> dict[str, float]:
     """Megabytes of the base and of what each role adds to it; under full tuning each role is a separate model.
     `rewards` (by name) and `value` are given in bytes; a reward function takes none."""
     base = roles.bytes_of(p for name, p in model.named_parameters() if roles.is_base(name))

@@ -103,11 +103,9 @@ class Probe:
 def probe(
     model: Model, prepared: Prepared[settings.Rl], score: Score, prompts: Sequence[Asked], *, is_function: bool
 ) -> Probe:
-    """Sample and score a few prompts before the first step. Raises RunFailed if all get the same reward.
-
-    RLOO learns from differences between completions of one prompt, so a reward model that sees none within any prompt
-    fails too. A reward function, and a policy that writes the same each time, get up to `ROUNDS` probes.
-    """
+    """Sample and score a few prompts before the first step. Raises RunFailed if all get the same reward. RLOO learns
+    from differences between completions of one prompt, so a reward model that sees none within any prompt fails too. A
+    reward function, and a policy that writes the same each time, get up to `ROUNDS` probes."""
     values = prepared.settings
     is_grouped = values.rl.algorithm == "rloo"
     per_prompt = min(PER_PROMPT, filled(values.rl.num_generations)) if is_grouped else 1

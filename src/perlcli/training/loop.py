@@ -17,15 +17,11 @@ from trl import RLOOTrainer
 from perlcli import device
 from perlcli.errors import Interrupted, PerlError, RunFailed
 from perlcli.model import roles
-from perlcli.run import checkpoints, disk, signals
-from perlcli.run.files import CHECKPOINTS, METRICS, SAMPLES
+from perlcli.run import checkpoints, disk, files, metrics, signals
 from perlcli.run.lifecycle import Run
-from perlcli.run.metrics import STEP, STEP_CPU
 from perlcli.run.progress import Progress
 from perlcli.text import enum_value
-from perlcli.training import resume
-from perlcli.training.guards import Save
-from perlcli.training.resume import Resumable
+from perlcli.training import guards, resume
 
 KEPT = 10  # entries of the trainer's own log history
 
@@ -68,8 +64,8 @@ class Meter(TrainerCallback):
             return
         record = self.run.record
         record.steps, record.tokens = state.global_step, self.earlier_tokens + int(logs.get("num_tokens") or 0)
-        seconds = dict(zip((STEP, STEP_CPU), self.step_seconds, strict=True))
-        self.run.append(METRICS, {"step": state.global_step, **logs, **seconds, "num_tokens": record.tokens})
+        seconds = dict(zip((metrics.STEP, metrics.STEP_CPU), self.step_seconds, strict=True))
+        self.run.append(files.METRICS, {"step": state.global_step, **logs, **seconds, "num_tokens": record.tokens})
         if self.progress:
             self.progress.update(state.global_step, logs)
         del state.log_history[:-KEPT]  # metrics.jsonl has all of it; every checkpoint would hold it again
@@ -79,10 +75,11 @@ class Meter(TrainerCallback):
     def on_save(self, args: object, state: TrainerState, *_: object, **__: object) -> None:
         """The trainer has written a checkpoint: complete it and move it to its place."""
         self.run.check_intact()
-        for path in (self.run.folder / METRICS, self.run.folder / SAMPLES):
+        for path in (self.run.folder / files.METRICS, self.run.folder / files.SAMPLES):
             if path.exists():
                 disk.sync(path)  # after a power failure, no checkpoint is ahead of them
-        checkpoints.keep(self.run.folder / CHECKPOINTS, state.global_step, self.run.record.settings["save_total_limit"])
+        limit = self.run.record.settings["save_total_limit"]
+        checkpoints.keep(self.run.folder / files.CHECKPOINTS, state.global_step, limit)
 
     def on_step_end(self, args: object, state: object, control: TrainerControl, **_: object) -> TrainerControl:
         self.run.check_intact()  # the trainer would recreate folders that were deleted
@@ -127,17 +124,17 @@ def describe(trainer: Any, run: Run) -> None:
     run.record.trainable_parameters, run.record.total_parameters = roles.count_parameters(trainer.model)
 
 
-def train(trainer: Trainer, run: Run, save: Save) -> None:
+def train(trainer: Trainer, run: Run, save: guards.Save) -> None:
     """Train to the end, or until a signal or an error, and save the model in either case. `save` writes the model into
     a folder, from which its files move into the run's once all are complete. Raises Interrupted after a signal,
     RunFailed at a NaN or infinite loss or gradient, and PerlError from a reward function."""
     meter = Meter(run, restores_tokens=isinstance(trainer, RLOOTrainer))
-    resumable = Resumable(trainer)
+    resumable = resume.Resumable(trainer)
     trainer.remove_callback(PrinterCallback)
     for callback in (resumable, meter):  # in this order: a checkpoint is sealed once everything is in it
         trainer.add_callback(callback)
-    checkpoints.begin(run.folder / CHECKPOINTS)
-    run.parts.append(f"{CHECKPOINTS}/{checkpoints.HERE}")
+    checkpoints.begin(run.folder / files.CHECKPOINTS)
+    run.parts.append(f"{files.CHECKPOINTS}/{checkpoints.HERE}")
     checkpoint = resume.find(run) if run.record.settings["resume"] else None
     first_step = run.record.steps
     if device.kind() == "cuda":
@@ -170,7 +167,7 @@ def _keep_memory(run: Run, *, has_trained: bool) -> None:
             record.memory[name] = max(now.get(name, 0.0), earlier.get(name, 0.0))
 
 
-def _train(trainer: Trainer, run: Run, resumable: Resumable, checkpoint: Path | None) -> None:
+def _train(trainer: Trainer, run: Run, resumable: resume.Resumable, checkpoint: Path | None) -> None:
     """Train from the start or from a checkpoint; after the checkpoint of the last step nothing is left to train."""
     if checkpoint is None:
         trainer.train()
@@ -189,7 +186,7 @@ def _train(trainer: Trainer, run: Run, resumable: Resumable, checkpoint: Path | 
     trainer.train(resume_from_checkpoint=str(checkpoint))
 
 
-def _save(trainer: Trainer, run: Run, save: Save) -> None:
+def _save(trainer: Trainer, run: Run, save: guards.Save) -> None:
     """Save the model; files of the same names are replaced only once the new ones are complete."""
     model: Any = trainer.model
     with disk.aside(run.folder) as side:

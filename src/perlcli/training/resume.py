@@ -21,8 +21,7 @@ from trl import RLOOTrainer
 from trl.trainer.utils import RepeatSampler
 
 from perlcli.errors import PerlError
-from perlcli.run import checkpoints, output_folder
-from perlcli.run.files import CHECKPOINTS, METRICS, SAMPLES, read_rows, write_whole
+from perlcli.run import checkpoints, files, output_folder
 from perlcli.run.lifecycle import Run
 from perlcli.settings import LATEST
 
@@ -120,15 +119,15 @@ def find(run: Run) -> Path | None:
     """The checkpoint that a run resumes from, or None to start from the beginning. Removes the metrics and samples of
     later steps. Raises PerlError if --resume names a checkpoint that can't be used."""
     asked = str(run.record.settings["resume"])
-    folder = run.folder / CHECKPOINTS
+    folder = run.folder / files.CHECKPOINTS
     had_some = bool(checkpoints.found(folder))
     if asked == LATEST:
         checkpoint = checkpoints.last_complete(folder, _fault, run.note)
     else:
         checkpoint = _asked_for(run, output_folder.named(run.folder, asked))
     step = checkpoints.step_of(checkpoint) if checkpoint else 0
-    rows = _cut_off(run.folder / METRICS, step)
-    _cut_off(run.folder / SAMPLES, step)
+    rows = _cut_off(run.folder / files.METRICS, step)
+    _cut_off(run.folder / files.SAMPLES, step)
     run.record.steps, run.record.tokens = step, int(rows[-1]["num_tokens"]) if rows else 0
     if checkpoint:
         run.note(f"Resuming from step {step} ({checkpoint.name}).")
@@ -164,7 +163,7 @@ def _asked_for(run: Run, checkpoint: Path) -> Path:
     """The checkpoint that --resume names. Deletes later ones, as their steps will be taken again."""
     if fault := _fault(checkpoint):
         raise PerlError(f"--resume {checkpoint}: it {fault}", "--resume without a name takes the newest usable one")
-    for later in checkpoints.found(run.folder / CHECKPOINTS):
+    for later in checkpoints.found(run.folder / files.CHECKPOINTS):
         if checkpoints.step_of(later) > checkpoints.step_of(checkpoint):
             checkpoints.discard(later)
     return checkpoint
@@ -174,6 +173,6 @@ def _cut_off(path: Path, step: int) -> list[dict[str, Any]]:
     """Keep and return a file's rows up to a step; rows without a step are from a run's end and are written again."""
     if not path.exists():
         return []
-    rows = [row for row in read_rows(path) if row.get("step", step + 1) <= step]
-    write_whole(path, (json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    rows = [row for row in files.read_rows(path) if row.get("step", step + 1) <= step]
+    files.write_whole(path, (json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     return rows
