@@ -93,7 +93,9 @@ def evaluate_policy(prepared: Prepared[settings.Eval]) -> RunRecord | None:
             kl = divergence(prepared, model, anchor, [ids for _, ids in prompts], mine.written)
         run.record.metrics = measure(prepared, mine, theirs) | kl
         show_samples(prepared, prompts, mine, theirs)
-        plot_rewards(prepared, mine, theirs)
+        if mine.rewards:
+            groups = {"policy": mine.rewards} | ({"anchor": theirs.rewards} if theirs is not None else {})
+            plots.histogram(groups, "Rewards on held-out prompts", "reward", run.folder / "plots" / "rewards.png")
         run.record.peak_memory_mb = device.peak_memory_mb()
     return run.record
 
@@ -141,8 +143,7 @@ def _switched(policy: PeftModel, adapter: str | None) -> Iterator[Model]:
 def answer(prepared: Prepared[settings.Eval], model: Model, prompts: Sequence[Asked], score: Score | None) -> Samples:
     """One sampled completion for each prompt, scored; the seed is the same for every policy."""
     values = prepared.settings
-    longest = filled(values.sampling.max_completion_length)
-    how = Sampling(filled(values.sampling.temperature), longest, values.run.seed)
+    how = Sampling(filled(values.sampling.temperature), filled(values.sampling.max_completion_length), values.run.seed)
     rows, ids = [row for row, _ in prompts], [ids for _, ids in prompts]
     written: list[Ids] = []
     with Progress("eval", len(prompts)) as progress:
@@ -180,11 +181,10 @@ def _wins(policy: Sequence[float], anchor: Sequence[float]) -> dict[str, float]:
     """The share of prompts at which the policy's reward is higher than the anchor's, and the share of ties."""
     if not policy:
         return {}
-    pairs, count = list(zip(policy, anchor, strict=True)), len(policy)
-    wins = sum(mine > theirs for mine, theirs in pairs)
-    low, high = stats.wilson(wins, count)
-    ties = sum(mine == theirs for mine, theirs in pairs)
-    return {"wins": wins / count, "wins_low": low, "wins_high": high, "share_ties": ties / count}
+    pairs = list(zip(policy, anchor, strict=True))
+    wins, ties = sum(mine > theirs for mine, theirs in pairs), sum(mine == theirs for mine, theirs in pairs)
+    low, high = stats.wilson(wins, len(pairs))
+    return {"wins": wins / len(pairs), "wins_low": low, "wins_high": high, "share_ties": ties / len(pairs)}
 
 
 @torch.no_grad()
@@ -228,14 +228,3 @@ def show_samples(
             lines = [f"  {key.replace('_', ' ')}: {str(value)[-WIDTH:]}" for key, value in sample.items()]
             say("\n" + "\n".join(lines))
     say()
-
-
-def plot_rewards(prepared: Prepared[settings.Eval], mine: Samples, theirs: Samples | None) -> None:
-    """Draw the rewards of policy and anchor, if there are any."""
-    if not mine.rewards:
-        return
-    groups = {"policy": mine.rewards}
-    if theirs is not None:
-        groups["anchor"] = theirs.rewards
-    path = prepared.run.folder / "plots" / "rewards.png"
-    plots.histogram(groups, "Rewards on held-out prompts", "reward", path)

@@ -19,7 +19,7 @@ from perlcli.run.lifecycle import Run, recording
 from perlcli.run.metrics import renamed
 from perlcli.run.record import RunRecord
 from perlcli.terminal import say
-from perlcli.training import base_copies, guards, policies
+from perlcli.training import guards, policies
 from perlcli.training.algorithms import PHASES, TIME, Reinforce, Rloo
 from perlcli.training.judge import REWARD, SUM, Asked, Judge, Probe, probe
 from perlcli.training.loop import describe, train
@@ -140,11 +140,11 @@ def report_model(trainer: Any, run: Run, score: Weighted) -> None:
     """Count the parameters, the copies of the base and what each role adds to it; the record keeps all of it."""
     describe(trainer, run)
     value = trainer.value if isinstance(trainer, Reinforce) else None
-    copies = base_copies.base_copies(trainer.model)
+    copies = guards.base_copies(trainer.model)
     added = value.bytes if value is not None else 0
-    sizes = base_copies.of_roles(trainer.model, trainer.ref_model, score.bytes(), added)
+    sizes = guards.sizes_of_roles(trainer.model, trainer.ref_model, score.bytes(), added)
     run.record.memory |= {"base_copies": copies, "mb": sizes}
-    run.note(base_copies.line(copies, sizes))
+    run.note(guards.memory_line(copies, sizes))
     if value is not None:  # TRL doesn't know of it
         run.record.trainable_parameters += sum(p.numel() for p in value.parameters())
         run.record.total_parameters += sum(p.numel() for p in value.head.parameters())

@@ -83,10 +83,8 @@ class Rloo(KeepsGeneration):
 
 class Reinforce(Rloo):
     """REINFORCE as in the paper: one completion per prompt; a token's advantage is its return minus the predicted one.
-
     The return of a token is (1 - beta) x reward, minus beta x the log-ratios to the anchor from that token on, so that
-    the objective is E[(1 - beta) r - beta KL] (paper, section 2.3; the algorithm is from RLAIF, arXiv 2309.00267).
-    """
+    the objective is E[(1 - beta) r - beta KL] (paper, section 2.3; the algorithm is from RLAIF, arXiv 2309.00267)."""
 
     def __init__(self, model: Model, judge: Judge, config: RLOOConfig, value: ValueModel) -> None:
         super().__init__(model, judge, config)
@@ -129,7 +127,10 @@ class Reinforce(Rloo):
             rewards = rewards.clamp(*self.reward_clip_range)
 
         batch["returns"] = returns(rewards, (old - anchor) * mask, self.beta) * mask
-        values = torch.cat([self.value.predict(part, self.accelerator.autocast()) for part in self._parts(batch)])
+        size = self.args.per_device_train_batch_size
+        starts = range(0, len(batch["prompt_ids"]), size)  # in parts that fit the device
+        parts = [{name: batch[name][start : start + size] for name in WRITTEN} for start in starts]
+        values = torch.cat([self.value.predict(part, self.accelerator.autocast()) for part in parts])
         advantages = (batch["returns"] - values) * mask
         if self.normalize_advantages:
             advantages = whiten(advantages, mask)
@@ -140,12 +141,6 @@ class Reinforce(Rloo):
         metrics["value/mean"].append(float((values * mask).sum() / mask.sum().clamp(min=1)))
         metrics["value/explained"].append(explained(batch["returns"], values, mask))
         return batch
-
-    def _parts(self, batch: Batch) -> Iterator[Batch]:
-        """A generation batch in parts that fit the device."""
-        size = self.args.per_device_train_batch_size
-        for start in range(0, len(batch["prompt_ids"]), size):
-            yield {name: batch[name][start : start + size] for name in WRITTEN}
 
     # Learning: first the policy, pass by pass, then the value model from the same passes, before the optimiser's step.
 
@@ -193,10 +188,8 @@ class Reinforce(Rloo):
 
 
 def returns(rewards: torch.Tensor, log_ratios: torch.Tensor, beta: float) -> torch.Tensor:
-    """The return of each token, (rows, tokens): G_t = (1 - beta) r - beta sum_{s >= t} log(policy_s / anchor_s).
-
-    `rewards` is (rows,); `log_ratios` are those of policy to anchor, (rows, tokens) and 0 where nothing was written.
-    """
+    """The return of each token, (rows, tokens): G_t = (1 - beta) r - beta sum_{s >= t} log(policy_s / anchor_s), from
+    rewards, (rows,), and log-ratios of policy to anchor, (rows, tokens) and 0 where nothing was written."""
     to_come = log_ratios.flip(1).cumsum(1).flip(1)
     return (1 - beta) * rewards.unsqueeze(1) - beta * to_come
 

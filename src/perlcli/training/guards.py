@@ -1,9 +1,13 @@
-"""Checks that no run skips: what trains has changed, what is frozen has not, the policy started at its anchor."""
+"""Checks that no run skips: what trains has changed, what is frozen has not, the policy started at its anchor; and how
+many copies of the base are in memory, counted from the live tensors."""
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import math
+import re
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,8 +19,11 @@ from transformers import PreTrainedModel, TrainerCallback, TrainerState
 
 from perlcli.errors import RunFailed
 from perlcli.model import roles
+from perlcli.text import megabytes
 
+IN_LAYER = re.compile(r"\.\d+\.")
 Model = PreTrainedModel | PeftModel
+Shape = tuple[int, ...]
 Digests = dict[str, str]  # by role; the base's role is ""
 Save = Callable[[Model, Path], None]  # writes a model into a folder
 WORDS = {"": "base", roles.POLICY: "policy", roles.ANCHOR: "anchor", roles.VALUE: "value model"}
@@ -102,28 +109,22 @@ class Watch:
     def check(self) -> dict[str, list[str]]:
         """The names of the roles that trained and of those that did not. Raises RunFailed, as `compare` does."""
         compare(self.before, self.after, self.trained)
-        trained = [name for name in self.before if name in self.trained]
-        unchanged = [name for name in self.before if name not in trained]
-        return {"trained": sorted(map(word, trained)), "unchanged": sorted(map(word, unchanged))}
+        names = sorted((WORDS.get(role, role), role in self.trained) for role in self.before)
+        trained = [name for name, is_trained in names if is_trained]
+        return {"trained": trained, "unchanged": [name for name, is_trained in names if not is_trained]}
 
 
 def compare(
     before: Mapping[str, str], after: Mapping[str, str], trained: Collection[str] = (roles.POLICY, roles.VALUE)
 ) -> None:
     """Raises RunFailed if one of the trained roles did not change, or any other role did."""
-    for name, digest in before.items():
-        has_changed = after[name] != digest
-        if name in trained and not has_changed:
-            problem = f"The {word(name)} did not change: nothing was learned"
-            raise RunFailed(problem, "check --learning-rate and the data")
-        if name not in trained and has_changed:
-            what = f"{word(name)} adapter" if name.startswith(roles.REWARD) else word(name)
+    for role, digest in before.items():
+        name, has_changed = WORDS.get(role, role), after[role] != digest
+        if role in trained and not has_changed:
+            raise RunFailed(f"The {name} did not change: nothing was learned", "check --learning-rate and the data")
+        if role not in trained and has_changed:
+            what = f"{name} adapter" if role.startswith(roles.REWARD) else name
             raise RunFailed(f"The {what} changed during training although it is frozen: the result can't be trusted")
-
-
-def word(name: str) -> str:
-    """A role's name in messages."""
-    return WORDS.get(name, name)
 
 
 class TrainsExactly(TrainerCallback):
@@ -174,3 +175,74 @@ def assert_at_anchor(kl: float, dtype: torch.dtype) -> None:
             f"explains at most {limit:.1g}",
             "this is a bug in perlcli or in a library it uses: please report it with the model and the options",
         )
+
+
+# What is in memory
+
+
+def base_copies(model: nn.Module) -> float:
+    """How many copies of the base's layers are in memory, in any precision: 1 if every role shares them. This is the
+    size of all live tensors with the shape of one of the base's layer matrices, divided by the size of the base's own.
+    Views of one storage count once; gradients and optimiser states don't count."""
+    own: Counter[Shape] = Counter()
+    for name, parameter in model.named_parameters():
+        shape = _shape(parameter)
+        if roles.is_base(name) and IN_LAYER.search(name) and len(shape) > 1:
+            own[shape] += 1
+    adapters = {id(parameter) for name, parameter in model.named_parameters() if not roles.is_base(name)}
+    live = _count_live(set(own), adapters)
+    size = {shape: torch.Size(shape).numel() for shape in own}
+    total = sum(size[shape] * count for shape, count in own.items())
+    return sum(size[shape] * live[shape] for shape in own) / total if total else 0.0
+
+
+def _count_live(wanted: set[Shape], adapters: set[int]) -> Counter[Shape]:
+    """How many storages of each wanted shape are in memory, not counting the model's own adapters."""
+    gc.collect()
+    objects = gc.get_objects()
+    tensors = [item for item in objects if issubclass(type(item), torch.Tensor)]
+    gradients = {id(tensor.grad) for tensor in tensors if tensor.is_leaf and tensor.grad is not None}
+    optimisers: list[Any] = [item for item in objects if issubclass(type(item), torch.optim.Optimizer)]
+    states = [state for optimiser in optimisers for state in optimiser.state.values()]
+    ignored = adapters | gradients | {id(value) for state in states for value in state.values()}
+    counts: Counter[Shape] = Counter()
+    seen: set[int] = set()
+    for tensor in tensors:
+        if tensor.device.type == "meta" or id(tensor) in ignored or _shape(tensor) not in wanted:
+            continue
+        storage = tensor.untyped_storage().data_ptr()
+        if storage not in seen:
+            seen.add(storage)
+            counts[_shape(tensor)] += 1
+    return counts
+
+
+def _shape(tensor: torch.Tensor) -> Shape:
+    """The shape of the weight that a tensor holds: 4-bit packing stores it flat."""
+    state = getattr(tensor, "quant_state", None)
+    return tuple(tensor.shape if state is None else state.shape)
+
+
+def sizes_of_roles(model: Model, anchor: nn.Module | None, rewards: Mapping[str, int], value: int) -> dict[str, float]:
+    """Megabytes of the base and of what each role adds to it; under full tuning each role is a separate model.
+    `rewards` (by name) and `value` are given in bytes; a reward function takes none."""
+    base = roles.bytes_of(p for name, p in model.named_parameters() if roles.is_base(name))
+    if isinstance(model, PeftModel):
+        sizes = {"base": base, "policy": roles.adapter_bytes(model, roles.POLICY)}
+        sizes["anchor"] = roles.adapter_bytes(model, roles.ANCHOR)
+    else:
+        sizes = {"policy": base}
+    if anchor is not None:
+        sizes["anchor"] = roles.bytes_of(anchor.parameters())
+    sizes |= {f"reward {name}" if len(rewards) > 1 else "reward": size for name, size in rewards.items() if size}
+    if value:
+        sizes["value"] = value
+    return {name: round(size / 1e6, 3) for name, size in sizes.items()}
+
+
+def memory_line(copies: float, sizes: Mapping[str, float]) -> str:
+    """The memory of a run as one line, from megabytes by role."""
+    start = f"base copies resident: {copies:.3g}"
+    if "base" in sizes:
+        start += f" ({megabytes(sizes['base'])})"
+    return start + "; " + ", ".join(f"{name} {megabytes(size)}" for name, size in sizes.items() if name != "base")

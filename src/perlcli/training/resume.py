@@ -124,7 +124,14 @@ def find(run: Run) -> Path | None:
     if asked == LATEST:
         checkpoint = checkpoints.last_complete(folder, _fault, run.note)
     else:
-        checkpoint = _asked_for(run, output_folder.named(run.folder, asked))
+        checkpoint = output_folder.named(run.folder, asked)
+        if problem := _fault(checkpoint):
+            raise PerlError(
+                f"--resume {checkpoint}: it {problem}", "--resume without a name takes the newest usable one"
+            )
+        for later in checkpoints.found(folder):
+            if checkpoints.step_of(later) > checkpoints.step_of(checkpoint):
+                checkpoints.discard(later)  # its steps will be taken again
     step = checkpoints.step_of(checkpoint) if checkpoint else 0
     rows = _cut_off(run.folder / files.METRICS, step)
     _cut_off(run.folder / files.SAMPLES, step)
@@ -157,16 +164,6 @@ def _replan_learning_rate(scheduler: Any) -> None:
 def _fault(checkpoint: Path) -> str | None:
     """Why training can't resume from a complete checkpoint, or None."""
     return None if (checkpoint / FILE).exists() else "was written by another version of perlcli"
-
-
-def _asked_for(run: Run, checkpoint: Path) -> Path:
-    """The checkpoint that --resume names. Deletes later ones, as their steps will be taken again."""
-    if fault := _fault(checkpoint):
-        raise PerlError(f"--resume {checkpoint}: it {fault}", "--resume without a name takes the newest usable one")
-    for later in checkpoints.found(run.folder / files.CHECKPOINTS):
-        if checkpoints.step_of(later) > checkpoints.step_of(checkpoint):
-            checkpoints.discard(later)
-    return checkpoint
 
 
 def _cut_off(path: Path, step: int) -> list[dict[str, Any]]:
