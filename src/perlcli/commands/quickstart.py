@@ -86,18 +86,17 @@ class Pipeline:
     """Runs stages into folders of `out`, and keeps their records by name."""
 
     out: Path
-    seed: int
-    resume: bool
+    given: settings.Quickstart
     records: dict[str, RunRecord] = field(default_factory=dict)
 
     def stage(self, name: str, run: Callable[[Any], RunRecord | None], kind: type, values: Values) -> str:
         """Run a stage with these settings, unless it is finished already; gives how long it took, in words."""
         folder = str(self.out / name)
-        before = find_record(folder) if self.resume else None
+        before = find_record(folder) if self.given.quickstart.resume else None
         if before is not None and before.status == "finished":
             self.records[name] = before
             return "already done"
-        more: Values = {"output": folder, "seed": self.seed}
+        more: Values = {"output": folder, "seed": self.given.run.seed}
         if before is None:
             shutil.rmtree(folder, ignore_errors=True)  # interrupted before it had a record
         else:  # interrupted: training resumes, an evaluation starts again
@@ -111,7 +110,7 @@ class Pipeline:
 
 def run_stages(out: Path, given: settings.Quickstart) -> dict[str, RunRecord]:
     """Run every stage with the settings that its command would take, and print a line on each; gives their records."""
-    pipeline = Pipeline(out, given.run.seed, bool(given.quickstart.resume))
+    pipeline = Pipeline(out, given)
     records, steps = pipeline.records, given.quickstart.max_steps
     length: Values = {"max_steps": steps} if steps is not None else {}
     policy, judge = str(out / "sft"), str(out / "reward")

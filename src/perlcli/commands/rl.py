@@ -179,6 +179,4 @@ def summary(history: Sequence[dict[str, Any]]) -> dict[str, float]:
         if values:
             metrics[ours] = fmean(values)
     timed = steps[1:] or steps  # the first step also warms up
-    for phase in PHASES:
-        metrics[f"seconds_{phase}"] = median(row.get(TIME + phase, 0.0) for row in timed)
-    return metrics
+    return metrics | {f"seconds_{phase}": median(row.get(TIME + phase, 0.0) for row in timed) for phase in PHASES}

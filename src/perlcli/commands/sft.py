@@ -55,13 +55,9 @@ def trainer_args(given: settings.Sft) -> SFTConfig:
 
 def tokens(rows: data.Data, prepared: Prepared[settings.Sft], config: SFTConfig, role: str) -> Dataset:
     """Token ids and labels, with label -100 for tokens that are not learned, such as the prompt."""
-    row_tokens = partial(
-        of_demonstration,
-        prepared.renderer,
-        completion_only=config.completion_only_loss is not False,
-        assistant_only=config.assistant_only_loss,
-    )
-    return dataset(prepared, role, rows, row_tokens)
+    completion_only, assistant_only = config.completion_only_loss is not False, config.assistant_only_loss
+    render = partial(of_demonstration, prepared.renderer, completion_only=completion_only)
+    return dataset(prepared, role, rows, partial(render, assistant_only=assistant_only))
 
 
 def build_trainer(prepared: Prepared[settings.Sft], config: SFTConfig, rows: Dataset) -> Any:

@@ -1,9 +1,6 @@
-"""The two RL algorithms as TRL trainers on one base: RLOO, and REINFORCE with the paper's value model.
-
-`Rloo` is TRL's RLOO, with the time of each phase measured. `Reinforce` has another advantage, for every token: its
-return minus its predicted return. Both override methods of TRL's `RLOOTrainer` that TRL's own subclasses override too
-(trl/trainer/rloo_trainer.py, TRL 1.16). The paper is PERL, arXiv 2403.10704.
-"""
+"""The two RL algorithms as TRL trainers on one base: RLOO, and REINFORCE with the paper's value model. Both override
+methods of TRL's `RLOOTrainer` that TRL's own subclasses override too (trl/trainer/rloo_trainer.py, TRL 1.16). The paper
+is PERL, arXiv 2403.10704."""
 
 from __future__ import annotations
 
@@ -37,8 +34,7 @@ class Rloo(KeepsGeneration):
     """TRL's RLOO, which also logs the seconds spent on sampling, scoring, anchor (both log-probs) and learning."""
 
     def __init__(self, model: Model, judge: Judge, config: RLOOConfig) -> None:
-        tokenizer = judge.render.tokenizer
-        super().__init__(model, judge, config, train_dataset=judge.dataset(), processing_class=tokenizer)
+        super().__init__(model, judge, config, train_dataset=judge.dataset(), processing_class=judge.render.tokenizer)
         self._policy: Any = self.model
         self.clock = Clock(self)
         self.add_callback(self.clock)

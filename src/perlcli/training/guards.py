@@ -26,6 +26,7 @@ Model = PreTrainedModel | PeftModel
 Shape = tuple[int, ...]
 Digests = dict[str, str]  # by role; the base's role is ""
 Save = Callable[[Model, Path], None]  # writes a model into a folder
+TRAINED = (roles.POLICY, roles.VALUE)
 WORDS = {"": "base", roles.POLICY: "policy", roles.ANCHOR: "anchor", roles.VALUE: "value model"}
 
 
@@ -92,7 +93,7 @@ class Watch:
     """Compares the weights of each role before training with those after it. `digests` gives a digest for each role;
     `trained` are the roles that must change, while all others must not."""
 
-    def __init__(self, digests: Callable[[], Digests], trained: Collection[str] = (roles.POLICY, roles.VALUE)) -> None:
+    def __init__(self, digests: Callable[[], Digests], trained: Collection[str] = TRAINED) -> None:
         self.digests, self.trained = digests, trained
         self.before = digests()
         self.after: Digests = {}
@@ -114,9 +115,7 @@ class Watch:
         return {"trained": trained, "unchanged": [name for name, is_trained in names if not is_trained]}
 
 
-def compare(
-    before: Mapping[str, str], after: Mapping[str, str], trained: Collection[str] = (roles.POLICY, roles.VALUE)
-) -> None:
+def compare(before: Digests, after: Digests, trained: Collection[str] = TRAINED) -> None:
     """Raises RunFailed if one of the trained roles did not change, or any other role did."""
     for role, digest in before.items():
         name, has_changed = WORDS.get(role, role), after[role] != digest
@@ -205,16 +204,11 @@ def _count_live(wanted: set[Shape], adapters: set[int]) -> Counter[Shape]:
     optimisers: list[Any] = [item for item in objects if issubclass(type(item), torch.optim.Optimizer)]
     states = [state for optimiser in optimisers for state in optimiser.state.values()]
     ignored = adapters | gradients | {id(value) for state in states for value in state.values()}
-    counts: Counter[Shape] = Counter()
-    seen: set[int] = set()
+    by_storage: dict[int, Shape] = {}
     for tensor in tensors:
-        if tensor.device.type == "meta" or id(tensor) in ignored or _shape(tensor) not in wanted:
-            continue
-        storage = tensor.untyped_storage().data_ptr()
-        if storage not in seen:
-            seen.add(storage)
-            counts[_shape(tensor)] += 1
-    return counts
+        if tensor.device.type != "meta" and id(tensor) not in ignored and _shape(tensor) in wanted:
+            by_storage.setdefault(tensor.untyped_storage().data_ptr(), _shape(tensor))
+    return Counter(by_storage.values())
 
 
 def _shape(tensor: torch.Tensor) -> Shape:

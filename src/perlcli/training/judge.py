@@ -29,6 +29,7 @@ PROMPTS, PER_PROMPT = 4, 4  # what a probe samples; without groups it takes one 
 ROUNDS = 5
 SAMPLES_PER_RUN = 20
 Asked = tuple[Prompt, Ids]  # a prompt with its token ids
+LogMetric = Callable[[str, float], None]
 Score = Callable[[Sequence[Prompt], Sequence[Ids]], Scored]
 
 
@@ -45,11 +46,7 @@ class Judge:
         return Dataset.from_list([{"prompt": row.prompt, ROW: index} for index, row in enumerate(self.rows)])
 
     def __call__(
-        self,
-        completion_ids: Sequence[Ids],
-        trainer_state: TrainerState,
-        log_metric: Callable[[str, float], None],
-        **columns: Any,
+        self, completion_ids: Sequence[Ids], trainer_state: TrainerState, log_metric: LogMetric, **columns: Any
     ) -> list[float | None]:
         """One reward per completion of the batch; `columns` are those of the dataset. Raises RunFailed."""
         rows = [self.rows[index] for index in columns[ROW]]

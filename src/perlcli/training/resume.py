@@ -1,8 +1,7 @@
 """Resumes a run exactly: chooses the checkpoint, and restores what transformers and TRL leave out of theirs.
 
 They don't restore the order of the rows in a later epoch, if the sampler draws it from the global random state; TRL's
-own sampler after the first epoch; and, in RL, completions that serve several steps and were not yet learned from.
-"""
+own sampler after the first epoch; and, in RL, completions that serve several steps and were not yet learned from."""
 
 from __future__ import annotations
 

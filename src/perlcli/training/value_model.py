@@ -89,8 +89,7 @@ class ValueModel:
         hidden = backbone(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
         before = hidden[:, -batch["completion_ids"].size(1) - 1 : -1]  # the state from which each token was sampled
         with torch.autocast(ids.device.type, enabled=False):
-            values: torch.Tensor = self.head(before.float())[:, :, 0]
-        return values
+            return self.head(before.float())[:, :, 0]
 
     def save_head(self, folder: Path) -> None:
         """Write the head next to the adapter, which peft writes."""
