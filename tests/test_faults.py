@@ -21,13 +21,14 @@ from safetensors.torch import load_file
 from transformers import Trainer
 from trl import RLOOTrainer, SFTTrainer
 
+from perlcli.commands import reward as reward_module
 from perlcli.commands import runs
 from perlcli.errors import RunFailed
 from perlcli.model import tokenizers
 from perlcli.run import checkpoints, disk, liveness, plots
 from perlcli.run.files import RECORD, SAMPLES, file_bytes
 from perlcli.run.record import read_record, write_record
-from perlcli.training import loop, policies, reward_trainer
+from perlcli.training import loop, policies
 
 Perl = Callable[..., Any]
 STAGES = ("sft", "reward", "rl", "reinforce")
@@ -201,8 +202,8 @@ def test_a_full_disk_during_training_leaves_the_previous_checkpoint(
         ("sft", (policies, "save", 500)),
         pytest.param("sft", (policies, "save", 8000), marks=pytest.mark.slow),
         pytest.param("sft", (plots, "curves", 500), marks=pytest.mark.slow),
-        pytest.param("reward", (reward_trainer, "save", 8000), marks=pytest.mark.slow),
-        pytest.param("reward", (reward_trainer, "prove", 500), marks=pytest.mark.slow),
+        pytest.param("reward", (reward_module, "save", 8000), marks=pytest.mark.slow),
+        pytest.param("reward", (reward_module, "prove", 500), marks=pytest.mark.slow),
         pytest.param("reinforce", (policies, "save", 8000), marks=pytest.mark.slow),
     ],
 )

@@ -19,7 +19,6 @@ from perlcli.memory.steps import Step
 from perlcli.memory.tracking import Live
 from perlcli.model import roles, sources, target_modules
 from perlcli.training import policies, prepare, rewards
-from perlcli.training.reward_trainer import build_trainer
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj")
 LENGTH, COMPLETION, BATCH = 48, 16, 4
@@ -95,7 +94,7 @@ def reward_trainer(model: Path, arm: Arm) -> Any:
     rows = reward.Dataset.from_list(
         [{"chosen_ids": [3] * LENGTH, "rejected_ids": [4] * (LENGTH - 1 - n)} for n in range(BATCH)]
     )
-    return build_trainer(prepared, reward.trainer_args(prepared.settings), rows, None)
+    return reward.build_trainer(prepared, reward.trainer_args(prepared.settings), rows, None)
 
 
 def sft_trainer(model: Path, arm: Arm) -> Any:

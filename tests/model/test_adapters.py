@@ -20,7 +20,7 @@ from perlcli.model import adapters, loading, roles, scorers, sources
 from perlcli.model.sources import locate
 from perlcli.run.record import read_record
 from perlcli.settings import Eval, LoraSettings, ModelSettings
-from perlcli.training import base_copies, guards, rewards
+from perlcli.training import guards, rewards
 
 Perl = Callable[..., Any]
 FILES: dict[str, dict[str, Any]] = {
@@ -157,8 +157,8 @@ def test_bytes_and_copies_are_counted_whatever_the_adapter_is(kind: str, llama: 
     policy = fresh(kind, loading.load_causal(locate(str(llama)), ModelSettings()))
     trained, total = roles.count_parameters(policy)
     assert roles.adapter_bytes(policy, roles.POLICY) == 4 * trained
-    assert base_copies.of_roles(policy, None, {}, 0)["base"] == round(4 * (total - trained) / 1e6, 3)
-    assert base_copies.base_copies(policy) == 1
+    assert guards.sizes_of_roles(policy, None, {}, 0)["base"] == round(4 * (total - trained) / 1e6, 3)
+    assert guards.base_copies(policy) == 1
 
 
 def test_attention_is_adapted_where_the_file_names_no_modules(llama: Path, gpt2: Path) -> None:

@@ -223,12 +223,12 @@ def test_checksum_notices_the_role_that_changed(policy: Any, reward: str) -> Non
 
 
 def test_guards_report_what_stood_still_and_what_moved() -> None:
-    guards.assert_moved("a", "b", "The policy")
-    guards.assert_still("a", "a", "The base")
+    before = {roles.POLICY: "a", "": "a"}
+    guards.compare(before, {roles.POLICY: "b", "": "a"})
     with pytest.raises(RunFailed, match="The policy did not change: nothing was learned"):
-        guards.assert_moved("a", "a", "The policy")
+        guards.compare(before, {roles.POLICY: "a", "": "a"})
     with pytest.raises(RunFailed, match="The base changed during training although it is frozen"):
-        guards.assert_still("a", "b", "The base")
+        guards.compare(before, {roles.POLICY: "b", "": "b"})
 
 
 @quiet_8bit

@@ -1,5 +1,7 @@
 """Each guard detects the fault that it exists for."""
 
+import gc
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -8,12 +10,19 @@ import pytest
 import torch
 
 from perlcli.errors import RunFailed
-from perlcli.model import loading, roles
+from perlcli.model import loading, roles, scorers
 from perlcli.model.sources import locate
 from perlcli.settings import LoraSettings, ModelSettings
 from perlcli.training import guards
 
 LORA = LoraSettings(lora_r=4, lora_alpha=8, lora_dropout=0.0, lora_target_modules="attention")
+PRECISIONS = {
+    "float32": ModelSettings(),
+    "bfloat16": ModelSettings(dtype="bfloat16"),
+    "4-bit": ModelSettings(load_in_4bit=True),
+    "8-bit": ModelSettings(load_in_8bit=True),
+}
+WIDTHS = (4 * 64 + 2 * 64 + 2 * 32) * 2 * 4  # parameters of an adapter of rank 4 on the tiny Llama's two layers
 
 
 def load(llama: Path, **precision: Any) -> Any:
@@ -95,7 +104,7 @@ def test_an_optimiser_with_other_parameters_is_rejected(llama: Path) -> None:
     model = load(llama)
     named = dict(model.named_parameters())
     policy = [p for name, p in named.items() if ".default." in name]
-    guard = guards.intended(model)
+    guard = guards.TrainsExactly(model)
     guard.on_train_begin(None, None, None, optimizer=optimizer_of(*policy))
     embedding = named["base_model.model.model.embed_tokens.weight"]
     with pytest.raises(
@@ -107,20 +116,20 @@ def test_an_optimiser_with_other_parameters_is_rejected(llama: Path) -> None:
     ):
         guard.on_train_begin(None, None, None, optimizer=optimizer_of(*policy[1:]))
     extra = torch.nn.Parameter(torch.zeros(1))
-    guards.intended(model, [extra]).on_train_begin(None, None, None, optimizer=optimizer_of(*policy, extra))
+    guards.TrainsExactly(model, [extra]).on_train_begin(None, None, None, optimizer=optimizer_of(*policy, extra))
     with pytest.raises(RunFailed, match="such as one outside the model"):
         guard.on_train_begin(None, None, None, optimizer=optimizer_of(*policy, extra))
 
 
-def test_a_model_without_trainable_parameters_is_rejected(llama: Path) -> None:
-    guard = guards.TrainsExactly([], {})
+def test_a_model_without_trainable_parameters_is_rejected() -> None:
+    guard = guards.TrainsExactly(torch.nn.Identity())
     with pytest.raises(RunFailed, match=r"^No parameter is trainable"):
         guard.on_train_begin(None, None, None, optimizer=optimizer_of())
 
 
 def test_everything_trains_under_full_tuning(llama: Path) -> None:
     model = loading.load_causal(locate(str(llama)), ModelSettings())
-    guards.intended(model).on_train_begin(None, None, None, optimizer=optimizer_of(*model.parameters()))
+    guards.TrainsExactly(model).on_train_begin(None, None, None, optimizer=optimizer_of(*model.parameters()))
 
 
 # The anchor
@@ -155,3 +164,103 @@ def test_only_the_first_logged_kl_is_checked() -> None:
     with pytest.raises(RunFailed, match="differs from its anchor"):
         guard.on_log(None, state, None, logs={"kl": 0.1})
     guard.on_log(None, SimpleNamespace(global_step=2), None, logs={"kl": 0.1})
+
+
+# What is in memory
+
+
+@pytest.fixture
+def copies(llama: Path) -> Iterator[Any]:
+    """Loads a model and counts its copies, without those that other tests left in memory."""
+
+    def load(settings: ModelSettings = PRECISIONS["float32"]) -> Any:
+        return roles.new_adapter(loading.load_causal(locate(str(llama)), settings), LORA, "CAUSAL_LM")
+
+    gc.collect()
+    model = load()
+    before = guards.base_copies(model) - 1
+    del model
+    yield load, lambda model: guards.base_copies(model) - before
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_base_with_its_roles_is_one_copy(precision: str, copies: Any, reward_run: Path) -> None:
+    load, count = copies
+    model = load(PRECISIONS[precision])
+    assert count(model) == 1
+    roles.attach_reward(model, str(reward_run))
+    model(input_ids=torch.tensor([[1, 2, 3]])).logits.sum().backward()
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
+    optimizer.step()
+    assert count(model) == 1
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_second_base_counts_in_any_precision(precision: str, copies: Any) -> None:
+    load, count = copies
+    model, other = load(), load(PRECISIONS[precision])
+    assert count(model) == count(other) == 2
+
+
+def test_weights_outside_any_module_count(copies: Any) -> None:
+    load, count = copies
+    model = load()
+    kept = [parameter.detach().clone() for name, parameter in model.named_parameters() if "base_layer" in name]
+    assert 1 < count(model) < 2
+    assert len(kept) == 8
+
+
+def test_gradients_and_optimiser_states_of_full_tuning_do_not_count(copies: Any, llama: Path) -> None:
+    _, count = copies
+    model = loading.load_causal(locate(str(llama)), ModelSettings()).requires_grad_(True)
+    model(input_ids=torch.tensor([[1, 2, 3]])).logits.sum().backward()
+    optimizer = torch.optim.AdamW(model.parameters())
+    optimizer.step()
+    assert count(model) == 1
+    assert optimizer.state
+
+
+def test_adapters_shaped_like_a_base_matrix_are_not_a_copy(llama: Path, copies: Any) -> None:
+    lora = LoraSettings(lora_r=32, lora_alpha=8, lora_dropout=0.0, lora_target_modules="attention")  # k_proj: (32, 64)
+    model = roles.new_adapter(loading.load_causal(locate(str(llama)), ModelSettings()), lora, "CAUSAL_LM")
+    assert copies[1](model) == 1
+
+
+def test_roles_are_reported_in_megabytes(copies: Any, reward_run: Path) -> None:
+    model = copies[0]()
+    head = roles.attach_reward(model, str(reward_run))
+    size = scorers.SharedScorer(model, head, 0).bytes
+    assert size == 4 * (WIDTHS + 64)
+    parts = guards.sizes_of_roles(model, None, {"reward": size, "function": 0}, value=0)
+    own = sum(p.numel() for name, p in model.named_parameters() if "lora_" not in name) * 4
+    wanted = {"base": own, "policy": 4 * WIDTHS, "anchor": 0, "reward reward": size}
+    assert parts == {name: round(size / 1e6, 3) for name, size in wanted.items()}
+
+
+def test_four_rewards_cost_three_adapters_more_than_one(copies: Any, reward_run: Path) -> None:
+    model = copies[0]()
+    before = roles.bytes_of(model.parameters())
+    for index in range(4):
+        roles.attach_reward(model, str(reward_run), f"reward{index}")
+    assert roles.bytes_of(model.parameters()) == before + 4 * 4 * WIDTHS
+    assert copies[1](model) == 1
+
+
+def test_roles_of_full_tuning_are_models(copies: Any, llama: Path) -> None:
+    models = [loading.load_causal(locate(str(llama)), ModelSettings()) for _ in range(2)]
+    whole = round(roles.bytes_of(models[0].parameters()) / 1e6, 3)
+    assert guards.sizes_of_roles(models[0], models[1], {}, value=0) == {"policy": whole, "anchor": whole}
+
+
+def test_quantised_state_counts_as_bytes(copies: Any) -> None:
+    model = copies[0](PRECISIONS["4-bit"])
+    weight = next(p for p in model.parameters() if getattr(p, "quant_state", None) is not None)
+    assert roles.bytes_of([weight]) > weight.numel() * weight.element_size()
+
+
+def test_the_line_shows_small_and_large_sizes() -> None:
+    parts = {"base": 271.4, "policy": 3.7, "anchor": 0.0, "reward": 0.05}
+    assert (
+        guards.memory_line(1.0, parts) == "base copies resident: 1 (271 MB); policy 3.70 MB, anchor 0 B, reward 50.0 kB"
+    )
+    assert guards.memory_line(2.5, {"policy": 0.5}) == "base copies resident: 2.5; policy 500 kB"

@@ -2,27 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from statistics import fmean
 
-from perlcli import data, device, settings
-from perlcli.data import Data
+import torch
+from peft import PeftModel
+
+from perlcli import data, device, settings, stats
 from perlcli.errors import PerlError
-from perlcli.model import roles
-from perlcli.run import plots
-from perlcli.run.files import SAMPLES
+from perlcli.model import loading, roles, sources
+from perlcli.run import files, plots
 from perlcli.run.lifecycle import recording
+from perlcli.run.progress import Progress
 from perlcli.run.record import RunRecord
 from perlcli.terminal import say
-from perlcli.training import policies, reward_model
-from perlcli.training.evaluation import Samples, answer, divergence, load_policy, measure
-from perlcli.training.judge import Asked
+from perlcli.training import policies, reward_model, sampling
+from perlcli.training.guards import Model
+from perlcli.training.judge import Asked, Score
 from perlcli.training.prepare import Prepared, filled, prepare
 from perlcli.training.preview import preview
 from perlcli.training.rewards import attach_all, find_all
 from perlcli.training.rows import first_rows, load_data, trained_on
+from perlcli.training.sampling import Ids, Sampling
 
 PROMPTS = 256  # to evaluate on unless --max-samples says otherwise
 SAMPLED, PRINTED, WIDTH = 20, 3, 300  # samples to keep, of those to print, and how many characters of each text
+Anchor = Callable[[], AbstractContextManager[Model]]  # inside the context, the model is the anchor
+
+
+@dataclass
+class Samples:
+    """What one policy wrote to the prompts and how it was judged; `rewards` and `gold` can be empty."""
+
+    written: list[Ids]
+    texts: list[str]
+    rewards: list[float]
+    gold: list[bool]
 
 
 def run(given: settings.Eval) -> RunRecord | None:
@@ -56,7 +74,8 @@ def evaluate_reward(prepared: Prepared[settings.Eval]) -> RunRecord | None:
 
 def evaluate_policy(prepared: Prepared[settings.Eval]) -> RunRecord | None:
     """Reward, share of prompts won against the anchor, KL to it, lengths, truncation, distinct-n and gold success."""
-    prompts = load_prompts(prepared)
+    held_out = load_held_out(prepared, "rl", prepared.settings.eval.max_samples or PROMPTS)
+    prompts = policies.fitting_prompts(prepared, held_out, "eval")
     has_gold = all(data.gold_check(row) for row, _ in prompts)
     rewards = find_all(prepared) if prepared.settings.sampling.reward or not has_gold else []
     if prepared.is_dry:
@@ -67,20 +86,21 @@ def evaluate_policy(prepared: Prepared[settings.Eval]) -> RunRecord | None:
         size = filled(prepared.settings.eval.per_device_eval_batch_size)
         score = attach_all(rewards, model, prepared, size) if rewards else None
         run.record.total_parameters = roles.count_parameters(model)[1]
-        mine, theirs = answer(prepared, model, prompts, score), None
+        mine, theirs, kl = answer(prepared, model, prompts, score), None, {}
         if anchor is not None:
             with anchor() as reference:
                 theirs = answer(prepared, reference, prompts, score)
-        run.record.metrics = measure(prepared, mine, theirs)
-        if anchor is not None:
-            run.record.metrics |= divergence(prepared, model, anchor, [ids for _, ids in prompts], mine.written)
+            kl = divergence(prepared, model, anchor, [ids for _, ids in prompts], mine.written)
+        run.record.metrics = measure(prepared, mine, theirs) | kl
         show_samples(prepared, prompts, mine, theirs)
-        plot_rewards(prepared, mine, theirs)
+        if mine.rewards:
+            groups = {"policy": mine.rewards} | ({"anchor": theirs.rewards} if theirs is not None else {})
+            plots.histogram(groups, "Rewards on held-out prompts", "reward", run.folder / "plots" / "rewards.png")
         run.record.peak_memory_mb = device.peak_memory_mb()
     return run.record
 
 
-def load_held_out(prepared: Prepared[settings.Eval], use: str, limit: int | None) -> Data:
+def load_held_out(prepared: Prepared[settings.Eval], use: str, limit: int | None) -> data.Data:
     """At most `limit` held-out rows, the first ones; their report counts prompts that the model was trained on."""
     held_out = first_rows(prepared, load_data(prepared, use, "test"), limit, "--max-samples")
     if trained := trained_on(prepared.source):
@@ -88,10 +108,107 @@ def load_held_out(prepared: Prepared[settings.Eval], use: str, limit: int | None
     return held_out
 
 
-def load_prompts(prepared: Prepared[settings.Eval]) -> list[Asked]:
-    """The held-out prompts that leave room for a completion, with their token ids."""
-    held_out = load_held_out(prepared, "rl", prepared.settings.eval.max_samples or PROMPTS)
-    return policies.fitting_prompts(prepared, held_out, "eval")
+def load_policy(prepared: Prepared[settings.Eval], *, is_shared: bool) -> tuple[Model, Anchor | None]:
+    """The policy and its anchor, None for a base; `is_shared` if a reward will be an adapter on the policy's base."""
+    source, note = prepared.source, prepared.run.note
+    base = loading.load_causal(source, prepared.settings.model)
+    if source.adapter is not None:
+        policy = roles.load_adapter(base, source.adapter, trainable=False)
+        name, words = policies.attach_anchor(policy, source)
+        note(f"anchor: {words}")
+        policy.eval()
+        return policy, lambda: _switched(policy, name)
+    model: Model = base
+    if is_shared:  # a reward adapter needs another one to switch back to; this one changes nothing
+        lora = settings.LoraSettings(lora_r=1, lora_alpha=1, lora_dropout=0.0, lora_target_modules="attention")
+        model = roles.new_adapter(base, lora, "CAUSAL_LM")
+    model.eval()
+    start = policies.start_of(source.base)
+    if start is None:
+        note("anchor: none (the policy is a base model)")
+        return model, None
+    note(f"anchor: {start}, loaded next to the policy, which was fully fine-tuned")
+    trust = prepared.settings.model.trust_remote_code
+    anchor = loading.load_causal(sources.locate(start, trust_remote_code=trust), prepared.settings.model)
+    anchor.eval()
+    return model, lambda: nullcontext(anchor)
+
+
+@contextmanager
+def _switched(policy: PeftModel, adapter: str | None) -> Iterator[Model]:
+    with roles.switched(policy, adapter):
+        yield policy
+
+
+def answer(prepared: Prepared[settings.Eval], model: Model, prompts: Sequence[Asked], score: Score | None) -> Samples:
+    """One sampled completion for each prompt, scored; the seed is the same for every policy."""
+    values = prepared.settings
+    how = Sampling(filled(values.sampling.temperature), filled(values.sampling.max_completion_length), values.run.seed)
+    rows, ids = [row for row, _ in prompts], [ids for _, ids in prompts]
+    written: list[Ids] = []
+    with Progress("eval", len(prompts)) as progress:
+        size = filled(values.eval.per_device_eval_batch_size)
+        for batch in sampling.sample_batches(model, prepared.renderer, ids, how, size):
+            written += batch
+            progress.update(len(written), {})
+    texts = [prepared.renderer.text(completion) for completion in written]
+    checks = [data.gold_check(row) for row in rows]
+    gold = [check(text) for check, text in zip(checks, texts, strict=True) if check]
+    return Samples(written, texts, score(rows, written).total if score else [], gold)
+
+
+def measure(prepared: Prepared[settings.Eval], policy: Samples, anchor: Samples | None) -> dict[str, float]:
+    """The policy's figures, and the anchor's where the two can be compared."""
+    metrics = {"prompts": len(policy.written), **_quality(policy, "")}
+    if anchor is not None:
+        metrics |= _quality(anchor, "anchor_") | _wins(policy.rewards, anchor.rewards)
+    metrics["mean_length"] = fmean(map(len, policy.written))
+    metrics["share_truncated"] = fmean(not prepared.renderer.ended(ids) for ids in policy.written)
+    return metrics | {f"distinct_{n}": stats.distinct(policy.written, n) for n in (1, 2)}
+
+
+def _quality(samples: Samples, prefix: str) -> dict[str, float]:
+    metrics = {}
+    if samples.rewards:
+        metrics[f"{prefix}mean_reward"] = fmean(samples.rewards)
+    if samples.gold:
+        low, high = stats.wilson(sum(samples.gold), len(samples.gold))
+        metrics |= {f"{prefix}gold": fmean(samples.gold), f"{prefix}gold_low": low, f"{prefix}gold_high": high}
+    return metrics
+
+
+def _wins(policy: Sequence[float], anchor: Sequence[float]) -> dict[str, float]:
+    """The share of prompts at which the policy's reward is higher than the anchor's, and the share of ties."""
+    if not policy:
+        return {}
+    pairs = list(zip(policy, anchor, strict=True))
+    wins, ties = sum(mine > theirs for mine, theirs in pairs), sum(mine == theirs for mine, theirs in pairs)
+    low, high = stats.wilson(wins, len(pairs))
+    return {"wins": wins / len(pairs), "wins_low": low, "wins_high": high, "share_ties": ties / len(pairs)}
+
+
+@torch.no_grad()
+def divergence(
+    prepared: Prepared[settings.Eval], model: Model, anchor: Anchor, prompts: Sequence[Ids], written: Sequence[Ids]
+) -> dict[str, float]:
+    """KL(policy || anchor) at the sampling temperature, estimated on what the policy wrote: k1 is the mean log-ratio,
+    which is unbiased; k3 = ratio - 1 - log-ratio has a lower variance and is never negative (Schulman, "Approximating
+    KL divergence", 2020). Both are per token, over all tokens, and per completion."""
+    size = filled(prepared.settings.eval.per_device_eval_batch_size)
+    temperature = filled(prepared.settings.sampling.temperature)
+    k1, k3, tokens = 0.0, 0.0, 0
+    for start in range(0, len(prompts), size):
+        part = slice(start, start + size)
+        ours = sampling.log_probs(model, prompts[part], written[part], temperature)
+        with anchor() as reference:
+            theirs = sampling.log_probs(reference, prompts[part], written[part], temperature)
+        for mine, other in zip(ours, theirs, strict=True):
+            log_ratios = [a - b for a, b in zip(mine, other, strict=True)]
+            k1 += sum(log_ratios)
+            k3 += sum(math.expm1(-log_ratio) + log_ratio for log_ratio in log_ratios)
+            tokens += len(log_ratios)
+    sums, counts = {"k1": k1, "k3": k3}, {"token": tokens, "sequence": len(prompts)}
+    return {f"kl_{kind}_per_{unit}": sums[kind] / counts[unit] for kind in sums for unit in counts}
 
 
 def show_samples(
@@ -106,19 +223,8 @@ def show_samples(
             sample[name] = samples.texts[index]
             if samples.rewards:
                 sample[f"{name}_reward"] = round(samples.rewards[index], 4)
-        prepared.run.append(SAMPLES, sample)
+        prepared.run.append(files.SAMPLES, sample)
         if index < PRINTED:
             lines = [f"  {key.replace('_', ' ')}: {str(value)[-WIDTH:]}" for key, value in sample.items()]
             say("\n" + "\n".join(lines))
     say()
-
-
-def plot_rewards(prepared: Prepared[settings.Eval], mine: Samples, theirs: Samples | None) -> None:
-    """Draw the rewards of policy and anchor, if there are any."""
-    if not mine.rewards:
-        return
-    groups = {"policy": mine.rewards}
-    if theirs is not None:
-        groups["anchor"] = theirs.rewards
-    path = prepared.run.folder / "plots" / "rewards.png"
-    plots.histogram(groups, "Rewards on held-out prompts", "reward", path)

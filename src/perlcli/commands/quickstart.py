@@ -13,7 +13,7 @@ from typing import Any
 
 from perlcli import data, device, settings
 from perlcli.commands import evaluate, reward, rl, sft
-from perlcli.errors import Interrupted, RunFailed
+from perlcli.errors import Interrupted
 from perlcli.run import plots
 from perlcli.run.lifecycle import Run, recording
 from perlcli.run.output_folder import check_output
@@ -86,29 +86,31 @@ class Pipeline:
     """Runs stages into folders of `out`, and keeps their records by name."""
 
     out: Path
-    seed: int
-    resume: bool
+    given: settings.Quickstart
     records: dict[str, RunRecord] = field(default_factory=dict)
 
     def stage(self, name: str, run: Callable[[Any], RunRecord | None], kind: type, values: Values) -> str:
         """Run a stage with these settings, unless it is finished already; gives how long it took, in words."""
         folder = str(self.out / name)
-        before = find_record(folder) if self.resume else None
+        before = find_record(folder) if self.given.quickstart.resume else None
         if before is not None and before.status == "finished":
             self.records[name] = before
             return "already done"
-        more = {"output": folder, "seed": self.seed} | again(self.out / name, before, kind)
+        more: Values = {"output": folder, "seed": self.given.run.seed}
+        if before is None:
+            shutil.rmtree(folder, ignore_errors=True)  # interrupted before it had a record
+        else:  # interrupted: training resumes, an evaluation starts again
+            more |= {"resume": settings.LATEST} if "resume" in settings.names(kind) else {"overwrite": True}
         with contextlib.redirect_stdout(io.StringIO()):  # a stage's own notes are in its record
             record = run(settings.build(kind, values | more))
-        if record is None:
-            raise RunFailed(f"The stage {name} gave no record")
+        assert record is not None  # only a dry run has none
         self.records[name] = record
         return f"{record.elapsed_seconds:.0f} s"
 
 
 def run_stages(out: Path, given: settings.Quickstart) -> dict[str, RunRecord]:
     """Run every stage with the settings that its command would take, and print a line on each; gives their records."""
-    pipeline = Pipeline(out, given.run.seed, bool(given.quickstart.resume))
+    pipeline = Pipeline(out, given)
     records, steps = pipeline.records, given.quickstart.max_steps
     length: Values = {"max_steps": steps} if steps is not None else {}
     policy, judge = str(out / "sft"), str(out / "reward")
@@ -129,14 +131,6 @@ def run_stages(out: Path, given: settings.Quickstart) -> dict[str, RunRecord]:
     return records
 
 
-def again(folder: Path, before: RunRecord | None, kind: type) -> Values:
-    """The settings to run a stage again that was interrupted: training resumes, an evaluation starts over."""
-    if before is None:
-        shutil.rmtree(folder, ignore_errors=True)  # interrupted before it had a record
-        return {}
-    return {"resume": settings.LATEST} if "resume" in settings.names(kind) else {"overwrite": True}
-
-
 def figures(records: Mapping[str, RunRecord]) -> dict[str, float]:
     """The pipeline's key figures, in one flat dictionary."""
     metrics = {"reward_accuracy": records["reward"].metrics["accuracy"]}
@@ -149,8 +143,7 @@ def figures(records: Mapping[str, RunRecord]) -> dict[str, float]:
 def conclusion(record: RunRecord, records: Mapping[str, RunRecord], out: Path) -> str:
     """The table of base, SFT and RL, where the picture is, and what to type next."""
     rows = [row_of(name, records[f"eval-{stage}"].metrics) for stage, name in POLICIES.items()]
-    header = ("", "orders right", "95 % interval", "mean reward", "KL to anchor", "tokens")
-    table = plain_table(header, rows)
+    table = plain_table(("", "orders right", "95 % interval", "mean reward", "KL to anchor", "tokens"), rows)
     picture = f"Picture: {out}/plots/success.png · {record.elapsed_seconds:.0f} s in all"
     return f"\n{table}\n\n{picture}\n\n{NEXT.format(out=out)}"
 
@@ -158,12 +151,7 @@ def conclusion(record: RunRecord, records: Mapping[str, RunRecord], out: Path) -
 def row_of(name: str, metrics: Mapping[str, float]) -> tuple[str, ...]:
     """A policy's row in the table; a base has no anchor and so no KL."""
     interval = f"{metrics['gold_low']:.1%} to {metrics['gold_high']:.1%}"
-    divergence = metrics.get("kl_k1_per_sequence")
-    return (
-        name,
-        f"{metrics['gold']:.1%}",
-        interval,
-        f"{metrics['mean_reward']:.2f}",
-        "-" if divergence is None else f"{round(divergence, 2) + 0.0:.2f}",  # + 0.0: not -0.00
-        f"{metrics['mean_length']:.1f}",
-    )
+    kl = metrics.get("kl_k1_per_sequence")
+    distance = "-" if kl is None else f"{round(kl, 2) + 0.0:.2f}"  # + 0.0: not -0.00
+    reward_mean, length = f"{metrics['mean_reward']:.2f}", f"{metrics['mean_length']:.1f}"
+    return name, f"{metrics['gold']:.1%}", interval, reward_mean, distance, length

@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
+import gc
 from functools import partial
+from pathlib import Path
+from typing import Any
 
+import torch
 from datasets import Dataset
-from trl import RewardConfig
+from torch import nn
+from transformers import set_seed
+from trl import RewardConfig, RewardTrainer
 
-from perlcli import settings
-from perlcli.errors import PerlError
-from perlcli.model import roles
-from perlcli.run import plots
-from perlcli.run.files import METRICS
+from perlcli import device, settings
+from perlcli.errors import PerlError, RunFailed
+from perlcli.model import adapters, loading, roles, scorers, sources
+from perlcli.model.batches import padded
+from perlcli.run import files, plots
 from perlcli.run.lifecycle import recording
 from perlcli.run.record import RunRecord
-from perlcli.training import guards, reward_model, reward_trainer
+from perlcli.training import guards, reward_model
 from perlcli.training.loop import describe, train
-from perlcli.training.prepare import Prepared, prepare, require
+from perlcli.training.prepare import Prepared, loaded, prepare, require
 from perlcli.training.preview import preview
-from perlcli.training.reward_trainer import Proof
 from perlcli.training.rows import load_sides
 from perlcli.training.trl_config import trl_config
+
+PROOF_ROWS, KEPT = 8, 4  # training rows that the proof scores, and token rows of them that the folder keeps
+Batch = dict[str, torch.Tensor]
+Proof = tuple[list[list[int]], list[float]]  # rows of token ids with the scores that the trained model gives them
 
 
 def run(given: settings.Reward) -> RunRecord | None:
@@ -37,9 +46,9 @@ def run(given: settings.Reward) -> RunRecord | None:
         return None
     with recording(prepared.run) as run:
         proof = learn(prepared, config, train_set, weight)
-        scorer = reward_trainer.prove(prepared, proof)
+        scorer = prove(prepared, proof)
         run.record.metrics |= reward_model.measure(prepared, scorer, eval_rows, held_out)
-        plots.curves("reward", run.folder / METRICS, run.folder / "plots" / "training.png")
+        plots.curves("reward", run.folder / files.METRICS, run.folder / "plots" / "training.png")
     return run.record
 
 
@@ -65,18 +74,127 @@ def pos_weight(prepared: Prepared[settings.Reward], config: RewardConfig, rows: 
     prepared.run.note(f"loss on thumbs: binary cross-entropy; {balance}; --pos-weight {wanted}: {weight:.4g}")
     prepared.run.record.metrics |= {"train_share_thumbs_up": up / len(rows), "pos_weight": weight}
     if config.center_rewards_coefficient is not None:
-        raise PerlError(
-            "--set center_rewards_coefficient only applies to pairs: the labels of thumbs centre the scores"
-        )
+        problem = "--set center_rewards_coefficient only applies to pairs: the labels of thumbs centre the scores"
+        raise PerlError(problem)
     return weight
 
 
+# Training
+
+
 def learn(prepared: Prepared[settings.Reward], config: RewardConfig, rows: Dataset, weight: float | None) -> Proof:
-    """Train and save; gives some rows with the scores of the trained model, which is freed when this returns."""
-    trainer = reward_trainer.build_trainer(prepared, config, rows, weight)
+    """Train and save; gives the first training rows with the scores of the trained model as it is in memory, without
+    training's autocast. The model is freed when this returns."""
+    trainer = build_trainer(prepared, config, rows, weight)
     describe(trainer, prepared.run)
     role, name = ("", "reward model") if prepared.settings.lora.full else (roles.POLICY, "reward adapter")
     weights = guards.Watch(lambda: {name: guards.checksum(trainer.model, role)}, trained=(name,))
-    train(trainer, prepared.run, weights.before_saving(partial(reward_trainer.save, prepared)))
+    train(trainer, prepared.run, weights.before_saving(partial(save, prepared)))
     weights.check()
-    return reward_trainer.score_proof(prepared, trainer, rows)
+    first = rows.select(range(min(PROOF_ROWS, len(rows))))
+    proof = [ids for row in first for ids in reward_model.id_lists(row)]
+    model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+    return proof, scorers.ClassifierScorer(model, prepared.tokenizer.pad_token_id)(proof)
+
+
+def build_trainer(
+    prepared: Prepared[settings.Reward], config: RewardConfig, rows: Dataset, pos_weight: float | None
+) -> Any:
+    """TRL's trainer for pairs, or with a `pos_weight` ours for thumbs, on the base with a head and what trains."""
+    model, tokenizer = start(prepared), prepared.tokenizer
+    trainer: Any
+    with roles.unrounded(model):
+        if pos_weight is None:
+            trainer = RewardTrainer(model, config, train_dataset=rows, processing_class=tokenizer)
+        else:
+            collate = partial(thumbs_batch, tokenizer.pad_token_id)
+            trainer = ThumbsTrainer(model, config, collate, train_dataset=rows, processing_class=tokenizer)
+            trainer.pos_weight = pos_weight
+    roles.as_float32(trainer.model)
+    roles.set_adapter_dropout(trainer.model, adapters.dropout_of(prepared.settings.lora, "SEQ_CLS"))
+    return trainer
+
+
+def start(prepared: Prepared[settings.Reward]) -> guards.Model:
+    """The base with a scalar head, and the adapter that --model names or a new one; with --full everything trains."""
+    source, values = prepared.source, prepared.settings
+    set_seed(values.run.seed)  # head and adapter are initialised at random
+    model = loading.load_classifier(source, values.model, prepared.tokenizer.pad_token_id)
+    loaded(prepared)
+    if values.lora.full:
+        return model.float().requires_grad_(True)  # bfloat16 weights would round small updates away
+    if source.adapter:
+        return roles.load_adapter(model, source.adapter, trainable=True)
+    return roles.new_adapter(model, values.lora, "SEQ_CLS")
+
+
+def thumbs_batch(pad: int, rows: list[dict[str, Any]]) -> Batch:
+    """`input_ids` and `attention_mask`, (rows, longest), and `labels`, (rows,): 1 for a thumbs up, 0 for down."""
+    ids, mask = padded([row["input_ids"] for row in rows], pad)
+    return {"input_ids": ids, "attention_mask": mask, "labels": torch.tensor([row["label"] for row in rows])}
+
+
+class ThumbsTrainer(RewardTrainer):
+    """TRL's reward trainer for thumbs: binary cross-entropy on sigmoid(score) (paper, section 3.1: pointwise)."""
+
+    pos_weight = 1.0  # of thumbs-up rows in the loss
+
+    def _prepare_dataset(self, dataset: Dataset, *args: Any, **kwargs: Any) -> Dataset:
+        return dataset  # rendered already, like TRL's own `chosen_ids` and `rejected_ids`
+
+    def _set_signature_columns_if_needed(self) -> None:
+        self._signature_columns: Any = ["input_ids", "label"]
+
+    def compute_loss(
+        self, model: nn.Module, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """The mean loss over the rows; with the model's outputs if asked for."""
+        labels = inputs.pop("labels")
+        outputs = model(**inputs, use_cache=False)
+        scores = outputs.logits[:, 0].float()  # (rows,)
+        weight = torch.tensor(self.pos_weight, device=scores.device)
+        loss = nn.functional.binary_cross_entropy_with_logits(scores, labels, pos_weight=weight)
+        self._count(inputs["attention_mask"], scores, labels)
+        return (loss, outputs) if return_outputs else loss
+
+    def _count(self, mask: torch.Tensor, scores: torch.Tensor, labels: torch.Tensor) -> None:
+        """Log what TRL's reward trainer logs, as far as it applies to thumbs."""
+        mode = "train" if scores.requires_grad else "eval"
+        if mode == "train":
+            self._total_train_tokens += int(self.accelerator.gather_for_metrics(mask.sum()).sum())
+        metrics = self._metrics[mode]
+        metrics["num_tokens"] = [self._total_train_tokens]
+        is_right = ((scores > 0) == (labels > 0.5)).float()
+        metrics["accuracy"].append(self.accelerator.gather_for_metrics(is_right).mean().item())
+        metrics["mean_reward"].append(self.accelerator.gather_for_metrics(scores.detach()).mean().item())
+
+
+def save(prepared: Prepared[settings.Reward], model: Any, folder: Path) -> None:
+    """Write the adapter with its head, or after full tuning the classifier, and the tokenizer into a folder."""
+    if prepared.settings.lora.full:
+        model.to(getattr(torch, device.dtype_name(prepared.settings.model)))
+        model.save_pretrained(str(folder))
+    else:
+        roles.round_head(model, model.dtype)
+        roles.save_adapter(model, folder)
+    prepared.tokenizer.save_pretrained(str(folder))
+    (prepared.run.folder / files.PROOF).unlink(missing_ok=True)  # it is of the weights before
+
+
+def prove(prepared: Prepared[settings.Reward], proof: Proof) -> scorers.ClassifierScorer:
+    """The scorer of the saved folder, loaded again on another base. Raises RunFailed if its scores are not the proof's.
+    Keeps some rows with their scores in the folder, so that later uses can be checked as well."""
+    gc.collect()  # the trained model, which its trainer refers to in a circle
+    run, model, (rows, scores) = prepared.run, prepared.settings.model, proof
+    source = sources.locate(str(run.folder), trust_remote_code=model.trust_remote_code)
+    scorer = reward_model.load(source, model)
+    shift = max(abs(a - b) for a, b in zip(scores, scorer(rows), strict=True))
+    run.record.metrics["reload_shift"] = shift
+    if not reward_model.is_same(shift, scores):
+        differ = f"they differ by up to {shift:.3g}"
+        raise RunFailed(f"The saved reward model doesn't give the trained one's scores: {differ}")
+    kept = sorted(rows, key=len)[:KEPT]  # short ones: every later use scores them again
+    reward_model.write_proof(run.folder, kept, scorer(kept))
+    same = f"same scores on {len(rows)} rows (largest difference {shift:.2g})"
+    run.note(f"Reloaded the reward model from {run.folder}: {same}.")
+    return scorer

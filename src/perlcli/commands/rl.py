@@ -8,22 +8,20 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
-from datasets import Dataset
 from trl import RLOOConfig
 
 from perlcli import settings
 from perlcli.data import Prompt
 from perlcli.errors import PerlError
 from perlcli.model import adapters, roles
-from perlcli.run import plots
-from perlcli.run.files import METRICS, read_rows
+from perlcli.run import files, plots
 from perlcli.run.lifecycle import Run, recording
 from perlcli.run.metrics import renamed
 from perlcli.run.record import RunRecord
 from perlcli.terminal import say
-from perlcli.training import base_copies, guards, policies
+from perlcli.training import guards, policies
 from perlcli.training.algorithms import PHASES, TIME, Reinforce, Rloo
-from perlcli.training.judge import REWARD, ROW, SUM, Asked, Judge, Probe, probe
+from perlcli.training.judge import REWARD, SUM, Asked, Judge, Probe, probe
 from perlcli.training.loop import describe, train
 from perlcli.training.policies import Anchor
 from perlcli.training.prepare import Prepared, filled, prepare, require
@@ -52,14 +50,14 @@ def run(given: settings.Rl) -> RunRecord | None:
         trainer, score = build_trainer(prepared, config, rewards, anchor, [row for row, _ in prompts])
         first = probe(trainer.model, prepared, score, prompts, is_function=all(reward.function for reward in rewards))
         check_start(trainer, prepared, anchor, first)
-        guess_value(trainer, first)
-        report_memory(trainer, run, score)
-        count_parameters(trainer, run)
+        if isinstance(trainer, Reinforce):  # the value model starts by predicting the mean return
+            trainer.value.guess((1 - trainer.beta) * fmean(first.scored.total))
+        report_model(trainer, run, score)
         weights = guards.Watch(partial(digests, trainer))
         train(trainer, run, weights.before_saving(partial(save, prepared, trainer)))
         run.record.guards |= weights.check()
-        run.record.metrics = summary(read_rows(run.folder / METRICS))
-        plots.curves("rl", run.folder / METRICS, run.folder / "plots" / "training.png")
+        run.record.metrics = summary(files.read_rows(run.folder / files.METRICS))
+        plots.curves("rl", run.folder / files.METRICS, run.folder / "plots" / "training.png")
     return run.record
 
 
@@ -106,21 +104,16 @@ def build_trainer(
     model = policies.start(prepared)
     score = attach_all(rewards, model, prepared, config.per_device_train_batch_size)
     run.note(f"anchor: {anchor.words}")
-    dataset = Dataset.from_list([{"prompt": row.prompt, ROW: index} for index, row in enumerate(rows)])
     judge = Judge(prepared, score, rows, REWARD if len(rewards) == 1 else SUM)
     # built outside of `unrounded`: adding an adapter makes the policy trainable again
     value = ValueModel(model, filled(values.rl.value_learning_rate)) if is_reinforce else None
-    trainer: Any
     with policies.named_after(model, anchor), roles.unrounded(model):
-        if value is not None:
-            trainer = Reinforce(model, judge, config, dataset, prepared.tokenizer, value)
-        else:
-            trainer = Rloo(model, judge, config, dataset, prepared.tokenizer)
+        trainer: Any = Rloo(model, judge, config) if value is None else Reinforce(model, judge, config, value)
     policies.set_anchor(trainer, anchor, prepared)
     if not values.lora.full:
         roles.keep_only_policy_trainable(trainer.model)
         roles.set_adapter_dropout(trainer.model, adapters.dropout_of(values.lora, "CAUSAL_LM"))
-    trainer.add_callback(guards.intended(trainer.model, value.parameters() if value is not None else ()))
+    trainer.add_callback(guards.TrainsExactly(trainer.model, value.parameters() if value is not None else ()))
     return trainer, score
 
 
@@ -143,27 +136,18 @@ def check_start(trainer: Any, prepared: Prepared[settings.Rl], anchor: Anchor, f
         trainer.add_callback(guards.StartsAtAnchor(trainer.model.dtype))
 
 
-def guess_value(trainer: Any, first: Probe) -> None:
-    """Let the value model start by predicting the mean return of the probe."""
-    if isinstance(trainer, Reinforce):
-        trainer.value.guess((1 - trainer.beta) * fmean(first.scored.total))
-
-
-def report_memory(trainer: Any, run: Run, score: Weighted) -> None:
-    """Count the copies of the base, note what each role adds to it, and keep both in the record."""
-    copies = base_copies.base_copies(trainer.model)
-    value = trainer.value.bytes if isinstance(trainer, Reinforce) else 0
-    sizes = base_copies.of_roles(trainer.model, trainer.ref_model, score.bytes(), value)
-    run.record.memory |= {"base_copies": copies, "mb": sizes}
-    run.note(base_copies.line(copies, sizes))
-
-
-def count_parameters(trainer: Any, run: Run) -> None:
-    """Describe the trainer in the record, and count the value model's parameters, which TRL doesn't know of."""
+def report_model(trainer: Any, run: Run, score: Weighted) -> None:
+    """Count the parameters, the copies of the base and what each role adds to it; the record keeps all of it."""
     describe(trainer, run)
-    if isinstance(trainer, Reinforce):
-        run.record.trainable_parameters += sum(p.numel() for p in trainer.value.parameters())
-        run.record.total_parameters += sum(p.numel() for p in trainer.value.head.parameters())
+    value = trainer.value if isinstance(trainer, Reinforce) else None
+    copies = guards.base_copies(trainer.model)
+    added = value.bytes if value is not None else 0
+    sizes = guards.sizes_of_roles(trainer.model, trainer.ref_model, score.bytes(), added)
+    run.record.memory |= {"base_copies": copies, "mb": sizes}
+    run.note(guards.memory_line(copies, sizes))
+    if value is not None:  # TRL doesn't know of it
+        run.record.trainable_parameters += sum(p.numel() for p in value.parameters())
+        run.record.total_parameters += sum(p.numel() for p in value.head.parameters())
 
 
 def save(prepared: Prepared[settings.Rl], trainer: Any, model: Any, folder: Path) -> None:
@@ -195,6 +179,4 @@ def summary(history: Sequence[dict[str, Any]]) -> dict[str, float]:
         if values:
             metrics[ours] = fmean(values)
     timed = steps[1:] or steps  # the first step also warms up
-    for phase in PHASES:
-        metrics[f"seconds_{phase}"] = median(row.get(TIME + phase, 0.0) for row in timed)
-    return metrics
+    return metrics | {f"seconds_{phase}": median(row.get(TIME + phase, 0.0) for row in timed) for phase in PHASES}

@@ -10,16 +10,13 @@ from datasets import Dataset
 from trl import SFTConfig, SFTTrainer
 
 from perlcli import data, settings
-from perlcli.data import Data, Demonstration
 from perlcli.data.tokens import of_demonstration
 from perlcli.model import roles
-from perlcli.run import plots
-from perlcli.run.files import METRICS, SAMPLES, read_rows
+from perlcli.run import files, plots
 from perlcli.run.lifecycle import recording
 from perlcli.run.metrics import renamed
 from perlcli.run.record import RunRecord
-from perlcli.training import policies, sampling
-from perlcli.training.guards import Model
+from perlcli.training import guards, policies, sampling
 from perlcli.training.loop import describe, train
 from perlcli.training.prepare import Prepared, prepare, require
 from perlcli.training.preview import preview
@@ -45,9 +42,9 @@ def run(given: settings.Sft) -> RunRecord | None:
         trainer = build_trainer(prepared, config, train_set)
         describe(trainer, run)
         train(trainer, run, partial(policies.save, prepared))
-        run.record.metrics = measure(trainer, read_rows(run.folder / METRICS), eval_set)
+        run.record.metrics = measure(trainer, files.read_rows(run.folder / files.METRICS), eval_set)
         write_samples(prepared, trainer.model, held_out or rows)
-        plots.curves("sft", run.folder / METRICS, run.folder / "plots" / "training.png")
+        plots.curves("sft", run.folder / files.METRICS, run.folder / "plots" / "training.png")
     return run.record
 
 
@@ -56,15 +53,11 @@ def trainer_args(given: settings.Sft) -> SFTConfig:
     return trl_config(SFTConfig, given, {"max_length": given.data.max_length})
 
 
-def tokens(rows: Data, prepared: Prepared[settings.Sft], config: SFTConfig, role: str) -> Dataset:
+def tokens(rows: data.Data, prepared: Prepared[settings.Sft], config: SFTConfig, role: str) -> Dataset:
     """Token ids and labels, with label -100 for tokens that are not learned, such as the prompt."""
-    row_tokens = partial(
-        of_demonstration,
-        prepared.renderer,
-        completion_only=config.completion_only_loss is not False,
-        assistant_only=config.assistant_only_loss,
-    )
-    return dataset(prepared, role, rows, row_tokens)
+    completion_only, assistant_only = config.completion_only_loss is not False, config.assistant_only_loss
+    render = partial(of_demonstration, prepared.renderer, completion_only=completion_only)
+    return dataset(prepared, role, rows, partial(render, assistant_only=assistant_only))
 
 
 def build_trainer(prepared: Prepared[settings.Sft], config: SFTConfig, rows: Dataset) -> Any:
@@ -87,11 +80,10 @@ def measure(trainer: SFTTrainer, steps: Sequence[dict[str, Any]], held_out: Data
     return metrics
 
 
-def write_samples(prepared: Prepared[settings.Sft], model: Model, rows: Data) -> None:
+def write_samples(prepared: Prepared[settings.Sft], model: guards.Model, rows: data.Data) -> None:
     """Write the policy's answers to a few prompts next to the demonstrations."""
-    answered = [
-        (row.prompt, row.completion) for row in rows.rows if isinstance(row, Demonstration) and row.prompt is not None
-    ][:SAMPLED]
+    demonstrations = [row for row in rows.rows if isinstance(row, data.Demonstration)]
+    answered = [(row.prompt, row.completion) for row in demonstrations if row.prompt is not None][:SAMPLED]
     if not answered:
         return
     render = prepared.renderer
@@ -99,4 +91,4 @@ def write_samples(prepared: Prepared[settings.Sft], model: Model, rows: Data) ->
     written = sampling.sample(model, render, [render.prompt_ids(prompt) for prompt, _ in answered], how)
     for (prompt, completion), ids in zip(answered, written, strict=True):
         sample = {"prompt": data.text_of(prompt), "demonstration": data.text_of(completion), "policy": render.text(ids)}
-        prepared.run.append(SAMPLES, sample)
+        prepared.run.append(files.SAMPLES, sample)

@@ -1,35 +1,25 @@
-"""The two RL algorithms as TRL trainers on one base: RLOO, and REINFORCE with the paper's value model.
-
-`Rloo` is TRL's RLOO, with the time of each phase measured. `Reinforce` has another advantage, for every token: its
-return minus its predicted return. Both override methods of TRL's `RLOOTrainer` that TRL's own subclasses override too
-(trl/trainer/rloo_trainer.py, TRL 1.16). The paper is PERL, arXiv 2403.10704.
-"""
+"""The two RL algorithms as TRL trainers on one base: RLOO, and REINFORCE with the paper's value model. Both override
+methods of TRL's `RLOOTrainer` that TRL's own subclasses override too (trl/trainer/rloo_trainer.py, TRL 1.16). The paper
+is PERL, arXiv 2403.10704."""
 
 from __future__ import annotations
 
-import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset
 from torch import nn
-from transformers import (
-    PreTrainedTokenizerBase,
-    Trainer,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-)
+from transformers import TrainerCallback
 from trl import RLOOConfig
 
 from perlcli.model import roles
 from perlcli.model.batches import padded
 from perlcli.training.guards import Model
+from perlcli.training.judge import Judge
+from perlcli.training.loop import clocks
 from perlcli.training.resume import KeepsGeneration
 from perlcli.training.value_model import Batch, ValueModel
 
@@ -37,22 +27,14 @@ PHASES = ("sampling", "scoring", "anchor", "learning")
 TIME = "seconds/"
 WRITTEN = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")  # in TRL's batch: what the policy wrote
 FLOAT16_SCALE = 2.0**14  # of the value model's loss in float16
-RewardFunction = Callable[..., list[Any]]  # as TRL calls it: one reward per completion
 LogProbs = tuple[torch.Tensor, Any, Any]  # with entropies and auxiliary loss, or None in their place
 
 
 class Rloo(KeepsGeneration):
     """TRL's RLOO, which also logs the seconds spent on sampling, scoring, anchor (both log-probs) and learning."""
 
-    def __init__(
-        self,
-        model: Model,
-        reward: RewardFunction,
-        config: RLOOConfig,
-        rows: Dataset,
-        tokenizer: PreTrainedTokenizerBase,
-    ) -> None:
-        super().__init__(model, reward, config, train_dataset=rows, processing_class=tokenizer)
+    def __init__(self, model: Model, judge: Judge, config: RLOOConfig) -> None:
+        super().__init__(model, judge, config, train_dataset=judge.dataset(), processing_class=judge.render.tokenizer)
         self._policy: Any = self.model
         self.clock = Clock(self)
         self.add_callback(self.clock)
@@ -97,21 +79,11 @@ class Rloo(KeepsGeneration):
 
 class Reinforce(Rloo):
     """REINFORCE as in the paper: one completion per prompt; a token's advantage is its return minus the predicted one.
-
     The return of a token is (1 - beta) x reward, minus beta x the log-ratios to the anchor from that token on, so that
-    the objective is E[(1 - beta) r - beta KL] (paper, section 2.3; the algorithm is from RLAIF, arXiv 2309.00267).
-    """
+    the objective is E[(1 - beta) r - beta KL] (paper, section 2.3; the algorithm is from RLAIF, arXiv 2309.00267)."""
 
-    def __init__(
-        self,
-        model: Model,
-        reward: RewardFunction,
-        config: RLOOConfig,
-        rows: Dataset,
-        tokenizer: PreTrainedTokenizerBase,
-        value: ValueModel,
-    ) -> None:
-        super().__init__(model, reward, config, rows, tokenizer)
+    def __init__(self, model: Model, judge: Judge, config: RLOOConfig, value: ValueModel) -> None:
+        super().__init__(model, judge, config)
         self.value = value
         self._rewards = torch.empty(0)  # (rows,), of the last generation batch
         self._log_probs: list[torch.Tensor] = []  # of the policy that sampled, then of the anchor
@@ -122,8 +94,8 @@ class Reinforce(Rloo):
         is_new = self.optimizer is None
         optimizer = super().create_optimizer(*args, **kwargs)
         if is_new:
-            rate = self.value.learning_rate
-            optimizer.add_param_group({"params": self.value.parameters(), "lr": rate, "weight_decay": 0.0})
+            group = {"params": self.value.parameters(), "lr": self.value.learning_rate, "weight_decay": 0.0}
+            optimizer.add_param_group(group)
         return optimizer
 
     # Sampling: TRL samples, scores and computes log-probs; rewards and log-probs are kept as they come by.
@@ -151,7 +123,10 @@ class Reinforce(Rloo):
             rewards = rewards.clamp(*self.reward_clip_range)
 
         batch["returns"] = returns(rewards, (old - anchor) * mask, self.beta) * mask
-        values = torch.cat([self.value.predict(part, self.accelerator.autocast()) for part in self._parts(batch)])
+        size = self.args.per_device_train_batch_size
+        starts = range(0, len(batch["prompt_ids"]), size)  # in parts that fit the device
+        parts = [{name: batch[name][start : start + size] for name in WRITTEN} for start in starts]
+        values = torch.cat([self.value.predict(part, self.accelerator.autocast()) for part in parts])
         advantages = (batch["returns"] - values) * mask
         if self.normalize_advantages:
             advantages = whiten(advantages, mask)
@@ -162,12 +137,6 @@ class Reinforce(Rloo):
         metrics["value/mean"].append(float((values * mask).sum() / mask.sum().clamp(min=1)))
         metrics["value/explained"].append(explained(batch["returns"], values, mask))
         return batch
-
-    def _parts(self, batch: Batch) -> Iterator[Batch]:
-        """A generation batch in parts that fit the device."""
-        size = self.args.per_device_train_batch_size
-        for start in range(0, len(batch["prompt_ids"]), size):
-            yield {name: batch[name][start : start + size] for name in WRITTEN}
 
     # Learning: first the policy, pass by pass, then the value model from the same passes, before the optimiser's step.
 
@@ -215,10 +184,8 @@ class Reinforce(Rloo):
 
 
 def returns(rewards: torch.Tensor, log_ratios: torch.Tensor, beta: float) -> torch.Tensor:
-    """The return of each token, (rows, tokens): G_t = (1 - beta) r - beta sum_{s >= t} log(policy_s / anchor_s).
-
-    `rewards` is (rows,); `log_ratios` are those of policy to anchor, (rows, tokens) and 0 where nothing was written.
-    """
+    """The return of each token, (rows, tokens): G_t = (1 - beta) r - beta sum_{s >= t} log(policy_s / anchor_s), from
+    rewards, (rows,), and log-ratios of policy to anchor, (rows, tokens) and 0 where nothing was written."""
     to_come = log_ratios.flip(1).cumsum(1).flip(1)
     return (1 - beta) * rewards.unsqueeze(1) - beta * to_come
 
@@ -251,32 +218,26 @@ def side_by_side(
 class Clock(TrainerCallback):
     """Measures where the time of a step goes; what belongs to no other phase is learning."""
 
-    def __init__(self, trainer: Trainer) -> None:
-        self.trainer: Any = trainer
+    def __init__(self, trainer: Rloo) -> None:
+        self.trainer = trainer
         self.seconds: defaultdict[str, float] = defaultdict(float)
         self.start = 0.0
-
-    def now(self) -> float:
-        """The time in seconds, once the GPU has finished its work."""
-        if self.trainer.accelerator.device.type == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter()
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Count the time inside as part of this phase."""
-        start = self.now()
+        start = clocks()[0]
         try:
             yield
         finally:
-            self.seconds[name] += self.now() - start
+            self.seconds[name] += clocks()[0] - start
 
-    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
+    def on_step_begin(self, *_: object, **__: object) -> None:
         self.seconds.clear()
-        self.start = self.now()
+        self.start = clocks()[0]
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
-        total = self.now() - self.start
+    def on_step_end(self, *_: object, **__: object) -> None:
+        total = clocks()[0] - self.start
         self.seconds["learning"] = total - sum(self.seconds[name] for name in PHASES[:-1])
         for name in PHASES:
             self.trainer._metrics["train"][TIME + name].append(self.seconds[name])
@@ -288,7 +249,5 @@ class _LearnValue(TrainerCallback):
     def __init__(self, trainer: Reinforce) -> None:
         self.trainer = trainer
 
-    def on_pre_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
-    ) -> None:
+    def on_pre_optimizer_step(self, *_: object, **__: object) -> None:
         self.trainer.learn_values()

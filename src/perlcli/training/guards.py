@@ -1,9 +1,13 @@
-"""Checks that no run skips: what trains has changed, what is frozen has not, the policy started at its anchor."""
+"""Checks that no run skips: what trains has changed, what is frozen has not, the policy started at its anchor; and how
+many copies of the base are in memory, counted from the live tensors."""
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import math
+import re
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,14 +15,18 @@ from typing import Any
 import torch
 from peft import PeftModel
 from torch import nn
-from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PreTrainedModel, TrainerCallback, TrainerState
 
 from perlcli.errors import RunFailed
 from perlcli.model import roles
+from perlcli.text import megabytes
 
+IN_LAYER = re.compile(r"\.\d+\.")
 Model = PreTrainedModel | PeftModel
+Shape = tuple[int, ...]
 Digests = dict[str, str]  # by role; the base's role is ""
 Save = Callable[[Model, Path], None]  # writes a model into a folder
+TRAINED = (roles.POLICY, roles.VALUE)
 WORDS = {"": "base", roles.POLICY: "policy", roles.ANCHOR: "anchor", roles.VALUE: "value model"}
 
 
@@ -85,7 +93,7 @@ class Watch:
     """Compares the weights of each role before training with those after it. `digests` gives a digest for each role;
     `trained` are the roles that must change, while all others must not."""
 
-    def __init__(self, digests: Callable[[], Digests], trained: Collection[str] = (roles.POLICY, roles.VALUE)) -> None:
+    def __init__(self, digests: Callable[[], Digests], trained: Collection[str] = TRAINED) -> None:
         self.digests, self.trained = digests, trained
         self.before = digests()
         self.after: Digests = {}
@@ -102,51 +110,34 @@ class Watch:
     def check(self) -> dict[str, list[str]]:
         """The names of the roles that trained and of those that did not. Raises RunFailed, as `compare` does."""
         compare(self.before, self.after, self.trained)
-        trained = [name for name in self.before if name in self.trained]
-        return {
-            "trained": sorted(map(word, trained)),
-            "unchanged": sorted(word(name) for name in self.before if name not in trained),
-        }
+        names = sorted((WORDS.get(role, role), role in self.trained) for role in self.before)
+        trained = [name for name, is_trained in names if is_trained]
+        return {"trained": trained, "unchanged": [name for name, is_trained in names if not is_trained]}
 
 
-def compare(
-    before: Mapping[str, str], after: Mapping[str, str], trained: Collection[str] = (roles.POLICY, roles.VALUE)
-) -> None:
+def compare(before: Digests, after: Digests, trained: Collection[str] = TRAINED) -> None:
     """Raises RunFailed if one of the trained roles did not change, or any other role did."""
-    for name, digest in before.items():
-        if name in trained:
-            assert_moved(digest, after[name], f"The {word(name)}")
-        else:
-            kind = " adapter" if name.startswith(roles.REWARD) else ""
-            assert_still(digest, after[name], f"The {word(name)}{kind}")
-
-
-def word(name: str) -> str:
-    """A role's name in messages."""
-    return WORDS.get(name, name)
-
-
-def assert_moved(before: str, after: str, what: str) -> None:
-    """Raises RunFailed if trained weights are what they were: nothing was learned."""
-    if before == after:
-        raise RunFailed(f"{what} did not change: nothing was learned", "check --learning-rate and the data")
-
-
-def assert_still(before: str, after: str, what: str) -> None:
-    """Raises RunFailed if frozen weights changed."""
-    if before != after:
-        raise RunFailed(f"{what} changed during training although it is frozen: the result can't be trusted")
+    for role, digest in before.items():
+        name, has_changed = WORDS.get(role, role), after[role] != digest
+        if role in trained and not has_changed:
+            raise RunFailed(f"The {name} did not change: nothing was learned", "check --learning-rate and the data")
+        if role not in trained and has_changed:
+            what = f"{name} adapter" if role.startswith(roles.REWARD) else name
+            raise RunFailed(f"The {what} changed during training although it is frozen: the result can't be trusted")
 
 
 class TrainsExactly(TrainerCallback):
-    """Stops a run before its first step if its optimiser holds other parameters than those that should train."""
+    """Stops a run before its first step unless its optimiser holds exactly the policy's adapter (under full tuning all
+    of the model) and `more` parameters."""
 
-    def __init__(self, intended: Collection[nn.Parameter], names: Mapping[int, str]) -> None:
-        self.intended, self.names = {id(parameter) for parameter in intended}, names
+    def __init__(self, model: nn.Module, more: Iterable[nn.Parameter] = ()) -> None:
+        named = dict(model.named_parameters())
+        is_full = not isinstance(model, PeftModel)
+        policy = [parameter for name, parameter in named.items() if is_full or roles.is_of(roles.POLICY, name)]
+        self.intended = {id(parameter) for parameter in (*policy, *more)}
+        self.names = {id(parameter): name for name, parameter in named.items()}
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, optimizer: Any = None, **_: object
-    ) -> None:
+    def on_train_begin(self, *_: object, optimizer: Any = None, **__: object) -> None:
         if not self.intended:
             raise RunFailed("No parameter is trainable: nothing can be learned")
         held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
@@ -160,14 +151,6 @@ class TrainsExactly(TrainerCallback):
             raise RunFailed(f"The optimiser {fault.format(count, example)}")
 
 
-def intended(model: nn.Module, more: Iterable[nn.Parameter] = ()) -> TrainsExactly:
-    """The guard for a run that trains the policy's adapter (under full tuning everything) and `more` parameters."""
-    named = dict(model.named_parameters())
-    is_full = not isinstance(model, PeftModel)
-    wanted = [parameter for name, parameter in named.items() if is_full or roles.is_of(roles.POLICY, name)]
-    return TrainsExactly([*wanted, *more], {id(parameter): name for name, parameter in named.items()})
-
-
 class StartsAtAnchor(TrainerCallback):
     """Stops a run whose first logged KL is not 0, for a policy that starts at its anchor."""
 
@@ -175,12 +158,7 @@ class StartsAtAnchor(TrainerCallback):
         self.dtype = dtype
 
     def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **_: object,
+        self, args: object, state: TrainerState, *_: object, logs: dict[str, float] | None = None, **__: object
     ) -> None:
         if state.global_step == 1 and logs and logs.get("kl") is not None:
             assert_at_anchor(logs["kl"], self.dtype)
@@ -196,3 +174,69 @@ def assert_at_anchor(kl: float, dtype: torch.dtype) -> None:
             f"explains at most {limit:.1g}",
             "this is a bug in perlcli or in a library it uses: please report it with the model and the options",
         )
+
+
+# What is in memory
+
+
+def base_copies(model: nn.Module) -> float:
+    """How many copies of the base's layers are in memory, in any precision: 1 if every role shares them. This is the
+    size of all live tensors with the shape of one of the base's layer matrices, divided by the size of the base's own.
+    Views of one storage count once; gradients and optimiser states don't count."""
+    own: Counter[Shape] = Counter()
+    for name, parameter in model.named_parameters():
+        shape = _shape(parameter)
+        if roles.is_base(name) and IN_LAYER.search(name) and len(shape) > 1:
+            own[shape] += 1
+    adapters = {id(parameter) for name, parameter in model.named_parameters() if not roles.is_base(name)}
+    live = _count_live(set(own), adapters)
+    size = {shape: torch.Size(shape).numel() for shape in own}
+    total = sum(size[shape] * count for shape, count in own.items())
+    return sum(size[shape] * live[shape] for shape in own) / total if total else 0.0
+
+
+def _count_live(wanted: set[Shape], adapters: set[int]) -> Counter[Shape]:
+    """How many storages of each wanted shape are in memory, not counting the model's own adapters."""
+    gc.collect()
+    objects = gc.get_objects()
+    tensors = [item for item in objects if issubclass(type(item), torch.Tensor)]
+    gradients = {id(tensor.grad) for tensor in tensors if tensor.is_leaf and tensor.grad is not None}
+    optimisers: list[Any] = [item for item in objects if issubclass(type(item), torch.optim.Optimizer)]
+    states = [state for optimiser in optimisers for state in optimiser.state.values()]
+    ignored = adapters | gradients | {id(value) for state in states for value in state.values()}
+    by_storage: dict[int, Shape] = {}
+    for tensor in tensors:
+        if tensor.device.type != "meta" and id(tensor) not in ignored and _shape(tensor) in wanted:
+            by_storage.setdefault(tensor.untyped_storage().data_ptr(), _shape(tensor))
+    return Counter(by_storage.values())
+
+
+def _shape(tensor: torch.Tensor) -> Shape:
+    """The shape of the weight that a tensor holds: 4-bit packing stores it flat."""
+    state = getattr(tensor, "quant_state", None)
+    return tuple(tensor.shape if state is None else state.shape)
+
+
+def sizes_of_roles(model: Model, anchor: nn.Module | None, rewards: Mapping[str, int], value: int) -> dict[str, float]:
+    """Megabytes of the base and of what each role adds to it; under full tuning each role is a separate model.
+    `rewards` (by name) and `value` are given in bytes; a reward function takes none."""
+    base = roles.bytes_of(p for name, p in model.named_parameters() if roles.is_base(name))
+    if isinstance(model, PeftModel):
+        sizes = {"base": base, "policy": roles.adapter_bytes(model, roles.POLICY)}
+        sizes["anchor"] = roles.adapter_bytes(model, roles.ANCHOR)
+    else:
+        sizes = {"policy": base}
+    if anchor is not None:
+        sizes["anchor"] = roles.bytes_of(anchor.parameters())
+    sizes |= {f"reward {name}" if len(rewards) > 1 else "reward": size for name, size in rewards.items() if size}
+    if value:
+        sizes["value"] = value
+    return {name: round(size / 1e6, 3) for name, size in sizes.items()}
+
+
+def memory_line(copies: float, sizes: Mapping[str, float]) -> str:
+    """The memory of a run as one line, from megabytes by role."""
+    start = f"base copies resident: {copies:.3g}"
+    if "base" in sizes:
+        start += f" ({megabytes(sizes['base'])})"
+    return start + "; " + ", ".join(f"{name} {megabytes(size)}" for name, size in sizes.items() if name != "base")

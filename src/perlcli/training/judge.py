@@ -8,17 +8,18 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
+from datasets import Dataset
 from transformers import TrainerState
 
 from perlcli import data, settings
 from perlcli.data import Prompt
 from perlcli.errors import RunFailed
 from perlcli.run.files import SAMPLES
-from perlcli.run.lifecycle import Run
 from perlcli.training import sampling
+from perlcli.training.guards import Model
 from perlcli.training.prepare import Prepared, filled
 from perlcli.training.rewards import Scored
-from perlcli.training.sampling import Ids, Model, Sampling
+from perlcli.training.sampling import Ids, Sampling
 
 REWARD, SUM = "reward", "weighted_sum"  # the judge's names in TRL's metrics, for one reward and for several
 ROW = "perlcli_row"  # the column that leads from TRL's batches back to our rows
@@ -28,6 +29,7 @@ PROMPTS, PER_PROMPT = 4, 4  # what a probe samples; without groups it takes one 
 ROUNDS = 5
 SAMPLES_PER_RUN = 20
 Asked = tuple[Prompt, Ids]  # a prompt with its token ids
+LogMetric = Callable[[str, float], None]
 Score = Callable[[Sequence[Prompt], Sequence[Ids]], Scored]
 
 
@@ -39,13 +41,13 @@ class Judge:
         self.score, self.rows = score, rows
         self.__name__ = name  # TRL names its metrics by it
 
+    def dataset(self) -> Dataset:
+        """The prompts for TRL, which passes each one's `ROW` back with its completions."""
+        return Dataset.from_list([{"prompt": row.prompt, ROW: index} for index, row in enumerate(self.rows)])
+
     def __call__(
-        self,
-        completion_ids: Sequence[Ids],
-        trainer_state: TrainerState,
-        log_metric: Callable[[str, float], None],
-        **columns: Any,
-    ) -> list[float]:
+        self, completion_ids: Sequence[Ids], trainer_state: TrainerState, log_metric: LogMetric, **columns: Any
+    ) -> list[float | None]:
         """One reward per completion of the batch; `columns` are those of the dataset. Raises RunFailed."""
         rows = [self.rows[index] for index in columns[ROW]]
         scored = self.score(rows, completion_ids)
@@ -59,12 +61,9 @@ class Judge:
         if gold:
             log_metric("gold", fmean(gold))
         if trainer_state.global_step % max(1, trainer_state.max_steps // SAMPLES_PER_RUN) == 0:
-            self._keep_sample(trainer_state.global_step + 1, rows[0], texts[0], scored.total[0])
-        return scored.total
-
-    def _keep_sample(self, step: int, row: Prompt, text: str, reward: float) -> None:
-        prompt = data.text_of(row.prompt)
-        self.run.append(SAMPLES, {"step": step, "prompt": prompt, "policy": text, "reward": reward})
+            sample = {"prompt": data.text_of(rows[0].prompt), "policy": texts[0], "reward": scored.total[0]}
+            self.run.append(SAMPLES, {"step": trainer_state.global_step + 1, **sample})
+        return list(scored.total)
 
 
 def check_finite(rewards: Sequence[float]) -> None:
@@ -94,22 +93,16 @@ class Probe:
     def summary(self) -> dict[str, float]:
         """The probe as a run's record keeps it."""
         rewards = self.scored.total
-        return {
-            "completions": len(rewards),
-            "reward_low": min(rewards),
-            "reward_mean": fmean(rewards),
-            "reward_high": max(rewards),
-        }
+        figures = {"reward_low": min(rewards), "reward_mean": fmean(rewards), "reward_high": max(rewards)}
+        return {"completions": len(rewards), **figures}
 
 
 def probe(
     model: Model, prepared: Prepared[settings.Rl], score: Score, prompts: Sequence[Asked], *, is_function: bool
 ) -> Probe:
-    """Sample and score a few prompts before the first step. Raises RunFailed if all get the same reward.
-
-    RLOO learns from differences between completions of one prompt, so a reward model that sees none within any prompt
-    fails too. A reward function, and a policy that writes the same each time, get up to `ROUNDS` probes.
-    """
+    """Sample and score a few prompts before the first step. Raises RunFailed if all get the same reward. RLOO learns
+    from differences between completions of one prompt, so a reward model that sees none within any prompt fails too. A
+    reward function, and a policy that writes the same each time, get up to `ROUNDS` probes."""
     values = prepared.settings
     is_grouped = values.rl.algorithm == "rloo"
     per_prompt = min(PER_PROMPT, filled(values.rl.num_generations)) if is_grouped else 1
@@ -121,7 +114,10 @@ def probe(
         width = per_prompt if is_grouped and not is_function else len(part)
         groups = [slice(start, start + width) for start in range(0, len(part), width)]
         if any(map(result.differs, groups)):
-            _note_constant_rewards(prepared.run, result.scored)
+            for name, rewards in result.scored.parts.items():
+                if len(result.scored.parts) > 1 and max(rewards) == min(rewards):
+                    same = f"gives all {len(rewards)} completions the same value: it has no effect so far."
+                    prepared.run.note(f"The reward {name} {same}")
             return result
         if not is_function and any(map(result.varies, groups)):
             break
@@ -143,7 +139,7 @@ def _no_difference(result: Probe, prompts: int, per_prompt: int) -> RunFailed:
     if not result.differs(everything) and result.varies(everything):
         return RunFailed(
             f"The reward gives all {len(rewards)} completions the same value ({rewards[0]:.4g}): nothing to learn",
-            "check that the reward suits the data and tells good completions from bad ones",
+            "check that the reward suits the data and distinguishes good completions from bad ones",
         )
     is_certain = len({tuple(ids) for ids in result.written}) <= prompts
     cause = "the policy writes the same completion to a prompt every time: " if is_certain else ""
@@ -151,12 +147,3 @@ def _no_difference(result: Probe, prompts: int, per_prompt: int) -> RunFailed:
         f"The reward gives the {per_prompt} completions of each of {prompts} prompts the same value: nothing to learn",
         f"{cause}raise --temperature or --num-generations, or check the reward",
     )
-
-
-def _note_constant_rewards(run: Run, scored: Scored) -> None:
-    """Note which of several rewards give every completion the same value."""
-    if len(scored.parts) < 2:
-        return
-    for name, rewards in scored.parts.items():
-        if max(rewards) == min(rewards):
-            run.note(f"The reward {name} gives all {len(rewards)} completions the same value: it has no effect so far.")

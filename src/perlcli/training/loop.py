@@ -10,21 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import SchedulerType, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 from trl import RLOOTrainer
 
 from perlcli import device
 from perlcli.errors import Interrupted, PerlError, RunFailed
 from perlcli.model import roles
-from perlcli.run import checkpoints, disk, signals
-from perlcli.run.files import CHECKPOINTS, METRICS, SAMPLES
+from perlcli.run import checkpoints, disk, files, metrics, signals
 from perlcli.run.lifecycle import Run
-from perlcli.run.metrics import STEP, STEP_CPU
 from perlcli.run.progress import Progress
-from perlcli.training import resume
-from perlcli.training.guards import Save
-from perlcli.training.resume import Resumable
+from perlcli.text import enum_value
+from perlcli.training import guards, resume
 
 KEPT = 10  # entries of the trainer's own log history
 
@@ -40,17 +37,15 @@ class Meter(TrainerCallback):
         self.earlier_tokens = 0  # of a resumed run whose trainer counts from 0 again
         self.step_start = self.step_seconds = (0.0, 0.0)
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
-    ) -> None:
+    def on_train_begin(self, args: object, state: TrainerState, *_: object, **__: object) -> None:
         self.progress = Progress(self.run.record.command, state.max_steps).__enter__()
         self.earlier_tokens = 0 if self.restores_tokens else self.run.record.tokens
 
-    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
+    def on_step_begin(self, *_: object, **__: object) -> None:
         self.step_start = clocks()
 
     def on_pre_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **_: object
+        self, args: TrainingArguments, state: TrainerState, *_: object, model: Any = None, **__: object
     ) -> None:
         """Check the gradients before they change the weights."""
         gradients = [p.grad for p in model.parameters() if p.grad is not None]
@@ -63,36 +58,30 @@ class Meter(TrainerCallback):
             self._fail(f"gradient is NaN or infinite at step {step}; the weights from before that step are saved")
 
     def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: Mapping[str, float] | None = None,
-        **_: object,
+        self, args: object, state: TrainerState, *_: object, logs: Mapping[str, float] | None = None, **__: object
     ) -> None:
         if logs is None or "loss" not in logs:
             return
         record = self.run.record
         record.steps, record.tokens = state.global_step, self.earlier_tokens + int(logs.get("num_tokens") or 0)
-        seconds = dict(zip((STEP, STEP_CPU), self.step_seconds, strict=True))
-        self.run.append(METRICS, {"step": state.global_step, **logs, **seconds, "num_tokens": record.tokens})
+        seconds = dict(zip((metrics.STEP, metrics.STEP_CPU), self.step_seconds, strict=True))
+        self.run.append(files.METRICS, {"step": state.global_step, **logs, **seconds, "num_tokens": record.tokens})
         if self.progress:
             self.progress.update(state.global_step, logs)
         del state.log_history[:-KEPT]  # metrics.jsonl has all of it; every checkpoint would hold it again
         if not math.isfinite(logs["loss"]):
             self._fail(f"loss is NaN or infinite at step {state.global_step}")
 
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
+    def on_save(self, args: object, state: TrainerState, *_: object, **__: object) -> None:
         """The trainer has written a checkpoint: complete it and move it to its place."""
         self.run.check_intact()
-        for path in (self.run.folder / METRICS, self.run.folder / SAMPLES):
+        for path in (self.run.folder / files.METRICS, self.run.folder / files.SAMPLES):
             if path.exists():
                 disk.sync(path)  # after a power failure, no checkpoint is ahead of them
-        checkpoints.keep(self.run.folder / CHECKPOINTS, state.global_step, self.run.record.settings["save_total_limit"])
+        limit = self.run.record.settings["save_total_limit"]
+        checkpoints.keep(self.run.folder / files.CHECKPOINTS, state.global_step, limit)
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
-    ) -> TrainerControl:
+    def on_step_end(self, args: object, state: object, control: TrainerControl, **_: object) -> TrainerControl:
         self.run.check_intact()  # the trainer would recreate folders that were deleted
         wall, processors = clocks()
         self.step_seconds = round(wall - self.step_start[0], 6), round(processors - self.step_start[1], 6)
@@ -135,19 +124,17 @@ def describe(trainer: Any, run: Run) -> None:
     run.record.trainable_parameters, run.record.total_parameters = roles.count_parameters(trainer.model)
 
 
-def train(trainer: Trainer, run: Run, save: Save) -> None:
-    """Train to the end, or until a signal or an error, and save the model in either case.
-
-    `save` writes the model into a folder, from which its files move into the run's once all are complete. Raises
-    Interrupted after a signal, RunFailed at a NaN or infinite loss or gradient, and PerlError from a reward function.
-    """
+def train(trainer: Trainer, run: Run, save: guards.Save) -> None:
+    """Train to the end, or until a signal or an error, and save the model in either case. `save` writes the model into
+    a folder, from which its files move into the run's once all are complete. Raises Interrupted after a signal,
+    RunFailed at a NaN or infinite loss or gradient, and PerlError from a reward function."""
     meter = Meter(run, restores_tokens=isinstance(trainer, RLOOTrainer))
-    resumable = Resumable(trainer)
+    resumable = resume.Resumable(trainer)
     trainer.remove_callback(PrinterCallback)
     for callback in (resumable, meter):  # in this order: a checkpoint is sealed once everything is in it
         trainer.add_callback(callback)
-    checkpoints.begin(run.folder / CHECKPOINTS)
-    run.parts.append(f"{CHECKPOINTS}/{checkpoints.HERE}")
+    checkpoints.begin(run.folder / files.CHECKPOINTS)
+    run.parts.append(f"{files.CHECKPOINTS}/{checkpoints.HERE}")
     checkpoint = resume.find(run) if run.record.settings["resume"] else None
     first_step = run.record.steps
     if device.kind() == "cuda":
@@ -180,22 +167,26 @@ def _keep_memory(run: Run, *, has_trained: bool) -> None:
             record.memory[name] = max(now.get(name, 0.0), earlier.get(name, 0.0))
 
 
-def _train(trainer: Trainer, run: Run, resumable: Resumable, checkpoint: Path | None) -> None:
+def _train(trainer: Trainer, run: Run, resumable: resume.Resumable, checkpoint: Path | None) -> None:
     """Train from the start or from a checkpoint; after the checkpoint of the last step nothing is left to train."""
     if checkpoint is None:
         trainer.train()
         return
-    total = resume.total_steps(trainer)
-    if resume.is_last(checkpoint, total):
+    state, total = checkpoints.state_of(checkpoint), resume.total_steps(trainer)
+    if state["global_step"] >= total:  # transformers would take one step too many
         run.note("That was the last step; nothing is left to train.")
-        resume.take_last(trainer, checkpoint)
-    else:
-        resumable.take(checkpoint)
-        resume.note_new_length(checkpoint, run, total, SchedulerType(trainer.args.lr_scheduler_type).value)
-        trainer.train(resume_from_checkpoint=str(checkpoint))
+        trainer._load_from_checkpoint(str(checkpoint))
+        trainer.state = TrainerState.load_from_json(str(checkpoint / checkpoints.STATE))
+        return
+    resumable.take(checkpoint)
+    planned, schedule = state["max_steps"], enum_value(trainer.args.lr_scheduler_type)
+    if total != planned and not schedule.startswith("constant"):
+        change = f"The run was planned for {planned:,} steps and now has {total:,}"
+        run.note(f"{change}: the learning rate schedule ({schedule}) follows the new length.")
+    trainer.train(resume_from_checkpoint=str(checkpoint))
 
 
-def _save(trainer: Trainer, run: Run, save: Save) -> None:
+def _save(trainer: Trainer, run: Run, save: guards.Save) -> None:
     """Save the model; files of the same names are replaced only once the new ones are complete."""
     model: Any = trainer.model
     with disk.aside(run.folder) as side:

@@ -1,8 +1,7 @@
 """Resumes a run exactly: chooses the checkpoint, and restores what transformers and TRL leave out of theirs.
 
 They don't restore the order of the rows in a later epoch, if the sampler draws it from the global random state; TRL's
-own sampler after the first epoch; and, in RL, completions that serve several steps and were not yet learned from.
-"""
+own sampler after the first epoch; and, in RL, completions that serve several steps and were not yet learned from."""
 
 from __future__ import annotations
 
@@ -16,13 +15,12 @@ from datasets import Dataset
 from safetensors.torch import load_file, save_file
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import Sampler
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments
 from trl import RLOOTrainer
 from trl.trainer.utils import RepeatSampler
 
 from perlcli.errors import PerlError
-from perlcli.run import checkpoints, output_folder
-from perlcli.run.files import CHECKPOINTS, METRICS, SAMPLES, read_rows, write_whole
+from perlcli.run import checkpoints, files, output_folder
 from perlcli.run.lifecycle import Run
 from perlcli.settings import LATEST
 
@@ -40,25 +38,18 @@ class Resumable(TrainerCallback):
         self.is_resuming = False
 
     def on_train_begin(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        lr_scheduler: Any = None,
-        **_: object,
+        self, args: TrainingArguments, state: TrainerState, *_: object, lr_scheduler: Any = None, **__: object
     ) -> None:
         state.save_steps = int(args.save_steps)  # transformers would continue with the checkpoint's
         if self.is_resuming:
             _replan_learning_rate(lr_scheduler)
 
-    def on_epoch_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
-    ) -> None:
+    def on_epoch_begin(self, *_: object, **__: object) -> None:
         if self.is_resuming and self.epoch_start is not None:
             torch.set_rng_state(self.epoch_start)  # the trainer restores that of the checkpoint's step afterwards
         self.epoch_start, self.is_resuming = torch.get_rng_state(), False
 
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
+    def on_save(self, args: TrainingArguments, state: TrainerState, *_: object, **__: object) -> None:
         is_epoch_end = state.epoch is not None and state.epoch % 1 == 0  # the next epoch starts from this random state
         start = torch.get_rng_state() if is_epoch_end or self.epoch_start is None else self.epoch_start
         tensors: Tensors = {EPOCH_START: start}
@@ -127,15 +118,22 @@ def find(run: Run) -> Path | None:
     """The checkpoint that a run resumes from, or None to start from the beginning. Removes the metrics and samples of
     later steps. Raises PerlError if --resume names a checkpoint that can't be used."""
     asked = str(run.record.settings["resume"])
-    folder = run.folder / CHECKPOINTS
+    folder = run.folder / files.CHECKPOINTS
     had_some = bool(checkpoints.found(folder))
     if asked == LATEST:
         checkpoint = checkpoints.last_complete(folder, _fault, run.note)
     else:
-        checkpoint = _asked_for(run, output_folder.named(run.folder, asked))
+        checkpoint = output_folder.named(run.folder, asked)
+        if problem := _fault(checkpoint):
+            raise PerlError(
+                f"--resume {checkpoint}: it {problem}", "--resume without a name takes the newest usable one"
+            )
+        for later in checkpoints.found(folder):
+            if checkpoints.step_of(later) > checkpoints.step_of(checkpoint):
+                checkpoints.discard(later)  # its steps will be taken again
     step = checkpoints.step_of(checkpoint) if checkpoint else 0
-    rows = _cut_off(run.folder / METRICS, step)
-    _cut_off(run.folder / SAMPLES, step)
+    rows = _cut_off(run.folder / files.METRICS, step)
+    _cut_off(run.folder / files.SAMPLES, step)
     run.record.steps, run.record.tokens = step, int(rows[-1]["num_tokens"]) if rows else 0
     if checkpoint:
         run.note(f"Resuming from step {step} ({checkpoint.name}).")
@@ -150,27 +148,6 @@ def total_steps(trainer: Trainer) -> int:
         return int(trainer.args.max_steps)
     with torch.random.fork_rng():  # counting the rows draws their order, which training draws again
         return int(trainer.set_initial_training_values(trainer.args, trainer.get_train_dataloader())[-1])
-
-
-def is_last(checkpoint: Path, total: int) -> bool:
-    """Whether a checkpoint is of the last of `total` steps: transformers would take one step too many."""
-    return bool(checkpoints.state_of(checkpoint)["global_step"] >= total)
-
-
-def note_new_length(checkpoint: Path, run: Run, total: int, schedule: str) -> None:
-    """Note if a run has another length than planned, and with it another learning rate schedule."""
-    planned = checkpoints.state_of(checkpoint)["max_steps"]
-    if total != planned and not schedule.startswith("constant"):
-        run.note(
-            f"The run was planned for {planned:,} steps and now has {total:,}: the learning rate schedule ({schedule}) "
-            "follows the new length."
-        )
-
-
-def take_last(trainer: Trainer, checkpoint: Path) -> None:
-    """Restore the trainer's weights and state as they were after its last step."""
-    trainer._load_from_checkpoint(str(checkpoint))
-    trainer.state = TrainerState.load_from_json(str(checkpoint / checkpoints.STATE))
 
 
 def _replan_learning_rate(scheduler: Any) -> None:
@@ -188,20 +165,10 @@ def _fault(checkpoint: Path) -> str | None:
     return None if (checkpoint / FILE).exists() else "was written by another version of perlcli"
 
 
-def _asked_for(run: Run, checkpoint: Path) -> Path:
-    """The checkpoint that --resume names. Deletes later ones, as their steps will be taken again."""
-    if fault := _fault(checkpoint):
-        raise PerlError(f"--resume {checkpoint}: it {fault}", "--resume without a name takes the newest usable one")
-    for later in checkpoints.found(run.folder / CHECKPOINTS):
-        if checkpoints.step_of(later) > checkpoints.step_of(checkpoint):
-            checkpoints.discard(later)
-    return checkpoint
-
-
 def _cut_off(path: Path, step: int) -> list[dict[str, Any]]:
     """Keep and return a file's rows up to a step; rows without a step are from a run's end and are written again."""
     if not path.exists():
         return []
-    rows = [row for row in read_rows(path) if row.get("step", step + 1) <= step]
-    write_whole(path, (json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    rows = [row for row in files.read_rows(path) if row.get("step", step + 1) <= step]
+    files.write_whole(path, (json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     return rows

@@ -7,14 +7,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from peft import PeftModel
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig
 
 from perlcli.data import Renderer
 from perlcli.model.batches import padded
+from perlcli.training.guards import Model
 
 Ids = list[int]
-Model = PreTrainedModel | PeftModel
 # Sampling from the full distribution, as RL does. Whatever is not set here, transformers takes from the model's own
 # generation config (Qwen2.5-Instruct's has a repetition penalty).
 FULL_DISTRIBUTION = {
@@ -59,7 +58,9 @@ def sample(model: Model, render: Renderer, prompts: Sequence[Ids], how: Sampling
         generate: Any = model.generate  # peft's wrapper passes it on
         out = generate(input_ids=ids, attention_mask=mask, generation_config=config)
     model.train(was_training)
-    return [_until_end(row, render) for row in out[:, ids.shape[1] :].tolist()]
+    written: list[Ids] = out[:, ids.shape[1] :].tolist()
+    ends = [next((i for i, token in enumerate(row) if token in render.eos_ids), len(row) - 1) for row in written]
+    return [row[: end + 1] for row, end in zip(written, ends, strict=True)]
 
 
 def sample_batches(
@@ -68,11 +69,6 @@ def sample_batches(
     """Sample the completions of `size` prompts at a time; each batch has a seed that depends on its place only."""
     for start in range(0, len(prompts), size):
         yield sample(model, render, prompts[start : start + size], replace(how, seed=how.seed + start))
-
-
-def _until_end(ids: Ids, render: Renderer) -> Ids:
-    end = next((index for index, token in enumerate(ids) if token in render.eos_ids), len(ids) - 1)
-    return ids[: end + 1]
 
 
 @torch.no_grad()

@@ -6,6 +6,7 @@ import dataclasses
 import os
 import typing
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,8 +14,7 @@ from transformers import TrainingArguments
 
 from perlcli import device, settings
 from perlcli.errors import PerlError, listing, nearest, reason
-from perlcli.run import checkpoints
-from perlcli.run.files import CHECKPOINTS
+from perlcli.run import checkpoints, files
 from perlcli.settings.types import convert, describe, fits
 from perlcli.settings.yaml import parse
 from perlcli.text import clip, shorten
@@ -34,9 +34,8 @@ DECIDED = {  # the fields that perlcli sets itself
         "resume_from_checkpoint save_strategy save_only_model ignore_data_skip enable_jit_checkpoint",
         "restore_callback_states_from_checkpoint",
         # evaluation comes after training, and other programs publish the result
-        "do_train do_eval do_predict eval_strategy eval_steps eval_packing load_best_model_at_end",
-        "num_generations_eval push_to_hub hub_token hub_model_id hub_strategy hub_private_repo hub_always_push",
-        "hub_revision",
+        "do_train do_eval do_predict eval_strategy eval_steps eval_packing load_best_model_at_end num_generations_eval",
+        "push_to_hub hub_token hub_model_id hub_strategy hub_private_repo hub_always_push hub_revision",
         # one frozen base serves all roles of RL
         "use_vllm use_transformers_continuous_batching sync_ref_model",
     )
@@ -50,7 +49,7 @@ def trl_config(kind: type[Config], given: settings.Training, extra: Mapping[str,
     train, names = given.train, {field.name for field in dataclasses.fields(kind)}
     on_gpu, dtype = device.kind() == "cuda", device.dtype_name(given.model)
     values: dict[str, Any] = {
-        "output_dir": str(checkpoints.side(Path(str(given.run.output)).expanduser() / CHECKPOINTS)),
+        "output_dir": str(checkpoints.side(Path(str(given.run.output)).expanduser() / files.CHECKPOINTS)),
         "max_steps": train.max_steps if train.max_steps is not None else -1,
         "num_train_epochs": train.num_train_epochs,
         "learning_rate": train.learning_rate,
@@ -104,7 +103,9 @@ def overrides(items: tuple[str, ...], kind: type[Any], own: set[str]) -> dict[st
     for item in items:
         name, equals, text = item.partition("=")
         name = name.strip().replace("-", "_")
-        value = _parsed(text, name)
+        value: Any = text
+        with suppress(PerlError):  # what isn't YAML stays text: a date like 2024-13-45, for example
+            value = parse(text, name)
         if not equals:
             faults.append(f"--set {clip(item)}: expected NAME=VALUE")
         elif name not in names:
@@ -122,11 +123,3 @@ def overrides(items: tuple[str, ...], kind: type[Any], own: set[str]) -> dict[st
     if faults:
         raise PerlError(listing(faults), f"--set takes the fields of trl.{kind.__name__}")
     return values
-
-
-def _parsed(text: str, name: str) -> Any:
-    """The value of `--set NAME=TEXT` as YAML, or the text if it isn't YAML (a date like 2024-13-45, for example)."""
-    try:
-        return parse(text, name)
-    except PerlError:
-        return text

@@ -23,7 +23,7 @@ Batch = dict[str, torch.Tensor]  # TRL's names: prompt_ids, prompt_mask, complet
 
 class ValueModel:
     """Predicts, at every position of a completion, the return that is still to come (paper, section 2.3). The adapter
-    has the policy's rank and target modules. Both start by predicting 0 and are kept in float32."""
+    has the policy's rank and target modules. It and the head start by predicting 0 and are kept in float32."""
 
     def __init__(self, policy: PeftModel, learning_rate: float) -> None:
         self.policy, self.learning_rate = policy, learning_rate
@@ -63,10 +63,8 @@ class ValueModel:
 
     def learn(self, batches: Sequence[Batch], autocast: Callable[[], Autocast], scale: float = 1.0) -> float:
         """Put the gradient of half the squared error on the parameters and return the mean squared error per token.
-
         Each batch also has its `returns`, (rows, completion tokens). `scale` multiplies the loss during the backward
-        pass, so that float16 doesn't round its gradients to 0. Raises RunFailed if a gradient is NaN or infinite.
-        """
+        pass, so that float16 doesn't round its gradients to 0. Raises RunFailed if a gradient is NaN or infinite."""
         for parameter in self.parameters():
             parameter.grad = None
         total = 0.0
@@ -91,8 +89,7 @@ class ValueModel:
         hidden = backbone(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
         before = hidden[:, -batch["completion_ids"].size(1) - 1 : -1]  # the state from which each token was sampled
         with torch.autocast(ids.device.type, enabled=False):
-            values: torch.Tensor = self.head(before.float())[:, :, 0]
-        return values
+            return self.head(before.float())[:, :, 0]
 
     def save_head(self, folder: Path) -> None:
         """Write the head next to the adapter, which peft writes."""
