@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from perlcli.commands import merge
 from perlcli.model import weights as weights_module
-from perlcli.model.batches import padded
+from perlcli.model.tokenizers import padded
 from perlcli.model.weights import fingerprint
 from perlcli.run.record import read_record
 from perlcli.training import merging

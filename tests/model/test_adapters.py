@@ -42,7 +42,7 @@ ABLE = [
     (name, precision)
     for name, kind in KINDS.items()
     for precision in PRECISIONS
-    if (precision != "4-bit" or kind.on_4bit) and (precision != "8-bit" or kind.on_8bit)
+    if precision not in ("4-bit", "8-bit") or int(precision[0]) in kind.bits
 ]
 SHORT = ("--max-steps", "2", "--per-device-train-batch-size", "4", "--max-length", "128", "--learning-rate", "1e-2")
 RL = (*SHORT, "--gradient-accumulation-steps", "1", "--max-completion-length", "6")
@@ -99,7 +99,7 @@ def learn(model: Any) -> None:
 
 def test_every_kind_that_is_taken_has_its_test() -> None:
     assert set(FILES) == set(KINDS)
-    assert len(ABLE) == 2 * len(KINDS) + sum(kind.on_4bit + kind.on_8bit for kind in KINDS.values())
+    assert len(ABLE) == 2 * len(KINDS) + sum((4 in kind.bits) + (8 in kind.bits) for kind in KINDS.values())
 
 
 @quiet_8bit

@@ -16,8 +16,7 @@ from perlcli.terminal import say
 from perlcli.training import policies, reward_model
 from perlcli.training.evaluation import Samples, answer, divergence, load_policy, measure
 from perlcli.training.judge import Asked
-from perlcli.training.prepare import Prepared, filled, prepare
-from perlcli.training.preview import preview
+from perlcli.training.prepare import Prepared, filled, prepare, preview
 from perlcli.training.rewards import attach_all, find_all
 from perlcli.training.rows import first_rows, load_data, trained_on
 
@@ -49,7 +48,7 @@ def evaluate_reward(prepared: Prepared[settings.Eval]) -> RunRecord | None:
         scorer = reward_model.load(prepared.source, prepared.settings.model)
         reward_model.check_proof(prepared.source, scorer, run, prepared.settings.model)
         run.record.total_parameters = roles.count_parameters(scorer.model)[1]
-        run.record.metrics = reward_model.measure(prepared, scorer, rows, held_out)
+        run.record.metrics = reward_model.measure(prepared, scorer, rows)
         run.record.peak_memory_mb = device.peak_memory_mb()
     return run.record
 

@@ -16,8 +16,7 @@ from perlcli.run.lifecycle import recording
 from perlcli.run.record import RunRecord
 from perlcli.training import guards, reward_model, reward_trainer
 from perlcli.training.loop import describe, train
-from perlcli.training.prepare import Prepared, prepare, require
-from perlcli.training.preview import preview
+from perlcli.training.prepare import Prepared, prepare, preview, require
 from perlcli.training.reward_trainer import Proof
 from perlcli.training.rows import load_sides
 from perlcli.training.trl_config import trl_config
@@ -38,7 +37,7 @@ def run(given: settings.Reward) -> RunRecord | None:
     with recording(prepared.run) as run:
         proof = learn(prepared, config, train_set, weight)
         scorer = reward_trainer.prove(prepared, proof)
-        run.record.metrics |= reward_model.measure(prepared, scorer, eval_rows, held_out)
+        run.record.metrics |= reward_model.measure(prepared, scorer, eval_rows)
         plots.curves("reward", run.folder / METRICS, run.folder / "plots" / "training.png")
     return run.record
 

@@ -21,8 +21,7 @@ from perlcli.run.record import RunRecord
 from perlcli.training import policies, sampling
 from perlcli.training.guards import Model
 from perlcli.training.loop import describe, train
-from perlcli.training.prepare import Prepared, prepare, require
-from perlcli.training.preview import preview
+from perlcli.training.prepare import Prepared, prepare, preview, require
 from perlcli.training.rows import dataset, load_sides
 from perlcli.training.trl_config import trl_config
 

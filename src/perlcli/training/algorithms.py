@@ -28,7 +28,7 @@ from transformers import (
 from trl import RLOOConfig
 
 from perlcli.model import roles
-from perlcli.model.batches import padded
+from perlcli.model.tokenizers import padded
 from perlcli.training.guards import Model
 from perlcli.training.resume import KeepsGeneration
 from perlcli.training.value_model import Batch, ValueModel

@@ -16,7 +16,7 @@ from trl import RewardConfig, RewardTrainer
 from perlcli import device, settings
 from perlcli.errors import RunFailed
 from perlcli.model import adapters, loading, roles, scorers, sources
-from perlcli.model.batches import padded
+from perlcli.model.tokenizers import padded
 from perlcli.run.files import PROOF
 from perlcli.training import reward_model
 from perlcli.training.guards import Model

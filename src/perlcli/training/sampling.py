@@ -11,7 +11,7 @@ from peft import PeftModel
 from transformers import GenerationConfig, PreTrainedModel
 
 from perlcli.data import Renderer
-from perlcli.model.batches import padded
+from perlcli.model.tokenizers import padded
 
 Ids = list[int]
 Model = PreTrainedModel | PeftModel
