@@ -72,7 +72,7 @@ def add_adapter(model: PeftModel, folder: str, name: str) -> None:
     # peft's initialisation would shift the random stream that samples completions
     with _fitting(folder), torch.random.fork_rng():
         result = model.load_adapter(folder, name, is_trainable=False)
-    missing = [key for key in result.missing_keys if not is_base(key)]  # peft would go on with fresh modules
+    missing = [key for key in result.missing_keys if not is_base(key)]  # peft would leave these as initialised
     if missing:
         raise PerlError(f"The adapter {folder} does not fit its base: it lacks {missing[0]} ({len(missing)} in total)")
     model.train(was_training)

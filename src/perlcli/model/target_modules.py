@@ -46,10 +46,8 @@ def target_modules(model: nn.Module, wanted: str, option: str = "--lora-target-m
     body = [name for name in linear if name.count(".") > 1]  # without the output head
     inside = [name for name in body if any(ATTENTION_BLOCK.search(part) for part in name.split(".")[:-1])]
     if not inside:
-        raise PerlError(
-            f"No attention found in {type(model).__name__}; its linear modules: {last_parts}",
-            "name the modules to adapt with --lora-target-modules",
-        )
+        problem = f"No attention found in {type(model).__name__}; its linear modules: {last_parts}"
+        raise PerlError(problem, "name the modules to adapt with --lora-target-modules")
     outside = set(linear) - set(inside)
     return sorted({_shortest_tail(name, outside) for name in inside})
 

@@ -58,10 +58,8 @@ def keep_file(resolved: settings.Training | settings.Eval, run: Run) -> None:
     run.record.model["peft"] = content
     before = find_record(str(run.folder)) if resolved.keep.resume else None
     if before is not None and before.model.get("peft") != content:
-        raise PerlError(
-            f"--resume: {resolved.lora.peft} describes another adapter than the run in {run.folder} trains",
-            f"use --peft {run.folder}/{weights.ADAPTER_CONFIG}, if the run saved it",
-        )
+        problem = f"--resume: {resolved.lora.peft} describes another adapter than the run in {run.folder} trains"
+        raise PerlError(problem, f"use --peft {run.folder}/{weights.ADAPTER_CONFIG}, if the run saved it")
 
 
 def adapter_settings(given: settings.Training | settings.Eval, source: Source) -> dict[str, object]:
@@ -125,10 +123,8 @@ def check_tokenizer(source: Source, tokenizer: PreTrainedTokenizerBase) -> None:
         return
     known, now = source.record.model.get("tokenizer"), tokenizers.tokenizer_fingerprint(tokenizer)
     if known and known != now:
-        raise PerlError(
-            f"{source.name} was trained with another tokenizer or chat template ({known}) than it has now ({now})",
-            "put the tokenizer files of its run back into its folder",
-        )
+        problem = f"{source.name} was trained with another tokenizer or chat template ({known}) than it has now ({now})"
+        raise PerlError(problem, "put the tokenizer files of its run back into its folder")
 
 
 def check_adapter(source: Source, run: Run, used: settings.ModelSettings | None) -> None:
@@ -154,9 +150,9 @@ def check_fingerprint(source: Source) -> None:
         return
     known, now = source.record.model.get("fingerprint"), source.fingerprint
     if known and now and known != now:
+        hint = f"put its base back, or correct base_model_name_or_path in {source.adapter}/{weights.ADAPTER_CONFIG}"
         raise PerlError(
-            f"{source.name} was trained on other weights ({known}) than those of {source.base} ({now})",
-            f"put its base back, or correct base_model_name_or_path in {source.adapter}/{weights.ADAPTER_CONFIG}",
+            f"{source.name} was trained on other weights ({known}) than those of {source.base} ({now})", hint
         )
 
 
