@@ -141,15 +141,15 @@ def test_an_invalid_expression_is_an_error(expression: str) -> None:
 @pytest.mark.parametrize("expression", [r"(.*)*x", r"(\w+\.?)+!", ".*" * 12 + "x"])
 def test_an_expression_that_takes_years_is_stopped(expression: str) -> None:
     before = signal.getsignal(signal.SIGVTALRM)
-    found = expression_fault([expression], NAMES, seconds=0.1)
-    assert found == f"the regular expression {expression!r} takes longer than 0.1 s to match module names"
+    fault = expression_fault([expression], NAMES, seconds=0.1)
+    assert fault == f"the regular expression {expression!r} takes longer than 0.1 s to match module names"
     assert signal.getsignal(signal.SIGVTALRM) is before
     assert signal.getitimer(signal.ITIMER_VIRTUAL) == (0.0, 0.0)
 
 
 def test_in_another_thread_there_is_no_timer() -> None:
-    found: list[str | None] = []
-    thread = threading.Thread(target=lambda: found.append(expression_fault(["a"], NAMES)))
+    faults: list[str | None] = []
+    thread = threading.Thread(target=lambda: faults.append(expression_fault(["a"], NAMES)))
     thread.start()
     thread.join()
-    assert found == [None]
+    assert faults == [None]
