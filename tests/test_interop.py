@@ -22,8 +22,8 @@ from trl import RewardConfig, RewardTrainer, RLOOConfig, RLOOTrainer
 from trl.trainer.utils import create_model_from_path
 
 from perlcli.model import scorers, tokenizers
-from perlcli.model.batches import padded
 from perlcli.model.sources import locate
+from perlcli.model.tokenizers import padded
 from perlcli.run.record import read_record
 from perlcli.settings import ModelSettings
 from perlcli.training import reward_model

@@ -193,14 +193,14 @@ def test_a_classifier_as_a_pickle_is_refused(
 
 
 def test_an_adapter_on_the_hub_without_safetensors_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(weights, "of_hub", lambda name, file: None)
+    monkeypatch.setattr(weights, "file_of", lambda name, file: None)
     with pytest.raises(PerlError, match=weights.ADAPTER_WEIGHTS):
         sources.check_adapter_weights("someone/adapter")
-    monkeypatch.setattr(weights, "of_hub", lambda name, file: tmp_path)
+    monkeypatch.setattr(weights, "file_of", lambda name, file: tmp_path)
     sources.check_adapter_weights("someone/adapter")
     index = tmp_path / weights.INDEX
     index.write_text('{"weight_map": {"a": "pytorch_model-1.bin"}}')
-    monkeypatch.setattr(weights, "of_hub", lambda name, file: index)
+    monkeypatch.setattr(weights, "file_of", lambda name, file: index)
     with pytest.raises(PerlError, match="not a safetensors file"):
         weights.check("someone/model")
 

@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from perlcli.commands import merge
 from perlcli.model import weights as weights_module
-from perlcli.model.batches import padded
+from perlcli.model.tokenizers import padded
 from perlcli.model.weights import fingerprint
 from perlcli.run.record import read_record
 from perlcli.training import merging
@@ -103,15 +103,15 @@ def test_merged_policy_is_the_adapted_one_in_plain_transformers(
     assert close(logits(merged), wanted)
     assert not close(logits(plain_policy(llama)), wanted, 0.01)
     assert AutoTokenizer.from_pretrained("out").chat_template == AutoTokenizer.from_pretrained(sft_run).chat_template
-    found = read_record(Path("out"))
-    assert (found.command, found.status, found.device["precision"]) == ("merge", "finished", "float32")
-    assert set(found.metrics) == POLICY
-    assert found.metrics["logit_difference"] < 1e-4
-    assert found.metrics["adapter_effect"] > 0.01
-    assert found.metrics["share_same_token"] == 1
-    assert found.model["adapter"] == str(sft_run)
-    assert found.model["fingerprint"] == fingerprint(str(llama))
-    assert found.total_parameters == merged.num_parameters()
+    record = read_record(Path("out"))
+    assert (record.command, record.status, record.device["precision"]) == ("merge", "finished", "float32")
+    assert set(record.metrics) == POLICY
+    assert record.metrics["logit_difference"] < 1e-4
+    assert record.metrics["adapter_effect"] > 0.01
+    assert record.metrics["share_same_token"] == 1
+    assert record.model["adapter"] == str(sft_run)
+    assert record.model["fingerprint"] == fingerprint(str(llama))
+    assert record.total_parameters == merged.num_parameters()
     assert result.stdout.startswith(
         f"adapter: {sft_run}, a policy on the base {llama}; merging into float32 weights.\n"
     )
@@ -135,9 +135,9 @@ def test_merged_reward_model_is_an_ordinary_classifier(
     assert merged.config.architectures == ["LlamaForSequenceClassification"]
     assert tokenizer.pad_token_id != tokenizer.eos_token_id
     assert close(logits(merged), logits(PeftModel.from_pretrained(whole, str(run))))
-    found = read_record(Path("out"))
-    assert set(found.metrics) == REWARD
-    assert found.metrics["score_difference"] < 1e-4 < found.metrics["score_range"]
+    record = read_record(Path("out"))
+    assert set(record.metrics) == REWARD
+    assert record.metrics["score_difference"] < 1e-4 < record.metrics["score_range"]
     assert "Merged in float32: the largest score difference from the adapted model is" in result.stdout
     assert "on 8 texts." in result.stdout
 
@@ -181,8 +181,8 @@ def test_merged_models_go_into_every_other_command(
     brief = ("--max-completion-length", "6", "--max-length", "128")
     perl("eval", "-m", "policy", "--reward", "reward", "-d", rows["prompts"], "-o", "measured", *brief)
     perl("eval", "-m", sft_run, "--reward", reward_run, "-d", rows["prompts"], "-o", "adapted", *brief)
-    found, wanted = read_record(Path("measured")).metrics, read_record(Path("adapted")).metrics
-    assert found["mean_reward"] == pytest.approx(wanted["mean_reward"], abs=1e-3)
+    measured, wanted = read_record(Path("measured")).metrics, read_record(Path("adapted")).metrics
+    assert measured["mean_reward"] == pytest.approx(wanted["mean_reward"], abs=1e-3)
     few = ("--max-steps", "1", "--num-generations", "2", "--per-device-train-batch-size", "4", "--lora-r", "2")
     perl("rl", "-m", "policy", "--reward", "reward", "-d", rows["prompts"], "-o", "rl", *few, *brief)
     assert read_record(Path("rl")).model["fingerprint"] == fingerprint("policy")
@@ -202,20 +202,20 @@ def test_quantised_run_is_merged_into_16_bit_weights_and_the_shift_is_noted(
     data = rows[{"sft": "demonstrations", "reward": "pairs"}[command]]
     run = trained(perl, command, llama, data, f"--load-in-{bits}bit")
     result = perl("merge", run, "--output", "out")
-    found, stored = read_record(Path("out")), load_file("out/model.safetensors")
+    record, stored = read_record(Path("out")), load_file("out/model.safetensors")
     assert {tensor.dtype for tensor in stored.values()} == {torch.bfloat16}
-    assert found.device["precision"] == "bfloat16"
-    told = f"The adapter was trained on its base in {bits}-bit and is merged into bfloat16 weights"
+    assert record.device["precision"] == "bfloat16"
+    note = f"The adapter was trained on its base in {bits}-bit and is merged into bfloat16 weights"
     options = {"dtype": torch.bfloat16}
     if command == "sft":
-        assert set(found.metrics) == POLICY | {"logit_difference_as_trained", "share_same_token_as_trained"}
-        assert f"{told}: its answers shift, logits by up to" in result.stdout
-        assert found.metrics["logit_difference"] < found.metrics["logit_difference_as_trained"]
+        assert set(record.metrics) == POLICY | {"logit_difference_as_trained", "share_same_token_as_trained"}
+        assert f"{note}: its answers shift, logits by up to" in result.stdout
+        assert record.metrics["logit_difference"] < record.metrics["logit_difference_as_trained"]
         wanted = logits(PeftModel.from_pretrained(plain_policy(llama, **options), str(run)))
         merged = plain_policy(Path("out"))
     else:
-        assert set(found.metrics) == REWARD | {"score_difference_as_trained", "share_same_order_as_trained"}
-        assert f"{told}: rewards shift by up to" in result.stdout
+        assert set(record.metrics) == REWARD | {"score_difference_as_trained", "share_same_order_as_trained"}
+        assert f"{note}: rewards shift by up to" in result.stdout
         pad = AutoTokenizer.from_pretrained("out").pad_token_id
         whole = plain_reward(llama, num_labels=1, pad_token_id=pad, **options)
         wanted = logits(PeftModel.from_pretrained(whole, str(run)))
@@ -330,7 +330,7 @@ def test_other_additive_adapters_merge_as_peft_can(perl: Perl, llama: Path, peft
     for config in (
         peft.IA3Config(task_type="CAUSAL_LM", target_modules=["k_proj"], feedforward_modules=[]),
         peft.LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"], use_dora=True),
-        peft.LoraConfig(target_modules=["q_proj"]),  # no task: peft was not told
+        peft.LoraConfig(target_modules=["q_proj"]),  # no task: peft knows none
     ):
         adapter = peft_adapter(llama, config=config, name="kind")
         perl("merge", adapter, "--output", "out", *(["--overwrite"] if Path("out").exists() else []))
@@ -379,8 +379,8 @@ def test_full_models_of_ours_are_refused(
 
 def test_adapters_that_add_nothing_to_weights_are_refused(refused: Any, llama: Path, peft_adapter: Any) -> None:
     config = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
-    found = refused(peft_adapter(llama, config=config), "-o", "out")
-    assert "is PROMPT_TUNING, which adds nothing to weights: it can't be merged" in found
+    stderr = refused(peft_adapter(llama, config=config), "-o", "out")
+    assert "is PROMPT_TUNING, which adds nothing to weights: it can't be merged" in stderr
 
 
 def test_adapter_for_another_task_is_refused(refused: Any, llama: Path, peft_adapter: Any) -> None:
@@ -419,8 +419,8 @@ def test_base_and_adapter_are_never_overwritten(
     perl("sft", "-m", Path("models/base").resolve(), "-d", data, "-o", "runs/sft", *SHORT)
     Path("link").symlink_to(Path("models/base").resolve())
     for place in ("models/base", "models", "models/base/new", "link", "link/new"):
-        found = refused("runs/sft", "-o", place, *words)
-        assert f"--output {place} overlaps the base {Path('models/base').resolve()}" in found
+        stderr = refused("runs/sft", "-o", place, *words)
+        assert f"--output {place} overlaps the base {Path('models/base').resolve()}" in stderr
     for place in ("runs/sft", "runs", "runs/sft/merged", "./runs/../runs/sft"):
         assert "overlaps the adapter" in refused("runs/sft", "-o", place, *words)
 
@@ -449,9 +449,9 @@ def test_output_that_is_not_empty_is_left_alone_unless_it_is_a_run_to_overwrite(
 
 
 def test_dry_run_reports_and_writes_nothing(perl: Perl, sft_run: Path, reward_run: Path) -> None:
-    told = perl("merge", sft_run, "-o", "out", "--dry-run").stdout
-    assert f"adapter: {sft_run}, a policy on the base " in told
-    assert "merged weights: float32\noutput: out\nDry run: nothing was loaded, merged or written." in told
+    printed = perl("merge", sft_run, "-o", "out", "--dry-run").stdout
+    assert f"adapter: {sft_run}, a policy on the base " in printed
+    assert "merged weights: float32\noutput: out\nDry run: nothing was loaded, merged or written." in printed
     assert "a reward model on the base" in perl("merge", reward_run, "-o", "out", "--dry-run").stdout
     assert not list(Path().iterdir())
 
@@ -557,8 +557,8 @@ def test_folder_that_gives_other_logits_fails(perl: Perl, sft_run: Path, monkeyp
 def test_hub_base_is_compared_with_the_record_once_it_is_loaded(
     perl: Perl, sft_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = chain(["", "", ""], repeat("other"))  # before: the base's, the adapter's, the base's
-    monkeypatch.setattr(weights_module, "fingerprint", lambda where: next(found))
+    fingerprints = chain(["", "", ""], repeat("other"))  # before: the base's, the adapter's, the base's
+    monkeypatch.setattr(weights_module, "fingerprint", lambda where: next(fingerprints))
     assert "was trained on other weights" in failed(perl, sft_run, code=2)[0]
 
 

@@ -42,7 +42,7 @@ ABLE = [
     (name, precision)
     for name, kind in KINDS.items()
     for precision in PRECISIONS
-    if (precision != "4-bit" or kind.on_4bit) and (precision != "8-bit" or kind.on_8bit)
+    if precision not in ("4-bit", "8-bit") or int(precision[0]) in kind.bits
 ]
 SHORT = ("--max-steps", "2", "--per-device-train-batch-size", "4", "--max-length", "128", "--learning-rate", "1e-2")
 RL = (*SHORT, "--gradient-accumulation-steps", "1", "--max-completion-length", "6")
@@ -99,7 +99,7 @@ def learn(model: Any) -> None:
 
 def test_every_kind_that_is_taken_has_its_test() -> None:
     assert set(FILES) == set(KINDS)
-    assert len(ABLE) == 2 * len(KINDS) + sum(kind.on_4bit + kind.on_8bit for kind in KINDS.values())
+    assert len(ABLE) == 2 * len(KINDS) + sum((4 in kind.bits) + (8 in kind.bits) for kind in KINDS.values())
 
 
 @quiet_8bit
@@ -214,9 +214,9 @@ REFUSED = {
 def test_a_file_that_cannot_share_a_base_is_refused(name: str, perl: Perl, llama: Path, rows: dict[str, Path]) -> None:
     held, said = REFUSED[name]
     file = written(held)
-    found = perl("sft", "-m", llama, "-d", rows["demonstrations"], "--peft", file, "-o", "run", code=2)
-    assert found.stderr.startswith(f"Error: --peft {file}")
-    assert said in found.stderr
+    result = perl("sft", "-m", llama, "-d", rows["demonstrations"], "--peft", file, "-o", "run", code=2)
+    assert result.stderr.startswith(f"Error: --peft {file}")
+    assert said in result.stderr
     assert not Path("run").exists()
 
 
@@ -302,9 +302,9 @@ def test_a_reward_that_changes_its_base_cannot_share_the_policys(llama: Path, re
 def test_a_base_that_an_adapter_does_not_work_on_is_an_error_before_it_is_loaded(
     kind: str, flag: str, perl: Perl
 ) -> None:
-    found = perl("reward", "--peft", written(FILES[kind]), f"--load-in-{flag}bit", "-o", "run", code=2).stderr
-    assert f"Error: The adapter is {kind}, which does not work on a base in {flag} bits" in found
-    assert "Hint: use a base in 16 bits, or another adapter: LoRA, " in found
+    stderr = perl("reward", "--peft", written(FILES[kind]), f"--load-in-{flag}bit", "-o", "run", code=2).stderr
+    assert f"Error: The adapter is {kind}, which does not work on a base in {flag} bits" in stderr
+    assert "Hint: use a base in 16 bits, or another adapter: LoRA, " in stderr
 
 
 # The stages
@@ -382,8 +382,8 @@ def test_a_reward_of_another_kind_is_loaded_in_addition(
 ) -> None:
     """peft puts one kind on a base: the note says so, and what memory that takes."""
     file = written(FILES["LoKr"])
-    found = perl("rl", "-m", llama, "--reward", reward_run, "-d", rows["prompts"], "-o", "rl", "--peft", file, *RL)
-    assert "it is LoRA, the policy's adapter is LoKr, and peft allows one type per base, loaded in" in found.output
+    result = perl("rl", "-m", llama, "--reward", reward_run, "-d", rows["prompts"], "-o", "rl", "--peft", file, *RL)
+    assert "it is LoRA, the policy's adapter is LoKr, and peft allows one type per base, loaded in" in result.output
     record = read_record(Path("rl"))
     assert record.guards["shift of " + str(reward_run)] == record.guards["kl_at_start"] == 0
     assert record.memory["base_copies"] == 2

@@ -22,24 +22,24 @@ LORA = LoraSettings(lora_r=2, lora_alpha=4, lora_dropout=0.0, lora_target_module
 
 
 def test_no_name_leads_to_the_embedded_base() -> None:
-    found = locate(None)
-    assert (found.base, found.adapter, found.base_name) == (str(coffee.BASE), None, coffee.NAME)
-    assert found.is_embedded
+    source = locate(None)
+    assert (source.base, source.adapter, source.base_name) == (str(coffee.BASE), None, coffee.NAME)
+    assert source.is_embedded
 
 
 def test_folder_leads_to_itself_from_anywhere(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(llama.parent)
-    found = locate("llama")
-    assert (found.name, found.base, found.adapter) == ("llama", str(llama), None)
-    assert not found.is_embedded
-    assert not found.is_classifier
-    assert found.base_name == str(llama)
+    source = locate("llama")
+    assert (source.name, source.base, source.adapter) == ("llama", str(llama), None)
+    assert not source.is_embedded
+    assert not source.is_classifier
+    assert source.base_name == str(llama)
 
 
 def test_hub_id_leads_to_the_hub(llama: Path) -> None:
     cached = in_hub_cache("tiny", llama)
-    found = locate(cached)
-    assert (found.base, found.adapter, found.config.model_type) == (cached, None, "llama")
+    source = locate(cached)
+    assert (source.base, source.adapter, source.config.model_type) == (cached, None, "llama")
 
 
 @pytest.mark.parametrize("name", ["./none", "/no/such", "../none/here", "a/b/c", "~/perlcli-none"])
@@ -67,9 +67,9 @@ def test_folder_without_a_model_is_an_error(tmp_path: Path) -> None:
 
 def test_adapter_leads_to_its_base(llama: Path, tmp_path: Path) -> None:
     adapter = adapter_folder(tmp_path / "adapter", str(llama))
-    found = locate(str(adapter))
-    assert (found.base, found.adapter, found.config.model_type) == (str(llama), str(adapter), "llama")
-    assert not found.is_classifier
+    source = locate(str(adapter))
+    assert (source.base, source.adapter, source.config.model_type) == (str(llama), str(adapter), "llama")
+    assert not source.is_classifier
 
 
 def test_adapter_of_a_hub_base_leads_to_the_hub(llama: Path, tmp_path: Path) -> None:
@@ -107,9 +107,9 @@ def test_adapter_config_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:
 
 def test_adapter_of_another_environment_finds_the_embedded_base(tmp_path: Path) -> None:
     elsewhere = "/other/lib/python3.12/site-packages/perlcli/coffee/base"
-    found = locate(str(adapter_folder(tmp_path / "adapter", elsewhere)))
-    assert found.is_embedded
-    assert found.base == str(coffee.BASE)
+    source = locate(str(adapter_folder(tmp_path / "adapter", elsewhere)))
+    assert source.is_embedded
+    assert source.base == str(coffee.BASE)
 
 
 def test_base_that_an_adapter_names_from_here_is_found_from_anywhere(llama: Path, tmp_path: Path) -> None:
@@ -145,7 +145,7 @@ def test_the_embedded_base_is_known_in_another_environment_too(tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "problem"),
     [
         ({"base_model_name_or_path": [1]}, "base_model_name_or_path must be text, not [1]"),
         ({"base_model_name_or_path": "x" * 300}, "names is too long for a file name"),
@@ -156,13 +156,13 @@ def test_the_embedded_base_is_known_in_another_environment_too(tmp_path: Path) -
         ({"rank_pattern": {"(": 1}}, "is not a valid regular expression"),
     ],
 )
-def test_a_config_of_an_adapter_that_can_not_be_used_is_an_error(change: Any, told: str, tmp_path: Path) -> None:
+def test_a_config_of_an_adapter_that_can_not_be_used_is_an_error(change: Any, problem: str, tmp_path: Path) -> None:
     folder = adapter_folder(tmp_path / "adapter", str(coffee.BASE))
     config = json.loads((folder / "adapter_config.json").read_text())
     (folder / "adapter_config.json").write_text(json.dumps({**config, **change}))
     with pytest.raises(PerlError, match=r"adapter_config\.json") as caught:
         locate(str(folder))
-    assert told in caught.value.problem
+    assert problem in caught.value.problem
 
 
 def test_a_config_of_an_adapter_that_is_nested_too_deeply_is_an_error(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """The modules that get an adapter: every attention projection of any architecture, or those that are named."""
 
+import signal
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ from transformers import AutoConfig
 from perlcli.errors import PerlError
 from perlcli.model import loading, roles
 from perlcli.model.sources import Source, locate, skeleton
-from perlcli.model.target_modules import target_modules
+from perlcli.model.target_modules import expression_fault, target_modules
 from perlcli.settings import LoraSettings, ModelSettings
 
 LORA = LoraSettings(lora_r=2, lora_alpha=4, lora_dropout=0.0, lora_target_modules="attention")
@@ -117,3 +119,37 @@ def test_all_linear_leaves_out_the_output_head(llama: Path) -> None:
     model = roles.new_adapter(loading.load_causal(locate(str(llama)), ModelSettings()), settings, "CAUSAL_LM")
     adapted = {name.split(".lora_A")[0].rsplit(".", 1)[1] for name, _ in model.named_parameters() if "lora_A" in name}
     assert adapted == {*SPLIT, "gate_proj", "up_proj", "down_proj"}
+
+
+# Regular expressions
+
+NAMES = [f"model.layers.{number}.self_attn.q_proj" for number in range(4)]
+
+
+@pytest.mark.parametrize("expression", ["", r".*\.q_proj", r"model\.layers\.[01]\..*", "a|b"])
+def test_an_ordinary_expression_is_in_order(expression: str) -> None:
+    assert expression_fault([expression], NAMES) is None
+
+
+@pytest.mark.parametrize("expression", ["(", "[", "*", "\\", "(?:", "a{99999999999999}"])
+def test_an_invalid_expression_is_an_error(expression: str) -> None:
+    assert str(expression_fault(["a", expression], NAMES)).startswith(
+        f"{expression!r} is not a valid regular expression: "
+    )
+
+
+@pytest.mark.parametrize("expression", [r"(.*)*x", r"(\w+\.?)+!", ".*" * 12 + "x"])
+def test_an_expression_that_takes_years_is_stopped(expression: str) -> None:
+    before = signal.getsignal(signal.SIGVTALRM)
+    fault = expression_fault([expression], NAMES, seconds=0.1)
+    assert fault == f"the regular expression {expression!r} takes longer than 0.1 s to match module names"
+    assert signal.getsignal(signal.SIGVTALRM) is before
+    assert signal.getitimer(signal.ITIMER_VIRTUAL) == (0.0, 0.0)
+
+
+def test_in_another_thread_there_is_no_timer() -> None:
+    faults: list[str | None] = []
+    thread = threading.Thread(target=lambda: faults.append(expression_fault(["a"], NAMES)))
+    thread.start()
+    thread.join()
+    assert faults == [None]

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from models import adapter_folder, in_hub_cache
 from tokenizers import Tokenizer
 from tokenizers import models as tokenizer_models
@@ -15,7 +16,7 @@ from perlcli import coffee
 from perlcli.errors import PerlError
 from perlcli.model import tokenizers
 from perlcli.model.sources import locate
-from perlcli.model.tokenizers import choose_pad
+from perlcli.model.tokenizers import choose_pad, padded
 
 
 def test_hub_adapter_without_a_tokenizer_takes_the_bases(llama: Path, tmp_path: Path) -> None:
@@ -134,3 +135,25 @@ def test_a_tokenizer_that_can_not_encode_is_an_error(tmp_path: Path) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), "model_max_length": {}}))
     with pytest.raises(PerlError, match="has no readable tokenizer"):
         tokenizers.load_tokenizer(locate(str(tmp_path / "base")))
+
+
+# Padded batches
+
+ROWS = [[5], [6, 7, 8], [9, 0]]
+
+
+def test_rows_are_padded_on_the_right() -> None:
+    ids, mask = padded(ROWS, 3)
+    assert ids.tolist() == [[5, 3, 3], [6, 7, 8], [9, 0, 3]]
+    assert mask.tolist() == [[1, 0, 0], [1, 1, 1], [1, 1, 0]]
+
+
+def test_prompts_are_padded_on_the_left() -> None:
+    ids, mask = padded(ROWS, 3, on_left=True)
+    assert ids.tolist() == [[3, 3, 5], [6, 7, 8], [3, 9, 0]]
+    assert mask.tolist() == [[0, 0, 1], [1, 1, 1], [0, 1, 1]]
+
+
+def test_the_batch_is_made_on_the_device_that_is_asked_for() -> None:
+    ids, mask = padded(ROWS, 3, torch.device("meta"))
+    assert (ids.device.type, mask.device.type) == ("meta", "meta")

@@ -51,11 +51,11 @@ def same(one: Path, other: Path) -> bool:
 def test_base_as_anchor_of_a_tuned_policy(rl: Any, sft_run: Path, perl: Perl, rows: dict[str, Path]) -> None:
     result = rl(sft_run, "--anchor", "base")
     assert "anchor: the base\n" in result.stdout
-    found = read_record(Path("run"))
-    assert found.guards["kl_at_start"] > 1e-3
-    assert f"KL to the anchor at the start: {found.guards['kl_at_start']:.4g} per token" in found.notes
+    record = read_record(Path("run"))
+    assert record.guards["kl_at_start"] > 1e-3
+    assert f"KL to the anchor at the start: {record.guards['kl_at_start']:.4g} per token" in record.notes
     assert not (Path("run") / "anchor").exists()
-    result = perl("eval", "--model", "run", "--reward", *(found.settings["reward"]), "-d", rows["prompts"], *JUDGED)
+    result = perl("eval", "--model", "run", "--reward", *(record.settings["reward"]), "-d", rows["prompts"], *JUDGED)
     assert "anchor: the base\n" in result.stdout
 
 
@@ -79,8 +79,8 @@ def test_the_start_by_its_own_path_is_the_start(rl: Any, sft_run: Path) -> None:
 def test_the_base_by_its_path_is_the_base(rl: Any, sft_run: Path, llama: Path) -> None:
     assert f"algorithm: rloo; anchor: {llama}\n" in rl(sft_run, "--anchor", llama, "--dry-run").stdout
     rl(sft_run, "--anchor", llama)
-    found = read_record(Path("run"))
-    assert (found.guards["kl_at_start"] > 1e-3, found.memory["mb"]["anchor"]) == (True, 0)
+    record = read_record(Path("run"))
+    assert (record.guards["kl_at_start"] > 1e-3, record.memory["mb"]["anchor"]) == (True, 0)
 
 
 def test_anchor_moves_no_gradient_and_is_checked(rl: Any, rl_run: Path, llama: Path) -> None:
@@ -122,9 +122,9 @@ def test_no_penalty_needs_no_anchor(rl: Any, sft_run: Path) -> None:
 @pytest.mark.slow
 def test_full_tuning_has_its_start_or_the_base_as_anchor(rl: Any, llama: Path) -> None:
     rl(llama, "--full", "--learning-rate", "1e-3", output="first")
-    found = read_record(Path("first"))
-    assert (found.guards["kl_at_start"], found.memory["base_copies"]) == (0, 3)  # policy, anchor, reward
-    assert set(found.memory["mb"]) == {"policy", "anchor", "reward"}
+    record = read_record(Path("first"))
+    assert (record.guards["kl_at_start"], record.memory["base_copies"]) == (0, 3)  # policy, anchor, reward
+    assert set(record.memory["mb"]) == {"policy", "anchor", "reward"}
     assert policies.start_of("first") == str(llama)
     before = AutoModelForCausalLM.from_pretrained("first").config._name_or_path
     rl("first", "--full", "--learning-rate", "1e-3", "--anchor", "base", output="second")
@@ -163,8 +163,8 @@ def test_anchor_that_is_not_the_start_stops_the_run_before_its_first_step(
     monkeypatch.setattr(policies, "set_anchor", careless)
     result = rl(sft_run, code=1)
     assert "Error: The policy differs from its anchor before the first step: KL " in result.stderr
-    found = read_record(Path("run"))
-    assert (found.status, found.steps) == ("failed", 0)
+    record = read_record(Path("run"))
+    assert (record.status, record.steps) == ("failed", 0)
 
 
 def test_anchor_that_trl_takes_wrongly_stops_the_run(rl: Any, sft_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

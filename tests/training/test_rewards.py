@@ -118,7 +118,7 @@ def test_classifier_of_several_labels_is_not_a_reward(prepared: Prepared, classi
         find(str(tmp_path), prepared)
 
 
-# Shared or beside
+# Shared or separate
 
 
 def test_reward_adapter_of_the_same_base_shares_it(prepared: Prepared, reward_run: Path) -> None:
@@ -146,9 +146,9 @@ def test_adapter_with_biases_of_the_base_is_not_shared(prepared: Prepared, rewar
 
 
 def test_full_classifier_is_not_shared(prepared: Prepared, classifier: Path) -> None:
-    found = find(str(classifier), prepared)
-    assert not found.is_shared
-    assert found.source is not None
+    reward = find(str(classifier), prepared)
+    assert not reward.is_shared
+    assert reward.source is not None
 
 
 def copy_with(reward_run: Path, folder: Path, change: Callable[[dict[str, Any]], Any]) -> str:
@@ -246,11 +246,11 @@ def test_reward_reads_the_very_tokens_that_were_written(render: Renderer) -> Non
     assert render.tokenizer(render.text(strange))["input_ids"] != strange
     rows = [Prompt(CHAT), Prompt(CHAT), Prompt("a large latte")]
     written = [[*strange, render.tokenizer.eos_token_id], strange, ended(render, "latte")]
-    found = TokenReward(spy, render, 2)(rows, written)
+    scores = TokenReward(spy, render, 2)(rows, written)
     (newline,) = render.tokenizer("\n")["input_ids"]
     start, plain = render.prompt_ids(CHAT), render.tokenizer("a large latte")["input_ids"]
     assert spy.seen == [[*start, *written[0], newline], [*start, *strange], [*plain, *written[2]]]
-    assert found == [len(row) for row in spy.seen]
+    assert scores == [len(row) for row in spy.seen]
 
 
 @pytest.mark.parametrize("prompt", [CHAT, "order: "])
@@ -435,8 +435,8 @@ def test_run_with_two_rewards_reports_each(
     both = ("--reward", reward_run, "--reward", thumbs_run, "--reward-weights", "1,-1")
     perl("rl", "-m", sft_run, *both, "-d", rows["prompts"], "-o", "run", *words, *more)
     record = json.loads(Path("run/record.json").read_text())
-    found = record["metrics"]
-    assert found["reward"] == pytest.approx(found["rewards/reward/mean"] - found["rewards/thumbs/mean"], abs=1e-5)
+    metrics = record["metrics"]
+    assert metrics["reward"] == pytest.approx(metrics["rewards/reward/mean"] - metrics["rewards/thumbs/mean"], abs=1e-5)
     assert record["memory"]["base_copies"] == 1
     assert {"reward reward", "reward thumbs"} < set(record["memory"]["mb"])
     assert record["guards"]["unchanged"] == ["anchor", "base", "reward", "reward2"]

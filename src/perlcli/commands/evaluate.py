@@ -22,8 +22,7 @@ from perlcli.terminal import say
 from perlcli.training import policies, reward_model, sampling
 from perlcli.training.guards import Model
 from perlcli.training.judge import Asked, Score
-from perlcli.training.prepare import Prepared, filled, prepare
-from perlcli.training.preview import preview
+from perlcli.training.prepare import Prepared, filled, prepare, preview
 from perlcli.training.rewards import attach_all, find_all
 from perlcli.training.rows import first_rows, load_data, trained_on
 from perlcli.training.sampling import Ids, Sampling
@@ -67,7 +66,7 @@ def evaluate_reward(prepared: Prepared[settings.Eval]) -> RunRecord | None:
         scorer = reward_model.load(prepared.source, prepared.settings.model)
         reward_model.check_proof(prepared.source, scorer, run, prepared.settings.model)
         run.record.total_parameters = roles.count_parameters(scorer.model)[1]
-        run.record.metrics = reward_model.measure(prepared, scorer, rows, held_out)
+        run.record.metrics = reward_model.measure(prepared, scorer, rows)
         run.record.peak_memory_mb = device.peak_memory_mb()
     return run.record
 

@@ -34,12 +34,15 @@ TASKS = ("CAUSAL_LM", "SEQ_CLS", "None")  # None: saved without a task, which tr
 def run(given: settings.Merge) -> RunRecord | None:
     """Merge an adapter, prove that the folder gives the same logits, report what changes; None for a dry run."""
     prepared = find(given)
-    values = precision_of(prepared)
+    values, source = precision_of(prepared), prepared.source
+    kind = "reward model" if source.is_classifier else "policy"
+    summary = f"adapter: {source.name}, a {kind} on the base {source.base_name}"
     if prepared.is_dry:
-        preview(prepared, values)
+        say(f"{summary}\nmerged weights: {values.dtype}\noutput: {prepared.settings.run.output}")
+        say("Dry run: nothing was loaded, merged or written.")
         return None
     with recording(prepared.run) as run:
-        run.note(f"{summary(prepared)}; merging into {values.dtype} weights.")
+        run.note(f"{summary}; merging into {values.dtype} weights.")
         try:
             write(prepared, values)
         except torch.OutOfMemoryError as error:  # a GPU that held the base in 4 bits needs four times as much here
@@ -50,8 +53,8 @@ def run(given: settings.Merge) -> RunRecord | None:
 
 
 def write(prepared: Merging, values: ModelSettings) -> None:
-    """Measure, merge, measure again, save and reload, with one model in memory at a time. `values` are the precision to
-    merge in. Raises RunFailed if the merged or the saved model is not the adapted one."""
+    """Measure, merge in the precision of `values`, measure again, save and reload, with one model in memory at a time.
+    Raises RunFailed if the merged or the saved model is not the adapted one."""
     run, own = prepared.run, trained_in(prepared.source, trust_remote_code=values.trust_remote_code)
     rows = merging.measured_rows(prepared)
     trained, used = device.precision(own) if own else None, device.precision(values)
@@ -77,21 +80,6 @@ def precision_of(prepared: Merging) -> ModelSettings:
         stored = str(getattr(prepared.source.config, "dtype", None)).removeprefix("torch.")
         wanted = own.dtype if own else next((dtype for dtype in DTYPES if dtype == stored), "float32")
     return ModelSettings(dtype=wanted, trust_remote_code=prepared.settings.merge.trust_remote_code)
-
-
-def summary(prepared: Merging) -> str:
-    """One line about the adapter, its role and its base."""
-    source, kind = prepared.source, "reward model" if prepared.source.is_classifier else "policy"
-    return f"adapter: {source.name}, a {kind} on the base {source.base_name}"
-
-
-def preview(prepared: Merging, values: ModelSettings) -> None:
-    """Print what a run would do, for `--dry-run`."""
-    say(f"{summary(prepared)}\nmerged weights: {values.dtype}")
-    say(f"output: {prepared.settings.run.output}\nDry run: nothing was loaded, merged or written.")
-
-
-# Before weights are loaded
 
 
 def find(given: settings.Merge) -> Merging:
@@ -133,10 +121,8 @@ def _refuse_other_folders(name: str) -> None:
         raise PerlError(f"{name} is already merged: it is an ordinary model", "use it as it is")
     if record.settings.get("full"):
         raise PerlError(f"{name} was trained with --full: it is already an ordinary model", "use it as it is")
-    raise PerlError(
-        f"{name} is a run of `perl {record.command}` ({record.status}) and contains no adapter",
-        "name a run of perl sft, reward or rl",
-    )
+    problem = f"{name} is a run of `perl {record.command}` ({record.status}) and contains no adapter"
+    raise PerlError(problem, "name a run of perl sft, reward or rl")
 
 
 def _check_mergeable(source: Source) -> None:
@@ -154,10 +140,8 @@ def _check_mergeable(source: Source) -> None:
         hint = "perl merge accepts policies (CAUSAL_LM) and rewards (SEQ_CLS)"
         raise PerlError(f"The adapter {source.name} is for {task}", hint)
     if getattr(source.config, "quantization_config", None) is not None:
-        raise PerlError(
-            f"The base {source.base} is stored quantised: it has no 16-bit weights to merge into",
-            f"name its unquantised original as base_model_name_or_path in {source.adapter}/{ADAPTER_CONFIG}",
-        )
+        hint = f"name its unquantised original as base_model_name_or_path in {source.adapter}/{ADAPTER_CONFIG}"
+        raise PerlError(f"The base {source.base} is stored quantised: it has no 16-bit weights to merge into", hint)
 
 
 def _default_output(name: str) -> str:
@@ -170,8 +154,8 @@ def _default_output(name: str) -> str:
 
 
 def _check_apart(source: Source, output: str) -> None:
-    """Raises PerlError if the output would touch what is merged, even with --overwrite. A Hub id counts as a folder of
-    that name: once such a folder exists, it would be taken for the base."""
+    """Raises PerlError if the output would touch what is merged. A Hub id counts as a folder of that name: once such a
+    folder exists, it would be taken for the base."""
     out = Path(output).expanduser().resolve()
     for what, place in (("base", source.base), ("adapter", str(source.adapter))):
         folder = Path(place).resolve()

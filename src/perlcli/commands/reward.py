@@ -16,14 +16,13 @@ from trl import RewardConfig, RewardTrainer
 from perlcli import device, settings
 from perlcli.errors import PerlError, RunFailed
 from perlcli.model import adapters, loading, roles, scorers, sources
-from perlcli.model.batches import padded
+from perlcli.model.tokenizers import padded
 from perlcli.run import files, plots
 from perlcli.run.lifecycle import recording
 from perlcli.run.record import RunRecord
 from perlcli.training import guards, reward_model
 from perlcli.training.loop import describe, train
-from perlcli.training.prepare import Prepared, loaded, prepare, require
-from perlcli.training.preview import preview
+from perlcli.training.prepare import Prepared, loaded, prepare, preview, require
 from perlcli.training.rows import load_sides
 from perlcli.training.trl_config import trl_config
 
@@ -47,7 +46,7 @@ def run(given: settings.Reward) -> RunRecord | None:
     with recording(prepared.run) as run:
         proof = learn(prepared, config, train_set, weight)
         scorer = prove(prepared, proof)
-        run.record.metrics |= reward_model.measure(prepared, scorer, eval_rows, held_out)
+        run.record.metrics |= reward_model.measure(prepared, scorer, eval_rows)
         plots.curves("reward", run.folder / files.METRICS, run.folder / "plots" / "training.png")
     return run.record
 

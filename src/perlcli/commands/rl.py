@@ -24,8 +24,7 @@ from perlcli.training.algorithms import PHASES, TIME, Reinforce, Rloo
 from perlcli.training.judge import REWARD, SUM, Asked, Judge, Probe, probe
 from perlcli.training.loop import describe, train
 from perlcli.training.policies import Anchor
-from perlcli.training.prepare import Prepared, filled, prepare, require
-from perlcli.training.preview import preview
+from perlcli.training.prepare import Prepared, filled, prepare, preview, require
 from perlcli.training.rewards import Reward, Weighted, attach_all, find_all
 from perlcli.training.rows import load_data
 from perlcli.training.trl_config import trl_config

@@ -18,8 +18,7 @@ from perlcli.run.metrics import renamed
 from perlcli.run.record import RunRecord
 from perlcli.training import guards, policies, sampling
 from perlcli.training.loop import describe, train
-from perlcli.training.prepare import Prepared, prepare, require
-from perlcli.training.preview import preview
+from perlcli.training.prepare import Prepared, prepare, preview, require
 from perlcli.training.rows import dataset, load_sides
 from perlcli.training.trl_config import trl_config
 

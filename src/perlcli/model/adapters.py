@@ -17,9 +17,9 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from perlcli.errors import PerlError, line, nearest
-from perlcli.model import weights
 from perlcli.model.sources import kind_of
 from perlcli.model.target_modules import patterns_fault, target_modules
+from perlcli.model.weights import ADAPTER_CONFIG
 from perlcli.settings import ATTENTION, LoraSettings, ModelSettings
 from perlcli.settings.types import describe, fits, is_plain
 from perlcli.text import enum_value, markdown_table, shorten
@@ -27,43 +27,32 @@ from perlcli.text import enum_value, markdown_table, shorten
 
 @dataclass(frozen=True)
 class Kind:
-    """A peft type of which one base can carry several, one per role, and the quantised bases that it works on."""
+    """A peft type of which one base can carry several, one per role, and the bits of the bases that it works on."""
 
     name: str
-    on_4bit: bool = False
-    on_8bit: bool = False
+    bits: tuple[int, ...] = (16,)
 
 
 # tests/model/test_adapters.py tries each: several on one base, switched, turned off, trained, saved and loaded.
 KINDS = {
-    "LORA": Kind("LoRA", on_4bit=True, on_8bit=True),
-    "LOHA": Kind("LoHa", on_8bit=True),
-    "LOKR": Kind("LoKr", on_8bit=True),
+    "LORA": Kind("LoRA", (16, 8, 4)),
+    "LOHA": Kind("LoHa", (16, 8)),
+    "LOKR": Kind("LoKr", (16, 8)),
     "IA3": Kind("IA3"),
-    "VERA": Kind("VeRA", on_4bit=True, on_8bit=True),
-    "OFT": Kind("OFT", on_4bit=True, on_8bit=True),
-    "MISS": Kind("MiSS", on_4bit=True, on_8bit=True),
-    "HIRA": Kind("HiRA", on_4bit=True, on_8bit=True),
+    "VERA": Kind("VeRA", (16, 8, 4)),
+    "OFT": Kind("OFT", (16, 8, 4)),
+    "MISS": Kind("MiSS", (16, 8, 4)),
+    "HIRA": Kind("HiRA", (16, 8, 4)),
     "DELORA": Kind("DeLoRA"),
     "RANDLORA": Kind("RandLoRA"),
 }
-DORA = Kind("DoRA", on_4bit=True)  # peft's takes the scales of 8-bit weights, which bitsandbytes (0.50) then misses
+DORA = Kind("DoRA", (16, 4))  # peft's takes the scales of 8-bit weights, which bitsandbytes (0.50) then misses
 ON_THE_TEXT = "it changes the model's input, not its weights: policy, anchor and reward would read different tokens"
 NOT_AT_THE_BASE = "a fresh one already differs from its base: the policy would not start at its anchor"
 UNPROVEN = "not shown to work with several roles on one base"
 REASONS = {
-    **dict.fromkeys(
-        (
-            "PROMPT_TUNING",
-            "MULTITASK_PROMPT_TUNING",
-            "P_TUNING",
-            "PREFIX_TUNING",
-            "ADAPTION_PROMPT",
-            "CPT",
-            "CARTRIDGE",
-        ),
-        ON_THE_TEXT,
-    ),
+    **dict.fromkeys(("PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING"), ON_THE_TEXT),
+    **dict.fromkeys(("ADAPTION_PROMPT", "CPT", "CARTRIDGE"), ON_THE_TEXT),
     **dict.fromkeys(("FOURIERFT", "C3A", "VBLORA", "UNILORA", "HRA", "DEFT", "FROD", "OSF"), NOT_AT_THE_BASE),
     "ADALORA": "peft allows only one trainable AdaLoRA per base, and TRL never calls the step that moves its ranks",
     "LN_TUNING": "it replaces norms of the base instead of adding to weights",
@@ -81,19 +70,8 @@ FIELDS = {
     "layer_replication": "it changes the layers of the base, which other roles share",
     "alora_invocation_tokens": "it only acts after certain tokens, which TRL doesn't pass on to peft",
     **dict.fromkeys(("loftq_config", "corda_config", "lora_ga_config"), MOVED),
-    **dict.fromkeys(
-        (
-            "eva_config",
-            "velora_config",
-            "monteclora_config",
-            "use_bdlora",
-            "arrow_config",
-            "kasa_config",
-            "use_qalora",
-            "megatron_config",
-        ),
-        UNPROVEN,
-    ),
+    **dict.fromkeys(("eva_config", "velora_config", "monteclora_config", "use_bdlora"), UNPROVEN),
+    **dict.fromkeys(("arrow_config", "kasa_config", "use_qalora", "megatron_config"), UNPROVEN),
 }
 IGNORED = {"base_model_name_or_path", "revision", "auto_mapping", "peft_version", "inference_mode", "runtime_config"}
 HEADS = ("classifier", "score")  # what peft itself writes as modules_to_save of a reward
@@ -103,9 +81,8 @@ HINT = "docs/adapters.md lists the types and fields that --peft accepts"
 
 def words(config: PeftConfig) -> str:
     """An adapter for people to read: `DoRA r=16, alpha=32`."""
-    name = DORA.name if _is_dora(config) else name_of(kind_of(config))
     sizes = [f"{size.removeprefix('lora_')}={getattr(config, size)}" for size in SIZES if getattr(config, size, 0)]
-    return f"{name} {', '.join(sizes)}".strip()
+    return f"{_kind(config).name} {', '.join(sizes)}".strip()
 
 
 def name_of(kind: str) -> str:
@@ -118,17 +95,16 @@ def as_lora(config: PeftConfig) -> LoraConfig | None:
     return config if isinstance(config, LoraConfig) and kind_of(config) == "LORA" else None
 
 
-def _is_dora(config: PeftConfig) -> bool:
-    lora = as_lora(config)
-    return lora is not None and bool(lora.use_dora)
+def _kind(config: PeftConfig) -> Kind:
+    lora, name = as_lora(config), kind_of(config)
+    return DORA if lora is not None and lora.use_dora else KINDS.get(name, Kind(name))
 
 
 # A new adapter
 
 
 def asked(lora: LoraSettings, task: str) -> PeftConfig:
-    """The peft config of a new adapter, before its modules are chosen, which depend on the model. `task` is peft's name
-    for what the stage trains. Raises PerlError for a --peft file that can't be used."""
+    """The peft config of a new adapter, before its modules are chosen. Raises PerlError for an unusable --peft file."""
     if lora.peft is not None:
         return read(lora.peft, task)
     rank, alpha = int(lora.lora_r or 0), int(lora.lora_alpha or 0)  # resolved before a model is loaded
@@ -142,22 +118,15 @@ def on_model(lora: LoraSettings, model: nn.Module, task: str) -> PeftConfig:
     config: Any = asked(lora, task)
     if lora.peft is None:
         config.target_modules = target_modules(model, str(lora.lora_target_modules))
-    else:
-        _choose_modules(config, model, lora.peft)
+    elif config.target_modules is None:
+        config.target_modules = target_modules(model, ATTENTION)
+    elif not isinstance(config.target_modules, str):  # a string is a regular expression, which peft reads
+        target_modules(model, ",".join(sorted(config.target_modules)), option=f"--peft {lora.peft}: target_modules")
+    if kind_of(config) == "IA3" and config.feedforward_modules is None:
+        config.feedforward_modules = []
     if hasattr(config, "fan_in_fan_out"):
         config.fan_in_fan_out = any(isinstance(module, Conv1D) for module in model.modules())
     return config
-
-
-def _choose_modules(config: Any, model: nn.Module, file: str) -> None:
-    """Fill in the modules if the file leaves them open: every attention projection."""
-    wanted = config.target_modules
-    if wanted is None:
-        config.target_modules = target_modules(model, ATTENTION)
-    elif not isinstance(wanted, str):  # a string is a regular expression, which peft reads
-        target_modules(model, ",".join(sorted(wanted)), option=f"--peft {file}: target_modules")
-    if kind_of(config) == "IA3" and config.feedforward_modules is None:
-        config.feedforward_modules = []
 
 
 def dropout_of(lora: LoraSettings, task: str) -> float:
@@ -166,8 +135,7 @@ def dropout_of(lora: LoraSettings, task: str) -> float:
 
 
 def try_on(lora: LoraSettings, model: nn.Module, task: str) -> int:
-    """How many parameters a new adapter has, tried on a model without weights, which it changes. Raises PerlError if
-    peft can't put it on this model."""
+    """Count a new adapter's parameters on a model without weights, which it changes. Raises PerlError on a misfit."""
     config: Any = on_model(lora, model, task)
     config.modules_to_save = None
     where = f"--peft {lora.peft}" if lora.peft else words(config)
@@ -188,18 +156,17 @@ def try_on(lora: LoraSettings, model: nn.Module, task: str) -> int:
 def read(file: str, task: str) -> PeftConfig:
     """The peft config in a file, for a stage that trains this task. Raises one PerlError with every fault in it."""
     values = content(file)
-    kind = values.get("peft_type")
-    known = sorted(map(enum_value, PEFT_TYPE_TO_CONFIG_MAPPING))
+    kind: Any = values.get("peft_type")
+    known, one_of = sorted(map(enum_value, PEFT_TYPE_TO_CONFIG_MAPPING)), f"one of {', '.join(KINDS)}"
     if kind not in known:
         what = "no peft_type" if kind is None else f"peft_type {shorten(kind)}, which peft does not know"
-        raise PerlError(f"--peft {file} has {what}", nearest(str(kind).upper(), known) or f"one of {', '.join(KINDS)}")
+        raise PerlError(f"--peft {file} has {what}", nearest(str(kind).upper(), known) or one_of)
     if kind not in KINDS:
-        raise PerlError(f"--peft {file}: {kind} can't be trained here: {_reason(kind)}", f"one of {', '.join(KINDS)}")
+        raise PerlError(f"--peft {file}: {kind} can't be trained here: {REASONS.get(kind, UNPROVEN)}", one_of)
     values = {name: value for name, value in values.items() if name not in IGNORED}
-    kept = values.pop("modules_to_save", None)
-    is_head = task == "SEQ_CLS" and isinstance(kept, list) and all(name in HEADS for name in kept)
-    if kept is not None and not is_head:
-        values["modules_to_save"] = kept
+    kept = values.get("modules_to_save")
+    if task == "SEQ_CLS" and isinstance(kept, list) and all(name in HEADS for name in kept):
+        del values["modules_to_save"]
     config_class: Any = PEFT_TYPE_TO_CONFIG_MAPPING[kind]
     faults = list(_faults(values, config_class, task))
     if faults:
@@ -210,7 +177,7 @@ def read(file: str, task: str) -> PeftConfig:
         raise PerlError(f"--peft {file}: peft rejects it: {line(error)}") from error
 
 
-def content(file: str) -> dict[str, Any]:
+def content(file: str) -> dict[str, object]:
     """The JSON object in a file; raises PerlError if the file has none."""
     path = Path(file).expanduser()
     try:
@@ -218,8 +185,7 @@ def content(file: str) -> dict[str, Any]:
     except FileNotFoundError:
         raise PerlError(f"--peft {file} does not exist") from None
     except IsADirectoryError:
-        hint = f"name a file, for example {path / weights.ADAPTER_CONFIG}"
-        raise PerlError(f"--peft {file} is a folder", hint) from None
+        raise PerlError(f"--peft {file} is a folder", f"name a file, for example {path / ADAPTER_CONFIG}") from None
     except (OSError, ValueError, RecursionError) as error:
         raise PerlError(f"--peft {file} can't be read as JSON: {error}") from error
     if not isinstance(values, dict):
@@ -229,7 +195,7 @@ def content(file: str) -> dict[str, Any]:
     return values
 
 
-def _faults(values: Mapping[str, Any], config_class: Any, task: str) -> Iterator[str]:
+def _faults(values: Mapping[str, object], config_class: Any, task: str) -> Iterator[str]:
     types = typing.get_type_hints(config_class)
     fields = {field.name: field for field in dataclasses.fields(config_class)}
     for name, value in values.items():
@@ -269,16 +235,9 @@ def _dropout(name: str, value: Any) -> Iterator[str]:
         yield f"{name}={value}: TRL turns dropout off, and perlcli only restores LoRA's"
 
 
-def _reason(kind: str) -> str:
-    return REASONS.get(kind, UNPROVEN)
-
-
 def table() -> str:
     """The kinds that --peft accepts as a Markdown table, for the documentation."""
-    rows = []
-    for kind, each in KINDS.items():
-        bits = ["16", *(["8"] if each.on_8bit else []), *(["4"] if each.on_4bit else [])]
-        rows.append((f"`{kind}`", each.name, f"{', '.join(bits)} bits"))
+    rows = [(f"`{kind}`", each.name, f"{', '.join(map(str, each.bits))} bits") for kind, each in KINDS.items()]
     return markdown_table(("`peft_type`", "adapter", "precision of the base"), rows)
 
 
@@ -301,7 +260,7 @@ def check_kind(config: PeftConfig, what: str, hint: str = "") -> None:
     """Raises PerlError for an adapter of a type that can't share a base; `what` names the adapter in the error."""
     kind = kind_of(config)
     if kind not in KINDS:
-        raise PerlError(f"{what} is {kind}, which can't be trained here: {_reason(kind)}", hint)
+        raise PerlError(f"{what} is {kind}, which can't be trained here: {REASONS.get(kind, UNPROVEN)}", hint)
 
 
 def moves_base(config: PeftConfig) -> bool:
@@ -326,11 +285,8 @@ def check_precision(config: PeftConfig, values: ModelSettings, what: str) -> Non
     """Raises PerlError if peft has no layers of this type for a quantised base; `what` names the adapter."""
     if not (values.load_in_4bit or values.load_in_8bit):
         return
-    kind = DORA if _is_dora(config) else KINDS.get(kind_of(config), Kind(kind_of(config)))
-    if kind.on_4bit if values.load_in_4bit else kind.on_8bit:
-        return
-    able = [each.name for each in KINDS.values() if (each.on_4bit if values.load_in_4bit else each.on_8bit)]
-    raise PerlError(
-        f"{what} is {kind.name}, which does not work on a base in {4 if values.load_in_4bit else 8} bits",
-        f"use a base in 16 bits, or another adapter: {', '.join(able)}",
-    )
+    kind, bits = _kind(config), 4 if values.load_in_4bit else 8
+    if bits not in kind.bits:
+        able = ", ".join(each.name for each in KINDS.values() if bits in each.bits)
+        problem = f"{what} is {kind.name}, which does not work on a base in {bits} bits"
+        raise PerlError(problem, f"use a base in 16 bits, or another adapter: {able}")

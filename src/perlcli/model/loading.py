@@ -17,14 +17,12 @@ from perlcli.settings import ModelSettings
 
 
 def load_causal(source: Source, settings: ModelSettings) -> PreTrainedModel:
-    """The base as a causal language model, frozen, on the device, ready for adapters. Raises PerlError if it can't be
-    loaded."""
+    """The base as a causal language model, frozen, on the device. Raises PerlError if it can't be loaded."""
     return _load(AutoModelForCausalLM, source.base, settings)
 
 
 def load_classifier(source: Source, settings: ModelSettings, pad_token_id: int) -> PreTrainedModel:
-    """The base with a head for one score, frozen; the head is fresh unless the base is a sequence classifier. Raises
-    PerlError if it can't be loaded."""
+    """The base, frozen, with a head for one score: its own or a fresh one. Raises PerlError if it can't be loaded."""
     model = _load(AutoModelForSequenceClassification, source.base, settings, num_labels=1)
     config = model.config.get_text_config()
     config.pad_token_id = pad_token_id
@@ -33,21 +31,21 @@ def load_classifier(source: Source, settings: ModelSettings, pad_token_id: int) 
 
 
 def _load(kind: Any, where: str, settings: ModelSettings, **options: Any) -> PreTrainedModel:
-    quantisation = _quantisation(settings)
-    if quantisation is not None:
-        options["quantization_config"] = quantisation
+    dtype = getattr(torch, device.dtype_name(settings))
+    if settings.load_in_8bit:
+        options["quantization_config"] = BitsAndBytesConfig(load_in_8bit=True)
+    elif settings.load_in_4bit:
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+        )
     if device.kind() == "cuda":
         options["device_map"] = {"": torch.cuda.current_device()}  # straight to the GPU, not through the host's memory
-    elif quantisation is not None:
+    elif "quantization_config" in options:
         options["device_map"] = "cpu"
     weights.check(where)
     try:
         model: PreTrainedModel = kind.from_pretrained(
-            where,
-            dtype=getattr(torch, device.dtype_name(settings)),
-            trust_remote_code=settings.trust_remote_code,
-            use_safetensors=True,
-            **options,
+            where, dtype=dtype, trust_remote_code=settings.trust_remote_code, use_safetensors=True, **options
         )
     except torch.OutOfMemoryError:  # a RuntimeError too, but not a fault of the model
         raise
@@ -56,17 +54,6 @@ def _load(kind: Any, where: str, settings: ModelSettings, **options: Any) -> Pre
     _keep_autograd(model)
     model.requires_grad_(False)
     return model
-
-
-def _quantisation(settings: ModelSettings) -> BitsAndBytesConfig | None:
-    if settings.load_in_8bit:
-        return BitsAndBytesConfig(load_in_8bit=True)
-    if not settings.load_in_4bit:
-        return None
-    compute = getattr(torch, device.dtype_name(settings))
-    return BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=compute
-    )
 
 
 def _keep_autograd(model: nn.Module) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,24 +18,22 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from perlcli.errors import PerlError, line
-from perlcli.model import adapters as adapters_module
+from perlcli.model import adapters
 from perlcli.model.sources import check_adapter_weights
-from perlcli.model.weights import ADAPTER_WEIGHTS, of_hub
+from perlcli.model.weights import ADAPTER_WEIGHTS, file_of
 from perlcli.redaction import hidden
 from perlcli.run.files import CARD
 from perlcli.settings import LoraSettings
 
 POLICY, ANCHOR, REWARD, VALUE = "default", "ref", "reward", "value"  # the first two are the names that TRL uses
 HEAD = "score.weight"
-OF_ADAPTERS = re.compile(rf"(^|\.)(({'|'.join(map(re.escape, adapters_module.PREFIXES))})\w*|modules_to_save)(\.|$)")
+OF_ADAPTERS = re.compile(rf"(^|\.)(({'|'.join(map(re.escape, adapters.PREFIXES))})\w*|modules_to_save)(\.|$)")
 
 
 def new_adapter(model: PreTrainedModel, settings: LoraSettings, task: str) -> PeftModel:
-    """The model with a fresh, trainable adapter; `task` is peft's CAUSAL_LM, or SEQ_CLS to train the head as well.
-    Raises PerlError if the adapter doesn't fit the model."""
-    adapted: Any = get_peft_model(model, adapters_module.on_model(settings, model, task))
-    as_float32(adapted)
-    begin_at_base(adapted, POLICY)
+    """The model with a fresh, trainable adapter; SEQ_CLS trains the head too. Raises PerlError if it doesn't fit."""
+    adapted: Any = get_peft_model(model, adapters.on_model(settings, model, task))
+    begin_at_base(as_float32(adapted), POLICY)
     return adapted
 
 
@@ -61,41 +59,37 @@ def begin_at_base(model: nn.Module, adapter: str) -> None:
 
 def load_adapter(model: PreTrainedModel, folder: str, *, trainable: bool) -> PeftModel:
     """The model with a saved adapter. Raises PerlError if the adapter doesn't fit the model."""
-    check_adapter_weights(folder)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("error", message="Found missing adapter keys", category=UserWarning)
-            adapted = PeftModel.from_pretrained(model, folder, is_trainable=trainable)
-        adapted.peft_config[POLICY].base_model_name_or_path = model.name_or_path  # where it is now, not where it was
-        return as_float32(adapted, head=trainable)
-    except torch.OutOfMemoryError:  # a RuntimeError too, but not a fault of the adapter
-        raise
-    except (RuntimeError, ValueError, OSError, KeyError, SafetensorError, UserWarning) as error:
-        raise PerlError(f"The adapter {folder} does not fit its base: {line(error)}") from error
+    with _fitting(folder), warnings.catch_warnings():
+        warnings.filterwarnings("error", message="Found missing adapter keys", category=UserWarning)
+        adapted = PeftModel.from_pretrained(model, folder, is_trainable=trainable)
+    adapted.peft_config[POLICY].base_model_name_or_path = model.name_or_path  # where it is now, not where it was
+    return as_float32(adapted, head=trainable)
 
 
 def add_adapter(model: PeftModel, folder: str, name: str) -> None:
-    """Add a saved adapter to the model, frozen, next to the policy's, which stays active. Raises PerlError if the
-    adapter doesn't fit."""
-    check_adapter_weights(folder)
+    """Add a saved adapter, frozen, next to the policy's, which stays active. Raises PerlError if it doesn't fit."""
     was_training = model.training
-    try:
-        with torch.random.fork_rng():  # peft's initialisation would shift the random stream that samples completions
-            result = model.load_adapter(folder, name, is_trainable=False)
-    except torch.OutOfMemoryError:  # a RuntimeError too, but not a fault of the adapter
-        raise
-    except (RuntimeError, ValueError, OSError, KeyError, SafetensorError) as error:
-        raise PerlError(f"The adapter {folder} does not fit its base: {line(error)}") from error
-    missing_keys_are_errors(folder, [key for key in result.missing_keys if not is_base(key)])
+    # peft's initialisation would shift the random stream that samples completions
+    with _fitting(folder), torch.random.fork_rng():
+        result = model.load_adapter(folder, name, is_trainable=False)
+    missing = [key for key in result.missing_keys if not is_base(key)]  # peft would leave these as initialised
+    if missing:
+        raise PerlError(f"The adapter {folder} does not fit its base: it lacks {missing[0]} ({len(missing)} in total)")
     model.train(was_training)
     model.set_adapter(POLICY)
     as_float32(model)
 
 
-def missing_keys_are_errors(folder: str, missing: Sequence[str]) -> None:
-    """Raises PerlError if a saved adapter left some of its own modules unfilled: peft would go on with fresh ones."""
-    if missing:
-        raise PerlError(f"The adapter {folder} does not fit its base: it lacks {missing[0]} ({len(missing)} in total)")
+@contextmanager
+def _fitting(folder: str) -> Iterator[None]:
+    """Raises PerlError for an adapter with unsafe weights, and for whatever peft raises if one doesn't fit its base."""
+    check_adapter_weights(folder)
+    try:
+        yield
+    except torch.OutOfMemoryError:  # a RuntimeError too, but not a fault of the adapter
+        raise
+    except (RuntimeError, ValueError, OSError, KeyError, SafetensorError, UserWarning) as error:
+        raise PerlError(f"The adapter {folder} does not fit its base: {line(error)}") from error
 
 
 def attach_reward(policy: PeftModel, folder: str, name: str = REWARD) -> torch.Tensor:
@@ -109,18 +103,16 @@ def attach_reward(policy: PeftModel, folder: str, name: str = REWARD) -> torch.T
 def read_head(folder: str) -> torch.Tensor:
     """The weight of the head in a reward adapter's folder, (1, hidden). Raises PerlError if it can't be read, or has no
     head: TRL's default task type saves none."""
-    path = Path(folder) / ADAPTER_WEIGHTS if Path(folder).is_dir() else of_hub(folder, ADAPTER_WEIGHTS)
     try:
-        with safe_open(str(path), framework="pt") as file:
+        with safe_open(str(file_of(folder, ADAPTER_WEIGHTS)), framework="pt") as file:
             name = next((key for key in file.keys() if key.endswith(HEAD)), None)  # noqa: SIM118 (not a mapping)
             # Cloned: in the mapped file it may be unaligned, and CPU kernels then round differently.
             head = file.get_tensor(name).clone() if name else None
     except (OSError, RuntimeError, SafetensorError) as error:
         raise PerlError(f"The reward adapter {folder} can't be read: {error}") from error
     if head is None:
-        raise PerlError(
-            f"The adapter {folder} has no reward head", "train it with `perl reward`, or with task_type=SEQ_CLS"
-        )
+        hint = "train it with `perl reward`, or with task_type=SEQ_CLS"
+        raise PerlError(f"The adapter {folder} has no reward head", hint)
     return head
 
 
@@ -137,8 +129,7 @@ def copy_policy_to_anchor(model: PeftModel) -> None:
     parameters = dict(model.named_parameters())
     for name, parameter in parameters.items():
         if is_of(POLICY, name):
-            anchor = re.sub(rf"\.{POLICY}(\.|$)", rf".{ANCHOR}\1", name)
-            parameters[anchor].data.copy_(parameter.data)
+            parameters[re.sub(rf"\.{POLICY}(\.|$)", rf".{ANCHOR}\1", name)].data.copy_(parameter.data)
 
 
 def as_float32(model: PeftModel, *, head: bool = True) -> PeftModel:
@@ -188,11 +179,11 @@ def is_base(name: str) -> bool:
 
 def count_parameters(model: nn.Module) -> tuple[int, int]:
     """Trainable and total parameters; a weight packed in 4 bits counts each of its values."""
-    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    total = 0
+    trainable = total = 0
     for parameter in model.parameters():
         state = getattr(parameter, "quant_state", None)
-        total += int(torch.Size(state.shape).numel()) if state is not None else parameter.numel()
+        total += parameter.numel() if state is None else int(torch.Size(state.shape).numel())
+        trainable += parameter.numel() if parameter.requires_grad else 0
     return trainable, total
 
 
@@ -213,9 +204,7 @@ def quantised_state(weight: torch.Tensor) -> list[torch.Tensor]:
         scales = getattr(weight, "SCB", None)
         return [] if scales is None else [scales]
     inner = getattr(state, "state2", None)
-    parts = [state.absmax, state.code, state.offset]
-    if inner is not None:
-        parts += [inner.absmax, inner.code]
+    parts = (state.absmax, state.code, state.offset, getattr(inner, "absmax", None), getattr(inner, "code", None))
     return [tensor for tensor in parts if isinstance(tensor, torch.Tensor)]
 
 

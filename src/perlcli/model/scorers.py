@@ -9,18 +9,15 @@ import torch
 from peft import PeftModel
 from torch import nn
 
-from perlcli.model.batches import padded
 from perlcli.model.roles import REWARD, adapter_bytes, bytes_of, switched
+from perlcli.model.tokenizers import padded
 
 Scorer = Callable[[Sequence[list[int]]], list[float]]  # scores rows of token ids
 
 
 class SharedScorer:
-    """Scores rows of token ids with a reward adapter on the policy's base.
-
-    `head` has the shape (1, hidden) and `pad` fills up a batch. `unread` is a token at which no score is read: the
-    padding that the reward was trained with, if that was EOS. `adapter` is the reward's name on the policy.
-    """
+    """Scores rows of token ids with a reward adapter on the policy's base. `head` is (1, hidden), `pad` fills a batch.
+    No score is read at the token `unread`: the padding that the reward was trained with, if that was EOS."""
 
     def __init__(
         self, policy: PeftModel, head: torch.Tensor, pad: int, unread: int | None = None, adapter: str = REWARD
@@ -34,7 +31,7 @@ class SharedScorer:
 
     @torch.no_grad()
     def __call__(self, rows: Sequence[list[int]]) -> list[float]:
-        """One reward per row, float32; equal to the stand-alone reward model's for the same batch."""
+        """One reward per row, float32; equal to those of the reward model on its own base for the same batch."""
         ids, mask = padded(rows, self.pad, self.head.device)
         backbone: Any = self.policy.get_base_model().base_model
         with switched(self.policy, self.adapter), torch.autocast(ids.device.type, enabled=False):

@@ -17,9 +17,7 @@ from perlcli.model import weights
 from perlcli.model.target_modules import patterns_fault
 from perlcli.model.weights import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from perlcli.run.record import RunRecord, find_record
-from perlcli.settings import place_fault
-from perlcli.settings.types import describe as in_words
-from perlcli.settings.types import fits
+from perlcli.settings import place_fault, types
 from perlcli.text import enum_value, shorten
 
 if TYPE_CHECKING:  # peft takes seconds to import, and a base needs none of it
@@ -36,27 +34,21 @@ NEEDS_TRUST = "trust_remote_code=True"  # in transformers' error for a model who
 NETWORK = "check the name and the network"
 # The fields that are read from an adapter's config, which peft doesn't check.
 ADAPTER_FIELDS: dict[str, Any] = {
-    "base_model_name_or_path": str | None,
-    "target_modules": str | list[str] | None,
-    "exclude_modules": str | list[str] | None,
-    "layers_pattern": str | list[str] | None,
+    **dict.fromkeys(("base_model_name_or_path", "bias"), str | None),
+    **dict.fromkeys(("target_modules", "exclude_modules", "layers_pattern"), str | list[str] | None),
+    **dict.fromkeys(("lora_alpha", "lora_dropout"), float | None),
+    **dict.fromkeys(("rank_pattern", "alpha_pattern"), dict[str, Any] | None),
     "r": int | dict | None,
-    "lora_alpha": float | None,
-    "lora_dropout": float | None,
     "use_dora": bool | None,
-    "bias": str | None,
-    "rank_pattern": dict[str, Any] | None,
-    "alpha_pattern": dict[str, Any] | None,
 }
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where a model name leads: to a base, or to an adapter and the base that its config names. `name` is what the user
-    typed; `base` and `adapter` are folders or Hub ids."""
+    """Where a model name leads: to a base, or to an adapter and the base that its config names."""
 
-    name: str
-    base: str
+    name: str  # as the user typed it
+    base: str  # a folder or Hub id, as is the adapter
     config: PreTrainedConfig  # of the base
     adapter: str | None = None
     adapter_config: PeftConfig | None = None
@@ -94,9 +86,7 @@ class Source:
         folder = Path(self.base)
         if not folder.is_dir() or folder.parts[-3:] != coffee.BASE.parts[-3:]:
             return False
-        if folder.resolve() == coffee.BASE.resolve():
-            return True
-        return self.fingerprint == weights.fingerprint(str(coffee.BASE))
+        return folder.resolve() == coffee.BASE.resolve() or self.fingerprint == weights.fingerprint(str(coffee.BASE))
 
     @property
     def base_name(self) -> str:
@@ -105,11 +95,9 @@ class Source:
 
 
 def locate(name: str | None, *, option: str = "--model", trust_remote_code: bool = False) -> Source:
-    """The base or adapter of a Hub id or folder; None is the embedded base. Only configs are read. Raises PerlError,
-    which blames `option`, if there is no usable model."""
+    """The model that a Hub id or folder leads to; None: the embedded base. Raises PerlError, which blames `option`."""
     if name is None:
-        base = str(coffee.BASE)
-        return Source(coffee.NAME, base, _config(base, option, trust_remote_code))
+        return Source(coffee.NAME, str(coffee.BASE), _config(str(coffee.BASE), option, trust_remote_code))
     path = Path(name).expanduser()
     if path.is_file():
         raise PerlError(f"{option} {name} is a file", "name the folder that contains it")
@@ -122,9 +110,7 @@ def locate(name: str | None, *, option: str = "--model", trust_remote_code: bool
     if adapter_config is None:
         return Source(name, place, _config(place, option, trust_remote_code))
     base = _base_of(name, adapter_config, option)
-    config = _base_config(name, base, trust_remote_code)
-    _check_base(name, base)
-    source = Source(name, base, config, place, adapter_config)
+    source = Source(name, base, _base_config(name, base, trust_remote_code), place, adapter_config)
     fault = patterns_fault(adapter_config, lambda: skeleton(source, trust_remote_code=trust_remote_code))
     if fault is not None:
         raise PerlError(f"{option} {name}: {ADAPTER_CONFIG}: {fault}")
@@ -132,12 +118,11 @@ def locate(name: str | None, *, option: str = "--model", trust_remote_code: bool
 
 
 def check_adapter_weights(place: str) -> None:
-    """Check that an adapter's weights are safetensors: otherwise peft would load a pickle, from the Hub too. Raises
-    PerlError for any other weights."""
+    """Raises PerlError if an adapter's weights are not safetensors: peft would load a pickle, from the Hub too."""
     if Path(place).is_dir():
         _adapter_config(place, "The adapter")
         weights.check(place, "The adapter")
-    elif weights.of_hub(place, ADAPTER_WEIGHTS) is None:
+    elif weights.file_of(place, ADAPTER_WEIGHTS) is None:
         raise PerlError(f"The adapter {place} has no {ADAPTER_WEIGHTS} that the Hub can provide", weights.CONVERT)
 
 
@@ -168,20 +153,14 @@ def skeleton(source: Source, *, trust_remote_code: bool = False) -> nn.Module | 
 
 def same_base(one: Source, other: Source) -> bool:
     """Whether two sources have the same base weights: the same place, or equal fingerprints."""
-    if one.base == other.base:
-        return True
-    return bool(one.fingerprint) and one.fingerprint == other.fingerprint
-
-
-# Adapters
+    return one.base == other.base or (bool(one.fingerprint) and one.fingerprint == other.fingerprint)
 
 
 def _adapter_config(place: str, option: str) -> PeftConfig | None:
     """The config of an adapter in a folder or on the Hub, its fields checked; None if there is no adapter."""
     from peft import PeftConfig
 
-    is_adapter = (Path(place) / ADAPTER_CONFIG).exists() if Path(place).is_dir() else _hub_has_adapter(place, option)
-    if not is_adapter:
+    if not ((Path(place) / ADAPTER_CONFIG).exists() if Path(place).is_dir() else _hub_has_adapter(place, option)):
         return None
     try:
         config = PeftConfig.from_pretrained(place)
@@ -189,8 +168,8 @@ def _adapter_config(place: str, option: str) -> PeftConfig | None:
         raise PerlError(f"{option} {place}: {ADAPTER_CONFIG} can't be read: {line(error)}") from error
     for name, kind in ADAPTER_FIELDS.items():
         value = getattr(config, name, None)
-        if not fits(sorted(value, key=str) if isinstance(value, set) else value, kind):
-            problem = f"{name} must be {in_words(kind)}, not {shorten(value)}"
+        if not types.fits(sorted(value, key=str) if isinstance(value, set) else value, kind):
+            problem = f"{name} must be {types.describe(kind)}, not {shorten(value)}"
             raise PerlError(f"{option} {place}: {ADAPTER_CONFIG} can't be used: {problem}")
     elsewhere = ELSEWHERE.get(kind_of(config), "")
     if getattr(config, elsewhere, None):
@@ -205,7 +184,7 @@ def _hub_has_adapter(name: str, option: str) -> bool:
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        hf_hub_download(name, ADAPTER_CONFIG)
+        return bool(hf_hub_download(name, ADAPTER_CONFIG))
     except LocalEntryNotFoundError as error:  # no network: a base may be in the cache all the same
         if isinstance(try_to_load_from_cache(name, "config.json"), str):
             return False
@@ -214,11 +193,9 @@ def _hub_has_adapter(name: str, option: str) -> bool:
         return False
     except (HFValidationError, HfHubHTTPError, OSError) as error:
         raise PerlError(f"{option} {name} is neither a local folder nor a model on the Hub: {line(error)}") from error
-    return True
 
 
 def _base_of(adapter: str, config: PeftConfig, option: str) -> str:
-    """The folder or Hub id of an adapter's base."""
     base = config.base_model_name_or_path
     if not base:
         raise PerlError(f"The adapter {adapter} does not say which base it belongs to")
@@ -233,27 +210,20 @@ def _base_of(adapter: str, config: PeftConfig, option: str) -> str:
 
 
 def _base_config(adapter: str, base: str, trust_remote_code: bool) -> PreTrainedConfig:
+    """Raises PerlError if an adapter's base is not found, is itself an adapter, or has no safetensors."""
     try:
-        return _config(base, "--model", trust_remote_code)
+        config = _config(base, "--model", trust_remote_code)
     except PerlError as error:
         if error.hint == TRUST:
             raise
-        raise PerlError(
-            f"The adapter {adapter} belongs to the base {base}, which was not found",
-            f"put it back, or correct base_model_name_or_path in {adapter}/{ADAPTER_CONFIG}",
-        ) from error
-
-
-def _check_base(adapter: str, base: str) -> None:
-    """Raises PerlError if an adapter's base is itself an adapter, or has no safetensors."""
+        hint = f"put it back, or correct base_model_name_or_path in {adapter}/{ADAPTER_CONFIG}"
+        raise PerlError(f"The adapter {adapter} belongs to the base {base}, which was not found", hint) from error
     if (Path(base) / ADAPTER_CONFIG).exists():  # transformers would load that adapter too, even from a pickle
         hint = f"perl merge {base} --output DIR, then name DIR as base_model_name_or_path in {adapter}/{ADAPTER_CONFIG}"
         raise PerlError(f"The base {base} of the adapter {adapter} is itself an adapter", hint)
     if Path(base).is_dir():
         weights.check(base, "The base")
-
-
-# Bases
+    return config
 
 
 def _config(place: str, option: str, trust_remote_code: bool) -> PreTrainedConfig:

@@ -1,61 +1,59 @@
-"""The modules of a model that get an adapter: by default every attention projection."""
+"""The modules of a model that get an adapter: by default every attention projection. Regular expressions from a file
+are tried before they are used: some take years to match a name of thirty letters."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from perlcli.errors import PerlError
-from perlcli.model import expressions
 from perlcli.settings import ATTENTION
+from perlcli.text import shorten
 
 if TYPE_CHECKING:  # peft takes seconds to import, and a base needs none of it
     from peft import PeftConfig
 
 ATTENTION_BLOCK = re.compile(r"(attn|attention)(?!\w*norm)", re.IGNORECASE)  # but not post_attention_layernorm
 ALL_LINEAR = "all-linear"
+SECONDS = 2.0  # processor time for one expression on all names; an ordinary one takes microseconds
+
+
+class _TooLong(Exception):
+    """The time is up."""
 
 
 def target_modules(model: nn.Module, wanted: str, option: str = "--lora-target-modules") -> list[str] | str:
-    """The modules that get an adapter, as peft names them; `attention` is every attention projection of the model.
-
-    `wanted` is `attention`, `all-linear` or module names separated by commas; errors blame `option` for it.
-
-    Raises PerlError for names that the model doesn't have, and if no attention is found in the model.
-    """
+    """The modules that get an adapter, as peft names them. `wanted` is `attention`, `all-linear` or names separated by
+    commas. Raises PerlError, which blames `option`, if the model lacks one of the names, or has no attention."""
     if wanted == ALL_LINEAR:
         return wanted
     linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)]
+    last_parts = ", ".join(sorted({name.rsplit(".", 1)[-1] for name in linear}))
     if wanted != ATTENTION:
-        return _named(linear, wanted, option)
+        names = [name.strip() for name in wanted.split(",") if name.strip()]
+        missing = [name for name in names if not any(_ends_with(full, name) for full in linear)]
+        if missing or not names:
+            problem = f"{option}: the model has no module {', '.join(missing) or wanted!r}"
+            raise PerlError(problem, f"its linear modules: {last_parts}")
+        return names
     body = [name for name in linear if name.count(".") > 1]  # without the output head
     inside = [name for name in body if any(ATTENTION_BLOCK.search(part) for part in name.split(".")[:-1])]
     if not inside:
-        raise PerlError(
-            f"No attention found in {type(model).__name__}; its linear modules: {', '.join(_last_parts(linear))}",
-            "name the modules to adapt with --lora-target-modules",
-        )
+        problem = f"No attention found in {type(model).__name__}; its linear modules: {last_parts}"
+        raise PerlError(problem, "name the modules to adapt with --lora-target-modules")
     outside = set(linear) - set(inside)
     return sorted({_shortest_tail(name, outside) for name in inside})
 
 
-def _named(linear: list[str], wanted: str, option: str) -> list[str]:
-    names = [name.strip() for name in wanted.split(",") if name.strip()]
-    missing = [name for name in names if not any(full == name or full.endswith("." + name) for full in linear)]
-    if missing or not names:
-        raise PerlError(
-            f"{option}: the model has no module {', '.join(missing) or wanted!r}",
-            f"its linear modules: {', '.join(_last_parts(linear))}",
-        )
-    return names
-
-
-def _last_parts(names: list[str]) -> list[str]:
-    return sorted({name.rsplit(".", 1)[-1] for name in names})
+def _ends_with(name: str, tail: str) -> bool:
+    return f".{name}".endswith(f".{tail}")
 
 
 def _shortest_tail(name: str, outside: set[str]) -> str:
@@ -63,7 +61,7 @@ def _shortest_tail(name: str, outside: set[str]) -> str:
     parts = name.split(".")
     for length in range(1, len(parts)):
         tail = ".".join(parts[-length:])
-        if not any(other == tail or other.endswith("." + tail) for other in outside):
+        if not any(_ends_with(other, tail) for other in outside):
             return tail
     return name
 
@@ -78,4 +76,38 @@ def patterns_fault(config: PeftConfig, model: Callable[[], nn.Module | None]) ->
     if not patterns:
         return None
     built = model()
-    return expressions.fault(patterns, [name for name, _ in built.named_modules()] if built is not None else [])
+    return expression_fault(patterns, [name for name, _ in built.named_modules()] if built is not None else [])
+
+
+def expression_fault(expressions: Iterable[str], names: Sequence[str], seconds: float = SECONDS) -> str | None:
+    """What is wrong with the first expression that is invalid or can't be matched with these names in time."""
+    for expression in expressions:
+        try:
+            with _limit(seconds):
+                compiled = re.compile(expression)
+                for name in names:
+                    compiled.fullmatch(name)
+        except (re.error, RecursionError, OverflowError) as error:
+            return f"{shorten(expression)} is not a valid regular expression: {error}"
+        except _TooLong:
+            return f"the regular expression {shorten(expression)} takes longer than {seconds:g} s to match module names"
+    return None
+
+
+@contextmanager
+def _limit(seconds: float) -> Iterator[None]:
+    """Raises _TooLong after this much processor time: the re module handles signals while it searches."""
+    if threading.current_thread() is not threading.main_thread():  # Python can set a timer only in the main thread
+        yield
+        return
+
+    def ring(*_: object) -> None:
+        raise _TooLong
+
+    before = signal.signal(signal.SIGVTALRM, ring)
+    signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, before)

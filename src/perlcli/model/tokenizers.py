@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+import torch
+from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
 from perlcli.data import Renderer
 from perlcli.data.cache import TokenCache
 from perlcli.errors import PerlError, line
+from perlcli.model import weights
 from perlcli.model.sources import NEEDS_TRUST, TRUST, Source, architectures
 from perlcli.settings.types import fits
 from perlcli.text import shorten
@@ -27,12 +29,8 @@ def load_tokenizer(source: Source, *, trust_remote_code: bool = False) -> PreTra
 
 
 def score_pad(source: Source, *, trust_remote_code: bool = False) -> int:
-    """The padding token that a saved reward model was trained with; its score is read at the last other token.
-
-    trl and others pad with EOS if the tokenizer names EOS as padding or has none: their models are read before EOS.
-
-    Raises PerlError if there is no usable tokenizer.
-    """
+    """The padding token that a saved reward model was trained with; its score is read at the last other token. trl and
+    others pad with EOS if the tokenizer names EOS as padding or has none: their models are read before EOS."""
     own = getattr(source.config.get_text_config(), "pad_token_id", None)
     if source.adapter is None and own is not None:
         return int(own)
@@ -44,7 +42,6 @@ def score_pad(source: Source, *, trust_remote_code: bool = False) -> int:
 
 
 def _saved_tokenizer(source: Source, trust_remote_code: bool) -> PreTrainedTokenizerBase:
-    """The tokenizer exactly as its files define it."""
     place = source.adapter if has_tokenizer(source) else source.base
     try:
         tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=trust_remote_code)
@@ -60,29 +57,13 @@ def _saved_tokenizer(source: Source, trust_remote_code: bool) -> PreTrainedToken
 
 def has_tokenizer(source: Source) -> bool:
     """Whether the source is an adapter that comes with its own tokenizer."""
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError
-
-    if source.adapter is None:
-        return False
-    if Path(source.adapter).is_dir():
-        return (Path(source.adapter) / TOKENIZER_CONFIG).exists()
-    try:
-        hf_hub_download(source.adapter, TOKENIZER_CONFIG)
-    except EntryNotFoundError:
-        return False
-    return True
+    return source.adapter is not None and weights.file_of(source.adapter, TOKENIZER_CONFIG) is not None
 
 
 def choose_pad(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Give the tokenizer a padding token other than EOS: reward models are read at EOS, the last token before padding.
-
-    Takes the tokenizer's own padding token, else its unk or another special token that the chat template doesn't use,
-    else a NUL byte.
-
-    Raises PerlError if no token is left to pad with.
-    """
-    if tokenizer.pad_token_id is not None and tokenizer.pad_token_id != tokenizer.eos_token_id:
+    """Give the tokenizer a padding token other than EOS, at which rewards are read: its own, else its unk or another
+    special token that the chat template doesn't use, else a NUL byte. Raises PerlError if there is none."""
+    if tokenizer.pad_token_id not in (None, tokenizer.eos_token_id):
         return
     template = str(tokenizer.chat_template or "")
     special = map(str, [*tokenizer.all_special_tokens, *tokenizer.added_tokens_decoder.values()])
@@ -112,25 +93,35 @@ def token_cache(tokenizer: PreTrainedTokenizerBase) -> TokenCache | None:
 
 def eos_ids(source: Source) -> list[int]:
     """Every token that ends what this model writes. Raises PerlError if its configs name none that can be used."""
-    eos: Any = _generation_eos(source.base) or getattr(source.config.get_text_config(), "eos_token_id", None) or []
+    eos: Any = getattr(source.config.get_text_config(), "eos_token_id", None)
+    try:
+        eos = GenerationConfig.from_pretrained(source.base).eos_token_id or eos
+    except OSError:
+        pass  # no generation config: the model's config names the tokens that end a text
+    except Exception as error:  # transformers checks some values and raises errors of many types
+        raise PerlError(f"{source.base}: generation_config.json can't be read: {line(error)}") from error
+    eos = eos or []
     ids: list[int] = eos if isinstance(eos, list) else [eos]
     if not fits(ids, list[int]):
         raise PerlError(f"{source.name}: eos_token_id must be a number or a list of numbers, not {shorten(eos)}")
     return ids
 
 
-def _generation_eos(base: str) -> object:
-    from transformers import GenerationConfig
+def padded(
+    rows: Sequence[list[int]], pad: int, device: torch.device | str = "cpu", *, on_left: bool = False
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows of token ids as one tensor and its attention mask, both (rows, longest row). Padding is on the right, for
+    scoring and training, or on the left, for generation."""
+    longest = max(map(len, rows))
+    ids, mask = [], []
+    for row in rows:
+        padding, ones, zeros = [pad] * (longest - len(row)), [1] * len(row), [0] * (longest - len(row))
+        ids.append(padding + row if on_left else row + padding)
+        mask.append(zeros + ones if on_left else ones + zeros)
+    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
 
-    try:
-        return GenerationConfig.from_pretrained(base).eos_token_id
-    except OSError:
-        return None  # no generation config: the model's config names the tokens that end a text
-    except Exception as error:  # transformers checks some values and raises errors of many types
-        raise PerlError(f"{base}: generation_config.json can't be read: {line(error)}") from error
 
-
-def describe(source: Source, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+def describe(source: Source, tokenizer: PreTrainedTokenizerBase) -> dict[str, object]:
     """The model as a run's record keeps it."""
     return {
         "name": source.name,

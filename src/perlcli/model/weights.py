@@ -22,27 +22,17 @@ PROBE = 256  # bytes that a fingerprint reads at each of three places of a tenso
 
 
 def check(where: str, option: str = "--model") -> None:
-    """Check that a model's or adapter's weights are safetensors. transformers and peft load a pickle if there is
-    nothing else, or if an index of safetensors names one. Raises PerlError for a pickle."""
-    place = Path(where)
-    if place.is_dir():
-        _refuse_pickles(place, f"{option} {where}")
-        index: Path | None = place / INDEX
-    else:
-        index = of_hub(where, INDEX)
-    if index is None or not index.exists():
-        return
-    for name in _shards(index):
+    """Raises PerlError if the weights of a model or adapter are a pickle, which transformers and peft load if there is
+    nothing else, or if an index of safetensors names one."""
+    for pickle, safe in PICKLES.items():
+        pickles = sorted(Path(where).glob(pickle))
+        if pickles and not any(Path(where).glob(safe)):
+            problem = f"the weights are a pickle, {pickles[0].name}, and loading a pickle can run any code"
+            raise PerlError(f"{option} {where}: {problem}", CONVERT)
+    index = file_of(where, INDEX)
+    for name in _shards(index) if index is not None else []:
         if not SHARD.fullmatch(name):
             problem = f"{option} {where}: {INDEX} names {shorten(name)}, which is not a safetensors file"
-            raise PerlError(problem, CONVERT)
-
-
-def _refuse_pickles(folder: Path, what: str) -> None:
-    for pickle, safe in PICKLES.items():
-        pickles = sorted(folder.glob(pickle))
-        if pickles and not any(folder.glob(safe)):
-            problem = f"{what}: the weights are a pickle, {pickles[0].name}, and loading a pickle can run any code"
             raise PerlError(problem, CONVERT)
 
 
@@ -53,30 +43,28 @@ def _shards(index: Path) -> list[str]:
         raise PerlError(f"{index} can't be read: {line(error)}") from error
 
 
-def of_hub(name: str, file: str) -> Path | None:
-    """A file of a Hub repository, downloaded if necessary; None if it is not available."""
+def file_of(place: str, name: str) -> Path | None:
+    """A file in a folder, or in a Hub repository and downloaded if necessary; None if it is not available."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
+    if Path(place).is_dir():
+        return Path(place) / name if (Path(place) / name).exists() else None
     try:
-        return Path(hf_hub_download(name, file))
+        return Path(hf_hub_download(place, name))
     except (HFValidationError, HfHubHTTPError, OSError):
         return None
 
-
-# Fingerprints
 
 Stamp = tuple[Path, int, int, int]  # a file with its inode, size and time of last change
 
 
 def fingerprint(where: str) -> str:
-    """A digest of a base's weights, or of an adapter's weights and config, as stored on disk.
+    """A digest of a base's weights, or of an adapter's weights and config, as stored on disk; empty if there are no
+    safetensors files (yet: a Hub repository's arrive when it is loaded). Raises PerlError for damaged files.
 
-    Reads each safetensors header (names, types, shapes) and some bytes at the start, middle and end of every tensor, so
-    it takes milliseconds for any size. Files are read once per process and again when they change. Empty if there are
-    no safetensors files (yet: a Hub repository's arrive when it is loaded).
-
-    Raises PerlError for damaged files.
+    Reads each header and some bytes at the start, middle and end of every tensor: milliseconds for any size. Files are
+    read once per process and again when they change.
     """
     files = _weight_files(where)
     if files and files[0].name == ADAPTER_WEIGHTS:

@@ -16,7 +16,7 @@ from transformers import TrainerCallback
 from trl import RLOOConfig
 
 from perlcli.model import roles
-from perlcli.model.batches import padded
+from perlcli.model.tokenizers import padded
 from perlcli.training.guards import Model
 from perlcli.training.judge import Judge
 from perlcli.training.loop import clocks

@@ -43,20 +43,12 @@ Logits = list[torch.Tensor]  # of each row: (tokens, vocabulary), or (1,) for a 
 Merging = Prepared[settings.Merge]
 
 
-# What is measured
-
-
 def measured_rows(prepared: Merging) -> list[Ids]:
-    """The token ids of a few prompts for a policy, or of a few texts for a reward model to score."""
-    render = prepared.renderer
-    if prepared.source.is_classifier:
-        return _scored_rows(prepared)
-    return [render.prompt_ids([{"role": "user", "content": text}] if render.chat else text) for text in PROMPTS]
-
-
-def _scored_rows(prepared: Merging) -> list[Ids]:
-    """The rows that a reward model's run scored itself, otherwise the prompts with an answer."""
+    """The token ids of a few prompts for a policy; for a reward model, of rows that its run scored itself, otherwise of
+    the prompts with an answer."""
     render, path = prepared.renderer, Path(str(prepared.source.adapter)) / SAMPLES
+    if not prepared.source.is_classifier:
+        return [render.prompt_ids([{"role": "user", "content": text}] if render.chat else text) for text in PROMPTS]
     if path.exists():
         samples = [json.loads(row) for row in path.read_text(encoding="utf-8").splitlines()]
         texts = [sample[key] for sample in samples for key in ("chosen", "rejected", "text") if sample.get(key)]
@@ -99,20 +91,15 @@ def share_same_order(some: Logits, others: Logits) -> float:
     return fmean([bool((a[0] > b[0]) == (a[1] > b[1])) for a, b in pairs] or [True])
 
 
-# The adapted model
-
-
 def load(prepared: Merging, values: ModelSettings, source: Source) -> PreTrainedModel:
-    """A source's base, loaded as `values` say: a causal LM, or a classifier with one score. Raises PerlError if it
-    can't be loaded."""
+    """A source's base: a causal LM, or a classifier with one score. Raises PerlError if it can't be loaded."""
     if source.is_classifier:
         return loading.load_classifier(source, values, int(prepared.tokenizer.pad_token_id))
     return loading.load_causal(source, values)
 
 
 def adapted(prepared: Merging, values: ModelSettings) -> PeftModel:
-    """The adapter on its base, not merged. Raises PerlError if the base is not the one it was trained on, or if a
-    weight of the adapter has no place in it."""
+    """The adapter on its base, not merged. Raises PerlError if it was trained on another base, or doesn't fit."""
     source = prepared.source
     base = load(prepared, values, source)
     loaded(prepared)
@@ -136,8 +123,7 @@ def left_out(model: PeftModel, saved: set[str]) -> set[str]:
 
 
 def trained_logits(prepared: Merging, own: ModelSettings, rows: list[Ids]) -> Logits | None:
-    """The logits of the adapted model as it was trained, for example on a 4-bit base. None, with a note, if this
-    machine can't load it so."""
+    """The logits of the adapted model as it was trained, for example in 4 bits; None if that can't be loaded here."""
     try:
         device.check(own)
     except PerlError as error:
@@ -146,31 +132,24 @@ def trained_logits(prepared: Merging, own: ModelSettings, rows: list[Ids]) -> Lo
     return logits(adapted(prepared, own), rows)
 
 
-# The merged model
-
-
 def merge(model: PeftModel, prepared: Merging, rows: list[Ids]) -> PreTrainedModel:
     """The merged model, compared with the adapted one on these rows; raises RunFailed if they are not the same."""
-    source, metrics = prepared.source, prepared.run.record.metrics
     untie(model)
-    before = logits(model, rows)
-    if not source.is_classifier:  # the head of a bare base is untrained
-        with model.disable_adapter():
-            metrics["adapter_effect"] = largest_difference(before, logits(model, rows))
     tuner: Any = model.base_model
-    weights = base_weights(model)
+    before, weights = logits(model, rows), base_weights(model)
+    if not prepared.source.is_classifier:  # the head of a bare base is untrained
+        with model.disable_adapter():
+            prepared.run.record.metrics["adapter_effect"] = largest_difference(before, logits(model, rows))
     try:
         merged: PreTrainedModel = tuner.merge_and_unload(safe_merge=True)
     except torch.OutOfMemoryError:  # a RuntimeError too, but not a fault of the adapter
         raise
     except (ValueError, NotImplementedError, AttributeError, TypeError, RuntimeError) as error:
-        raise RunFailed(f"peft can't merge {source.name}: {line(error)}") from error
+        raise RunFailed(f"peft can't merge {prepared.source.name}: {line(error)}") from error
     dtype = str(merged.dtype).removeprefix("torch.")
     if weights == base_weights(merged):
-        raise RunFailed(
-            f"Merging changed no weight: in {dtype} the adapter is lost to rounding",
-            "perl merge --dtype float32 keeps it",
-        )
+        problem = f"Merging changed no weight: in {dtype} the adapter is lost to rounding"
+        raise RunFailed(problem, "perl merge --dtype float32 keeps it")
     note_difference(prepared, dtype, before, logits(merged, rows))
     return merged
 
@@ -189,12 +168,9 @@ def untie(model: PeftModel) -> None:
 
 
 def base_weights(model: nn.Module) -> list[str]:
-    """A digest of the content of each of the base's weights, in no particular order, adapters left out."""
-    return sorted(
-        guards.sums(parameter)
-        for name, parameter in model.named_parameters()
-        if roles.is_base(name) and parameter.dim() > 1
-    )
+    """A digest of each of the base's matrices, in no particular order, adapters left out."""
+    matrices = [weight for name, weight in model.named_parameters() if roles.is_base(name) and weight.dim() > 1]
+    return sorted(map(guards.sums, matrices))
 
 
 def note_difference(prepared: Merging, dtype: str, before: Logits, after: Logits) -> None:
@@ -216,24 +192,19 @@ def note_difference(prepared: Merging, dtype: str, before: Logits, after: Logits
 
 
 def note_shift(prepared: Merging, trained: str, used: str, before: Logits, after: Logits) -> None:
-    """Report how far the merged model is from the model as it was trained, on a base of another precision. `trained`
-    and `used` are the precisions, `before` and `after` the logits in them."""
+    """Report how far the model merged in one precision is from the model as it was trained in another."""
     run, shift = prepared.run, largest_difference(before, after)
     what = f"The adapter was trained on its base in {trained} and is merged into {used} weights"
     if prepared.source.is_classifier:
         order = share_same_order(before, after)
         run.record.metrics |= {"score_difference_as_trained": shift, "share_same_order_as_trained": order}
-        run.note(
-            f"{what}: rewards shift by up to {shift:.3g} (they span {run.record.metrics['score_range']:.3g}), and "
-            f"{order:.1%} of pairs of texts keep their order. Never mix rewards from the two."
-        )
+        span = f"rewards shift by up to {shift:.3g} (they span {run.record.metrics['score_range']:.3g})"
+        run.note(f"{what}: {span}, and {order:.1%} of pairs of texts keep their order. Never mix rewards from the two.")
         return
     share = share_same_token(before, after)
     run.record.metrics |= {"logit_difference_as_trained": shift, "share_same_token_as_trained": share}
-    run.note(
-        f"{what}: its answers shift, logits by up to {shift:.3g}, "
-        f"the likeliest next token is the same at {share:.1%} of positions."
-    )
+    tokens = f"the likeliest next token is the same at {share:.1%} of positions"
+    run.note(f"{what}: its answers shift, logits by up to {shift:.3g}, {tokens}.")
 
 
 def prove(prepared: Merging, values: ModelSettings, rows: list[Ids], wanted: Logits) -> None:

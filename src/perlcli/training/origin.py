@@ -1,25 +1,119 @@
-"""Checks an adapter against the record of the run that trained it: base, tokenizer, precision."""
+"""Where a run's adapter comes from, checked before any weights are loaded: a new one against the model, an existing one
+against the settings and against the record of the run that trained it (base, tokenizer, precision)."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from peft import PeftConfig
 from transformers import PreTrainedTokenizerBase
 
 from perlcli import device, settings
 from perlcli.errors import PerlError
-from perlcli.model import tokenizers, weights
+from perlcli.model import adapters, sources, tokenizers, weights
 from perlcli.model.sources import Source
+from perlcli.model.target_modules import target_modules
+from perlcli.redaction import hidden_in
 from perlcli.run.files import PROOF
 from perlcli.run.lifecycle import Run
 from perlcli.run.output_folder import is_inside
+from perlcli.run.record import find_record
+
+LORA_FIELDS = {"lora_r": "r", "lora_alpha": "lora_alpha", "lora_dropout": "lora_dropout", "use_dora": "use_dora"}
+
+
+def task_of(stage: settings.Training) -> str:
+    """peft's name for what a stage trains: SEQ_CLS trains and saves a reward's head."""
+    return "SEQ_CLS" if isinstance(stage, settings.Reward) else "CAUSAL_LM"
+
+
+def adapter_of(resolved: settings.Training | settings.Eval, source: Source) -> PeftConfig | None:
+    """The adapter that a run starts from, measures or creates. Raises PerlError if it does not suit its base."""
+    config, name = source.adapter_config, f"The adapter {source.name}"
+    if isinstance(resolved, settings.Eval) or (config is None and resolved.lora.full):
+        return config
+    if config is None:
+        config, name = _new_adapter(resolved, source), "The adapter"
+    adapters.check_precision(config, resolved.model, name)
+    return config
+
+
+def _new_adapter(resolved: settings.Training, source: Source) -> PeftConfig:
+    """The config of a new adapter, tried on the model's modules without weights. Raises PerlError if it doesn't fit."""
+    lora, task = resolved.lora, task_of(resolved)
+    config = adapters.asked(lora, task)
+    model = sources.skeleton(source, trust_remote_code=resolved.model.trust_remote_code)
+    if model is not None and lora.peft is not None:
+        adapters.try_on(lora, model, task)
+    elif model is not None:
+        target_modules(model, str(lora.lora_target_modules))
+    return config
+
+
+def keep_file(resolved: settings.Training | settings.Eval, run: Run) -> None:
+    """Keep the content of the --peft file in the record. Raises PerlError if a resumed run began with another one."""
+    if isinstance(resolved, settings.Eval) or resolved.lora.peft is None:
+        return
+    content = hidden_in(adapters.content(resolved.lora.peft))  # as a record has it
+    run.record.model["peft"] = content
+    before = find_record(str(run.folder)) if resolved.keep.resume else None
+    if before is not None and before.model.get("peft") != content:
+        problem = f"--resume: {resolved.lora.peft} describes another adapter than the run in {run.folder} trains"
+        raise PerlError(problem, f"use --peft {run.folder}/{weights.ADAPTER_CONFIG}, if the run saved it")
+
+
+def adapter_settings(given: settings.Training | settings.Eval, source: Source) -> dict[str, object]:
+    """The adapter settings of a run that starts from an adapter, which decides them. Raises PerlError if the run can't
+    start from this adapter, or the user asked for other settings."""
+    config = source.adapter_config
+    if config is None or isinstance(given, settings.Eval):
+        return {}
+    _check_start(given, source, config)
+    lora = adapters.as_lora(config)
+    if lora is None:
+        values: dict[str, object] = dict.fromkeys(settings.LORA[:-1])
+    else:
+        values = {name: getattr(lora, field) for name, field in LORA_FIELDS.items()}
+        modules = lora.target_modules or []
+        values["lora_target_modules"] = modules if isinstance(modules, str) else ",".join(sorted(modules))
+        if isinstance(given, settings.Rl) and not given.lora.lora_dropout:
+            values["lora_dropout"] = 0.0  # the adapter's was for its own training; here it would part policy and anchor
+    clashes = []
+    for option in settings.LORA:
+        asked, own = getattr(given.lora, option), values.get(option)
+        if asked not in (None, False, own):
+            what = f"has {own}" if own else f"is {adapters.words(config)}"
+            clashes.append(f"--{settings.dashed(option)} {asked}, but the adapter {what}")
+    if clashes:
+        raise PerlError(f"{source.name} is already an adapter: {'; '.join(clashes)}", "leave the option out")
+    return values
+
+
+def _check_start(given: settings.Training, source: Source, config: PeftConfig) -> None:
+    name, hint = source.name, f"perl merge {source.name} --output DIR, then --model DIR"
+    if given.lora.full:
+        raise PerlError(f"--full can't start from the adapter {name}", hint)
+    if given.lora.peft:
+        raise PerlError(f"--peft {given.lora.peft} describes a new adapter, but {name} is already an adapter", hint)
+    is_rl = isinstance(given, settings.Rl)
+    if is_rl and getattr(config, "bias", "none") != "none":  # peft writes them into the base
+        raise PerlError(f"The adapter {name} changes the biases of its base, which the anchor shares", hint)
+    if is_rl and adapters.moves_base(config):
+        start = f"init_lora_weights={getattr(config, 'init_lora_weights', None)}"
+        raise PerlError(f"Loading the adapter {name} ({start}) changes its base, which other roles share", hint)
+    adapters.check_kind(config, f"The adapter {name}", hint)
+    fault = adapters.why_alone(config) if is_rl else None
+    if fault is not None:
+        raise PerlError(f"The adapter {name} can't share its base: {fault}", hint)
+
+
+# An existing adapter and its record
 
 
 def keep_apart(resolved: settings.Training | settings.Eval, source: Source) -> None:
     """Raises PerlError if --overwrite would delete an adapter that the run reads, or its base."""
-    folder = Path(str(resolved.run.output)).expanduser()
     for place in (source.base, source.adapter):
-        if resolved.run.overwrite and place and is_inside(place, folder):
+        if resolved.run.overwrite and place and is_inside(place, Path(str(resolved.run.output)).expanduser()):
             raise PerlError(f"--overwrite would delete {place}, which this run reads", "choose another --output")
 
 
@@ -29,20 +123,13 @@ def check_tokenizer(source: Source, tokenizer: PreTrainedTokenizerBase) -> None:
         return
     known, now = source.record.model.get("tokenizer"), tokenizers.tokenizer_fingerprint(tokenizer)
     if known and known != now:
-        raise PerlError(
-            f"{source.name} was trained with another tokenizer or chat template ({known}) than it has now ({now})",
-            "put the tokenizer files of its run back into its folder",
-        )
+        problem = f"{source.name} was trained with another tokenizer or chat template ({known}) than it has now ({now})"
+        raise PerlError(problem, "put the tokenizer files of its run back into its folder")
 
 
 def check_adapter(source: Source, run: Run, used: settings.ModelSettings | None) -> None:
-    """Compare the base that an adapter is put on with the adapter's own record: its weights and its precision.
-
-    `used` is how the base is loaded; None means as the adapter was trained. Another precision is only a note, except
-    with --strict: how far a reward shifts is measured when it is loaded.
-
-    Raises PerlError for other weights, and with --strict for another precision.
-    """
+    """Raises PerlError if an adapter's record names other base weights, or with --strict another precision than `used`,
+    by which the base is loaded (None: as the adapter was trained). Without --strict another precision is a note."""
     if source.adapter is None or source.record is None:
         return
     check_fingerprint(source)
@@ -58,15 +145,14 @@ def check_adapter(source: Source, run: Run, used: settings.ModelSettings | None)
 
 
 def check_fingerprint(source: Source) -> None:
-    """Raises PerlError if an adapter's base has other weights than its record says. A Hub base can only be checked once
-    it is downloaded."""
+    """Raises PerlError if an adapter's base has other weights than its record says, once a Hub base is downloaded."""
     if source.adapter is None or source.record is None:
         return
     known, now = source.record.model.get("fingerprint"), source.fingerprint
     if known and now and known != now:
+        hint = f"put its base back, or correct base_model_name_or_path in {source.adapter}/{weights.ADAPTER_CONFIG}"
         raise PerlError(
-            f"{source.name} was trained on other weights ({known}) than those of {source.base} ({now})",
-            f"put its base back, or correct base_model_name_or_path in {source.adapter}/{weights.ADAPTER_CONFIG}",
+            f"{source.name} was trained on other weights ({known}) than those of {source.base} ({now})", hint
         )
 
 

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from torch import nn
 from transformers import PreTrainedModel, set_seed
 
 from perlcli import coffee, device, settings
@@ -64,8 +63,8 @@ def fitting_prompts(
     room = filled(values.data.max_length) - filled(values.sampling.max_completion_length)
     if room <= 0:
         raise PerlError("--max-length leaves no room for a prompt before --max-completion-length", "raise --max-length")
-    fitting = fit(prepared, role, rows, partial(of_prompt, prepared.renderer), room)
-    return [(item["row"], item["ids"]) for item in fitting]
+    columns = fit(prepared, role, rows, partial(of_prompt, prepared.renderer), room)
+    return [(item["row"], item["ids"]) for item in columns]
 
 
 def start_of(folder: str) -> str | None:
@@ -73,29 +72,22 @@ def start_of(folder: str) -> str | None:
     PerlError if the folder's record can't be read."""
     record = find_record(folder)
     start = _tuned_from(record)
-    if record is None or start is None:
-        return None
-    wanted = record.settings.get("anchor") or SFT
-    if wanted == SFT:
+    wanted = (record.settings.get("anchor") or SFT) if record is not None else SFT
+    if start is None or wanted == SFT:
         return start
     return base_of(start) if wanted == BASE else str(wanted)
 
 
 def base_of(model: str) -> str:
-    """The model before any run with --full of ours: what the first of them started from. Raises PerlError if a record
-    on the way can't be read."""
+    """What the first of our runs with --full that led to this model started from. Raises PerlError for a bad record."""
     start = _tuned_from(find_record(model))
     return model if start is None else base_of(start)
 
 
 def _tuned_from(record: RunRecord | None) -> str | None:
-    """The model that a run with --full started from; None for any other run."""
     if record is None or not record.settings.get("full"):
         return None
     return str(coffee.BASE) if record.model["name"] == coffee.NAME else os.path.expanduser(str(record.model["name"]))
-
-
-# The anchor
 
 
 @dataclass(frozen=True)
@@ -122,10 +114,8 @@ def find_anchor(prepared: Prepared[settings.Rl]) -> Anchor:
         return Anchor("the base", start is None)
     source = _locate_anchor(wanted, prepared)
     if not sources.same_base(source, prepared.source):
-        raise PerlError(
-            f"--anchor {wanted} is on the base {source.base_name}, the policy on {prepared.source.base_name}",
-            "the anchor shares the policy's base: name an adapter on the same base",
-        )
+        problem = f"--anchor {wanted} is on the base {source.base_name}, the policy on {prepared.source.base_name}"
+        raise PerlError(problem, "the anchor shares the policy's base: name an adapter on the same base")
     check_adapter(source, prepared.run, prepared.settings.model)
     return Anchor(wanted, source.adapter == start, adapter=source.adapter)
 
@@ -172,17 +162,17 @@ def named_after(model: PreTrainedModel | PeftModel, anchor: Anchor) -> Iterator[
 
 
 def set_anchor(trainer: Any, anchor: Anchor, prepared: Prepared[settings.Rl]) -> None:
-    """Put the anchor where TRL looks for it: the adapter `ref`, or no such adapter for the bare base.
+    """Put the anchor where TRL looks for it: the adapter `ref`, or no such adapter for the bare base. Raises PerlError
+    if the anchor's adapter doesn't fit.
 
     TRL has already put a copy of the policy there. It stays if RL starts from an adapter; without a KL penalty it is
-    only kept for `perl eval`. For a policy that starts at the base the copy adds nothing but takes time and memory: the
-    bare base gives the same numbers.
-
-    Raises PerlError if the anchor's adapter doesn't fit the base.
+    only kept for `perl eval`. For a policy that starts at the base it would only take time and memory.
     """
     model = trainer.model
     if not isinstance(model, PeftModel):
-        _round_reference(trainer.ref_model, prepared)
+        dtype = getattr(torch, device.dtype_name(prepared.settings.model))
+        for parameter in trainer.ref_model.parameters() if trainer.ref_model is not None else ():
+            parameter.data = parameter.data.to(dtype).float()  # TRL loads it in float32; the policy was rounded
         return
     if anchor.adapter and (anchor.is_start or not trainer.beta):
         roles.as_float32(model)  # on a quantised base peft makes the copy of some kinds in bfloat16
@@ -193,23 +183,13 @@ def set_anchor(trainer: Any, anchor: Anchor, prepared: Prepared[settings.Rl]) ->
         roles.add_adapter(model, anchor.adapter, roles.ANCHOR)
 
 
-def _round_reference(reference: nn.Module | None, prepared: Prepared[settings.Rl]) -> None:
-    """Round TRL's reference model to the precision that the policy was loaded in: TRL loads it in float32."""
-    if reference is None:
-        return
-    dtype = getattr(torch, device.dtype_name(prepared.settings.model))
-    for parameter in reference.parameters():
-        parameter.data = parameter.data.to(dtype).float()
-
-
 def attach_anchor(model: PeftModel, policy: sources.Source) -> tuple[str | None, str]:
-    """Add the anchor that `perl rl` keeps in a policy's folder to the policy's base. Returns the anchor's name on the
-    base, None for the bare base, and a description of it. Raises PerlError if it doesn't fit the base."""
+    """Add the anchor that `perl rl` keeps in a policy's folder to the policy's base. Returns its name there (None for
+    the bare base) and a description. Raises PerlError if it doesn't fit the base."""
     folder = Path(policy.place) / ANCHOR_FOLDER
     if policy.adapter is None or not (folder / weights.ADAPTER_CONFIG).exists():
         return None, "the base"
     roles.add_adapter(model, str(folder), roles.ANCHOR)
     wanted = policy.record.settings.get("anchor") if policy.record is not None else None
-    if wanted in (None, SFT):
-        return roles.ANCHOR, "the policy that RL started from"
-    return roles.ANCHOR, f"{wanted}, as the run kept it"
+    is_start = wanted in (None, SFT)
+    return roles.ANCHOR, "the policy that RL started from" if is_start else f"{wanted}, as the run kept it"

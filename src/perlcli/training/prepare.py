@@ -1,25 +1,25 @@
-"""What every stage does before it loads weights: find the model, resolve the settings, check them."""
+"""What every stage does before it loads weights: find the model, resolve the settings, check them; and `--dry-run`."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
 
 from peft import PeftConfig
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, TrainingArguments
 
 from perlcli import coffee, data, device, recipes, settings, upstream
 from perlcli.data import Renderer
 from perlcli.errors import PerlError
-from perlcli.model import sources, tokenizers
+from perlcli.model import adapters, sources, tokenizers
 from perlcli.model.sources import Source
 from perlcli.run import disk
 from perlcli.run.lifecycle import Run
 from perlcli.run.output_folder import check_output
-from perlcli.training.origin import check_adapter, check_tokenizer, keep_apart
-from perlcli.training.starting_adapter import adapter_of, adapter_settings, keep_file
+from perlcli.terminal import say
+from perlcli.text import enum_value
+from perlcli.training import origin
 
 S_co = TypeVar("S_co", bound=settings.Training | settings.Eval | settings.Merge, covariant=True)
 Given = TypeVar("Given", bound=settings.Training | settings.Eval)
@@ -50,8 +50,7 @@ def filled(value: T | None) -> T:
 
 
 def prepare(given: Given) -> Prepared[Given]:
-    """Resolve a stage's settings and check them against the model, the machine and the output folder. Raises PerlError
-    for the first check that fails."""
+    """A stage's settings, resolved and checked against model, machine and folder. Raises PerlError for a fault."""
     upstream.hush_bars()
     source = locate(given)
     if given.data.data is None and not source.is_embedded:
@@ -60,30 +59,34 @@ def prepare(given: Given) -> Prepared[Given]:
     if source.is_embedded:
         device.spare_threads()
     proposed = {"output": _eval_folder(source)} if isinstance(given, settings.Eval) else {}
-    resolved: Given = settings.resolve(given, adapter_settings(given, source), proposed, _preset(given, source))
+    is_example = source.is_embedded and data.is_embedded(given.data.data) and given.recipe.recipe is None
+    preset = coffee.SETTINGS[settings.command_of(given)] if is_example else {}
+    resolved: Given = settings.resolve(given, origin.adapter_settings(given, source), proposed, preset)
     settings.check(resolved)
     device.check(resolved.model)
     check_output(resolved)
-    keep_apart(resolved, source)
-    adapter = adapter_of(resolved, source)
+    origin.keep_apart(resolved, source)
+    adapter = origin.adapter_of(resolved, source)
     tokenizer = tokenizers.load_tokenizer(source, trust_remote_code=given.model.trust_remote_code)
-    check_tokenizer(source, tokenizer)
+    origin.check_tokenizer(source, tokenizer)
     run = Run(resolved)
     run.record.device = device.describe(resolved.model)
     run.record.model = tokenizers.describe(source, tokenizer)
-    check_adapter(source, run, resolved.model)
-    keep_file(resolved, run)
+    origin.check_adapter(source, run, resolved.model)
+    origin.keep_file(resolved, run)
     if given.model.model is None:
         run.note("No --model: using the embedded coffee base, a toy with 0.9 M parameters.")
     renderer = tokenizers.renderer(source, tokenizer)
     if not resolved.run.dry_run:  # a dry run writes nothing
-        _cache_tokens(renderer, tokenizer, run)
+        renderer.cache = tokenizers.token_cache(tokenizer)
+        closed = disk.why_closed(renderer.cache.folder) if renderer.cache is not None else None
+        if closed:
+            run.note(f"Tokens are not cached for the next run: {closed} (HF_HOME sets another folder).")
     return Prepared(resolved, source, tokenizer, renderer, run, adapter)
 
 
 def locate(given: settings.Training | settings.Eval) -> Source:
-    """The source of `--model`. Raises PerlError if it can't be found, or if a stage of the recipe that makes it, or a
-    `--reward`, must run first."""
+    """The source of `--model`. Raises PerlError if it can't be found, or if a stage of the recipe must run first."""
     recipe, name = given.recipe.recipe, given.model.model
     if recipe is not None:
         recipes.check_made(recipe, "--model", name)
@@ -94,27 +97,11 @@ def locate(given: settings.Training | settings.Eval) -> Source:
     return source
 
 
-def _preset(given: settings.Training | settings.Eval, source: Source) -> Mapping[str, object]:
-    """The values of the coffee example if nothing but the embedded base, data and settings is named."""
-    is_example = source.is_embedded and data.is_embedded(given.data.data) and given.recipe.recipe is None
-    return coffee.SETTINGS[settings.command_of(given)] if is_example else {}
-
-
 def _eval_folder(source: Source) -> str:
     """The default folder of an evaluation: next to the run that it measures, otherwise in `runs`."""
-    place = Path(source.place)
-    name = f"eval-{data.COFFEE if place.name == coffee.BASE.name else place.name}"
-    if source.record is None:
-        return str(Path("runs") / name)
-    return str(Path(source.name).expanduser().parent / name)
-
-
-def _cache_tokens(renderer: Renderer, tokenizer: PreTrainedTokenizerBase, run: Run) -> None:
-    """Keep tokens between runs; if the cache can't be written, say so: the next run encodes its data again."""
-    renderer.cache = tokenizers.token_cache(tokenizer)
-    closed = disk.why_closed(renderer.cache.folder) if renderer.cache is not None else None
-    if closed:
-        run.note(f"Tokens are not cached for the next run: {closed} (HF_HOME sets another folder).")
+    name = Path(source.place).name
+    folder = Path("runs") if source.record is None else Path(source.name).expanduser().parent
+    return str(folder / f"eval-{data.COFFEE if name == coffee.BASE.name else name}")
 
 
 def loaded(prepared: Prepared[settings.Training | settings.Eval | settings.Merge]) -> None:
@@ -132,3 +119,34 @@ def require(prepared: Prepared[settings.Training], *, policy: bool) -> None:
     if not policy and source.adapter and not source.is_classifier:
         hint = f"train the reward on its base: --model {source.base}"
         raise PerlError(f"--model {source.name} is a policy's adapter", hint)
+
+
+def preview(prepared: Prepared[settings.Training | settings.Eval], config: TrainingArguments | None = None) -> None:
+    """Print what a run would do; `config` is TRL's if it would train."""
+    source, values = prepared.source, prepared.settings
+    if values.recipe.recipe is not None:
+        say(f"recipe: {values.recipe.recipe}")
+    say(f"model: {source.name} (base {source.base_name}, {device.precision(values.model)} on {device.kind()})")
+    if not isinstance(values, settings.Eval):
+        say(_training_line(prepared, values))
+    if config is not None:
+        length = f"{config.max_steps} steps" if config.max_steps > 0 else f"{config.num_train_epochs:g} epoch(s)"
+        schedule = enum_value(config.lr_scheduler_type)
+        size = config.per_device_train_batch_size * config.gradient_accumulation_steps
+        say(f"training: {length} of {size} rows, learning rate {config.learning_rate:g} ({schedule})")
+    say(f"output: {values.run.output}\nDry run: nothing was loaded, trained or written.")
+
+
+def _training_line(prepared: Prepared[settings.Training | settings.Eval], values: settings.Training) -> str:
+    lora, source = values.lora, prepared.source
+    model = sources.skeleton(source, trust_remote_code=values.model.trust_remote_code)
+    total = sum(parameter.numel() for parameter in model.parameters()) if model is not None else 0
+    if prepared.adapter is None:
+        return f"full tuning: all {f'{total:,} ' if total else ''}parameters train"
+    line = f"adapter: {adapters.words(prepared.adapter)}"
+    if source.adapter or model is None:
+        return line
+    modules = getattr(adapters.on_model(lora, model, origin.task_of(values)), "target_modules", "")
+    names = modules if isinstance(modules, str) else ", ".join(modules)
+    trained = adapters.try_on(lora, model, origin.task_of(values))
+    return f"{line} on {names}; {trained:,} parameters train, {total:,} stay frozen"

@@ -12,7 +12,7 @@ from datasets import Dataset
 
 from perlcli import device, settings, stats
 from perlcli.data import Data
-from perlcli.data.tokens import of_preference
+from perlcli.data.tokens import Columns, of_preference
 from perlcli.errors import PerlError, RunFailed
 from perlcli.model import loading, roles, scorers, sources, tokenizers
 from perlcli.model.scorers import Scorer
@@ -31,7 +31,7 @@ DECIDING = ("torch", "transformers", "peft", "bitsandbytes")
 Stage = settings.Reward | settings.Eval
 
 
-def tokens(rows: Data, prepared: Prepared[Stage], role: str) -> list[dict[str, Any]]:
+def tokens(rows: Data, prepared: Prepared[Stage], role: str) -> list[Columns]:
     """The columns that the trainers read: chosen_ids and rejected_ids, or input_ids and label."""
     return fit(prepared, role, rows, partial(of_preference, prepared.renderer))
 
@@ -41,14 +41,13 @@ def table(rows: Data, prepared: Prepared[Stage], role: str) -> Dataset:
     return dataset(prepared, role, rows, partial(of_preference, prepared.renderer))
 
 
-def id_lists(row: dict[str, Any]) -> list[list[int]]:
+def id_lists(row: Columns) -> list[list[int]]:
     """The token ids of a training row: chosen and rejected, or the completion that got a thumb."""
     return [row["chosen_ids"], row["rejected_ids"]] if "chosen_ids" in row else [row["input_ids"]]
 
 
 def load(source: sources.Source, values: settings.ModelSettings) -> scorers.ClassifierScorer:
-    """The scorer of a saved reward model, an adapter or a classifier, loaded by plain transformers and peft. Raises
-    PerlError if it can't be loaded."""
+    """The scorer of a saved reward model, by plain transformers and peft. Raises PerlError if it can't be loaded."""
     pad_token_id = tokenizers.score_pad(source, trust_remote_code=values.trust_remote_code)
     model: Any = loading.load_classifier(source, values, pad_token_id)
     if source.adapter:
@@ -69,10 +68,9 @@ def write_proof(folder: Path, rows: list[list[int]], scores: list[float]) -> Non
 
 
 def check_proof(source: sources.Source, scorer: Scorer, run: Run, values: settings.ModelSettings) -> None:
-    """Score the proof rows in a reward model's folder again, if it has any, and note how far the scores moved.
-
-    With the precision, device and libraries of its training only rounding may move them (another CPU may have the same
-    name). Otherwise a note says how far they moved. `values` is how the base is loaded.
+    """Score the proof rows in a reward model's folder again, if it has any. With the precision, device and libraries of
+    its training only rounding may move the scores (another CPU may have the same name), otherwise a note says how far
+    they moved. `values` is how the base is loaded.
 
     Raises PerlError if they moved further than rounding explains, or the proof can't be read.
     """
@@ -91,11 +89,9 @@ def check_proof(source: sources.Source, scorer: Scorer, run: Run, values: settin
     if used == learned and not where:
         limit = (ROUNDING if used == "float32" else COARSE) * max(1.0, *map(abs, wanted))
         if not shift <= limit:  # NaN is over any limit
-            raise PerlError(
-                f"The reward {source.name} scores its own proof rows differently than after its training: "
-                f"rewards moved by up to {shift:.3g}",
-                "its files or its base's have changed since then: train it again",
-            )
+            problem = f"The reward {source.name} scores its own proof rows differently than after its training"
+            hint = "its files or its base's have changed since then: train it again"
+            raise PerlError(f"{problem}: rewards moved by up to {shift:.3g}", hint)
         return
     spread = max(wanted) - min(wanted)
     how = f"in {learned}, used in {used}" if used != learned else where
@@ -109,8 +105,7 @@ def _elsewhere(trained: RunRecord, name: str) -> str:
     """How this machine differs from the training in what decides rounding, device or libraries; empty if it doesn't."""
     if trained.device.get("name") != name:
         return "on another device"
-    now = package_versions()
-    changed = [key for key in DECIDING if trained.versions.get(key) != now.get(key)]
+    changed = [key for key in DECIDING if trained.versions.get(key) != package_versions().get(key)]
     return f"with another {' and '.join(changed)}" if changed else ""
 
 
@@ -119,15 +114,11 @@ def is_same(shift: float, scores: list[float]) -> bool:
     return shift <= 1e-4 * max(1.0, *map(abs, scores))
 
 
-def measure(
-    prepared: Prepared[Stage], scorer: Scorer, rows: list[dict[str, Any]] | None, held_out: Data | None
-) -> dict[str, float]:
-    """The reward model's figures on held-out rows; writes samples and a plot of its scores. Raises RunFailed if a score
-    is not a finite number."""
-    if not rows or held_out is None:
+def measure(prepared: Prepared[Stage], scorer: Scorer, rows: list[Columns] | None) -> dict[str, float]:
+    """A reward model's held-out figures; writes samples and a plot. Raises RunFailed if a score is not finite."""
+    if not rows:
         return {}
-    lists = [id_lists(row) for row in rows]
-    values = prepared.settings
+    lists, values = [id_lists(row) for row in rows], prepared.settings
     size = (values.eval.per_device_eval_batch_size if isinstance(values, settings.Eval) else None) or BATCH
     flat = [ids for row in lists for ids in row]
     scores: list[float] = []
@@ -137,32 +128,26 @@ def measure(
             progress.update(len(scores), {})
     if not all(map(math.isfinite, scores)):
         raise RunFailed("The reward model gives scores that are not finite numbers")
-    pairs = "chosen_ids" in rows[0]
-    first, second = (scores[0::2], scores[1::2]) if pairs else _by_label(scores, rows)
-    names = ("chosen", "rejected") if pairs else ("thumbs up", "thumbs down")
-    groups = {name: part for name, part in zip(names, (first, second), strict=True) if part}
-    folder = prepared.run.folder
-    plots.histogram(groups, "Held-out scores", "score", folder / "plots" / "scores.png")
-    _write_samples(prepared, lists, scores, rows)
-    if pairs:
-        return stats.pair_metrics(first, second, [len(row[0]) for row in lists], [len(row[1]) for row in lists])
-    return stats.thumb_metrics(scores, [row["label"] > 0.5 for row in rows], [len(row[0]) for row in lists])
+    first_lengths = [len(row[0]) for row in lists]
+    if "chosen_ids" in rows[0]:
+        groups = {"chosen": scores[0::2], "rejected": scores[1::2]}
+        metrics = stats.pair_metrics(scores[0::2], scores[1::2], first_lengths, [len(row[1]) for row in lists])
+    else:
+        labelled = [(score, bool(row["label"] > 0.5)) for score, row in zip(scores, rows, strict=True)]
+        groups = {"thumbs up": [s for s, up in labelled if up], "thumbs down": [s for s, up in labelled if not up]}
+        metrics = stats.thumb_metrics(scores, [up for _, up in labelled], first_lengths)
+    groups = {name: part for name, part in groups.items() if part}
+    plots.histogram(groups, "Held-out scores", "score", prepared.run.folder / "plots" / "scores.png")
+    _write_samples(prepared, rows, scores)
+    return metrics
 
 
-def _by_label(scores: list[float], rows: list[dict[str, Any]]) -> tuple[list[float], list[float]]:
-    up = [score for score, row in zip(scores, rows, strict=True) if row["label"] > 0.5]
-    return up, [score for score, row in zip(scores, rows, strict=True) if row["label"] <= 0.5]
-
-
-def _write_samples(
-    prepared: Prepared[Stage], lists: list[list[list[int]]], scores: list[float], rows: list[dict[str, Any]]
-) -> None:
-    width = len(lists[0])
-    for index in range(min(SAMPLED, len(lists))):
-        texts = [prepared.tokenizer.decode(ids) for ids in lists[index]]
-        own = scores[index * width : (index + 1) * width]
-        if width == 2:
-            sample = {"chosen": texts[0], "rejected": texts[1], "chosen_score": own[0], "rejected_score": own[1]}
+def _write_samples(prepared: Prepared[Stage], rows: list[Columns], scores: list[float]) -> None:
+    for index, row in enumerate(rows[:SAMPLED]):
+        texts = [prepared.tokenizer.decode(ids) for ids in id_lists(row)]
+        own = scores[index * len(texts) : (index + 1) * len(texts)]
+        if "label" in row:
+            sample = {"text": texts[0], "label": bool(row["label"]), "score": own[0]}
         else:
-            sample = {"text": texts[0], "label": bool(rows[index]["label"]), "score": own[0]}
+            sample = {"chosen": texts[0], "rejected": texts[1], "chosen_score": own[0], "rejected_score": own[1]}
         prepared.run.append(SAMPLES, sample)

@@ -18,9 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from perlcli import settings
 from perlcli.data import Content, Prompt, Renderer, text_of
 from perlcli.errors import PerlError, nearest
-from perlcli.model import adapters, roles, scorers, sources, tokenizers
-from perlcli.model import weights as weights_module
-from perlcli.model.scorers import ClassifierScorer, SharedScorer
+from perlcli.model import adapters, roles, scorers, sources, tokenizers, weights
 from perlcli.model.sources import Source
 from perlcli.redaction import hidden
 from perlcli.run import checkpoints
@@ -54,7 +52,7 @@ class Reward:
     def fingerprint(self) -> str:
         """A digest of the model's weights, or of the function's file; empty if there is neither."""
         if self.source is not None:
-            return weights_module.fingerprint(self.source.place)
+            return weights.fingerprint(self.source.place)
         file = inspect.getsourcefile(inspect.unwrap(self.function)) if inspect.isfunction(self.function) else None
         return checkpoints.checksum(Path(file))[:16] if file and Path(file).is_file() else ""
 
@@ -71,10 +69,8 @@ def find_all(prepared: Prepared[Stage]) -> list[Reward]:
     """What each `--reward` names, before weights are loaded. Raises PerlError if there is none, or one is unusable."""
     names = prepared.settings.sampling.reward
     if not names:
-        raise PerlError(
-            "--reward is missing: RL learns nothing without a reward",
-            "train one with `perl reward` and name its folder, or name a function as module:function",
-        )
+        hint = "train one with `perl reward` and name its folder, or name a function as module:function"
+        raise PerlError("--reward is missing: RL learns nothing without a reward", hint)
     rewards = [find(name, prepared) for name in names]
     prepared.run.record.model["rewards"] = {reward.name: reward.fingerprint for reward in rewards}
     return rewards
@@ -113,25 +109,25 @@ def _function(name: str) -> Callable[..., Any]:
 
 def _apart(source: Source, prepared: Prepared[Stage]) -> str | None:
     """Why a reward needs a separate base, and which; None if it can be an adapter on the policy's base."""
-    its, policy = source.adapter_config, prepared.adapter
+    its, policy, name = source.adapter_config, prepared.adapter, source.base_name
     if its is None or not sources.same_base(source, prepared.source):
-        return f"on its own base ({source.base_name})"
+        return f"on its own base ({name})"
     if isinstance(prepared.settings, settings.Rl) and prepared.settings.lora.full:
-        return f"on its own base ({source.base_name}), because --full trains the policy's"
+        return f"on its own base ({name}), because --full trains the policy's"
     fault = adapters.why_alone(its)
     if fault is not None:
-        return f"on a copy of {source.base_name} ({fault})"
+        return f"on a copy of {name} ({fault})"
     kind, policy_kind = sources.kind_of(its), sources.kind_of(policy) if policy is not None else "LORA"
     if kind != policy_kind:
-        names = f"it is {adapters.name_of(kind)}, the policy's adapter is {adapters.name_of(policy_kind)}"
-        return f"on a copy of {source.base_name}: {names}, and peft allows one type per base"
+        kinds = f"it is {adapters.name_of(kind)}, the policy's adapter is {adapters.name_of(policy_kind)}"
+        return f"on a copy of {name}: {kinds}, and peft allows one type per base"
     if policy is not None and getattr(policy, PROJECTION, None) != getattr(its, PROJECTION, None):
-        return f"on a copy of {source.base_name}: its {PROJECTION} differs from the policy's"
+        return f"on a copy of {name}: its {PROJECTION} differs from the policy's"
     return None
 
 
 def _check_record(source: Source, prepared: Prepared[Stage], *, is_shared: bool) -> None:
-    """Compare what the reward's record says about its training with this run: base and tokenizer."""
+    """Raises PerlError if this run has another base or tokenizer than the reward's training had."""
     check_adapter(source, prepared.run, prepared.settings.model if is_shared else None)
     if source.record is not None and source.record.status != "finished":
         prepared.run.note(f"The reward {source.name} comes from a run that did not finish ({source.record.status}).")
@@ -139,10 +135,10 @@ def _check_record(source: Source, prepared: Prepared[Stage], *, is_shared: bool)
         return
     its, ours = _tokenizer_mark(source, prepared), tokenizers.tokenizer_fingerprint(prepared.tokenizer)
     if its != ours:
-        raise PerlError(
-            f"The reward {source.name} was trained with another tokenizer or chat template ({its}) than "
-            f"the policy's ({ours}): it would score text that it was not trained on"
+        problem = (
+            f"The reward {source.name} was trained with another tokenizer or chat template ({its}) than the policy's"
         )
+        raise PerlError(f"{problem} ({ours}): it would score text that it was not trained on")
 
 
 def _tokenizer_mark(source: Source, prepared: Prepared[Stage]) -> object:
@@ -156,8 +152,7 @@ def _tokenizer_mark(source: Source, prepared: Prepared[Stage]) -> object:
 
 
 class TokenReward:
-    """Scores exactly the tokens that the policy wrote, rendered as the reward model's training rows were. `render` is
-    the policy's renderer; `batch` is how many rows are scored at a time."""
+    """Scores exactly the tokens that the policy wrote, rendered as the reward model's training rows were."""
 
     def __init__(self, scorer: scorers.Scorer, render: Renderer, batch: int) -> None:
         self.scorer, self.render, self.batch = scorer, render, batch
@@ -169,11 +164,8 @@ class TokenReward:
 
 
 class TextReward:
-    """Scores decoded completions with a reward model that has another tokenizer, by that model's chat template.
-
-    `tokenizer` and `eos_ids` are the reward model's, `render` is the policy's renderer; `batch` is how many rows are
-    scored at a time.
-    """
+    """Scores decoded completions with a reward model that has another tokenizer, by that model's chat template, `batch`
+    rows at a time. `own` is the reward model's renderer if it has an EOS, `render` the policy's."""
 
     def __init__(
         self,
@@ -198,8 +190,7 @@ class TextReward:
         answer: Content = text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
         ids = self.own.completion_ids(prompt, answer)
         if not self.render.ended(written):
-            end = next(index for index, token in enumerate(ids) if token in self.own.eos_ids)
-            ids = ids[:end]
+            ids = ids[: next(index for index, token in enumerate(ids) if token in self.own.eos_ids)]
         return self.own.prompt_ids(prompt) + ids
 
 
@@ -229,18 +220,15 @@ class FunctionReward:
         return rewards
 
 
+@dataclass(frozen=True)
 class Weighted:
-    """The weighted sum of several rewards of the same completions. `penalty` is subtracted from the sum of a completion
-    that did not end by itself, which `ended` decides."""
+    """The weighted sum of several rewards of the same completions, less the `penalty` for a completion that did not end
+    by itself, which `ended` decides."""
 
-    def __init__(
-        self,
-        rewards: Mapping[str, Scorer],
-        weights: Sequence[float],
-        penalty: float = 0.0,
-        ended: Callable[[Ids], bool] = bool,
-    ) -> None:
-        self.rewards, self.weights, self.penalty, self.ended = rewards, weights, penalty, ended
+    rewards: Mapping[str, Scorer]
+    weights: Sequence[float]
+    penalty: float = 0.0
+    ended: Callable[[Ids], bool] = bool
 
     def __call__(self, rows: Sequence[Prompt], written: Sequence[Ids]) -> Scored:
         """The sum for each completion, and its parts."""
@@ -253,13 +241,12 @@ class Weighted:
 
     def bytes(self) -> dict[str, int]:
         """The memory that each reward adds; a function adds none."""
-        return {name: _bytes_of(reward) for name, reward in self.rewards.items()}
-
-
-def _bytes_of(reward: Scorer) -> int:
-    if isinstance(reward, TokenReward | TextReward) and isinstance(reward.scorer, SharedScorer | ClassifierScorer):
-        return reward.scorer.bytes
-    return 0
+        sizes = dict.fromkeys(self.rewards, 0)
+        for name, reward in self.rewards.items():
+            scorer = reward.scorer if isinstance(reward, TokenReward | TextReward) else None
+            if isinstance(scorer, scorers.SharedScorer | scorers.ClassifierScorer):
+                sizes[name] = scorer.bytes
+        return sizes
 
 
 Policy = PeftModel | PreTrainedModel
@@ -269,15 +256,15 @@ def attach_all(chosen: Sequence[Reward], model: Policy, prepared: Prepared[Stage
     """Load the rewards, as adapters on the policy's base if they can share it or as separate models, and note which.
     `batch` is how many rows are scored at a time. Raises PerlError if a reward can't be loaded, or fails its proof."""
     names = _short_names([reward.name for reward in chosen])
-    weights = prepared.settings.sampling.reward_weights or (1.0,) * len(chosen)
+    shares = prepared.settings.sampling.reward_weights or (1.0,) * len(chosen)
     rewards: dict[str, Scorer] = {}
-    for index, (name, weight, reward) in enumerate(zip(names, weights, chosen, strict=True)):
+    for index, (name, weight, reward) in enumerate(zip(names, shares, chosen, strict=True)):
         adapter = roles.REWARD if index == 0 else f"{roles.REWARD}{index + 1}"
         rewards[name] = attach(reward, model, prepared, batch, adapter)
         if len(chosen) > 1:
             prepared.run.note(f"  weight {weight:g}, reported as rewards/{name}")
     penalty = prepared.settings.rl.missing_eos_penalty if isinstance(prepared.settings, settings.Rl) else None
-    return Weighted(rewards, weights, penalty or 0.0, prepared.renderer.ended)
+    return Weighted(rewards, shares, penalty or 0.0, prepared.renderer.ended)
 
 
 def _short_names(names: Sequence[str]) -> list[str]:
@@ -288,8 +275,7 @@ def _short_names(names: Sequence[str]) -> list[str]:
 
 
 def attach(reward: Reward, model: Policy, prepared: Prepared[Stage], batch: int, adapter: str = roles.REWARD) -> Scorer:
-    """Load one reward; `adapter` is its name on the policy's base, if it shares that. Raises PerlError if it can't be
-    loaded, or fails its proof."""
+    """Load one reward, as `adapter` if it shares the policy's base. Raises PerlError if it or its proof fails."""
     render, note = prepared.renderer, prepared.run.note
     if reward.function is not None:
         note(f"reward: the function {reward.name}")
@@ -300,18 +286,16 @@ def attach(reward: Reward, model: Policy, prepared: Prepared[Stage], batch: int,
     assert isinstance(model, PeftModel)
     head = roles.attach_reward(model, str(reward.source.adapter), adapter)
     unread = tokenizers.score_pad(reward.source, trust_remote_code=prepared.settings.model.trust_remote_code)
-    scorer = SharedScorer(model, head, prepared.tokenizer.pad_token_id, unread, adapter)
+    scorer = scorers.SharedScorer(model, head, prepared.tokenizer.pad_token_id, unread, adapter)
     note(f"reward: {reward.name}, an adapter on the policy's base (adds {size(scorer.bytes)})")
     reward_model.check_proof(reward.source, scorer, prepared.run, prepared.settings.model)
     return TokenReward(scorer, render, batch)
 
 
 def _load_apart(reward: Reward, prepared: Prepared[Stage], batch: int) -> TokenReward | TextReward:
-    """Load a reward model on a separate base."""
-    source, render = reward.source, prepared.renderer
+    source, values, render = reward.source, prepared.settings.model, prepared.renderer
     assert source is not None
     prepared.run.note(f"reward: {source.name}, {reward.apart}, loaded in addition to the policy's")
-    values = prepared.settings.model
     tokenizer = tokenizers.load_tokenizer(source, trust_remote_code=values.trust_remote_code)
     own = reward_model.precision_of(source, values)
     scorer = reward_model.load(source, own)

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from datasets import Dataset, concatenate_datasets
 
@@ -14,9 +13,9 @@ from perlcli import data, settings
 from perlcli.data import Data, checks
 from perlcli.data.fitting import Tokens
 from perlcli.data.sources import has_split
+from perlcli.data.tokens import Columns
 from perlcli.model.sources import Source
 from perlcli.run.files import PROMPTS
-from perlcli.run.lifecycle import Run
 from perlcli.training.prepare import Prepared, filled
 
 PART = 1000  # rows that are held as Python lists at a time
@@ -24,8 +23,7 @@ Stage = settings.Training | settings.Eval
 
 
 def load_data(prepared: Prepared[Stage], use: str, split: str = "train", source: str | None = None) -> Data:
-    """The rows of `--data`, or of another `source`, read for a `use`: sft, reward or rl. Raises PerlError if they can't
-    be read."""
+    """The rows of `--data`, or of another `source`, for sft, reward or rl. Raises PerlError if they can't be read."""
     options = prepared.settings.data
     name = options.data if source is None else source
     if split == "test" and isinstance(prepared.settings, settings.Sft | settings.Reward):  # --split chooses what trains
@@ -37,20 +35,18 @@ def load_data(prepared: Prepared[Stage], use: str, split: str = "train", source:
 
 
 def load_sides(prepared: Prepared[settings.Sft | settings.Reward], use: str) -> tuple[Data, Data | None]:
-    """The rows to train on and the held-out rows; None if there are no held-out rows. Raises PerlError if they can't be
-    read."""
+    """The rows to train on and the held-out rows, None without any. Raises PerlError if they can't be read."""
     options, values = prepared.settings.data, prepared.settings.held_out
-    train = load_data(prepared, use)
+    train, source = load_data(prepared, use), options.data
     if values.eval_fraction is not None:
         train, held_out = data.hold_out(train, values.eval_fraction)
-        return train, first_rows(prepared, held_out, values.max_eval_samples, "--max-eval-samples")
-    source = options.data
-    if values.eval_data is None and not data.is_embedded(source) and not has_split(source, "test", options):
+    elif values.eval_data or data.is_embedded(source) or has_split(source, "test", options):
+        held_out = load_data(prepared, use, "test", values.eval_data)
+        held_out.report.overlap = data.overlap(train, held_out)
+    else:
         if values.max_eval_samples is not None:
             prepared.run.note("--max-eval-samples has no effect: no rows are held out (--eval-data, --eval-fraction).")
         return train, None
-    held_out = load_data(prepared, use, "test", values.eval_data)
-    held_out.report.overlap = data.overlap(train, held_out)
     return train, first_rows(prepared, held_out, values.max_eval_samples, "--max-eval-samples")
 
 
@@ -62,14 +58,9 @@ def first_rows(prepared: Prepared[Stage], rows: Data, limit: int | None, option:
     return rows
 
 
-def fit(
-    prepared: Prepared[Stage], role: str, rows: Data, tokens: Tokens, longest: int | None = None
-) -> list[dict[str, Any]]:
-    """The token columns of the rows that fit; notes and records what became of the rows.
-
-    `role` is train or eval, `tokens` makes the columns of a row, and `longest` is a limit other than --max-length.
-    Raises PerlError for a row that is too long, with --on-long error.
-    """
+def fit(prepared: Prepared[Stage], role: str, rows: Data, tokens: Tokens, longest: int | None = None) -> list[Columns]:
+    """The token columns of the rows that fit in --max-length, or `longest`; notes and records what became of the rows.
+    `role` is train or eval. Raises PerlError for a row that is too long, with --on-long error."""
     return list(_fitted(prepared, role, rows, tokens, longest))
 
 
@@ -84,24 +75,18 @@ def dataset(prepared: Prepared[Stage], role: str, rows: Data, tokens: Tokens) ->
 
 def _fitted(
     prepared: Prepared[Stage], role: str, rows: Data, tokens: Tokens, longest: int | None = None
-) -> Iterator[dict[str, Any]]:
-    values = prepared.settings.data
-    trained = data.prompts(rows) if role == "train" else None
+) -> Iterator[Columns]:
+    trained, values = data.prompts(rows) if role == "train" else None, prepared.settings.data
     longest = longest or filled(values.max_length)
     yield from data.fitted(rows, longest, tokens, on_long=values.on_long, render=prepared.renderer)
     if trained is not None:
         prepared.run.prompts = trained.packed(rows.numbers, trained_on(prepared.source))
-    report_data(prepared.run, role, rows)
+    prepared.run.record.data[role] = rows.report.summary()
+    for line in rows.report.lines():
+        prepared.run.note(f"{role}: {line}")
 
 
 def trained_on(source: Source) -> bytes:
     """Digests of the prompts that a model saw in our training, including those of the model it started from."""
     path = Path(source.place) / PROMPTS
     return path.read_bytes() if path.is_file() else b""
-
-
-def report_data(run: Run, role: str, rows: Data) -> None:
-    """Note what became of the rows, and keep it in the record."""
-    run.record.data[role] = rows.report.summary()
-    for line in rows.report.lines():
-        run.note(f"{role}: {line}")

@@ -10,7 +10,7 @@ import torch
 from transformers import GenerationConfig
 
 from perlcli.data import Renderer
-from perlcli.model.batches import padded
+from perlcli.model.tokenizers import padded
 from perlcli.training.guards import Model
 
 Ids = list[int]
