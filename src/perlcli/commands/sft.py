@@ -11,7 +11,7 @@ from trl import SFTConfig, SFTTrainer
 
 from perlcli import data, settings
 from perlcli.data import Data, Demonstration
-from perlcli.data.tokens import of_demonstration
+from perlcli.data.render import of_demonstration
 from perlcli.model import roles
 from perlcli.run import plots
 from perlcli.run.files import METRICS, SAMPLES, read_rows

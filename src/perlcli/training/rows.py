@@ -58,7 +58,7 @@ def first_rows(prepared: Prepared[Stage], rows: Data, limit: int | None, option:
     """At most the first `limit` rows; a note names the `option` that leaves some out."""
     if limit is not None and len(rows.rows) > limit:
         prepared.run.note(f"Evaluating on the first {limit:,} of {len(rows.rows):,} rows ({option}).")
-        checks.restrict(rows, rows.rows[:limit], rows.numbers[:limit])
+        checks.restrict(rows, range(limit))
     return rows
 
 
