@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from copy import deepcopy
 
-from perlcli.data.rows import Content, Data, DataReport, Demonstration, Message, Numbers, Preference, Row, Thumb
+from perlcli.data.rows import Content, Data, DataReport, Message, Numbers, Preference, Row, Thumb, completions
 from perlcli.errors import PerlError
 from perlcli.text import counted, one_line
 
@@ -132,12 +132,9 @@ def _prompt_of(row: Row) -> Content | list[Content]:
         return row.prompt
     if isinstance(row, Preference):
         return [row.chosen, row.rejected]
-    if isinstance(row, Demonstration) and isinstance(row.completion, str):
-        return row.completion
-    return _opening(row.completion) if isinstance(row, Demonstration) else []
-
-
-def _opening(messages: list[Message]) -> list[Message]:
+    (messages,) = completions(row)  # of a demonstration, as the other kinds have a prompt
+    if isinstance(messages, str):
+        return messages
     first = next((place for place, message in enumerate(messages) if message["role"] == "assistant"), len(messages))
     return messages[: max(first, 1)]
 

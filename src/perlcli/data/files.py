@@ -239,9 +239,9 @@ def read_csv(stream: BinaryIO, name: str) -> Rows:
 
 
 def _header_fault(header: list[str]) -> str:
-    duplicate = next((column for column, count in Counter(header).items() if count > 1), None)
-    if duplicate is not None:
-        return f"duplicate column in the header: {shorten(duplicate)}"
+    for column, count in Counter(header).items():
+        if count > 1:
+            return f"duplicate column in the header: {shorten(column)}"
     if header and "" in header[1:]:
         return "the header has a column without a name"
     return ""
@@ -255,13 +255,12 @@ def _text_lines(stream: BinaryIO) -> Iterator[str]:
 
 
 class _Duplicate(dict[str, object]):
-    """An object in which a key appears twice."""
+    """An object in which `key` appears twice, so that it is unknown which value is meant."""
 
     key = ""
 
 
 def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    """An object of JSON; marked if a key appears twice, as it is unknown which value is meant."""
     value = dict(pairs)
     if len(value) == len(pairs):
         return value

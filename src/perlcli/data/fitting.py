@@ -21,11 +21,9 @@ BATCH = 128  # rows encoded at once: a tokenizer needs some hundred bytes per to
 
 
 class Fitting:
-    """Turns rows into token columns, a batch at a time; the report counts rows longer than `longest` tokens.
-
-    A row's length is that of its longest list of ids. `on_long` says what happens to longer rows: "drop" drops them,
-    "truncate" cuts their prompts from the left with `render`, "error" refuses the data.
-    """
+    """Turns rows into token columns, a batch at a time; the report counts rows longer than `longest` tokens. `on_long`
+    says what happens to these: "drop" drops them, "truncate" cuts their prompts from the left with `render`, "error"
+    refuses the data."""
 
     def __init__(
         self, report: DataReport, longest: int, tokens: Tokens, *, on_long: str = "drop", render: Renderer | None = None

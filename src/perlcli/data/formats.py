@@ -93,10 +93,6 @@ class Format:
     what: str  # for the documentation
     is_it: Callable[[Raw], bool] = lambda raw: True
 
-    def fits(self, raw: Raw) -> bool:
-        """Whether a row is in this format, by its columns and `is_it`."""
-        return set(self.columns) <= set(raw) and self.is_it(raw)
-
 
 # In the order in which they are tried: the first that fits is the format.
 FORMATS = (
@@ -161,7 +157,7 @@ NAMES = {known.name: known for known in FORMATS}
 
 def detect(raw: Raw) -> Format | None:
     """The format of a row, by its columns; None if none fits."""
-    return next((known for known in FORMATS if known.fits(raw)), None)
+    return next((known for known in FORMATS if set(known.columns) <= set(raw) and known.is_it(raw)), None)
 
 
 def choose(raw: Raw, use: str, source: str, name: str | None) -> Format:
@@ -178,13 +174,10 @@ def choose(raw: Raw, use: str, source: str, name: str | None) -> Format:
     known = NAMES[name]
     if use not in known.uses:
         raise PerlError(f"--data-format {name} does not work with `perl {use}`, which needs {NEEDS[use]}", hint)
-    missing = [column for column in known.columns if column not in raw]
-    if missing:
+    if not set(known.columns) <= set(raw):
+        problem = f"--data-format {name} needs the columns {', '.join(known.columns)}; {source} has {columns}"
         other = detect(raw)
-        likely = f"it looks like {other.name}; leave out --data-format" if other else hint
-        raise PerlError(
-            f"--data-format {name} needs the columns {', '.join(known.columns)}; {source} has {columns}", likely
-        )
+        raise PerlError(problem, f"it looks like {other.name}; leave out --data-format" if other else hint)
     return known
 
 

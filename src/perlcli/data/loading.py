@@ -33,10 +33,8 @@ EMBEDDED_ROWS: dict[tuple[str, str], Callable[[], Sequence[Mapping[str, object]]
 
 class Intake:
     """Turns the rows of a source into rows for a use, one at a time; `report` counts them, `fault_count` the errors.
-
     `split` is the side that the rows are for, "train" or "test", and `chat` says whether conversations can be rendered.
-    `options` says how the source is read; its limits for SHP also apply to held-out data in that format.
-    """
+    `options` says how the source is read; its limits for SHP also apply to held-out data in that format."""
 
     def __init__(self, source: str | None, use: str, split: str, *, chat: bool, options: DataSettings) -> None:
         name = f"{EMBEDDED}, {split}" if is_embedded(source) else sources.title(str(source))
@@ -94,20 +92,17 @@ class Intake:
         if not report.format:
             raise PerlError(f"{report.source} has no rows")
         if self._must_be_shp and report.format != "shp":
-            raise PerlError(
-                "--shp-score-ratio and --shp-per-post only apply to the format shp, but "
-                f"{report.source} is in the format {report.format}"
-            )
+            problem = "--shp-score-ratio and --shp-per-post only apply to the format shp, but "
+            raise PerlError(problem + f"{report.source} is in the format {report.format}")
         if not report.kept:
             raise PerlError(f"No rows left to use: {report.line()}")
 
 
 def load(
-    source: str | None, use: str, *, split: str = "train", chat: bool = True, options: DataSettings | None = None
+    source: str | None, use: str, *, split: str = "train", chat: bool = True, options: DataSettings = sources.ANY
 ) -> Data:
     """All rows of a source for a use, with their report; None or `coffee` is the embedded data. Raises PerlError if the
     source can't be read, if rows have errors, or if none is left."""
-    options = options or DataSettings()
     intake = Intake(source, use, split, chat=chat, options=options)
     data = Data([], [], intake.report)
     with closing(read(source, use, split, options)) as items:

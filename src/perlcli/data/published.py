@@ -19,9 +19,9 @@ def _asked(prompt: str, chat: bool) -> Content:
     return [{"role": "user", "content": prompt}] if chat else prompt
 
 
-def _answered(answer: str, chat: bool, gap: str = " ") -> Content:
-    """An answer; in text form it starts with `gap`, which separates it from the prompt, as in TRL's data."""
-    return [{"role": "assistant", "content": answer.strip()}] if chat else gap + answer.strip()
+def _answered(answer: str, chat: bool) -> Content:
+    """An answer; as text it starts with the space that separates it from the prompt, as in TRL's data."""
+    return [{"role": "assistant", "content": answer.strip()}] if chat else " " + answer.strip()
 
 
 # --- Anthropic HH (https://huggingface.co/datasets/Anthropic/hh-rlhf): each conversation is one string

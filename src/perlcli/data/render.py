@@ -61,24 +61,13 @@ class Renderer:
         self._keep(self._texts, {text: text for text in texts if text not in self._texts}, special=True)
         if not self._templates_text:
             return
-        rendered: dict[ChatKey, str] = {}
-        for is_prompt in (True, False):
-            chats = {
-                _key(content, is_prompt): content
-                for content, starts_answer in needed
-                if starts_answer == is_prompt and not isinstance(content, str)
-            }
-            new = {key: messages for key, messages in chats.items() if key not in self._chats}
-            rendered |= self._rendered(new, is_prompt)
+        chats = {_key(chat, is_prompt): (chat, is_prompt) for chat, is_prompt in needed if not isinstance(chat, str)}
+        template, rendered = self.tokenizer.apply_chat_template, {}
+        for key, (messages, is_prompt) in chats.items():
+            if key not in self._chats:
+                with suppress(Exception):  # a model's template may raise anything; that is reported when it is needed
+                    rendered[key] = str(template(messages, tokenize=False, add_generation_prompt=is_prompt))
         self._keep(self._chats, rendered, special=False)
-
-    def _rendered(self, chats: Mapping[ChatKey, list[Message]], is_prompt: bool) -> dict[ChatKey, str]:
-        """The conversations as text, without those that can't be rendered: they fail when they are needed."""
-        template, texts = self.tokenizer.apply_chat_template, {}
-        for key, messages in chats.items():
-            with suppress(Exception):  # a template is a program of its model's authors and may raise anything
-                texts[key] = str(template(messages, tokenize=False, add_generation_prompt=is_prompt))
-        return texts
 
     def _keep(self, known: dict[Key, Ids], texts: Mapping[Key, str], *, special: bool) -> None:
         """Encode the texts into `known`, and forget the oldest ones beyond `FORESEEN` ids."""
@@ -123,10 +112,13 @@ class Renderer:
         """The tokens after the prompt's (`start`, if known), with EOS and, in a chat, the template's tail."""
         start = self.prompt_ids(prompt) if start is None else start
         if isinstance(prompt, str) or isinstance(completion, str):
-            return self._text_completion(str(prompt), str(completion), start)
-        ids = self._template([*prompt, *completion])
+            ids = self._encode(str(prompt) + str(completion))
+        else:
+            ids = self._template([*prompt, *completion])
         if ids[: len(start)] == start:
             return self._ended(ids[len(start) :])
+        if isinstance(completion, str):
+            return self._ended(self._plain(completion))
         if len(completion) > 1:
             raise PerlError("This chat template can't render a completion of several messages apart from its prompt")
         # The template renders the prompt differently when an answer follows: take the answer's own tokens.
@@ -196,14 +188,8 @@ class Renderer:
         try:
             rendered = template(messages, tokenize=True, return_dict=True, add_generation_prompt=is_prompt)
             return list(rendered["input_ids"])
-        except Exception as error:  # as in `_rendered`
+        except Exception as error:  # as in `foresee`
             raise PerlError(f"The chat template can't render {messages!r:.200}: {error}") from error
-
-    def _text_completion(self, prompt: str, completion: str, start: Ids) -> Ids:
-        ids = self._encode(prompt + completion)
-        if ids[: len(start)] == start:
-            return self._ended(ids[len(start) :])
-        return self._ended(self._plain(completion))
 
     def _plain(self, text: str) -> Ids:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
@@ -246,7 +232,6 @@ def _needed(row: Row) -> Iterator[tuple[Content, bool]]:
 
 
 def _key(messages: list[Message], is_prompt: bool) -> ChatKey:
-    """A key for a conversation, as a prompt or with its answer."""
     return (is_prompt, *(tuple(message.items()) for message in messages))
 
 

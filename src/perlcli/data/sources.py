@@ -19,8 +19,7 @@ from perlcli.settings import DataSettings
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
 
-STREAMED = (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".csv", ".csv.gz")
-SUFFIXES = (*STREAMED, ".parquet")
+SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".csv", ".csv.gz", ".parquet")
 SPLIT_NAMES = {"train": ("train",), "test": ("test", "validation", "valid", "dev", "eval")}
 STDIN = "-"
 BATCH = 1000  # rows of Parquet in memory at once; the default of datasets is a row group, and it fails on an empty one
