@@ -162,7 +162,7 @@ def test_a_process_is_read_from_outside(script: Any, tmp_path: Path) -> None:
 
 def test_rows_have_the_requested_length(script: Any, tmp_path: Path, llama: Path) -> None:
     from perlcli import data
-    from perlcli.data.tokens import of_demonstration, of_preference, of_prompt
+    from perlcli.data.render import of_demonstration, of_preference, of_prompt
     from perlcli.model import sources, tokenizers
 
     shapes = script("shapes")

@@ -32,15 +32,15 @@ from perlcli.run.record import RunRecord
 from perlcli.settings import ModelSettings
 
 Perl = Callable[..., Any]
-SHORT = (
-    "--max-steps", "1", "--per-device-train-batch-size", "4", "--max-length", "128", "--lora-r", "4",
-)  # fmt: skip
+SHORT = ("--max-steps", "1", "--per-device-train-batch-size", "4", "--max-length", "128", "--lora-r", "4")
 SAMPLED = ("--max-completion-length", "8")
 SECRETS = {
-    "HF_TOKEN": "hf_plantedPLANTEDplanted01", "WANDB_API_KEY": "0123456789abcdefplanted",
-    "AWS_SECRET_ACCESS_KEY": "aws+planted/secret", "OPENAI_API_KEY": "sk-plantedplantedplanted99",
+    "HF_TOKEN": "hf_plantedPLANTEDplanted01",
+    "WANDB_API_KEY": "0123456789abcdefplanted",
+    "AWS_SECRET_ACCESS_KEY": "aws+planted/secret",
+    "OPENAI_API_KEY": "sk-plantedplantedplanted99",
     "DB_PASSWORD": "correct horse",
-}  # fmt: skip
+}
 
 
 @pytest.fixture
@@ -52,15 +52,15 @@ def marker(tmp_path: Path) -> Path:
 @pytest.fixture
 def loaded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, bool]]:
     """The files that torch.load was called for, and whether with weights_only."""
-    found: list[tuple[str, bool]] = []
+    calls: list[tuple[str, bool]] = []
     load = torch.load
 
     def watched(file: Any, *args: Any, weights_only: bool | None = None, **options: Any) -> Any:
-        found.append((str(file), bool(weights_only)))
+        calls.append((str(file), bool(weights_only)))
         return load(file, *args, weights_only=weights_only, **options)
 
     monkeypatch.setattr(torch, "load", watched)
-    return found
+    return calls
 
 
 @pytest.fixture
@@ -89,63 +89,63 @@ def without_weights(model: Path, folder: Path) -> Path:
 # pickles
 
 
-def test_a_planted_pickle_would_run(tmp_path: Path, marker: Path) -> None:
+def test_the_planted_pickle_runs_code_when_loaded(tmp_path: Path, marker: Path) -> None:
     with planted(tmp_path / "a.bin", marker).open("rb") as file:
         pickle.load(file).close()
     assert marker.exists()
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "pytorch_model-00001-of-00002.bin"])
-def test_a_model_as_a_pickle_is_refused(
+def test_a_model_as_a_pickle_is_rejected(
     name: str, llama: Path, rows: dict[str, Path], perl: Perl, harmless: Path
 ) -> None:
     model = without_weights(llama, Path("model"))
     planted(model / name, harmless)
-    told = perl("sft", "--model", model, "--data", rows["demonstrations"], *SHORT, code=2).output
-    assert f"the weights are a pickle, {name}" in told and "save_pretrained" in told
-    with pytest.raises(PerlError, match="pickle"):  # whoever comes here without `locate`
+    output = perl("sft", "--model", model, "--data", rows["demonstrations"], *SHORT, code=2).output
+    assert f"the weights are a pickle, {name}" in output and "save_pretrained" in output
+    with pytest.raises(PerlError, match="pickle"):  # also without `locate`
         loading.load_causal(sources.Source("m", str(model), None), ModelSettings())
 
 
-def test_an_index_of_safetensors_that_names_a_pickle_is_refused(
+def test_a_safetensors_index_that_names_a_pickle_is_rejected(
     llama: Path, rows: dict[str, Path], perl: Perl, harmless: Path
 ) -> None:
     model = without_weights(llama, Path("model"))
     for name in ("weights.bin", "../weights.safetensors", "/weights.safetensors"):
         planted(model / "weights.bin", harmless)
         (model / weights.INDEX).write_text(json.dumps({"metadata": {}, "weight_map": {"lm_head.weight": name}}))
-        told = perl("sft", "--model", model, "--data", rows["demonstrations"], *SHORT, code=2).output
-        assert name in told and "not a safetensors file" in told
+        output = perl("sft", "--model", model, "--data", rows["demonstrations"], *SHORT, code=2).output
+        assert name in output and "not a safetensors file" in output
     (model / weights.INDEX).write_text('{"weight_map": 3}')
     assert "can't be read" in perl("estimate", "rl", "--model", model, code=2).output
 
 
 @pytest.mark.parametrize("option", ["--model", "--anchor", "--reward"])
-def test_an_adapter_as_a_pickle_is_refused(
+def test_an_adapter_as_a_pickle_is_rejected(
     option: str, sft_run: Path, reward_run: Path, rows: dict[str, Path], perl: Perl, harmless: Path
 ) -> None:
     folder = without_weights(reward_run if option == "--reward" else sft_run, Path("adapter"))
     planted(folder / "adapter_model.bin", harmless)
     given = {"--model": sft_run, "--reward": reward_run, "--anchor": "sft"} | {option: folder}
     words = [word for pair in given.items() for word in pair]
-    told = perl("rl", *words, "--data", rows["prompts"], "--output", "out", *SAMPLED, code=2).output
-    assert "the weights are a pickle, adapter_model.bin" in told
+    output = perl("rl", *words, "--data", rows["prompts"], "--output", "out", *SAMPLED, code=2).output
+    assert "the weights are a pickle, adapter_model.bin" in output
     if option != "--anchor":
         assert "adapter_model.bin" in perl("merge", folder, code=2).output
     assert not Path("out").exists()
 
 
-def test_an_anchor_inside_a_policys_folder_as_a_pickle_is_refused(
+def test_an_anchor_as_a_pickle_in_a_policys_folder_is_rejected(
     rl_run: Path, reward_run: Path, rows: dict[str, Path], perl: Perl, harmless: Path
 ) -> None:
     folder = Path(shutil.copytree(rl_run, "policy", ignore=shutil.ignore_patterns("checkpoints")))
     (folder / "anchor" / weights.ADAPTER_WEIGHTS).unlink()
     planted(folder / "anchor" / "adapter_model.bin", harmless)
-    told = perl("eval", "--model", folder, "--reward", reward_run, "--data", rows["prompts"], *SAMPLED, code=2).output
-    assert "adapter_model.bin" in told
+    output = perl("eval", "--model", folder, "--reward", reward_run, "--data", rows["prompts"], *SAMPLED, code=2).output
+    assert "adapter_model.bin" in output
 
 
-def test_an_adapter_whose_base_is_a_pickle_or_an_adapter_is_refused(
+def test_an_adapter_whose_base_is_a_pickle_or_an_adapter_is_rejected(
     sft_run: Path, llama: Path, perl: Perl, harmless: Path
 ) -> None:
     folder = Path(shutil.copytree(sft_run, "adapter", ignore=shutil.ignore_patterns("checkpoints")))
@@ -153,21 +153,27 @@ def test_an_adapter_whose_base_is_a_pickle_or_an_adapter_is_refused(
     planted(bad / "pytorch_model.bin", harmless)
     config = json.loads((folder / weights.ADAPTER_CONFIG).read_text())
     (folder / weights.ADAPTER_CONFIG).write_text(json.dumps(config | {"base_model_name_or_path": str(bad.resolve())}))
-    assert "The base " in (told := perl("merge", folder, code=2).output) and "pytorch_model.bin" in told
+    assert "The base " in (output := perl("merge", folder, code=2).output) and "pytorch_model.bin" in output
     (bad / "pytorch_model.bin").unlink()
     shutil.copy(llama / "model.safetensors", bad)
     (bad / weights.ADAPTER_CONFIG).write_text(json.dumps(config))
-    planted(bad / "adapter_model.bin", harmless)  # which transformers would put on the base by itself
+    planted(bad / "adapter_model.bin", harmless)  # transformers would apply it to the base by itself
     assert "is itself an adapter" in perl("merge", folder, code=2).output
 
 
 @pytest.mark.parametrize(
     "config",
-    [{"peft_type": "XLORA", "hidden_size": 64, "adapters": {"a": "elsewhere"}},
-     {"peft_type": "MULTITASK_PROMPT_TUNING", "prompt_tuning_init_state_dict_path": "elsewhere/adapter_model.bin",
-      "prompt_tuning_init": "EXACT_SOURCE_TASK", "num_virtual_tokens": 4}],
-)  # fmt: skip
-def test_an_adapter_that_leads_to_other_files_is_refused(
+    [
+        {"peft_type": "XLORA", "hidden_size": 64, "adapters": {"a": "elsewhere"}},
+        {
+            "peft_type": "MULTITASK_PROMPT_TUNING",
+            "prompt_tuning_init_state_dict_path": "elsewhere/adapter_model.bin",
+            "prompt_tuning_init": "EXACT_SOURCE_TASK",
+            "num_virtual_tokens": 4,
+        },
+    ],
+)
+def test_an_adapter_that_names_other_files_is_rejected(
     config: dict[str, Any], llama: Path, rows: dict[str, Path], perl: Perl, harmless: Path
 ) -> None:
     for place in (Path("adapter"), Path("elsewhere")):
@@ -182,17 +188,19 @@ def test_an_adapter_that_leads_to_other_files_is_refused(
         sources.check_adapter_weights("adapter")
 
 
-def test_a_classifier_as_a_pickle_is_refused(
+def test_a_classifier_as_a_pickle_is_rejected(
     classifier: Path, sft_run: Path, rows: dict[str, Path], perl: Perl, harmless: Path
 ) -> None:
     model = without_weights(classifier, Path("classifier"))
     planted(model / "pytorch_model.bin", harmless)
-    for words in (("rl", "--model", sft_run, "--reward", model, "--data", rows["prompts"], "--output", "out"),
-                  ("eval", "--model", model, "--data", rows["pairs"])):  # fmt: skip
+    for words in (
+        ("rl", "--model", sft_run, "--reward", model, "--data", rows["prompts"], "--output", "out"),
+        ("eval", "--model", model, "--data", rows["pairs"]),
+    ):
         assert "the weights are a pickle, pytorch_model.bin" in perl(*words, code=2).output
 
 
-def test_an_adapter_on_the_hub_without_safetensors_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_an_adapter_on_the_hub_without_safetensors_is_rejected(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(weights, "file_of", lambda name, file: None)
     with pytest.raises(PerlError, match=weights.ADAPTER_WEIGHTS):
         sources.check_adapter_weights("someone/adapter")
@@ -205,7 +213,7 @@ def test_an_adapter_on_the_hub_without_safetensors_is_refused(monkeypatch: pytes
         weights.check("someone/model")
 
 
-def test_what_is_loaded_from_a_run_was_sealed(
+def test_only_files_in_the_checkpoints_manifest_are_loaded(
     perl: Perl, llama: Path, rows: dict[str, Path], loaded: list[tuple[str, bool]]
 ) -> None:
     words = ("sft", "--model", llama, "--data", rows["demonstrations"], "--output", "run", *SHORT[2:])
@@ -213,7 +221,7 @@ def test_what_is_loaded_from_a_run_was_sealed(
     place = Path("run/checkpoints/checkpoint-1")
     sums = json.loads((place / checkpoints.MANIFEST).read_text())["files"]
     assert {path.name for path in place.iterdir()} == {*sums, checkpoints.MANIFEST}
-    assert not {"training_args.bin", "README.md"} & set(sums)  # nothing reads them, and they tell of the machine
+    assert not {"training_args.bin", "README.md"} & set(sums)  # nothing reads them, and they describe the machine
     assert not loaded
     perl(*words, "--max-steps", 2, "--resume")
     assert {Path(file).name for file, _ in loaded} >= {"optimizer.pt", "scheduler.pt"}
@@ -221,7 +229,7 @@ def test_what_is_loaded_from_a_run_was_sealed(
         assert Path(file).resolve().parent == place.resolve() and Path(file).name in sums and weights_only
 
 
-def test_pickles_that_a_checkpoint_was_not_sealed_with_are_not_loaded(
+def test_pickles_that_differ_from_the_checkpoints_manifest_are_not_loaded(
     perl: Perl, llama: Path, rows: dict[str, Path], loaded: list[tuple[str, bool]], marker: Path
 ) -> None:
     words = ("sft", "--model", llama, "--data", rows["demonstrations"], "--output", "run", *SHORT[2:])
@@ -246,7 +254,7 @@ def sealed(folder: Path) -> Path:
     return folder
 
 
-def test_weights_as_a_pickle_in_a_checkpoint_are_refused_even_with_their_checksum(tmp_path: Path) -> None:
+def test_pickled_weights_in_a_checkpoint_are_rejected_even_with_a_valid_checksum(tmp_path: Path) -> None:
     place = sealed(tmp_path / "checkpoint-1")
     assert checkpoints.fault(place) is None
     for name in ("pytorch_model.bin", "ref/adapter_model.bin"):
@@ -266,14 +274,13 @@ def test_links_are_not_part_of_a_checkpoint(tmp_path: Path) -> None:
     elsewhere = sealed(tmp_path / "elsewhere")
     (tmp_path / "checkpoint-2").symlink_to(elsewhere)
     checkpoints.side(tmp_path).symlink_to(elsewhere)
-    assert (
-        checkpoints.last_complete(tmp_path, lambda path: None, lambda text: None) is None
-    )  # names and deletes the first
+    last = checkpoints.last_complete(tmp_path, lambda path: None, lambda text: None)  # also deletes the faulty one
+    assert last is None
     checkpoints.begin(tmp_path)
     assert checkpoints.fault(elsewhere) is None and not checkpoints.side(tmp_path).exists()
 
 
-def test_a_manifest_can_not_lead_outside(tmp_path: Path) -> None:
+def test_a_manifest_cannot_name_files_outside_its_checkpoint(tmp_path: Path) -> None:
     place = sealed(tmp_path / "checkpoint-1")
     (tmp_path / "x").write_bytes(b"x")
     content = json.loads((place / checkpoints.MANIFEST).read_text())
@@ -294,7 +301,7 @@ def test_data_is_never_a_pickle_or_a_script(name: str, perl: Perl, marker: Path)
     assert not marker.exists()
 
 
-# code in folders
+# code in model folders
 
 
 @pytest.fixture
@@ -313,14 +320,14 @@ def adapter_on(run: Path, model: Path, folder: str) -> Path:
     place = Path(shutil.copytree(run, folder, ignore=shutil.ignore_patterns("checkpoints")))
     config = json.loads((place / weights.ADAPTER_CONFIG).read_text()) | {"base_model_name_or_path": str(model)}
     (place / weights.ADAPTER_CONFIG).write_text(json.dumps(config))
-    told = json.loads((place / RECORD).read_text())
-    told["settings"]["trust_remote_code"] = told["trl_settings"]["trust_remote_code"] = True
-    (place / RECORD).write_text(json.dumps(told))
+    changed = json.loads((place / RECORD).read_text())
+    changed["settings"]["trust_remote_code"] = changed["trl_settings"]["trust_remote_code"] = True
+    (place / RECORD).write_text(json.dumps(changed))
     (place / SETTINGS).write_text((place / SETTINGS).read_text().replace("_code: false", "_code: true"))
     return place
 
 
-def test_modelling_code_is_not_run_unasked(
+def test_modelling_code_does_not_run_by_default(
     evil: Path, sft_run: Path, reward_run: Path, rows: dict[str, Path], perl: Perl, marker: Path
 ) -> None:
     policy, judge = adapter_on(sft_run, evil, "policy"), adapter_on(reward_run, evil, "judge")
@@ -331,19 +338,24 @@ def test_modelling_code_is_not_run_unasked(
         ("rl", "--model", evil, "--reward", reward_run, *prompts),
         ("rl", "--model", sft_run, "--reward", judge, *prompts),
         ("rl", "--model", sft_run, "--reward", reward_run, "--anchor", evil, *prompts),
-        ("rl", "--model", policy, "--reward", reward_run, *prompts), ("eval", "--model", evil, *prompts),
-        ("eval", "--model", policy, *prompts), ("eval", "--model", judge, "--data", rows["pairs"]), ("merge", policy),
-        ("sft", "--model", policy, "--data", rows["demonstrations"]), ("estimate", "rl", "--model", evil),
-        ("estimate", "rl", "--model", policy), ("data", "check", rows["pairs"], "--model", evil),
+        ("rl", "--model", policy, "--reward", reward_run, *prompts),
+        ("eval", "--model", evil, *prompts),
+        ("eval", "--model", policy, *prompts),
+        ("eval", "--model", judge, "--data", rows["pairs"]),
+        ("merge", policy),
+        ("sft", "--model", policy, "--data", rows["demonstrations"]),
+        ("estimate", "rl", "--model", evil),
+        ("estimate", "rl", "--model", policy),
+        ("data", "check", rows["pairs"], "--model", evil),
         ("data", "show", rows["pairs"], "--model", policy),
         ("compare-full", "sft", "--model", evil, "--data", rows["demonstrations"], "--estimate"),
-    ):  # fmt: skip
-        told = perl(*words, code=2).output
-        assert "was not run" in told and "--trust-remote-code" in told, words
+    ):
+        output = perl(*words, code=2).output
+        assert "was not run" in output and "--trust-remote-code" in output, words
     assert not marker.exists() and not Path("runs").exists()
 
 
-def test_modelling_code_runs_when_asked_for(evil: Path, perl: Perl, marker: Path) -> None:
+def test_modelling_code_runs_with_trust_remote_code(evil: Path, perl: Perl, marker: Path) -> None:
     perl("data", "show", "coffee", "--model", evil, "--trust-remote-code")
     assert marker.exists()
 
@@ -361,7 +373,7 @@ def test_code_next_to_a_known_model_is_ignored(llama: Path, perl: Perl, marker: 
     assert not marker.exists()
 
 
-def test_a_tokenizers_code_is_not_run_unasked(llama: Path, perl: Perl, marker: Path) -> None:
+def test_a_tokenizers_code_does_not_run_by_default(llama: Path, perl: Perl, marker: Path) -> None:
     folder = Path(shutil.copytree(llama, "evil"))
     (folder / "tokenizer.py").write_text(f"open({str(marker)!r}, 'w').close()\nclass Evil: pass\n")
     config = json.loads((folder / "tokenizer_config.json").read_text())
@@ -371,12 +383,12 @@ def test_a_tokenizers_code_is_not_run_unasked(llama: Path, perl: Perl, marker: P
     assert not marker.exists()
 
 
-def test_attention_from_the_hub_is_code(llama: Path, perl: Perl) -> None:
+def test_an_attention_kernel_from_the_hub_counts_as_code(llama: Path, perl: Perl) -> None:
     folder = Path(shutil.copytree(llama, "evil"))
     config = json.loads((folder / "config.json").read_text()) | {"attn_implementation": "someone/kernel"}
     (folder / "config.json").write_text(json.dumps(config))
-    told = perl("data", "show", "coffee", "--model", folder, code=2).output
-    assert "someone/kernel, which is code" in told and "--trust-remote-code" in told
+    output = perl("data", "show", "coffee", "--model", folder, code=2).output
+    assert "someone/kernel, which is code" in output and "--trust-remote-code" in output
 
 
 @pytest.fixture
@@ -387,14 +399,14 @@ def module(marker: Path) -> Iterator[str]:
     sys.modules.pop("evil_reward", None)
 
 
-def test_no_record_names_a_reward_function(
+def test_a_record_cannot_name_a_reward_function(
     module: str, rl_run: Path, reward_run: Path, rows: dict[str, Path], perl: Perl, marker: Path
 ) -> None:
     folder = Path(shutil.copytree(rl_run, "run"))
-    told = json.loads((folder / RECORD).read_text())
-    told["settings"] |= {"reward": [module], "recipe": "evil.yaml", "anchor": module}
-    told["model"]["name"] = module
-    (folder / RECORD).write_text(json.dumps(told))
+    changed = json.loads((folder / RECORD).read_text())
+    changed["settings"] |= {"reward": [module], "recipe": "evil.yaml", "anchor": module}
+    changed["model"]["name"] = module
+    (folder / RECORD).write_text(json.dumps(changed))
     (folder / SETTINGS).write_text(f"reward: [{module}]\nmodel: {module}\n")
     config = json.loads((folder / weights.ADAPTER_CONFIG).read_text()) | {
         "auto_mapping": {"base_model_class": "score", "parent_library": "evil_reward"}
@@ -409,18 +421,18 @@ def test_no_record_names_a_reward_function(
     perl("rl", "--model", folder, "--reward", reward_run, *words, "--dry-run")
     assert not marker.exists() and "evil_reward" not in sys.modules
     perl("rl", "--model", rl_run, "--reward", module, *words, "--dry-run")
-    assert marker.exists()  # from the command line it is the user's own
+    assert marker.exists()  # on the command line it is the user's own choice
 
 
-def test_a_folder_named_like_a_function_is_a_folder(
+def test_a_folder_named_like_a_function_is_read_as_a_folder(
     module: str, sft_run: Path, rows: dict[str, Path], perl: Perl, marker: Path
 ) -> None:
     Path(module).mkdir()
-    told = perl("rl", "--model", sft_run, "--reward", module, "--data", rows["prompts"], code=2).output
-    assert "can't be read as a model" in told and not marker.exists()
+    output = perl("rl", "--model", sft_run, "--reward", module, "--data", rows["prompts"], code=2).output
+    assert "can't be read as a model" in output and not marker.exists()
 
 
-def test_subprocesses_import_no_module_from_the_working_folder(marker: Path) -> None:
+def test_subprocesses_do_not_import_modules_from_the_working_folder(marker: Path) -> None:
     for name in ("typer", "yaml", "perlcli", "json"):
         Path(f"{name}.py").write_text(f"open({str(marker)!r}, 'w').close()")
     assert processes.run(["recipes"], Path("log")) == 0, Path("log").read_text()
@@ -444,64 +456,60 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def leaks(*folders: Path) -> list[str]:
     """The files that contain the home folder or a secret; peft needs the base's actual path in its config."""
     words = ["planted-user", *SECRETS.values()]
-    return [
-        str(path) for folder in folders for path in folder.rglob("*")
-        if path.is_file() and path.name != weights.ADAPTER_CONFIG
-        and any(word.encode() in path.read_bytes() for word in words)
-    ]  # fmt: skip
+    paths = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
+    read = {path: path.read_bytes() for path in paths if path.name != weights.ADAPTER_CONFIG}
+    return [str(path) for path, content in read.items() if any(word.encode() in content for word in words)]
 
 
-def test_no_file_and_no_output_of_a_run_contains_the_home_folder_or_a_secret(
+def test_files_and_output_of_a_run_contain_neither_the_home_folder_nor_secrets(
     home: Path, llama: Path, rows: dict[str, Path], perl: Perl, tmp_path: Path
 ) -> None:
     model, runs = Path(shutil.copytree(llama, home / "model")), home / "runs"
     data = {name: Path(shutil.copytree(folder, home / name)) for name, folder in rows.items()}
-    told = [
+    inputs = ("--reward", runs / "reward", "--data", data["prompts"], *SAMPLED)
+    outcomes = [
         perl("sft", "--model", model, "--data", data["demonstrations"], "--output", runs / "sft", *SHORT),
         perl("reward", "--model", model, "--data", data["pairs"], "--output", runs / "reward", *SHORT),
-        perl(
-            "rl", "--model", runs / "sft", "--reward", runs / "reward", "--data", data["prompts"], "--output",
-            runs / "rl", "--algorithm", "reinforce", *SHORT[:6], *SAMPLED,
-        ),
-        perl(
-            "eval", "--model", runs / "rl", "--reward", runs / "reward", "--data", data["prompts"], "--output",
-            runs / "eval", *SAMPLED,
-        ),
+        perl("rl", "--model", runs / "sft", *inputs, "--output", runs / "rl", "--algorithm", "reinforce", *SHORT[:6]),
+        perl("eval", "--model", runs / "rl", *inputs, "--output", runs / "eval"),
         perl("merge", runs / "rl", "--output", runs / "merged"),
         perl("report", runs / "reward", runs / "rl", "--output", runs / "report"),
         perl("report", runs / "reward", runs / "rl", "--output", tmp_path / "home" / "outside"),
-        perl("runs", runs), perl("estimate", "rl", "--model", model),
+        perl("runs", runs),
+        perl("estimate", "rl", "--model", model),
         perl("data", "check", data["pairs"] / "train.jsonl"),
         perl("sft", "--model", home / "none", "--data", data["pairs"], code=2),
         perl("sft", "--model", model, "--data", home / "none", code=2),
-    ]  # fmt: skip
+    ]
     assert leaks(runs, tmp_path / "home" / "outside") == []
-    for each in told:
-        assert not [word for word in ("planted-user", *SECRETS.values()) if word in each.output], each.output
+    for outcome in outcomes:
+        assert not [word for word in ("planted-user", *SECRETS.values()) if word in outcome.output], outcome.output
     kept = record.read_record(runs / "rl")
     assert kept.settings["model"] == "~/runs/sft" and kept.settings["reward"] == ["~/runs/reward"]
     assert kept.model["base"] == "~/model" and kept.data["train"]["source"] == "~/prompts"
 
 
 @pytest.mark.slow  # four processes
-def test_no_file_of_a_comparison_contains_the_home_folder_or_a_secret(home: Path, llama: Path, perl: Perl) -> None:
+def test_files_of_a_comparison_contain_neither_the_home_folder_nor_secrets(home: Path, llama: Path, perl: Perl) -> None:
     model = shutil.copytree(llama, home / "model")
-    words = ("compare-full", "sft", "--model", model, "--data", "coffee", "--output", home / "whole", *SHORT)
-    told = perl(*words).output
-    assert leaks(home / "whole") == [] and "planted-user" not in told
-    assert "Report: ~/whole/report.html" in perl("compare-full", "--config", "~/whole/settings.yaml", "--resume").output
-    perl("report", "~/whole", "--output", "~/other")
+    words = ("compare-full", "sft", "--model", model, "--data", "coffee", "--output", home / "comparison", *SHORT)
+    output = perl(*words).output
+    assert leaks(home / "comparison") == [] and "planted-user" not in output
+    resumed = perl("compare-full", "--config", "~/comparison/settings.yaml", "--resume").output
+    assert "Report: ~/comparison/report.html" in resumed
+    perl("report", "~/comparison", "--output", "~/other")
     assert leaks(home / "other") == []
 
 
-def test_a_run_below_the_home_folder_can_be_resumed_and_repeated(
+def test_a_run_in_the_home_folder_can_be_resumed_and_repeated(
     home: Path, llama: Path, rows: dict[str, Path], perl: Perl
 ) -> None:
     model, data = shutil.copytree(llama, home / "model"), shutil.copytree(rows["pairs"], home / "pairs")
     (home / "adapter.json").write_text(json.dumps({"peft_type": "LOHA", "r": 2, "base_model_name_or_path": str(model)}))
     (home / "accelerator.json").write_text("{}")
-    words = ("reward", "--model", model, "--data", data, "--output", home / "run", "--peft", home / "adapter.json",
-             "--set", f"accelerator_config={home}/accelerator.json", "--max-steps", 1, *SHORT[2:6])  # fmt: skip
+    files_given = ("--peft", home / "adapter.json", "--set", f"accelerator_config={home}/accelerator.json")
+    words = ("reward", "--model", model, "--data", data, "--output", home / "run", *files_given, "--max-steps", 1)
+    words += SHORT[2:6]
     perl(*words)
     assert "is complete" in perl(*words, "--resume", code=2).output
     assert "Resuming from step 1" in perl(*words, "--max-steps", 2, "--resume").output
@@ -513,7 +521,7 @@ def test_a_run_below_the_home_folder_can_be_resumed_and_repeated(
     assert "data was ~/pairs, now ~/other" in perl(*words, "--data", other, "--resume", code=2).output
 
 
-def test_the_reason_of_a_failure_contains_no_secrets(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_recorded_reason_for_a_failure_contains_no_secrets(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = Run(settings.build(settings.Sft, {"output": "run"}))
     run.folder = home / "run"
     with pytest.raises(ValueError), lifecycle.recording(run):
@@ -531,12 +539,12 @@ def test_the_reason_of_a_failure_contains_no_secrets(home: Path, capsys: pytest.
 
 def test_tokens_and_logins_are_recognised(perl: Perl, monkeypatch: pytest.MonkeyPatch) -> None:
     token = "hf_0123456789abcdefghij"
-    told = perl("sft", "--set", f"hub_token={token}", "--set", "push_to_hub=true", code=2).output
-    assert token not in told and "hub_token: perlcli sets this itself" in told
+    output = perl("sft", "--set", f"hub_token={token}", "--set", "push_to_hub=true", code=2).output
+    assert token not in output and "hub_token: perlcli sets this itself" in output
     address = "https://user:passwd@host.org/data/x"
     for words in (("--data", address), ("--model", address, "--data", "coffee")):
-        told = perl("sft", *words, code=2).output
-        assert "passwd" not in told and "https://***@host.org/data/x does not exist" in told
+        output = perl("sft", *words, code=2).output
+        assert "passwd" not in output and "https://***@host.org/data/x does not exist" in output
     for text in (token, "sk-" + "a1" * 12, "sk-proj-" + "a1" * 12, "ghp_" + "a1" * 18, "AKIA" + "A1" * 8):
         assert hidden(f"by {text}, so") == "by ***, so"
     assert hidden("https://h/x?access_token=abc&page=2") == "https://h/x?access_token=***&page=2"
@@ -560,36 +568,36 @@ def test_only_the_home_folder_itself_is_hidden(monkeypatch: pytest.MonkeyPatch, 
     assert hidden("/a/b") == "/a/b"
 
 
-def test_values_of_secret_variables_are_hidden_in_every_value(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_values_of_secret_environment_variables_are_hidden_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MY_TOKEN", "a-long-secret")
     monkeypatch.setenv("OTHER_KEY", "short")
     monkeypatch.setenv("SSH_KEY_FILE", "/etc/a-key-file")
-    monkeypatch.setenv("TOKENIZER", "org/a-model")  # hidden it would be lost from settings.yaml
+    monkeypatch.setenv("TOKENIZER", "org/a-model")  # if hidden, it would be missing from settings.yaml
     assert hidden("org/a-model") == "org/a-model"
     text = "a-long-secret short /etc/a-key-file"
     assert hidden(text) == "*** short /etc/a-key-file"
     run = RunFigures(folder=text, command="c", status="finished", metrics={text: [text, 1, None, (Path(text),)]})
-    found = hidden_in(run)
-    assert (found.folder, found.metrics) == (hidden(text), {hidden(text): [hidden(text), 1, None, (hidden(text),)]})
-    assert redaction.STARS in repr(found) and "a-long-secret" not in repr(found)
+    safe = hidden_in(run)
+    assert (safe.folder, safe.metrics) == (hidden(text), {hidden(text): [hidden(text), 1, None, (hidden(text),)]})
+    assert redaction.STARS in repr(safe) and "a-long-secret" not in repr(safe)
 
 
 def test_messages_of_libraries_do_not_contain_the_home_folder(home: Path) -> None:
     code = "from perlcli import upstream; upstream.hush(); import logging, os, warnings; "
     code += "warnings.warn(os.environ['HOME'] + '/x\\ny'); logging.error('in %s', os.environ['HOME'])"
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert found.stderr == "UserWarning: ~/x y\nERROR:root:in ~\n"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stderr == "UserWarning: ~/x y\nERROR:root:in ~\n"
 
 
 # names
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["../../x", "..", "/", "a/../..", "/etc/passwd", "a\nb", "a\0b", "x" * 300, "é" * 200, "~", "-rf", "con", "", "…",
-     "a/b\\..\\c", "$(touch x)", "\x1b[31m", "\u202eabc", "org/name@main", "x" * 79 + "/.." ],
-)  # fmt: skip
-def test_a_models_name_can_not_lead_out_of_a_comparison(name: str) -> None:
+PATHS = ("../../x", "..", "/", "a/../..", "/etc/passwd", "a/b\\..\\c", "~", "x" * 79 + "/..", "org/name@main")
+STRANGE = ("a\nb", "a\0b", "x" * 300, "é" * 200, "-rf", "con", "", "…", "$(touch x)", "\x1b[31m", "\u202eabc")
+
+
+@pytest.mark.parametrize("name", [*PATHS, *STRANGE])
+def test_a_models_name_cannot_lead_outside_a_comparisons_folder(name: str) -> None:
     made = jobs.slug(name)
     assert made and len(os.fsencode(made)) <= jobs.LONGEST and not made.startswith((".", "-"))
     assert Path(made).name == made and made.isascii() and made.isprintable()
@@ -597,7 +605,7 @@ def test_a_models_name_can_not_lead_out_of_a_comparison(name: str) -> None:
     assert not place.is_absolute() and ".." not in place.parts and len(place.parts) == 2
 
 
-def test_a_reports_stage_can_not_lead_out_of_its_folder(perl: Perl, arm_of: Any) -> None:
+def test_a_reports_stage_cannot_lead_outside_its_folder(perl: Perl, arm_of: Any) -> None:
     folder = Path("theirs/inside")
     render_files.write_all(
         Report(title="t", command="perl compare-full", comparisons=[contrasts.compare("reward", [arm_of()])]), folder
@@ -624,19 +632,26 @@ def test_printed_text_has_no_control_characters(perl: Perl, capsys: pytest.Captu
     assert capsys.readouterr().out == f"{shown}\n"
 
 
-def test_a_foreign_record_is_printed_as_text(perl: Perl) -> None:
+def test_control_characters_in_a_record_are_printed_as_text(perl: Perl) -> None:
     bad = "\x1b[2J\r\u202e"
     made = RunRecord(
-        command="sft", status="finished", started="2026-01-02T03:04:05+00:00", model={"base": bad}, notes=[bad],
-        settings={"output": bad}, metrics={f"a{bad}": 1.0}, device={"precision": bad}, failure=bad,
-    )  # fmt: skip
+        command="sft",
+        status="finished",
+        started="2026-01-02T03:04:05+00:00",
+        model={"base": bad},
+        notes=[bad],
+        settings={"output": bad},
+        metrics={f"a{bad}": 1.0},
+        device={"precision": bad},
+        failure=bad,
+    )
     Path("run").mkdir()
     record.write_record(Path("run"), made)
     for words in (("report", "run"), ("runs", ".")):
         assert not [letter for letter in perl(*words).output if not letter.isprintable() and letter != "\n"]
 
 
-def test_rows_with_escapes_are_shown_as_text(perl: Perl, write: Any, llama: Path) -> None:
+def test_control_characters_in_rows_are_shown_as_text(perl: Perl, write: Any, llama: Path) -> None:
     pair = {"prompt": "a\x1b[2J", "chosen": "\x9b31m\u202eyes", "rejected": "no\r"}
     path = write(Path("pairs.jsonl"), [pair, {"prompt": "a", "chosen": "\x1b[2J", "rejected": 3}])
     for words in (("data", "show"), ("data", "check"), ("data", "convert")):
@@ -649,12 +664,26 @@ def test_rows_with_escapes_are_shown_as_text(perl: Perl, write: Any, llama: Path
 
 # what is written
 
-PLANTED = ('<script>alert(1)</script>', '"><img src=x onerror=alert(1)>', "' onload='alert(1)", "javascript:alert(1)",
-           "</title></style></pre><iframe>", "{{7*7}}", "\\[a](javascript:alert(1))", "![a](http://x/y.png)", "=cmd()",
-           "a\n\n# b | c", "```\n<b>", "<!-- x", "&lt;script&gt;")  # fmt: skip
-ALLOWED = {"html", "head", "meta", "title", "style", "body", "main", "p", "h1", "h2", "h3", "section", "div", "table",
-           "thead", "tbody", "tr", "th", "td", "sup", "small", "ol", "ul", "li", "dl", "dt", "dd", "figure", "img",
-           "figcaption", "pre", "code", "footer", "a", "strong"}  # fmt: skip
+PLANTED = (
+    "<script>alert(1)</script>",
+    '"><img src=x onerror=alert(1)>',
+    "' onload='alert(1)",
+    "javascript:alert(1)",
+    "</title></style></pre><iframe>",
+    "{{7*7}}",
+    "\\[a](javascript:alert(1))",
+    "![a](http://x/y.png)",
+    "=cmd()",
+    "a\n\n# b | c",
+    "```\n<b>",
+    "<!-- x",
+    "&lt;script&gt;",
+)
+PAGE_TAGS = ("html", "head", "meta", "title", "style", "body", "main", "section", "div", "footer", "h1", "h2", "h3")
+TEXT_TAGS = ("p", "a", "strong", "sup", "small", "pre", "code", "ol", "ul", "li", "dl", "dt", "dd")
+TABLE_TAGS = ("table", "thead", "tbody", "tr", "th", "td", "figure", "figcaption", "img")
+TAGS = {*PAGE_TAGS, *TEXT_TAGS, *TABLE_TAGS}
+ATTRIBUTES = {"lang", "charset", "name", "content", "class", "scope", "colspan", "style", "alt", "src", "href"}
 
 
 class Tags(HTMLParser):
@@ -683,7 +712,7 @@ def filled(value: Any, text: str) -> Any:
 
 
 @pytest.fixture
-def whole(arm_of: Any) -> Callable[[str], Report]:
+def report_of(arm_of: Any) -> Callable[[str], Report]:
     """A report with the given text in every text field."""
 
     def made(text: str) -> Report:
@@ -696,18 +725,17 @@ def whole(arm_of: Any) -> Callable[[str], Report]:
         done = contrasts.compare("reward", two, [text])
         numbers = {"rank": 4, "learning_rate": 0.1, "predicted_mb": 1.0, "memory_mb": None, "reserved_mb": None}
         for place, arm in enumerate(done.arms):
-            runs = [dataclasses.replace(filled(run, f"{text}{place}"), memory_mb=5.0, reserved_mb=None, weights_bytes=1,
-                                        optimizer_bytes=1, metrics=metrics) for run in arm.runs]  # fmt: skip
+            sizes = {"memory_mb": 5.0, "reserved_mb": None, "weights_bytes": 1, "optimizer_bytes": 1}
+            runs = [dataclasses.replace(filled(run, f"{text}{place}"), metrics=metrics, **sizes) for run in arm.runs]
             strange = filled(dataclasses.replace(arm, runs=[]), f"{text}{place}")
             spreads = {
                 item.name: getattr(arm, item.name)
                 for item in dataclasses.fields(ArmResult)
                 if "per_second" in item.name
             }
-            done.arms[place] = dataclasses.replace(
-                strange, runs=runs, quality=arm.quality, ratios=arm.ratios, failure=arm.failure and text,
-                remarks=[text], **(numbers | spreads),
-            )  # fmt: skip
+            measured = {"runs": runs, "quality": arm.quality, "ratios": arm.ratios, **numbers, **spreads}
+            failure = arm.failure and text
+            done.arms[place] = dataclasses.replace(strange, failure=failure, remarks=[text], **measured)
         values = {"device": {text: text, "name": text}, "versions": {text: text}, "git_commit": text, "started": text}
         return Report(title=text, command=text, status="finished", comparisons=[done], **values)
 
@@ -715,24 +743,12 @@ def whole(arm_of: Any) -> Callable[[str], Report]:
 
 
 @pytest.mark.parametrize("text", PLANTED)
-def test_no_field_of_a_report_becomes_markup(text: str, whole: Any, tmp_path: Path) -> None:
-    render_files.write_all(whole(text), tmp_path)
+def test_fields_of_a_report_never_become_markup(text: str, report_of: Any, tmp_path: Path) -> None:
+    render_files.write_all(report_of(text), tmp_path)
     page = Tags((tmp_path / render_files.PAGE).read_text(encoding="utf-8"))
-    assert {tag for tag, _ in page.seen} <= ALLOWED
+    assert {tag for tag, _ in page.seen} <= TAGS
     for tag, given in page.seen:
-        assert set(given) <= {
-            "lang",
-            "charset",
-            "name",
-            "content",
-            "class",
-            "scope",
-            "colspan",
-            "style",
-            "alt",
-            "src",
-            "href",
-        }
+        assert set(given) <= ATTRIBUTES
         assert given.get("href", "https://arxiv.org/") is not None and "javascript" not in str(given.get("href"))
         assert tag != "img" or str(given["src"]).startswith("data:image/png;base64,")
     outside = (tmp_path / render_files.MARKDOWN).read_text(encoding="utf-8").partition("```console\n")
@@ -740,20 +756,21 @@ def test_no_field_of_a_report_becomes_markup(text: str, whole: Any, tmp_path: Pa
     assert outside[2].count("```") == 1 and outside[2].endswith("```\n")
 
 
-def test_a_link_can_not_be_escaped_back_into_markdown() -> None:
-    assert markdown.inline("\\[a](javascript:x)") == "\\\\\\[a](javascript:x)"  # a backslash, and a bracket as such
+def test_escaping_cannot_turn_text_back_into_a_link() -> None:
+    # An escaped backslash, then an escaped bracket
+    assert markdown.inline("\\[a](javascript:x)") == "\\\\\\[a](javascript:x)"
     assert markdown.inline("a\\|b\n<c>") == "a\\\\\\|b &lt;c&gt;"
 
 
 @pytest.mark.parametrize("text", ["=1+1", "+1", "-1+cmd|' /C calc'!A0", "@SUM(A1)", "\t=1", "\r=1", "=a\r=1"])
-def test_no_cell_of_a_report_is_a_formula(text: str, whole: Any, tmp_path: Path) -> None:
-    render_files.write_all(whole(text), tmp_path)
+def test_cells_of_a_report_are_never_formulas(text: str, report_of: Any, tmp_path: Path) -> None:
+    render_files.write_all(report_of(text), tmp_path)
     for name in (render_files.ARMS, render_files.RUNS):
         written = io.StringIO((tmp_path / name).read_bytes().decode(), newline="")
         cells = [cell for row in csv.DictReader(written) for cell in row.values()]
-        found = [cell for cell in cells if cell and cell.lstrip("'").startswith(text.strip()[:1])]
-        found = [cell for cell in found if not is_number(cell)]
-        assert found and all(cell.startswith("'") for cell in found)
+        risky = [cell for cell in cells if cell and cell.lstrip("'").startswith(text.strip()[:1])]
+        risky = [cell for cell in risky if not is_number(cell)]
+        assert risky and all(cell.startswith("'") for cell in risky)
 
 
 def is_number(cell: str) -> bool:
@@ -765,7 +782,7 @@ def is_number(cell: str) -> bool:
 
 
 @pytest.mark.parametrize("text", PLANTED)
-def test_a_model_card_is_text(text: str) -> None:
+def test_values_in_a_model_card_stay_text(text: str) -> None:
     data = {"train": {"source": text, "kept": 1}}
     page = card.card(RunRecord(command="sft", model={"base": text, "name": text}, data=data, metrics={text: 1.0}))
     front, rest = page.split("---\n")[1], page.split("---\n", 2)[2]

@@ -14,8 +14,8 @@ from perlcli import data, settings, terminal
 from perlcli.cli.app import app
 from perlcli.commands import data_check, data_file, data_show
 from perlcli.data import Demonstration, Preference, Prompt, Renderer
+from perlcli.data.render import of_demonstration, of_preference
 from perlcli.data.rows import SourceRow
-from perlcli.data.tokens import of_demonstration, of_preference
 from perlcli.model import sources, tokenizers
 
 PAIR = {"prompt": "a latte", "chosen": "b", "rejected": "c"}

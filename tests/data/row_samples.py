@@ -3,9 +3,9 @@
 import json
 from typing import Any
 
-from perlcli.data import Data, Preference
-from perlcli.data.formats import Converter
+from perlcli.data import Data, Intake, Preference
 from perlcli.data.rows import DataReport, SourceRow
+from perlcli.settings import DataSettings
 
 Raw = dict[str, Any]
 Message = dict[str, str]
@@ -52,11 +52,11 @@ def pairs(*prompts: str) -> Data:
 
 def converted(*raws: Raw, use: str, chat: bool = True, source: str = "x", **options: Any) -> Data:
     """The rows that source rows become for a use, with the report. Raises PerlError for rows with errors."""
-    made = Converter(use, source, chat=chat, **options)
-    data = Data([], [], made.report)
+    intake = Intake(source, use, "train", chat=chat, options=DataSettings(**options))
+    data = Data([], [], intake.report)
     for number, raw in enumerate(raws, start=1):
-        for row in made.take(number, SourceRow(f"{source}, row {number}", raw)):
+        for row in intake.take(number, SourceRow(f"{source}, row {number}", raw)):
             data.rows.append(row)
             data.numbers.append(number)
-    made.faults.check()
+    intake.check_faults()
     return data

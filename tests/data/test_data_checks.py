@@ -1,5 +1,6 @@
-"""What is reported about rows before they become tokens: empty completions, duplicates, labels, overlap."""
+"""Reports about rows before they become tokens: empty completions, duplicates, labels, overlap. Held-out rows."""
 
+import random
 from pathlib import Path
 from typing import Any
 
@@ -8,26 +9,9 @@ from row_samples import of, pairs
 
 from perlcli import data
 from perlcli.data import Demonstration, Preference, Prompt, Thumb, checks
+from perlcli.errors import PerlError
 
 SAID = [{"role": "user", "content": "hi"}]
-
-
-@pytest.mark.parametrize(
-    ("row", "empty"),
-    [
-        (Demonstration("a", " \n"), True),
-        (Demonstration("a", "b"), False),
-        (Demonstration(None, ""), True),
-        (Demonstration(SAID, [{"role": "assistant", "content": ""}]), True),
-        (Demonstration(SAID, [{"role": "assistant", "content": ""}, {"role": "user", "content": "b"}]), False),
-        (Preference("a", "", "c"), True),
-        (Preference("a", "b", ""), False),
-        (Thumb("a", "", False), True),
-        (Prompt("a"), False),
-    ],
-)
-def test_a_blank_completion_is_empty(row: Any, empty: bool) -> None:
-    assert checks.is_empty(row) == empty
 
 
 @pytest.mark.parametrize("use", ["sft", "reward"])
@@ -106,3 +90,78 @@ def test_a_run_drops_duplicates_when_asked(perl: Any, llama: Path, tmp_path: Pat
     found = perl("sft", *words, "--drop-duplicates").stdout
     assert "4 rows read, 2 kept; dropped 2 repeating an earlier row (rows 2, 3)" in found
     assert "are kept" not in found
+
+
+def test_no_prompt_is_on_both_sides_and_no_row_is_lost() -> None:
+    rows = pairs(*(f"prompt {place % 40}" for place in range(200)))
+    train, held_out = data.hold_out(rows, 0.1)
+    assert data.overlap(train, held_out) == []
+    assert sorted(train.numbers + held_out.numbers) == rows.numbers
+    assert (len(held_out.rows), train.report.held_out, train.report.kept) == (20, 20, 180)
+    assert "200 rows read, 180 kept, 20 held out for evaluation" in train.report.line()
+    assert (held_out.report.read, held_out.report.kept) == (20, 20)
+    assert held_out.report.source == "x, 0.1 held out by prompt"
+
+
+def test_each_side_has_its_own_report() -> None:
+    train, held_out = data.hold_out(pairs(*(f"prompt {place}" for place in range(20))), 0.5)
+    train.report.truncated.append(1)
+    train.report.drop("longer", 1)
+    assert (held_out.report.truncated, held_out.report.dropped) == ([], {})
+    assert train.report.fingerprint != held_out.report.fingerprint
+
+
+def test_the_split_is_by_content_and_not_by_order() -> None:
+    prompts = [f"prompt {place}" for place in range(50)]
+    sides = []
+    for _ in range(2):
+        _, held_out = data.hold_out(pairs(*prompts), 0.2)
+        sides.append({str(row.prompt) for row in held_out.rows})
+        random.Random(1).shuffle(prompts)
+    assert sides[0] == sides[1]
+    assert len(sides[0]) == 10
+
+
+def test_a_small_fraction_holds_out_at_least_one_prompt() -> None:
+    assert len(data.hold_out(pairs(*"abc"), 0.01)[1].rows) == 1
+
+
+def test_rows_with_the_same_prompt_cannot_be_split() -> None:
+    with pytest.raises(PerlError, match="leaves no rows to train on: x has only 1 distinct prompt"):
+        data.hold_out(pairs("a", "a", "a"), 0.5)
+
+
+@pytest.mark.parametrize("command", ["sft", "reward"])
+def test_a_fraction_is_held_out_of_a_run(command: str, perl: Any, llama: Path, tmp_path: Path, rows: Any) -> None:
+    source = rows["demonstrations" if command == "sft" else "pairs"] / "train.jsonl"
+    words = ("-m", llama, "-d", source, "--eval-fraction", "0.25", "--dry-run", "-o", tmp_path / "run")
+    output = perl(command, *words).stdout
+    assert "8 held out for evaluation" in output
+    assert "eval: " + str(source) + ", 0.25 held out by prompt" in output
+    assert "Warning" not in output
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--eval-fraction", "0.5"], "Evaluating on the first 2 of "),
+        ([], "--max-eval-samples has no effect: no rows are held out"),
+    ],
+)
+def test_fewer_rows_can_be_evaluated(
+    words: list[str], expected: str, perl: Any, llama: Path, rows: dict[str, Path]
+) -> None:
+    given = ("--data", rows["pairs"] / "train.jsonl", "--max-eval-samples", "2", "--dry-run")
+    assert expected in perl("reward", "--model", llama, *given, *words).output
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--eval-fraction", "0.1", "--eval-data", "x.jsonl"], "--eval-data and --eval-fraction can't be combined"),
+        (["--eval-fraction", "1"], "--eval-fraction must be above 0 and below 1, not 1"),
+        (["--eval-fraction", "0"], "--eval-fraction must be above 0 and below 1, not 0"),
+    ],
+)
+def test_an_impossible_fraction_is_rejected(words: list[str], expected: str, perl: Any) -> None:
+    assert expected in perl("reward", "--dry-run", *words, code=2).stderr

@@ -9,7 +9,7 @@ from row_samples import agent, pairs, user
 
 from perlcli import data
 from perlcli.data import Demonstration, Preference, Prompt, Thumb
-from perlcli.data.rows import DataReport
+from perlcli.data.rows import DataReport, is_empty
 
 
 @pytest.mark.parametrize(
@@ -53,3 +53,21 @@ def test_the_summary_is_json_with_counts_and_first_rows() -> None:
         "labels",
         "tokens",
     }
+
+
+@pytest.mark.parametrize(
+    ("row", "empty"),
+    [
+        (Demonstration("a", " \n"), True),
+        (Demonstration("a", "b"), False),
+        (Demonstration(None, ""), True),
+        (Demonstration(user("hi"), agent("")), True),
+        (Demonstration(user("hi"), [*agent(""), *user("b")]), False),
+        (Preference("a", "", "c"), True),
+        (Preference("a", "b", ""), False),
+        (Thumb("a", "", False), True),
+        (Prompt("a"), False),
+    ],
+)
+def test_a_blank_completion_is_empty(row: Any, empty: bool) -> None:
+    assert is_empty(row) == empty

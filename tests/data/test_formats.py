@@ -9,8 +9,7 @@ from row_samples import HH, PAIR, TASK, THUMB, Raw, agent, converted, user
 from typer.testing import Result
 
 from perlcli.data import Demonstration, Preference, Prompt, Thumb
-from perlcli.data.formats import FORMATS, NAMES, Converter, detect, table
-from perlcli.data.rows import SourceRow
+from perlcli.data.formats import FORMATS, NAMES, detect, table
 from perlcli.errors import PerlError
 
 Perl = Callable[..., Result]
@@ -113,10 +112,10 @@ def test_a_named_format_is_that_of_the_held_out_data_too(perl: Perl, write: Any,
 def test_a_name_overrides_what_the_columns_look_like() -> None:
     raw = {"prompt": "a", "completion": "b", "label": 1}
     assert converted(raw, use="sft").report.format == "thumbs"
-    done = converted({**raw, "label": "a note"}, use="sft", name="prompt-completion")
+    done = converted({**raw, "label": "a note"}, use="sft", data_format="prompt-completion")
     assert (done.report.format, done.rows) == ("prompt-completion", [Demonstration("a", "b")])
     with pytest.raises(PerlError, match="needs the columns instruction, output; x has prompt, completion, label"):
-        converted(raw, use="sft", name="alpaca")
+        converted(raw, use="sft", data_format="alpaca")
 
 
 def test_every_format_is_distinguished_from_all_others() -> None:
@@ -138,6 +137,13 @@ def test_the_documentation_has_the_table_of_all_formats() -> None:
 def test_what_two_texts_share_is_found_in_one_pass() -> None:
     """A regular expression that tried every letter of the word took 15 seconds."""
     word = "x" * 200_000
-    found = SourceRow("row 1", {"chosen": f"{word} a b", "rejected": f"{word} a c"})
-    (row,) = Converter("rl", "rows", chat=False).take(1, found)
+    (row,) = converted({"chosen": f"{word} a b", "rejected": f"{word} a c"}, use="rl", chat=False).rows
     assert row == Prompt(f"{word} a", {})
+
+
+def test_a_completion_of_a_pair_starts_with_the_assistant() -> None:
+    """If conversations first differ in a user turn, their shared prompt ends before the previous answer."""
+    opening = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
+    ends = [[{"role": "user", "content": said}, {"role": "assistant", "content": "sure"}] for said in ("tea", "milk")]
+    pair = {"chosen": opening + ends[0], "rejected": opening + ends[1]}
+    assert converted(pair, use="reward").rows == [Preference(opening[:1], opening[1:] + ends[0], opening[1:] + ends[1])]

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from row_samples import HH, TASK, Raw, agent, converted, said, user
 
-from perlcli.data import Demonstration, Preference, Prompt, Thumb, published
+from perlcli.data import Demonstration, Preference, Prompt, Thumb
 
 SHP: Raw = {
     "post_id": "p1",
@@ -286,10 +286,10 @@ def test_the_limits_of_shp_keep_strong_pairs_and_few_of_a_post() -> None:
     ratios = [4.0, 1.5, 2.0, 3.0]
     raws = [{**SHP, "score_ratio": ratio} for ratio in ratios]
     raws += [{**SHP, "post_id": "p2", "score_ratio": None, "score_A": a, "score_B": 10} for a in (5, 6)]
-    done = converted(*raws, use="reward", limit=published.shp_limits(2, 2))
+    done = converted(*raws, use="reward", shp_score_ratio=2, shp_per_post=2)
     assert done.numbers == [1, 3, 5]
     assert done.report.dropped == {"with a score ratio below 2": [2, 6], "beyond the first 2 of their post": [4]}
-    assert converted(*raws, use="reward", limit=published.shp_limits(None, None)).numbers == [1, 2, 3, 4, 5, 6]
+    assert converted(*raws, use="reward").numbers == [1, 2, 3, 4, 5, 6]
 
 
 UNLABELLED = "without a label"

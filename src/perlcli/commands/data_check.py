@@ -52,7 +52,7 @@ class Look:
     def take(self, batch: Iterable[Numbered], *, has_sides: bool) -> None:
         """Count rows of the source. Raises PerlError if the stage can't use them."""
         rows = [(number, row) for number, item in batch for row in self.intake.take(number, item)]
-        if self.intake.is_faulty:  # the rest is only read for its errors
+        if self.intake.fault_count:  # the rest is only read for its errors
             return
         for place, _, _ in self.fitting.take(rows):
             number, row = rows[place]

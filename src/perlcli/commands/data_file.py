@@ -9,9 +9,9 @@ from typing import Any
 from perlcli import data, settings, upstream
 from perlcli.data import Data, Renderer
 from perlcli.data.fitting import Fitting
+from perlcli.data.render import Columns, of_demonstration, of_preference, of_prompt
 from perlcli.data.rows import DataReport
 from perlcli.data.sources import STDIN, title
-from perlcli.data.tokens import Columns, of_demonstration, of_preference, of_prompt
 from perlcli.errors import PerlError
 from perlcli.model import sources, tokenizers
 

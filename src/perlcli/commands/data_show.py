@@ -9,8 +9,8 @@ from itertools import groupby
 from perlcli import settings
 from perlcli.commands import data_file
 from perlcli.data import Renderer
+from perlcli.data.render import IGNORED, Columns
 from perlcli.data.rows import DataReport
-from perlcli.data.tokens import IGNORED, Columns
 from perlcli.terminal import put, say, visible
 from perlcli.text import counted
 

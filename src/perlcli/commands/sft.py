@@ -10,7 +10,7 @@ from datasets import Dataset
 from trl import SFTConfig, SFTTrainer
 
 from perlcli import data, settings
-from perlcli.data.tokens import of_demonstration
+from perlcli.data.render import of_demonstration
 from perlcli.model import roles
 from perlcli.run import files, plots
 from perlcli.run.lifecycle import recording

@@ -10,6 +10,7 @@ import zlib
 from array import array
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 
 Ids = list[int]
@@ -102,10 +103,7 @@ def read(path: Path, count: int) -> list[Ids] | None:
     if len(body) % content.itemsize or zlib.crc32(body).to_bytes(CHECKSUM, "little") != checksum:
         return None
     content.frombytes(body)
-    lengths, place, rows = content[:count], count, []
+    lengths, ids = content[:count], iter(content[count:])
     if count + sum(lengths) != len(content):
         return None
-    for length in lengths:
-        rows.append(content[place : place + length].tolist())
-        place += length
-    return rows
+    return [list(islice(ids, length)) for length in lengths]

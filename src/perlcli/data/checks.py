@@ -1,4 +1,4 @@
-"""Checks on rows before they become tokens: empty completions, duplicates, labels, prompts that are also trained on."""
+"""Checks on rows before they become tokens: duplicates, labels, prompts that are also trained on. Held-out rows."""
 
 from __future__ import annotations
 
@@ -7,24 +7,14 @@ import hashlib
 import json
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from copy import deepcopy
 
-from perlcli.data.rows import (
-    Content,
-    Data,
-    DataReport,
-    Demonstration,
-    Message,
-    Numbers,
-    Preference,
-    Prompt,
-    Row,
-    Thumb,
-    is_blank,
-)
-from perlcli.text import one_line
+from perlcli.data.rows import Content, Data, DataReport, Message, Numbers, Preference, Row, Thumb, completions
+from perlcli.errors import PerlError
+from perlcli.text import counted, one_line
 
-EMPTY, REPEATED = "with an empty completion", "repeating an earlier row"
+REPEATED = "repeating an earlier row"
 DIGEST_BYTES = 16
 PERCENTILES = (50, 90, 99)
 
@@ -36,7 +26,7 @@ class Digests:
         self._digests, self._numbers = bytearray(), array("q")
 
     def add(self, digest: bytes, number: int) -> None:
-        """Add a row's digest, of which the first `DIGEST_BYTES` bytes are kept."""
+        """Add the first `DIGEST_BYTES` bytes of a row's digest."""
         self._digests += digest[:DIGEST_BYTES]
         self._numbers.append(number)
 
@@ -101,34 +91,22 @@ def tally(data: Data) -> None:
 
 def drop_repeats(data: Data) -> None:
     """Keep only the first of rows that are exactly the same."""
-    seen: set[bytes] = set()
-    rows, numbers = [], []
-    for number, row in zip(data.numbers, data.rows, strict=True):
-        digest = hashlib.sha256(encoded(row)).digest()
-        if digest in seen:
-            data.report.drop(REPEATED, number)
-        else:
-            seen.add(digest)
-            rows.append(row)
-            numbers.append(number)
-    restrict(data, rows, numbers)
+    first: dict[bytes, int] = {}  # the place of the first row with this digest
+    for place, row in enumerate(data.rows):
+        if first.setdefault(hashlib.sha256(encoded(row)).digest(), place) != place:
+            data.report.drop(REPEATED, data.numbers[place])
+    restrict(data, list(first.values()))
     data.report.repeated = []
 
 
-def restrict(data: Data, rows: list[Row], numbers: list[int]) -> None:
-    """Keep only these rows, and report only on them."""
-    remaining = set(numbers)
-    data.rows, data.numbers = rows, numbers
-    data.report.kept, data.report.labels = len(rows), labels(rows)
+def restrict(data: Data, places: Sequence[int]) -> None:
+    """Keep only the rows at these places, and report only on them."""
+    data.rows = [data.rows[place] for place in places]
+    data.numbers = [data.numbers[place] for place in places]
+    remaining = set(data.numbers)
+    data.report.kept, data.report.labels = len(data.rows), labels(data.rows)
     data.report.repeated = [number for number in data.report.repeated if number in remaining]
     data.report.overlap = [number for number in data.report.overlap if number in remaining]
-
-
-def is_empty(row: Row) -> bool:
-    """Whether the completion is blank; of a pair only the chosen one counts, as an empty answer can be the worse."""
-    if isinstance(row, Prompt):
-        return False
-    return is_blank(row.chosen if isinstance(row, Preference) else row.completion)
 
 
 def encoded(row: Row) -> bytes:
@@ -154,18 +132,14 @@ def _prompt_of(row: Row) -> Content | list[Content]:
         return row.prompt
     if isinstance(row, Preference):
         return [row.chosen, row.rejected]
-    if isinstance(row, Demonstration) and isinstance(row.completion, str):
-        return row.completion
-    return _opening(row.completion) if isinstance(row, Demonstration) else []
-
-
-def _opening(messages: list[Message]) -> list[Message]:
+    (messages,) = completions(row)  # of a demonstration, as the other kinds have a prompt
+    if isinstance(messages, str):
+        return messages
     first = next((place for place, message in enumerate(messages) if message["role"] == "assistant"), len(messages))
     return messages[: max(first, 1)]
 
 
 def _normalised(content: Content | list[Content] | Message) -> list[object] | str:
-    """The content with every run of white space as one space, as JSON can hold it."""
     if isinstance(content, str):
         return one_line(content)
     if isinstance(content, dict):
@@ -188,13 +162,39 @@ def overlap(train: Data, held_out: Data) -> Numbers:
 
 def percentiles(lengths: Iterable[int]) -> dict[str, int]:
     """The 50th, 90th and 99th percentile of the lengths, and the longest; `lengths` may be a Counter."""
-    counts = Counter(lengths)
-    ordered, total = sorted(counts), counts.total()
-    result: dict[str, int] = {}
-    below = 0
-    for length in ordered:
-        below += counts[length]
-        for part in PERCENTILES:
-            if below * 100 >= total * part:
-                result.setdefault(f"p{part}", length)
-    return {**result, "max": ordered[-1]}
+    ordered = sorted(Counter(lengths).elements())
+    ranks = {f"p{part}": -(-len(ordered) * part // 100) for part in PERCENTILES}  # rounded up
+    return {**{name: ordered[rank - 1] for name, rank in ranks.items()}, "max": ordered[-1]}
+
+
+def hold_out(data: Data, fraction: float) -> tuple[Data, Data]:
+    """The rows to train on, and about `fraction` of all rows to evaluate on. All rows of a prompt go to the same side.
+    The prompts with the lowest digests are held out until they make up the fraction, so the choice depends only on the
+    prompts, not on their order or a seed. Raises PerlError if no row would be left to train on."""
+    digests = [prompt_digest(row) for row in data.rows]
+    counts, wanted, taken = Counter(digests), fraction * len(digests), 0
+    chosen: set[bytes] = set()
+    for digest in sorted(counts):
+        if chosen and taken + counts[digest] / 2 > wanted:  # include a prompt only if that comes nearer to the fraction
+            break
+        chosen.add(digest)
+        taken += counts[digest]
+    if len(chosen) == len(counts):
+        raise PerlError(
+            f"--eval-fraction {fraction:g} leaves no rows to train on: {data.report.source} has only "
+            f"{counted(len(counts), 'distinct prompt')}, and rows with the same prompt stay together",
+            "give held-out rows with --eval-data",
+        )
+    held_out = _side(data, [place for place, digest in enumerate(digests) if digest in chosen])
+    train = _side(data, [place for place, digest in enumerate(digests) if digest not in chosen])
+    train.report.held_out = taken
+    held_out.report.source += f", {fraction:g} held out by prompt"
+    held_out.report.read, held_out.report.extra, held_out.report.dropped = taken, 0, {}
+    return train, held_out
+
+
+def _side(data: Data, places: list[int]) -> Data:
+    side = Data(data.rows, data.numbers, deepcopy(data.report))  # each side counts separately
+    restrict(side, places)
+    tally(side)
+    return side

@@ -6,11 +6,12 @@ import json
 from collections.abc import Mapping
 from math import isfinite, isnan
 
-from perlcli.data.json_faults import fault_of, why_undecoded
-from perlcli.data.rows import Content, Message, Raw
+from perlcli.data.files import fault_of, why_undecoded
+from perlcli.data.rows import Content, Message, Raw, Thumb, Unjudged
 from perlcli.text import clip, shorten
 
 CONTENT = "text or a list of messages"
+UNLABELLED = "without a label"  # the reason in the report
 
 
 class BadField(Exception):
@@ -90,6 +91,12 @@ def label(raw: Raw, name: str = "label") -> bool | None:
     raise BadField(f"{name} must be 0, 1, true or false, not {shorten(value)}")
 
 
+def thumb(prompt: Content, completion: Content, raw: Raw, name: str = "label") -> Thumb | Unjudged:
+    """A completion with the row's label; if it has none, only the prompt is of use."""
+    up = label(raw, name)
+    return Unjudged(prompt, UNLABELLED) if up is None else Thumb(prompt, completion, up)
+
+
 def listed(raw: Raw, name: str, of: str) -> list[object]:
     """The value of a field that must be a list with at least one item; `of` names the items in the error."""
     value = need(raw, name, f"a list of {of}")
@@ -131,3 +138,9 @@ def same_kind(*contents: Content) -> None:
     """Raises BadField if some of the contents are text and others are conversations."""
     if len({isinstance(content, str) for content in contents}) > 1:
         raise BadField("text and messages in the same row")
+
+
+def shared(one: list[Message], other: list[Message]) -> int:
+    """The number of messages that two conversations start with in common."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((index for index, (a, b) in pairs if a != b), min(len(one), len(other)))

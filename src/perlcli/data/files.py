@@ -11,10 +11,9 @@ import csv
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import BinaryIO
 
-from perlcli.data.json_faults import DECODER, fault_of, why_undecoded
 from perlcli.data.rows import SourceRow
 from perlcli.text import clip, counted, shorten
 
@@ -24,6 +23,10 @@ CHUNK = 2**20  # bytes read at once
 CUT_OFF = 16  # characters: longer than any escape, literal or number that the end of a chunk can cut in two
 MARKS = {codecs.BOM_UTF16_LE: "UTF-16", codecs.BOM_UTF16_BE: "UTF-16", b"\x1f\x8b": "gzip: its name must end in .gz"}
 SPACE = re.compile(r"[ \t\r\n]*")
+Rows = Generator[SourceRow, None, None]  # close it unless it is read to the end: it holds files open
+DEEPEST = 50  # levels: code that writes and shows rows later recurses once per level
+TOO_DEEP = "nested too deeply"
+SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # as JSON escapes it; UTF-8 text can't hold one unescaped
 
 
 class Unreadable(Exception):
@@ -38,7 +41,7 @@ class Unreadable(Exception):
         return SourceRow(f"{name}, {self.place}", None, self.fault)
 
 
-def read_json(stream: BinaryIO, name: str) -> Iterator[SourceRow]:
+def read_json(stream: BinaryIO, name: str) -> Rows:
     """The rows of JSON lines, or of one JSON list, which may be one long line."""
     number, offset = 1, 0
     start = stream.readline(CHUNK)
@@ -57,7 +60,7 @@ def read_json(stream: BinaryIO, name: str) -> Iterator[SourceRow]:
         yield error.row(name)
 
 
-def _json_lines(stream: BinaryIO, name: str, start: bytes, number: int, offset: int) -> Iterator[SourceRow]:
+def _json_lines(stream: BinaryIO, name: str, start: bytes, number: int, offset: int) -> Rows:
     row = 0
     if start.strip() == b"{":
         what = "a JSON object over several lines: write one object per line, or a list of objects in [ and ]"
@@ -132,7 +135,7 @@ class _List:
         self.at_end = False
         self._take(first)
 
-    def rows(self) -> Iterator[SourceRow]:
+    def rows(self) -> Rows:
         self._skip("[")
         row, ended = 0, self._peek() == "]"
         while not ended:
@@ -209,7 +212,7 @@ class _List:
         return Unreadable(f"line {line}, column {column}", _invalid_json(message, self.text, position))
 
 
-def read_csv(stream: BinaryIO, name: str) -> Iterator[SourceRow]:
+def read_csv(stream: BinaryIO, name: str) -> Rows:
     """The rows of a CSV file with a header: every cell is text, an empty cell is null."""
     csv.field_size_limit(LONGEST)
     reader = csv.reader(_text_lines(stream), strict=True)
@@ -236,9 +239,9 @@ def read_csv(stream: BinaryIO, name: str) -> Iterator[SourceRow]:
 
 
 def _header_fault(header: list[str]) -> str:
-    duplicate = next((column for column, count in Counter(header).items() if count > 1), None)
-    if duplicate is not None:
-        return f"duplicate column in the header: {shorten(duplicate)}"
+    for column, count in Counter(header).items():
+        if count > 1:
+            return f"duplicate column in the header: {shorten(column)}"
     if header and "" in header[1:]:
         return "the header has a column without a name"
     return ""
@@ -249,3 +252,52 @@ def _text_lines(stream: BinaryIO) -> Iterator[str]:
     while line := _line(stream, number):
         yield _text(line.removeprefix(codecs.BOM_UTF8) if number == 1 else line, number, offset)
         offset, number = offset + len(line), number + 1
+
+
+class _Duplicate(dict[str, object]):
+    """An object in which `key` appears twice, so that it is unknown which value is meant."""
+
+    key = ""
+
+
+def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    value = dict(pairs)
+    if len(value) == len(pairs):
+        return value
+    duplicate = _Duplicate(value)
+    duplicate.key = Counter(key for key, _ in pairs).most_common(1)[0][0]
+    return duplicate
+
+
+DECODER = json.JSONDecoder(object_pairs_hook=_object)
+
+
+def fault_of(value: object, text: str) -> str:
+    """What is wrong with a value that `DECODER` made of a JSON text; empty if nothing is."""
+    level: list[object] = [value]
+    for _ in range(DEEPEST):
+        inner: list[object] = []
+        for item in level:
+            if isinstance(item, _Duplicate):
+                return f"duplicate key: {shorten(item.key)}"
+            if isinstance(item, dict | list):
+                inner.extend(item.values() if isinstance(item, dict) else item)
+        if not inner:
+            return _lone_surrogate(value) if SURROGATE.search(text) else ""
+        level = inner
+    return TOO_DEEP
+
+
+def _lone_surrogate(value: object) -> str:
+    """A fault if some text has half of a surrogate pair: JSON can escape it, but no tokenizer accepts it."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        letter = error.object[error.start].encode("unicode_escape").decode()
+        return f"{letter} is half of a surrogate pair: remove it, or write both halves"
+    return ""
+
+
+def why_undecoded(error: ValueError | RecursionError) -> str:
+    """Why a decoder gave up on JSON that is valid: it is nested too deeply, or has a number of thousands of digits."""
+    return TOO_DEEP if isinstance(error, RecursionError) else str(error)

@@ -9,9 +9,8 @@ from dataclasses import replace
 from typing import Any
 
 from perlcli.data.checks import percentiles, restrict
-from perlcli.data.render import Renderer
+from perlcli.data.render import Columns, Renderer
 from perlcli.data.rows import Content, Data, DataReport, Row
-from perlcli.data.tokens import Columns
 from perlcli.errors import PerlError
 from perlcli.text import counted
 
@@ -22,11 +21,9 @@ BATCH = 128  # rows encoded at once: a tokenizer needs some hundred bytes per to
 
 
 class Fitting:
-    """Turns rows into token columns, a batch at a time; the report counts rows longer than `longest` tokens.
-
-    A row's length is that of its longest list of ids. `on_long` says what happens to longer rows: "drop" drops them,
-    "truncate" cuts their prompts from the left with `render`, "error" refuses the data.
-    """
+    """Turns rows into token columns, a batch at a time; the report counts rows longer than `longest` tokens. `on_long`
+    says what happens to these: "drop" drops them, "truncate" cuts their prompts from the left with `render`, "error"
+    refuses the data."""
 
     def __init__(
         self, report: DataReport, longest: int, tokens: Tokens, *, on_long: str = "drop", render: Renderer | None = None
@@ -66,42 +63,30 @@ class Fitting:
         """Complete the report. Raises PerlError if no row is left, or if longer rows are refused."""
         if self._lengths:
             self.report.tokens = percentiles(self._lengths)
-        if self._refused:
-            self._refuse()
+        if numbers := self._refused:
+            shown = ", ".join(map(str, numbers[:NAMED_ROWS])) + ("…" if len(numbers) > NAMED_ROWS else "")
+            raise PerlError(
+                f"{self.report.source}: {counted(len(numbers), 'row')} longer than {self.longest} tokens, the longest "
+                f"with {self.report.tokens['max']:,}: {'row' if len(numbers) == 1 else 'rows'} {shown}",
+                "use a higher --max-length, --on-long drop or --on-long truncate",
+            )
         if self.report.kept <= 0:
             hint = "use a higher --max-length, or shorten the rows"
             raise PerlError(f"{self.report.source}: every row is {_reason(self.longest, self.on_long)}", hint)
-
-    def _refuse(self) -> None:
-        numbers = self._refused
-        shown = ", ".join(map(str, numbers[:NAMED_ROWS])) + ("…" if len(numbers) > NAMED_ROWS else "")
-        raise PerlError(
-            f"{self.report.source}: {counted(len(numbers), 'row')} longer than {self.longest} tokens, the longest with "
-            f"{self.report.tokens['max']:,}: {'row' if len(numbers) == 1 else 'rows'} {shown}",
-            "use a higher --max-length, --on-long drop or --on-long truncate",
-        )
-
-
-def fit(
-    data: Data, longest: int, tokens: Tokens, *, on_long: str = "drop", render: Renderer | None = None
-) -> list[Columns]:
-    """The columns of all rows within the length; `data` then has only those rows. Raises PerlError if no row is left,
-    or if longer rows are refused."""
-    return list(fitted(data, longest, tokens, on_long=on_long, render=render))
 
 
 def fitted(
     data: Data, longest: int, tokens: Tokens, *, on_long: str = "drop", render: Renderer | None = None
 ) -> Iterator[Columns]:
-    """The same as `fit`, row by row; `data` and its report are complete after the last row."""
-    fitting = Fitting(data.report, longest, tokens, on_long=on_long, render=render)
-    rows, numbers = [], []
+    """The columns of all rows within the length, one by one; after the last one, `data` has only those rows. Raises
+    PerlError if no row is left, or if longer rows are refused."""
+    fitting, places = Fitting(data.report, longest, tokens, on_long=on_long, render=render), []
     for place, used, item in fitting.take(list(zip(data.numbers, data.rows, strict=True))):
-        rows.append(used)
-        numbers.append(data.numbers[place])
+        data.rows[place] = used
+        places.append(place)
         yield item
     fitting.end()
-    restrict(data, rows, numbers)
+    restrict(data, places)
     if render:
         render.forget()
 
@@ -116,19 +101,17 @@ def _reason(longest: int, on_long: str) -> str:
 
 
 def truncate(row: Row, longest: int, tokens: Tokens, render: Renderer) -> Row | None:
-    """The row with as much of its prompt cut from the left as needed to fit; None if no cut is enough.
-
-    The prompt's content is cut, not its ids, so that the row gives the same tokens wherever it is rendered later. What
-    the tokenizer or the chat template puts first stays, and so do system messages and all completions. In a
-    conversation the oldest turns are removed first, then the start of the oldest remaining user turn.
-    """
-    whole = row.prompt
-    if whole is None:
+    """The row with as much of its prompt cut from the left as needed to fit; None if no cut is enough. The content is
+    cut, not its ids, so that the row gives the same tokens wherever it is rendered later. What the tokenizer or the
+    chat template puts first stays, and so do system messages and all completions. In a conversation the oldest turns
+    are removed first, then the start of the oldest remaining user turn."""
+    full = row.prompt
+    if full is None:
         return None
-    starts = _starts(whole)
-    fits = bisect_left(starts, True, key=lambda start: _excess(row, _from(whole, start), longest, tokens) <= 0)
+    starts = _starts(full)
+    fits = bisect_left(starts, True, key=lambda start: _excess(row, _from(full, start), longest, tokens) <= 0)
     for start in starts[max(0, fits - 1) : fits + 1]:  # the one before the first that fits may be cut to fit
-        prompt = _from(whole, start)
+        prompt = _from(full, start)
         cut: Content | None = prompt
         excess, total = _excess(row, prompt, longest, tokens), 0
         while excess > 0 and cut is not None:

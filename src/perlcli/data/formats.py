@@ -2,28 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import takewhile
 
-from perlcli.data import published, standard
+from perlcli.data import fields, published
 from perlcli.data.fields import BadField, SetAside
-from perlcli.data.rows import (
-    DataReport,
-    Demonstration,
-    Preference,
-    Prompt,
-    Raw,
-    Row,
-    SourceRow,
-    Thumb,
-    Unjudged,
-    is_blank,
-)
-from perlcli.errors import PerlError, nearest
-from perlcli.text import clip, counted, markdown_table, shorten
+from perlcli.data.rows import Content, Demonstration, Preference, Prompt, Raw, Row, Thumb, Unjudged, is_blank
+from perlcli.errors import PerlError
+from perlcli.text import clip, markdown_table
 
-SHOWN_FAULTS = 10
 ALL = frozenset({"sft", "reward", "rl"})
 ANSWERS = frozenset({"sft", "rl"})
 
@@ -33,6 +21,65 @@ NEEDS = {
     "reward": "chosen and rejected (prompt optional), or prompt, completion and label",
     "rl": "prompt (or any format that has one: prompt and completion, chosen and rejected, messages)",
 }
+
+
+# --- TRL's formats, standard and conversational (https://huggingface.co/docs/trl/dataset_formats)
+
+
+def read_pair(raw: Raw, chat: bool) -> Preference:
+    """A preference; if the row has no prompt, the turns that both conversations start with are the prompt."""
+    chosen, rejected = fields.content(raw, "chosen"), fields.content(raw, "rejected")
+    prompt = fields.content(raw, "prompt") if raw.get("prompt") is not None else None
+    if prompt is not None and not _repeats(prompt, chosen, rejected):
+        fields.same_kind(prompt, chosen, rejected)
+        return Preference(prompt, chosen, rejected)
+    fields.same_kind(chosen, rejected)
+    if isinstance(chosen, str) or isinstance(rejected, str):
+        return Preference(None, chosen, rejected)
+    start = fields.shared(chosen[:-1], rejected[:-1])
+    while start and chosen[start - 1]["role"] == "assistant":
+        start -= 1  # a completion starts with the assistant's turn
+    return Preference(chosen[:start] or None, chosen[start:], rejected[start:])
+
+
+def _repeats(prompt: Content, *conversations: Content) -> bool:
+    """Whether both conversations start with the prompt's text, as in HuggingFaceH4/ultrafeedback_binarized."""
+    return isinstance(prompt, str) and all(
+        not isinstance(turns, str) and any(turn["content"].strip() == prompt.strip() for turn in turns[:2])
+        for turns in conversations
+    )
+
+
+def read_thumb(raw: Raw, chat: bool) -> Thumb | Unjudged:
+    """A completion with its label."""
+    prompt, completion = fields.content(raw, "prompt"), fields.content(raw, "completion")
+    fields.same_kind(prompt, completion)
+    return fields.thumb(prompt, completion, raw)
+
+
+def read_demonstration(raw: Raw, chat: bool) -> Row:
+    """A prompt and the completion to imitate."""
+    prompt, completion = fields.content(raw, "prompt"), fields.content(raw, "completion")
+    fields.same_kind(prompt, completion)
+    return Demonstration(prompt, completion)
+
+
+def read_messages(raw: Raw, chat: bool) -> Row:
+    """A complete conversation."""
+    return Demonstration(None, fields.messages(fields.need(raw, "messages", "a list of messages"), "messages"))
+
+
+def read_text(raw: Raw, chat: bool) -> Row:
+    """A complete text."""
+    return Demonstration(None, fields.text(raw, "text"))
+
+
+def read_prompt(raw: Raw, chat: bool) -> Row:
+    """A prompt to answer."""
+    return Prompt(fields.content(raw, "prompt"))
+
+
+# --- All formats
 
 
 @dataclass(frozen=True)
@@ -46,10 +93,6 @@ class Format:
     what: str  # for the documentation
     is_it: Callable[[Raw], bool] = lambda raw: True
 
-    def fits(self, raw: Raw) -> bool:
-        """Whether a row is in this format, by its columns and `is_it`."""
-        return set(self.columns) <= set(raw) and self.is_it(raw)
-
 
 # In the order in which they are tried: the first that fits is the format.
 FORMATS = (
@@ -61,7 +104,7 @@ FORMATS = (
         "Anthropic HH: texts of `\\n\\nHuman: …` and `\\n\\nAssistant: …`",
         lambda raw: "prompt" not in raw and published.is_hh(raw["chosen"]),
     ),
-    Format("pairs", ("chosen", "rejected"), ALL, standard.read_pair, "preferences, with or without `prompt`"),
+    Format("pairs", ("chosen", "rejected"), ALL, read_pair, "preferences, with or without `prompt`"),
     Format(
         "shp",
         ("history", "human_ref_A", "human_ref_B", "labels"),
@@ -83,7 +126,7 @@ FORMATS = (
         published.read_taskmaster,
         "Taskmaster `reward_*.json`: thumbs on the agent's next action",
     ),
-    Format("thumbs", ("prompt", "completion", "label"), ALL, standard.read_thumb, "thumbs: 0/1, true/false"),
+    Format("thumbs", ("prompt", "completion", "label"), ALL, read_thumb, "thumbs: 0/1, true/false"),
     Format(
         "android-control",
         ("action",),
@@ -92,8 +135,8 @@ FORMATS = (
         "AndroidControl steps as text: `goal` or `instruction`, `history`, `screen`, `label`",
         lambda raw: "goal" in raw or "instruction" in raw,
     ),
-    Format("prompt-completion", ("prompt", "completion"), ANSWERS, standard.read_demonstration, "demonstrations"),
-    Format("messages", ("messages",), ANSWERS, standard.read_messages, "conversations"),
+    Format("prompt-completion", ("prompt", "completion"), ANSWERS, read_demonstration, "demonstrations"),
+    Format("messages", ("messages",), ANSWERS, read_messages, "conversations"),
     Format("sharegpt", ("conversations",), ANSWERS, published.read_sharegpt, "conversations with `from` and `value`"),
     Format(
         "taskmaster-dialogs",
@@ -105,98 +148,21 @@ FORMATS = (
     Format("alpaca", ("instruction", "output"), ANSWERS, published.read_alpaca, "instructions, some with `input`"),
     Format("tldr", ("subreddit", "title", "post"), ANSWERS, published.read_tldr, "Reddit posts; `summary` for sft"),
     Format(
-        "prompts",
-        ("prompt",),
-        frozenset({"rl"}),
-        standard.read_prompt,
-        "prompts; other columns are passed to reward functions",
+        "prompts", ("prompt",), frozenset({"rl"}), read_prompt, "prompts; other columns are passed to reward functions"
     ),
-    Format("text", ("text",), frozenset({"sft"}), standard.read_text, "complete texts"),
+    Format("text", ("text",), frozenset({"sft"}), read_text, "complete texts"),
 )
 NAMES = {known.name: known for known in FORMATS}
 
 
-@dataclass
-class Faults:
-    """Rows of a source with errors: the first ten messages, and how many there are."""
-
-    shown: list[str] = field(default_factory=list)
-    count: int = 0
-    is_misfit: bool = False  # whether some rows could be read, but not in the format
-    hint: str = ""
-
-    def add(self, text: str, *, is_misfit: bool = False) -> None:
-        """Count a row with an error."""
-        self.count += 1
-        self.is_misfit = self.is_misfit or is_misfit
-        if self.count <= SHOWN_FAULTS:
-            self.shown.append(text)
-
-    def check(self) -> None:
-        """Raises PerlError with the messages if there are any."""
-        if not self.count:
-            return
-        lines = list(self.shown)
-        if self.count > SHOWN_FAULTS:
-            lines.append(f"… and {counted(self.count - SHOWN_FAULTS, 'more row')}")
-        raise PerlError("\n".join(lines), self.hint if self.is_misfit else "")
-
-
 def detect(raw: Raw) -> Format | None:
     """The format of a row, by its columns; None if none fits."""
-    return next((known for known in FORMATS if known.fits(raw)), None)
+    return next((known for known in FORMATS if set(known.columns) <= set(raw) and known.is_it(raw)), None)
 
 
-def named(name: str) -> Format:
-    """The format with this name. Raises PerlError if there is none."""
-    if name not in NAMES:
-        known = ", ".join(NAMES)
-        raise PerlError(f"--data-format must be one of {known}, not {shorten(name)}", nearest(name, NAMES))
-    return NAMES[name]
-
-
-class Converter:
-    """Turns the rows of a source into rows for `use` ("sft", "reward" or "rl").
-
-    The format is the one with this name, else that of the first row. `chat` says whether conversations can be rendered;
-    `limit` raises SetAside for rows of SHP that are not wanted.
-    """
-
-    def __init__(
-        self, use: str, source: str, *, chat: bool, name: str | None = None, limit: Callable[[Raw], None] | None = None
-    ) -> None:
-        self.use, self.chat, self.name, self.limit = use, chat, name, limit
-        self.report = DataReport(source, "")
-        self.faults = Faults()
-        self._known: Format | None = None
-
-    def take(self, number: int, item: SourceRow) -> list[Row]:
-        """The rows that a row of the source becomes: none if it is dropped or has an error, both of which are counted.
-        Raises PerlError for the first row if its format does not serve the use."""
-        if item.raw is None:
-            self.faults.add(f"{item.place}: {item.fault}")
-            return []
-        if self._known is None:
-            self._known = _format(item.raw, self.use, self.report.source, self.name)
-            self.report.format = self._known.name
-            self.faults.hint = f"the data was read as {self._known.name}; use --data-format for another format"
-        try:
-            if self.limit is not None and self._known.name == "shp":
-                self.limit(item.raw)
-            rows = list(_rows(self._known, item.raw, self.use, self.chat))
-        except SetAside as reason:
-            self.report.take()
-            self.report.drop(str(reason), number)
-        except BadField as fault:
-            self.faults.add(f"{item.place}: {fault}", is_misfit=True)
-        else:
-            self.report.take(len(rows))
-            return rows
-        return []
-
-
-def _format(raw: Raw, use: str, source: str, name: str | None) -> Format:
-    """The format for all rows of a source, by its first row. Raises PerlError if there is none for the use."""
+def choose(raw: Raw, use: str, source: str, name: str | None) -> Format:
+    """The format with this name, else that of `raw`, the first row of a source. Raises PerlError if it does not serve
+    the use."""
     columns = clip(", ".join(map(str, raw)), 300) or "none"
     serving = ", ".join(known.name for known in FORMATS if use in known.uses)
     hint = f"formats for perl {use}: {serving}; the README's Data section lists their columns"
@@ -205,23 +171,21 @@ def _format(raw: Raw, use: str, source: str, name: str | None) -> Format:
         if known is None or use not in known.uses:
             raise PerlError(f"{source} has the columns {columns}; `perl {use}` needs {NEEDS[use]}", hint)
         return known
-    known = named(name)
+    known = NAMES[name]
     if use not in known.uses:
         raise PerlError(f"--data-format {name} does not work with `perl {use}`, which needs {NEEDS[use]}", hint)
-    missing = [column for column in known.columns if column not in raw]
-    if missing:
+    if not set(known.columns) <= set(raw):
+        problem = f"--data-format {name} needs the columns {', '.join(known.columns)}; {source} has {columns}"
         other = detect(raw)
-        likely = f"it looks like {other.name}; leave out --data-format" if other else hint
-        raise PerlError(
-            f"--data-format {name} needs the columns {', '.join(known.columns)}; {source} has {columns}", likely
-        )
+        raise PerlError(problem, f"it looks like {other.name}; leave out --data-format" if other else hint)
     return known
 
 
-def _rows(known: Format, raw: Raw, use: str, chat: bool) -> Iterator[Row]:
-    made = known.read(raw, chat)
-    for row in made if isinstance(made, list) else [made]:
-        yield USES[use](row, raw)
+def converted(known: Format, raw: Raw, use: str, chat: bool) -> list[Row]:
+    """The rows that a row of the source becomes for a use. Raises BadField for an error in it, and SetAside if the use
+    has no use for it."""
+    read = known.read(raw, chat)
+    return [USES[use](row, raw) for row in (read if isinstance(read, list) else [read])]
 
 
 def _for_sft(row: Row | Unjudged, raw: Raw) -> Row:
@@ -245,7 +209,7 @@ def _for_reward(row: Row | Unjudged, raw: Raw) -> Row:
     if isinstance(row, Preference) and row.chosen == row.rejected:
         raise SetAside("with equal answers")
     if isinstance(row, Demonstration):
-        raise SetAside(standard.UNLABELLED)  # only in the format android-control
+        raise SetAside(fields.UNLABELLED)  # only in the format android-control
     return row
 
 
@@ -281,9 +245,9 @@ USES: dict[str, Callable[[Row | Unjudged, Raw], Row]] = {"sft": _for_sft, "rewar
 
 
 def table() -> str:
-    """The formats as a Markdown table, for the README."""
+    """The formats as a Markdown table, for the documentation."""
     rows = []
-    for known in sorted(FORMATS, key=lambda item: (item.read.__module__ != standard.__name__, item.name)):
+    for known in sorted(FORMATS, key=lambda item: (item.read.__module__ != __name__, item.name)):
         columns = ", ".join(f"`{column}`" for column in known.columns)
         uses = ", ".join(use for use in USES if use in known.uses)
         rows.append((f"`{known.name}`", columns, known.what, uses))

@@ -7,23 +7,9 @@ import re
 from collections import Counter
 from collections.abc import Callable, Mapping
 
-from perlcli.data.fields import (
-    BadField,
-    SetAside,
-    is_missing,
-    label,
-    listed,
-    mapping,
-    messages,
-    need,
-    number,
-    optional_list,
-    optional_text,
-    parsed,
-    text,
-)
+from perlcli.data import fields
+from perlcli.data.fields import BadField, SetAside
 from perlcli.data.rows import Content, Demonstration, Message, Preference, Prompt, Raw, Row, Thumb, Unjudged
-from perlcli.data.standard import UNLABELLED, shared, thumb
 from perlcli.text import shorten
 
 TIED = "with tied scores"  # the reason in the report
@@ -33,9 +19,9 @@ def _asked(prompt: str, chat: bool) -> Content:
     return [{"role": "user", "content": prompt}] if chat else prompt
 
 
-def _answered(answer: str, chat: bool, gap: str = " ") -> Content:
-    """An answer; in text form it starts with `gap`, which separates it from the prompt, as in TRL's data."""
-    return [{"role": "assistant", "content": answer.strip()}] if chat else gap + answer.strip()
+def _answered(answer: str, chat: bool) -> Content:
+    """An answer; as text it starts with the space that separates it from the prompt, as in TRL's data."""
+    return [{"role": "assistant", "content": answer.strip()}] if chat else " " + answer.strip()
 
 
 # --- Anthropic HH (https://huggingface.co/datasets/Anthropic/hh-rlhf): each conversation is one string
@@ -51,7 +37,7 @@ def is_hh(value: object) -> bool:
 def read_hh(raw: Raw, chat: bool) -> Row:
     """The shared turns are the prompt; what follows the last `Assistant:` is the completion."""
     chosen, rejected = _hh_turns(raw, "chosen"), _hh_turns(raw, "rejected")
-    start = shared(chosen[:-1], rejected[:-1])
+    start = fields.shared(chosen[:-1], rejected[:-1])
     while start and chosen[start - 1]["role"] != "user":
         start -= 1  # a prompt ends with the user's turn
     if not start:
@@ -65,7 +51,7 @@ def read_hh(raw: Raw, chat: bool) -> Row:
 
 
 def _hh_turns(raw: Raw, name: str) -> list[Message]:
-    value = need(raw, name, "a conversation as text")
+    value = fields.need(raw, name, "a conversation as text")
     if not isinstance(value, str) or not is_hh(value):
         raise BadField(f"{name} is not a `\\n\\nHuman: … \\n\\nAssistant: …` text: {shorten(value)}")
     parts = HH_TURN.split(value)[1:]
@@ -83,11 +69,11 @@ def _hh_text(turns: list[Message]) -> str:
 
 def read_shp(raw: Raw, chat: bool) -> Preference | Unjudged:
     """A post and two comments on it; `labels` is 1 where A is preferred, 0 where B is."""
-    post, a, b = text(raw, "history"), text(raw, "human_ref_A"), text(raw, "human_ref_B")
+    post, a, b = fields.text(raw, "history"), fields.text(raw, "human_ref_A"), fields.text(raw, "human_ref_B")
     prompt = _asked(post if chat else f"POST: {post}\n\nRESPONSE:", chat)
-    is_first = label(raw, "labels")
+    is_first = fields.label(raw, "labels")
     if is_first is None:
-        return Unjudged(prompt, UNLABELLED)
+        return Unjudged(prompt, fields.UNLABELLED)
     if raw.get("score_A") is not None and raw["score_A"] == raw.get("score_B"):
         return Unjudged(prompt, TIED)
     chosen, rejected = (a, b) if is_first else (b, a)
@@ -95,18 +81,15 @@ def read_shp(raw: Raw, chat: bool) -> Preference | Unjudged:
 
 
 def shp_limits(ratio: float | None, per_post: int | None) -> Callable[[Raw], None]:
-    """A check that raises SetAside for rows beyond the limits: weak preferences are noise, and some posts have hundreds
-    of pairs.
-
-    SHP's card recommends a score ratio of 2 and 5 pairs per post. Of each post the first pairs that pass are kept.
-    """
+    """A check that raises SetAside for rows beyond the limits, as weak preferences are noise, and some posts have
+    hundreds of pairs: SHP's card recommends a score ratio of 2 and 5 pairs per post, of which the first are kept."""
     seen: Counter[str] = Counter()
 
     def limit(raw: Raw) -> None:
         if ratio is not None and _score_ratio(raw) < ratio:
             raise SetAside(f"with a score ratio below {ratio:g}")
         if per_post is not None:
-            post = str(need(raw, "post_id", "the id of the post"))
+            post = str(fields.need(raw, "post_id", "the id of the post"))
             if seen[post] >= per_post:
                 raise SetAside(f"beyond the first {per_post} of their post")
             seen[post] += 1
@@ -117,8 +100,8 @@ def shp_limits(ratio: float | None, per_post: int | None) -> Callable[[Raw], Non
 def _score_ratio(raw: Raw) -> float:
     """The preferred comment's score divided by the other's: from its own column, else from the two scores."""
     if raw.get("score_ratio") is not None:
-        return number(raw, "score_ratio")
-    low, high = sorted((number(raw, "score_A"), number(raw, "score_B")))
+        return fields.number(raw, "score_ratio")
+    low, high = sorted((fields.number(raw, "score_A"), fields.number(raw, "score_B")))
     if low <= 0:
         raise BadField(f"score_A and score_B must be above 0 for a ratio, not {shorten(low)}")
     return high / low
@@ -129,25 +112,25 @@ def _score_ratio(raw: Raw) -> float:
 
 
 def _tldr_prompt(raw: Raw) -> str:
-    subreddit = text(raw, "subreddit").removeprefix("r/")
-    return f"SUBREDDIT: r/{subreddit}\n\nTITLE: {text(raw, 'title')}\n\nPOST: {text(raw, 'post')}\n\nTL;DR:"
+    subreddit, title, post = (fields.text(raw, name) for name in ("subreddit", "title", "post"))
+    return f"SUBREDDIT: r/{subreddit.removeprefix('r/')}\n\nTITLE: {title}\n\nPOST: {post}\n\nTL;DR:"
 
 
 def read_comparison(raw: Raw, chat: bool) -> Preference | Unjudged:
     """Two summaries of a Reddit post, or of a news article, and the number of the better one."""
-    info = mapping(raw, "info", "post, title and subreddit")
+    info = fields.mapping(raw, "info", "post, title and subreddit")
     try:
         is_news = info.get("post") is None and info.get("article") is not None
-        prompt = f"ARTICLE: {text(info, 'article')}\n\nTL;DR:" if is_news else _tldr_prompt(info)
+        prompt = f"ARTICLE: {fields.text(info, 'article')}\n\nTL;DR:" if is_news else _tldr_prompt(info)
     except BadField as fault:
         raise BadField(f"info: {fault}") from fault
-    summaries = listed(raw, "summaries", "two summaries")
+    summaries = fields.listed(raw, "summaries", "two summaries")
     if len(summaries) != 2:
         raise BadField(f"summaries must be a list of two summaries, not of {len(summaries)}")
     texts = [_summary(summary) for summary in summaries]
     choice = raw.get("choice")
-    if is_missing(choice):
-        return Unjudged(_asked(prompt, chat), UNLABELLED)
+    if fields.is_missing(choice):
+        return Unjudged(_asked(prompt, chat), fields.UNLABELLED)
     if not isinstance(choice, int | float) or isinstance(choice, bool) or choice not in (0, 1):
         raise BadField(f"choice must be 0 or 1, not {shorten(choice)}")
     better, worse = texts if choice == 0 else reversed(texts)
@@ -166,7 +149,7 @@ def read_tldr(raw: Raw, chat: bool) -> Row:
     prompt = _asked(_tldr_prompt(raw), chat)
     if raw.get("summary") is None:
         return Prompt(prompt)
-    return Demonstration(prompt, _answered(text(raw, "summary"), chat))
+    return Demonstration(prompt, _answered(fields.text(raw, "summary"), chat))
 
 
 # --- Taskmaster (https://github.com/google-research-datasets/Taskmaster): TM-3 and TM-4, released with the PERL paper
@@ -174,12 +157,12 @@ def read_tldr(raw: Raw, chat: bool) -> Row:
 
 def read_taskmaster(raw: Raw, chat: bool) -> Thumb | Unjudged:
     """A reward row: the dialog so far is the prompt, the agent's next action the completion, 1.0 a thumbs up."""
-    context, action = parsed(raw, "context"), parsed(raw, "generation")
+    context, action = fields.parsed(raw, "context"), fields.parsed(raw, "generation")
     if not isinstance(context, list):
         raise BadField(f"context must be a list of turns, not {shorten(context)}")
     lines = [_turn(turn, "context") for turn in context]
     answer = _turn(action, "generation").removeprefix("agent: ")
-    return thumb(_dialog(lines, chat), _answered(answer, chat), label(raw, "reward"))
+    return fields.thumb(_dialog(lines, chat), _answered(answer, chat), raw, "reward")
 
 
 def _dialog(lines: list[str], chat: bool) -> Content:
@@ -195,8 +178,8 @@ def _turn(turn: object, name: str) -> str:
     return f"{turn['role']}: {_spelled(said)}"
 
 
-def _spelled(said: object) -> str:
-    return said if isinstance(said, str) else json.dumps(said, ensure_ascii=False, default=str)
+def _spelled(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
 def read_dialog(raw: Raw, chat: bool) -> list[Row]:
@@ -204,7 +187,7 @@ def read_dialog(raw: Raw, chat: bool) -> list[Row]:
     have the same form as the reward rows."""
     lines: list[str] = []
     rows: list[Row] = []
-    for turn in listed(raw, "utterances", "turns"):
+    for turn in fields.listed(raw, "utterances", "turns"):
         for line in _utterance(turn):
             if line.startswith("agent: "):
                 rows.append(Demonstration(_dialog(lines, chat), _answered(line.removeprefix("agent: "), chat)))
@@ -221,7 +204,7 @@ def _utterance(turn: object) -> list[str]:
         raise BadField(f"utterances contains {shorten(turn)}, which is not a turn with speaker user or assistant")
     who = speakers[str(turn["speaker"]).lower()]
     try:
-        said, calls = f"{who}: {text(turn, 'text')}", _calls(turn)
+        said, calls = f"{who}: {fields.text(turn, 'text')}", _calls(turn)
     except BadField as fault:
         raise BadField(f"utterances: {fault}") from fault
     return [said, *calls] if who == "user" else [*calls, said]
@@ -230,7 +213,7 @@ def _utterance(turn: object) -> list[str]:
 def _calls(turn: Raw) -> list[str]:
     """The API calls of a turn: TM-4 has them as annotations in order, TM-3 as `apis` with args and response."""
     lines: list[str] = []
-    notes = optional_list(turn, "annotations", "annotations")
+    notes = fields.optional_list(turn, "annotations", "annotations")
     for index, note in enumerate(notes):
         if not isinstance(note, Mapping) or not {"name", "value"} <= set(note):
             raise BadField(f"annotations contains {shorten(note)}, which has no name and value")
@@ -241,7 +224,7 @@ def _calls(turn: Raw) -> list[str]:
         except BadField as fault:  # in three of TM-4's 500 dialogs, as they were published
             raise SetAside("with a call or response that is not valid JSON") from fault
         lines.append(_call("agent" if note["name"] == "api_call" else "api", note["value"], given))
-    for call in optional_list(turn, "apis", "calls"):
+    for call in fields.optional_list(turn, "apis", "calls"):
         if not isinstance(call, Mapping) or "name" not in call:
             raise BadField(f"apis contains {shorten(call)}, which has no name")
         lines.append(_call("agent", call["name"], call.get("args") or {}))
@@ -252,12 +235,12 @@ def _calls(turn: Raw) -> list[str]:
 def _details(note: object) -> object:
     """What the annotation after a call says of it, if it belongs to the call."""
     if isinstance(note, Mapping) and note.get("name") in ("request", "response"):
-        return parsed(note, "value")
+        return fields.parsed(note, "value")
     return {}
 
 
 def _call(who: str, name: object, given: object) -> str:
-    return f"{who}: {json.dumps({str(name): given}, ensure_ascii=False, default=str)}"
+    return f"{who}: {_spelled({str(name): given})}"
 
 
 # --- AndroidControl (https://github.com/google-research/google-research/tree/master/android_control, arXiv 2406.03679)
@@ -266,26 +249,26 @@ def _call(who: str, name: object, given: object) -> str:
 def read_android(raw: Raw, chat: bool) -> Demonstration | Thumb | Unjudged:
     """A step on a phone: the completion is the action, and the prompt has the goal, the step's instruction, the actions
     so far and the screen as text. Screenshots are not read. A row without a label column is a demonstration."""
-    parts = [f"{name}: {optional_text(raw, name)}" for name in ("goal", "instruction") if optional_text(raw, name)]
+    given = {name: fields.optional_text(raw, name) for name in ("goal", "instruction")}
+    parts = [f"{name}: {value}" for name, value in given.items() if value]
     if not parts:
         raise BadField("goal and instruction are both missing or empty: expected text in at least one")
     history = raw.get("history") or []
     steps = history if isinstance(history, list) else [history]
     if steps:
         parts += ["history:", *(f"{index}. {_spelled(step)}" for index, step in enumerate(steps, start=1))]
-    if screen := optional_text(raw, "screen"):
+    if screen := fields.optional_text(raw, "screen"):
         parts.append(f"screen: {screen}")
-    action = need(raw, "action", "text or an object")
+    action = fields.need(raw, "action", "text or an object")
     if not isinstance(action, str | Mapping) or not action:
         raise BadField(f"action must be text or an object, not {shorten(action)}")
     if isinstance(action, Mapping):
         action = {key: value for key, value in action.items() if value is not None}
     prompt, answer = _asked("\n".join([*parts, "action:"]), chat), _answered(_spelled(action), chat)
-    return thumb(prompt, answer, label(raw)) if "label" in raw else Demonstration(prompt, answer)
+    return fields.thumb(prompt, answer, raw) if "label" in raw else Demonstration(prompt, answer)
 
 
 # --- Instructions
-
 
 ALPACA = (
     "Below is an instruction that describes a task{more}. Write a response that appropriately completes the request."
@@ -295,8 +278,8 @@ ALPACA = (
 
 def read_alpaca(raw: Raw, chat: bool) -> Row:
     """Stanford Alpaca (https://github.com/tatsu-lab/stanford_alpaca): its prompt as text, or one message in a chat."""
-    instruction, given = text(raw, "instruction"), optional_text(raw, "input")
-    answer = text(raw, "output")
+    instruction, given = fields.text(raw, "instruction"), fields.optional_text(raw, "input")
+    answer = fields.text(raw, "output")
     if chat:
         prompt = f"{instruction}\n\n{given}" if given else instruction
         return Demonstration(_asked(prompt, chat), _answered(answer, chat))
@@ -316,9 +299,9 @@ SHAREGPT = {speaker: role for role, speakers in SPEAKERS.items() for speaker in 
 
 def read_sharegpt(raw: Raw, chat: bool) -> Row:
     """ShareGPT (as FastChat and Axolotl read it): `conversations` of turns with `from` and `value`."""
-    turns = listed(raw, "conversations", "turns with from and value")
+    turns = fields.listed(raw, "conversations", "turns with from and value")
     if isinstance(turns[0], Mapping) and "role" in turns[0]:
-        return Demonstration(None, messages(turns, "conversations"))
+        return Demonstration(None, fields.messages(turns, "conversations"))
     return Demonstration(None, [_sharegpt_message(turn) for turn in turns])
 
 

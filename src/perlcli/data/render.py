@@ -15,15 +15,17 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from perlcli.data.cache import TokenCache
-from perlcli.data.rows import Content, Message, Row, completions
+from perlcli.data.rows import Content, Demonstration, Message, Preference, Prompt, Row, Thumb, completions
 from perlcli.errors import PerlError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Ids = list[int]
+Columns = dict[str, Any]  # of a row: lists of token ids, and a label or row next to them
 ChatKey = tuple[Hashable, ...]
 Key = TypeVar("Key", bound=Hashable)
+IGNORED = -100  # the label of a token without loss: the default ignore_index of torch's cross-entropy
 PARALLEL = "TOKENIZERS_PARALLELISM"
 FORESEEN = 1_000_000  # ids that are kept in memory, at about 36 bytes each
 
@@ -59,24 +61,13 @@ class Renderer:
         self._keep(self._texts, {text: text for text in texts if text not in self._texts}, special=True)
         if not self._templates_text:
             return
-        rendered: dict[ChatKey, str] = {}
-        for is_prompt in (True, False):
-            chats = {
-                _key(content, is_prompt): content
-                for content, starts_answer in needed
-                if starts_answer == is_prompt and not isinstance(content, str)
-            }
-            new = {key: messages for key, messages in chats.items() if key not in self._chats}
-            rendered |= self._rendered(new, is_prompt)
+        chats = {_key(chat, is_prompt): (chat, is_prompt) for chat, is_prompt in needed if not isinstance(chat, str)}
+        template, rendered = self.tokenizer.apply_chat_template, {}
+        for key, (messages, is_prompt) in chats.items():
+            if key not in self._chats:
+                with suppress(Exception):  # a model's template may raise anything; that is reported when it is needed
+                    rendered[key] = str(template(messages, tokenize=False, add_generation_prompt=is_prompt))
         self._keep(self._chats, rendered, special=False)
-
-    def _rendered(self, chats: Mapping[ChatKey, list[Message]], is_prompt: bool) -> dict[ChatKey, str]:
-        """The conversations as text, without those that can't be rendered: they fail when they are needed."""
-        template, texts = self.tokenizer.apply_chat_template, {}
-        for key, messages in chats.items():
-            with suppress(Exception):  # a template is a program of its model's authors and may raise anything
-                texts[key] = str(template(messages, tokenize=False, add_generation_prompt=is_prompt))
-        return texts
 
     def _keep(self, known: dict[Key, Ids], texts: Mapping[Key, str], *, special: bool) -> None:
         """Encode the texts into `known`, and forget the oldest ones beyond `FORESEEN` ids."""
@@ -105,8 +96,8 @@ class Renderer:
         """Whether a conversation is rendered as text and then encoded; some tokenizers override this."""
         from transformers import PreTrainedTokenizerBase
 
-        ours = type(self.tokenizer).apply_chat_template is PreTrainedTokenizerBase.apply_chat_template
-        return self.chat and ours
+        own = type(self.tokenizer).apply_chat_template
+        return self.chat and own is PreTrainedTokenizerBase.apply_chat_template
 
     def _encode(self, text: str) -> Ids:
         known = self._texts.get(text)
@@ -115,25 +106,27 @@ class Renderer:
     def prompt_ids(self, prompt: Content) -> Ids:
         """The tokens that a policy is given, as TRL's trainers make them. Raises PerlError if a conversation can't be
         rendered."""
-        if isinstance(prompt, str):
-            return self._encode(prompt)
-        return self._template(prompt, is_prompt=True)
+        return self._encode(prompt) if isinstance(prompt, str) else self._template(prompt, is_prompt=True)
 
     def completion_ids(self, prompt: Content, completion: Content, start: Ids | None = None) -> Ids:
         """The tokens after the prompt's (`start`, if known), with EOS and, in a chat, the template's tail."""
         start = self.prompt_ids(prompt) if start is None else start
         if isinstance(prompt, str) or isinstance(completion, str):
-            return self._text_completion(str(prompt), str(completion), start)
-        ids = self._template([*prompt, *completion])
+            ids = self._encode(str(prompt) + str(completion))
+        else:
+            ids = self._template([*prompt, *completion])
         if ids[: len(start)] == start:
             return self._ended(ids[len(start) :])
-        return self._retokenised(completion)
+        if isinstance(completion, str):
+            return self._ended(self._plain(completion))
+        if len(completion) > 1:
+            raise PerlError("This chat template can't render a completion of several messages apart from its prompt")
+        # The template renders the prompt differently when an answer follows: take the answer's own tokens.
+        return [*self._plain(completion[0]["content"]), *self.closing]
 
     def whole_ids(self, content: Content) -> Ids:
         """The tokens of a text or conversation without a separate prompt, ended like a completion."""
-        if isinstance(content, str):
-            return self._ended(self._encode(content))
-        return self._ended(self._template(content))
+        return self._ended(self._encode(content) if isinstance(content, str) else self._template(content))
 
     def scored_ids(self, prompt: Content, written: Ids) -> Ids:
         """What a reward model reads: the prompt and exactly the tokens a policy wrote, with the tail if it ended."""
@@ -150,8 +143,7 @@ class Renderer:
             offsets = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
             left = text[offsets[count][0] :] if count < len(offsets) else ""
         else:
-            ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-            left = str(self.tokenizer.decode(ids[count:]))
+            left = str(self.tokenizer.decode(self._plain(text)[count:]))
         return left if left.strip() else None
 
     def ended(self, written: Ids) -> bool:
@@ -161,14 +153,11 @@ class Renderer:
     def assistant_mask(self, messages: list[Message]) -> list[int]:
         """1 for each token of `whole_ids` that the assistant says, else 0. Raises PerlError if the chat template has no
         `{% generation %}` marks."""
-        rendered: Any = self.tokenizer.apply_chat_template(
-            messages, return_dict=True, return_assistant_tokens_mask=True
-        )
-        mask = list(rendered["assistant_masks"])
+        template: Any = self.tokenizer.apply_chat_template
+        mask = list(template(messages, return_dict=True, return_assistant_tokens_mask=True)["assistant_masks"])
         if not any(mask):
-            raise PerlError(
-                "assistant_only_loss needs a chat template with {% generation %} marks, which this one lacks"
-            )
+            problem = "assistant_only_loss needs a chat template with {% generation %} marks, which this one lacks"
+            raise PerlError(problem)
         return mask + [1] * (len(self.whole_ids(messages)) - len(mask))
 
     @cached_property
@@ -195,25 +184,15 @@ class Renderer:
                 f"{self.tokenizer.name_or_path} has no chat template, but the data contains conversations",
                 "use an instruct model, or data with plain text",
             )
+        template: Any = self.tokenizer.apply_chat_template
         try:
-            rendered: Any = self.tokenizer.apply_chat_template(
-                messages, tokenize=True, return_dict=True, add_generation_prompt=is_prompt
-            )
-        except Exception as error:  # as in `_rendered`
+            rendered = template(messages, tokenize=True, return_dict=True, add_generation_prompt=is_prompt)
+            return list(rendered["input_ids"])
+        except Exception as error:  # as in `foresee`
             raise PerlError(f"The chat template can't render {messages!r:.200}: {error}") from error
-        return list(rendered["input_ids"])
 
-    def _text_completion(self, prompt: str, completion: str, start: Ids) -> Ids:
-        ids = self._encode(prompt + completion)
-        if ids[: len(start)] == start:
-            return self._ended(ids[len(start) :])
-        return self._ended(list(self.tokenizer(completion, add_special_tokens=False)["input_ids"]))
-
-    def _retokenised(self, completion: list[Message]) -> Ids:
-        """The answer's own tokens, for templates that render the prompt differently when an answer follows."""
-        if len(completion) > 1:
-            raise PerlError("This chat template can't render a completion of several messages apart from its prompt")
-        return [*self.tokenizer(completion[0]["content"], add_special_tokens=False)["input_ids"], *self.closing]
+    def _plain(self, text: str) -> Ids:
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def _is_space(self, token: int) -> bool:
         return not str(self.tokenizer.decode([token])).strip()
@@ -253,5 +232,39 @@ def _needed(row: Row) -> Iterator[tuple[Content, bool]]:
 
 
 def _key(messages: list[Message], is_prompt: bool) -> ChatKey:
-    """A key for a conversation, as a prompt or with its answer."""
     return (is_prompt, *(tuple(message.items()) for message in messages))
+
+
+def of_demonstration(
+    render: Renderer, row: Demonstration, *, completion_only: bool = True, assistant_only: bool = False
+) -> Columns:
+    """`input_ids` and `labels`, which are `IGNORED` for tokens without loss, by default those of the prompt."""
+    if row.prompt is None:
+        ids = render.whole_ids(row.completion)
+        if not assistant_only or isinstance(row.completion, str):
+            return {"input_ids": ids, "labels": ids}
+        mask = render.assistant_mask(row.completion)
+        return {"input_ids": ids, "labels": [i if m else IGNORED for i, m in zip(ids, mask, strict=True)]}
+    start = render.prompt_ids(row.prompt)
+    end = render.completion_ids(row.prompt, row.completion, start)
+    return {"input_ids": start + end, "labels": ([IGNORED] * len(start) if completion_only else start) + end}
+
+
+def of_preference(render: Renderer, row: Preference | Thumb) -> Columns:
+    """What a reward model reads: `chosen_ids` and `rejected_ids`, or `input_ids` and `label` (1.0 for a thumbs up)."""
+    if isinstance(row, Thumb):
+        return {"input_ids": _complete(render, row.prompt, row.completion)[0], "label": float(row.label)}
+    chosen, rejected = _complete(render, row.prompt, row.chosen, row.rejected)
+    return {"chosen_ids": chosen, "rejected_ids": rejected}
+
+
+def _complete(render: Renderer, prompt: Content | None, *completions: Content) -> list[Ids]:
+    if prompt is None:
+        return [render.whole_ids(completion) for completion in completions]
+    start = render.prompt_ids(prompt)
+    return [start + render.completion_ids(prompt, completion, start) for completion in completions]
+
+
+def of_prompt(render: Renderer, row: Prompt) -> Columns:
+    """A prompt's token `ids`, and the `row` itself."""
+    return {"row": row, "ids": render.prompt_ids(row.prompt)}

@@ -63,6 +63,13 @@ def is_blank(content: Content) -> bool:
     return not any(text.strip() for text in texts)
 
 
+def is_empty(row: Row) -> bool:
+    """Whether the completion is blank; of a pair only the chosen one counts, as an empty answer can be the worse."""
+    if isinstance(row, Prompt):
+        return False
+    return is_blank(row.chosen if isinstance(row, Preference) else row.completion)
+
+
 def text_of(content: Content) -> str:
     """A content as one readable text, for samples."""
     if isinstance(content, str):
@@ -100,15 +107,15 @@ class DataReport:
     format: str
     read: int = 0
     kept: int = 0
-    extra: int = 0  # of `read`: a dialog becomes several rows, and these are the ones beyond its first
     fingerprint: str = ""
-    dropped: dict[str, Numbers] = field(default_factory=dict)  # by reason
-    repeated: Numbers = field(default_factory=list)  # kept rows that equal an earlier one
-    truncated: Numbers = field(default_factory=list)
-    overlap: Numbers = field(default_factory=list)  # held-out rows whose prompt is also trained on
     held_out: int = 0  # set aside by --eval-fraction
+    dropped: dict[str, Numbers] = field(default_factory=dict)  # by reason
+    truncated: Numbers = field(default_factory=list)
+    repeated: Numbers = field(default_factory=list)  # kept rows that equal an earlier one
+    overlap: Numbers = field(default_factory=list)  # held-out rows whose prompt is also trained on
     labels: dict[str, int] = field(default_factory=dict)  # number of thumbs up and down
     tokens: dict[str, int] = field(default_factory=dict)  # percentiles of row lengths, before any row was dropped
+    extra: int = 0  # of `read`: a dialog becomes several rows, and these are the ones beyond its first
 
     def take(self, count: int = 1) -> None:
         """Count the rows that one row of the source became."""
@@ -154,24 +161,13 @@ class DataReport:
 
     def summary(self) -> dict[str, object]:
         """The report as the run's record keeps it."""
-        return {
-            "source": self.source,
-            "format": self.format,
-            "read": self.read,
-            "kept": self.kept,
-            "fingerprint": self.fingerprint,
-            "held_out": self.held_out,
-            "dropped": {reason: _counted(numbers) for reason, numbers in self.dropped.items()},
-            "truncated": _counted(self.truncated),
-            "repeated": _counted(self.repeated),
-            "overlap": _counted(self.overlap),
-            "labels": self.labels,
-            "tokens": self.tokens,
-        }
+        record = {name: _counted(value) if isinstance(value, list) else value for name, value in vars(self).items()}
+        record["dropped"] = {reason: _counted(numbers) for reason, numbers in self.dropped.items()}
+        del record["extra"]
+        return record
 
 
 def _first(numbers: Numbers) -> str:
-    """The first row numbers, for the terminal."""
     distinct = list(dict.fromkeys(numbers))  # the rows of one dialog share its number
     rest = "…" if len(distinct) > SHOWN_ROWS else ""
     return ("row " if len(distinct) == 1 else "rows ") + ", ".join(map(str, distinct[:SHOWN_ROWS])) + rest

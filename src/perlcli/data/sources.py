@@ -6,11 +6,12 @@ import gzip
 import json
 import sys
 import zlib
-from collections.abc import Generator
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, cast
 
-from perlcli.data.files import read_csv, read_json
+from perlcli.data.files import Rows, read_csv, read_json
 from perlcli.data.rows import SourceRow
 from perlcli.errors import PerlError, line, nearest
 from perlcli.settings import DataSettings
@@ -18,36 +19,31 @@ from perlcli.settings import DataSettings
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
 
-STREAMED = (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".csv", ".csv.gz")
-SUFFIXES = (*STREAMED, ".parquet")
+SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".csv", ".csv.gz", ".parquet")
 SPLIT_NAMES = {"train": ("train",), "test": ("test", "validation", "valid", "dev", "eval")}
 STDIN = "-"
 BATCH = 1000  # rows of Parquet in memory at once; the default of datasets is a row group, and it fails on an empty one
 ANY = DataSettings()
-Rows = Generator[SourceRow, None, None]  # close it unless it is read to the end: it holds files open
 
 
 def read(source: str, side: str, options: DataSettings = ANY) -> Rows:
-    """The rows of a local file or folder, of standard input or of a Hub dataset, one by one as the source has them.
-
-    `side` ("train" or "test") selects the split of a folder or Hub dataset unless `options.split` names one. A row that
-    can't be read is yielded with its fault.
-
-    Raises PerlError if the source can't be read, partly while the rows are iterated.
-    """
+    """The rows of a local file or folder, of standard input or of a Hub dataset, one by one as the source has them; a
+    row that can't be read has its fault. `side` ("train" or "test") selects the split of a folder or Hub dataset unless
+    `options.split` names one. Raises PerlError if the source can't be read, partly while the rows are iterated."""
     if not source:
         raise PerlError("--data is empty", "give a file, a folder, the id of a Hub dataset, or - for standard input")
     path = Path(source).expanduser()
     is_local = source == STDIN or path.exists()
     if options.subset is not None and is_local:
         raise PerlError(f"--subset only works with Hub datasets; {title(source)} is not one", "leave out --subset")
+    if options.split is not None and (source == STDIN or path.is_file()):
+        problem = f"--split works with folders and Hub datasets; {title(source)} is a single file"
+        raise PerlError(problem, "leave out --split")
     if source == STDIN:
-        _refuse_split(source, options)
-        return _standard_input()
+        return read_json(sys.stdin.buffer, title(STDIN))
     if path.is_dir():
         return _read_folder(path, side, options)
     if path.is_file():
-        _refuse_split(source, options)
         return _read_file(path)
     if is_local:
         raise PerlError(f"--data {source} is neither a file nor a folder")
@@ -79,17 +75,6 @@ def _is_hub_name(source: str) -> bool:
     return not source.endswith(SUFFIXES) and not source.startswith((".", "/", "~")) and source.count("/") < 2
 
 
-def _refuse_split(source: str, options: DataSettings) -> None:
-    if options.split is not None:
-        raise PerlError(
-            f"--split works with folders and Hub datasets; {title(source)} is a single file", "leave out --split"
-        )
-
-
-def _standard_input() -> Rows:
-    yield from read_json(sys.stdin.buffer, title(STDIN))
-
-
 def _read_file(path: Path) -> Rows:
     suffix = next((suffix for suffix in SUFFIXES if path.name.endswith(suffix)), None)
     if suffix is None:
@@ -110,19 +95,26 @@ def _cant_read(source: object, error: Exception) -> PerlError:
     return PerlError(f"Can't read {source}: {line(error.__cause__ or error)}")
 
 
+@contextmanager
+def _parsing(source: object) -> Iterator[None]:
+    """Raises PerlError for any error: the parsers that datasets uses have error types without a common base."""
+    try:
+        yield
+    except Exception as error:
+        raise _cant_read(source, error) from error
+
+
 def _read_parquet(path: Path) -> Rows:
     """The rows as a stream of datasets: nothing is copied to its cache, and one batch is in memory."""
     import datasets
 
-    try:
+    with _parsing(path):
         rows = datasets.load_dataset("parquet", data_files=str(path), split="train", streaming=True, batch_size=BATCH)
-    except Exception as error:  # the parsers that datasets uses have error types without a common base
-        raise _cant_read(path, error) from error
     yield from _numbered(rows, str(path))
 
 
 def _read_folder(path: Path, side: str, options: DataSettings) -> Rows:
-    if _is_saved(path):
+    if (path / "state.json").exists() or (path / "dataset_dict.json").exists():
         return _read_saved(path, side, options)
     names = SPLIT_NAMES[side] if options.split is None else (options.split,)
     for name in names:
@@ -147,10 +139,6 @@ def _is_shard(file: str, split: str) -> bool:
     return file.startswith(f"{split}-") and "-of-" in file and file.endswith(SUFFIXES)
 
 
-def _is_saved(path: Path) -> bool:
-    return (path / "state.json").exists() or (path / "dataset_dict.json").exists()
-
-
 def _saved_splits(path: Path) -> list[str]:
     """The splits of a folder that datasets saved; none if it can't be read, which is reported when it is read."""
     try:
@@ -162,32 +150,21 @@ def _saved_splits(path: Path) -> list[str]:
 def _read_saved(path: Path, side: str, options: DataSettings) -> Rows:
     import datasets
 
-    try:
+    with _parsing(f"{path} as a saved dataset"):
         loaded = datasets.load_from_disk(str(path))
-    except Exception as error:  # as for Parquet
-        raise _cant_read(f"{path} as a saved dataset", error) from error
-    if isinstance(loaded, datasets.Dataset):
-        if options.split is not None:
-            raise PerlError(f"--split {options.split}: {path} is a saved dataset without splits", "leave out --split")
-        return _validated(loaded, str(path))
-    return _validated(loaded[_split_of(str(path), list(loaded), side, options)], str(path))
-
-
-def _validated(rows: Dataset, source: str) -> Rows:
-    """The rows of a saved table. Raises PerlError if it is damaged, as Arrow would crash while reading it."""
-    try:
-        rows.data.validate(full=True)
-    except Exception as error:  # as for Parquet
-        raise _cant_read(source, error) from error
-    return _numbered(rows, source)
+    if not isinstance(loaded, datasets.Dataset):
+        loaded = loaded[_split_of(str(path), list(loaded), side, options)]
+    elif options.split is not None:
+        raise PerlError(f"--split {options.split}: {path} is a saved dataset without splits", "leave out --split")
+    with _parsing(path):
+        loaded.data.validate(full=True)  # Arrow would crash while reading a damaged table
+    return _numbered(loaded, str(path))
 
 
 def _numbered(rows: Dataset | IterableDataset, source: str) -> Rows:
-    try:
+    with _parsing(source):
         for number, row in enumerate(rows, start=1):
             yield SourceRow(f"{source}, row {number}", row)
-    except Exception as error:  # as for Parquet
-        raise _cant_read(source, error) from error
 
 
 def _split_of(source: str, splits: list[str], side: str, options: DataSettings) -> str:
@@ -206,24 +183,16 @@ def _read_hub(source: str, side: str, options: DataSettings) -> Rows:
     split = options.split if is_part else _split_of(source, _hub_splits(source, options), side, options)
     import datasets
 
-    try:
+    with _from_hub(source):
         return _numbered(datasets.load_dataset(source, split=split, **_subset(source, options)), source)
-    except PerlError:
-        raise
-    except Exception as error:  # the Hub client raises a different type for each way a request can fail
-        raise _no_hub(source, error) from error
 
 
 def _hub_splits(source: str, options: DataSettings) -> list[str]:
     import datasets
 
-    try:
-        chosen = dict(_subset(source, options))
+    with _from_hub(source):
+        chosen = _subset(source, options)
         return list(datasets.get_dataset_split_names(source, chosen.pop("name", None), **chosen))
-    except PerlError:
-        raise
-    except Exception as error:  # as above
-        raise _no_hub(source, error) from error
 
 
 def _subset(source: str, options: DataSettings) -> dict[str, str]:
@@ -241,9 +210,16 @@ def _subset(source: str, options: DataSettings) -> dict[str, str]:
     return {"data_dir": options.subset}
 
 
-def _no_hub(source: str, error: Exception) -> PerlError:
-    reason = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
-    return PerlError(
-        f"--data {source} is not a local file or folder, and reading it from the Hub failed: {reason}",
-        "check the spelling and your network connection",
-    )
+@contextmanager
+def _from_hub(source: str) -> Iterator[None]:
+    """Raises PerlError for any error: the Hub client raises a different type for each way a request can fail."""
+    try:
+        yield
+    except PerlError:
+        raise
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
+        raise PerlError(
+            f"--data {source} is not a local file or folder, and reading it from the Hub failed: {reason}",
+            "check the spelling and your network connection",
+        ) from error

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, set_seed
 
 from perlcli import coffee, device, settings
 from perlcli.data import Data, Prompt
-from perlcli.data.tokens import of_prompt
+from perlcli.data.render import of_prompt
 from perlcli.errors import PerlError
 from perlcli.model import loading, roles, sources, tokenizers, weights
 from perlcli.run.record import RunRecord, find_record

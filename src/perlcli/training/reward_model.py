@@ -12,7 +12,7 @@ from datasets import Dataset
 
 from perlcli import device, settings, stats
 from perlcli.data import Data
-from perlcli.data.tokens import Columns, of_preference
+from perlcli.data.render import Columns, of_preference
 from perlcli.errors import PerlError, RunFailed
 from perlcli.model import loading, roles, scorers, sources, tokenizers
 from perlcli.model.scorers import Scorer

@@ -12,8 +12,8 @@ from datasets import Dataset, concatenate_datasets
 from perlcli import data, settings
 from perlcli.data import Data, checks
 from perlcli.data.fitting import Tokens
+from perlcli.data.render import Columns
 from perlcli.data.sources import has_split
-from perlcli.data.tokens import Columns
 from perlcli.model.sources import Source
 from perlcli.run.files import PROMPTS
 from perlcli.training.prepare import Prepared, filled
@@ -54,7 +54,7 @@ def first_rows(prepared: Prepared[Stage], rows: Data, limit: int | None, option:
     """At most the first `limit` rows; a note names the `option` that leaves some out."""
     if limit is not None and len(rows.rows) > limit:
         prepared.run.note(f"Evaluating on the first {limit:,} of {len(rows.rows):,} rows ({option}).")
-        checks.restrict(rows, rows.rows[:limit], rows.numbers[:limit])
+        checks.restrict(rows, range(limit))
     return rows
 
 
