@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import replace
 from itertools import islice
 
 from perlcli import data, settings
@@ -44,7 +43,7 @@ class Look:
     """What one stage makes of one side of a file, a batch at a time; it keeps counts and digests, but no rows."""
 
     def __init__(self, values: settings.DataCheck, use: settings.Use, split: str, render: Renderer) -> None:
-        options = options_of(values, split)
+        options = data_file.options_of(values, split)
         self.intake = Intake(options.data, use, split, chat=render.chat, options=options)
         self.fitting = data_file.fitting(self.intake.report, use, render, values.length)
         self.tally, self.prompts = Tally(), Digests()
@@ -80,11 +79,10 @@ def reports(values: settings.DataCheck, file: str, render: Renderer) -> tuple[di
         if has_sides:
             test = sides["test"][use]
             test.intake.report.overlap = test.prompts.found_in(sides["train"][use].prompts)
-        usable[use] = [
-            names[split] + line.removeprefix(f"{title(file)}: ")
-            for split, looks in sides.items()
-            for line in looks[use].intake.report.lines()
-        ]
+        usable[use] = []
+        for split, looks in sides.items():
+            lines = looks[use].intake.report.lines()
+            usable[use] += [names[split] + line.removeprefix(f"{title(file)}: ") for line in lines]
     return usable, faults
 
 
@@ -133,19 +131,12 @@ def noted(faults: Faults, use: settings.Use) -> Iterator[None]:
 
 def batches(values: settings.DataCheck, use: settings.Use, split: str) -> Iterator[list[Numbered]]:
     """One side's rows as the source has them, in batches. Raises PerlError if the source can't be read."""
-    options = options_of(values, split)
+    options = data_file.options_of(values, split)
     with closing(data.read(options.data, use, split, options)) as rows:
         numbered = enumerate(rows, start=1)
         while batch := list(islice(numbered, BATCH)):
             yield batch
 
 
-def options_of(values: settings.DataCheck, split: str) -> settings.DataSettings:
-    """How to read one side: --split only applies to the training rows."""
-    options = data_file.options_of(values)
-    return options if split == "train" else replace(options, split=None)
-
-
 def print_answer(command: str, is_usable: bool, lines: list[str]) -> None:
-    """Print whether a command can use the file, with its report or the reason."""
     say(f"{command:<13}{'yes' if is_usable else 'no':<5}" + f"\n{INDENT}".join(lines))

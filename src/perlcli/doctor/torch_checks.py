@@ -18,7 +18,6 @@ from typing import TextIO
 from perlcli import device, upstream
 from perlcli.doctor.checks import Finding, examine
 from perlcli.errors import PerlError
-from perlcli.settings import ModelSettings
 from perlcli.text import size
 
 DRIVER = Path("/proc/driver/nvidia/version")
@@ -59,21 +58,18 @@ def gpus() -> Iterator[Finding]:
 
 def no_gpu(*, is_cpu_build: bool) -> Finding:
     """Why torch sees no GPU."""
-    hidden, has_driver = os.environ.get(VISIBLE), driver()
-    if not has_driver:
+    hidden, version = os.environ.get(VISIBLE), driver()
+    if not version:
         return Finding("gpu", "ok", "none: training runs on the CPU")
     if hidden is not None and hidden.strip() in ("", "-1"):
-        return Finding(
-            "gpu", "warn", f"{VISIBLE}={hidden!r} hides the GPUs: training runs on the CPU", f"unset {VISIBLE}"
-        )
+        problem = f"{VISIBLE}={hidden!r} hides the GPUs: training runs on the CPU"
+        return Finding("gpu", "warn", problem, f"unset {VISIBLE}")
     if is_cpu_build:
-        return Finding(
-            "gpu", "warn", f"there is an NVIDIA driver ({has_driver}), but torch is built for the CPU", CUDA_BUILD
-        )
-    problem = f"torch can't use the GPU: driver {has_driver}" + (f", {VISIBLE}={hidden!r}" if hidden else "")
-    return Finding(
-        "gpu", "FAIL", problem, f"{CUDA_BUILD}, for a CUDA version that this driver supports (see nvidia-smi)"
-    )
+        problem = f"there is an NVIDIA driver ({version}), but torch is built for the CPU"
+        return Finding("gpu", "warn", problem, CUDA_BUILD)
+    problem = f"torch can't use the GPU: driver {version}" + (f", {VISIBLE}={hidden!r}" if hidden else "")
+    hint = f"{CUDA_BUILD}, for a CUDA version that this driver supports (see nvidia-smi)"
+    return Finding("gpu", "FAIL", problem, hint)
 
 
 def gpu(number: int) -> Finding:
@@ -96,11 +92,11 @@ def driver() -> str:
     if shutil.which("nvidia-smi"):
         words = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
         try:
-            found = subprocess.run(words, capture_output=True, text=True, timeout=10, check=False)
+            answer = subprocess.run(words, capture_output=True, text=True, timeout=10, check=False)
         except (OSError, subprocess.TimeoutExpired):
             return "unknown"
-        if found.returncode == 0 and found.stdout.strip():
-            return found.stdout.split()[0]
+        if answer.returncode == 0 and answer.stdout.strip():
+            return answer.stdout.split()[0]
     return next((word for word in DRIVER.read_text().split() if word[:1].isdigit()), "") if DRIVER.exists() else ""
 
 
@@ -109,7 +105,7 @@ def libraries() -> Iterator[Finding]:
     from peft import PeftModel
     from trl import RewardTrainer, RLOOTrainer, SFTTrainer
 
-    names = ", ".join(found.__name__ for found in (SFTTrainer, RewardTrainer, RLOOTrainer, PeftModel))
+    names = ", ".join(kind.__name__ for kind in (SFTTrainer, RewardTrainer, RLOOTrainer, PeftModel))
     yield Finding("libraries", "ok", f"{names} can be imported")
 
 
@@ -127,10 +123,10 @@ def precision(name: str) -> Iterator[Finding]:
     from perlcli.doctor import precisions
 
     began = time.monotonic()
-    settings = precisions.PRECISIONS[name]
-    missing = unsupported(settings)
-    if missing is not None:
-        yield Finding(name, "warn", missing.problem, missing.hint)
+    try:
+        device.check(precisions.PRECISIONS[name])
+    except PerlError as error:  # as training in this precision would raise
+        yield Finding(name, "warn", error.problem, error.hint)
         return
     found = precisions.compare(name)
     place, least = "GPU" if device.kind() == "cuda" else "CPU", precisions.TOLERANCES[name][1]
@@ -142,15 +138,6 @@ def precision(name: str) -> Iterator[Finding]:
         yield Finding(name, "ok", text)
     else:
         yield Finding(name, "FAIL", f"differs from float32: {text}", INSTEAD[name])
-
-
-def unsupported(settings: ModelSettings) -> PerlError | None:
-    """The error that training in this precision would raise on this machine; None if it works."""
-    try:
-        device.check(settings)
-    except PerlError as error:
-        return error
-    return None
 
 
 def half() -> Iterator[Finding]:

@@ -16,19 +16,8 @@ from perlcli.run.record import SEVERAL, RunRecord, package_versions, read_record
 
 FUNCTION = "the reward function "
 LENGTH = {"max_steps", "num_train_epochs"}
-MAY_CHANGE = LENGTH | {
-    "save_steps",
-    "save_total_limit",
-    "report_to",
-    "resume",
-    "overwrite",
-    "dry_run",
-    "output",
-    "trust_remote_code",
-    "strict",
-    "recipe",
-    "max_eval_samples",
-}
+RUNNING = {"save_steps", "save_total_limit", "report_to", "output", "trust_remote_code", "strict", "recipe"}
+MAY_CHANGE = LENGTH | RUNNING | {"max_eval_samples", *definitions.ONCE}
 NEW_RUN = "start a new run with another --output"
 LAST = "--resume without a value takes the last complete checkpoint"
 
@@ -56,7 +45,6 @@ def check_output(settings: definitions.Stage) -> None:
 
 
 def _check_writable(folder: Path) -> None:
-    """Raises PerlError if the folder can't be created or written to."""
     existing = next((place for place in (folder, *folder.parents) if place.exists()), folder)
     if existing.exists() and not existing.is_dir():
         raise PerlError(f"--output {folder}: {existing} is a file", "give a folder")
@@ -86,13 +74,12 @@ def _check_idle(folder: Path) -> None:
 
 
 def _check_resumable(folder: Path, command: str, values: Mapping[str, Any]) -> None:
-    """Raises PerlError if the run in the folder is complete, or these settings would make it a different run."""
     record, values = read_record(folder), hidden_in(dict(values))  # as the record has them
     if record.command != command:
         problem = f"--resume: {folder} is a run of perl {record.command}, not of perl {command}"
         raise PerlError(problem, "choose another --output")
     is_several = record.command in SEVERAL
-    if values["resume"] != definitions.LATEST and is_several:
+    if is_several and values["resume"] != definitions.LATEST:
         problem = f"--resume {values['resume']}: each run resumes from its own last checkpoint"
         raise PerlError(problem, "use --resume without a value")
     _check_named(folder, values)
@@ -113,21 +100,18 @@ def _check_resumable(folder: Path, command: str, values: Mapping[str, Any]) -> N
 def _check_same_settings(folder: Path, old: Mapping[str, Any], new: Mapping[str, Any], fixed: set[str]) -> None:
     """Raises PerlError if settings have changed that may not change, or that are `fixed` for this run."""
     changed = [name for name in new if name not in MAY_CHANGE - fixed and old.get(name) != new[name]]
-    if changed:
-        changes = "; ".join(
-            f"--{definitions.dashed(name)} was {_shown(old.get(name))}, now {_shown(new[name])}" for name in changed
-        )
-        raise PerlError(f"--resume: the run in {folder} had different settings: {changes}", "use the same settings")
+    changes = [f"--{definitions.dashed(name)} was {_shown(old.get(name))}, now {_shown(new[name])}" for name in changed]
+    if changes:
+        problem = f"--resume: the run in {folder} had different settings: {'; '.join(changes)}"
+        raise PerlError(problem, "use the same settings")
 
 
 def _shown(value: object) -> str:
-    """A setting's value for a person to read."""
     text = ", ".join(map(str, value)) if isinstance(value, tuple) else value
     return "not set" if text in (None, "") else str(text)
 
 
 def _check_not_shorter(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
-    """Raises PerlError if the run is resumed with fewer steps or epochs than it had."""
     for name in sorted(LENGTH):
         was, now = old.get(name), new.get(name)
         if was and now and now < was:
@@ -177,7 +161,7 @@ def _check_named(folder: Path, values: Mapping[str, Any]) -> None:
 def check_same(old: RunRecord, now: RunRecord, note: Callable[[str], None]) -> None:
     """Raises PerlError if a resumed run reads other data or weights than before, in any role. A reward function may
     change, for example to fix it; a note says so."""
-    before, inputs = hidden_in(dict(_inputs(old))), hidden_in(dict(_inputs(now)))  # named as the record has them
+    before, inputs = (hidden_in(dict(_inputs(record))) for record in (old, now))  # named as the record has them
     changed = [name for name, mark in inputs.items() if mark and before.get(name) and mark != before[name]]
     functions = [name for name in changed if name.startswith(FUNCTION)]
     for name in functions:
@@ -186,11 +170,6 @@ def check_same(old: RunRecord, now: RunRecord, note: Callable[[str], None]) -> N
     if changes:
         problem = f"--resume: the run in {now.settings['output']} had different inputs: {'; '.join(changes)}"
         raise PerlError(problem, f"use the same files, or {NEW_RUN}")
-    _note_moved(old, now, note)
-
-
-def _note_moved(old: RunRecord, now: RunRecord, note: Callable[[str], None]) -> None:
-    """Note other versions or another machine, which may round differently."""
     before, here = old.versions | old.device, package_versions() | now.device
     moved = [f"{name} {before[name]}, now {here[name]}" for name in here if before.get(name, here[name]) != here[name]]
     if moved:
@@ -198,7 +177,6 @@ def _note_moved(old: RunRecord, now: RunRecord, note: Callable[[str], None]) -> 
 
 
 def _inputs(record: RunRecord) -> Iterator[tuple[str, Any]]:
-    """What a run read: each input's name and digest."""
     model = record.model
     yield "the base", model.get("fingerprint")
     yield "tokenizer", model.get("tokenizer")
