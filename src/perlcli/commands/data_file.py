@@ -45,8 +45,7 @@ def options_of(given: settings.OfData, side: str = "train") -> settings.DataSett
 
 
 def load(given: settings.OfData, use: settings.Use | None, *, chat: bool) -> tuple[settings.Use, Data]:
-    """The stage and its rows: the given stage, else the first one that can use the file. Raises PerlError if the stage,
-    or every stage, can't use the file."""
+    """The stage and its rows: the given stage, else the first that can use the file. Raises PerlError if none can."""
     file, options = name_of(given), options_of(given)
     if use is not None:
         return use, data.load(file, use, chat=chat, options=options)
@@ -70,8 +69,7 @@ def unusable(file: str, faults: Sequence[PerlError]) -> PerlError:
 
 
 def fitting(report: DataReport, use: settings.Use, render: Renderer, length: settings.LengthSettings) -> Fitting:
-    """What turns rows into a stage's token columns, and counts them in the report. Raises PerlError if the lengths
-    leave no room for a prompt."""
+    """Turns rows into a stage's token columns and counts them in the report. Raises PerlError if no prompt can fit."""
     longest = (length.max_length or 0) - (length.max_completion_length or 0 if use == "rl" else 0)
     if longest <= 0:
         problem = "--max-length leaves no room for a prompt before --max-completion-length"

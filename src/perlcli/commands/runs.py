@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -188,18 +188,11 @@ def row_of_record(folder: Path, record: RunRecord, stamp: int, size: int) -> Row
     status = STATUS[liveness.life(record.process)] if record.status == RUNNING else record.status
     last = {} if status == "finished" else last_row(folder / METRICS)
     steps = record.steps if status == "finished" else max(record.steps, last.get("step", 0))
-    return Row(
-        folder,
-        stamp,
-        status=printable(str(status)),
-        note=printable(note_of(folder, record, status)),
-        started=datetime.fromisoformat(record.started).timestamp(),
-        size=size,
-        stage=printable(record.command),
-        model=model_of(record),
-        steps=steps,
-        total=total_of(record, steps, last),
-        metric=metric_of(record.command, record.metrics or last),
+    started = datetime.fromisoformat(record.started).timestamp()
+    total, metric = total_of(record, steps, last), metric_of(record.command, record.metrics or last)
+    row = Row(folder, stamp, status, printable(note_of(folder, record, status)), started, size)
+    return replace(
+        row, stage=printable(record.command), model=model_of(record), steps=steps, total=total, metric=metric
     )
 
 

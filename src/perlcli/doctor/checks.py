@@ -42,7 +42,10 @@ class Finding:
     hint: str = ""
 
 
-def examine(name: str, check: Callable[[], Iterable[Finding]]) -> list[Finding]:
+Check = Callable[[], Iterable[Finding]]
+
+
+def examine(name: str, check: Check) -> list[Finding]:
     """The findings of a check, or its failure as a finding. No line contains a secret or the user's home folder."""
     findings: list[Finding] = []
     try:
@@ -74,16 +77,15 @@ def python() -> Iterator[Finding]:
 
 def requirements() -> tuple[str, list[str]]:
     """The Python version and packages that perlcli requires: as installed, or by the checkout's pyproject.toml."""
-    try:
+    with suppress(importlib.metadata.PackageNotFoundError):
         installed = importlib.metadata.distribution("perlcli")
-    except importlib.metadata.PackageNotFoundError:
-        try:
-            project = tomllib.loads(PYPROJECT.read_text(encoding="utf-8"))["project"]
-        except OSError:
-            problem = "perlcli is not installed as a package, so its requirements are unknown"
-            raise PerlError(problem, "pip install perlcli") from None
-        return project["requires-python"], project["dependencies"]
-    return installed.metadata["Requires-Python"] or "", list(installed.requires or [])
+        return installed.metadata["Requires-Python"] or "", list(installed.requires or [])
+    try:
+        project = tomllib.loads(PYPROJECT.read_text(encoding="utf-8"))["project"]
+    except OSError:
+        problem = "perlcli is not installed as a package, so its requirements are unknown"
+        raise PerlError(problem, "pip install perlcli") from None
+    return project["requires-python"], project["dependencies"]
 
 
 def packages() -> Iterator[Finding]:
@@ -183,10 +185,9 @@ def hub() -> Iterator[Finding]:
     from huggingface_hub import constants, get_token
 
     token = "a token is set" if get_token() else "no token is set; gated models need one (hf auth login)"
-    if constants.HF_HUB_OFFLINE:
-        yield Finding("hub", "ok", f"HF_HUB_OFFLINE is set, so only cached models are used; {token}")
-    else:
-        yield Finding("hub", "ok", f"models are downloaded to {constants.HF_HUB_CACHE}; {token}")
+    offline = "HF_HUB_OFFLINE is set, so only cached models are used"
+    models = offline if constants.HF_HUB_OFFLINE else f"models are downloaded to {constants.HF_HUB_CACHE}"
+    yield Finding("hub", "ok", f"{models}; {token}")
 
 
 def interpreter() -> Iterator[Finding]:
@@ -203,7 +204,6 @@ def interpreter() -> Iterator[Finding]:
         yield Finding("perl", "warn", f"`perl` runs {first}, not perlcli", hint)
 
 
-CHECKS: dict[str, Callable[[], Iterable[Finding]]] = {
-    "python": python, "packages": packages, "optional": optional, "processors": processors, "memory": memory,
-    "disk": disk, "hub": hub, "perl": interpreter,
-}  # fmt: skip
+SOFTWARE: dict[str, Check] = {"python": python, "packages": packages, "optional": optional}
+MACHINE: dict[str, Check] = {"processors": processors, "memory": memory, "disk": disk}
+CHECKS = SOFTWARE | MACHINE | {"hub": hub, "perl": interpreter}

@@ -53,7 +53,6 @@ def _check_writable(folder: Path) -> None:
 
 
 def _check_not_read(folder: Path, values: Mapping[str, Any]) -> None:
-    """Raises PerlError if --overwrite would delete something that the run reads."""
     reads = [values.get(name) for name in ("model", "data", "eval_data", "anchor", "peft")]
     models = map(str.strip, (values.get("model") or "").split(","))  # compare-full takes several
     inside = [name for name in (*reads, *values.get("reward", ()), *models) if name and is_inside(name, folder)]
@@ -86,8 +85,7 @@ def _check_resumable(folder: Path, command: str, values: Mapping[str, Any]) -> N
     kept = hidden_in(record.settings).items()
     old: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in kept}
     _check_same_settings(folder, old, values, LENGTH if is_several else set())
-    _check_not_shorter(old, values)
-    _check_steps(folder, old.get("max_steps"), values["max_steps"])
+    _check_length(folder, old, values)
     if is_several:
         return  # the runs in it that have not finished run again
     steps, epochs = values["max_steps"], values["num_train_epochs"]
@@ -111,23 +109,19 @@ def _shown(value: object) -> str:
     return "not set" if text in (None, "") else str(text)
 
 
-def _check_not_shorter(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+def _check_length(folder: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    """Raises PerlError if a run is resumed with fewer steps or epochs than it had, or without its --max-steps."""
     for name in sorted(LENGTH):
         was, now = old.get(name), new.get(name)
         if was and now and now < was:
             problem = f"--resume: --{definitions.dashed(name)} was {was:g}, now {now:g}: it can only increase"
             raise PerlError(problem, f"leave it at {was:g}, or {NEW_RUN}")
-
-
-def _check_steps(folder: Path, was: int | None, now: int | None) -> None:
-    """Raises PerlError if a run of --max-steps is resumed without them, or with fewer than its epochs took."""
+    was, now = old.get("max_steps"), new["max_steps"]
     if was is not None and now is None:
         problem = f"--resume: the run in {folder} had --max-steps {was}, and now it is missing"
         raise PerlError(problem, f"add --max-steps {was}, or more")
-    if was is not None or now is None:
-        return
-    planned = checkpoints.planned(folder / CHECKPOINTS)
-    if now < planned:
+    planned = checkpoints.planned(folder / CHECKPOINTS) if was is None and now is not None else 0
+    if planned and now < planned:
         problem = f"--resume: --max-steps {now} is less than the {planned} steps that the run's epochs take"
         raise PerlError(problem, f"leave it out, or {NEW_RUN}")
 
@@ -139,7 +133,6 @@ def named(folder: Path, checkpoint: str) -> Path:
 
 
 def _check_named(folder: Path, values: Mapping[str, Any]) -> None:
-    """Raises PerlError if --resume names something other than a complete checkpoint of this run."""
     if values.get("resume") in (None, definitions.LATEST):
         return
     checkpoint = named(folder, values["resume"])

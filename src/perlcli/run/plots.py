@@ -52,7 +52,6 @@ def compared(runs: Mapping[str, Sequence[Path]], panels: Sequence[Metric], targe
 
 
 def _points(rows: Sequence[Mapping[str, Any]], metric: Metric) -> list[tuple[float, float]]:
-    """A run's steps with the metric's values."""
     return [(row["step"], row[metric.key]) for row in rows if row.get(metric.key) is not None]
 
 
@@ -113,8 +112,7 @@ def label_axis(axis: Any, title: str, below: str, is_share: bool) -> None:
         axis.xaxis.get_major_locator().set_params(integer=True)
     axis.grid(axis="y", color="#e4e7eb")
     axis.set_axisbelow(True)
-    for side in ("top", "right"):
-        axis.spines[side].set_visible(False)
+    axis.spines[["top", "right"]].set_visible(False)
     if is_share:
         axis.yaxis.set_major_formatter(lambda value, _: f"{value * 100:.3g}%")
 

@@ -46,8 +46,7 @@ class RunRecord:
     failure: str | None = said("Why the run failed, in one line.", None)
     started: str = said("Start, UTC, ISO 8601.", "")
     process: dict[str, Any] = said(
-        "The process of the run: pid, started (an opaque mark of its start) and host (a digest of the machine's name). "
-        "With it, `perl runs` can distinguish a run in progress from a killed one.",
+        "The process, for `perl runs`: pid, started (an opaque mark) and host (a digest of the machine's name).",
         factory=dict,
     )
     elapsed_seconds: float = said("Wall-clock seconds from start to end, loading included.", 0.0)
@@ -130,12 +129,9 @@ def _invalid(content: Mapping[str, Any]) -> Iterator[str]:
     stage = definitions.COMMANDS.get(content["command"])
     known = {item.name: item for item in definitions.options(stage)} if stage else {}
     for name, value in content["settings"].items():
-        if name in known and not _is_possible(known[name], value):
+        option, given = known.get(name), tuple(value) if isinstance(value, list) else value
+        if option is not None and (not fits(value, option.type) or definitions.misfit(option, given)):
             yield f"settings: {name}: {shorten(value)}"
-
-
-def _is_possible(item: definitions.Option, value: object) -> bool:
-    return fits(value, item.type) and not definitions.misfit(item, tuple(value) if isinstance(value, list) else value)
 
 
 def find_record(folder: str | None) -> RunRecord | None:
