@@ -143,7 +143,7 @@ def find_record(folder: str | None) -> RunRecord | None:
 def field_table(kind: type) -> str:
     """The fields of a documented dataclass with their types and sentences, as a Markdown table."""
     fields = dataclasses.fields(kind)
-    rows = [(f"`{item.name}`", str(item.type).replace("|", "or"), item.metadata["help"]) for item in fields]
+    rows = [(f"`{item.name}`", str(item.type).replace("|", "or"), item.metadata.get("help", "")) for item in fields]
     return markdown_table(("field", "type", "meaning"), rows)
 
 
