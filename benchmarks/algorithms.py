@@ -23,7 +23,7 @@ from perlcli.training.algorithms import PHASES, TIME
 
 ALGORITHMS = ("rloo", "reinforce")
 PANELS = (
-    Metric(key="gold", panel="correct orders", unit="share"),
+    Metric(key="gold", panel="correct orders", is_share=True),
     Metric(key="kl", panel="KL to the anchor, per token"),
 )
 

@@ -270,7 +270,7 @@ def test_a_real_full_disk(megabytes: float, tmp_path: Path) -> None:
         (FULL, "the disk is full"),
         (OSError(errno.EDQUOT, "Disk quota exceeded"), "the disk quota is used up"),
         (OSError(errno.EROFS, "Read-only file system"), "the disk is read-only"),
-        (OSError(errno.EIO, "Input/output error"), r"the disk fails \(input/output error\)"),
+        (OSError(errno.EIO, "Input/output error"), "input/output error, the disk may be failing"),
         (RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"), "the disk is full"),
         (RuntimeError("unable to write: No space left on device (28)"), "the disk is full"),
         (RuntimeError("PytorchStreamWriter failed writing file"), "PytorchStreamWriter failed writing file"),
@@ -442,13 +442,13 @@ def test_checkpoints_that_vanish_and_reappear_empty_are_noticed(
         checkpoints.side(tmp_path / "run" / "checkpoints").mkdir(parents=True)
 
     at_step(2, act)
-    assert f"{tmp_path}/run/checkpoints has vanished" in told(perl(*words("sft", "run"), code=1))[0]
+    assert f"{tmp_path}/run/checkpoints is gone: it was deleted" in told(perl(*words("sft", "run"), code=1))[0]
 
 
 def test_a_file_of_the_run_that_vanishes_is_named(tmp_path: Path) -> None:
     (tmp_path / RECORD).touch()
     found = disk.failure(FileNotFoundError(errno.ENOENT, "none", tmp_path / "x"), tmp_path, [RECORD], "go on")
-    assert found is not None and found.problem.startswith(f"{tmp_path}/x has vanished")
+    assert found is not None and found.problem.startswith(f"{tmp_path}/x is gone: it was deleted")
 
 
 # Clocks

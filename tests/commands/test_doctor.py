@@ -430,11 +430,10 @@ def test_a_precision_that_this_machine_does_not_support_is_not_a_failure(monkeyp
 
 def test_float16_is_only_checked_on_a_gpu(monkeypatch: Patch) -> None:
     monkeypatch.setattr(torch_checks.device, "kind", lambda: "cpu")
-    assert found(torch_checks.half) == []
-    asked: list[str] = []
-    monkeypatch.setattr(torch_checks, "precision", lambda name: asked.append(name) or [])
+    monkeypatch.setattr(torch_checks.device, "check", raising(PerlError("asked")))
+    assert found(torch_checks.CHECKS["float16"]) == []
     monkeypatch.setattr(torch_checks.device, "kind", lambda: "cuda")
-    assert found(torch_checks.half) == [] and asked == ["float16"]
+    assert only(torch_checks.CHECKS["float16"]) == ("warn", "asked", "")
 
 
 @pytest.mark.parametrize("check", [torch_checks.libraries, torch_checks.pictures], ids=["libraries", "pictures"])

@@ -30,7 +30,7 @@ def test_gradients_that_miss_the_lower_layers_are_found(name: str, monkeypatch: 
 
     def cut(settings: Any) -> Any:
         model = adapted(settings)
-        if settings.dtype != "float32":  # the one that is checked, not what it is held against
+        if settings.dtype != "float32":  # the one that is checked, not what it is compared with
             model.base_model.model.model.layers[1].register_forward_hook(lambda _, __, output: output.detach())
         return model
 
@@ -44,8 +44,8 @@ def test_numbers_that_are_none_are_found(broken: float, monkeypatch: pytest.Monk
     passes = precisions.passes
 
     def spoiled(model: Any, dtype: Any) -> Any:
-        found = passes(model, dtype)
-        return found if dtype is None else precisions.Pass(found.loss, found.gradients * broken)
+        loss, gradients = passes(model, dtype)
+        return loss, gradients if dtype is None else gradients * broken
 
     monkeypatch.setattr(precisions, "passes", spoiled)
     assert not compare("bfloat16").is_right

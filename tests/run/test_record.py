@@ -20,7 +20,7 @@ from perlcli.run import files, lifecycle, liveness, signals
 from perlcli.run.files import write_json
 from perlcli.run.lifecycle import recording
 from perlcli.run.output_folder import check_output
-from perlcli.run.record import RunRecord, git_commit, read_record, schema_table
+from perlcli.run.record import RunRecord, field_table, git_commit, read_record
 
 FIELDS = [item.name for item in dataclasses.fields(RunRecord)]
 
@@ -226,7 +226,7 @@ def test_a_folder_without_a_record_is_no_run(tmp_path: Path) -> None:
 
 
 def test_the_documented_schema_has_a_row_for_every_field() -> None:
-    header, _, *rows = schema_table().splitlines()
+    header, _, *rows = field_table(RunRecord).splitlines()
     assert header == "| field | type | meaning |"
     assert [row.split("|")[1].strip(" `") for row in rows] == FIELDS
     assert all(cell.strip() for row in rows for cell in row.split("|")[1:-1])

@@ -223,7 +223,7 @@ def test_a_changed_reward_function_is_reported(
     line[line.index("--reward") + 1] = "mended:reward"
     line = stopped(perl, lambda case: line, "", tmp_path / "run")
     Path("mended.py").write_text(text + "# a word more\n")
-    assert "The file of the reward function mended:reward was changed: " in perl(*line).stdout
+    assert "The file of the reward function mended:reward has changed: " in perl(*line).stdout
 
 
 @pytest.mark.parametrize("length", ["--max-steps", "--num-train-epochs"])

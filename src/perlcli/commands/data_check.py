@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import replace
 from itertools import islice
 
 from perlcli import data, settings
@@ -43,13 +42,15 @@ def run(given: settings.DataCheck) -> None:
 class Look:
     """What one stage makes of one side of a file, a batch at a time; it keeps counts and digests, but no rows."""
 
-    def __init__(self, values: settings.DataCheck, use: settings.Use, split: str, render: Renderer) -> None:
-        options = options_of(values, split)
+    def __init__(
+        self, values: settings.DataCheck, use: settings.Use, split: str, render: Renderer, *, has_sides: bool
+    ) -> None:
+        options = data_file.options_of(values, split)
         self.intake = Intake(options.data, use, split, chat=render.chat, options=options)
         self.fitting = data_file.fitting(self.intake.report, use, render, values.length)
-        self.tally, self.prompts = Tally(), Digests()
+        self.tally, self.prompts, self.has_sides = Tally(), Digests(), has_sides
 
-    def take(self, batch: Iterable[Numbered], *, has_sides: bool) -> None:
+    def take(self, batch: Iterable[Numbered]) -> None:
         """Count rows of the source. Raises PerlError if the stage can't use them."""
         rows = [(number, row) for number, item in batch for row in self.intake.take(number, item)]
         if self.intake.fault_count:  # the rest is only read for its errors
@@ -57,7 +58,7 @@ class Look:
         for place, _, _ in self.fitting.take(rows):
             number, row = rows[place]
             self.tally.add(number, row)
-            if has_sides:
+            if self.has_sides:
                 self.prompts.add(prompt_digest(row), number)
 
     def end(self) -> None:
@@ -80,11 +81,10 @@ def reports(values: settings.DataCheck, file: str, render: Renderer) -> tuple[di
         if has_sides:
             test = sides["test"][use]
             test.intake.report.overlap = test.prompts.found_in(sides["train"][use].prompts)
-        usable[use] = [
-            names[split] + line.removeprefix(f"{title(file)}: ")
-            for split, looks in sides.items()
-            for line in looks[use].intake.report.lines()
-        ]
+        usable[use] = []
+        for split, looks in sides.items():
+            lines = looks[use].intake.report.lines()
+            usable[use] += [names[split] + line.removeprefix(f"{title(file)}: ") for line in lines]
     return usable, faults
 
 
@@ -96,12 +96,12 @@ def look(
     for use in data_file.USES:
         if use not in faults:
             with noted(faults, use):
-                looks[use] = Look(values, use, split, render)
+                looks[use] = Look(values, use, split, render, has_sides=has_sides)
     if data.is_embedded(data_file.name_of(values)):  # the embedded rows are different for each stage
         for use, stage in looks.items():
-            take_all({use: stage}, batches(values, use, split), faults, has_sides=has_sides)
+            take_all({use: stage}, batches(values, use, split), faults)
     elif looks:  # a file is read once for all stages
-        take_all(looks, batches(values, next(iter(looks)), split), faults, has_sides=has_sides)
+        take_all(looks, batches(values, next(iter(looks)), split), faults)
     for use, stage in looks.items():
         if use not in faults:
             with noted(faults, use):
@@ -109,9 +109,7 @@ def look(
     return looks
 
 
-def take_all(
-    looks: dict[settings.Use, Look], rows: Iterator[list[Numbered]], faults: Faults, *, has_sides: bool
-) -> None:
+def take_all(looks: dict[settings.Use, Look], rows: Iterator[list[Numbered]], faults: Faults) -> None:
     """Give all batches to the stages, each until its first fault."""
     for batch in rows:
         active = {use: stage for use, stage in looks.items() if use not in faults}
@@ -119,7 +117,7 @@ def take_all(
             return
         for use, stage in active.items():
             with noted(faults, use):
-                stage.take(batch, has_sides=has_sides)
+                stage.take(batch)
 
 
 @contextmanager
@@ -133,19 +131,12 @@ def noted(faults: Faults, use: settings.Use) -> Iterator[None]:
 
 def batches(values: settings.DataCheck, use: settings.Use, split: str) -> Iterator[list[Numbered]]:
     """One side's rows as the source has them, in batches. Raises PerlError if the source can't be read."""
-    options = options_of(values, split)
+    options = data_file.options_of(values, split)
     with closing(data.read(options.data, use, split, options)) as rows:
         numbered = enumerate(rows, start=1)
         while batch := list(islice(numbered, BATCH)):
             yield batch
 
 
-def options_of(values: settings.DataCheck, split: str) -> settings.DataSettings:
-    """How to read one side: --split only applies to the training rows."""
-    options = data_file.options_of(values)
-    return options if split == "train" else replace(options, split=None)
-
-
 def print_answer(command: str, is_usable: bool, lines: list[str]) -> None:
-    """Print whether a command can use the file, with its report or the reason."""
     say(f"{command:<13}{'yes' if is_usable else 'no':<5}" + f"\n{INDENT}".join(lines))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from perlcli import settings
 from perlcli.commands import data_file
-from perlcli.data import Demonstration, Preference, Prompt, Thumb
+from perlcli.data import Preference, Prompt, Thumb
 from perlcli.data.formats import detect
 from perlcli.data.rows import Row
 from perlcli.errors import PerlError
@@ -36,10 +36,10 @@ def check_path(path: Path, file: str, *, overwrite: bool) -> None:
     if path.is_dir():
         raise PerlError(f"--output {path} is a folder", "name a file")
     if not path.parent.is_dir():
-        raise PerlError(
-            f"--output {path}: the folder {path.parent} does not exist", "name a file in an existing folder"
-        )
-    if path.exists() and Path(file).expanduser().exists() and path.samefile(Path(file).expanduser()):
+        problem = f"--output {path}: the folder {path.parent} does not exist"
+        raise PerlError(problem, "name a file in an existing folder")
+    source = Path(file).expanduser()
+    if path.exists() and source.exists() and path.samefile(source):
         raise PerlError(f"--output {path} is also the input file", "choose another --output")
     if path.exists() and not overwrite:
         raise PerlError(f"--output {path} already exists", "use --overwrite to replace it, or choose another --output")
@@ -56,10 +56,6 @@ def as_trl(row: Row) -> dict[str, object]:
         return {**prompt, "chosen": row.chosen, "rejected": row.rejected}
     if isinstance(row, Thumb):
         return {**prompt, "completion": row.completion, "label": row.label}
-    return {**prompt, _name(row): row.completion}
-
-
-def _name(row: Demonstration) -> str:
-    if row.prompt is not None:
-        return "completion"
-    return "text" if isinstance(row.completion, str) else "messages"
+    if prompt:
+        return {**prompt, "completion": row.completion}
+    return {"text" if isinstance(row.completion, str) else "messages": row.completion}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -16,19 +17,15 @@ from perlcli.errors import PerlError
 from perlcli.model import sources, tokenizers
 
 USES: tuple[settings.Use, ...] = ("reward", "sft", "rl")  # the first that can use a file says most about it
-COLUMNS: dict[str, Callable[[Renderer, Any], Columns]] = {
-    "sft": of_demonstration,
-    "reward": of_preference,
-    "rl": of_prompt,
-}
+ToColumns = Callable[[Renderer, Any], Columns]  # for a row of the stage
+COLUMNS: dict[str, ToColumns] = {"sft": of_demonstration, "reward": of_preference, "rl": of_prompt}
 
 
 def name_of(given: settings.OfData) -> str:
     """The FILE argument. Raises PerlError if it is missing."""
     if given.file.file is None:
-        command = settings.command_of(given)
-        hint = f"perl {command} FILE, or perl {command} {data.COFFEE} for the embedded data"
-        raise PerlError("FILE is missing", hint)
+        command = f"perl {settings.command_of(given)}"
+        raise PerlError("FILE is missing", f"{command} FILE, or {command} {data.COFFEE} for the embedded data")
     return given.file.file
 
 
@@ -40,22 +37,15 @@ def renderer(given: settings.DataCheck | settings.DataShow) -> Renderer:
     return tokenizers.renderer(source, tokenizers.load_tokenizer(source, trust_remote_code=trust))
 
 
-def options_of(given: settings.OfData) -> settings.DataSettings:
-    """How to read the file, in the form that the stages use."""
-    file = given.file
-    return settings.DataSettings(
-        data=file.file,
-        data_format=file.data_format,
-        subset=file.subset,
-        split=file.split,
-        shp_score_ratio=file.shp_score_ratio,
-        shp_per_post=file.shp_per_post,
-    )
+def options_of(given: settings.OfData, side: str = "train") -> settings.DataSettings:
+    """How to read one side of the file, in the form that the stages use: --split only applies to the training rows."""
+    file, split = given.file, given.file.split if side == "train" else None
+    options = settings.DataSettings(data=file.file, data_format=file.data_format, subset=file.subset, split=split)
+    return replace(options, shp_score_ratio=file.shp_score_ratio, shp_per_post=file.shp_per_post)
 
 
 def load(given: settings.OfData, use: settings.Use | None, *, chat: bool) -> tuple[settings.Use, Data]:
-    """The stage and its rows: the given stage, else the first one that can use the file. Raises PerlError if the stage,
-    or every stage, can't use the file."""
+    """The stage and its rows: the given stage, else the first that can use the file. Raises PerlError if none can."""
     file, options = name_of(given), options_of(given)
     if use is not None:
         return use, data.load(file, use, chat=chat, options=options)
@@ -79,8 +69,7 @@ def unusable(file: str, faults: Sequence[PerlError]) -> PerlError:
 
 
 def fitting(report: DataReport, use: settings.Use, render: Renderer, length: settings.LengthSettings) -> Fitting:
-    """What turns rows into a stage's token columns, and counts them in the report. Raises PerlError if the lengths
-    leave no room for a prompt."""
+    """Turns rows into a stage's token columns and counts them in the report. Raises PerlError if no prompt can fit."""
     longest = (length.max_length or 0) - (length.max_completion_length or 0 if use == "rl" else 0)
     if longest <= 0:
         problem = "--max-length leaves no room for a prompt before --max-completion-length"

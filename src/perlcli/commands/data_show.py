@@ -29,7 +29,7 @@ def run(given: settings.DataShow) -> None:
     render = data_file.renderer(values)
     use, loaded = data_file.load(values, values.show.for_, chat=render.chat)
     coloured = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
-    legend = LEGEND[use].format(marks="coloured" if coloured else f"between {BRACKETS[0]} and {BRACKETS[1]}")
+    legend = LEGEND[use].format(marks="coloured" if coloured else "between {} and {}".format(*BRACKETS))
     say(f"{loaded.report.line()}\nAs perl {use} sees it: {legend}")
     for number, row in zip(loaded.numbers[: values.show.rows], loaded.rows, strict=False):
         report = DataReport(loaded.report.source, loaded.report.format, 1, 1)

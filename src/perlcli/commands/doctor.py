@@ -24,22 +24,22 @@ WIDTH = max(map(len, (*checks.CHECKS, *torch_checks.CHECKS)))
 
 def run(given: settings.Doctor) -> None:
     """Print each finding as soon as it is known. Raises RunFailed if a check failed."""
-    found = []
-    for item in findings():
-        found.append(item)
+    made = []
+    for finding in findings():
+        made.append(finding)
         if not given.doctor.json:
-            print(line(item), flush=True)
-    failed = list(dict.fromkeys(item.name for item in found if item.status == "FAIL"))
+            print(line(finding), flush=True)
+    failed = list(dict.fromkeys(finding.name for finding in made if finding.status == "FAIL"))
     if given.doctor.json:
-        print(json.dumps({"ok": not failed, "checks": [dataclasses.asdict(item) for item in found]}, indent=2))
+        print(json.dumps({"ok": not failed, "checks": [dataclasses.asdict(finding) for finding in made]}, indent=2))
     if failed:
         raise RunFailed(f"Some checks failed: {', '.join(failed)}", "the lines marked FAIL say what to do")
 
 
-def line(found: Finding) -> str:
+def line(finding: Finding) -> str:
     """A finding as a line, with its hint below."""
-    text = f"{found.status:<4}  {found.name:<{WIDTH}}  {found.text}"
-    return f"{text}\n{'':<{WIDTH + 8}}{found.hint}" if found.hint else text
+    text = f"{finding.status:<4}  {finding.name:<{WIDTH}}  {finding.text}"
+    return f"{text}\n{'':<{WIDTH + 8}}{finding.hint}" if finding.hint else text
 
 
 def findings() -> Iterator[Finding]:
@@ -58,9 +58,8 @@ def apart(names: list[str]) -> Iterator[Finding]:
     """The findings of these checks, run in another process; removes those that ran from the list. If the process dies,
     the check that it was running has failed, and those after it stay on the list."""
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log:
-        with subprocess.Popen(
-            [*CHILD, *names], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, encoding="utf-8",
-        ) as process:  # fmt: skip
+        words, empty, pipe = [*CHILD, *names], subprocess.DEVNULL, subprocess.PIPE
+        with subprocess.Popen(words, stdin=empty, stdout=pipe, stderr=log, encoding="utf-8") as process:
             timeout = threading.Timer(TIMEOUT_SECONDS, process.kill)
             timeout.start()
             try:

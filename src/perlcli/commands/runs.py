@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,8 @@ from typing import Any
 from perlcli import coffee, settings
 from perlcli.errors import PerlError
 from perlcli.run import liveness, metrics, summary
-from perlcli.run.files import CHECKPOINTS, METRICS, RECORD
-from perlcli.run.record import SCHEMA_VERSION, SEVERAL, RunRecord, read_record, resume_command
+from perlcli.run.files import CHECKPOINTS, METRICS, RECORD, valid_rows
+from perlcli.run.record import SCHEMA_VERSION, SEVERAL, RunRecord, command_line, read_record
 from perlcli.terminal import say
 from perlcli.text import clip, one_line, plain_table, size
 
@@ -71,9 +71,8 @@ def run(given: settings.Runs) -> None:
         hint = "perl runs DIR" if given.runs.dir is None else "give the folder of a run, or one that contains runs"
         raise PerlError(f"{asked} is a file" if top.exists() else f"No such folder: {asked}", hint)
     if watch and (given.runs.json or not is_terminal()):
-        raise PerlError(
-            "--watch needs a terminal and does not work with --json", "run perl runs --json repeatedly instead"
-        )
+        problem = "--watch needs a terminal and does not work with --json"
+        raise PerlError(problem, "run perl runs --json repeatedly instead")
     rows = read(top, {})
     if given.runs.json:
         print(json.dumps([as_dict(line, time.time()) for line in arranged(rows, top)], indent=2, ensure_ascii=False))
@@ -84,7 +83,6 @@ def run(given: settings.Runs) -> None:
 
 
 def is_terminal() -> bool:
-    """Whether the output goes to a terminal."""
     return sys.stdout.isatty()
 
 
@@ -143,7 +141,7 @@ def find(top: Path) -> Iterator[Path]:
 
 
 def is_place(entry: os.DirEntry[str]) -> bool:
-    """Whether a folder's entry may contain runs: a folder that is neither hidden nor a checkpoint."""
+    """Whether this is a folder that may contain runs."""
     return entry.is_dir() and not entry.name.startswith((".", "checkpoint-")) and entry.name != CHECKPOINTS
 
 
@@ -151,13 +149,14 @@ def read(top: Path, known: Mapping[Path, Row]) -> list[Row]:
     """A row for each run; rows of ended runs come from `known` if their record has not changed."""
     rows = []
     for folder in find(top):
-        before = known.get(folder)
+        row = known.get(folder)
         try:
             stamp = (folder / RECORD).stat().st_mtime_ns
         except OSError:
             continue  # just deleted
-        is_same = before is not None and before.stamp == stamp and before.status not in (RUNNING, ELSEWHERE)
-        rows.append(before if before is not None and is_same else row_of(folder, stamp))
+        if row is None or row.stamp != stamp or row.status in (RUNNING, ELSEWHERE):
+            row = row_of(folder, stamp)
+        rows.append(row)
     return rows
 
 
@@ -189,18 +188,11 @@ def row_of_record(folder: Path, record: RunRecord, stamp: int, size: int) -> Row
     status = STATUS[liveness.life(record.process)] if record.status == RUNNING else record.status
     last = {} if status == "finished" else last_row(folder / METRICS)
     steps = record.steps if status == "finished" else max(record.steps, last.get("step", 0))
-    return Row(
-        folder,
-        stamp,
-        status=printable(str(status)),
-        note=printable(note_of(folder, record, status)),
-        started=datetime.fromisoformat(record.started).timestamp(),
-        size=size,
-        stage=printable(record.command),
-        model=model_of(record),
-        steps=steps,
-        total=total_of(record, steps, last),
-        metric=metric_of(record.command, record.metrics or last),
+    started = datetime.fromisoformat(record.started).timestamp()
+    total, metric = total_of(record, steps, last), metric_of(record.command, record.metrics or last)
+    row = Row(folder, stamp, status, printable(note_of(folder, record, status)), started, size)
+    return replace(
+        row, stage=printable(record.command), model=model_of(record), steps=steps, total=total, metric=metric
     )
 
 
@@ -213,7 +205,7 @@ def note_of(folder: Path, record: RunRecord, status: str) -> str:
         return ""
     notes = ["its process is gone" if status == KILLED else record.failure]
     if "resume" in settings.names(settings.COMMANDS[record.command]):
-        notes.append("to continue: " + resume_command(folder, record.command))
+        notes.append("to continue: " + command_line(folder, record.command, "--resume"))
     return "; ".join(filter(None, notes))
 
 
@@ -225,14 +217,8 @@ def last_row(path: Path) -> dict[str, Any]:
             lines = file.read().splitlines()
     except OSError:
         return {}
-    for line in reversed(lines):
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            continue  # still being written, or cut off where reading began
-        if isinstance(row, dict) and isinstance(row.get("step"), int):
-            return row
-    return {}
+    rows = valid_rows(reversed(lines))  # without lines that are still being written or cut off where reading began
+    return next((row for row in rows if isinstance(row.get("step"), int)), {})
 
 
 def total_of(record: RunRecord, steps: int, last: Mapping[str, Any]) -> int | None:
@@ -249,13 +235,11 @@ def total_of(record: RunRecord, steps: int, last: Mapping[str, Any]) -> int | No
 
 def metric_of(stage: str, values: Mapping[str, Any]) -> tuple[str, float] | None:
     """The key figure of a stage, if the run has one yet."""
-    known = (
-        name
-        for name in metrics.judged_by(stage)
-        if isinstance(values.get(name), int | float) and not isinstance(values[name], bool)
-    )
-    name = next(known, None)
-    return None if name is None else (name, float(values[name]))
+    for name in metrics.judged_by(stage):
+        value = values.get(name)
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            return name, float(value)
+    return None
 
 
 def model_of(record: RunRecord) -> str:
@@ -287,15 +271,12 @@ def arranged(rows: Sequence[Row], top: Path) -> list[Line]:
 
     def below(holder: Path | None, depth: int) -> Iterator[Line]:
         for row in inside.get(holder, ()):
-            yield Line(row, name_of(row.folder, holder or top), depth)
+            path, above = row.folder, holder or top
+            name = str(path.relative_to(above)) if path != above else path.resolve().name or str(path)
+            yield Line(row, printable(name), depth)
             yield from below(row.folder, depth + 1)
 
     return list(below(None, 0))
-
-
-def name_of(folder: Path, place: Path) -> str:
-    """A folder relative to another; its own name if it is the same."""
-    return printable(str(folder.relative_to(place)) if folder != place else folder.resolve().name or str(folder))
 
 
 def text(rows: Sequence[Row], top: Path, now: float, width: int | None) -> str:
@@ -314,7 +295,6 @@ def text(rows: Sequence[Row], top: Path, now: float, width: int | None) -> str:
 
 
 def cells_of(line: Line, now: float) -> list[str]:
-    """The cells of a line of the table."""
     row = line.row
     metric = "-" if row.metric is None else f"{metrics.words(row.metric[0])} {summary.figure(*row.metric)}"
     started = "?" if row.started < FIRST else age(now - row.started)
@@ -352,14 +332,12 @@ def age(seconds: float) -> str:
     return next(f"{span // unit:.0f} {word}" for least, unit, word in AGES if span >= least)
 
 
-def as_dict(line: Line, now: float) -> dict[str, Any]:
+def as_dict(line: Line, now: float) -> dict[str, object]:
     """A run as `--json` prints it."""
     row = line.row
     value = None if row.metric is None or not math.isfinite(row.metric[1]) else row.metric[1]
-    return {
-        "folder": str(row.folder), "name": line.name, "depth": line.depth, "stage": row.stage or None,
-        "status": row.status, "note": row.note or None, "model": row.model or None, "steps": row.steps,
-        "total_steps": row.total, "metric": row.metric[0] if row.metric else None, "value": value,
-        "started": row.started, "bytes": row.size,
-        "age_seconds": None if row.started < FIRST else round(max(0.0, now - row.started), 1),
-    }  # fmt: skip
+    age_seconds = None if row.started < FIRST else round(max(0.0, now - row.started), 1)
+    place = {"folder": str(row.folder), "name": line.name, "depth": line.depth, "stage": row.stage or None}
+    state = {"status": row.status, "note": row.note or None, "model": row.model or None}
+    figures = {"steps": row.steps, "total_steps": row.total, "metric": row.metric and row.metric[0], "value": value}
+    return place | state | figures | {"started": row.started, "bytes": row.size, "age_seconds": age_seconds}

@@ -9,6 +9,7 @@ import shutil
 import tempfile
 import tomllib
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -16,11 +17,11 @@ from typing import Literal
 from perlcli import interpreter as entry
 from perlcli.errors import PerlError, reason
 from perlcli.redaction import hidden
+from perlcli.run.record import version_of
 from perlcli.text import counted, one_line, size
 
 Status = Literal["ok", "warn", "FAIL"]
-GB = 1e9
-LOW_DISK, LOW_MEMORY = 5 * GB, 2 * GB
+LOW_DISK, LOW_MEMORY = 5e9, 2e9  # bytes
 CGROUP = Path("/sys/fs/cgroup")
 PYPROJECT = Path(__file__).parents[3] / "pyproject.toml"  # of a checkout that isn't installed
 QUANTISED = "bitsandbytes"
@@ -41,17 +42,20 @@ class Finding:
     hint: str = ""
 
 
-def examine(name: str, check: Callable[[], Iterable[Finding]]) -> list[Finding]:
+Check = Callable[[], Iterable[Finding]]
+
+
+def examine(name: str, check: Check) -> list[Finding]:
     """The findings of a check, or its failure as a finding. No line contains a secret or the user's home folder."""
-    found: list[Finding] = []
+    findings: list[Finding] = []
     try:
-        found.extend(check())
+        findings.extend(check())
     except PerlError as error:
-        found.append(Finding(name, "FAIL", error.problem, error.hint))
+        findings.append(Finding(name, "FAIL", error.problem, error.hint))
     except (Exception, SystemExit) as error:
         text = reason(error) if isinstance(error, Exception) else f"it exited with {error.code}"
-        found.append(Finding(name, "FAIL", text))
-    return [Finding(item.name, item.status, clean(item.text), clean(item.hint)) for item in found]
+        findings.append(Finding(name, "FAIL", text))
+    return [Finding(item.name, item.status, clean(item.text), clean(item.hint)) for item in findings]
 
 
 def clean(text: str) -> str:
@@ -67,22 +71,21 @@ def python() -> Iterator[Finding]:
     if SpecifierSet(asked).contains(version, prereleases=True):
         yield Finding("python", "ok", version)
     else:
-        hint = "create an environment with such a Python"
-        yield Finding("python", "FAIL", f"{version}, but perlcli needs {asked}", hint)
+        problem = f"{version}, but perlcli needs {asked}"
+        yield Finding("python", "FAIL", problem, "create an environment with such a Python")
 
 
 def requirements() -> tuple[str, list[str]]:
     """The Python version and packages that perlcli requires: as installed, or by the checkout's pyproject.toml."""
-    try:
+    with suppress(importlib.metadata.PackageNotFoundError):
         installed = importlib.metadata.distribution("perlcli")
-    except importlib.metadata.PackageNotFoundError:
-        try:
-            project = tomllib.loads(PYPROJECT.read_text(encoding="utf-8"))["project"]
-        except OSError:
-            problem = "perlcli is not installed as a package, so its requirements are unknown"
-            raise PerlError(problem, "pip install perlcli") from None
-        return project["requires-python"], project["dependencies"]
-    return installed.metadata["Requires-Python"] or "", list(installed.requires or [])
+        return installed.metadata["Requires-Python"] or "", list(installed.requires or [])
+    try:
+        project = tomllib.loads(PYPROJECT.read_text(encoding="utf-8"))["project"]
+    except OSError:
+        problem = "perlcli is not installed as a package, so its requirements are unknown"
+        raise PerlError(problem, "pip install perlcli") from None
+    return project["requires-python"], project["dependencies"]
 
 
 def packages() -> Iterator[Finding]:
@@ -93,29 +96,18 @@ def packages() -> Iterator[Finding]:
     for requirement in map(Requirement, requirements()[1]):
         if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
             continue  # an extra, or for another system
-        version, asked = version_of(requirement.name), f"{requirement.name}{requirement.specifier}"
+        name, asked = requirement.name, f"{requirement.name}{requirement.specifier}"
+        version = version_of(name)
         if version is not None and requirement.specifier.contains(version, prereleases=True):
-            right.append(f"{requirement.name} {version}")
+            right.append(f"{name} {version}")
             continue
-        problem = "is not installed" if version is None else f"{version} is installed, but perlcli needs {asked}"
-        yield Finding("packages", *package_problem(requirement.name, problem), f"pip install '{asked}'")
+        problem = f"{version} is installed, but perlcli needs {asked}" if version else "is not installed"
+        if name == QUANTISED:
+            problem += ": --load-in-8bit and --load-in-4bit need it"
+        status: Status = "warn" if name == QUANTISED else "FAIL"
+        yield Finding("packages", status, f"{name} {problem}", f"pip install '{asked}'")
     if right:
         yield Finding("packages", "ok", ", ".join(right))
-
-
-def version_of(name: str) -> str | None:
-    """A package's version; None if it is not installed."""
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def package_problem(name: str, problem: str) -> tuple[Status, str]:
-    """A problem with a package and how serious it is: without bitsandbytes, only two options don't work."""
-    if name == QUANTISED:
-        return "warn", f"{name} {problem}: --load-in-8bit and --load-in-4bit need it"
-    return "FAIL", f"{name} {problem}"
 
 
 def optional() -> Iterator[Finding]:
@@ -150,10 +142,8 @@ def memory_sizes() -> tuple[float, float]:
     import psutil
 
     machine = psutil.virtual_memory()
-    limit, used = (
-        _bytes("memory.max", "memory/memory.limit_in_bytes"),
-        _bytes("memory.current", "memory/memory.usage_in_bytes"),
-    )
+    limit = _bytes("memory.max", "memory/memory.limit_in_bytes")
+    used = _bytes("memory.current", "memory/memory.usage_in_bytes")
     if limit is not None and limit < machine.total:
         return max(0.0, min(machine.available, limit - (used or 0.0))), limit
     return machine.available, machine.total
@@ -162,10 +152,8 @@ def memory_sizes() -> tuple[float, float]:
 def _bytes(*names: str) -> float | None:
     """The number in the first of these files of the container's limits; None if there is none."""
     for name in names:
-        try:
+        with suppress(OSError, ValueError):  # no such file, or `max`
             return float((CGROUP / name).read_text(encoding="ascii"))
-        except (OSError, ValueError):  # no such file, or `max`
-            continue
     return None
 
 
@@ -187,9 +175,8 @@ def space(what: str, folder: Path, hint: str) -> Finding:
     free = shutil.disk_usage(existing).free
     text = f"{what}, {folder}: {size(free)} free"
     if not os.access(existing, os.W_OK):
-        return Finding(
-            "disk", "warn", f"{text}, but it is not writable", hint.replace("with more space", "that you can write to")
-        )
+        hint = hint.replace("with more space", "that you can write to")
+        return Finding("disk", "warn", f"{text}, but it is not writable", hint)
     return Finding("disk", "warn", text, hint) if free < LOW_DISK else Finding("disk", "ok", text)
 
 
@@ -198,27 +185,25 @@ def hub() -> Iterator[Finding]:
     from huggingface_hub import constants, get_token
 
     token = "a token is set" if get_token() else "no token is set; gated models need one (hf auth login)"
-    if constants.HF_HUB_OFFLINE:
-        yield Finding("hub", "ok", f"HF_HUB_OFFLINE is set, so only cached models are used; {token}")
-    else:
-        yield Finding("hub", "ok", f"models are downloaded to {constants.HF_HUB_CACHE}; {token}")
+    offline = "HF_HUB_OFFLINE is set, so only cached models are used"
+    models = offline if constants.HF_HUB_OFFLINE else f"models are downloaded to {constants.HF_HUB_CACHE}"
+    yield Finding("hub", "ok", f"{models}; {token}")
 
 
 def interpreter() -> Iterator[Finding]:
     """The Perl interpreter that runs Perl programs, and whether `perl` reaches perlcli at all."""
     path = os.environ.get("PATH", os.defpath)
-    found, first = entry.find_interpreter(path), shutil.which("perl", path=path)
-    if found is None:
-        yield Finding("perl", "warn", "no Perl interpreter on PATH, so `perl SCRIPT` can't run Perl programs",
-                      "install Perl, or add its folder to PATH")  # fmt: skip
-    else:
-        yield Finding("perl", "ok", f"Perl programs run with {found}")
-    if first is not None and first == found:
-        yield Finding("perl", "warn", f"`perl` runs {first}, not perlcli",
-                      "use perlcli or python -m perlcli, or activate the environment of perlcli")  # fmt: skip
+    program, first = entry.find_interpreter(path), shutil.which("perl", path=path)
+    if program is None:
+        problem = "no Perl interpreter on PATH, so `perl SCRIPT` can't run Perl programs"
+        yield Finding("perl", "warn", problem, "install Perl, or add its folder to PATH")
+        return
+    yield Finding("perl", "ok", f"Perl programs run with {program}")
+    if first == program:
+        hint = "use perlcli or python -m perlcli, or activate the environment of perlcli"
+        yield Finding("perl", "warn", f"`perl` runs {first}, not perlcli", hint)
 
 
-CHECKS: dict[str, Callable[[], Iterable[Finding]]] = {
-    "python": python, "packages": packages, "optional": optional, "processors": processors, "memory": memory,
-    "disk": disk, "hub": hub, "perl": interpreter,
-}  # fmt: skip
+SOFTWARE: dict[str, Check] = {"python": python, "packages": packages, "optional": optional}
+MACHINE: dict[str, Check] = {"processors": processors, "memory": memory, "disk": disk}
+CHECKS = SOFTWARE | MACHINE | {"hub": hub, "perl": interpreter}

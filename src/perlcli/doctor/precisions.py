@@ -20,25 +20,11 @@ PRECISIONS = {
 }
 # The largest relative error of the loss, and the smallest cosine of the gradients. Rounding uses up a tenth of these or
 # less on the embedded base; gradients that lack a layer have a far smaller cosine.
-TOLERANCES = {
-    "float32": (1e-4, 0.99999),
-    "bfloat16": (0.01, 0.99),
-    "float16": (0.01, 0.99),
-    "8-bit": (0.01, 0.99),
-    "4-bit": (0.01, 0.99),
-}
+TOLERANCES = dict.fromkeys(PRECISIONS, (0.01, 0.99)) | {"float32": (1e-4, 0.99999)}
 QUANTISED_OFF = 0.1  # the most that quantised weights may change float32's own loss, as a share of it
 ADAPTER = LoraSettings(lora_r=4, lora_alpha=8, lora_dropout=0.0, lora_target_modules=ATTENTION)
 SPREAD = 0.05  # of the adapter's weights: as initialised, half of their gradients would be 0
 SCALE = 1024.0  # of the loss, as training in float16 does; a power of two, so that nothing else changes
-
-
-@dataclass(frozen=True)
-class Pass:
-    """The loss, and the gradients of all adapter weights as one vector."""
-
-    loss: float
-    gradients: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -52,20 +38,19 @@ class Comparison:
 
 
 def compare(name: str) -> Comparison:
-    """Compare a precision, by its name in PRECISIONS, with float32 on this machine's device.
-
-    Gradients are compared with those of the same (quantised) weights in high precision: on a model that has learned its
-    task, quantising the weights turns the gradients further than a fault of the kernels would.
-    """
+    """A precision of PRECISIONS compared with float32 on this machine's device: its gradients with those of the same
+    (quantised) weights in high precision, because on a model that has learned its task, quantising the weights turns
+    the gradients further than a fault of the kernels would."""
     settings = PRECISIONS[name]
     model, dtype = adapted(settings), getattr(torch, device.dtype_name(settings))
-    wanted, plain = passes(in_float64(model), None), passes(in_float64(adapted(PRECISIONS["float32"])), None)
-    found = passes(model, None if dtype == torch.float32 else dtype)
+    wanted_loss, wanted = passes(in_float64(model), None)
+    float32_loss, _ = passes(in_float64(adapted(PRECISIONS["float32"])), None)
+    loss, gradients = passes(model, None if dtype == torch.float32 else dtype)
     off, least = TOLERANCES[name]
-    cosine = float(torch.nn.functional.cosine_similarity(found.gradients, wanted.gradients, dim=0))
-    is_near = abs(found.loss - wanted.loss) <= off * wanted.loss  # also false for NaN, like the comparisons below
-    is_sane = abs(found.loss - plain.loss) <= QUANTISED_OFF * plain.loss
-    return Comparison(found.loss, plain.loss, cosine, is_near and is_sane and cosine >= least)
+    cosine = float(torch.nn.functional.cosine_similarity(gradients, wanted, dim=0))
+    is_near = abs(loss - wanted_loss) <= off * wanted_loss  # also false for NaN, like the comparisons below
+    is_sane = abs(loss - float32_loss) <= QUANTISED_OFF * float32_loss
+    return Comparison(loss, float32_loss, cosine, is_near and is_sane and cosine >= least)
 
 
 def in_float64(model: torch.nn.Module) -> torch.nn.Module:
@@ -85,8 +70,7 @@ def adapted(settings: ModelSettings) -> torch.nn.Module:
     model = roles.new_adapter(loading.load_causal(sources.locate(None), settings), ADAPTER, "CAUSAL_LM")
     generator = torch.Generator().manual_seed(0)
     for _, parameter in trained(model):
-        values = torch.randn(parameter.shape, generator=generator) * SPREAD
-        parameter.data.copy_(values)
+        parameter.data.copy_(torch.randn(parameter.shape, generator=generator) * SPREAD)
     return model
 
 
@@ -95,8 +79,9 @@ def trained(model: torch.nn.Module) -> list[tuple[str, torch.nn.Parameter]]:
     return sorted((name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad)
 
 
-def passes(model: torch.nn.Module, dtype: torch.dtype | None) -> Pass:
-    """A forward pass without gradients, as in sampling, then a forward and a backward pass."""
+def passes(model: torch.nn.Module, dtype: torch.dtype | None) -> tuple[float, torch.Tensor]:
+    """The loss, and the gradients of all adapter weights as one vector, in float64 on the CPU; zeros where there are
+    none. First a forward pass without gradients, as in sampling, then a forward and a backward pass."""
     place = next(model.parameters()).device
     ids = tokens().to(place)
     with torch.autocast(place.type, dtype, enabled=dtype is not None):
@@ -104,13 +89,8 @@ def passes(model: torch.nn.Module, dtype: torch.dtype | None) -> Pass:
             model.eval()(input_ids=ids)
         loss = model.train()(input_ids=ids, labels=ids).loss
     (loss * SCALE).backward()
-    gradients = [_gradient(parameter).flatten() / SCALE for _, parameter in trained(model)]
-    return Pass(float(loss.detach()), torch.cat(gradients))
-
-
-def _gradient(parameter: torch.nn.Parameter) -> torch.Tensor:
-    """A parameter's gradient in float64 on the CPU; zeros if it has none."""
-    return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.detach().cpu().double()
+    gradients = [torch.zeros_like(part) if part.grad is None else part.grad for _, part in trained(model)]
+    return float(loss.detach()), torch.cat([part.detach().cpu().double().flatten() / SCALE for part in gradients])
 
 
 def tokens() -> torch.Tensor:

@@ -10,15 +10,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import TextIO
 
 from perlcli import device, upstream
-from perlcli.doctor.checks import Finding, examine
+from perlcli.doctor.checks import Check, Finding, examine
 from perlcli.errors import PerlError
-from perlcli.settings import ModelSettings
 from perlcli.text import size
 
 DRIVER = Path("/proc/driver/nvidia/version")
@@ -59,21 +57,18 @@ def gpus() -> Iterator[Finding]:
 
 def no_gpu(*, is_cpu_build: bool) -> Finding:
     """Why torch sees no GPU."""
-    hidden, has_driver = os.environ.get(VISIBLE), driver()
-    if not has_driver:
+    hidden, version = os.environ.get(VISIBLE), driver()
+    if not version:
         return Finding("gpu", "ok", "none: training runs on the CPU")
     if hidden is not None and hidden.strip() in ("", "-1"):
-        return Finding(
-            "gpu", "warn", f"{VISIBLE}={hidden!r} hides the GPUs: training runs on the CPU", f"unset {VISIBLE}"
-        )
+        problem = f"{VISIBLE}={hidden!r} hides the GPUs: training runs on the CPU"
+        return Finding("gpu", "warn", problem, f"unset {VISIBLE}")
     if is_cpu_build:
-        return Finding(
-            "gpu", "warn", f"there is an NVIDIA driver ({has_driver}), but torch is built for the CPU", CUDA_BUILD
-        )
-    problem = f"torch can't use the GPU: driver {has_driver}" + (f", {VISIBLE}={hidden!r}" if hidden else "")
-    return Finding(
-        "gpu", "FAIL", problem, f"{CUDA_BUILD}, for a CUDA version that this driver supports (see nvidia-smi)"
-    )
+        problem = f"there is an NVIDIA driver ({version}), but torch is built for the CPU"
+        return Finding("gpu", "warn", problem, CUDA_BUILD)
+    problem = f"torch can't use the GPU: driver {version}" + (f", {VISIBLE}={hidden!r}" if hidden else "")
+    hint = f"{CUDA_BUILD}, for a CUDA version that this driver supports (see nvidia-smi)"
+    return Finding("gpu", "FAIL", problem, hint)
 
 
 def gpu(number: int) -> Finding:
@@ -96,11 +91,11 @@ def driver() -> str:
     if shutil.which("nvidia-smi"):
         words = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
         try:
-            found = subprocess.run(words, capture_output=True, text=True, timeout=10, check=False)
+            answer = subprocess.run(words, capture_output=True, text=True, timeout=10, check=False)
         except (OSError, subprocess.TimeoutExpired):
             return "unknown"
-        if found.returncode == 0 and found.stdout.strip():
-            return found.stdout.split()[0]
+        if answer.returncode == 0 and answer.stdout.strip():
+            return answer.stdout.split()[0]
     return next((word for word in DRIVER.read_text().split() if word[:1].isdigit()), "") if DRIVER.exists() else ""
 
 
@@ -109,7 +104,7 @@ def libraries() -> Iterator[Finding]:
     from peft import PeftModel
     from trl import RewardTrainer, RLOOTrainer, SFTTrainer
 
-    names = ", ".join(found.__name__ for found in (SFTTrainer, RewardTrainer, RLOOTrainer, PeftModel))
+    names = ", ".join(kind.__name__ for kind in (SFTTrainer, RewardTrainer, RLOOTrainer, PeftModel))
     yield Finding("libraries", "ok", f"{names} can be imported")
 
 
@@ -126,11 +121,13 @@ def precision(name: str) -> Iterator[Finding]:
     """Whether a precision works: the loss and gradients of a LoRA adapter on the embedded base, against float32."""
     from perlcli.doctor import precisions
 
+    if name == "float16" and device.kind() != "cuda":
+        return  # float16 only trains on a GPU
     began = time.monotonic()
-    settings = precisions.PRECISIONS[name]
-    missing = unsupported(settings)
-    if missing is not None:
-        yield Finding(name, "warn", missing.problem, missing.hint)
+    try:
+        device.check(precisions.PRECISIONS[name])
+    except PerlError as error:  # as training in this precision would raise
+        yield Finding(name, "warn", error.problem, error.hint)
         return
     found = precisions.compare(name)
     place, least = "GPU" if device.kind() == "cuda" else "CPU", precisions.TOLERANCES[name][1]
@@ -144,43 +141,21 @@ def precision(name: str) -> Iterator[Finding]:
         yield Finding(name, "FAIL", f"differs from float32: {text}", INSTEAD[name])
 
 
-def unsupported(settings: ModelSettings) -> PerlError | None:
-    """The error that training in this precision would raise on this machine; None if it works."""
-    try:
-        device.check(settings)
-    except PerlError as error:
-        return error
-    return None
-
-
-def half() -> Iterator[Finding]:
-    """float16, which only trains on a GPU."""
-    if device.kind() == "cuda":
-        yield from precision("float16")
-
-
-CHECKS: dict[str, Callable[[], Iterable[Finding]]] = {
-    "torch": build, "gpu": gpus, "libraries": libraries, "matplotlib": pictures,
-    "float32": partial(precision, "float32"), "bfloat16": partial(precision, "bfloat16"), "float16": half,
-    "8-bit": partial(precision, "8-bit"), "4-bit": partial(precision, "4-bit"),
-}  # fmt: skip
+CHECKS: dict[str, Check] = {"torch": build, "gpu": gpus, "libraries": libraries, "matplotlib": pictures}
+CHECKS |= {name: partial(precision, name) for name in INSTEAD}
 
 
 def main(names: Iterable[str]) -> None:
     """Run these checks; write each one's start, findings and end as lines of JSON to standard output."""
     output = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # for what the libraries print
+    write = partial(print, file=output, flush=True)  # flushed, because the next check may crash this process
     upstream.hush()
     for name in names:
-        write(output, {"begin": name})
+        write(json.dumps({"begin": name}))
         for finding in examine(name, CHECKS[name]):
-            write(output, dataclasses.asdict(finding))
-        write(output, {"end": name})
-
-
-def write(file: TextIO, content: dict[str, str]) -> None:
-    """Write a line of JSON and flush it: the next check may crash this process."""
-    print(json.dumps(content), file=file, flush=True)
+            write(json.dumps(dataclasses.asdict(finding)))
+        write(json.dumps({"end": name}))
 
 
 if __name__ == "__main__":

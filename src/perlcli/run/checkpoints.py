@@ -7,7 +7,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,6 @@ STATE = "trainer_state.json"  # by transformers: how far the training is
 UNREAD = ("training_args.bin", "README.md")
 PICKLES = ("pytorch_model.bin", "adapter_model.bin")  # formats of weights that are never loaded
 NAME = re.compile(r"checkpoint-(\d+)")
-Say = Callable[[str], None]
 
 
 def side(folder: Path) -> Path:
@@ -61,10 +60,10 @@ def keep(folder: Path, step: int, limit: int | None) -> Path:
 
 def seal(checkpoint: Path) -> None:
     """Flush a checkpoint's files to the disk and write the manifest of their checksums."""
-    for name in UNREAD:
-        for path in list(checkpoint.rglob(name)):
+    for path in files_of(checkpoint):
+        if path.name in UNREAD:
             path.unlink()
-    files = [*files_of(checkpoint)]
+    files = files_of(checkpoint)
     for path in files:
         sync(path)
     sums = {str(path.relative_to(checkpoint)): checksum(path) for path in files}
@@ -77,8 +76,7 @@ def seal(checkpoint: Path) -> None:
 def fault(checkpoint: Path) -> str | None:
     """What is wrong with a checkpoint, in words that follow its name; None if it matches its manifest."""
     try:
-        sums = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))["files"]
-        wanted = dict(sums)
+        wanted = dict(json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))["files"])
     except FileNotFoundError:
         return f"has no {MANIFEST}, so it is incomplete"
     except (IsADirectoryError, ValueError, KeyError, TypeError):  # a failing disk raises: the checkpoint may be fine
@@ -96,7 +94,7 @@ def fault(checkpoint: Path) -> str | None:
     return None if changed is None else f"is damaged: {changed} has changed since it was written"
 
 
-def last_complete(folder: Path, fault_of: Callable[[Path], str | None], say: Say) -> Path | None:
+def last_complete(folder: Path, fault_of: Callable[[Path], str | None], say: Callable[[str], None]) -> Path | None:
     """The newest complete checkpoint in which `fault_of` finds nothing; newer ones are reported and deleted."""
     for checkpoint in found(folder):
         wrong = fault(checkpoint) or fault_of(checkpoint)
@@ -109,8 +107,9 @@ def last_complete(folder: Path, fault_of: Callable[[Path], str | None], say: Say
 
 def found(folder: Path) -> list[Path]:
     """A run's checkpoints, newest first."""
-    numbered = [(int(match[1]), path) for path in _entries(folder) if (match := NAME.fullmatch(path.name))]
-    return [path for _, path in sorted(numbered, reverse=True)]
+    entries = folder.iterdir() if folder.is_dir() else ()
+    own = [path for path in entries if NAME.fullmatch(path.name) and path.is_dir() and not path.is_symlink()]
+    return sorted(own, key=step_of, reverse=True)
 
 
 def step_of(checkpoint: Path) -> int:
@@ -120,14 +119,13 @@ def step_of(checkpoint: Path) -> int:
 
 def state_of(checkpoint: Path) -> dict[str, Any]:
     """The trainer's state, as transformers writes it."""
-    state: dict[str, Any] = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
-    return state
+    return json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
 
 
 def planned(folder: Path) -> int:
     """The total steps that a run planned when it wrote its last complete checkpoint; 0 without one."""
-    complete = next((checkpoint for checkpoint in found(folder) if fault(checkpoint) is None), None)
-    return int(state_of(complete)["max_steps"]) if complete is not None else 0
+    totals = (int(state_of(checkpoint)["max_steps"]) for checkpoint in found(folder) if fault(checkpoint) is None)
+    return next(totals, 0)
 
 
 def discard(checkpoint: Path) -> None:
@@ -136,17 +134,13 @@ def discard(checkpoint: Path) -> None:
     shutil.rmtree(checkpoint)
 
 
-def files_of(checkpoint: Path) -> Iterator[Path]:
+def files_of(checkpoint: Path) -> list[Path]:
     """The files of a checkpoint and the links in it, without its manifest."""
-    files = (path for path in checkpoint.rglob("*") if path.is_file() or path.is_symlink())
-    return (path for path in files if path != checkpoint / MANIFEST)
+    files = [path for path in checkpoint.rglob("*") if path.is_file() or path.is_symlink()]
+    return [path for path in files if path != checkpoint / MANIFEST]
 
 
 def checksum(path: Path) -> str:
     """The SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _entries(folder: Path) -> list[Path]:
-    return [path for path in folder.iterdir() if path.is_dir() and not path.is_symlink()] if folder.is_dir() else []

@@ -9,7 +9,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from perlcli.errors import RunFailed, line
@@ -34,33 +34,27 @@ PROBE_BYTES = 1 << 20
 
 
 def failure(error: BaseException, folder: Path, parts: Sequence[str], how_to_continue: str) -> RunFailed | None:
-    """The error in plain words if the disk below a folder failed or the folder is gone; None for other errors.
-
-    `parts` are the files that prove that the folder is still the run's (none before it is created);
-    `how_to_continue` is what to type once the disk works again.
-    """
+    """The error in plain words if the disk below a folder failed or the folder is gone; None for other errors. `parts`
+    are the files that prove that the folder is still the run's (none before it is created), and `how_to_continue` is
+    what to type once the disk works again."""
     if not isinstance(error, Exception):
         return None
     lost = vanished(folder, parts, how_to_continue) if parts else None
-    if lost is not None:
-        return lost  # the cause of whatever failed
     code = code_of(error)
-    if code is None:
-        return None
-    return _in_words(error, code or probe(folder), folder, how_to_continue)
-
-
-def _in_words(error: Exception, code: int, folder: Path, how_to_continue: str) -> RunFailed | None:
+    if lost is not None or code is None:
+        return lost  # the cause of whatever failed
+    code = code or probe(folder)
+    if not code:
+        return RunFailed(f"Can't write to {folder}: {line(error, 600)}", how_to_continue)
     place = getattr(error, "filename", None) or str(folder)
     is_inside = Path(str(place)).resolve().is_relative_to(folder.resolve())
     if code in GONE and is_inside:
         return gone(place, how_to_continue)
     if code in ROOM or (code in WORDS and is_inside):
         cure = "free disk space" if code in ROOM else "fix that"
-        return RunFailed(
-            f"Can't write to {folder if is_inside else place}: {WORDS[code]}", f"{cure}, then {how_to_continue}"
-        )
-    return None if code else RunFailed(f"Can't write to {folder}: {line(error, 600)}", how_to_continue)
+        problem = f"Can't write to {folder if is_inside else place}: {WORDS[code]}"
+        return RunFailed(problem, f"{cure}, then {how_to_continue}")
+    return None
 
 
 def vanished(folder: Path, parts: Sequence[str], how_to_continue: str) -> RunFailed | None:
@@ -86,8 +80,8 @@ def code_of(error: BaseException) -> int | None:
         is_unclear = error.filename is None and error.errno not in BY_WRITING
         return None if is_unclear else error.errno
     text = str(error)
-    if found := RUST.search(text):
-        return int(found[1])
+    if match := RUST.search(text):
+        return int(match[1])
     if any(mark in text for mark in TORCH) and "Reader" not in text:
         return 0
     return next((code for code in ROOM if os.strerror(code) in text), None)
@@ -107,9 +101,9 @@ def probe(folder: Path) -> int:
 
 def why_closed(folder: Path) -> str | None:
     """Why a folder can't be written to or created, in words; None if it can."""
-    existing = next((place for place in (folder, *folder.parents) if place.exists()), folder)
-    if not existing.exists():
-        return f"{existing} can't be created"
+    existing = next((place for place in (folder, *folder.parents) if place.exists()), None)
+    if existing is None:
+        return f"{folder} can't be created"
     if not os.access(existing, os.W_OK | os.X_OK):
         is_read_only = os.statvfs(existing).f_flag & os.ST_RDONLY
         return f"{existing} {'is on a read-only disk' if is_read_only else 'is not writable'}"
@@ -142,14 +136,13 @@ def aside(folder: Path) -> Iterator[Path]:
     side.mkdir()
     try:
         yield side
-        files = [path for path in sorted(side.rglob("*")) if path.is_file()]
-        for path in files:
+        targets = {path: folder / path.relative_to(side) for path in sorted(side.rglob("*")) if path.is_file()}
+        for path, target in targets.items():
             sync(path)
-        for path in files:
-            (folder / path.relative_to(side)).parent.mkdir(parents=True, exist_ok=True)
-        for path in files:
-            os.replace(path, folder / path.relative_to(side))
-        sync_names(folder, [folder / path.relative_to(side) for path in files])
+            target.parent.mkdir(parents=True, exist_ok=True)
+        for path, target in targets.items():
+            os.replace(path, target)
+        sync_names(folder, targets.values())
     finally:
         shutil.rmtree(side, ignore_errors=True)
 
@@ -162,10 +155,3 @@ def tell(text: str, *, error: bool = False) -> None:
         raise
     except OSError:
         return
-
-
-def remove_empty(*folders: Path) -> None:
-    """Delete folders if they are empty: libraries create them again after a run's own were deleted."""
-    for folder in folders:
-        with suppress(OSError):
-            folder.rmdir()

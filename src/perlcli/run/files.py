@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,7 @@ from perlcli.settings.types import is_plain
 
 RECORD, SETTINGS, METRICS, SAMPLES = "record.json", "settings.yaml", "metrics.jsonl", "samples.jsonl"
 CARD, PROOF, MERGE = "README.md", "proof.json", "merge"
-CHECKPOINTS, OPTIMIZER = "checkpoints", "optimizer.pt"
-PROMPTS = "prompts.bin"
+CHECKPOINTS, PROMPTS = "checkpoints", "prompts.bin"
 HALF = ".half"  # ends the name of a file that is being written
 
 
@@ -50,19 +50,20 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError):
         return []
-    return [row for line in lines if (row := _row(line)) is not None]
+    return list(valid_rows(lines))
 
 
-def _row(line: str) -> dict[str, Any] | None:
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    return row if isinstance(row, dict) and is_plain(row) else None
+def valid_rows(lines: Iterable[str | bytes]) -> Iterator[dict[str, Any]]:
+    """The rows in these lines of JSON; lines that are not a row are left out."""
+    for line in lines:
+        with suppress(ValueError, RecursionError):
+            row = json.loads(line)
+            if isinstance(row, dict) and is_plain(row):
+                yield row
 
 
 def file_bytes(folder: Path) -> dict[str, int]:
     """Bytes of a run's weights, and of the optimiser's state in its last checkpoint."""
-    states = [path / OPTIMIZER for path in checkpoints.found(folder / CHECKPOINTS)[:1]]
+    states = [path / "optimizer.pt" for path in checkpoints.found(folder / CHECKPOINTS)[:1]]
     files = {"weights": list(folder.glob("*.safetensors")), "optimizer": [path for path in states if path.exists()]}
-    return {name: sum(path.stat().st_size for path in found) for name, found in files.items() if found}
+    return {name: sum(path.stat().st_size for path in paths) for name, paths in files.items() if paths}

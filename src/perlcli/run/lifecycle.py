@@ -15,21 +15,9 @@ from perlcli import device
 from perlcli import settings as definitions
 from perlcli.errors import Interrupted, PerlError
 from perlcli.redaction import hidden, hidden_in
-from perlcli.run import checkpoints, disk, liveness, output_folder, signals
-from perlcli.run.card import card
-from perlcli.run.files import (
-    CARD,
-    CHECKPOINTS,
-    MERGE,
-    PROMPTS,
-    RECORD,
-    SAMPLES,
-    SETTINGS,
-    file_bytes,
-    is_half_written,
-    write_whole,
-)
-from perlcli.run.record import RunRecord, find_record, git_commit, package_versions, resume_command, write_record
+from perlcli.run import checkpoints, disk, files, liveness, output_folder, signals, summary
+from perlcli.run.files import CHECKPOINTS, RECORD, SETTINGS, write_whole
+from perlcli.run.record import RunRecord, command_line, find_record, git_commit, package_versions, write_record
 
 
 class Run:
@@ -41,14 +29,14 @@ class Run:
         self.before: RunRecord | None = None  # of the run that this one resumes
         self.parts: list[str] = []  # names that prove that the folder is still this run's; set by `claim`
         self.prompts = b""  # digests of the training prompts, for later evaluations
-        self._values = values
         self._clock = time.monotonic()
+        seed = values.get("seed", 0)
         self.record = RunRecord(
             command=definitions.command_of(settings),
             started=datetime.now(UTC).isoformat(timespec="seconds"),
             process=liveness.mark(),
             settings=values,
-            seed=first_of(values.get("seed", 0)),
+            seed=seed[0] if isinstance(seed, tuple) else seed,
         )
 
     def note(self, text: str) -> None:
@@ -58,20 +46,21 @@ class Run:
 
     def claim(self) -> None:
         """Take over the folder; nothing is written before."""
+        values, is_new = self.record.settings, bool(self.record.settings.get("overwrite"))
         self.folder.mkdir(parents=True, exist_ok=True)
         self.record.versions, self.record.git_commit = package_versions(), git_commit()
         self.record.memory["before_mb"] = device.resident_mb()
-        if self._values.get("overwrite"):  # first: if this run is killed, it must not have the old checkpoints
+        if is_new:  # first: if this run is killed, it must not have the old checkpoints
             shutil.rmtree(self.folder / CHECKPOINTS, ignore_errors=True)
         self.write()  # before emptying the folder: without a record it would be refused next time
-        if self._values.get("overwrite"):
+        if is_new:
             _empty(self.folder)
-        for left in filter(is_half_written, self.folder.iterdir()):
+        for left in filter(files.is_half_written, self.folder.iterdir()):
             left.unlink()
         self.parts = [RECORD]
-        write_settings(self.folder / SETTINGS, self._values)
+        write_settings(self.folder / SETTINGS, values)
         if self.prompts:
-            write_whole(self.folder / PROMPTS, [self.prompts])
+            write_whole(self.folder / files.PROMPTS, [self.prompts])
 
     def write(self) -> None:
         """Bring `record.json` up to date."""
@@ -87,7 +76,7 @@ class Run:
     @property
     def resume_command(self) -> str:
         """What to type to resume the run."""
-        return resume_command(self.folder, self.record.command)
+        return command_line(self.folder, self.record.command, "--resume")
 
     @property
     def how_to_continue(self) -> str:
@@ -110,14 +99,9 @@ class Run:
     def append(self, name: str, row: Mapping[str, Any]) -> None:
         """Add a line to `metrics.jsonl` or `samples.jsonl`; samples keep the texts of data and model as they are."""
         self.check_intact()
-        row = row if name == SAMPLES else hidden_in(dict(row))
+        row = row if name == files.SAMPLES else hidden_in(dict(row))
         with (self.folder / name).open("a", encoding="utf-8") as file:
             file.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")
-
-
-def first_of(value: object) -> Any:
-    """A value, or the first of several."""
-    return value[0] if isinstance(value, tuple) else value
 
 
 @contextmanager
@@ -132,40 +116,35 @@ def recording(run: Run) -> Iterator[Run]:
         with signals.heard(signals.stop):  # training replaces this: it finishes its step first
             run.claim()
             yield run
-            if (run.folder / CARD).exists() or run.record.command == MERGE:
-                write_whole(run.folder / CARD, [hidden(card(run.record))])
+            if (run.folder / files.CARD).exists() or run.record.command == files.MERGE:
+                write_whole(run.folder / files.CARD, [hidden(summary.card(run.record))])
             checkpoints.clear(run.folder / CHECKPOINTS)
-            run.record.status, run.record.files = "finished", file_bytes(run.folder)
+            run.record.status, run.record.files = "finished", files.file_bytes(run.folder)
             run.write()
     except BaseException as error:
-        reported = disk.failure(error, run.folder, run.parts, run.how_to_continue) or _interruption(error, run)
+        reported: PerlError | None = disk.failure(error, run.folder, run.parts, run.how_to_continue)
+        if reported is None and isinstance(error, KeyboardInterrupt):
+            reported = Interrupted("Stopped", run.how_to_continue)
+            reported.exit_code = signals.exit_code(error)
         _keep_failure(run, reported or error)
         if reported is not None:
             raise reported from error
         raise
 
 
-def _interruption(error: BaseException, run: Run) -> Interrupted | None:
-    """The error for a signal, with how to continue; None for other errors."""
-    if not isinstance(error, KeyboardInterrupt):
-        return None
-    stopped = Interrupted("Stopped", run.how_to_continue)
-    stopped.exit_code = signals.exit_code(error)
-    return stopped
-
-
 def _keep_failure(run: Run, error: BaseException) -> None:
     """Record why a run ended, if its folder and disk still allow it."""
-    stopped = isinstance(error, KeyboardInterrupt | Interrupted)
-    run.record.status = "interrupted" if stopped else "failed"
+    run.record.status = "interrupted" if isinstance(error, Interrupted) else "failed"
     run.record.failure = error.problem if isinstance(error, PerlError) else f"{type(error).__name__}: {error}"
     with suppress(OSError):  # a failing disk is reported by the error itself
         checkpoints.clear(run.folder / CHECKPOINTS)  # frees space for the record
     if run.is_intact:
         with suppress(OSError):
             run.write()
-    else:
-        disk.remove_empty(run.folder / CHECKPOINTS, run.folder)
+        return
+    for folder in (run.folder / CHECKPOINTS, run.folder):  # libraries create them again after a run's own were deleted
+        with suppress(OSError):  # not empty
+            folder.rmdir()
 
 
 def _empty(folder: Path) -> None:

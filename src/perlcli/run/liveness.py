@@ -57,8 +57,6 @@ def is_hidden(pid: int) -> bool:
     """Whether a process of this number belongs to someone else: some systems only show a user's own."""
     try:
         os.kill(pid, 0)
-    except PermissionError:
-        return True
-    except (OSError, OverflowError):
-        return False
+    except (OSError, OverflowError) as error:
+        return isinstance(error, PermissionError)
     return False

@@ -1,4 +1,4 @@
-"""Every metric of every stage, declared once: TRL's key, our name, unit, better direction, and where it is shown."""
+"""Every metric of every stage, declared once: TRL's key, our name, better direction, and where it is shown."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-Unit = Literal["", "share", "tokens"]
 Better = Literal["", "higher", "lower"]
 
 STEP, STEP_CPU = "seconds/step", "seconds/step_cpu"  # of a step: wall clock, and CPU time of the process
@@ -19,16 +18,11 @@ class Metric:
     name: str = ""  # in the record's `metrics`; empty for one that is only logged at each step
     key: str = ""  # in `metrics.jsonl`, as the trainer logs it; empty for one that is only measured at the end
     label: str = ""  # for people; empty for the name with spaces
-    unit: Unit = ""
+    is_share: bool = False  # shown in per cent
     better: Better = ""  # set for a metric that comparisons show
     headline: bool = False  # the one that a stage is judged by, if the run has it
     live: str = ""  # how the progress line formats it; empty for one that the line leaves out
     panel: str = ""  # title of its learning curve; empty for none
-
-    @property
-    def is_share(self) -> bool:
-        """Whether the metric is a share, shown in per cent."""
-        return self.unit == "share"
 
     @property
     def words(self) -> str:
@@ -39,18 +33,18 @@ class Metric:
 METRICS: dict[str, tuple[Metric, ...]] = {
     "sft": (
         Metric("eval_loss", "eval_loss", better="lower", headline=True),
-        Metric("eval_token_accuracy", "eval_mean_token_accuracy", unit="share", better="higher"),
+        Metric("eval_token_accuracy", "eval_mean_token_accuracy", is_share=True, better="higher"),
         Metric("train_loss", "loss", "loss", better="lower", live="{:.3f}", panel="loss"),
-        Metric("", "mean_token_accuracy", "token accuracy", "share", live="{:.1%}", panel="token accuracy"),
+        Metric("", "mean_token_accuracy", "token accuracy", is_share=True, live="{:.1%}", panel="token accuracy"),
     ),
     "reward": (
-        Metric("accuracy", unit="share", better="higher", headline=True),
+        Metric("accuracy", is_share=True, better="higher", headline=True),
         Metric("auc", better="higher"),
-        Metric("balanced_accuracy", unit="share", better="higher"),
+        Metric("balanced_accuracy", is_share=True, better="higher"),
         Metric("", "loss", live="{:.3f}", panel="loss"),
-        Metric("", "accuracy", unit="share", live="{:.1%}", panel="accuracy on the batch"),
-        Metric("train_share_thumbs_up", unit="share"),
-        Metric("share_thumbs_up", unit="share"),
+        Metric("", "accuracy", is_share=True, live="{:.1%}", panel="accuracy on the batch"),
+        Metric("train_share_thumbs_up", is_share=True),
+        Metric("share_thumbs_up", is_share=True),
     ),
     "rl": (
         Metric("reward", "reward", better="higher", live="{:.3f}", panel="reward"),
@@ -59,46 +53,38 @@ METRICS: dict[str, tuple[Metric, ...]] = {
             "completion_length",
             "completions/mean_length",
             "length",
-            "tokens",
             better="higher",
             live="{:.1f}",
             panel="completion length, tokens",
         ),
-        Metric("share_truncated", "completions/clipped_ratio", "truncated", "share", live="{:.1%}"),
-        Metric("gold", "gold", unit="share", better="higher", headline=True, panel="gold success"),
+        Metric("share_truncated", "completions/clipped_ratio", "truncated", is_share=True, live="{:.1%}"),
+        Metric("gold", "gold", is_share=True, better="higher", headline=True, panel="gold success"),
         Metric("value_explained", "value/explained"),
     ),
     "eval": (
-        Metric("accuracy", unit="share", better="higher", headline=True),
-        Metric("gold", unit="share", better="higher"),
+        Metric("accuracy", is_share=True, better="higher", headline=True),
+        Metric("gold", is_share=True, better="higher"),
         Metric("mean_reward", better="higher"),
-        Metric("wins", unit="share", better="higher"),
-        Metric("anchor_gold", unit="share"),
-        Metric("share_ties", unit="share"),
-        Metric("distinct_1", unit="share"),
-        Metric("distinct_2", unit="share"),
+        Metric("wins", is_share=True, better="higher"),
+        Metric("anchor_gold", is_share=True),
+        Metric("share_ties", is_share=True),
+        Metric("distinct_1", is_share=True),
+        Metric("distinct_2", is_share=True),
     ),
     "compare-full": (),
     "merge": (
-        Metric("share_same_token", unit="share", headline=True),
-        Metric("share_same_token_as_trained", unit="share"),
-        Metric("share_same_order_as_trained", unit="share"),
+        Metric("share_same_token", is_share=True, headline=True),
+        Metric("share_same_token_as_trained", is_share=True),
+        Metric("share_same_order_as_trained", is_share=True),
     ),
     "quickstart": (
-        Metric("rl_gold", unit="share", headline=True),
-        Metric("base_gold", unit="share"),
-        Metric("sft_gold", unit="share"),
-        Metric("reward_accuracy", unit="share"),
+        Metric("rl_gold", is_share=True, headline=True),
+        Metric("base_gold", is_share=True),
+        Metric("sft_gold", is_share=True),
+        Metric("reward_accuracy", is_share=True),
     ),
 }
-SHARES = {
-    name for metrics in METRICS.values() for m in metrics if m.unit == "share" for name in (m.name, m.key) if name
-}
-
-
-def live(stage: str) -> list[Metric]:
-    """The metrics in a stage's progress line, in order."""
-    return [metric for metric in METRICS[stage] if metric.live]
+SHARES = {name for metrics in METRICS.values() for m in metrics if m.is_share for name in (m.name, m.key)} - {""}
 
 
 def panels(stage: str) -> list[Metric]:
@@ -108,9 +94,8 @@ def panels(stage: str) -> list[Metric]:
 
 def compared(stage: str) -> list[Metric]:
     """The metrics that a comparison shows, the headline first."""
-    return sorted(
-        (metric for metric in METRICS.get(stage, ()) if metric.better), key=lambda metric: not metric.headline
-    )
+    shown = (metric for metric in METRICS.get(stage, ()) if metric.better)
+    return sorted(shown, key=lambda metric: not metric.headline)
 
 
 def judged_by(stage: str) -> Iterator[str]:

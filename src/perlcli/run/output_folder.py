@@ -16,19 +16,8 @@ from perlcli.run.record import SEVERAL, RunRecord, package_versions, read_record
 
 FUNCTION = "the reward function "
 LENGTH = {"max_steps", "num_train_epochs"}
-MAY_CHANGE = LENGTH | {
-    "save_steps",
-    "save_total_limit",
-    "report_to",
-    "resume",
-    "overwrite",
-    "dry_run",
-    "output",
-    "trust_remote_code",
-    "strict",
-    "recipe",
-    "max_eval_samples",
-}
+RUNNING = {"save_steps", "save_total_limit", "report_to", "output", "trust_remote_code", "strict", "recipe"}
+MAY_CHANGE = LENGTH | RUNNING | {"max_eval_samples", *definitions.ONCE}
 NEW_RUN = "start a new run with another --output"
 LAST = "--resume without a value takes the last complete checkpoint"
 
@@ -56,7 +45,6 @@ def check_output(settings: definitions.Stage) -> None:
 
 
 def _check_writable(folder: Path) -> None:
-    """Raises PerlError if the folder can't be created or written to."""
     existing = next((place for place in (folder, *folder.parents) if place.exists()), folder)
     if existing.exists() and not existing.is_dir():
         raise PerlError(f"--output {folder}: {existing} is a file", "give a folder")
@@ -65,7 +53,6 @@ def _check_writable(folder: Path) -> None:
 
 
 def _check_not_read(folder: Path, values: Mapping[str, Any]) -> None:
-    """Raises PerlError if --overwrite would delete something that the run reads."""
     reads = [values.get(name) for name in ("model", "data", "eval_data", "anchor", "peft")]
     models = map(str.strip, (values.get("model") or "").split(","))  # compare-full takes several
     inside = [name for name in (*reads, *values.get("reward", ()), *models) if name and is_inside(name, folder)]
@@ -86,21 +73,19 @@ def _check_idle(folder: Path) -> None:
 
 
 def _check_resumable(folder: Path, command: str, values: Mapping[str, Any]) -> None:
-    """Raises PerlError if the run in the folder is complete, or these settings would make it a different run."""
     record, values = read_record(folder), hidden_in(dict(values))  # as the record has them
     if record.command != command:
         problem = f"--resume: {folder} is a run of perl {record.command}, not of perl {command}"
         raise PerlError(problem, "choose another --output")
     is_several = record.command in SEVERAL
-    if values["resume"] != definitions.LATEST and is_several:
+    if is_several and values["resume"] != definitions.LATEST:
         problem = f"--resume {values['resume']}: each run resumes from its own last checkpoint"
         raise PerlError(problem, "use --resume without a value")
     _check_named(folder, values)
     kept = hidden_in(record.settings).items()
     old: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in kept}
     _check_same_settings(folder, old, values, LENGTH if is_several else set())
-    _check_not_shorter(old, values)
-    _check_steps(folder, old.get("max_steps"), values["max_steps"])
+    _check_length(folder, old, values)
     if is_several:
         return  # the runs in it that have not finished run again
     steps, epochs = values["max_steps"], values["num_train_epochs"]
@@ -113,37 +98,30 @@ def _check_resumable(folder: Path, command: str, values: Mapping[str, Any]) -> N
 def _check_same_settings(folder: Path, old: Mapping[str, Any], new: Mapping[str, Any], fixed: set[str]) -> None:
     """Raises PerlError if settings have changed that may not change, or that are `fixed` for this run."""
     changed = [name for name in new if name not in MAY_CHANGE - fixed and old.get(name) != new[name]]
-    if changed:
-        changes = "; ".join(
-            f"--{definitions.dashed(name)} was {_shown(old.get(name))}, now {_shown(new[name])}" for name in changed
-        )
-        raise PerlError(f"--resume: the run in {folder} had different settings: {changes}", "use the same settings")
+    changes = [f"--{definitions.dashed(name)} was {_shown(old.get(name))}, now {_shown(new[name])}" for name in changed]
+    if changes:
+        problem = f"--resume: the run in {folder} had different settings: {'; '.join(changes)}"
+        raise PerlError(problem, "use the same settings")
 
 
 def _shown(value: object) -> str:
-    """A setting's value for a person to read."""
     text = ", ".join(map(str, value)) if isinstance(value, tuple) else value
     return "not set" if text in (None, "") else str(text)
 
 
-def _check_not_shorter(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
-    """Raises PerlError if the run is resumed with fewer steps or epochs than it had."""
+def _check_length(folder: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    """Raises PerlError if a run is resumed with fewer steps or epochs than it had, or without its --max-steps."""
     for name in sorted(LENGTH):
         was, now = old.get(name), new.get(name)
         if was and now and now < was:
             problem = f"--resume: --{definitions.dashed(name)} was {was:g}, now {now:g}: it can only increase"
             raise PerlError(problem, f"leave it at {was:g}, or {NEW_RUN}")
-
-
-def _check_steps(folder: Path, was: int | None, now: int | None) -> None:
-    """Raises PerlError if a run of --max-steps is resumed without them, or with fewer than its epochs took."""
+    was, now = old.get("max_steps"), new["max_steps"]
     if was is not None and now is None:
         problem = f"--resume: the run in {folder} had --max-steps {was}, and now it is missing"
         raise PerlError(problem, f"add --max-steps {was}, or more")
-    if was is not None or now is None:
-        return
-    planned = checkpoints.planned(folder / CHECKPOINTS)
-    if now < planned:
+    planned = checkpoints.planned(folder / CHECKPOINTS) if was is None and now is not None else 0
+    if planned and now < planned:
         problem = f"--resume: --max-steps {now} is less than the {planned} steps that the run's epochs take"
         raise PerlError(problem, f"leave it out, or {NEW_RUN}")
 
@@ -155,7 +133,6 @@ def named(folder: Path, checkpoint: str) -> Path:
 
 
 def _check_named(folder: Path, values: Mapping[str, Any]) -> None:
-    """Raises PerlError if --resume names something other than a complete checkpoint of this run."""
     if values.get("resume") in (None, definitions.LATEST):
         return
     checkpoint = named(folder, values["resume"])
@@ -177,7 +154,7 @@ def _check_named(folder: Path, values: Mapping[str, Any]) -> None:
 def check_same(old: RunRecord, now: RunRecord, note: Callable[[str], None]) -> None:
     """Raises PerlError if a resumed run reads other data or weights than before, in any role. A reward function may
     change, for example to fix it; a note says so."""
-    before, inputs = hidden_in(dict(_inputs(old))), hidden_in(dict(_inputs(now)))  # named as the record has them
+    before, inputs = (hidden_in(dict(_inputs(record))) for record in (old, now))  # named as the record has them
     changed = [name for name, mark in inputs.items() if mark and before.get(name) and mark != before[name]]
     functions = [name for name in changed if name.startswith(FUNCTION)]
     for name in functions:
@@ -186,11 +163,6 @@ def check_same(old: RunRecord, now: RunRecord, note: Callable[[str], None]) -> N
     if changes:
         problem = f"--resume: the run in {now.settings['output']} had different inputs: {'; '.join(changes)}"
         raise PerlError(problem, f"use the same files, or {NEW_RUN}")
-    _note_moved(old, now, note)
-
-
-def _note_moved(old: RunRecord, now: RunRecord, note: Callable[[str], None]) -> None:
-    """Note other versions or another machine, which may round differently."""
     before, here = old.versions | old.device, package_versions() | now.device
     moved = [f"{name} {before[name]}, now {here[name]}" for name in here if before.get(name, here[name]) != here[name]]
     if moved:
@@ -198,7 +170,6 @@ def _note_moved(old: RunRecord, now: RunRecord, note: Callable[[str], None]) -> 
 
 
 def _inputs(record: RunRecord) -> Iterator[tuple[str, Any]]:
-    """What a run read: each input's name and digest."""
     model = record.model
     yield "the base", model.get("fingerprint")
     yield "tokenizer", model.get("tokenizer")

@@ -19,13 +19,12 @@ COLORS = (ACCENT, "#e8590c", "#2f9e44", "#9c36b5", "#c2255c", "#0c8599", "#b0880
 def curves(stage: str, log: Path, target: Path) -> None:
     """Draw a stage's learning curves from its `metrics.jsonl`: each step faint, a running mean strong."""
     rows = read_rows(log)
-    panels = [metric for metric in metrics.panels(stage) if any(row.get(metric.key) is not None for row in rows)]
+    panels = [metric for metric in metrics.panels(stage) if _points(rows, metric)]
     if not panels:
         return
     figure, axes = new_figure(len(panels))
     for axis, metric in zip(axes, panels, strict=True):
-        points = [(row["step"], row[metric.key]) for row in rows if row.get(metric.key) is not None]
-        steps, values = [step for step, _ in points], [value for _, value in points]
+        steps, values = zip(*_points(rows, metric), strict=True)
         axis.plot(steps, values, color=SOFT, linewidth=1, marker="." if len(steps) < 3 else "")
         axis.plot(steps, smooth(values), color=ACCENT, linewidth=2)
         label_axis(axis, metric.panel, "step", metric.is_share)
@@ -35,29 +34,29 @@ def curves(stage: str, log: Path, target: Path) -> None:
 def compared(runs: Mapping[str, Sequence[Path]], panels: Sequence[Metric], target: Path) -> None:
     """Draw figures by step for several kinds of runs, from their `metrics.jsonl`: each run thin, a kind's mean strong.
     Metrics that no run has are left out; the mean of a kind ends with its shortest run."""
-    found = {kind: [rows for file in files if (rows := read_rows(file))] for kind, files in runs.items()}
-    has = {key for kinds in found.values() for rows in kinds for row in rows for key in row if row[key] is not None}
-    panels = [metric for metric in panels if metric.key in has]
+    logs = {kind: [read_rows(file) for file in files] for kind, files in runs.items()}
+    keys = {key for runs in logs.values() for rows in runs for row in rows for key in row if row[key] is not None}
+    panels = [metric for metric in panels if metric.key in keys]
     if not panels:
         return
     figure, axes = new_figure(len(panels))
     for axis, metric in zip(axes, panels, strict=True):
-        for (kind, files), color in zip(found.items(), COLORS, strict=False):
-            points = [
-                [(row["step"], row[metric.key]) for row in rows if row.get(metric.key) is not None] for rows in files
-            ]
-            _lines(axis, points, color, kind)
+        for (kind, runs_of_kind), color in zip(logs.items(), COLORS, strict=False):
+            points = [_points(rows, metric) for rows in runs_of_kind]
+            _lines(axis, [run for run in points if run], color, kind)
         label_axis(axis, metric.panel, "step", metric.is_share)
     entries = {label: line for axis in axes for line, label in zip(*axis.get_legend_handles_labels(), strict=True)}
-    figure.legend(
-        list(entries.values()), list(entries), frameon=False, loc="outside lower center", ncols=min(len(entries), 3)
-    )
+    columns = min(len(entries), 3)
+    figure.legend(list(entries.values()), list(entries), frameon=False, loc="outside lower center", ncols=columns)
     save(figure, target)
+
+
+def _points(rows: Sequence[Mapping[str, Any]], metric: Metric) -> list[tuple[float, float]]:
+    return [(row["step"], row[metric.key]) for row in rows if row.get(metric.key) is not None]
 
 
 def _lines(axis: Any, runs: Sequence[Sequence[tuple[float, float]]], color: str, kind: str) -> None:
     """Draw a kind's runs as points (step, value), smoothed: each thin, their mean strong."""
-    runs = [points for points in runs if points]
     lines = [smooth([value for _, value in points]) for points in runs]
     if not lines:
         return
@@ -97,9 +96,8 @@ def new_figure(count: int) -> tuple[Any, list[Any]]:
 
     columns = min(count, 2)
     rows = -(-count // columns)
-    figure = Figure(
-        figsize=(4.6 * columns if count > 1 else 5.6, 3.1 * rows if rows > 1 else 3.4), layout="constrained"
-    )
+    size = (4.6 * columns if count > 1 else 5.6, 3.1 * rows if rows > 1 else 3.4)  # inches
+    figure = Figure(figsize=size, layout="constrained")
     axes = [axis for row in figure.subplots(rows, columns, squeeze=False) for axis in row]
     for axis in axes[count:]:
         axis.set_visible(False)
@@ -114,8 +112,7 @@ def label_axis(axis: Any, title: str, below: str, is_share: bool) -> None:
         axis.xaxis.get_major_locator().set_params(integer=True)
     axis.grid(axis="y", color="#e4e7eb")
     axis.set_axisbelow(True)
-    for side in ("top", "right"):
-        axis.spines[side].set_visible(False)
+    axis.spines[["top", "right"]].set_visible(False)
     if is_share:
         axis.yaxis.set_major_formatter(lambda value, _: f"{value * 100:.3g}%")
 
@@ -128,10 +125,10 @@ def smooth(values: Sequence[float]) -> list[float]:
 
 def save(figure: Any, target: Path) -> None:
     """Write the figure as PNG."""
-    target.parent.mkdir(exist_ok=True)  # alone: a run's folder that was deleted isn't made again
+    target.parent.mkdir(exist_ok=True)  # without parents: a run's folder that was deleted is not created again
     content = io.BytesIO()
     with warnings.catch_warnings():
-        # A name in a script that matplotlib's own font lacks: drawn as boxes, and whole in every table.
+        # matplotlib's font lacks some scripts: such a name is drawn as boxes here but is complete in every table.
         warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
         figure.savefig(content, format="png", dpi=130)
     write_whole(target, [content.getvalue()])

@@ -14,7 +14,7 @@ PLAIN_SECONDS = 10.0
 
 def figures(stage: str, logs: Mapping[str, float]) -> str:
     """The stage's figures as text, e.g. `loss 0.412 · accuracy 81.2%`."""
-    logged = [metric for metric in metrics.live(stage) if logs.get(metric.key) is not None]
+    logged = [metric for metric in metrics.METRICS[stage] if metric.live and logs.get(metric.key) is not None]
     return " · ".join(f"{metric.words} {metric.live.format(logs[metric.key])}" for metric in logged)
 
 
@@ -23,13 +23,12 @@ class Progress:
 
     def __init__(self, stage: str, total: int) -> None:
         self.stage, self.total = stage, total
-        self._bar = None
         self._start = time.monotonic()
         self._first = 0 if stage == "eval" else None  # resumed training starts in the middle
         # Training shows its first step at once; an evaluation of a few seconds shows nothing.
         self._last_line = 0.0 if stage == "eval" else -PLAIN_SECONDS
-        if sys.stderr.isatty():
-            self._bar = _bar()
+        self._bar = _bar() if sys.stderr.isatty() else None
+        if self._bar:
             self._task = self._bar.add_task(stage, total=total, figures="")
 
     def __enter__(self) -> Progress:

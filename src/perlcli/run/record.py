@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import json
+import platform
 import shlex
 import subprocess
 from collections.abc import Iterator, Mapping
@@ -23,11 +24,6 @@ SEVERAL = ("compare-full", "quickstart")  # commands that consist of several run
 PACKAGES = ("perlcli", "torch", "transformers", "trl", "peft", "datasets", "accelerate", "bitsandbytes")
 
 Status = Literal["running", "finished", "failed", "interrupted"]
-
-
-def resume_command(folder: Path, command: str) -> str:
-    """What to type to resume the run in a folder."""
-    return command_line(folder, command, "--resume")
 
 
 def command_line(folder: Path, command: str, *words: str) -> str:
@@ -50,13 +46,12 @@ class RunRecord:
     failure: str | None = said("Why the run failed, in one line.", None)
     started: str = said("Start, UTC, ISO 8601.", "")
     process: dict[str, Any] = said(
-        "The process of the run: pid, started (an opaque mark of its start) and host (a digest of the machine's name). "
-        "With it, `perl runs` can distinguish a run in progress from a killed one.",
+        "The process, for `perl runs`: pid, started (an opaque mark) and host (a digest of the machine's name).",
         factory=dict,
     )
     elapsed_seconds: float = said("Wall-clock seconds from start to end, loading included.", 0.0)
     settings: dict[str, Any] = said(
-        "Every option after resolving defaults and recipes, as in `settings.yaml`.", factory=dict
+        "Every option with defaults and recipes resolved, as in `settings.yaml`.", factory=dict
     )
     trl_settings: dict[str, Any] = said("Every field of the TRL config.", factory=dict)
     versions: dict[str, str] = said("Versions of Python and the packages that affect the result.", factory=dict)
@@ -69,9 +64,7 @@ class RunRecord:
         "--peft file.",
         factory=dict,
     )
-    data: dict[str, dict[str, Any]] = said(
-        "What happened to the rows, per role (train, eval): see the data report below.", factory=dict
-    )
+    data: dict[str, dict[str, Any]] = said("What happened to the rows of train and eval: see below.", factory=dict)
     steps: int = said("Optimiser steps done.", 0)
     tokens: int = said("Tokens trained on, prompts and completions.", 0)
     peak_memory_mb: float = said("Peak memory: allocated by CUDA on a GPU, the process's resident set on a CPU.", 0.0)
@@ -84,7 +77,7 @@ class RunRecord:
         factory=dict,
     )
     files: dict[str, int] = said(
-        "Bytes on disk: weights (of what was trained) and optimizer (its state in the last checkpoint).", factory=dict
+        "Bytes of the trained weights and the last checkpoint's optimizer state.", factory=dict
     )
     guards: dict[str, Any] = said(
         "Results of the checks: shift of each reward from its proof, the probe before the first step, KL at the start, "
@@ -136,12 +129,9 @@ def _invalid(content: Mapping[str, Any]) -> Iterator[str]:
     stage = definitions.COMMANDS.get(content["command"])
     known = {item.name: item for item in definitions.options(stage)} if stage else {}
     for name, value in content["settings"].items():
-        if name in known and not _is_possible(known[name], value):
+        option, given = known.get(name), tuple(value) if isinstance(value, list) else value
+        if option is not None and (not fits(value, option.type) or definitions.misfit(option, given)):
             yield f"settings: {name}: {shorten(value)}"
-
-
-def _is_possible(item: definitions.Option, value: object) -> bool:
-    return fits(value, item.type) and not definitions.misfit(item, tuple(value) if isinstance(value, list) else value)
 
 
 def find_record(folder: str | None) -> RunRecord | None:
@@ -150,39 +140,32 @@ def find_record(folder: str | None) -> RunRecord | None:
     return read_record(path) if path is not None and (path / RECORD).exists() else None
 
 
-def schema_table() -> str:
-    """The record's fields as a Markdown table, for the documentation."""
-    return field_table(RunRecord)
-
-
 def field_table(kind: type) -> str:
     """The fields of a documented dataclass with their types and sentences, as a Markdown table."""
-    rows = [
-        (f"`{item.name}`", str(item.type).replace("|", "or"), item.metadata.get("help", ""))
-        for item in dataclasses.fields(kind)
-    ]
+    fields = dataclasses.fields(kind)
+    rows = [(f"`{item.name}`", str(item.type).replace("|", "or"), item.metadata.get("help", "")) for item in fields]
     return markdown_table(("field", "type", "meaning"), rows)
 
 
 def package_versions() -> dict[str, str]:
     """Versions of Python and of the packages that affect a run's result."""
-    import platform
+    installed = {name: version_of(name) for name in PACKAGES}
+    return {"python": platform.python_version()} | {name: found for name, found in installed.items() if found}
 
-    versions = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return versions
+
+def version_of(name: str) -> str | None:
+    """A package's version; None if it is not installed."""
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def git_commit() -> str | None:
     """The commit of the working directory; None if it is not a git checkout."""
+    words = ["git", "rev-parse", "--verify", "--quiet", "HEAD"]
     try:
-        shown = subprocess.run(
-            ["git", "rev-parse", "--verify", "--quiet", "HEAD"], capture_output=True, text=True, timeout=5, check=False
-        )
+        shown = subprocess.run(words, capture_output=True, text=True, timeout=5, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return shown.stdout.strip() or None

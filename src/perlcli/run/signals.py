@@ -46,7 +46,6 @@ def heard(answer: Callable[[int], object]) -> Iterator[None]:
 
 
 def _is_in_finaliser(frame: FrameType | None) -> bool:
-    """Whether a frame runs inside an object's `__del__`."""
     while frame is not None and frame.f_code.co_name != "__del__":
         frame = frame.f_back
     return frame is not None

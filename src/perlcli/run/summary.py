@@ -1,15 +1,17 @@
-"""Records as text for a terminal."""
+"""A record as text: a summary for the terminal, and the run's model card."""
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
-from perlcli.run import metrics
+from perlcli.run import files, metrics
 from perlcli.run.record import RunRecord
 from perlcli.terminal import say
-from perlcli.text import counted, megabytes
+from perlcli.text import counted, inline, markdown_table, megabytes
 
 SECONDS = "seconds_"
+HUB_NAME = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
 
 
 def show(record: RunRecord | None) -> None:
@@ -27,9 +29,8 @@ def text(record: RunRecord) -> str:
     spent = {key.removeprefix(SECONDS): value for key, value in merged.items() if key.startswith(SECONDS)}
     if spent:
         total = sum(spent.values()) or 1
-        lines.append(
-            f"seconds per step: {total:.3g} = " + " + ".join(f"{n} {v:.3g} ({v / total:.0%})" for n, v in spent.items())
-        )
+        parts = [f"{name} {value:.3g} ({value / total:.0%})" for name, value in spent.items()]
+        lines.append(f"seconds per step: {total:.3g} = {' + '.join(parts)}")
     facts = [f"{record.elapsed_seconds:.0f} s", f"peak memory {megabytes(record.peak_memory_mb)}"]
     if record.steps:
         facts = [counted(record.steps, "step"), f"{record.tokens:,} tokens", *facts]
@@ -57,3 +58,27 @@ def figure(key: str, value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.1%}" if metrics.is_share(key) else f"{value:.4g}"
     return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def card(record: RunRecord) -> str:
+    """The run's model card, which replaces peft's template."""
+    name, version = record.model.get("base", ""), record.versions.get("perlcli", "")
+    header = ["library_name: peft", "tags: [perl, lora, trl]"]
+    done = f"{record.steps} steps, seed {record.seed}"
+    if record.command == files.MERGE:
+        header = ["library_name: transformers", "tags: [perl, trl]"]
+        adapter = inline(record.model["name"])
+        done = f"the adapter {adapter} added to the base's weights: an ordinary model of transformers"
+    if HUB_NAME.fullmatch(name):
+        header.append(f"base_model: {name}")
+    sources = [f"- {role}: {inline(data['source'])} ({data['kept']} rows)\n" for role, data in record.data.items()]
+    figures = [(inline(key), f"{value:.4g}") for key, value in record.metrics.items() if isinstance(value, int | float)]
+    paragraphs = [
+        "\n".join(["---", *header, "---"]),
+        f"# perl {record.command}",
+        f"Made by `perl {record.command}` (perlcli {version}) on the base {inline(name)}.",
+        f"{''.join(sources)}- {done}",
+        markdown_table(("metric", "value"), figures),
+        "`settings.yaml` repeats the run; `record.json` has every setting and version.\n",
+    ]
+    return "\n\n".join(paragraphs)
