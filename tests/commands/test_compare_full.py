@@ -14,9 +14,9 @@ from typer.testing import CliRunner
 from perlcli import settings
 from perlcli.cli.app import app
 from perlcli.comparison import loop, processes, results
+from perlcli.comparison.assembly import State
 from perlcli.comparison.processes import Stopped
 from perlcli.comparison.results import Report
-from perlcli.comparison.state import State
 from perlcli.run import lifecycle
 from perlcli.run.record import read_record, write_record
 

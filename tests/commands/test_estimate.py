@@ -1,5 +1,6 @@
 """`perl estimate` held against real models: what lies there to the byte, training steps by live tensors."""
 
+import itertools
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from perlcli.data import Prompt
 from perlcli.errors import PerlError
 from perlcli.memory import plans, skeletons, trace, tracking
 from perlcli.memory.prediction import Plan, largest_batch, predict, shape_of, takes, weight_bytes
-from perlcli.memory.steps import Step
+from perlcli.memory.skeletons import Step
 from perlcli.memory.tracking import Live
 from perlcli.model import roles, sources, target_modules
 from perlcli.training import policies, prepare, rewards
@@ -137,7 +138,7 @@ def measured(trainer: Any) -> int:
         trainer.training_step(trainer.model, batch, None)
         if hasattr(trainer, "learn_values"):
             trainer.learn_values()
-    return live.peak()
+    return max(itertools.accumulate(size for _, size, _ in live.events))
 
 
 def held_in_steps(model: Path, plan: Plan) -> int:
@@ -236,7 +237,7 @@ def test_three_layers_tell_of_all(deep: Path, monkeypatch: pytest.MonkeyPatch, k
         step = Step(kind, LENGTH, 16, autocast="bfloat16", rank=rank, targets=TARGETS, cuda=True, checkpointing=True)
         short = trace.trace(config, step).at_peak(5)
         with monkeypatch.context() as patch:
-            patch.setattr(skeletons, "shortened_once", lambda config: config)
+            patch.setattr(skeletons, "shortened", lambda config: config)
             trace._trace.cache_clear()
             whole = trace.trace(config, step).at_peak(5)
         trace._trace.cache_clear()

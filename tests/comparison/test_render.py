@@ -12,7 +12,7 @@ import pytest
 
 from perlcli.comparison import contrasts, results
 from perlcli.comparison.render import files as render_files
-from perlcli.comparison.render import markdown, pages, pictures, sheets, terminal, words
+from perlcli.comparison.render import pictures, terminal, words
 from perlcli.comparison.render.pictures import Picture
 from perlcli.comparison.results import ArmResult, Comparison, Report
 from perlcli.run import plots
@@ -229,7 +229,7 @@ def test_ratios_to_another_baseline_are_called_so_and_not_held_against_the_paper
 
 def test_markdown_holds_everything(two: Comparison, rl: Comparison) -> None:
     two.warnings = ["rows differ"]
-    text = markdown.text(
+    text = render_files.markdown(
         report(two, rl), [Picture("reward", "plots/a.png", "A picture."), Picture("rl", "plots/b.png", "B.")]
     )
     assert text.startswith("# A title\n\n## Reward model\n\nLoRA r=16 trains the reward model in 38%")
@@ -254,7 +254,7 @@ def test_markdown_holds_everything(two: Comparison, rl: Comparison) -> None:
 
 
 def test_markdown_of_arms_without_figures_keeps_its_columns(ended: Comparison) -> None:
-    text = markdown.text(report(ended, status="running"))
+    text = render_files.markdown(report(ended, status="running"))
     assert "**The comparison is running" in text
     assert "| full | out of memory at 79.2 GB (predicted 112 GB) | |" in text
     for block in re.findall(r"(?:^\|.*\n)+", text, re.M):
@@ -264,14 +264,14 @@ def test_markdown_of_arms_without_figures_keeps_its_columns(ended: Comparison) -
 def test_text_of_others_is_no_markup_in_markdown(arm_of: Any) -> None:
     arm = arm_of(f"{PLANTED} | `x` *y*\n# z", of_arm={"model": PLANTED, "remarks": [PLANTED]}, failure=PLANTED)
     arm.runs[0].command = "perl\n```\n<script>"
-    text = markdown.text(report(contrasts.compare("reward", [arm], [PLANTED]), title=f"{PLANTED}\n# z"))
+    text = render_files.markdown(report(contrasts.compare("reward", [arm], [PLANTED]), title=f"{PLANTED}\n# z"))
     outside, _, fenced = text.partition("```console\n")
     assert "<script" not in outside and "\n# z" not in text and "\\|" in outside
     assert fenced.count("```") == 1 and fenced.endswith("```\n")
 
 
 def test_csv_has_plain_numbers_a_row_per_arm_and_per_run(two: Comparison, rl: Comparison, ended: Comparison) -> None:
-    arms = list(csv.DictReader(io.StringIO(sheets.arms_csv(report(two, rl, ended)))))
+    arms = list(csv.DictReader(io.StringIO(render_files.arms_csv(report(two, rl, ended)))))
     assert [row["arm"] for row in arms][:4] == ["full", "lora r=16", "full", "lora r=16"]
     assert (arms[1]["ratio_memory"], arms[1]["accuracy"], arms[1]["accuracy_low"]) == ("0.375", "0.782", "0.762")
     assert (arms[1]["gold"], arms[3]["gold"], arms[1]["may_be_chance"], arms[3]["stage"]) == ("", "0.5", "True", "rl")
@@ -280,7 +280,7 @@ def test_csv_has_plain_numbers_a_row_per_arm_and_per_run(two: Comparison, rl: Co
         "112000.0",
         "",
     )
-    runs = list(csv.DictReader(io.StringIO(sheets.runs_csv(report(two, rl, ended)))))
+    runs = list(csv.DictReader(io.StringIO(render_files.runs_csv(report(two, rl, ended)))))
     assert len(runs) == 7  # an arm that was not run has none
     assert (runs[1]["folder"], runs[1]["median_step_seconds"], runs[1]["metric_accuracy"]) == (
         "lora r=16-0",
@@ -288,7 +288,7 @@ def test_csv_has_plain_numbers_a_row_per_arm_and_per_run(two: Comparison, rl: Co
         "0.782",
     )
     assert (runs[2]["seconds_sampling"], runs[4]["status"]) == ("0.5", "out of memory")
-    assert sheets.arms_csv(report()) == sheets.runs_csv(report()) == ""
+    assert render_files.arms_csv(report()) == render_files.runs_csv(report()) == ""
 
 
 # pictures
@@ -411,7 +411,7 @@ class Page(HTMLParser):
 
 
 def page_of(found: Report, folder: Path) -> Page:
-    page = Page(pages.page(found, folder, pictures.draw(found, folder)))
+    page = Page(render_files.page(found, folder, pictures.draw(found, folder)))
     assert page.open == []
     return page
 

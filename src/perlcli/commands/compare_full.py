@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 
-from perlcli import settings
-from perlcli.comparison import checks, jobs, loop, predictions
+from perlcli import device, settings
+from perlcli.comparison import jobs, loop, preview
+from perlcli.comparison.assembly import State
 from perlcli.comparison.results import Report
-from perlcli.comparison.state import State, measures_memory
 from perlcli.run.lifecycle import Run, recording
 from perlcli.run.output_folder import check_output
 from perlcli.run.record import RunRecord
@@ -20,17 +21,18 @@ def run(given: settings.CompareFull) -> RunRecord | None:
     output = given.run.output or f"runs/compare-{given.compare.stage}"
     given = replace(given, run=replace(given.run, output=output, seed=given.run.seed or (0,)))
     plans = {stage: jobs.plan(given, stage) for stage in stages}
-    checks.check(given, plans)
+    preview.check(given, plans)
     if given.compare.estimate:
-        say(predictions.text(plans, given.compare.gpu))
+        say(preview.predicted(plans, given.compare.gpu))
         return None
     check_output(given)
-    state = State(given, Run(given), Report(), plans, measures_memory())
+    measures_memory = device.kind() == "cpu" and sys.platform == "linux"
+    state = State(given, Run(given), Report(), plans, measures_memory)
     loop.show_plan(state)
     if given.run.dry_run:
         from perlcli.commands import reward, rl, sft  # only now: they import trl, which the runs' own processes need
 
-        checks.dry_run(plans, output, {"sft": sft.run, "reward": reward.run, "rl": rl.run})
+        preview.dry_run(plans, output, {"sft": sft.run, "reward": reward.run, "rl": rl.run})
         say("Dry run: nothing was loaded, trained or written.")
         return None
     with recording(state.run):

@@ -12,7 +12,8 @@ from typing import Any, get_args
 from perlcli import arms, settings
 from perlcli.arms import Arm
 from perlcli.errors import PerlError
-from perlcli.memory.plans import Model, Row, parse_gpu, row_of, stock, table
+from perlcli.memory import plans
+from perlcli.memory.plans import Row
 from perlcli.memory.prediction import CUDA_WORKSPACE, Shape, device_bytes
 from perlcli.terminal import say
 
@@ -27,20 +28,20 @@ Rows = Mapping[settings.Use, Sequence[Row]]
 def run(given: settings.Estimate) -> None:
     """Print what each stage takes under each arm, and what fits. Raises PerlError."""
     values = resolved(given)
-    limit = parse_gpu(values.estimate.gpu) if values.estimate.gpu else device_bytes()
+    limit = plans.parse_gpu(values.estimate.gpu) if values.estimate.gpu else device_bytes()
     chosen = arms.every(
         arms.parse_kinds(values.estimate.arms),
         parse_ranks(str(values.estimate.lora_r)),
         arms.parse_module_sets(str(values.estimate.lora_target_modules)),
     )
     stages = STAGES if values.estimate.stage == "all" else (values.estimate.stage,)
-    model = Model(values.model.model, trust_remote_code=values.model.trust_remote_code)
+    model = plans.Model(values.model.model, trust_remote_code=values.model.trust_remote_code)
     rows: dict[settings.Use, list[Row]] = {}
     for stage in stages:
-        plans = [model.plan(run_of(values, stage, arm), arm, on_gpu=limit is not None) for arm in chosen]
-        if stage == "rl":
-            plans += [stock(plan) for plan in plans if not plan.arm.is_full]
-        rows[stage] = [row_of(model.shape, plan, limit) for plan in plans]
+        planned = [model.plan(run_of(values, stage, arm), arm, on_gpu=limit is not None) for arm in chosen]
+        if stage == "rl":  # and with a copy of the base for each role, as in stock TRL
+            planned += [replace(plan, one_base=False) for plan in planned if not plan.arm.is_full]
+        rows[stage] = [plans.row_of(model.shape, plan, limit) for plan in planned]
     say(as_json(model.shape, rows, limit) if values.estimate.json else text(model.shape, rows, limit))
 
 
@@ -52,8 +53,7 @@ def resolved(given: settings.Estimate) -> settings.Estimate:
     if values.estimate.stage not in ("rl", "all"):  # nothing is sampled, so no completion needs room
         values = replace(values, rl=replace(values.rl, num_generations=None))
     settings.check(values)
-    checked: settings.Estimate = values
-    return checked
+    return values
 
 
 def run_of(values: settings.Estimate, stage: settings.Use, arm: Arm) -> settings.Training:
@@ -71,11 +71,9 @@ def run_of(values: settings.Estimate, stage: settings.Use, arm: Arm) -> settings
     if train.gradient_checkpointing is not None:
         options["set"] = (f"gradient_checkpointing={train.gradient_checkpointing}",)
     if stage == "rl":
-        options["max_completion_length"] = rl.max_completion_length
-        options["algorithm"] = rl.algorithm
+        options |= {"max_completion_length": rl.max_completion_length, "algorithm": rl.algorithm}
         options["reward"] = ("reward",) * rl.rewards
-    training: settings.Training = settings.resolve(settings.build(settings.COMMANDS[stage], options), {})
-    return training
+    return settings.resolve(settings.build(settings.COMMANDS[stage], options), {})
 
 
 def parse_ranks(words: str) -> list[int]:
@@ -95,7 +93,7 @@ def text(shape: Shape, rows: Rows, limit: int | None) -> str:
         if stage == "rl":
             line += f" ({plan.completion} of them sampled, {plan.accumulation} passes per step)"
         line += f", gradient checkpointing {'on' if plan.checkpointing else 'off'}"
-        parts.append(f"{line}\n\n{table(arm_rows, limit)}")
+        parts.append(f"{line}\n\n{plans.table(arm_rows, limit)}")
     parts.append(ASSUMED.format(round(CUDA_WORKSPACE / 1e6)))
     return "\n\n".join(parts)
 
@@ -103,8 +101,7 @@ def text(shape: Shape, rows: Rows, limit: int | None) -> str:
 def as_json(shape: Shape, rows: Rows, limit: int | None) -> str:
     """The same for programs, in bytes."""
     stages = {stage: [as_dict(row) for row in arm_rows] for stage, arm_rows in rows.items()}
-    top = {"model": shape.name, "parameters": shape.parameters, "limit": limit, "stages": stages}
-    return json.dumps(top, indent=2)
+    return json.dumps({"model": shape.name, "parameters": shape.parameters, "limit": limit, "stages": stages}, indent=2)
 
 
 def as_dict(row: Row) -> dict[str, Any]:

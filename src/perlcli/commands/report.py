@@ -6,8 +6,7 @@ import os
 import re
 import shlex
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,17 +25,9 @@ from perlcli.terminal import say
 COMMAND, COMPARISON = "perl report", "compare-full"
 STAGES = ("sft", "reward", "rl", "eval")
 UNFINISHED = "still running, or killed"
-
+Runs = Mapping[str, RunRecord]  # by the folder as it was given
 # What steers a call or names a place: runs that differ only in these are runs of one arm.
 SAME = {"seed", "output", *settings.ONCE, "save_steps", "report_to", "recipe", "strict"}
-
-
-@dataclass(frozen=True)
-class Found:
-    """A run's folder as it was given, and its record."""
-
-    folder: str
-    record: RunRecord
 
 
 def run(given: settings.Report) -> None:
@@ -72,16 +63,11 @@ def show_again(folder: Path, output: str | None) -> None:
         files.render(report, folder)
     else:
         check_output(target)
-        for figures_of_run in _runs(report):
-            figures_of_run.folder = seen_from(target, folder / Path(figures_of_run.folder).expanduser())
+        for arm in [arm for comparison in report.comparisons for arm in comparison.arms]:
+            for run_figures in arm.runs:
+                run_figures.folder = seen_from(target, folder / Path(run_figures.folder).expanduser())
         files.write_all(report, target)
     say(f"\nWritten to {target}: {files.PAGE}, {files.MARKDOWN}, {files.ARMS}, {files.RUNS}, plots")
-
-
-def _runs(report: Report) -> Iterator[results.RunFigures]:
-    for comparison in report.comparisons:
-        for arm in comparison.arms:
-            yield from arm.runs
 
 
 def side_by_side(folders: Sequence[str], output: str | None) -> None:
@@ -91,8 +77,9 @@ def side_by_side(folders: Sequence[str], output: str | None) -> None:
     if target is not None:
         check_output(target)
     report = of_runs(runs, target)
-    if len(runs) == 1 and runs[0].record.status == "finished":
-        say(summary.text(runs[0].record) + "\n")
+    first = next(iter(runs.values()))
+    if len(runs) == 1 and first.status == "finished":
+        say(summary.text(first) + "\n")
     show(report)
     if target is not None:
         files.write_all(report, target)
@@ -117,37 +104,30 @@ def check_output(folder: Path) -> None:
         raise PerlError(f"--output {folder} is not empty, and not a report of perl report", "name another folder")
 
 
-def read_runs(folders: Sequence[str]) -> list[Found]:
+def read_runs(folders: Sequence[str]) -> Runs:
     """The runs in the folders; raises one PerlError that names every folder without one."""
-    runs, faults = [], []
+    runs, faults = {}, []
     for folder in dict.fromkeys(folders):
+        path = Path(folder).expanduser()
         try:
-            record = read_record(Path(folder).expanduser())
+            runs[folder] = read_record(path)
         except PerlError as error:
-            faults.append(_fault(folder, error))
+            faults.append(error.problem if path.is_dir() else f"There is no folder {folder}")
             continue
-        if record.command not in STAGES:
-            faults.append(f"{folder} is a run of perl {record.command}, which perl report can't compare")
-        runs.append(Found(folder, record))
+        if runs[folder].command not in STAGES:
+            faults.append(f"{folder} is a run of perl {runs[folder].command}, which perl report can't compare")
     if faults:
         hint = _inside(folders) or "name the folders of perl sft, reward, rl or eval runs"
         raise PerlError("\n".join(faults), hint)
     return runs
 
 
-def _fault(folder: str, error: PerlError) -> str:
-    return error.problem if Path(folder).expanduser().is_dir() else f"There is no folder {folder}"
-
-
 def _inside(folders: Sequence[str]) -> str:
     """A hint at runs one level below the folders; empty if there are none."""
-    runs = [str(path.parent) for folder in folders for path in sorted(Path(folder).expanduser().glob(f"*/{RECORD}"))]
-    return f"{COMMAND} {shlex.join(runs[:6])}" if runs and not all(map(_is_run, folders)) else ""
-
-
-def _is_run(folder: str) -> bool:
-    path = Path(folder).expanduser() / RECORD
-    return path.exists()
+    paths = [Path(folder).expanduser() for folder in folders]
+    runs = [str(below.parent) for path in paths for below in sorted(path.glob(f"*/{RECORD}"))]
+    are_runs = all((path / RECORD).exists() for path in paths)
+    return f"{COMMAND} {shlex.join(runs[:6])}" if runs and not are_runs else ""
 
 
 def seen_from(report: Path, run: Path) -> str:
@@ -156,43 +136,41 @@ def seen_from(report: Path, run: Path) -> str:
     return str(run.resolve()) if is_private == [False, True] else os.path.relpath(run, report)
 
 
-def of_runs(runs: Sequence[Found], target: Path | None) -> Report:
+def of_runs(runs: Runs, target: Path | None) -> Report:
     """The runs as a report, grouped by stage; their folders are shown relative to `target`."""
-    stages = list(dict.fromkeys(run.record.command for run in runs))
-    first = min((run.record for run in runs), key=lambda record: record.started)
-    command = [*COMMAND.split(), *(run.folder for run in runs)]
+    stages: dict[str, dict[str, RunRecord]] = {}
+    for folder, record in runs.items():
+        stages.setdefault(record.command, {})[folder] = record
+    first = min(runs.values(), key=lambda record: record.started)
+    command = [*COMMAND.split(), *runs]
     if target is not None:
         command += ["--output", str(target)]
     return Report(
-        title=f"{len(runs)} runs side by side" if len(runs) > 1 else f"perl {stages[0]}: {runs[0].folder}",
+        title=f"{len(runs)} runs side by side" if len(runs) > 1 else f"perl {first.command}: {next(iter(runs))}",
         command=shlex.join(command),
         status="finished",
         started=first.started,
-        elapsed_seconds=round(sum(run.record.elapsed_seconds for run in runs), 1),
+        elapsed_seconds=round(sum(record.elapsed_seconds for record in runs.values()), 1),
         device=first.device,
         versions=first.versions,
         git_commit=first.git_commit,
-        comparisons=[compare(stage, [run for run in runs if run.record.command == stage], target) for stage in stages],
+        comparisons=[compare(stage, of_stage, target) for stage, of_stage in stages.items()],
     )
 
 
-def compare(stage: str, runs: Sequence[Found], target: Path | None) -> Comparison:
+def compare(stage: str, runs: Runs, target: Path | None) -> Comparison:
     """Runs of one stage as arms; runs that only differ in the seed are one arm."""
-    groups: dict[str, list[Found]] = {}
-    for run in runs:
-        groups.setdefault(_sameness(run.record), []).append(run)
-    names = arm_names([[run.folder for run in group] for group in groups.values()])
+    groups: dict[str, dict[str, RunRecord]] = {}
+    for folder, record in runs.items():
+        same = [(name, value) for name, value in sorted(record.settings.items()) if name not in SAME]
+        groups.setdefault(repr((origin(record), same)), {})[folder] = record
+    names = arm_names([list(group) for group in groups.values()])
     arms = [arm_of(name, group, target) for name, group in zip(names, groups.values(), strict=True)]
     for model in dict.fromkeys(arm.model for arm in arms):
         of_model = [arm for arm in arms if arm.model == model]
         baseline = next((arm for arm in of_model if arm.is_full), of_model[0])
         baseline.is_baseline = True
     return contrasts.compare(stage, arms, differing(runs))
-
-
-def _sameness(record: RunRecord) -> str:
-    """What runs of one arm have in common."""
-    return repr((origin(record), [(k, v) for k, v in sorted(record.settings.items()) if k not in SAME]))
 
 
 def arm_names(groups: Sequence[Sequence[str]]) -> list[str]:
@@ -202,12 +180,8 @@ def arm_names(groups: Sequence[Sequence[str]]) -> list[str]:
     for group in groups:
         shown = [known[str(Path(folder).absolute())] for folder in group]
         last = {Path(name).name for name in shown}
-        if len(shown) == 1:
-            names.append(shown[0])
-        elif len(last) == 1:
-            names.append(last.pop())
-        else:
-            names.append(_shared(shown))
+        name = last.pop() if len(last) == 1 else _shared(shown)
+        names.append(shown[0] if len(shown) == 1 else name)
     return [name if names.count(name) == 1 else f"{name} ({place})" for place, name in enumerate(names, 1)]
 
 
@@ -217,15 +191,18 @@ def _shared(names: Sequence[str]) -> str:
     return re.sub(r"([-_. ]+(s|seed)?)?[-_. /]*$", "", start) or names[0]
 
 
-def arm_of(name: str, group: Sequence[Found], target: Path | None) -> ArmResult:
+def arm_of(name: str, group: Runs, target: Path | None) -> ArmResult:
     """Runs that only differ in the seed as an arm; an evaluation is described by the run that it evaluates."""
-    record = group[0].record
-    source = _evaluated(record) if record.command == "eval" else record.settings
+    record = next(iter(group.values()))
+    source = record.settings
+    if record.command == "eval":
+        evaluated = _record_of(record.settings.get("model"))
+        source = evaluated.settings if evaluated else {}  # perlcli didn't train it
     runs: list[results.RunFigures] = []
-    for found in group:
-        path = Path(found.folder).expanduser()
-        shown = found.folder if target is None else seen_from(target, path)
-        repeat = 1 + sum(earlier.seed == found.record.seed for earlier in runs)
+    for folder, each in group.items():
+        path = Path(folder).expanduser()
+        shown = folder if target is None else seen_from(target, path)
+        repeat = 1 + sum(earlier.seed == each.seed for earlier in runs)
         run = figures.of_run(path, shown=shown, repeat=repeat)
         if run.status == "running":
             run.status = UNFINISHED
@@ -249,17 +226,10 @@ def origin(record: RunRecord, depth: int = 8) -> str:
 
 
 def _record_of(folder: str | None) -> RunRecord | None:
-    """The record of a folder, if it is a run's and can be read."""
     try:
         return find_record(folder)
     except PerlError:
         return None
-
-
-def _evaluated(record: RunRecord) -> Mapping[str, Any]:
-    """The settings of the run whose model was evaluated; empty if perlcli didn't train it."""
-    run = _record_of(record.settings.get("model"))
-    return run.settings if run else {}
 
 
 def kind_of(values: Mapping[str, Any]) -> str:
@@ -271,17 +241,17 @@ def kind_of(values: Mapping[str, Any]) -> str:
     return str(values.get("peft") or (DORA if values.get("use_dora") else LORA))
 
 
-def differing(runs: Sequence[Found]) -> list[str]:
+def differing(runs: Runs) -> list[str]:
     """What finished runs of one stage and model differ in, other than what makes them different arms."""
-    warnings = []
-    models = list(dict.fromkeys(origin(run.record) for run in runs))
-    for model in models:
-        records = {
-            run.folder: run.record for run in runs if origin(run.record) == model and run.record.status == "finished"
-        }
+    finished: dict[str, dict[str, RunRecord]] = {origin(record): {} for record in runs.values()}
+    for folder, record in runs.items():
+        if record.status == "finished":
+            finished[origin(record)][folder] = record
+    warnings: list[str] = []
+    for model, records in finished.items():
         shown = words.shortest(records)
-        place = f"{model}: " if len(models) > 1 else ""
-        intended = SAME | ({"model", "data"} if runs[0].record.command == "eval" else set())
-        for line in contrasts.differences({shown[name]: record for name, record in records.items()}, intended):
-            warnings.append(f"{place}{line}")
+        place = f"{model}: " if len(finished) > 1 else ""
+        intended = SAME | ({"model", "data"} if any(record.command == "eval" for record in records.values()) else set())
+        lines = contrasts.differences({shown[name]: record for name, record in records.items()}, intended)
+        warnings += [f"{place}{line}" for line in lines]
     return warnings

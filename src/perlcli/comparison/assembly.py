@@ -1,18 +1,54 @@
-"""Puts a comparison's runs together into the figures of its report, as far as they have run."""
+"""A comparison in progress, and its runs put together into the figures of its report, as far as they have run."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
+from perlcli import settings
 from perlcli.coffee import NAME
-from perlcli.comparison import contrasts, figures, predictions, processes
+from perlcli.comparison import contrasts, figures, jobs, preview, processes
 from perlcli.comparison.jobs import Job, Planned
-from perlcli.comparison.results import ArmResult, Comparison, RunFigures
-from perlcli.comparison.state import State
+from perlcli.comparison.results import ArmResult, Comparison, Report, RunFigures
 from perlcli.run.files import RECORD
+from perlcli.run.lifecycle import Run
 from perlcli.run.record import RunRecord, find_record
 
 OF_FULL_RL = {"model", "reward"}  # merged: the same policy and reward without adapters
+
+
+@dataclass
+class State:
+    """A comparison in progress: its settings, runs, folder and report."""
+
+    given: settings.CompareFull
+    run: Run
+    report: Report
+    plans: Mapping[str, Sequence[Planned]]  # by stage
+    measures_memory: bool  # in separate processes, as freed memory may stay resident on a CPU
+    done: int = 0
+
+    @property
+    def folder(self) -> Path:
+        return self.run.folder
+
+    @property
+    def total(self) -> int:
+        """How many runs the comparison takes."""
+        return sum(len(self.jobs(stage)) for stage in self.plans)
+
+    def jobs(self, stage: str) -> list[Job]:
+        """The runs of a stage, in order."""
+        return list(jobs.jobs(self.given, stage, self.plans[stage], memory=self.measures_memory))
+
+    def run_folder(self, job: Job) -> Path:
+        """The folder of a job's run."""
+        return self.folder / job.stage / job.folder
+
+    def log_of(self, job: Job) -> Path:
+        """The file with what a job's process printed."""
+        return self.run_folder(job).with_suffix(".log")
 
 
 def comparison(state: State, stage: str) -> Comparison:
@@ -27,13 +63,11 @@ def comparison(state: State, stage: str) -> Comparison:
                 run.memory_mb = None
         if timed and apart:
             timed[0].memory_mb = apart[0].memory_mb
-        arms.append(arm_result(state, stage, planned, timed or [only_memory(run) for run in apart]))
-    return contrasts.compare(stage, arms, warnings(state, stage))
-
-
-def only_memory(run: RunFigures) -> RunFigures:
-    """A run that measured memory, without the quality and speed of its few steps."""
-    return replace(run, metrics={}, phases={}, step_seconds=[], step_cpu_seconds=[], step_tokens=[])
+        for run in apart:  # quality and speed of the few steps for memory don't count
+            run.metrics, run.phases = {}, {}
+            run.step_seconds, run.step_cpu_seconds, run.step_tokens = [], [], []
+        arms.append(_arm_result(state, stage, planned, timed or apart))
+    return contrasts.compare(stage, arms, _warnings(state, stage))
 
 
 def run_figures(state: State, job: Job) -> RunFigures:
@@ -41,18 +75,11 @@ def run_figures(state: State, job: Job) -> RunFigures:
     folder, shown = state.run_folder(job), f"{job.stage}/{job.folder}"
     command = f"perl {job.stage} --config {folder.with_suffix('.yaml')} --output DIR"
     if not (folder / RECORD).exists():
-        return RunFigures(
-            folder=shown,
-            command=command,
-            status="failed",
-            failure=processes.last_error(state.log_of(job)),
-            seed=job.seed,
-            repeat=job.repeat,
-        )
+        return RunFigures(shown, command, "failed", processes.last_error(state.log_of(job)), job.seed, job.repeat)
     return figures.of_run(folder, command, shown=shown, repeat=job.repeat)
 
 
-def arm_result(state: State, stage: str, planned: Planned, runs: list[RunFigures]) -> ArmResult:
+def _arm_result(state: State, stage: str, planned: Planned, runs: list[RunFigures]) -> ArmResult:
     """An arm as the report has it, before its runs are summarised."""
     arm = planned.arm
     record = next(filter(None, (find_record(str(state.folder / run.folder)) for run in runs)), None)
@@ -73,18 +100,17 @@ def arm_result(state: State, stage: str, planned: Planned, runs: list[RunFigures
     )
 
 
-def warnings(state: State, stage: str) -> list[str]:
-    """What makes the comparison less than fair."""
+def _warnings(state: State, stage: str) -> list[str]:
     lines: list[str] = []
     for model in dict.fromkeys(planned.model for planned in state.plans[stage]):
-        records = finished(state, stage, model)
+        records = _finished(state, stage, model)
         lines += contrasts.differences(records, OF_FULL_RL if stage == "rl" else ())
         if records and stage != "rl" and not any("eval" in record.data for record in records.values()):
             lines.append("No rows were held out, so quality is not compared: give --eval-data or --eval-fraction")
     return lines
 
 
-def finished(state: State, stage: str, model: str | None) -> dict[str, RunRecord]:
+def _finished(state: State, stage: str, model: str | None) -> dict[str, RunRecord]:
     """The records of a model's finished runs with the first seed, by arm."""
     records = {}
     for job in state.jobs(stage):
@@ -101,11 +127,11 @@ def predict(state: State) -> None:
         plans = {(planned.model or NAME, planned.arm.name): planned for planned in state.plans[each.stage]}
         for arm in each.arms:
             records = [find_record(str(state.folder / run.folder)) for run in arm.runs]
-            longest = max((longest_row(record) for record in records if record is not None), default=0)
-            arm.predicted_mb = predictions.peak_mb(each.stage, plans[arm.model, arm.name], longest or None)
+            longest = max((_longest_row(record) for record in records if record is not None), default=0)
+            arm.predicted_mb = preview.peak_mb(each.stage, plans[arm.model, arm.name], longest or None)
 
 
-def longest_row(record: RunRecord) -> int:
+def _longest_row(record: RunRecord) -> int:
     """Tokens of the longest training row, including an RL completion yet to be sampled; 0 if the record has none."""
     tokens = int(record.data.get("train", {}).get("tokens", {}).get("max", 0))
     if tokens and record.command == "rl":

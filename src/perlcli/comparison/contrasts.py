@@ -14,31 +14,15 @@ from perlcli.comparison.results import ArmResult, Comparison, Spread
 from perlcli.run import metrics
 from perlcli.run.record import RunRecord
 from perlcli.stats import Z95
+from perlcli.text import clip
 
 UNEVEN = 1.1  # ratio of speed by the clock to speed by CPU time: beyond it, other work disturbed the arms unevenly
 # What arms differ in by their nature, by the names of settings and of TRL's.
-OF_ARMS = {
-    "full",
-    "lora_r",
-    "lora_alpha",
-    "lora_dropout",
-    "lora_target_modules",
-    "use_dora",
-    "peft",
-    "load_in_4bit",
-    "load_in_8bit",
-    "learning_rate",
-    "value_learning_rate",
-    "seed",
-    "data_seed",
-    "output",
-    "output_dir",
-    "logging_dir",
-    "run_name",
-    "bf16",
-    "fp16",
-    *settings.ONCE,
-}
+OF_ARMS = (
+    {*settings.LORA, "full", "peft", "load_in_4bit", "load_in_8bit", "bf16", "fp16"}
+    | {"learning_rate", "value_learning_rate", "seed", "data_seed"}
+    | {"output", "output_dir", "logging_dir", "run_name", *settings.ONCE}
+)
 # Table 1 of the paper (arXiv 2403.10704): LoRA against full tuning on its six tasks, memory as a share of full
 # tuning's peak, speed as a multiple of it.
 PAPER: dict[str, dict[str, tuple[float | None, ...]]] = {
@@ -64,43 +48,35 @@ def compare(stage: str, arms: Sequence[ArmResult], warnings: Sequence[str] = ())
 
 def ratios(arm: ArmResult, baseline: ArmResult) -> dict[str, float]:
     """The arm's figures as multiples of the baseline's, as far as both have them."""
-    pairs: dict[str, tuple[float | None, float | None]] = {
-        "memory": (_value(arm.memory_mb), _value(baseline.memory_mb)),
-        "reserved": (_value(arm.reserved_mb), _value(baseline.reserved_mb)),
-        "tokens_per_second": (_value(arm.tokens_per_second), _value(baseline.tokens_per_second)),
-        "trainable": (arm.trainable_parameters or None, baseline.trainable_parameters or None),
-    }
-    if arm.finished and baseline.finished:
-        ours, theirs = arm.finished[0], baseline.finished[0]
-        pairs["weights"] = (ours.weights_bytes, theirs.weights_bytes)
-        pairs["optimizer"] = (ours.optimizer_bytes, theirs.optimizer_bytes)
-    known = {name: one / other for name, (one, other) in pairs.items() if one is not None and other}
+    theirs = _amounts(baseline)
+    amounts = {name: (amount, theirs.get(name)) for name, amount in _amounts(arm).items()}
+    known = {name: one / other for name, (one, other) in amounts.items() if one is not None and other}
+    same = {(run.seed, run.repeat): run for run in baseline.finished}
+    runs = [(run, same[run.seed, run.repeat]) for run in arm.finished if (run.seed, run.repeat) in same]
     speeds = {
-        "speed": _speed(_timed(arm, "step_seconds"), _timed(baseline, "step_seconds")),
-        "cpu_speed": _speed(_timed(arm, "step_cpu_seconds"), _timed(baseline, "step_cpu_seconds")),
+        "speed": _speed((one.step_seconds, other.step_seconds) for one, other in runs),
+        "cpu_speed": _speed((one.step_cpu_seconds, other.step_cpu_seconds) for one, other in runs),
     }
     return known | {name: speed for name, speed in speeds.items() if speed is not None}
 
 
-def _value(spread: Spread | None) -> float | None:
-    return None if spread is None else spread.value
+def _amounts(arm: ArmResult) -> dict[str, float | None]:
+    """What an arm takes, by the names of its ratios; for files, what its first finished run takes."""
+    spreads = {"memory": arm.memory_mb, "reserved": arm.reserved_mb, "tokens_per_second": arm.tokens_per_second}
+    amounts = {name: None if spread is None else spread.value for name, spread in spreads.items()}
+    amounts["trainable"] = arm.trainable_parameters or None
+    for run in arm.finished[:1]:
+        amounts |= {"weights": run.weights_bytes, "optimizer": run.optimizer_bytes}
+    return amounts
 
 
-Timed = dict[tuple[int, int], list[float]]
-
-
-def _timed(arm: ArmResult, field: str) -> Timed:
-    """The seconds of each step of an arm's finished runs, by seed and repeat; `field` says by which clock."""
-    return {(run.seed, run.repeat): getattr(run, field) for run in arm.finished}
-
-
-def _speed(ours: Timed, theirs: Timed) -> float | None:
+def _speed(pairs: Iterable[tuple[list[float], list[float]]]) -> float | None:
     """How many times faster our steps are: the median over steps of the same number in runs of the same seed and
-    repeat, which train on the same rows."""
+    repeat, which train on the same rows. A pair holds the seconds of each step of our run and of theirs."""
     multiples = [
         their_seconds / our_seconds
-        for run, steps in ours.items()
-        for our_seconds, their_seconds in zip(steps, theirs.get(run, []), strict=False)
+        for ours, theirs in pairs
+        for our_seconds, their_seconds in zip(ours, theirs, strict=False)
         if our_seconds and their_seconds
     ]
     return median(multiples) if multiples else None
@@ -128,12 +104,12 @@ def disturbance(arm: ArmResult) -> list[str]:
 
 def remarks(arm: ArmResult, baseline: ArmResult, stage: str) -> list[str]:
     """A remark if the first quality metric that both arms have may differ by chance."""
-    shared = (m.name for m in metrics.compared(stage) if m.name in arm.quality and m.name in baseline.quality)
-    name = next(shared, None)
-    if name is None:
+    shared = [m.name for m in metrics.compared(stage) if m.name in arm.quality and m.name in baseline.quality]
+    if not shared:
         return []
+    name = shared[0]
     ours, theirs, words = arm.quality[name], baseline.quality[name], name.replace("_", " ")
-    if max(len(_seeds(arm)), len(_seeds(baseline))) > 1:
+    if any(len({run.seed for run in each.finished}) > 1 for each in (arm, baseline)):
         is_apart = ours.low > theirs.high or ours.high < theirs.low
         return [] if is_apart else [f"{words}: the ranges of both arms overlap, so the difference may be chance"]
     if ours.low == ours.high:
@@ -144,12 +120,7 @@ def remarks(arm: ArmResult, baseline: ArmResult, stage: str) -> list[str]:
     return [f"{words}: {gap * 100:+.1f} points, within the ±{noise * 100:.1f} that chance allows on {ours.n:,} rows"]
 
 
-def _seeds(arm: ArmResult) -> set[int]:
-    return {run.seed for run in arm.finished}
-
-
 def _error(share: Spread) -> float:
-    """The standard error of a share."""
     return math.sqrt(max(share.value * (1 - share.value), 1e-9) / share.n)
 
 
@@ -193,9 +164,7 @@ def differences(records: Mapping[str, RunRecord], intended: Iterable[str] = ()) 
 
 
 def _shown(value: str, limit: int = 60) -> str:
-    """A value in JSON as a person reads it."""
-    text = "not set" if value == "null" else value.strip('"')
-    return text if len(text) <= limit else text[: limit - 1] + "…"
+    return clip("not set" if value == "null" else value.strip('"'), limit)
 
 
 def _view(record: RunRecord) -> dict[str, Any]:

@@ -20,8 +20,7 @@ NO_MEMORY = ("outofmemoryerror", "out of memory", "memoryerror", "can't allocate
 
 
 def of_run(folder: Path, command: str = "", *, shown: str = "", repeat: int = 1) -> RunFigures:
-    """The figures of the run in this folder; `shown` is the folder as the report names it. Raises PerlError if there is
-    no run."""
+    """The figures of a folder's run; `shown` is the folder as the report names it. Raises PerlError without a run."""
     record = read_record(folder)
     steps = _steps(folder / METRICS)
     counted = steps[min(WARM_UP, max(0, len(steps) - 1)) :]
@@ -56,7 +55,6 @@ def outcome(record: RunRecord) -> str:
 
 
 def _megabytes(record: RunRecord, name: str) -> float | None:
-    """A run's memory under a name in its record; None if the record has none."""
     value = record.memory.get(name)
     return value if _is_number(value) else None
 
@@ -89,21 +87,12 @@ def summarise(arm: ArmResult, stage: str) -> ArmResult:
     arm.trainable_parameters, arm.total_parameters = done[0].trainable_parameters, done[0].total_parameters
     arm.memory_mb = over_runs([run.memory_mb for run in done])
     arm.reserved_mb = over_runs([run.reserved_mb for run in done])
-    arm.steps_per_second = _quartiles([1 / seconds for run in done for seconds in run.step_seconds if seconds])
-    arm.tokens_per_second = _quartiles(
-        [
-            tokens / seconds
-            for run in done
-            for tokens, seconds in zip(run.step_tokens, run.step_seconds, strict=True)
-            if seconds
-        ]
-    )
+    steps = [step for run in done for step in zip(run.step_tokens, run.step_seconds, strict=True)]
+    arm.steps_per_second = _quartiles([1 / seconds for _, seconds in steps if seconds])
+    arm.tokens_per_second = _quartiles([tokens / seconds for tokens, seconds in steps if seconds])
     first = [run for run in done if run.repeat == 1] or done
-    arm.quality = {}
-    for metric in metrics.compared(stage):
-        spread = _quality(first, metric.name)
-        if spread is not None:
-            arm.quality[metric.name] = spread
+    qualities = {metric.name: _quality(first, metric.name) for metric in metrics.compared(stage)}
+    arm.quality = {name: spread for name, spread in qualities.items() if spread is not None}
     return arm
 
 
@@ -122,10 +111,8 @@ def over_runs(values: Iterable[float | None]) -> Spread | None:
 
 def _quartiles(values: Sequence[float]) -> Spread | None:
     """Median and quartiles; None without values."""
-    if not values:
-        return None
-    if len(values) == 1:
-        return Spread(values[0], values[0], values[0])
+    if len(values) < 2:
+        return Spread(values[0], values[0], values[0]) if values else None
     low, middle, high = quantiles(values, n=4, method="inclusive")
     return Spread(middle, low, high, len(values))
 

@@ -16,17 +16,8 @@ from perlcli.model.weights import ADAPTER_CONFIG
 STAGES = ("sft", "reward", "rl")
 OF_ADAPTERS = ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules")
 OWN = (
-    "stage",
-    "arms",
-    "full_learning_rate",
-    "repeats",
-    "estimate",
-    "gpu",
-    "lora_r",
-    "seed",
-    "model",
-    "output",
-    *settings.ONCE,
+    {"stage", "arms", "full_learning_rate", "repeats", "estimate", "gpu"}
+    | {"lora_r", "seed", "model", "output", *settings.ONCE}  # which each run has set for it
 )
 DEFAULT_RANK: Any = settings.GENERAL["lora_r"]
 RATIO = 10  # of LoRA's learning rate to full tuning's unless one is given, as in the paper
@@ -66,13 +57,9 @@ class Job:
     @property
     def words(self) -> str:
         """The job in a line of progress."""
-        parts = [self.stage, self.arm.name]
-        if self.model:
-            parts.insert(1, self.model)
-        parts.append("memory" if self.for_memory else f"seed {self.seed}")
-        if self.repeat > 1:
-            parts.append(f"repeat {self.repeat}")
-        return ", ".join(parts)
+        seed = "memory" if self.for_memory else f"seed {self.seed}"
+        repeat = f"repeat {self.repeat}" if self.repeat > 1 else ""
+        return ", ".join(filter(None, (self.stage, self.model, self.arm.name, seed, repeat)))
 
 
 def stages(given: settings.CompareFull) -> tuple[str, ...]:
@@ -83,28 +70,25 @@ def stages(given: settings.CompareFull) -> tuple[str, ...]:
     return STAGES if wanted == "all" else (wanted,)
 
 
-def models(given: settings.CompareFull) -> list[str | None]:
+def _models(given: settings.CompareFull) -> list[str | None]:
     """The models that are compared, each with its own arms; None is the embedded base."""
     if given.model.model is None:
         return [None]
-    names = [name.strip() for name in given.model.model.split(",")]
-    return list(dict.fromkeys(name for name in names if name))
+    return list(dict.fromkeys(filter(None, map(str.strip, given.model.model.split(",")))))
 
 
 def plan(given: settings.CompareFull, stage: str) -> list[Planned]:
     """Every arm of a stage on every model, full tuning first. Raises PerlError."""
     shared = given_values(given, stage)
     kinds = sorted(arms.parse_kinds(given.compare.arms), key=lambda kind: kind != FULL)
-    names = models(given)
+    names = _models(given)
     planned: list[Planned] = []
     for name in names:
         model = name or shared.get("model")
-        chosen = arms.every(kinds, ranks(given, model, shared), module_sets(given, model))
-        folders = _folders(chosen)
-        start = {} if model is None else {"model": model}
-        for arm in chosen:
-            values = run_values(given, stage, arm, shared | start)
-            planned.append(Planned(arm, model, values, place(names, name) / folders[arm]))
+        chosen = arms.every(kinds, _ranks(given, model, shared), _module_sets(given, model))
+        start = shared if model is None else {**shared, "model": model}
+        for arm, folder in zip(chosen, _folders(chosen), strict=True):
+            planned.append(Planned(arm, model, _run_values(given, stage, arm, start), place(names, name) / folder))
     return planned
 
 
@@ -134,7 +118,7 @@ def _refuse_foreign(named: Values, wanted: Sequence[str]) -> None:
         )
 
 
-def ranks(given: settings.CompareFull, model: str | None, values: Mapping[str, Any]) -> list[int | None]:
+def _ranks(given: settings.CompareFull, model: str | None, values: Mapping[str, Any]) -> list[int | None]:
     """The ranks to compare on a model: the user's, else the recipe's or preset's, else the general default. An adapter
     keeps its own rank (None). Raises PerlError if the user gives ranks for one."""
     if not is_adapter(model):
@@ -144,7 +128,7 @@ def ranks(given: settings.CompareFull, model: str | None, values: Mapping[str, A
     return [None]
 
 
-def module_sets(given: settings.CompareFull, model: str | None) -> list[str]:
+def _module_sets(given: settings.CompareFull, model: str | None) -> list[str]:
     """The sets of modules to compare on a model; none if the user gives none. Raises PerlError if the user gives
     several for an adapter, which keeps its own."""
     words = given.lora.lora_target_modules
@@ -171,13 +155,13 @@ def learning_rates(given: settings.CompareFull, stage: str, values: Mapping[str,
     return rate, rate / RATIO if full is None else full
 
 
-def run_values(given: settings.CompareFull, stage: str, arm: Arm, shared: Mapping[str, Any]) -> Values:
+def _run_values(given: settings.CompareFull, stage: str, arm: Arm, shared: Mapping[str, Any]) -> Values:
     """The settings of an arm's runs, as a --config file has them; `shared` are those that all arms have."""
     of_adapters, of_full = learning_rates(given, stage, shared)
     left_out = OF_ADAPTERS if arm.is_full else ("lora_r",)
     values = {name: value for name, value in shared.items() if name not in left_out}
-    rate = of_full if arm.is_full else of_adapters
-    return {**values, **arm.options, "seed": given.run.seed[0], "learning_rate": rate}
+    steering = {"seed": given.run.seed[0], "learning_rate": of_full if arm.is_full else of_adapters}
+    return {**values, **arm.options, **steering}
 
 
 def for_memory(stage: str, values: Values) -> Values:
@@ -208,13 +192,10 @@ def place(names: Sequence[str | None], name: str | None) -> Path:
     return Path(f"{names.index(name) + 1}-{slug(str(name))}") if len(names) > 1 else Path()
 
 
-def _folders(chosen: Sequence[Arm]) -> dict[Arm, str]:
+def _folders(chosen: Sequence[Arm]) -> list[str]:
     """A folder's name for each arm, with a number if two names would be the same."""
     names = [slug(arm.name) for arm in chosen]
-    return {
-        arm: name if names.count(name) == 1 else f"{name}-{number}"
-        for number, (arm, name) in enumerate(zip(chosen, names, strict=True), 1)
-    }
+    return [name if names.count(name) == 1 else f"{name}-{number}" for number, name in enumerate(names, 1)]
 
 
 def slug(name: str) -> str:

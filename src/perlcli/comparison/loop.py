@@ -10,16 +10,16 @@ from statistics import median
 
 from perlcli import device, settings
 from perlcli.comparison import assembly, figures, jobs, processes, results
+from perlcli.comparison.assembly import State
 from perlcli.comparison.jobs import Job, is_adapter
 from perlcli.comparison.processes import Stopped
 from perlcli.comparison.render import files, terminal
 from perlcli.comparison.results import Comparison
-from perlcli.comparison.state import State
 from perlcli.data import COFFEE
 from perlcli.errors import PerlError, RunFailed
 from perlcli.run.files import CHECKPOINTS, RECORD, write_whole
 from perlcli.run.lifecycle import write_settings
-from perlcli.run.record import RunRecord, command_line, find_record, read_record, write_record
+from perlcli.run.record import RunRecord, command_line, find_record, write_record
 from perlcli.terminal import say
 from perlcli.text import counted
 
@@ -71,33 +71,26 @@ def compare(state: State, stage: str) -> None:
         state.done += 1
         perform(state, with_inputs(state, job))
         state.report.comparisons[-1] = assembly.comparison(state, stage)
-        keep_figures(state)
+        state.report.elapsed_seconds = state.run.elapsed
+        write_whole(state.folder / results.REPORT, [results.write(state.report)])
 
 
 def with_inputs(state: State, job: Job) -> Job:
     """The job with what earlier stages made: in a comparison of all stages, reward model and RL build on SFT."""
     values = dict(job.values)
     if len(state.plans) > 1 and job.stage != "sft":
-        values |= {"model": sft_model(state, job), "data": values.get("data", COFFEE)}
+        values |= {"model": merged(state, str(first_run(state, "sft", job))), "data": values.get("data", COFFEE)}
     if len(state.plans) > 1 and job.stage == "rl":
         values["reward"] = (str(first_run(state, "reward", job)),)
     if job.stage == "rl" and job.arm.is_full:
-        if is_adapter(values.get("model")):
-            values["model"] = merged(state, str(values["model"]))
-        rewards = values.get("reward", ())
-        values["reward"] = tuple(merged(state, name) if is_adapter(name) else name for name in rewards)
+        if "model" in values:
+            values["model"] = merged(state, values["model"])
+        values["reward"] = tuple(merged(state, name) for name in values.get("reward", ()))
     return replace(job, values=values)
 
 
-def sft_model(state: State, job: Job) -> str:
-    """The policy that reward model and RL start from: that of the first adapter, merged."""
-    folder = str(first_run(state, "sft", job))
-    return merged(state, folder) if is_adapter(folder) else folder
-
-
 def first_run(state: State, stage: str, job: Job) -> Path:
-    """The run of an earlier stage that a job builds on: the first adapter's, with the first seed. Raises RunFailed if
-    it did not finish."""
+    """The run of an earlier stage that a job builds on: the first adapter's. Raises RunFailed if it did not finish."""
     of_model = [other for other in state.jobs(stage) if other.model == job.model and not other.for_memory]
     first = next((other for other in of_model if not other.arm.is_full), of_model[0])
     folder = state.run_folder(first)
@@ -108,7 +101,9 @@ def first_run(state: State, stage: str, job: Job) -> Path:
 
 
 def merged(state: State, adapter: str) -> str:
-    """The folder of an adapter's merged model, made if it doesn't exist yet. Raises RunFailed."""
+    """The folder of an adapter's merged model, made if needed; any other model as it is. Raises RunFailed."""
+    if not is_adapter(adapter):
+        return adapter
     place = hashlib.sha256(str(Path(adapter).expanduser().resolve()).encode()).hexdigest()[:8]
     folder = state.folder / MERGED / f"{jobs.slug(adapter)}-{place}"
     record = find_record(str(folder))
@@ -158,14 +153,11 @@ def resuming(folder: Path, job: Job, before: RunRecord | None) -> list[str]:
 
 def settle(folder: Path, code: int, log: Path) -> None:
     """Record how a process ended if it could not do so itself."""
-    if not (folder / RECORD).exists():
-        return
-    record = read_record(folder)
-    if record.status != "running":
-        return
-    record.status = "failed"
-    record.failure = KILLED if code == -9 else processes.last_error(log)
-    write_record(folder, record)
+    record = find_record(str(folder))
+    if record is not None and record.status == "running":
+        record.status = "failed"
+        record.failure = KILLED if code == -9 else processes.last_error(log)
+        write_record(folder, record)
 
 
 def clean(folder: Path, job: Job) -> None:
@@ -191,16 +183,10 @@ def outcome(folder: Path) -> str:
     return f"{run.steps} steps{pace}{peak}"
 
 
-def keep_figures(state: State) -> None:
-    """Bring the report's JSON up to date."""
-    state.report.elapsed_seconds = state.run.elapsed
-    write_whole(state.folder / results.REPORT, [results.write(state.report)])
-
-
 def write_report(state: State) -> None:
     """Bring every file of the report up to date."""
-    keep_figures(state)
-    files.render(state.report, state.folder)
+    state.report.elapsed_seconds = state.run.elapsed
+    files.write_all(state.report, state.folder)
 
 
 def finish(state: State) -> None:
@@ -211,9 +197,8 @@ def finish(state: State) -> None:
     for comparison in state.report.comparisons:
         has_models = len({arm.model for arm in comparison.arms}) > 1
         for arm in comparison.arms:
-            name = f"{arm.model}/{arm.name}" if has_models else arm.name
-            ratios = {f"{comparison.stage}/{name}/{ratio}": value for ratio, value in arm.ratios.items()}
-            state.run.record.metrics |= ratios
+            name = f"{comparison.stage}/{arm.model}/{arm.name}" if has_models else f"{comparison.stage}/{arm.name}"
+            state.run.record.metrics |= {f"{name}/{ratio}": value for ratio, value in arm.ratios.items()}
     say(f"\n{terminal.text(state.report)}\n\nReport: {state.folder}/report.html (also .md, .csv, .json)")
     runs = [assembly.run_figures(state, job) for stage in state.plans for job in state.jobs(stage)]
     failed = [run for run in runs if run.status == "failed"]

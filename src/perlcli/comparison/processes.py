@@ -7,8 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from perlcli.errors import Interrupted
@@ -29,34 +28,36 @@ def run(words: Sequence[str], log: Path, environment: Mapping[str, str] | None =
     """Run `perl WORDS` in a fresh process with its output in a log; returns its exit code, negative for a signal.
 
     A signal that asks this process to stop is passed on, so that the run can save; then Stopped is raised. A second one
-    is passed on as well, and ends the run at once.
-    """
+    is passed on as well, and ends the run at once."""
     log.parent.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, *MODULE, *words]
     variables = {**os.environ, PARENT: str(os.getpid()), **(environment or {})}
+    asked: list[int] = []
     with log.open("ab") as file:
         process = subprocess.Popen(
-            [sys.executable, *MODULE, *words],
-            stdin=subprocess.DEVNULL,
-            stdout=file,
-            stderr=file,
-            env=variables,
-            start_new_session=True,
+            command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, env=variables, start_new_session=True
         )
+
+        def hand_on(number: int) -> None:
+            asked.append(number)
+            process.send_signal(number)
+            if len(asked) == 1:
+                print("Stopping after this step is saved. Press Ctrl-C again to stop at once.", flush=True)
+
         try:
-            with handing_on(process) as signals_seen:
+            with signals.heard(hand_on):
                 code = process.wait()
         finally:
-            end(process)
-    if signals_seen:
-        stopped = Stopped(f"Stopped by {signal.Signals(signals_seen[0]).name}")
-        stopped.exit_code = 128 + signals_seen[0]
+            _end(process)
+    if asked:
+        stopped = Stopped(f"Stopped by {signal.Signals(asked[0]).name}")
+        stopped.exit_code = 128 + asked[0]
         raise stopped
     return code
 
 
 def end_with_parent() -> None:
-    """Have the system end this process when the one that started it is killed, so that no run is left behind. Only
-    works on Linux; elsewhere nothing happens."""
+    """Have the system end this process when its parent is killed, so that no run is left behind. Only on Linux."""
     parent = os.environ.pop(PARENT, None)
     if parent is None or sys.platform != "linux":
         return
@@ -65,26 +66,9 @@ def end_with_parent() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
 
-@contextmanager
-def handing_on(process: subprocess.Popen[bytes]) -> Iterator[list[int]]:
-    """Pass signals that ask for the end on to a process; yields the list of those that came."""
-    asked: list[int] = []
-
-    def hand_on(number: int) -> None:
-        asked.append(number)
-        process.send_signal(number)
-        if len(asked) == 1:
-            print("Stopping after this step is saved. Press Ctrl-C again to stop at once.", flush=True)
-
-    with signals.heard(hand_on):
-        yield asked
-
-
-def end(process: subprocess.Popen[bytes]) -> None:
+def _end(process: subprocess.Popen[bytes]) -> None:
     """End a process that is still running."""
-    if process.poll() is not None:
-        return
-    process.terminate()
+    process.terminate()  # does nothing if it has ended
     try:
         process.wait(GRACE_SECONDS)
     except subprocess.TimeoutExpired:

@@ -99,7 +99,6 @@ class ArmResult:
 
     @property
     def finished(self) -> list[RunFigures]:
-        """The runs that finished."""
         return [run for run in self.runs if run.status == "finished"]
 
 

@@ -10,17 +10,9 @@ from typing import cast
 from perlcli import arms, device, settings
 from perlcli.arms import Arm
 from perlcli.errors import PerlError
-from perlcli.memory.prediction import (
-    Plan,
-    Prediction,
-    Shape,
-    cache_bytes,
-    device_bytes,
-    largest_batch,
-    predict,
-    shape_of,
-    takes,
-)
+from perlcli.memory import prediction
+from perlcli.memory.prediction import Plan, Prediction, Shape
+from perlcli.memory.tracking import CACHE
 from perlcli.model import adapters, sources
 from perlcli.model.target_modules import target_modules
 from perlcli.text import clip, plain_table
@@ -41,7 +33,6 @@ class Row:
 
     @property
     def peak(self) -> int:
-        """The most bytes that it holds at once."""
         return self.prediction.peak
 
 
@@ -50,7 +41,7 @@ class Model:
 
     def __init__(self, name: str | None, *, trust_remote_code: bool = False) -> None:
         self.source = sources.locate(name, trust_remote_code=trust_remote_code)
-        self.shape = shape_of(self.source.config, self.source.base_name, trust_remote_code=trust_remote_code)
+        self.shape = prediction.shape_of(self.source.config, self.source.base_name, trust_remote_code=trust_remote_code)
         skeleton = sources.skeleton(self.source, trust_remote_code=trust_remote_code)
         if skeleton is None:
             raise PerlError(f"{self.source.base_name} can't be built without its weights", "name another --model")
@@ -83,13 +74,15 @@ class Model:
         """What `perl STAGE` with these resolved settings would do under an arm. `on_gpu` is None for the machine that
         this runs on. Raises PerlError for modules that the model lacks."""
         if on_gpu is None:
-            on_gpu = device_bytes() is not None
+            on_gpu = prediction.device_bytes() is not None
         checkpointing = _checkpointing(given)
+        words = arm.target_modules or str(given.lora.lora_target_modules)
+        names = () if arm.is_full else target_modules(self.skeleton, words)
         plan = Plan(
             stage=cast(settings.Use, settings.command_of(given)),
             arm=arm,
-            targets=() if arm.is_full else self._targets(arm.target_modules or str(given.lora.lora_target_modules)),
-            dtype=dtype_of(given.model, on_gpu=on_gpu),
+            targets=names if isinstance(names, str) else tuple(names),
+            dtype=_dtype(given.model, on_gpu=on_gpu),
             batch=int(given.train.per_device_train_batch_size or 1),
             length=int(given.data.max_length or 1),
             accumulation=int(given.train.gradient_accumulation_steps or 1),
@@ -106,11 +99,6 @@ class Model:
             anchor=self.source.adapter is not None,
         )
 
-    def _targets(self, words: str) -> tuple[str, ...] | str:
-        """The modules that get an adapter. Raises PerlError for one that the model lacks."""
-        names = target_modules(self.skeleton, words)
-        return names if isinstance(names, str) else tuple(names)
-
 
 def _checkpointing(given: settings.Training) -> bool | None:
     """What `--set gradient_checkpointing` says; None if it isn't set."""
@@ -121,7 +109,7 @@ def _checkpointing(given: settings.Training) -> bool | None:
     return None
 
 
-def dtype_of(given: settings.ModelSettings, *, on_gpu: bool) -> str:
+def _dtype(given: settings.ModelSettings, *, on_gpu: bool) -> str:
     """The dtype of what isn't quantised, on this machine or on a GPU that it may not have."""
     if on_gpu and given.dtype == "auto" and device.kind() == "cpu":
         return "bfloat16"
@@ -136,41 +124,33 @@ def parse_gpu(words: str) -> int:
     return int(float(match[1]) * GIB)
 
 
-def stock(plan: Plan) -> Plan:
-    """The same with a copy of the base for each role, as stock TRL has them."""
-    return replace(plan, one_base=False)
-
-
 def row_of(shape: Shape, plan: Plan, limit: int | None) -> Row:
     """The prediction, and whether and with which batch it fits."""
-    prediction = predict(shape, plan)
+    predicted = prediction.predict(shape, plan)
     name = plan.arm.name if plan.one_base else f"{plan.arm.name}, stock copies"
     if limit is None:
-        return Row(plan, name, prediction, fits=None, largest=None)
-    fits = takes(prediction, plan) <= limit
-    return Row(plan, name, prediction, fits=fits, largest=largest_batch(shape, plan, limit))
+        return Row(plan, name, predicted, fits=None, largest=None)
+    fits = prediction.takes(predicted, plan) <= limit
+    return Row(plan, name, predicted, fits=fits, largest=prediction.largest_batch(shape, plan, limit))
 
 
 def table(rows: Sequence[Row], limit: int | None = None) -> str:
     """The arms of a stage side by side, compared with full tuning if it is one of them; `limit` is a GPU's bytes."""
-    header = [*HEADER]
-    if limit is not None:
-        header += [f"fits {limit / GIB:.3g} GiB", "largest batch"]
-    return plain_table(header, [_cells(row, rows) for row in rows])
+    fits = () if limit is None else (f"fits {limit / GIB:.3g} GiB", "largest batch")
+    return plain_table([*HEADER, *fits], [_cells(row, rows) for row in rows])
 
 
 def _cells(row: Row, rows: Sequence[Row]) -> list[str]:
-    """A row of the table."""
     parts = row.prediction.highest.parts
     full = next((other.peak for other in rows if other.plan.arm.is_full), None)
     sizes = [parts.get(name, 0) for name in ("weights", "adapters", "optimiser", "gradients")]
-    sizes += [parts.get("activations", 0) + parts.get("logits", 0), cache_bytes(row.prediction), row.peak]
-    cells = [row.name, *map(gigabytes, sizes), f"{row.peak / full:.2f}" if full else ""]
+    cache = max(phase.parts.get(CACHE, 0) for phase in row.prediction.phases)
+    sizes += [parts.get("activations", 0) + parts.get("logits", 0), cache, row.peak]
+    cells = [row.name, *map(_gigabytes, sizes), f"{row.peak / full:.2f}" if full else ""]
     if row.fits is None:
         return cells
     return [*cells, "yes" if row.fits else "no", str(row.largest) if row.largest else "none"]
 
 
-def gigabytes(size: int) -> str:
-    """Bytes as GB, to about three digits."""
+def _gigabytes(size: int) -> str:
     return f"{size / GB:,.1f}" if size >= 10 * GB else f"{size / GB:.3f}"

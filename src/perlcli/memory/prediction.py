@@ -16,8 +16,8 @@ from perlcli import settings
 from perlcli.arms import Arm
 from perlcli.errors import PerlError
 from perlcli.memory import skeletons, trace
-from perlcli.memory.steps import Kind, Step
-from perlcli.memory.tracking import CACHE, GRADIENTS
+from perlcli.memory.skeletons import Kind, Step
+from perlcli.memory.tracking import GRADIENTS
 
 SIZES = {"float32": 4, "bfloat16": 2, "float16": 2}
 BLOCK, NESTED, CODE = 64, 256, 256  # bitsandbytes' NF4: values per scale, scales per second scale, code's entries
@@ -76,7 +76,6 @@ class Phase:
 
     @property
     def total(self) -> int:
-        """All of them."""
         return sum(self.parts.values())
 
 
@@ -92,12 +91,10 @@ class Prediction:
 
     @property
     def highest(self) -> Phase:
-        """The phase that holds most."""
         return max(self.phases, key=lambda phase: phase.total)
 
     @property
     def peak(self) -> int:
-        """The most that is held at once."""
         return self.highest.total
 
 
@@ -110,27 +107,21 @@ def shape_of(config: PreTrainedConfig, name: str = "", *, trust_remote_code: boo
         problem = f"{name or config.model_type} can't be built as a causal language model: {type(error).__name__}"
         raise PerlError(problem, "name a causal language model") from error
     if skeletons.has_experts(model):
-        problem = (
-            f"{name or config.model_type} routes tokens to experts by their content, so its memory depends on the data"
-        )
-        raise PerlError(problem, "a short real run reports its peak: perl reward … --max-steps 2")
+        problem = "routes tokens to experts by their content, so its memory depends on the data"
+        raise PerlError(f"{name or config.model_type} {problem}", trace.SHORT_RUN)
     head = model.get_output_embeddings()
     linear = [m for m in model.modules() if isinstance(m, nn.Linear | Conv1D) and m is not head]
-    sizes = {id(p): p.numel() for p in model.parameters()}
+    sizes = [p.numel() for p in model.parameters()]  # tied ones once
     tied = head is None or head.weight is model.get_input_embeddings().weight
     of_head = 0 if tied else sum(p.numel() for p in head.parameters())
-    shapes = tuple(_out_in(module) for module in linear)
-    rest = sum(sizes.values()) - sum(out * width for out, width in shapes) - of_head
-    text = config.get_text_config()
-    stored = str(getattr(config, "dtype", None) or "float32").removeprefix("torch.")
     return Shape(
         name=name,
-        linear=shapes,
-        rest=rest,
+        linear=tuple(_out_in(module) for module in linear),
+        rest=sum(sizes) - sum(module.weight.numel() for module in linear) - of_head,
         head=of_head,
-        hidden=int(text.hidden_size),
-        largest=max(sizes.values()),
-        stored=stored,
+        hidden=int(config.get_text_config().hidden_size),
+        largest=max(sizes),
+        stored=str(getattr(config, "dtype", None) or "float32").removeprefix("torch."),
         config=copy.deepcopy(config),
         trust_remote_code=trust_remote_code,
     )
@@ -145,31 +136,28 @@ def weight_bytes(shape: Shape, bits: int, dtype: str, *, head: bool = True) -> i
     """A base's bytes: the linear modules in `bits` with their scales, the rest in `dtype`. `bits` is 0 unless
     quantised; a reward or value model has no output head."""
     rest = (shape.rest + (shape.head if head else 0)) * SIZES[dtype]
-    if not bits:
-        return rest + sum(out * width for out, width in shape.linear) * SIZES[dtype]
-    return rest + sum((_four_bits if bits == 4 else _eight_bits)(out, width) for out, width in shape.linear)
+    if bits == 4:
+        return rest + sum(_four_bits(out * width) for out, width in shape.linear)
+    if bits == 8:  # LLM.int8: a byte per value, and a float32 scale per row
+        return rest + sum(out * width + 4 * out for out, width in shape.linear)
+    return rest + sum(out * width for out, width in shape.linear) * SIZES[dtype]
 
 
-def _four_bits(out: int, width: int) -> int:
+def _four_bits(values: int) -> int:
     """NF4 with double quantisation (model/loading.py): packed values, a byte per block, their scales and two codes."""
-    blocks = math.ceil(out * width / BLOCK)
-    return math.ceil(out * width / 2) + blocks + 4 * (math.ceil(blocks / NESTED) + CODE + NF4 + 1)
+    blocks = math.ceil(values / BLOCK)
+    return math.ceil(values / 2) + blocks + 4 * (math.ceil(blocks / NESTED) + CODE + NF4 + 1)
 
 
-def _eight_bits(out: int, width: int) -> int:
-    """LLM.int8: a byte per value, and a float32 scale per row."""
-    return out * width + 4 * out
-
-
-def adapter_parameters(shape: Shape, plan: Plan, stage: settings.Use) -> int:
+def _adapter_parameters(shape: Shape, plan: Plan) -> int:
     """Parameters of one adapter: LoRA's two matrices (and DoRA's magnitudes) on each target, and a reward's head."""
-    kind: Kind = "reward" if stage == "reward" else "sft"
+    kind: Kind = "reward" if plan.stage == "reward" else "sft"
     return _trainable(shape, Step(kind, 2, rank=plan.arm.rank or 0, targets=plan.targets, dora=plan.arm.is_dora))
 
 
 @functools.cache
 def _trainable(shape: Shape, step: Step) -> int:
-    short = skeletons.shortened_once(shape.config)
+    short = skeletons.shortened(shape.config)
     base = skeletons.bare(short, step, trust_remote_code=shape.trust_remote_code)
     model = skeletons.with_adapter(base, step)
     layers = skeletons.layers_of(base)
@@ -201,18 +189,16 @@ def predict(shape: Shape, plan: Plan) -> Prediction:
 
 def _weights(shape: Shape, plan: Plan) -> dict[str, int]:
     """The bytes of complete models by role; full tuning holds the model and its anchor in float32."""
-    arm, is_reward = plan.arm, plan.stage == "reward"
+    arm, is_reward, of_head = plan.arm, plan.stage == "reward", shape.hidden * SIZES[plan.dtype]
     if arm.is_full:
-        found = {
-            "policy": weight_bytes(shape, 0, "float32", head=not is_reward) + (4 * shape.hidden if is_reward else 0)
-        }
-        if plan.stage == "rl":
-            found["anchor"] = weight_bytes(shape, 0, "float32")
-            found |= _rewards(plan, weight_bytes(shape, 0, plan.dtype, head=False) + shape.hidden * SIZES[plan.dtype])
-        return found
+        policy = weight_bytes(shape, 0, "float32", head=not is_reward) + (4 * shape.hidden if is_reward else 0)
+        if plan.stage != "rl":
+            return {"policy": policy}
+        rewards = _rewards(plan, weight_bytes(shape, 0, plan.dtype, head=False) + of_head)
+        return {"policy": policy, "anchor": policy, **rewards}
     base = weight_bytes(shape, arm.bits, plan.dtype, head=not is_reward)
     if is_reward:  # peft keeps the original head next to the one that it trains
-        return {"base": base + shape.hidden * SIZES[plan.dtype]}
+        return {"base": base + of_head}
     if plan.stage == "sft" or plan.one_base:
         return {"base": base}
     second = weight_bytes(shape, arm.bits, plan.dtype, head=False)
@@ -228,29 +214,26 @@ def _adapters(shape: Shape, plan: Plan) -> dict[str, int]:
     """The bytes of adapters by role, in float32; in RL the head of a reward model is in the base's dtype."""
     if plan.arm.is_full:
         return {}
-    own = 4 * adapter_parameters(shape, plan, plan.stage)
+    own = 4 * _adapter_parameters(shape, plan)
     if plan.stage != "rl":
         return {"policy": own}
-    found = {"policy": own} | ({"anchor": own} if plan.anchor else {})
-    found |= _rewards(plan, own + shape.hidden * SIZES[plan.dtype])
-    return found | ({"value": own + 4 * (shape.hidden + 1)} if plan.reinforce else {})
+    sizes = {"policy": own} | ({"anchor": own} if plan.anchor else {})
+    sizes |= _rewards(plan, own + shape.hidden * SIZES[plan.dtype])
+    return sizes | ({"value": own + 4 * (shape.hidden + 1)} if plan.reinforce else {})
 
 
 def _trained(shape: Shape, plan: Plan) -> int:
-    """How many parameters have gradients and optimiser moments."""
     if plan.arm.is_full:
         return shape.parameters - (shape.head - shape.hidden if plan.stage == "reward" else 0)
-    own = adapter_parameters(shape, plan, plan.stage)
+    own = _adapter_parameters(shape, plan)
     return 2 * own + shape.hidden + 1 if plan.stage == "rl" and plan.reinforce else own
 
 
 def _loading(shape: Shape, plan: Plan) -> int:
     """What loading takes temporarily: the largest tensor as stored; on a CPU the file, until it is converted."""
-    size = SIZES.get(shape.stored, 4)
     is_converted = shape.stored != ("float32" if plan.arm.is_full else plan.dtype) or plan.arm.bits
-    if plan.cuda or not is_converted:
-        return shape.largest * size
-    return shape.parameters * size
+    is_read_at_once = is_converted and not plan.cuda
+    return (shape.parameters if is_read_at_once else shape.largest) * SIZES.get(shape.stored, 4)
 
 
 @dataclass(frozen=True)
@@ -288,14 +271,14 @@ def _passes(plan: Plan) -> list[Pass]:
     # An adapter is sampled outside autocast; under full tuning the model's forward pass has it on.
     sampled = replace(step, checkpointing=False, accumulated=False, completion=0, autocast=mixed if arm.is_full else "")
     rows = plan.batch * plan.accumulation
-    found = [
+    passes = [
         Pass("sampling", replace(sampled, kind="prefill", length=max(2, plan.length - plan.completion)), rows),
         Pass("sampling", replace(sampled, kind="decode"), rows),
         Pass("learning", step, plan.batch, again),
     ]
     if plan.reinforce:  # the value model learns when the policy's gradients are complete
-        found.append(Pass("value", replace(step, kind="value"), plan.batch, 1 + again))
-    return found
+        passes.append(Pass("value", replace(step, kind="value"), plan.batch, 1 + again))
+    return passes
 
 
 def takes(prediction: Prediction, plan: Plan) -> int:
@@ -319,11 +302,6 @@ def largest_batch(shape: Shape, plan: Plan, limit: int) -> int:
         middle = (low + high) // 2
         low, high = (middle, high) if fits(middle) else (low, middle)
     return low
-
-
-def cache_bytes(prediction: Prediction) -> int:
-    """The keys and values that sampling holds at its peak."""
-    return max((phase.parts.get(CACHE, 0) for phase in prediction.phases), default=0)
 
 
 def device_bytes() -> int | None:

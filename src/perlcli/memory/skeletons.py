@@ -1,10 +1,12 @@
-"""Models without weights: of a step, with its adapter, and shortened to a few layers."""
+"""What is traced: a step of training or sampling, and its model without weights, shortened to a few layers."""
 
 from __future__ import annotations
 
 import copy
 import functools
 import json
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from peft import LoraConfig, TaskType, get_peft_model
@@ -13,10 +15,38 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from transformers.initialization import no_init_weights
 from transformers.pytorch_utils import Conv1D
 
-from perlcli.memory.steps import Step, torch_dtype
 from perlcli.model import roles
 
-RUN_LAYERS = 3  # the middle one stands for all but the first and the last
+RUN_LAYERS = 3  # the middle one represents all but the first and the last
+Kind = Literal["sft", "reward", "rl", "value", "prefill", "decode"]
+LEARNING = ("sft", "reward", "rl", "value")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of a run, in all that its memory depends on but the batch."""
+
+    kind: Kind
+    length: int  # tokens per row; decode: those in the cache
+    completion: int = 0  # rl: tokens whose log-probabilities are taken; value: tokens whose returns are predicted
+    dtype: str = "float32"  # of the weights; for a quantised base, what it computes in
+    autocast: str = ""  # dtype of mixed precision, if it is on
+    bits: int = 0  # 4 or 8 if the base is quantised
+    rank: int = 0  # of the adapter; 0: every parameter trains
+    targets: tuple[str, ...] | str = ()
+    dora: bool = False
+    checkpointing: bool = False
+    accumulated: bool = False  # gradients of an earlier pass exist already
+    cuda: bool = False
+
+    @property
+    def computes_in(self) -> torch.dtype | None:
+        """The dtype of mixed precision; None if it is off."""
+        return torch_dtype(self.autocast) if self.autocast else None
+
+
+def torch_dtype(name: str) -> torch.dtype:
+    return getattr(torch, name)
 
 
 class HashedConfig:
@@ -33,23 +63,18 @@ class HashedConfig:
         return isinstance(other, HashedConfig) and self.key == other.key
 
 
-def shortened_once(config: PreTrainedConfig) -> PreTrainedConfig:
-    """The config as `shortened` gives it, computed once for each."""
+def shortened(config: PreTrainedConfig) -> PreTrainedConfig:
+    """The config with three layers if all layers are alike; else the same."""
     return _shortened(HashedConfig(config))
 
 
 @functools.cache
 def _shortened(hashed: HashedConfig) -> PreTrainedConfig:
-    return shortened(hashed.config)
-
-
-def shortened(config: PreTrainedConfig) -> PreTrainedConfig:
-    """The config with three layers if all layers are alike; else the same."""
+    config = hashed.config
     text = config.get_text_config()
     layer_types = list(getattr(text, "layer_types", None) or [])
-    if text is not config or len(set(layer_types)) > 1 or text.num_hidden_layers <= RUN_LAYERS:
-        return config
-    if _layers_differ(config):
+    is_short = text.num_hidden_layers <= RUN_LAYERS
+    if text is not config or is_short or len(set(layer_types)) > 1 or _layers_differ(config):
         return config
     short = copy.deepcopy(config)
     short.num_hidden_layers = RUN_LAYERS
@@ -105,5 +130,4 @@ def with_adapter(model: PreTrainedModel, step: Step) -> nn.Module:
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
     )
     with torch.device("meta"), no_init_weights():
-        adapted: nn.Module = roles.as_float32(get_peft_model(model, lora))
-    return adapted
+        return roles.as_float32(get_peft_model(model, lora))

@@ -26,11 +26,11 @@ from transformers.pytorch_utils import Conv1D
 
 from perlcli.errors import PerlError
 from perlcli.memory import skeletons, tracking
-from perlcli.memory.kernels import TILE_TOKENS, Kernels, fused_head
-from perlcli.memory.skeletons import RUN_LAYERS, HashedConfig
-from perlcli.memory.steps import LEARNING, Step
-from perlcli.memory.tracking import ACTIVATIONS, CACHE, GRADIENTS, LOGITS, TAGS, Live
+from perlcli.memory.skeletons import LEARNING, RUN_LAYERS, HashedConfig, Step
+from perlcli.memory.tracking import ACTIVATIONS, CACHE, GRADIENTS, LOGITS, TAGS, Kernels, Live
 from perlcli.model import roles
+
+SHORT_RUN = "a short real run reports its peak: perl reward … --max-steps 2"
 
 
 @dataclass(frozen=True)
@@ -68,19 +68,16 @@ def has_dropout(config: PreTrainedConfig) -> bool:
 def _trace(hashed: HashedConfig, step: Step) -> Traced:
     try:
         held = _run(hashed, step).cumsum(0)
-    except PerlError:
-        raise
     except Exception as error:  # modelling code can ask for what only data can answer
         problem = f"The memory of {hashed.config.model_type} can't be predicted: its code doesn't run without data"
-        hint = "a short real run reports its peak: perl reward … --max-steps 2"
-        raise PerlError(f"{problem} ({type(error).__name__})", hint) from error
+        raise PerlError(f"{problem} ({type(error).__name__})", SHORT_RUN) from error
     tokens = step.completion if step.kind == "rl" and step.cuda else max(1, step.length - 1)
-    return Traced(held[:, 0].double(), held[:, 1].double(), TILE_TOKENS / tokens)
+    return Traced(held[:, 0].double(), held[:, 1].double(), tracking.TILE_TOKENS / tokens)
 
 
 def _run(hashed: HashedConfig, step: Step) -> torch.Tensor:
     """The changes of each tag over a step of the model in its full depth, (events, 2, tags)."""
-    short = skeletons.shortened_once(hashed.config)
+    short = skeletons.shortened(hashed.config)
     inner = skeletons.bare(short, step, trust_remote_code=hashed.trust_remote_code)
     model = skeletons.with_adapter(inner, step)
     live = Live()
@@ -212,7 +209,7 @@ def _forward(
             return nn.functional.linear(hidden[:, -step.completion :].float(), value_head).square().mean()
     rows = hidden[:, -step.completion :] if step.kind == "rl" and step.cuda else hidden
     head: Any = inner.get_output_embeddings()
-    return fused_head(rows.reshape(-1, rows.size(-1)), head.weight, step, live).sum()
+    return tracking.Head.apply(rows.reshape(-1, rows.size(-1)), head.weight, step, live).sum()
 
 
 def _sample(model: nn.Module, step: Step, live: Live, cache: Cache | None) -> None:
@@ -232,8 +229,7 @@ def _cache(inner: PreTrainedModel, step: Step) -> Cache:
     """The keys and values of all tokens but the last."""
     ids = torch.ones(tracking.ROWS, step.length - 1, dtype=torch.long)
     with torch.no_grad(), _autocast(step):
-        cache: Cache = inner(input_ids=ids, use_cache=True, logits_to_keep=1).past_key_values
-    return cache
+        return inner(input_ids=ids, use_cache=True, logits_to_keep=1).past_key_values
 
 
 def tensors_of(cache: Cache) -> list[torch.Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,6 @@ from perlcli.comparison.contrasts import speed_of
 from perlcli.comparison.render import tables, words
 from perlcli.comparison.results import ArmResult, Comparison, Report, Spread
 from perlcli.run import metrics
-from perlcli.run import summary as texts
 from perlcli.run.files import METRICS
 from perlcli.run.plots import ACCENT, COLORS, INK, SOFT, compared, label_axis, save
 from perlcli.text import clip, clip_middle, megabytes, number
@@ -21,12 +20,8 @@ LABEL = 40  # longest name next to a bar
 PHASE_COLORS = (ACCENT, "#e8590c", "#f2b134", "#2f9e44")
 BAD = "#c92a2a"
 LETTER = 0.0195  # width of a letter at a bar's end, as a share of its panel's
-ENDS: dict[str, Any] = {
-    "va": "center",
-    "fontsize": 8.5,
-    "zorder": 3,
-    "bbox": {"facecolor": "white", "edgecolor": "none", "pad": 0.8},
-}
+BOX = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}
+ENDS: dict[str, Any] = {"va": "center", "fontsize": 8.5, "zorder": 3, "bbox": BOX}
 MARKERS = "osD^vP*Xp<>h"
 
 
@@ -45,15 +40,11 @@ def draw(report: Report, folder: Path) -> list[Picture]:
     for comparison in report.comparisons:
         for draw_one in (_costs, _qualities, _phases, _curves):
             drawn += draw_one(comparison, folder)
-    _remove_old(folder, {picture.path for picture in drawn})
-    return drawn
-
-
-def _remove_old(folder: Path, kept: Collection[str]) -> None:
-    """Delete the pictures of an earlier report that this one has no figures for."""
-    for path in (folder / FOLDER).glob("*-*.png"):
-        if path.name.partition("-")[0] in words.STAGES and f"{FOLDER}/{path.name}" not in kept:
+    kept = {folder / picture.path for picture in drawn}
+    for path in (folder / FOLDER).glob("*-*.png"):  # those of an earlier report that this one has no figures for
+        if path.name.partition("-")[0] in words.STAGES and path not in kept:
             path.unlink()
+    return drawn
 
 
 def _costs(comparison: Comparison, folder: Path) -> list[Picture]:
@@ -71,8 +62,7 @@ def _costs(comparison: Comparison, folder: Path) -> list[Picture]:
             axes[0].text(0.01, place, reason, transform=axes[0].get_yaxis_transform(), color=BAD, **ENDS)
     path = f"{FOLDER}/{comparison.stage}-cost.png"
     save(figure, folder / path)
-    what = "; ".join(panel.title for panel in panels)
-    return [Picture(comparison.stage, path, f"For each arm: {what}.")]
+    return [Picture(comparison.stage, path, f"For each arm: {'; '.join(panel.title for panel in panels)}.")]
 
 
 def _labels(arms: Sequence[ArmResult]) -> list[str]:
@@ -98,26 +88,20 @@ class Bars:
 def _memory(comparison: Comparison) -> Bars:
     """Memory as a share of the baseline's; in MB or GB if arms can't be compared with one."""
     arms = comparison.arms
+    sizes = [megabytes(arm.memory_mb.value) if arm.memory_mb else "" for arm in arms]
     if _is_relative(arms, "memory"):
         shares = [1.0 if arm.is_baseline and arm.memory_mb else arm.ratios.get("memory") for arm in arms]
         ends = [
-            f"{words.share(value)}  ({_at(arm)})" if value is not None else ""
-            for value, arm in zip(shares, arms, strict=True)
+            f"{words.share(value)}  ({size})" if value is not None else ""
+            for value, size in zip(shares, sizes, strict=True)
         ]
         title = f"peak memory, {words.baseline_word(comparison)} = 100%"
         return Bars(title, shares, ends, lambda value: f"{value:.0%}", baseline=1.0)
     values = [_peak(arm) for arm in arms]
-    ends = [_plain(clip(arm.failure, LABEL)) if arm.failure else _at(arm) for arm in arms]
-    is_large = max((value for value in values if value is not None), default=0) >= 1000
-    return Bars("peak memory", values, ends, _gigabytes if is_large else _megabytes)
-
-
-def _gigabytes(mb: float) -> str:
-    return f"{mb / 1000:g} GB"
-
-
-def _megabytes(mb: float) -> str:
-    return f"{mb:g} MB"
+    ends = [_plain(clip(arm.failure, LABEL)) if arm.failure else size for arm, size in zip(arms, sizes, strict=True)]
+    if max((value for value in values if value is not None), default=0) < 1000:
+        return Bars("peak memory", values, ends, lambda value: f"{value:g} MB")
+    return Bars("peak memory", values, ends, lambda value: f"{value / 1000:g} GB")
 
 
 def _peak(arm: ArmResult) -> float | None:
@@ -125,10 +109,6 @@ def _peak(arm: ArmResult) -> float | None:
     if arm.memory_mb is not None:
         return arm.memory_mb.value
     return max((run.memory_mb for run in arm.runs if run.memory_mb and run.status == "out of memory"), default=None)
-
-
-def _at(arm: ArmResult) -> str:
-    return megabytes(arm.memory_mb.value) if arm.memory_mb else ""
 
 
 def _speed(comparison: Comparison) -> Bars:
@@ -154,7 +134,6 @@ def _is_relative(arms: Sequence[ArmResult], name: str) -> bool:
 
 
 def _bars_figure(labels: Sequence[str], panels: int) -> tuple[Any, list[Any]]:
-    """A figure with panels side by side that share the arms' names."""
     from matplotlib.figure import Figure
 
     longest = max(map(len, labels))
@@ -180,15 +159,13 @@ def _draw_bars(axis: Any, bars: Bars, arms: Sequence[ArmResult]) -> None:
         axis.text(value + 0.02 * longest, place, end, color=BAD if arm.failure else INK, **ENDS)
     _dress(axis, bars.title)
     axis.xaxis.set_major_formatter(lambda value, _: bars.ticks(value))
-    needs = [
-        (value or 0) / max(0.15, 0.95 - LETTER * len(end)) for value, end in zip(bars.values, bars.ends, strict=True)
-    ]
-    axis.set_xlim(0, max(longest * 1.02, *needs))
+    shares = [max(0.15, 0.95 - LETTER * len(end)) for end in bars.ends]  # of the panel's width that a bar may take
+    needed = [(value or 0) / share for value, share in zip(bars.values, shares, strict=True)]
+    axis.set_xlim(0, max(longest * 1.02, *needed))
     axis.locator_params(axis="x", nbins=5)
 
 
 def _dress(axis: Any, title: str) -> None:
-    """Give a panel of horizontal bars its title and lines."""
     label_axis(axis, title, "", is_share=False)
     axis.grid(axis="y", visible=False)
     axis.grid(axis="x", color="#e4e7eb")
@@ -196,25 +173,22 @@ def _dress(axis: Any, title: str) -> None:
 
 
 def _qualities(comparison: Comparison, folder: Path) -> list[Picture]:
-    """The stage's first quality metric against trainable parameters."""
-    for metric in metrics.compared(comparison.stage):
-        points = [
-            (label, arm, arm.quality[metric.name])
-            for label, arm in zip(_labels(comparison.arms), comparison.arms, strict=True)
-            if metric.name in arm.quality and arm.trainable_parameters
-        ]
-        if len(points) > 1:
-            path = f"{FOLDER}/{comparison.stage}-quality.png"
-            save(_scatter(metric.name, points), folder / path)
-            what = metrics.words(metric.name)
-            caption = (
-                f"{what[:1].upper()}{what[1:]} against trainable parameters, with the metric's interval or, over "
-                "several seeds, the lowest and the highest."
-            )
-            return [Picture(comparison.stage, path, caption)]
-        if any(metric.name in arm.quality for arm in comparison.arms):
-            return []
-    return []
+    """The first quality metric that the arms have against trainable parameters."""
+    known = [metric.name for metric in metrics.compared(comparison.stage)]
+    name = next((name for name in known if any(name in arm.quality for arm in comparison.arms)), "")
+    points = [
+        (label, arm, arm.quality[name])
+        for label, arm in zip(_labels(comparison.arms), comparison.arms, strict=True)
+        if name in arm.quality and arm.trainable_parameters
+    ]
+    if len(points) < 2:
+        return []
+    path = f"{FOLDER}/{comparison.stage}-quality.png"
+    save(_scatter(name, points), folder / path)
+    what = metrics.words(name)
+    spread = "the metric's interval or, over several seeds, the lowest and the highest"
+    caption = f"{what[:1].upper()}{what[1:]} against trainable parameters, with {spread}."
+    return [Picture(comparison.stage, path, caption)]
 
 
 def _scatter(name: str, points: Sequence[tuple[str, ArmResult, Spread]]) -> Any:
@@ -231,16 +205,10 @@ def _scatter(name: str, points: Sequence[tuple[str, ArmResult, Spread]]) -> Any:
     for place, (label, arm, spread) in enumerate(points):
         color = COLORS[(models.index(arm.model) if len(models) > 1 else place) % len(COLORS)]
         reach = [[max(0.0, spread.value - spread.low)], [max(0.0, spread.high - spread.value)]]
+        marker = MARKERS[names.index(arm.name) % len(MARKERS)]
+        x = _free_place(arm.trainable_parameters, taken)
         axis.errorbar(
-            _free_place(arm.trainable_parameters, taken),
-            spread.value,
-            yerr=reach,
-            fmt=MARKERS[names.index(arm.name) % len(MARKERS)],
-            color=color,
-            markersize=7,
-            capsize=3,
-            linewidth=1.4,
-            label=label,
+            x, spread.value, yerr=reach, fmt=marker, color=color, markersize=7, capsize=3, linewidth=1.4, label=label
         )
     axis.set_xscale("log")
     axis.set_xlim(min(taken) / 2, max(taken) * 2)
@@ -248,7 +216,7 @@ def _scatter(name: str, points: Sequence[tuple[str, ArmResult, Spread]]) -> Any:
     axis.xaxis.set_minor_formatter(lambda value, _: "")
     axis.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
     label_axis(axis, metrics.words(name), "trainable parameters", is_share=False)
-    if texts.figure(name, 0.5).endswith("%"):
+    if metrics.is_share(name):
         axis.yaxis.set_major_formatter(lambda value, _: f"{value * 100:.3g}%")
     figure.legend(frameon=False, loc="outside right upper", fontsize=9)
     return figure
@@ -264,9 +232,7 @@ def _free_place(count: int, taken: list[float]) -> float:
 
 
 def _phases(comparison: Comparison, folder: Path) -> list[Picture]:
-    """Where a step's time goes, as stacked bars."""
-    labels = _labels(comparison.arms)
-    spent = {label: tables.spent_phases(arm) for label, arm in zip(labels, comparison.arms, strict=True)}
+    spent = dict(zip(_labels(comparison.arms), map(tables.spent_phases, comparison.arms), strict=True))
     spent = {label: phases for label, phases in spent.items() if phases}
     if not spent:
         return []
@@ -300,7 +266,6 @@ def _stack(axis: Any, spent: Sequence[Mapping[str, float]]) -> None:
 
 
 def _curves(comparison: Comparison, folder: Path) -> list[Picture]:
-    """Learning curves of the arms, a picture for each model."""
     models = words.shortest(arm.model for arm in comparison.arms)
     labels = _labels(comparison.arms)
     pictures = []
@@ -315,9 +280,7 @@ def _curves(comparison: Comparison, folder: Path) -> list[Picture]:
         (folder / path).unlink(missing_ok=True)
         compared(files, metrics.panels(comparison.stage), folder / path)
         if (folder / path).exists():
-            of_model = f" of {shown}" if len(models) > 1 else ""
-            caption = (
-                f"Learning curves{of_model}: thin lines are runs, strong lines an arm's mean over its runs, smoothed."
-            )
+            title = f"Learning curves of {shown}" if len(models) > 1 else "Learning curves"
+            caption = f"{title}: thin lines are runs, strong lines an arm's mean over its runs, smoothed."
             pictures.append(Picture(comparison.stage, path, caption))
     return pictures

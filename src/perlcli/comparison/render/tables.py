@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median
@@ -38,7 +39,12 @@ def columns(comparison: Comparison) -> list[Column]:
         Column("memory", lambda arm: _value(megabytes, arm.memory_mb), _memory_detail),
         Column(f"of {baseline}", lambda arm: _worded(words.share, arm.ratios.get("memory"))),
         Column("predicted", lambda arm: _worded(megabytes, arm.predicted_mb), rank=2),
-        Column("steps/s", lambda arm: _value(number, arm.steps_per_second), _speed_detail, rank=3),
+        Column(
+            "steps/s",
+            lambda arm: _value(number, arm.steps_per_second),
+            lambda arm: _range(number, arm.steps_per_second),
+            rank=3,
+        ),
         Column("speed", lambda arm: _worded(words.times, speed_of(arm)), _both_speeds),
         Column("tokens/s", lambda arm: _value(number, arm.tokens_per_second), rank=5),
         *[_quality_column(metric.name, place) for place, metric in enumerate(metrics.compared(comparison.stage))],
@@ -50,10 +56,11 @@ def columns(comparison: Comparison) -> list[Column]:
 
 def _quality_column(name: str, place: int) -> Column:
     """The column of a quality metric; only the first one, at place 0, is always shown."""
+    figure = functools.partial(words.quality, name)
     return Column(
         metrics.words(name),
-        lambda arm: words.quality(name, arm.quality[name]) if name in arm.quality else "",
-        lambda arm: words.interval(name, arm.quality[name]) if name in arm.quality else "",
+        lambda arm: _value(figure, arm.quality.get(name)),
+        lambda arm: _range(figure, arm.quality.get(name)),
         rank=5 + place if place else 0,
     )
 
@@ -77,10 +84,6 @@ def _trained_share(arm: ArmResult) -> str:
 def _memory_detail(arm: ArmResult) -> str:
     reserved = f"{megabytes(arm.reserved_mb.value)} reserved" if arm.reserved_mb else ""
     return "; ".join(filter(None, (_range(megabytes, arm.memory_mb), reserved)))
-
-
-def _speed_detail(arm: ArmResult) -> str:
-    return _range(number, arm.steps_per_second)
 
 
 def _both_speeds(arm: ArmResult) -> str:
@@ -191,10 +194,8 @@ def how(comparison: Comparison) -> Table:
     """How each arm trained, as far as they differ."""
     settings = [words.settings(arm) for arm in comparison.arms]
     names = [name for name in settings[0] if len({values[name] for values in settings}) > 1] if settings else []
-    rows = [
-        [label, *(values[name] for name in names)]
-        for label, values in zip(words.labels(comparison.arms), settings, strict=True)
-    ]
+    labelled = zip(words.labels(comparison.arms), settings, strict=True)
+    rows = [[label, *(values[name] for name in names)] for label, values in labelled]
     return ["", *names], rows if names else []
 
 
@@ -203,11 +204,8 @@ def common(comparison: Comparison) -> str:
     if not comparison.arms:
         return ""
     first, *others = [words.settings(arm) for arm in comparison.arms]
-    same = [
-        f"{name} {value}"
-        for name, value in first.items()
-        if value != words.NONE and all(values[name] == value for values in others)
-    ]
+    shared = {name: value for name, value in first.items() if all(values[name] == value for values in others)}
+    same = "; ".join(f"{name} {value}" for name, value in shared.items() if value != words.NONE)
     if not same:
         return ""
-    return f"Every arm: {'; '.join(same)}." if others else f"{'; '.join(same)}."
+    return f"Every arm: {same}." if others else f"{same}."

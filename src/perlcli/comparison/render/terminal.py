@@ -39,13 +39,9 @@ def _section(comparison: Comparison, width: int) -> str:
 
 def _wrapped(text: str, width: int, first: str = "") -> str:
     """The text in lines, the first after `first` and the others indented as far."""
+    rest = " " * len(first)
     return textwrap.fill(
-        text,
-        width,
-        initial_indent=first,
-        subsequent_indent=" " * len(first),
-        break_long_words=False,
-        break_on_hyphens=False,
+        text, width, initial_indent=first, subsequent_indent=rest, break_long_words=False, break_on_hyphens=False
     )
 
 
@@ -78,11 +74,8 @@ def _fitting(comparison: Comparison, names: Sequence[str], width: int) -> list[s
 def _names(comparison: Comparison, width: int) -> list[str]:
     """The first column: the arms' names with the numbers of their remarks."""
     _, marks = tables.footnotes(comparison, SHORT)
-    labels = words.labels(comparison.arms)
-    return [
-        clip_middle(label, width * NAME // 100) + "".join(f" [{number}]" for number in numbers)
-        for label, numbers in zip(labels, marks, strict=True)
-    ]
+    labels = [clip_middle(label, width * NAME // 100) for label in words.labels(comparison.arms)]
+    return [label + "".join(f" [{n}]" for n in numbers) for label, numbers in zip(labels, marks, strict=True)]
 
 
 def _cell(column: Column, arm: ArmResult) -> str:

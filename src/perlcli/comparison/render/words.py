@@ -7,9 +7,8 @@ from collections.abc import Iterable, Sequence
 from perlcli.arms import DORA, FULL, KINDS, LORA
 from perlcli.comparison.contrasts import speed_of
 from perlcli.comparison.figures import WARM_UP
-from perlcli.comparison.results import ArmResult, Comparison, Report, Spread
-from perlcli.run import metrics
-from perlcli.run import summary as texts
+from perlcli.comparison.results import ArmResult, Comparison, Report
+from perlcli.run import metrics, summary
 from perlcli.text import counted, megabytes, number, one_line
 
 STAGES = {
@@ -19,6 +18,7 @@ STAGES = {
     "eval": "Evaluation",
 }
 DOES = {"sft": "fine-tunes the policy", "reward": "trains the reward model", "rl": "trains the policy by RL"}
+SPOKEN = {LORA: "LoRA", DORA: "DoRA", FULL: "full tuning"}
 PHASES = ("sampling", "scoring", "anchor", "learning")
 NONE = "-"
 KILO = ("", "k", "M", "B", "T")
@@ -42,16 +42,9 @@ def times(ratio: float) -> str:
     return f"{ratio:.2f}x" if ratio < 9.995 else f"{ratio:,.1f}x"
 
 
-def quality(name: str, found: Spread) -> str:
+def quality(name: str, value: float) -> str:
     """A quality metric, in per cent if it is a share."""
-    return texts.figure(name, float(found.value))
-
-
-def interval(name: str, found: Spread) -> str:
-    """How far a quality metric spreads; empty if that is not known."""
-    if found.low == found.high:
-        return ""
-    return f"{texts.figure(name, float(found.low))} to {texts.figure(name, float(found.high))}"
+    return summary.figure(name, float(value))  # a whole number in JSON is a share, too
 
 
 def shortest(names: Iterable[str]) -> dict[str, str]:
@@ -67,8 +60,7 @@ def shortest(names: Iterable[str]) -> dict[str, str]:
 def labels(arms: Sequence[ArmResult]) -> list[str]:
     """What each arm is called next to the others: its name, after its model's if there are several models."""
     models = shortest(arm.model for arm in arms)
-    shown = [arm.name if len(models) == 1 else f"{models[arm.model]} · {arm.name}" for arm in arms]
-    return [one_line(name) for name in shown]
+    return [one_line(arm.name if len(models) == 1 else f"{models[arm.model]} · {arm.name}") for arm in arms]
 
 
 def baseline_word(comparison: Comparison) -> str:
@@ -78,7 +70,7 @@ def baseline_word(comparison: Comparison) -> str:
 
 
 def title(report: Report) -> str:
-    """The report's title."""
+    """The report's title, made of the stages if it has none."""
     return report.title or "Comparison: " + ", ".join(STAGES.get(c.stage, c.stage) for c in report.comparisons)
 
 
@@ -102,11 +94,9 @@ def headline(comparison: Comparison) -> str:
     place = f"On {models[arm.model]}, " if len(models) > 1 else ""
     if baseline is not None and baseline is not arm and baseline.failure:
         place += f"{spoken(baseline)}: {failure(baseline)}; "
-    quality_words, cost = _quality_words(comparison.stage, arm, baseline), _cost(comparison.stage, arm)
-    if cost:
-        sentence = f"{place}{'; '.join(filter(None, (f'{spoken(arm)} {cost}', quality_words)))}."
-    else:
-        sentence = f"{place}{spoken(arm)}: {quality_words}."
+    result, cost = _result(comparison.stage, arm, baseline), _cost(comparison.stage, arm)
+    both = "; ".join(filter(None, (f"{spoken(arm)} {cost}", result)))
+    sentence = f"{place}{both}." if cost else f"{place}{spoken(arm)}: {result}."
     return f"F{sentence[1:]}" if sentence.startswith("full tuning") else sentence
 
 
@@ -115,29 +105,23 @@ def spoken(arm: ArmResult) -> str:
     kind = arm.name.partition(" ")[0]
     if kind not in KINDS:
         return arm.name
-    for word, written in ((LORA, "LoRA"), (DORA, "DoRA"), (FULL, "full tuning")):
-        if kind.startswith(word):
-            return written + arm.name.removeprefix(word)
-    return arm.name
+    word = kind.partition("-")[0]
+    return SPOKEN[word] + arm.name.removeprefix(word)
 
 
 def chosen(comparison: Comparison) -> ArmResult | None:
     """The arm that the headline is about; None if none finished. Arms with ratios to a baseline come first, then those
     of the largest model, then LoRA, unquantised and of the rank nearest to 16."""
+    size: dict[str, int] = {}  # of a model: the fewest parameters that any of its arms has in memory
+    for arm in comparison.arms:
+        size[arm.model] = min(filter(None, (size.get(arm.model), arm.total_parameters)), default=0)
 
     def order(arm: ArmResult) -> tuple[float, ...]:
         by_kind = {LORA: 0, FULL: 2}.get(arm.kind, 1)
         is_quantised = arm.precision in ("4-bit", "8-bit")
-        size = _size(comparison, arm)
-        return not arm.ratios, arm.is_baseline, -size, by_kind, is_quantised, abs((arm.rank or 0) - 16)
+        return not arm.ratios, arm.is_baseline, -size[arm.model], by_kind, is_quantised, abs((arm.rank or 0) - 16)
 
     return min((arm for arm in comparison.arms if not arm.failure), key=order, default=None)
-
-
-def _size(comparison: Comparison, arm: ArmResult) -> int:
-    """Parameters of an arm's model: the fewest that any of its arms has in memory."""
-    sizes = [other.total_parameters for other in comparison.arms if other.model == arm.model]
-    return min(filter(None, sizes), default=0)
 
 
 def failure(arm: ArmResult) -> str:
@@ -163,16 +147,17 @@ def _cost(stage: str, arm: ArmResult) -> str:
     return " ".join(parts)
 
 
-def _quality_words(stage: str, arm: ArmResult, baseline: ArmResult | None) -> str:
+def _result(stage: str, arm: ArmResult, baseline: ArmResult | None) -> str:
     """An arm's first quality metric, against its baseline's if both have it."""
-    name = next((metric.name for metric in metrics.compared(stage) if metric.name in arm.quality), None)
-    if name is None:
+    measured = [metric.name for metric in metrics.compared(stage) if metric.name in arm.quality]
+    if not measured:
         return ""
-    own = f"{metrics.words(name)} {quality(name, arm.quality[name])}"
+    name = measured[0]
+    own = f"{metrics.words(name)} {quality(name, arm.quality[name].value)}"
     if baseline is None or baseline is arm or name not in baseline.quality:
         return own
     chance = ", which may be chance" if arm.may_be_chance else ""
-    return f"{own} against {quality(name, baseline.quality[name])}{chance}"
+    return f"{own} against {quality(name, baseline.quality[name].value)}{chance}"
 
 
 def settings(arm: ArmResult) -> dict[str, str]:
@@ -195,19 +180,16 @@ def settings(arm: ArmResult) -> dict[str, str]:
 def facts(report: Report) -> list[tuple[str, str]]:
     """Where and when it was measured, and with what."""
     device = report.device
+    threads = device.get("threads") if device.get("type") != "cuda" else None
+    shown_threads = counted(threads, "thread") if isinstance(threads, int) else ""
     known = [
-        ("device", ", ".join(filter(None, (str(device.get("name") or ""), _threads(device))))),
+        ("device", ", ".join(filter(None, (str(device.get("name") or ""), shown_threads)))),
         ("started", report.started.replace("T", " ").replace("+00:00", " UTC")),
         ("took", f"{report.elapsed_seconds:,.0f} s" if report.elapsed_seconds else ""),
         ("versions", ", ".join(f"{name} {version}" for name, version in report.versions.items())),
         ("git commit", report.git_commit or ""),
     ]
     return [(name, value) for name, value in known if value]
-
-
-def _threads(device: dict[str, object]) -> str:
-    threads = device.get("threads")
-    return counted(threads, "thread") if isinstance(threads, int) and device.get("type") != "cuda" else ""
 
 
 def commands(report: Report) -> list[str]:
@@ -218,23 +200,18 @@ def commands(report: Report) -> list[str]:
 
 def method(report: Report) -> list[str]:
     """How the figures were measured, a few sentences per line."""
-    lines = []
-    if report.command.startswith("perl compare-full"):
-        lines.append("Each run is its own process, so that no peak carries over to the next.")
+    memory = "Memory is the process's peak resident set, minus what it held before the weights were loaded."
     if report.device.get("type") == "cuda":
-        lines.append(
-            "Memory is the peak of torch's tensors on the GPU during training; “reserved” is what torch reserved."
-        )
-    else:
-        lines.append("Memory is the process's peak resident set, minus what it held before the weights were loaded.")
-    lines.append(
+        memory = "Memory is the peak of torch's tensors on the GPU during training; “reserved” is what torch reserved."
+    lines = [
+        memory,
         f"Speed counts the steps after the first {WARM_UP}: median, with quartiles. The ratio is the median over steps "
-        "of the same number and seed, which train on the same rows. Loading, evaluation and saving don't count."
-    )
-    lines.append(
+        "of the same number and seed, which train on the same rows. Loading, evaluation and saving don't count.",
         "For a single run, a share of rows has its 95 % interval (Wilson). For several seeds, quality is the mean, "
-        "with the lowest and the highest."
-    )
+        "with the lowest and the highest.",
+    ]
+    if report.command.startswith("perl compare-full"):
+        lines.insert(0, "Each run is its own process, so that no peak carries over to the next.")
     if any(comparison.stage == "rl" for comparison in report.comparisons):
         lines.append(
             "An RL step is split as in the paper: sampling completions, scoring them by the reward, log-probabilities "

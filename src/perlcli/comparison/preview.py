@@ -1,16 +1,20 @@
-"""What is refused before a comparison starts: its own options, and what its stages would refuse."""
+"""Before a comparison starts: what is refused, and what its arms will take as `perl estimate` predicts it."""
 
 from __future__ import annotations
 
+import functools
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import redirect_stdout
+from dataclasses import replace
 from typing import Any
 
 from perlcli import device, settings
 from perlcli.comparison.jobs import Planned, Values, is_adapter
 from perlcli.data import COFFEE
 from perlcli.errors import PerlError
+from perlcli.memory.plans import Model, Row, parse_gpu, table
+from perlcli.memory.prediction import device_bytes
 from perlcli.model import sources
 
 STAND_IN = "perlcli.coffee:reward"  # for a reward model that an earlier stage has yet to train
@@ -54,11 +58,8 @@ def dry_run(plans: Plans, output: str, commands: Mapping[str, Callable[[Any], ob
 
 
 def _startable(stage: str, planned: Planned, *, is_chained: bool) -> Values:
-    """The settings of an arm's run, with a stand-in for each input that only the comparison itself will make.
-
-    `is_chained` says that reward model and RL build on the stages before. Full tuning gets adapters merged: until then
-    their base takes their place.
-    """
+    """The settings of an arm's run, with a stand-in for each input that the comparison itself will make: by earlier
+    stages if `is_chained`; for full tuning, an adapter's base instead of the merged model."""
     values = dict(planned.values)
     if is_chained and stage != "sft":
         values.setdefault("data", COFFEE)
@@ -90,3 +91,39 @@ def _for_each_arm(plans: Plans, attempt: Callable[[str, Planned], None]) -> None
             for line in problem.splitlines()
         ]
         raise PerlError("\n".join(lines), hints[0])
+
+
+def predicted(planned: Plans, gpu: str | None) -> str:
+    """A table for each stage and model: which arms fit, and with which batch, on a GPU of this size or on this one.
+    Raises PerlError for a model whose memory can't be predicted."""
+    limit = parse_gpu(gpu) if gpu else device_bytes()
+    on_gpu = True if gpu else None  # None: as on this machine
+    parts = []
+    for stage, of_stage in planned.items():
+        for model in dict.fromkeys(each.model for each in of_stage):
+            rows = [_row(stage, each, limit, on_gpu=on_gpu) for each in of_stage if each.model == model]
+            head = f"{stage}, {model}" if model else stage
+            parts.append(f"{head}\n{table(rows, limit)}")
+    return "\n\n".join(parts)
+
+
+def _row(stage: str, planned: Planned, limit: int | None = None, *, on_gpu: bool | None = None) -> Row:
+    model = _model(planned.model, bool(planned.values.get("trust_remote_code")))
+    given = settings.resolve(settings.build(settings.COMMANDS[stage], planned.values), {})
+    return replace(model.row(given, limit, on_gpu=on_gpu), name=planned.arm.name)
+
+
+def peak_mb(stage: str, planned: Planned, longest: int | None) -> float | None:
+    """The predicted peak of an arm in MB if its longest row has `longest` tokens; None if it can't be predicted."""
+    if longest is not None:
+        length = min(longest, planned.values.get("max_length") or longest)
+        planned = replace(planned, values={**planned.values, "max_length": length})
+    try:
+        return _row(stage, planned).peak / 1e6
+    except PerlError:
+        return None
+
+
+@functools.cache
+def _model(name: str | None, trust_remote_code: bool) -> Model:
+    return Model(name, trust_remote_code=trust_remote_code)
