@@ -19,8 +19,8 @@ from perlcli.cli.boundary import usage_errors, with_boundary
 from perlcli.errors import PerlError, nearest
 from perlcli.run.files import RECORD, SETTINGS
 from perlcli.settings import Option, Settings, dashed
+from perlcli.settings.faults import type_fault
 from perlcli.settings.types import choices, convert, fits
-from perlcli.settings.values import type_fault
 from perlcli.settings.yaml import read_config
 from perlcli.text import clip, one_line
 
@@ -37,28 +37,22 @@ LONGEST_CHOICES = 45  # characters of choices that fit next to an option's name;
 WHOLE = re.compile(r"[-+]?\d{1,20}")
 Given = bool | str | list[str] | None  # what the command line has for an option
 
-Action = Callable[[Any], None]
 
-
-def command(app: typer.Typer, name: str) -> Callable[[Action], Callable[..., None]]:
-    """Registers a function of one settings object as the command `name`, with an option for every setting. The first
-    word of a name of two words, such as `data check`, is the name of the app."""
+def command(app: typer.Typer, name: str, action: Callable[[Any], None]) -> None:
+    """Registers an action on settings as the command `name`, with an option for every setting. The first word of a name
+    of two words, such as `data check`, is the name of the app."""
     stage = definitions.ALL_COMMANDS[name]
 
-    def register(function: Action) -> Callable[..., None]:
-        def run(config: str | None, debug: bool, **given: Given) -> None:
-            upstream.hush()  # before a stage imports the noisy libraries
-            with_boundary(lambda: function(_settings(stage, config, given)), debug=debug)
+    def run(config: str | None, debug: bool, **given: Given) -> None:
+        upstream.hush()  # before a stage imports the noisy libraries
+        with_boundary(lambda: action(_settings(stage, config, given)), debug=debug)
 
-        parameters = _parameters(stage)
-        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-        run.__annotations__ = {item.name: item.annotation for item in parameters}
-        run.__doc__ = function.__doc__
-        summary = one_line((function.__doc__ or "").split("\n\n")[0])
-        app.command(name.rpartition(" ")[2], cls=Command, short_help=summary)(run)
-        return run
-
-    return register
+    parameters = _parameters(stage)
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {item.name: item.annotation for item in parameters}
+    run.__doc__ = stage.__doc__
+    summary = one_line(str(stage.__doc__).split("\n\n")[0])
+    app.command(name.rpartition(" ")[2], cls=Command, short_help=summary)(run)
 
 
 class Group(TyperGroup):

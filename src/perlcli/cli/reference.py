@@ -7,7 +7,6 @@ from itertools import groupby
 from pathlib import Path
 
 from perlcli import recipes, settings
-from perlcli.cli.app import app, data_app
 from perlcli.cli.binding import CONFIG_HELP, DEBUG_HELP, shown_default, shown_name
 from perlcli.settings.types import describe
 from perlcli.text import markdown_table, one_line
@@ -43,11 +42,7 @@ ROOMS = {
 
 def commands() -> str:
     """Every command with its help text and a table of its options, as Markdown."""
-    found = [("", info) for info in app.registered_commands] + [
-        ("data ", info) for info in data_app.registered_commands
-    ]
-    texts = {group + str(info.name): info.callback.__doc__ or "" for group, info in found if info.callback}
-    return "\n\n".join(_command(name, texts[name]) for name in settings.ALL_COMMANDS)
+    return "\n\n".join(_command(name) for name in settings.ALL_COMMANDS)
 
 
 def recipe_table() -> str:
@@ -59,11 +54,11 @@ def recipe_table() -> str:
     return markdown_table(("recipe", "task", "stages"), rows)
 
 
-def _command(name: str, text: str) -> str:
-    lines = [f"## perl {name}", "", *(line.strip() for line in text.strip().splitlines())]
-    panels = [(item.panel, item) for item in settings.options(settings.ALL_COMMANDS[name])]
-    for panel, items in groupby(panels, key=lambda row: row[0]):
-        rows = [_row(item) for _, item in items]
+def _command(name: str) -> str:
+    stage = settings.ALL_COMMANDS[name]
+    lines = [f"## perl {name}", "", *(line.strip() for line in str(stage.__doc__).splitlines())]
+    for panel, items in groupby(settings.options(stage), key=lambda item: item.panel):
+        rows = [_row(item) for item in items]
         if panel == "Run":
             rows += [("`--config`, `-c`", "text", "", CONFIG_HELP), ("`--debug`", "flag", "", DEBUG_HELP)]
         lines += ["", f"**{panel}**", "", markdown_table(("option", "value", "default", "meaning"), rows)]
