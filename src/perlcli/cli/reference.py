@@ -47,10 +47,8 @@ def commands() -> str:
 
 def recipe_table() -> str:
     """Every recipe with its title and stages, as Markdown."""
-    rows = []
-    for name in recipes.names():
-        found = recipes.read(name)
-        rows.append((f"`{name}`", found.title, ", ".join(found.stages)))
+    shelf = [recipes.read(name) for name in recipes.names()]
+    rows = [(f"`{recipe.name}`", recipe.title, ", ".join(recipe.stages)) for recipe in shelf]
     return markdown_table(("recipe", "task", "stages"), rows)
 
 
@@ -82,15 +80,9 @@ def module_map() -> str:
     rows: list[tuple[str, str]] = []
     for room in sorted(ROOMS):
         paths = sorted((PACKAGE / room).rglob("*.py")) or [PACKAGE / f"{room}.py"]
-        rows += [(f"`{path.relative_to(PACKAGE)}`", _summary(path)) for path in paths if not _is_empty(path)]
+        for path in paths:
+            tree = ast.parse(path.read_text(encoding="utf-8"))
+            summary = one_line((ast.get_docstring(tree) or "").split("\n\n")[0])
+            if path.name != "__init__.py" or len(tree.body) > 1:  # more than what makes a folder a package
+                rows.append((f"`{path.relative_to(PACKAGE)}`", summary))
     return markdown_table(("module", "contents"), rows)
-
-
-def _is_empty(path: Path) -> bool:
-    """Whether a file only makes a folder a package."""
-    return path.name == "__init__.py" and len(ast.parse(path.read_text(encoding="utf-8")).body) < 2
-
-
-def _summary(path: Path) -> str:
-    text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
-    return one_line(text.split("\n\n")[0])

@@ -69,13 +69,16 @@ def convert(value: Any, kind: Any) -> Any:
     return value
 
 
+def inner(kind: Any) -> Any:
+    """The type inside `X | None`; any other type as it is."""
+    parts = [part for part in typing.get_args(kind) if part is not types.NoneType]
+    return parts[0] if len(parts) == 1 and types.NoneType in typing.get_args(kind) else kind
+
+
 @cache
 def choices(kind: object) -> tuple[str, ...]:
     """The choices of a `Literal`, also of `Literal | None`; empty for any other type."""
-    if typing.get_origin(kind) is typing.Literal:
-        return typing.get_args(kind)
-    inner = [part for part in typing.get_args(kind) if part is not types.NoneType]
-    return choices(inner[0]) if len(inner) == 1 and types.NoneType in typing.get_args(kind) else ()
+    return typing.get_args(inner(kind)) if typing.get_origin(inner(kind)) is typing.Literal else ()
 
 
 def describe(kind: object) -> str:
