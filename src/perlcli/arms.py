@@ -46,11 +46,9 @@ class Arm:
         """The options of `perl sft`, `reward` and `rl` that make this arm."""
         if self.is_full:
             return {"full": True}
-        options: dict[str, object] = {"lora_r": self.rank, "lora_target_modules": self.target_modules}
-        if self.bits:
-            options[f"load_in_{self.bits}bit"] = True
-        if self.is_dora:
-            options["use_dora"] = True
+        options: dict[str, object] = {f"load_in_{self.bits}bit": True} if self.bits else {}
+        options |= {"use_dora": True} if self.is_dora else {}
+        options |= {"lora_r": self.rank, "lora_target_modules": self.target_modules}
         return {name: value for name, value in options.items() if value is not None}
 
 
@@ -58,8 +56,12 @@ def of_run(given: settings.Training) -> Arm:
     """The arm that a run's resolved settings describe, a new LoRA or DoRA adapter unless it is full tuning."""
     if given.lora.full:
         return Arm(FULL)
-    bits = "-8bit" if given.model.load_in_8bit else "-4bit" if given.model.load_in_4bit else ""
-    return Arm((DORA if given.lora.use_dora else LORA) + bits, given.lora.lora_r)
+    kind = DORA if given.lora.use_dora else LORA
+    if given.model.load_in_8bit:
+        kind += "-8bit"
+    elif given.model.load_in_4bit:
+        kind += "-4bit"
+    return Arm(kind, given.lora.lora_r)
 
 
 def parse_kinds(words: str) -> list[str]:

@@ -14,20 +14,8 @@ This module runs before each Perl program, so it imports only `os` and `sys`, an
 import os
 import sys
 
-COMMANDS = (
-    "sft",
-    "reward",
-    "rl",
-    "eval",
-    "merge",
-    "quickstart",
-    "compare-full",
-    "runs",
-    "report",
-    "estimate",
-    "doctor",
-)
-COMMANDS += ("data", "recipes")
+STAGES = ("sft", "reward", "rl", "eval", "merge", "quickstart", "compare-full")
+COMMANDS = (*STAGES, "runs", "report", "estimate", "doctor", "data", "recipes")
 OPTIONS = ("--help", "--version", "--install-completion", "--show-completion")
 COMPLETION_VARIABLE = "_PERL_COMPLETE"  # set by the completion script of the shell, name as Typer builds it
 

@@ -1,4 +1,4 @@
-"""Silences needless output of the libraries, with the reason for each line. A variable that the user has set is kept."""
+"""Silences needless output of the libraries, with the reasons. A variable that the user has set keeps its value."""
 
 from __future__ import annotations
 
