@@ -25,21 +25,15 @@ class Arm:
     @property
     def name(self) -> str:
         """What tables and reports call it, such as `lora r=16 all-linear`."""
-        parts = [self.kind]
-        if self.rank is not None:
-            parts.append(f"r={self.rank}")
-        if self.target_modules is not None:
-            parts.append(self.target_modules)
-        return " ".join(parts)
+        rank = None if self.rank is None else f"r={self.rank}"
+        return " ".join(part for part in (self.kind, rank, self.target_modules) if part is not None)
 
     @property
     def is_full(self) -> bool:
-        """Whether it trains every parameter."""
         return self.kind == FULL
 
     @property
     def is_dora(self) -> bool:
-        """Whether its adapter is DoRA."""
         return self.kind.startswith(DORA)
 
     @property
@@ -52,16 +46,10 @@ class Arm:
         """The options of `perl sft`, `reward` and `rl` that make this arm."""
         if self.is_full:
             return {"full": True}
-        options: dict[str, object] = {}
-        if self.bits:
-            options[f"load_in_{self.bits}bit"] = True
-        if self.is_dora:
-            options["use_dora"] = True
-        if self.rank is not None:
-            options["lora_r"] = self.rank
-        if self.target_modules is not None:
-            options["lora_target_modules"] = self.target_modules
-        return options
+        options: dict[str, object] = {f"load_in_{self.bits}bit": True} if self.bits else {}
+        options |= {"use_dora": True} if self.is_dora else {}
+        options |= {"lora_r": self.rank, "lora_target_modules": self.target_modules}
+        return {name: value for name, value in options.items() if value is not None}
 
 
 def of_run(given: settings.Training) -> Arm:
@@ -78,12 +66,11 @@ def of_run(given: settings.Training) -> Arm:
 
 def parse_kinds(words: str) -> list[str]:
     """The kinds in a comma-separated list, each once. Raises PerlError for an unknown one, and for none."""
-    kinds = _parts(words, ",")
-    unknown = [kind for kind in kinds if kind not in KINDS]
-    if not kinds or unknown:
-        problem = f"--arms: unknown arm {', '.join(unknown)}" if unknown else "--arms is empty"
-        hint = nearest(unknown[0], KINDS) if unknown else ""
-        raise PerlError(problem, f"{hint} The arms are {', '.join(KINDS)}".strip())
+    kinds, known = _parts(words, ","), f"The arms are {', '.join(KINDS)}"
+    if not kinds:
+        raise PerlError("--arms is empty", known)
+    if unknown := [kind for kind in kinds if kind not in KINDS]:
+        raise PerlError(f"--arms: unknown arm {', '.join(unknown)}", f"{nearest(unknown[0], KINDS)} {known}".strip())
     return kinds
 
 
@@ -105,9 +92,8 @@ def parse_module_sets(words: str) -> list[str]:
 
 
 def _parts(words: str, separator: str) -> list[str]:
-    """The parts of a list without blanks, each once."""
-    parts = [part.strip() for part in words.split(separator)]
-    return list(dict.fromkeys(part for part in parts if part))
+    parts = dict.fromkeys(part.strip() for part in words.split(separator))
+    return [part for part in parts if part]
 
 
 def every(kinds: Sequence[str], ranks: Sequence[int | None], module_sets: Sequence[str] = ()) -> list[Arm]:

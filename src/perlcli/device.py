@@ -20,8 +20,8 @@ def kind() -> str:
 
 
 def spare_threads() -> None:
-    """Limits torch to one CPU thread, for the embedded base. The base is too small to gain from a second thread, and on
-    a busy machine threads that wait for each other (OpenMP spins) make a run many times slower."""
+    """Limits torch to one CPU thread, for the embedded base: it is too small to gain from a second one, and on a busy
+    machine threads that wait for each other (OpenMP spins) make a run many times slower."""
     import torch
 
     torch.set_num_threads(1)
@@ -73,7 +73,6 @@ def peak_memory_mb() -> float:
 
 
 def _most_resident_mb() -> float:
-    """The process's peak resident set, in MB."""
     unit = 1 if sys.platform == "darwin" else 1024
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6, 1)
 

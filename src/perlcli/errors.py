@@ -1,4 +1,4 @@
-"""Errors that the user can fix: the problem in one line, then a hint."""
+"""Errors that the user can fix."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ SHOWN_FAULTS = 20
 
 
 class PerlError(Exception):
-    """A problem that the user can put right: the first line names it, the hint says what to type."""
+    """A problem that the user can fix: the first line names it, the hint says what to type."""
 
     exit_code = 2
 
@@ -25,13 +25,13 @@ class PerlError(Exception):
 
 
 class RunFailed(PerlError):
-    """A run that began and had to stop: what was saved stays, and the record keeps the reason."""
+    """A run that failed after it began. What was saved stays, and the record keeps the reason."""
 
     exit_code = 1
 
 
 class Interrupted(PerlError):
-    """A run that the user stopped: the last good state is saved."""
+    """A run that the user stopped. Its last good state is saved."""
 
     exit_code = 130
 
@@ -44,17 +44,18 @@ def reason(error: Exception) -> str:
 
 
 def line(error: BaseException, limit: int = 300) -> str:
-    """A library's error message in one line of at most `limit` characters, for use inside a sentence of ours."""
+    """A library's error message in one line of at most `limit` characters, to quote in a message."""
     return clip(one_line(str(error)), limit) or type(error).__name__
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """The hint part `Did you mean …?` for an unknown name, or an empty string where nothing is near."""
-    found = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
-    return f"Did you mean {found[0]}?" if found else ""
+    """`Did you mean …?` with the known name that is most like an unknown one; empty if none is close."""
+    matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f"Did you mean {matches[0]}?" if matches else ""
 
 
 def listing(faults: Sequence[str]) -> str:
-    """The faults, a line each: the first ones and how many more there are."""
+    """The first faults, one per line, and how many more there are."""
     rest = len(faults) - SHOWN_FAULTS
-    return "\n".join([*faults[:SHOWN_FAULTS], *([f"… and {rest:,} more"] if rest > 0 else [])])
+    shown = "\n".join(faults[:SHOWN_FAULTS])
+    return f"{shown}\n… and {rest:,} more" if rest > 0 else shown

@@ -3,14 +3,14 @@
 import os
 import sys
 
-# What a script called `perl` contains if it leads back to us: our own wrapper in any environment, and the shims that
-# Python version managers write for each script of an installed package.
+# Marks of a script called `perl` that would start perlcli again: our own wrapper in any environment, and the shims
+# that Python version managers write for each script of an installed package.
 OUR_MARKS = (b"perlcli", b"pyenv", b"asdf-plugin: python")
 SCRIPT_BYTES = 4096  # a wrapper is some 200 bytes, 1,000 with a long interpreter path
 
 
 def find_interpreter(path: str) -> str | None:
-    """Return the first executable `perl` on `path` that is not a script of ours."""
+    """The first executable `perl` on `path` that is not a script of ours; None if there is none."""
     ourselves = os.path.realpath(sys.argv[0])
     for folder in path.split(os.pathsep):
         candidate = os.path.join(folder or os.curdir, "perl")  # an empty entry is the current folder
@@ -22,11 +22,11 @@ def find_interpreter(path: str) -> str | None:
 
 
 def leads_back(candidate: str) -> bool:
-    """Tell by its contents whether `candidate` is a script that would start perlcli again. Contents, not a variable in
-    the environment: that would also reach the programs that Perl starts."""
+    """Whether `candidate` is a script that would start perlcli again, judged by its contents. An environment variable
+    would not do: the programs that Perl starts would inherit it."""
     try:
         with open(candidate, "rb", buffering=0) as file:
             start = file.read(SCRIPT_BYTES)
-    except OSError:  # executable but not readable: no script, for a script's interpreter must read it
+    except OSError:  # executable but not readable: not a script, which its interpreter must read
         return False
     return start.startswith(b"#!") and any(mark in start for mark in OUR_MARKS)

@@ -11,7 +11,7 @@ Z95 = 1.959964  # the normal distribution's 97.5th percentile
 
 
 def wilson(successes: int, total: int) -> tuple[float, float]:
-    """The 95 % interval of a share (Wilson, 1927): sensible at 0 %, at 100 % and for few rows."""
+    """The 95 % interval of a share (Wilson, 1927), which also holds at 0 %, at 100 % and for few rows."""
     share = successes / total
     centre = share + Z95**2 / (2 * total)
     spread = Z95 * math.sqrt(share * (1 - share) / total + Z95**2 / (4 * total**2))
@@ -20,14 +20,14 @@ def wilson(successes: int, total: int) -> tuple[float, float]:
 
 
 def auc(positive: Sequence[float], negative: Sequence[float]) -> float:
-    """The chance that a positive scores above a negative, ties counting half."""
+    """The probability that a positive scores above a negative; ties count half."""
     ordered = sorted(negative)
     wins = sum((bisect_left(ordered, p) + bisect_right(ordered, p)) / 2 for p in positive)
     return wins / (len(positive) * len(negative))
 
 
 def correlation(one: Sequence[float], other: Sequence[float]) -> float:
-    """Pearson's correlation; 0 where either side never varies."""
+    """Pearson's correlation; 0 if either side is constant."""
     mean_one, mean_other = fmean(one), fmean(other)
     cross = sum((a - mean_one) * (b - mean_other) for a, b in zip(one, other, strict=True))
     spread = math.sqrt(sum((a - mean_one) ** 2 for a in one) * sum((b - mean_other) ** 2 for b in other))
@@ -37,8 +37,8 @@ def correlation(one: Sequence[float], other: Sequence[float]) -> float:
 def pair_metrics(
     chosen: Sequence[float], rejected: Sequence[float], chosen_lengths: Sequence[int], rejected_lengths: Sequence[int]
 ) -> dict[str, float]:
-    """What a reward model makes of held-out pairs. A tie is an error. Balanced accuracy cuts the pooled scores at their
-    median: chosen above, rejected below."""
+    """The figures of a reward model on held-out pairs. A tie counts as an error. Balanced accuracy is that of calling
+    scores above the pooled median chosen and the others rejected."""
     right = sum(c > r for c, r in zip(chosen, rejected, strict=True))
     low, high = wilson(right, len(chosen))
     cut = median([*chosen, *rejected])
@@ -55,8 +55,8 @@ def pair_metrics(
 
 
 def thumb_metrics(scores: Sequence[float], labels: Sequence[bool], lengths: Sequence[int]) -> dict[str, float]:
-    """What a reward model makes of held-out thumbs: a score above 0 says thumbs up. AUC, balanced accuracy and margin
-    need both kinds of rows and are left out where one is missing."""
+    """The figures of a reward model on held-out thumbs: a score above 0 means thumbs up. AUC, balanced accuracy and
+    margin need both kinds of rows and are left out if one is missing."""
     up = [score for score, label in zip(scores, labels, strict=True) if label]
     down = [score for score, label in zip(scores, labels, strict=True) if not label]
     right = sum(score > 0 for score in up) + sum(score <= 0 for score in down)
@@ -70,6 +70,6 @@ def thumb_metrics(scores: Sequence[float], labels: Sequence[bool], lengths: Sequ
 
 
 def distinct(rows: Sequence[Sequence[int]], n: int) -> float:
-    """Different n-grams among all n-grams of the rows: 1 where nothing repeats."""
+    """The share of different n-grams among all n-grams of the rows; 1 if nothing repeats."""
     grams = [tuple(row[i : i + n]) for row in rows for i in range(len(row) - n + 1)]
     return len(set(grams)) / len(grams) if grams else 0.0

@@ -1,4 +1,4 @@
-"""What is printed: without the user's home and secrets, and without what would steer a terminal."""
+"""Printing, without the user's home and secrets and without terminal control characters."""
 
 from __future__ import annotations
 
@@ -8,26 +8,25 @@ from typing import TextIO
 
 from perlcli.redaction import hidden
 
-LINES, JOINERS = "\n\t", "\u200c\u200d"  # Persian and families of emoji need the latter
+LINES, JOINERS = "\n\t", "\u200c\u200d"  # Persian and combined emoji need the joiners
 
 
 def say(text: str = "", file: TextIO | None = None) -> None:
-    """Print text in which data, models and files may have put anything; on standard output where no file is given."""
+    """Prints text that may contain anything, since data, models and files contribute to it; by default to stdout."""
     put(visible(hidden(text)), file)
 
 
 def put(text: str, file: TextIO | None = None) -> None:
-    """Print text as it is, and what the stream can't encode as its number."""
+    """Prints text as it is, with escapes for the characters that the stream can't encode."""
     stream = file or sys.stdout
     encoding = stream.encoding or "utf-8"
     print(text.encode(encoding, "backslashreplace").decode(encoding), file=stream, flush=True)
 
 
 def visible(text: str) -> str:
-    """The text with what would steer a terminal spelled out."""
-    return "".join(c if _is_text(c) else c.encode("unicode_escape").decode() for c in text)
+    """The text with its terminal control characters escaped."""
+    return "".join(letter if _is_text(letter) else letter.encode("unicode_escape").decode() for letter in text)
 
 
 def _is_text(letter: str) -> bool:
-    """Whether a letter is printed as itself: as it is text, a space of any width, or joins others into one."""
     return letter.isprintable() or letter in LINES + JOINERS or unicodedata.category(letter) == "Zs"

@@ -40,12 +40,12 @@ def one_line(text: str) -> str:
 
 
 def clip(text: str, limit: int = 80) -> str:
-    """The text, without its end if it is longer than `limit` characters."""
+    """The text, cut at its end if it is longer than `limit` characters."""
     return text if len(text) <= limit else text[: limit - 1].rstrip() + "…"
 
 
 def clip_middle(text: str, limit: int) -> str:
-    """The text, without its middle if it is longer than `limit` characters."""
+    """The text, cut in its middle if it is longer than `limit` characters."""
     if len(text) <= limit:
         return text
     head = (limit - 1) // 2
@@ -53,8 +53,8 @@ def clip_middle(text: str, limit: int) -> str:
 
 
 def shorten(value: object, limit: int = 80) -> str:
-    """The value as a user would type it, cut to `limit` characters, for use inside an error line. It formats no more of
-    the value than it returns: users can give values that are millions of items deep or long."""
+    """The value as a user would type it, cut to `limit` characters, to quote in an error line. Formats no more of the
+    value than it returns, since users can give values with millions of items or levels."""
     text = ""
     for piece in _spelled(value, limit):
         text += piece
@@ -91,7 +91,7 @@ def enum_value(value: object) -> str:
 
 
 def plain_table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
-    """A table for a terminal: the first `left` columns aligned left, the others right."""
+    """A table for a terminal. The first `left` columns are aligned left, the others right."""
     from rich.cells import cell_len  # some letters take two columns
 
     widths = [max(map(cell_len, column)) for column in zip(header, *rows, strict=True)]
@@ -106,7 +106,7 @@ def plain_table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int 
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int | None = None) -> str:
-    """A Markdown table; the columns after the first `left` aligned right, if given. Cells are Markdown, not escaped."""
+    """A Markdown table. With `left`, the columns after the first `left` are aligned right. Cells are not escaped."""
     marks = ["---" if left is None or place < left else "---:" for place in range(len(header))]
     return "\n".join("|" + "".join(f" {cell} |" if cell else " |" for cell in row) for row in (header, marks, *rows))
 

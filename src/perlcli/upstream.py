@@ -1,8 +1,4 @@
-"""What the libraries below us print without need, and why each line is silenced.
-
-`hush` comes before their import, so it touches environment, logging and warnings alone. A user who has set one of the
-variables keeps it.
-"""
+"""Silences needless output of the libraries, with the reasons. A variable that the user has set keeps its value."""
 
 from __future__ import annotations
 
@@ -15,35 +11,36 @@ from perlcli.text import one_line
 
 VARIABLES = {
     "TOKENIZERS_PARALLELISM": "false",  # else a line at each fork of a data loader
-    "HF_HUB_DISABLE_TELEMETRY": "1",  # a run reports to nobody unless --report-to says so
+    "HF_HUB_DISABLE_TELEMETRY": "1",  # nothing is reported unless --report-to says so
     "TRANSFORMERS_VERBOSITY": "error",  # "newly initialised: score.weight" is the head that we train
-    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",  # our own line tells how far a stage is
-    "HF_HUB_VERBOSITY": "error",  # tells each of its retries; the error at their end says it once
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",  # our own line shows the progress
+    "HF_HUB_VERBOSITY": "error",  # logs every retry; the error at the end says it once
 }
 LOGGERS = {
-    "trl": "RLOOTrainer notes that it was given a loaded model: by design, one base serves every role",
-    "bitsandbytes": "names optional CPU kernels that aren't installed; the built-in ones are as right",
-    "torch.distributed.elastic": "notes on Windows and macOS redirects that no run of ours uses",
+    "trl": "RLOOTrainer warns that it was given a loaded model: by design, one base serves every role",
+    "bitsandbytes": "names optional CPU kernels that aren't installed; the built-in ones are as accurate",
+    "torch.distributed.elastic": "warns about redirects on Windows and macOS, which we do not use",
 }
 WARNINGS = (
-    # transformers renames names that TRL and peft still use
+    # transformers has renamed what TRL and peft still use
     (r"`(is_)?gradient_checkpointing\w*` is deprecated", FutureWarning),
-    # torch on pinned memory without an accelerator: transformers asks for it by default
+    # torch, on pinned memory without an accelerator: transformers asks for it by default
     (r".*pin_memory.*", UserWarning),
-    # bitsandbytes LLM.int8 says at each layer that it casts its input to float16: documented behaviour
+    # bitsandbytes warns at each layer that LLM.int8 casts its input to float16, which is documented
     (r"MatMul8bitLt: inputs will be cast.*", UserWarning),
-    # peft can't ask a hub for the vocabulary of a local base, and says so at each save
+    # peft can't ask the Hub for the vocabulary of a local base, and warns at each save
     (r"Could not find a config file in .*", UserWarning),
-    # peft notes a second adapter on a model: policy, anchor and reward are meant to share one
+    # peft warns of a second adapter on a model: policy, anchor and reward share one by design
     (r".*already found a `peft_config` attribute.*", UserWarning),
     (r"Already found a `peft_config` attribute.*", UserWarning),
-    # torch.jit inside a dependency, on Python versions that deprecate what it uses
+    # torch.jit in a dependency, on Python versions that deprecate what it uses
     (r".*torch\.jit.*", DeprecationWarning),
 )
 
 
 def hush() -> None:
-    """Silence upstream's lines that don't concern our user."""
+    """Silences what does not concern the user. Called before the libraries are imported, so it only sets environment
+    variables, logging and warnings."""
     for name, value in VARIABLES.items():
         os.environ.setdefault(name, value)
     for name in LOGGERS:
@@ -55,7 +52,7 @@ def hush() -> None:
 
 
 class Line(logging.LogRecord):
-    """A line of a library's log, without the user's home and secrets."""
+    """A log line of a library, without the user's home and secrets."""
 
     def getMessage(self) -> str:
         return hidden(super().getMessage())
@@ -64,15 +61,15 @@ class Line(logging.LogRecord):
 def _as_line(
     message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
 ) -> str:
-    """A warning in a line, without the path of the library that gives it."""
+    """A warning in one line, without the path of the library that it comes from."""
     return hidden(f"{category.__name__}: {one_line(str(message))}\n")
 
 
 def hush_bars() -> None:
-    """Silence the bars of loading and mapping, and an error line of datasets, which have no environment variable."""
+    """Silences progress bars and an error line of datasets for which there are no environment variables."""
     import datasets
     import transformers
 
     datasets.disable_progress_bars()
-    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # it logs an error that it then raises, and we tell that
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # it logs an error before raising it
     transformers.logging.disable_progress_bar()

@@ -25,7 +25,7 @@ def call(action: Action, *words: object, stage: str = "sft") -> Result:
     """Run a command line of an app whose only stage does `action` with the settings."""
     app = typer.Typer(cls=Group, pretty_exceptions_enable=False)
     app.callback()(lambda: None)
-    command(app, stage)(action)
+    command(app, stage, action)
     return CliRunner().invoke(app, [stage, *map(str, words)])
 
 

@@ -1,10 +1,11 @@
-"""Which value an option takes: the user's, a preset's, the stage's default or the general one."""
+"""Settings from flat values, and which value an option takes: the user's, a preset's or a default."""
 
 from typing import Any
 
 import pytest
 
 from perlcli import settings
+from perlcli.errors import PerlError
 from perlcli.settings import COMMANDS, GENERAL, LEARNING_RATES, build, flat, layered, resolve
 
 STAGES = pytest.mark.parametrize("command", COMMANDS)
@@ -129,3 +130,20 @@ def test_a_stronger_choice_voids_what_depends_on_another(
     stronger: dict[str, Any], weaker: dict[str, Any], expected: dict[str, Any]
 ) -> None:
     assert layered(stronger, weaker) == expected
+
+
+@STAGES
+def test_flat_values_build_the_same_settings_again(command: str) -> None:
+    given = build(COMMANDS[command], {"overwrite": True, "output": "here"})
+    assert build(COMMANDS[command], flat(given)) == given
+    assert flat(given)["overwrite"]
+
+
+def test_an_unknown_name_names_the_nearest() -> None:
+    with pytest.raises(PerlError, match=r"perl sft`: learning_rat, zzz\nHint: Did you mean learning_rate\?"):
+        build(settings.Sft, {"learning_rat": 1, "zzz": 2})
+
+
+def test_an_option_of_another_command_is_unknown() -> None:
+    with pytest.raises(PerlError, match="Unknown setting for `perl sft`: beta"):
+        build(settings.Sft, {"beta": 0.1})

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import re
-import types
 import typing
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -19,8 +18,8 @@ from perlcli.cli.boundary import usage_errors, with_boundary
 from perlcli.errors import PerlError, nearest
 from perlcli.run.files import RECORD, SETTINGS
 from perlcli.settings import Option, Settings, dashed
-from perlcli.settings.types import choices, convert, fits
-from perlcli.settings.values import type_fault
+from perlcli.settings.faults import type_fault
+from perlcli.settings.types import choices, convert, fits, inner
 from perlcli.settings.yaml import read_config
 from perlcli.text import clip, one_line
 
@@ -37,28 +36,22 @@ LONGEST_CHOICES = 45  # characters of choices that fit next to an option's name;
 WHOLE = re.compile(r"[-+]?\d{1,20}")
 Given = bool | str | list[str] | None  # what the command line has for an option
 
-Action = Callable[[Any], None]
 
-
-def command(app: typer.Typer, name: str) -> Callable[[Action], Callable[..., None]]:
-    """Registers a function of one settings object as the command `name`, with an option for every setting. The first
-    word of a name of two words, such as `data check`, is the name of the app."""
+def command(app: typer.Typer, name: str, action: Callable[[Any], None]) -> None:
+    """Registers an action on settings as the command `name`, with an option for every setting. The first word of a name
+    of two words, such as `data check`, is the name of the app."""
     stage = definitions.ALL_COMMANDS[name]
 
-    def register(function: Action) -> Callable[..., None]:
-        def run(config: str | None, debug: bool, **given: Given) -> None:
-            upstream.hush()  # before a stage imports the noisy libraries
-            with_boundary(lambda: function(_settings(stage, config, given)), debug=debug)
+    def run(config: str | None, debug: bool, **given: Given) -> None:
+        upstream.hush()  # before a stage imports the noisy libraries
+        with_boundary(lambda: action(_settings(stage, config, given)), debug=debug)
 
-        parameters = _parameters(stage)
-        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-        run.__annotations__ = {item.name: item.annotation for item in parameters}
-        run.__doc__ = function.__doc__
-        summary = one_line((function.__doc__ or "").split("\n\n")[0])
-        app.command(name.rpartition(" ")[2], cls=Command, short_help=summary)(run)
-        return run
-
-    return register
+    parameters = _parameters(stage)
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {item.name: item.annotation for item in parameters}
+    run.__doc__ = stage.__doc__
+    summary = one_line(str(stage.__doc__).split("\n\n")[0])
+    app.command(name.rpartition(" ")[2], cls=Command, short_help=summary)(run)
 
 
 class Group(TyperGroup):
@@ -91,10 +84,9 @@ class Command(TyperCommand):
     def format_options(self, ctx: Context, formatter: HelpFormatter) -> None:
         panels: dict[str, list[tuple[str, str]]] = {}
         for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
             if isinstance(parameter, TyperArgument):
-                record: tuple[str, str] | None = (str(parameter.metavar), str(parameter.help))
-            else:
-                record = parameter.get_help_record(ctx)
+                record = str(parameter.metavar), str(parameter.help)
             if record is not None:
                 panel = getattr(parameter, "rich_help_panel", None) or "Help"
                 panels.setdefault(panel, []).append(record)
@@ -122,11 +114,10 @@ def _with_dashes(argument: str) -> str:
 
 
 def _parameters(stage: type[Settings]) -> list[inspect.Parameter]:
-    options = [_parameter(item) for item in definitions.options(stage)]
     config = typer.Option("--config", "-c", help=CONFIG_HELP, rich_help_panel="Run", metavar="FILE")
     debug = typer.Option("--debug", help=DEBUG_HELP, rich_help_panel="Run")
     return [
-        *options,
+        *(_parameter(item) for item in definitions.options(stage)),
         _keyword("config", Annotated[str | None, config], None),
         _keyword("debug", Annotated[bool, debug], False),
     ]
@@ -134,15 +125,14 @@ def _parameters(stage: type[Settings]) -> list[inspect.Parameter]:
 
 def _parameter(item: Option) -> inspect.Parameter:
     """The Typer parameter of an option: a flag or text. Its default is None, which means that it was not given."""
-    is_flag = _scalar(item.type) is bool
+    is_flag = inner(item.type) is bool
     kind: object = bool if is_flag else list[str] if item.type == tuple[str, ...] else str
     if item.argument:
-        information = typer.Argument(
-            help=item.help, rich_help_panel=item.panel, show_default=False, metavar=_argument_shown(item)
-        )
+        shown = f"{shown_name(item)} {_choices_shown(item)}".rstrip()
+        information = typer.Argument(help=item.help, rich_help_panel=item.panel, show_default=False, metavar=shown)
     else:
         information = typer.Option(
-            *_spellings(item, is_flag=is_flag),
+            *_spellings(item),
             help=_help(item),
             rich_help_panel=item.panel,
             show_default=False,
@@ -151,12 +141,11 @@ def _parameter(item: Option) -> inspect.Parameter:
     return _keyword(item.name, Annotated[kind | None, information], None)  # type: ignore[operator]
 
 
-def _spellings(item: Option, *, is_flag: bool) -> list[str]:
+def _spellings(item: Option) -> list[str]:
     """How an option is typed: its name, for most flags the name that takes it back, and the short form."""
-    name = dashed(item.name)
-    is_negatable = is_flag and item.panel != "Run"
-    long = f"--{name}/--no-{name}" if is_negatable else f"--{name}"
-    return [long, item.short] if item.short else [long]
+    is_negatable = inner(item.type) is bool and item.panel != "Run"
+    name = f"{item.shown}/--no-{dashed(item.name)}" if is_negatable else item.shown
+    return [name, item.short] if item.short else [name]
 
 
 def _help(item: Option) -> str:
@@ -171,24 +160,18 @@ def _help(item: Option) -> str:
 
 def _metavar(item: Option) -> str:
     """What stands for an option's value in the help."""
-    if item.metavar or _choices_shown(item):
-        return item.metavar or _choices_shown(item)
-    if choices(item.type):
-        return "NAME"
+    if item.metavar or choices(item.type):
+        return item.metavar or _choices_shown(item) or "NAME"
     if typing.get_origin(item.type) is tuple:
         word = METAVARS.get(typing.get_args(item.type)[0])
         return f"{word},…" if word else "TEXT"
-    return METAVARS.get(_scalar(item.type), "TEXT")
+    return METAVARS.get(inner(item.type), "TEXT")
 
 
 def _choices_shown(item: Option) -> str:
     """An option's choices as the help shows them, `[drop|truncate|error]`; empty if there are none or too many."""
     shown = f"[{'|'.join(choices(item.type))}]"
     return shown if choices(item.type) and len(shown) <= LONGEST_CHOICES else ""
-
-
-def _argument_shown(item: Option) -> str:
-    return f"{shown_name(item)} {_choices_shown(item)}".rstrip()
 
 
 def shown_name(item: Option) -> str:
@@ -201,12 +184,6 @@ def shown_default(item: Option) -> str:
     """What the help gives as an option's default; empty if there is nothing to say."""
     has_default = item.default is not None and item.default is not False and item.default != ()
     return item.unset or (str(item.default) if has_default else "")
-
-
-def _scalar(kind: Any) -> Any:
-    """The type inside `X | None`."""
-    inner = [part for part in typing.get_args(kind) if part is not types.NoneType]
-    return inner[0] if isinstance(kind, types.UnionType) or type(None) in typing.get_args(kind) else kind
 
 
 def _keyword(name: str, annotation: object, default: bool | None) -> inspect.Parameter:
@@ -241,7 +218,7 @@ def _parsed(given: Given, kind: object) -> object:
         return given
     if typing.get_origin(kind) is tuple:
         return [_number(part.strip(), typing.get_args(kind)[0]) for part in given.split(",")]
-    return _number(given, _scalar(kind))
+    return _number(given, inner(kind))
 
 
 def _number(text: str, kind: object) -> int | str:

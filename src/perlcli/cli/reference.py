@@ -7,7 +7,6 @@ from itertools import groupby
 from pathlib import Path
 
 from perlcli import recipes, settings
-from perlcli.cli.app import app, data_app
 from perlcli.cli.binding import CONFIG_HELP, DEBUG_HELP, shown_default, shown_name
 from perlcli.settings.types import describe
 from perlcli.text import markdown_table, one_line
@@ -43,27 +42,21 @@ ROOMS = {
 
 def commands() -> str:
     """Every command with its help text and a table of its options, as Markdown."""
-    found = [("", info) for info in app.registered_commands] + [
-        ("data ", info) for info in data_app.registered_commands
-    ]
-    texts = {group + str(info.name): info.callback.__doc__ or "" for group, info in found if info.callback}
-    return "\n\n".join(_command(name, texts[name]) for name in settings.ALL_COMMANDS)
+    return "\n\n".join(_command(name) for name in settings.ALL_COMMANDS)
 
 
 def recipe_table() -> str:
     """Every recipe with its title and stages, as Markdown."""
-    rows = []
-    for name in recipes.names():
-        found = recipes.read(name)
-        rows.append((f"`{name}`", found.title, ", ".join(found.stages)))
+    shelf = [recipes.read(name) for name in recipes.names()]
+    rows = [(f"`{recipe.name}`", recipe.title, ", ".join(recipe.stages)) for recipe in shelf]
     return markdown_table(("recipe", "task", "stages"), rows)
 
 
-def _command(name: str, text: str) -> str:
-    lines = [f"## perl {name}", "", *(line.strip() for line in text.strip().splitlines())]
-    panels = [(item.panel, item) for item in settings.options(settings.ALL_COMMANDS[name])]
-    for panel, items in groupby(panels, key=lambda row: row[0]):
-        rows = [_row(item) for _, item in items]
+def _command(name: str) -> str:
+    stage = settings.ALL_COMMANDS[name]
+    lines = [f"## perl {name}", "", *(line.strip() for line in str(stage.__doc__).splitlines())]
+    for panel, items in groupby(settings.options(stage), key=lambda item: item.panel):
+        rows = [_row(item) for item in items]
         if panel == "Run":
             rows += [("`--config`, `-c`", "text", "", CONFIG_HELP), ("`--debug`", "flag", "", DEBUG_HELP)]
         lines += ["", f"**{panel}**", "", markdown_table(("option", "value", "default", "meaning"), rows)]
@@ -87,15 +80,9 @@ def module_map() -> str:
     rows: list[tuple[str, str]] = []
     for room in sorted(ROOMS):
         paths = sorted((PACKAGE / room).rglob("*.py")) or [PACKAGE / f"{room}.py"]
-        rows += [(f"`{path.relative_to(PACKAGE)}`", _summary(path)) for path in paths if not _is_empty(path)]
+        for path in paths:
+            tree = ast.parse(path.read_text(encoding="utf-8"))
+            summary = one_line((ast.get_docstring(tree) or "").split("\n\n")[0])
+            if path.name != "__init__.py" or len(tree.body) > 1:  # more than what makes a folder a package
+                rows.append((f"`{path.relative_to(PACKAGE)}`", summary))
     return markdown_table(("module", "contents"), rows)
-
-
-def _is_empty(path: Path) -> bool:
-    """Whether a file only makes a folder a package."""
-    return path.name == "__init__.py" and len(ast.parse(path.read_text(encoding="utf-8")).body) < 2
-
-
-def _summary(path: Path) -> str:
-    text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
-    return one_line(text.split("\n\n")[0])

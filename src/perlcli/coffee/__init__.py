@@ -5,11 +5,11 @@ Every kind of row, split and seed has its own random stream. An order always bel
 """
 
 import random
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from perlcli.coffee.presets import SETTINGS
-from perlcli.coffee.world import call_of, chance, draw_order, gold, mistake, remember, say
+from perlcli.coffee.world import Order, call_of, draw_order, gold, mistake, remember, say
 
 __all__ = ["BASE", "NAME", "SETTINGS", "demonstrations", "gold", "preferences", "prompts", "reward", "thumbs"]
 
@@ -20,14 +20,32 @@ LIKED = 0.4
 
 Row = dict[str, Any]
 
+SMALL = {"lora_r": 8, "max_length": 128}
+COSINE = {"set": ("lr_scheduler_type=cosine",)}
+SAMPLING = {"temperature": 1.0, "max_completion_length": 40}
+# The settings of each command on the embedded base and data.
+SETTINGS: dict[str, dict[str, Any]] = {
+    "sft": {"max_steps": 60, "per_device_train_batch_size": 32, "learning_rate": 3e-3, **SMALL, **COSINE},
+    "reward": {"max_steps": 120, "per_device_train_batch_size": 32, "learning_rate": 1e-3, **SMALL},
+    "rl": {
+        "max_steps": 80,
+        "per_device_train_batch_size": 64,
+        "gradient_accumulation_steps": 1,
+        "learning_rate": 2e-3,
+        "beta": 0.02,
+        "num_generations": 4,
+        **SMALL,
+        **SAMPLING,
+        **COSINE,
+    },
+    "eval": {"max_samples": 400, "per_device_eval_batch_size": 100, "max_length": 128, **SAMPLING},
+}
+
 
 def demonstrations(split: str = "train", count: int = 2000, seed: int = 0) -> list[Row]:
     """Orders with the call written by a trainee barista who forgets details."""
-    rng = _stream("demonstrations", split, seed)
     rows = []
-    for _ in range(count):
-        order = draw_order(rng, split)
-        prompt = _message("user", say(order, rng))
+    for rng, order, prompt in _orders("demonstrations", split, count, seed):
         completion = _message("assistant", call_of(remember(order, rng, _allowed(split))))
         rows.append({"prompt": prompt, "completion": completion, "order": call_of(order)})
     return rows
@@ -35,14 +53,11 @@ def demonstrations(split: str = "train", count: int = 2000, seed: int = 0) -> li
 
 def preferences(split: str = "train", count: int = 4000, seed: int = 0) -> list[Row]:
     """Orders with the right call preferred to a wrong one; in train, 8 % of the labels are flipped."""
-    rng = _stream("preferences", split, seed)
     rows = []
-    for _ in range(count):
-        order = draw_order(rng, split)
-        prompt = _message("user", say(order, rng))
+    for rng, order, prompt in _orders("preferences", split, count, seed):
         right = _message("assistant", call_of(order))
         wrong = _message("assistant", call_of(mistake(order, rng, _allowed(split))))
-        if chance(rng, FLIPPED) and split == "train":
+        if rng.random() < FLIPPED and split == "train":
             right, wrong = wrong, right
         rows.append({"prompt": prompt, "chosen": right, "rejected": wrong})
     return rows
@@ -50,12 +65,9 @@ def preferences(split: str = "train", count: int = 4000, seed: int = 0) -> list[
 
 def thumbs(split: str = "train", count: int = 4000, seed: int = 0) -> list[Row]:
     """Orders with one call each and whether it is right; about 40 % are."""
-    rng = _stream("thumbs", split, seed)
     rows = []
-    for _ in range(count):
-        order = draw_order(rng, split)
-        prompt = _message("user", say(order, rng))
-        right = chance(rng, LIKED)
+    for rng, order, prompt in _orders("thumbs", split, count, seed):
+        right = rng.random() < LIKED
         answer = order if right else mistake(order, rng, _allowed(split))
         rows.append({"prompt": prompt, "completion": _message("assistant", call_of(answer)), "label": right})
     return rows
@@ -63,12 +75,8 @@ def thumbs(split: str = "train", count: int = 4000, seed: int = 0) -> list[Row]:
 
 def prompts(split: str = "train", count: int = 2000, seed: int = 0) -> list[Row]:
     """Orders without an answer, each with the canonical call that `gold` compares a completion with."""
-    rng = _stream("prompts", split, seed)
-    rows = []
-    for _ in range(count):
-        order = draw_order(rng, split)
-        rows.append({"prompt": _message("user", say(order, rng)), "order": call_of(order)})
-    return rows
+    orders = _orders("prompts", split, count, seed)
+    return [{"prompt": prompt, "order": call_of(order)} for _, order, prompt in orders]
 
 
 def reward(completions: list[Any], order: list[str], **columns: Any) -> list[float]:
@@ -77,10 +85,14 @@ def reward(completions: list[Any], order: list[str], **columns: Any) -> list[flo
     return [float(gold(text, wanted)) for text, wanted in zip(texts, order, strict=True)]
 
 
-def _stream(kind: str, split: str, seed: int) -> random.Random:
+def _orders(kind: str, split: str, count: int, seed: int) -> Iterator[tuple[random.Random, Order, list[Row]]]:
+    """Yields the random stream of this kind of row, an order, and a prompt that asks for it."""
     if split not in ("train", "test"):
         raise ValueError(f"split must be 'train' or 'test', not {split!r}")
-    return random.Random(f"coffee {kind} {split} {seed}")
+    rng = random.Random(f"coffee {kind} {split} {seed}")
+    for _ in range(count):
+        order = draw_order(rng, split)
+        yield rng, order, _message("user", say(order, rng))
 
 
 def _allowed(split: str) -> str | None:
@@ -88,5 +100,5 @@ def _allowed(split: str) -> str | None:
     return "train" if split == "train" else None
 
 
-def _message(role: str, content: str) -> list[dict[str, str]]:
+def _message(role: str, content: str) -> list[Row]:
     return [{"role": role, "content": content}]

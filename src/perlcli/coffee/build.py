@@ -159,9 +159,7 @@ def pretrain(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, count:
 
 def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, output: Path, card: str) -> None:
     """Writes the model in bf16, its tokenizer, generation settings and card."""
-    end, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
-    settings = GenerationConfig(eos_token_id=end, pad_token_id=pad)
-    model.generation_config = settings
+    model.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
     model.bfloat16().save_pretrained(output)
     tokenizer.save_pretrained(output)
     (output / "README.md").write_text(card, encoding="utf-8")

@@ -9,19 +9,7 @@ All orders, right or wrong, are in the train split.
 import random
 from collections.abc import Callable, Iterator
 
-from perlcli.coffee.world import (
-    DRINKS,
-    SLOTS,
-    Order,
-    call_of,
-    chance,
-    draw_order,
-    mistake,
-    phrase,
-    remember,
-    say,
-    split_of,
-)
+from perlcli.coffee.world import DRINKS, SLOTS, Order, call_of, draw_order, mistake, phrase, remember, say, split_of
 
 # Who speaks ("customer", "reaction", "ticket" or "agent") and what; a reaction is a customer's verdict on the agent.
 Turn = tuple[str, str]
@@ -49,18 +37,9 @@ SMALL_TALK = (
 def documents(count: int, seed: int) -> Iterator[Document]:
     """Yields `count` random documents, the same for the same seed."""
     rng = random.Random(f"coffee documents {seed}")
-    kinds: tuple[Callable[[random.Random], Document], ...]
-    kinds = (_read_back, _ask, _ticket, _describe, _direct, _missing, _chat)
+    kinds: list[Callable[[random.Random], Document]] = [_read_back, _ask, _ticket, _describe, _direct, _missing, _chat]
     for _ in range(count):
         yield rng.choices(kinds, (38, 25, 18, 5, 5, 5, 4))[0](rng)
-
-
-def _order(rng: random.Random) -> Order:
-    return draw_order(rng, "train")
-
-
-def _wrong(order: Order, rng: random.Random) -> Order:
-    return mistake(order, rng, "train")
 
 
 def _listed(order: Order) -> str:
@@ -70,16 +49,16 @@ def _listed(order: Order) -> str:
 
 def _read_back(rng: random.Random) -> Document:
     """The agent repeats the order, right in half of the cases, until the customer confirms it."""
-    order = _order(rng)
-    spoken = chance(rng, 0.3)
+    order = draw_order(rng, "train")
+    spoken = rng.random() < 0.3
     document = [("customer", say(order, rng))]
-    heard = _wrong(order, rng) if chance(rng, 0.5) else order
+    heard = mistake(order, rng, "train") if rng.random() < 0.5 else order
     while True:
         document.append(("agent", phrase(heard, rng) if spoken else _listed(heard)))
         document.append(("reaction", _react(order, heard, rng)))
         if heard == order:
             return document
-        heard = _wrong(order, rng) if chance(rng, 0.25) else order
+        heard = mistake(order, rng, "train") if rng.random() < 0.25 else order
 
 
 def _react(order: Order, heard: Order, rng: random.Random) -> str:
@@ -99,16 +78,16 @@ def _react(order: Order, heard: Order, rng: random.Random) -> str:
 
 def _ask(rng: random.Random) -> Document:
     """The agent asks for the drink or detail by detail; the customer says whether each is right."""
-    order = _order(rng)
+    order = draw_order(rng, "train")
     wanted = dict(order.details)
     named = rng.sample(list(wanted), rng.randint(1, len(wanted)))
     unnamed = rng.sample([slot for slot in SLOTS if slot not in wanted], rng.choice((0, 1, 1, 2)))
     document = [("customer", say(order, rng))]
-    if chance(rng, 0.6):
-        drink = order.drink if chance(rng, 0.5) else rng.choice([drink for drink in DRINKS if drink != order.drink])
+    if rng.random() < 0.6:
+        drink = order.drink if rng.random() < 0.5 else rng.choice([drink for drink in DRINKS if drink != order.drink])
         document += [("agent", f"{drink}?"), ("reaction", _react(order, Order(drink, order.details), rng))]
     for slot in rng.sample([*named, *unnamed], len(named) + len(unnamed)):
-        right = slot in wanted and chance(rng, 0.6)
+        right = slot in wanted and rng.random() < 0.6
         value = wanted[slot] if right else rng.choice([value for value in SLOTS[slot] if value != wanted.get(slot)])
         document.append(("agent", f"{slot} {value}?"))
         answer = f", {slot} {wanted[slot]}" if slot in wanted else f", i didn't say {slot}"
@@ -118,30 +97,30 @@ def _ask(rng: random.Random) -> Document:
 
 def _ticket(rng: random.Random) -> Document:
     """A ticket's details written as a call, half of them followed by a check."""
-    order = _order(rng)
-    if chance(rng, 0.5):
+    order = draw_order(rng, "train")
+    if rng.random() < 0.5:
         return [("ticket", _listed(order)), ("agent", call_of(order))]
-    heard = _wrong(order, rng) if chance(rng, 0.6) else order
+    heard = mistake(order, rng, "train") if rng.random() < 0.6 else order
     return [("ticket", _listed(order)), ("agent", call_of(heard)), ("reaction", _react(order, heard, rng))]
 
 
 def _describe(rng: random.Random) -> Document:
     """A call on a ticket, read out as details."""
-    order = _order(rng)
+    order = draw_order(rng, "train")
     return [("ticket", call_of(order)), ("agent", _listed(order))]
 
 
 def _direct(rng: random.Random) -> Document:
     """An order answered by a call at once, every second time by the trainee."""
-    order = _order(rng)
-    heard = remember(order, rng, "train") if chance(rng, 0.5) else order
+    order = draw_order(rng, "train")
+    heard = remember(order, rng, "train") if rng.random() < 0.5 else order
     return [("customer", say(order, rng)), ("agent", call_of(heard)), ("reaction", _react(order, heard, rng))]
 
 
 def _missing(rng: random.Random) -> Document:
     """The agent asks for a detail that wasn't named, and the customer gives it."""
     while True:
-        order = _order(rng)
+        order = draw_order(rng, "train")
         slot, value = rng.choice(order.details)
         known = Order(order.drink, tuple(pair for pair in order.details if pair[0] != slot))
         if split_of(known) == "train":

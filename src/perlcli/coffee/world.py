@@ -84,17 +84,8 @@ SMALL_TALK = (
 CLOSINGS = ("please", "thanks", "thank you", "if you can", "that's all", "for my friend")
 
 # How often the trainee forgets a detail that the customer named.
-FORGETS = {
-    "quantity": 0.20,
-    "size": 0.05,
-    "temperature": 0.15,
-    "milk": 0.15,
-    "shots": 0.45,
-    "caffeine": 0.30,
-    "syrup": 0.45,
-    "whip": 0.55,
-    "place": 0.55,
-}
+FORGETS = {"quantity": 0.20, "size": 0.05, "temperature": 0.15, "milk": 0.15, "shots": 0.45}
+FORGETS |= {"caffeine": 0.30, "syrup": 0.45, "whip": 0.55, "place": 0.55}
 
 TESTED = 51 / 256  # of all orders
 
@@ -147,11 +138,6 @@ def split_of(order: Order) -> str:
     return "test" if digest[0] < 256 * TESTED else "train"
 
 
-def chance(rng: random.Random, probability: float) -> bool:
-    """True with this probability."""
-    return rng.random() < probability
-
-
 def draw_order(rng: random.Random, split: str) -> Order:
     """A random order with one to four details from a split."""
     while True:
@@ -185,16 +171,16 @@ def phrase(order: Order, rng: random.Random) -> str:
 
 def say(order: Order, rng: random.Random) -> str:
     """A customer's sentence for an order, sometimes with small talk."""
-    words = [rng.choice(SMALL_TALK)] if chance(rng, 0.25) else []
+    words = [rng.choice(SMALL_TALK)] if rng.random() < 0.25 else []
     words += [rng.choice(OPENINGS), phrase(order, rng)]
     sentence = " ".join(word for word in words if word)
-    return f"{sentence}, {rng.choice(CLOSINGS)}" if chance(rng, 0.3) else sentence
+    return f"{sentence}, {rng.choice(CLOSINGS)}" if rng.random() < 0.3 else sentence
 
 
 def remember(order: Order, rng: random.Random, split: str | None = None) -> Order:
     """What the trainee barista remembers of an order; with a split, only orders of that split."""
     while True:
-        heard = Order(order.drink, tuple(pair for pair in order.details if not chance(rng, FORGETS[pair[0]])))
+        heard = Order(order.drink, tuple(pair for pair in order.details if rng.random() >= FORGETS[pair[0]]))
         if split is None or split_of(heard) == split:
             return heard
 
@@ -218,6 +204,6 @@ def slip(order: Order, rng: random.Random) -> Order:
 def mistake(order: Order, rng: random.Random, split: str | None = None) -> Order:
     """A wrong version of an order, with a trainee's or a random error; with a split, one of that split."""
     while True:
-        wrong = remember(order, rng) if chance(rng, 0.4) else slip(order, rng)
+        wrong = remember(order, rng) if rng.random() < 0.4 else slip(order, rng)
         if wrong != order and split in (None, split_of(wrong)):
             return wrong

@@ -1,142 +1,191 @@
-"""The commands, each with its groups of options."""
+"""The settings of the other commands, each with its groups, and the table of all commands."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
-from perlcli.settings.command_groups import (
-    ComparedLoraSettings,
-    ComparedModelSettings,
-    ComparedRunSettings,
-    CompareSettings,
-    ConvertRunSettings,
-    ConvertSettings,
-    DoctorSettings,
-    EstimateModelSettings,
-    EstimateRlSettings,
-    EstimateSettings,
-    EstimateTrainSettings,
-    FileSettings,
-    LengthSettings,
-    ListSettings,
-    MergeRunSettings,
-    MergeSettings,
-    QuickstartSettings,
-    ReportRunSettings,
-    RunsSettings,
-    ShowSettings,
-    TokenizerSettings,
-)
-from perlcli.settings.stage_groups import (
-    DataSettings,
-    EvalSettings,
-    HeldOutSettings,
-    KeepSettings,
-    LoraSettings,
-    ModelSettings,
-    RecipeSettings,
-    RlSettings,
-    RunSettings,
-    SamplingSettings,
-    ThumbsSettings,
-    TrainSettings,
-)
+from perlcli.settings import stages
+from perlcli.settings.declaring import flag, option, option_of, place
+from perlcli.settings.stages import ATTENTION, Algorithm, DataFormat, Dtype, OnLong, Use
+
+Compared = Literal["sft", "reward", "rl", "all"]
 
 
 @dataclass(frozen=True)
-class Sft:
-    """Settings of `perl sft`."""
+class MergeSettings:
+    """Merge"""
 
-    model: ModelSettings = ModelSettings()
-    data: DataSettings = DataSettings()
-    held_out: HeldOutSettings = HeldOutSettings()
-    lora: LoraSettings = LoraSettings()
-    train: TrainSettings = TrainSettings()
-    recipe: RecipeSettings = RecipeSettings()
-    run: RunSettings = RunSettings()
-    keep: KeepSettings = KeepSettings()
-
-
-@dataclass(frozen=True)
-class Reward:
-    """Settings of `perl reward`."""
-
-    model: ModelSettings = ModelSettings()
-    data: DataSettings = DataSettings()
-    held_out: HeldOutSettings = HeldOutSettings()
-    thumbs: ThumbsSettings = ThumbsSettings()
-    lora: LoraSettings = LoraSettings()
-    train: TrainSettings = TrainSettings()
-    recipe: RecipeSettings = RecipeSettings()
-    run: RunSettings = RunSettings()
-    keep: KeepSettings = KeepSettings()
+    adapter: str | None = place(
+        "Adapter to merge: folder of a run, or folder or Hub id of a LoRA adapter.", argument=True
+    )
+    dtype: Dtype = option(
+        "Precision of the merged weights; auto is that of the base in the run (bfloat16 if it was quantised), or as "
+        "the base is stored if there is no record of the run.",
+        default="auto",
+    )
+    trust_remote_code: bool = option_of(stages.ModelSettings, "trust_remote_code")
 
 
 @dataclass(frozen=True)
-class Rl:
-    """Settings of `perl rl`."""
+class MergeRunSettings:
+    """Run"""
 
-    model: ModelSettings = ModelSettings()
-    data: DataSettings = DataSettings()
-    sampling: SamplingSettings = SamplingSettings()
-    rl: RlSettings = RlSettings()
-    lora: LoraSettings = LoraSettings()
-    train: TrainSettings = TrainSettings()
-    recipe: RecipeSettings = RecipeSettings()
-    run: RunSettings = RunSettings()
-    keep: KeepSettings = KeepSettings()
-
-
-@dataclass(frozen=True)
-class Eval:
-    """Settings of `perl eval`."""
-
-    model: ModelSettings = ModelSettings()
-    data: DataSettings = DataSettings()
-    sampling: SamplingSettings = SamplingSettings()
-    eval: EvalSettings = EvalSettings()
-    recipe: RecipeSettings = RecipeSettings()
-    run: RunSettings = RunSettings()
+    output: str | None = place("Folder for the merged model.", short="-o", unset="ADAPTER-merged, next to the adapter")
+    dry_run: bool = option_of(stages.RunSettings, "dry_run")
+    overwrite: bool = option_of(stages.RunSettings, "overwrite")
 
 
 @dataclass(frozen=True)
 class Merge:
-    """Settings of `perl merge`."""
+    """Merge an adapter into its base: gives an ordinary model that plain transformers can load.
+
+    Example: perl merge runs/rl --output runs/rl-merged"""
 
     merge: MergeSettings = MergeSettings()
     run: MergeRunSettings = MergeRunSettings()
 
 
 @dataclass(frozen=True)
+class QuickstartSettings:
+    """Quickstart"""
+
+    max_steps: int | None = option("Steps of each stage, for a quick trial.", unset="enough to learn", gt=0)
+    resume: str | None = place(
+        "Resume an earlier quickstart: stages that finished are kept.", unset="start a new run", metavar="[latest]"
+    )
+
+
+@dataclass(frozen=True)
 class Quickstart:
-    """Settings of `perl quickstart`."""
+    """Watch a tiny model learn from preferences in a few minutes: SFT, reward, RL and evaluation; needs no GPU.
+
+    Example: perl quickstart"""
 
     quickstart: QuickstartSettings = QuickstartSettings()
-    run: RunSettings = RunSettings()
+    run: stages.RunSettings = stages.RunSettings()
+
+
+@dataclass(frozen=True)
+class CompareSettings:
+    """Comparison"""
+
+    stage: Compared | None = option(
+        "What to compare; with all, each stage builds on the one before.", argument=True, unset="required"
+    )
+    arms: str = option(
+        "Training methods to compare, comma-separated: full, or lora or dora, each also with -8bit or -4bit.",
+        default="full,lora",
+    )
+    full_learning_rate: float | None = option(
+        "Peak learning rate of full tuning.", unset="a tenth of --learning-rate, as in the paper", gt=0
+    )
+    repeats: int = option("How often to time each run; the arms take turns.", default=1, gt=0)
+    estimate: bool = flag("Only predict each arm's peak memory from the model's config; run nothing.")
+    gpu: str | None = option(
+        "With --estimate: GPU memory to fit into: 24, 24GB or 24GiB.", unset="the GPU of this machine"
+    )
+
+
+@dataclass(frozen=True)
+class ComparedModelSettings:
+    """Model"""
+
+    model: str | None = place(
+        "Models, comma-separated; each is compared separately.", short="-m", unset="the embedded coffee base"
+    )
+    dtype: Dtype = option_of(stages.ModelSettings, "dtype")
+    trust_remote_code: bool = option_of(stages.ModelSettings, "trust_remote_code")
+
+
+@dataclass(frozen=True)
+class ComparedLoraSettings:
+    """Adapter"""
+
+    lora_r: tuple[int, ...] = option("Ranks, comma-separated; each is a separate arm.", default=(), unset="16", gt=0)
+    lora_alpha: int | None = option_of(stages.LoraSettings, "lora_alpha")
+    lora_dropout: float | None = option_of(stages.LoraSettings, "lora_dropout")
+    lora_target_modules: str | None = option(
+        "Sets of modules, an arm for each: `attention` (every attention projection), `all-linear`, or module names. "
+        "attention,all-linear are two sets; q_proj,v_proj is one; semicolons separate any sets.",
+        unset=ATTENTION,
+    )
+
+
+@dataclass(frozen=True)
+class ComparedRunSettings:
+    """Run"""
+
+    output: str | None = option_of(stages.RunSettings, "output")
+    seed: tuple[int, ...] = option(
+        "Seeds, comma-separated; each arm runs once with each seed.", default=(), unset="0", ge=0, lt=2**32
+    )
+    dry_run: bool = option_of(stages.RunSettings, "dry_run")
+    overwrite: bool = option_of(stages.RunSettings, "overwrite")
 
 
 @dataclass(frozen=True)
 class CompareFull:
-    """Settings of `perl compare-full`."""
+    """Compare LoRA with full tuning: memory, speed and quality of each arm, next to the paper's ratios.
+
+    Example: perl compare-full reward --model HuggingFaceTB/SmolLM2-135M-Instruct --data pairs.jsonl --lora-r 1,4,16"""
 
     compare: CompareSettings = CompareSettings()
     model: ComparedModelSettings = ComparedModelSettings()
-    data: DataSettings = DataSettings()
-    held_out: HeldOutSettings = HeldOutSettings()
-    thumbs: ThumbsSettings = ThumbsSettings()
-    sampling: SamplingSettings = SamplingSettings()
-    rl: RlSettings = RlSettings()
+    data: stages.DataSettings = stages.DataSettings()
+    held_out: stages.HeldOutSettings = stages.HeldOutSettings()
+    thumbs: stages.ThumbsSettings = stages.ThumbsSettings()
+    sampling: stages.SamplingSettings = stages.SamplingSettings()
+    rl: stages.RlSettings = stages.RlSettings()
     lora: ComparedLoraSettings = ComparedLoraSettings()
-    train: TrainSettings = TrainSettings()
-    recipe: RecipeSettings = RecipeSettings()
+    train: stages.TrainSettings = stages.TrainSettings()
+    recipe: stages.RecipeSettings = stages.RecipeSettings()
     run: ComparedRunSettings = ComparedRunSettings()
-    keep: KeepSettings = KeepSettings()
+    keep: stages.KeepSettings = stages.KeepSettings()
+
+
+@dataclass(frozen=True)
+class FileSettings:
+    """Data"""
+
+    file: str | None = place(
+        "Data: local file or folder, Hub id, - for standard input, or coffee for the embedded data.", argument=True
+    )
+    data_format: DataFormat | None = option_of(stages.DataSettings, "data_format")
+    subset: str | None = option_of(stages.DataSettings, "subset")
+    split: str | None = option_of(stages.DataSettings, "split")
+    shp_score_ratio: float | None = option_of(stages.DataSettings, "shp_score_ratio")
+    shp_per_post: int | None = option_of(stages.DataSettings, "shp_per_post")
+
+
+@dataclass(frozen=True)
+class TokenizerSettings:
+    """Model"""
+
+    model: str | None = place(
+        "Model or adapter whose tokenizer and chat template render the rows: Hub id or local folder.",
+        short="-m",
+        unset="the embedded coffee base",
+    )
+    trust_remote_code: bool = option_of(stages.ModelSettings, "trust_remote_code")
+
+
+@dataclass(frozen=True)
+class LengthSettings:
+    """Lengths"""
+
+    max_length: int | None = option_of(stages.DataSettings, "max_length")
+    on_long: OnLong = option_of(stages.DataSettings, "on_long")
+    max_completion_length: int | None = option(
+        "Maximum tokens per completion; `perl rl` leaves this much room after each prompt.", unset="128", gt=0
+    )
 
 
 @dataclass(frozen=True)
 class DataCheck:
-    """Settings of `perl data check`."""
+    """Report which commands can use a file, and which of its rows would be dropped, are too long or are repeated.
+
+    Example: perl data check pairs.jsonl --model HuggingFaceTB/SmolLM2-135M-Instruct"""
 
     file: FileSettings = FileSettings()
     model: TokenizerSettings = TokenizerSettings()
@@ -144,8 +193,18 @@ class DataCheck:
 
 
 @dataclass(frozen=True)
+class ShowSettings:
+    """Rows"""
+
+    for_: Use | None = option("Read the data as this stage does.", unset="the first of reward, sft, rl that can")
+    rows: int = option("Number of rows to show.", default=3, gt=0)
+
+
+@dataclass(frozen=True)
 class DataShow:
-    """Settings of `perl data show`."""
+    """Print the first rows as the model sees them, with special tokens, and with the trained tokens marked.
+
+    Example: perl data show pairs.jsonl --model HuggingFaceTB/SmolLM2-135M-Instruct --rows 2 --for reward"""
 
     file: FileSettings = FileSettings()
     show: ShowSettings = ShowSettings()
@@ -154,8 +213,26 @@ class DataShow:
 
 
 @dataclass(frozen=True)
+class ConvertSettings:
+    """Rows"""
+
+    for_: Use | None = option_of(ShowSettings, "for_")
+    text: bool = flag("Write plain text instead of messages, if the format allows both (Anthropic HH, Taskmaster).")
+
+
+@dataclass(frozen=True)
+class ConvertRunSettings:
+    """Run"""
+
+    output: str | None = place("JSONL file to write.", short="-o", unset="FILE-trl.jsonl in the current folder")
+    overwrite: bool = flag("Replace an existing file.")
+
+
+@dataclass(frozen=True)
 class DataConvert:
-    """Settings of `perl data convert`."""
+    """Convert data of any known format to JSONL in TRL's format.
+
+    Example: perl data convert hh.jsonl --output pairs.jsonl"""
 
     file: FileSettings = FileSettings()
     convert: ConvertSettings = ConvertSettings()
@@ -163,16 +240,116 @@ class DataConvert:
 
 
 @dataclass(frozen=True)
+class ListSettings:
+    """Runs"""
+
+    dir: str | None = place(
+        "Folder to search for runs, at any depth, or the folder of one run. Without DIR: `runs` in the current folder.",
+        argument=True,
+        unset="runs",
+    )
+    watch: bool | None = option(
+        "Print the table again every two seconds, until Ctrl-C.", unset="on a terminal, until no run is active"
+    )
+    json: bool = flag("Print JSON instead of a table.")
+
+
+@dataclass(frozen=True)
+class Runs:
+    """List the runs in a folder: stage, status, steps, model, key figure, age and size, with live progress.
+
+    Example: perl runs"""
+
+    runs: ListSettings = ListSettings()
+
+
+@dataclass(frozen=True)
+class RunsSettings:
+    """Runs"""
+
+    run: tuple[str, ...] = place(
+        "Folders of runs to compare, of any stage, or the folder of one comparison.", default=(), argument=True
+    )
+
+
+@dataclass(frozen=True)
+class ReportRunSettings:
+    """Run"""
+
+    output: str | None = place(
+        "Folder for the report as Markdown, JSON, CSV, plots and one HTML page.",
+        short="-o",
+        unset="only print the table; for a comparison, its own folder",
+    )
+
+
+@dataclass(frozen=True)
 class Report:
-    """Settings of `perl report`."""
+    """Compare finished runs of any stage side by side: cost, quality, and the ratios to full tuning.
+
+    Example: perl report runs/reward-full runs/reward --output runs/report"""
 
     runs: RunsSettings = RunsSettings()
     run: ReportRunSettings = ReportRunSettings()
 
 
 @dataclass(frozen=True)
+class EstimateModelSettings:
+    """Model"""
+
+    model: str | None = place(
+        "Model or adapter: Hub id or local folder. Only its config is read.",
+        short="-m",
+        unset="the embedded coffee base",
+    )
+    dtype: Dtype = option_of(stages.ModelSettings, "dtype")
+    trust_remote_code: bool = option_of(stages.ModelSettings, "trust_remote_code")
+
+
+@dataclass(frozen=True)
+class EstimateSettings:
+    """Estimate"""
+
+    stage: Compared = option("What to estimate.", default="all", argument=True)
+    arms: str = option(
+        "Training methods, comma-separated: full, or lora or dora, each also with -8bit or -4bit.",
+        default="full,lora,lora-8bit,lora-4bit",
+    )
+    lora_r: str | None = option("Ranks of the adapters, comma-separated.", unset="16")
+    lora_target_modules: str | None = option_of(stages.LoraSettings, "lora_target_modules")
+    gpu: str | None = option(
+        "GPU memory to fit into: 24, 24GB or 24GiB (a GPU sold as 24 GB has 24 GiB).", unset="the GPU of this machine"
+    )
+    json: bool = flag("Print JSON, with sizes in bytes, instead of tables.")
+
+
+@dataclass(frozen=True)
+class EstimateTrainSettings:
+    """Training"""
+
+    per_device_train_batch_size: int | None = option_of(stages.TrainSettings, "per_device_train_batch_size")
+    gradient_accumulation_steps: int | None = option_of(stages.TrainSettings, "gradient_accumulation_steps")
+    max_length: int | None = option("Tokens in each row, prompt and completion together.", unset="1024", gt=0)
+    gradient_checkpointing: bool | None = option(
+        "Recompute activations instead of storing them.", unset="on with a GPU, as in training"
+    )
+
+
+@dataclass(frozen=True)
+class EstimateRlSettings:
+    """Sampling and reward"""
+
+    algorithm: Algorithm = option_of(stages.RlSettings, "algorithm")
+    num_generations: int | None = option_of(stages.RlSettings, "num_generations")
+    max_completion_length: int | None = option_of(stages.SamplingSettings, "max_completion_length")
+    rewards: int = option("Number of reward models, each an adapter on the same base.", default=1, gt=0)
+
+
+@dataclass(frozen=True)
 class Estimate:
-    """Settings of `perl estimate`."""
+    """Predict the memory that training needs from a model's config: which arms fit, and with which batch size.
+
+    Example: perl estimate rl --model HuggingFaceTB/SmolLM2-135M-Instruct --gpu 24GB"""
 
     estimate: EstimateSettings = EstimateSettings()
     model: EstimateModelSettings = EstimateModelSettings()
@@ -181,28 +358,29 @@ class Estimate:
 
 
 @dataclass(frozen=True)
-class Runs:
-    """Settings of `perl runs`."""
+class DoctorSettings:
+    """Doctor"""
 
-    runs: ListSettings = ListSettings()
+    json: bool = flag("Print JSON instead of text.")
 
 
 @dataclass(frozen=True)
 class Doctor:
-    """Settings of `perl doctor`."""
+    """Check this machine: versions, GPU, disk, what to install, and each precision by a forward and backward pass.
+
+    Example: perl doctor"""
 
     doctor: DoctorSettings = DoctorSettings()
 
 
-Training = Sft | Reward | Rl
-Stage = Training | Eval | Merge | Quickstart | CompareFull
+Stage = stages.Training | stages.Eval | Merge | Quickstart | CompareFull
 OfData = DataCheck | DataShow | DataConvert
 Settings = Stage | OfData | Report | Estimate | Runs | Doctor
 COMMANDS: dict[str, type[Any]] = {
-    "sft": Sft,
-    "reward": Reward,
-    "rl": Rl,
-    "eval": Eval,
+    "sft": stages.Sft,
+    "reward": stages.Reward,
+    "rl": stages.Rl,
+    "eval": stages.Eval,
     "merge": Merge,
     "quickstart": Quickstart,
     "compare-full": CompareFull,

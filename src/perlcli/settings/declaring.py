@@ -21,6 +21,7 @@ class Facts(TypedDict, total=False):
     ge: float
     lt: float
     place: bool
+    default: Any
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,9 +49,20 @@ class Option:
         return self.name.upper() if self.argument else f"--{dashed(self.name)}"
 
 
-def option(default: Any, text: str, **facts: Unpack[Facts]) -> Any:
-    """Declares an option with its default and help text."""
-    return field(default=default, metadata={"help": text, **facts})
+def option(text: str, **facts: Unpack[Facts]) -> Any:
+    """Declares an option with its help text; None as its default means unset."""
+    return field(default=facts.pop("default", None), metadata={"help": text, **facts})
+
+
+def flag(text: str) -> Any:
+    """Declares an option that is off until it is given."""
+    return option(text, default=False)
+
+
+def place(text: str, **facts: Unpack[Facts]) -> Any:
+    """Declares an option that names a file, a folder or something on the Hub."""
+    facts["place"] = True
+    return option(text, **facts)
 
 
 def option_of(group: type[Any], name: str) -> Any:
@@ -74,6 +86,11 @@ def options(stage: type[Any]) -> Iterator[Option]:
                 default=item.default,
                 **item.metadata,
             )
+
+
+def flat(settings: object) -> dict[str, Any]:
+    """The settings of a command as one flat mapping of option names to values."""
+    return {item.name: getattr(getattr(settings, item.group), item.name) for item in options(type(settings))}
 
 
 def names(stage: type[Any]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Which value an option takes. From the strongest to the weakest:
+"""Settings from values, and which value an option takes. From the strongest to the weakest:
 
 1. the command line
 2. the file of --config
@@ -15,12 +15,13 @@ settings are built, and `resolve` puts the result over the rest once the model i
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_origin, get_type_hints
 
-from perlcli.settings.building import build, flat
-from perlcli.settings.choices import ATTENTION
+from perlcli.errors import PerlError, nearest
 from perlcli.settings.commands import Settings, command_of
-from perlcli.settings.declaring import Values
+from perlcli.settings.declaring import Values, flat, options
+from perlcli.settings.faults import misfit
+from perlcli.settings.stages import ATTENTION
 
 # Sources: the paper (arXiv 2403.10704, section 4 and appendix) for the learning rates of reward and RL, beta and
 # temperature; TRL's recommendation of ten times the full-tuning rate for LoRA in SFT; TRL's defaults elsewhere.
@@ -39,7 +40,6 @@ GENERAL = {
     "max_completion_length": 128,
 }
 LEARNING_RATES = {"sft": (2e-4, 2e-5), "reward": (1e-4, 1e-5), "rl": (1e-5, 1e-6)}  # LoRA, full tuning
-RL_ACCUMULATION = 4
 LENGTH = {"max_steps", "num_train_epochs"}
 # Options that describe the source that --data names.
 OF_DATA = {"data_format", "subset", "split", "eval_data", "shp_score_ratio", "shp_per_post"}
@@ -48,15 +48,15 @@ AnyStage = TypeVar("AnyStage", bound=Settings)
 
 
 def layered(*layers: Values) -> dict[str, Any]:
-    """The values of several layers, the strongest first.
-
-    A layer also removes weaker values that its choices leave without meaning: the length of a run, what describes
-    other data, the LoRA options with --full or --peft. The fields of --set are merged one by one.
-    """
+    """The values of several layers, the strongest first. A layer also removes weaker values that its choices leave
+    without meaning: the length of a run, what describes other data, the LoRA options with --full or --peft. The fields
+    of --set are merged one by one."""
     merged: dict[str, Any] = {}
     for weaker in layers:
         void = _void(merged)
-        fields = (*_fields_not_in(merged, weaker), *merged.get("set", ()))
+        stronger = merged.get("set", ())
+        given = {field.partition("=")[0] for field in stronger}
+        fields = (*(field for field in weaker.get("set", ()) if field.partition("=")[0] not in given), *stronger)
         merged = {name: value for name, value in weaker.items() if name not in void} | merged
         if fields:
             merged["set"] = fields
@@ -65,9 +65,7 @@ def layered(*layers: Values) -> dict[str, Any]:
 
 def _void(given: Values) -> set[str]:
     """The options that a weaker layer may not set."""
-    void: set[str] = set()
-    if LENGTH & set(given):
-        void |= LENGTH
+    void = set(LENGTH) if LENGTH & set(given) else set()
     if given.get("data") is not None:
         void |= OF_DATA
     if given.get("full") or given.get("peft"):
@@ -75,40 +73,49 @@ def _void(given: Values) -> set[str]:
     return void
 
 
-def _fields_not_in(given: Values, weaker: Values) -> tuple[str, ...]:
-    """The weaker layer's fields of --set, without those that are given."""
-    own = {item.partition("=")[0] for item in given.get("set", ())}
-    return tuple(item for item in weaker.get("set", ()) if item.partition("=")[0] not in own)
-
-
 def resolve(settings: AnyStage, *presets: Values) -> AnyStage:
     """The same settings with every unset option filled from the presets, the strongest first, else by default. Raises
     PerlError for preset values that no option can have."""
     values = flat(settings)
     given = {name: value for name, value in values.items() if value is not None and value is not False}
-    chosen = layered(given, _implied(given), *presets)
+    implied = {"num_generations": 1} if given.get("algorithm") == "reinforce" else {}
+    chosen = layered(given, implied, *presets)
     filled = _defaults(command_of(settings), given) | chosen
     values |= {name: value for name, value in filled.items() if name in values}
     if "value_learning_rate" in values and values["algorithm"] == "reinforce":
         values["value_learning_rate"] = values["value_learning_rate"] or values["learning_rate"]
-    if "lora_alpha" in values and values["lora_alpha"] is None and not values.get("peft"):
-        rank = values["lora_r"]
-        values["lora_alpha"] = 2 * rank if isinstance(rank, int) and rank > 0 else None
+    rank = values.get("lora_r")
+    if values.get("lora_alpha", 0) is None and isinstance(rank, int) and rank > 0 and not values.get("peft"):
+        values["lora_alpha"] = 2 * rank
     return build(type(settings), values)
-
-
-def _implied(given: Values) -> dict[str, Any]:
-    """What a choice of the user's implies for other options."""
-    return {"num_generations": 1} if given.get("algorithm") == "reinforce" else {}
 
 
 def _defaults(command: str, given: Values) -> dict[str, Any]:
     """The defaults of a stage over the general ones."""
     defaults: dict[str, Any] = GENERAL | {"output": f"runs/{command}"}
     if command == "rl":
-        defaults["gradient_accumulation_steps"] = RL_ACCUMULATION
+        defaults["gradient_accumulation_steps"] = 4
     if command in LEARNING_RATES:
         lora_rate, full_rate = LEARNING_RATES[command]
         defaults["learning_rate"] = full_rate if given.get("full") else lora_rate
     void = _void(given) - LENGTH  # --max-steps overrides the epochs, which keep their default
     return {name: value for name, value in defaults.items() if name not in void}
+
+
+def build(stage: type[AnyStage], values: Values) -> AnyStage:
+    """Settings of the stage with these flat values. Raises PerlError for names that the stage does not have, and for
+    values that no option can have."""
+    known = {item.name: item for item in options(stage)}
+    unknown = [name for name in values if name not in known]
+    if unknown:
+        hint = nearest(unknown[0], known)
+        raise PerlError(f"Unknown setting for `perl {command_of(stage)}`: {', '.join(unknown)}", hint)
+    faults = [f"{known[name].shown} {fault}" for name, value in values.items() if (fault := misfit(known[name], value))]
+    if faults:
+        raise PerlError("\n".join(faults), f"perl {command_of(stage)} --help lists the options")
+    groups: dict[str, dict[str, Any]] = {item.group: {} for item in known.values()}
+    for name, value in values.items():
+        is_one_of_many = isinstance(value, str) and get_origin(known[name].type) is tuple
+        groups[known[name].group][name] = (value,) if is_one_of_many else value
+    kinds = get_type_hints(stage)
+    return stage(**{group: kinds[group](**given) for group, given in groups.items()})

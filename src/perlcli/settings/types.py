@@ -31,25 +31,20 @@ def fits(value: object, kind: object) -> bool:
 def _fits_many(value: object, kind: object) -> bool:
     """Whether a list or mapping and all its items fit `tuple[X, ...]`, `tuple[X, Y]`, `list[X]` or `dict[X, Y]`."""
     origin, kinds = typing.get_origin(kind) or kind, typing.get_args(kind)
-    if origin is tuple:
-        values = [value] if _is_list_of_one_kind(kind) and not isinstance(value, list) else value
-        return isinstance(values, list) and _fit_each(values, kinds)
-    if origin is list:
-        return isinstance(value, list) and (not kinds or all(fits(item, kinds[0]) for item in value))
-    if not isinstance(value, dict):
+    if origin is dict:
+        items = value.items() if isinstance(value, dict) and kinds else ()
+        return isinstance(value, dict) and all(fits(key, kinds[0]) and fits(item, kinds[1]) for key, item in items)
+    values = [value] if _is_list_of_one_kind(kind) and not isinstance(value, list) else value
+    if not isinstance(values, list):
         return False
-    return not kinds or all(fits(key, kinds[0]) and fits(item, kinds[1]) for key, item in value.items())
+    if origin is list or _is_list_of_one_kind(kind):
+        return not kinds or all(fits(item, kinds[0]) for item in values)
+    return len(values) == len(kinds) and all(map(fits, values, kinds))
 
 
 def _is_list_of_one_kind(kind: object) -> bool:
     """Whether a type is `tuple[X, ...]`, for which a single value is accepted as a list of one."""
     return typing.get_origin(kind) is tuple and typing.get_args(kind)[-1] is ...
-
-
-def _fit_each(values: list[object], kinds: tuple[object, ...]) -> bool:
-    """Whether a list fits `tuple[X, ...]` or `tuple[X, Y]`."""
-    wanted = kinds[:1] * len(values) if kinds[-1] is ... else kinds
-    return len(values) == len(wanted) and all(map(fits, values, wanted))
 
 
 def _is_float(value: float | str) -> bool:
@@ -74,13 +69,16 @@ def convert(value: Any, kind: Any) -> Any:
     return value
 
 
+def inner(kind: Any) -> Any:
+    """The type inside `X | None`; any other type as it is."""
+    parts = [part for part in typing.get_args(kind) if part is not types.NoneType]
+    return parts[0] if len(parts) == 1 and types.NoneType in typing.get_args(kind) else kind
+
+
 @cache
 def choices(kind: object) -> tuple[str, ...]:
     """The choices of a `Literal`, also of `Literal | None`; empty for any other type."""
-    if typing.get_origin(kind) is typing.Literal:
-        return typing.get_args(kind)
-    inner = [part for part in typing.get_args(kind) if part is not types.NoneType]
-    return choices(inner[0]) if len(inner) == 1 and types.NoneType in typing.get_args(kind) else ()
+    return typing.get_args(inner(kind)) if typing.get_origin(inner(kind)) is typing.Literal else ()
 
 
 def describe(kind: object) -> str:

@@ -9,8 +9,8 @@ from typing import Any
 
 from perlcli import settings
 from perlcli.errors import SHOWN_FAULTS, PerlError, line, listing, nearest, reason
+from perlcli.settings.faults import limit_fault, misfit, type_fault
 from perlcli.settings.types import convert
-from perlcli.settings.values import limit_fault, misfit, type_fault
 from perlcli.text import clip, shorten
 
 LONGEST_PATH = 4096  # characters shown of a path

@@ -1,15 +1,19 @@
-"""Checks between the values of settings; the limits of a single value are in its option's declaration."""
+"""What is wrong with the values of settings: types, limits, and conflicts between values."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 from perlcli.errors import PerlError
-from perlcli.settings.building import flat
-from perlcli.settings.choices import LORA
 from perlcli.settings.commands import Settings, command_of
-from perlcli.settings.declaring import Values, dashed, options
-from perlcli.settings.values import limit_faults
+from perlcli.settings.declaring import Option, Values, dashed, flat, options
+from perlcli.settings.stages import LORA
+from perlcli.settings.types import describe, fits
+from perlcli.text import shorten
+
+LARGEST = 2**53  # of numbers: above it a float is no longer exact
+LONGEST_PATH, LONGEST_NAME = 4096, 255  # bytes that file systems accept
 
 
 def check(settings: Settings) -> None:
@@ -18,6 +22,62 @@ def check(settings: Settings) -> None:
     faults = [*limit_faults(options(type(settings)), values), *_conflicts(values)]
     if faults:
         raise PerlError("\n".join(faults), f"perl {command_of(settings)} --help lists the options")
+
+
+def type_fault(item: Option, value: object) -> str:
+    """What is wrong with the type of a value from YAML or the command line; empty if nothing."""
+    return "" if fits(value, item.type) else f"must be {describe(item.type)}, not {shorten(value)}"
+
+
+def misfit(item: Option, value: object) -> str:
+    """Why no option of this kind can have a value, whatever its limits; empty if it can."""
+    if isinstance(value, tuple):
+        return next((fault for each in value if (fault := misfit(item, each))), "")
+    if isinstance(value, int | float) and not abs(value) <= LARGEST:
+        return f"must be a finite number of at most {LARGEST:,}, not {shorten(value)}"
+    if not isinstance(value, str):
+        return ""
+    return place_fault(value) if item.place else _text_fault(value)
+
+
+def _text_fault(text: str) -> str:
+    """Why a text cannot be written to a file; empty if it can."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return f"must be text in UTF-8, not {shorten(text)}"
+    return f"must be text without NUL characters, not {shorten(text)}" if "\0" in text else ""
+
+
+def place_fault(text: str) -> str:
+    """Why a text cannot name a file, a folder or something on the Hub; empty if it can."""
+    if fault := _text_fault(text):
+        return fault
+    if len(text.encode()) > LONGEST_PATH or max(len(part.encode()) for part in text.split("/")) > LONGEST_NAME:
+        return f"is too long for a file name: {shorten(text)}"
+    try:
+        Path(text).expanduser()
+    except RuntimeError:
+        return f"{shorten(text)}: there is no such home folder"
+    return ""
+
+
+def limit_faults(items: Iterable[Option], values: Values) -> list[str]:
+    """A line for every number outside its option's limits, as the command line spells the option."""
+    return [f"{item.shown} {fault}" for item in items if (fault := limit_fault(item, values[item.name]))]
+
+
+def limit_fault(item: Option, value: object) -> str:
+    """How a number, or the first in a list, is outside its option's limits; empty if it is within."""
+    for number in value if isinstance(value, tuple) else (value,):
+        if not isinstance(number, int | float):
+            continue
+        too_low = (item.gt is not None and number <= item.gt) or (item.ge is not None and number < item.ge)
+        if too_low or (item.lt is not None and number >= item.lt):
+            limits = {"above": item.gt, "at least": item.ge, "below": item.lt}
+            words = [f"{word} {limit}" for word, limit in limits.items() if limit is not None]
+            return f"must be {' and '.join(words)}, not {shorten(number)}"
+    return ""
 
 
 def _conflicts(values: Values) -> Iterator[str]:
@@ -31,8 +91,10 @@ def _conflicts(values: Values) -> Iterator[str]:
         yield "--data and --eval-data can't both be read from standard input"
     if values.get("overwrite") and values.get("resume"):
         yield "--overwrite and --resume can't be combined"
-    yield from _held_out_conflicts(values)
+    if values.get("eval_fraction") is not None and values.get("eval_data") is not None:
+        yield "--eval-data and --eval-fraction can't be combined: each chooses the held-out rows"
     yield from _reward_conflicts(values)
+    yield from _algorithm_conflicts(values)
     yield from _generation_conflicts(values)
     weight = values.get("pos_weight", "none")
     if weight not in ("auto", "none") and not _is_positive(weight):
@@ -46,11 +108,6 @@ def _adapter_conflicts(values: Values) -> Iterator[str]:
     elif values.get("peft") and given:
         names = ", ".join(f"--{dashed(name)}" for name in given)
         yield f"--peft {values['peft']} describes the adapter completely, so {names} can't be given too"
-
-
-def _held_out_conflicts(values: Values) -> Iterator[str]:
-    if values.get("eval_fraction") is not None and values.get("eval_data") is not None:
-        yield "--eval-data and --eval-fraction can't be combined: each chooses the held-out rows"
 
 
 def _reward_conflicts(values: Values) -> Iterator[str]:
@@ -78,7 +135,6 @@ def _algorithm_conflicts(values: Values) -> Iterator[str]:
 
 
 def _generation_conflicts(values: Values) -> Iterator[str]:
-    yield from _algorithm_conflicts(values)
     count = values.get("num_generations")
     if count is None or count <= 0:
         return

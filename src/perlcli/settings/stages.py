@@ -1,0 +1,292 @@
+"""The settings of the stages: sft, reward, rl and eval. The docstring of a group is its title in the help, and that of
+a command is its help."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from perlcli.settings.declaring import flag, option, place
+
+Dtype = Literal["auto", "bfloat16", "float16", "float32"]
+Algorithm = Literal["rloo", "reinforce"]
+OnLong = Literal["drop", "truncate", "error"]
+Use = Literal["sft", "reward", "rl"]
+# The names of `data.formats.FORMATS`, in the same order.
+PreferenceFormat = Literal["hh", "pairs", "shp", "summarize-from-feedback", "taskmaster", "thumbs", "android-control"]
+ChatFormat = Literal["prompt-completion", "messages", "sharegpt", "taskmaster-dialogs", "alpaca", "tldr"]
+DataFormat = Literal[PreferenceFormat, ChatFormat, "prompts", "text"]
+ATTENTION = "attention"
+LATEST = "latest"  # what --resume means without a checkpoint
+SFT, BASE = "sft", "base"  # the anchors that have a name
+ONCE = ("dry_run", "overwrite", "resume")  # apply to one call and do not describe the run
+LORA = ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "use_dora")
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """Model"""
+
+    model: str | None = place("Model or adapter: Hub id or local folder.", short="-m", unset="the embedded coffee base")
+    dtype: Dtype = option(
+        "Precision of the base; auto is bfloat16 on a GPU or when quantised, float32 otherwise.", default="auto"
+    )
+    load_in_4bit: bool = flag("Quantise the frozen base to 4 bits (NF4).")
+    load_in_8bit: bool = flag("Quantise the frozen base to 8 bits (LLM.int8).")
+    trust_remote_code: bool = flag("Run modelling code from the Hub repository.")
+    strict: bool = flag(
+        "Stop instead of warning if an adapter is used on its base in a different precision than it was trained in."
+    )
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """Data"""
+
+    data: str | None = place(
+        "Data: Hub id, local file or folder, or - for standard input.", short="-d", unset="the embedded coffee data"
+    )
+    data_format: DataFormat | None = option(
+        "Format of the rows, held-out data included.", unset="detected from the columns"
+    )
+    subset: str | None = option("Subset of a Hub dataset: a configuration or a folder.", unset="the default one")
+    split: str | None = option("Split of a Hub dataset or of a folder.", unset="train; eval: test or validation")
+    shp_score_ratio: float | None = option(
+        "Format shp: minimum ratio between the scores of the two comments; the dataset card uses 2.",
+        unset="no limit",
+        gt=0,
+    )
+    shp_per_post: int | None = option(
+        "Format shp: maximum number of pairs per post; the dataset card uses 5.", unset="no limit", gt=0
+    )
+    max_length: int | None = option(
+        "Maximum tokens per row, prompt and completion together; see --on-long.", unset="1024", gt=0
+    )
+    on_long: OnLong = option(
+        "What to do with rows longer than --max-length: drop them and report how many, truncate the prompt from the "
+        "left (the completion is never cut), or stop with an error.",
+        default="drop",
+    )
+    drop_duplicates: bool = flag("Drop rows that repeat an earlier one. Duplicates are always counted.")
+
+
+@dataclass(frozen=True)
+class HeldOutSettings:
+    """Data"""
+
+    eval_data: str | None = place(
+        "Held-out data to evaluate on at the end.", unset="the test split of --data, if it has one"
+    )
+    eval_fraction: float | None = option(
+        "Hold out this share of --data instead. Rows are chosen by content, and rows with the same prompt stay "
+        "together.",
+        unset="none",
+        gt=0,
+        lt=1,
+    )
+    max_eval_samples: int | None = option(
+        "Evaluate on at most this many held-out rows (the first ones).", unset="all", gt=0
+    )
+
+
+@dataclass(frozen=True)
+class LoraSettings:
+    """Adapter"""
+
+    lora_r: int | None = option("Rank of the LoRA matrices.", unset="16", gt=0)
+    lora_alpha: int | None = option("Numerator of the LoRA scale (scale = alpha / r).", unset="2 x --lora-r", gt=0)
+    lora_dropout: float | None = option("Dropout before the LoRA matrices.", unset="0", ge=0, lt=1)
+    lora_target_modules: str | None = option(
+        "Modules to adapt: `attention` (all attention projections), `all-linear`, or module names, comma-separated.",
+        unset=ATTENTION,
+    )
+    use_dora: bool = flag(
+        "DoRA: the LoRA matrices learn the direction of each weight, and an extra vector learns its magnitude."
+    )
+    peft: str | None = place(
+        "Use another adapter type instead of the --lora options: a JSON file like peft's adapter_config.json (LoHa, "
+        "LoKr, …; see docs/adapters.md).",
+        unset="LoRA",
+    )
+    full: bool = flag("Train all parameters, without an adapter.")
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """Training"""
+
+    max_steps: int | None = option("Number of optimiser steps; overrides --num-train-epochs.", unset="by epochs", gt=0)
+    num_train_epochs: float | None = option("Passes over the data.", unset="1", gt=0)
+    learning_rate: float | None = option("Peak learning rate.", unset="depends on the stage", gt=0)
+    per_device_train_batch_size: int | None = option(
+        "Batch size per device, in rows (rl: in completions).", unset="8", gt=0
+    )
+    gradient_accumulation_steps: int | None = option("Batches per optimiser step.", unset="depends on the stage", gt=0)
+    set: tuple[str, ...] = option(
+        "Any other field of TRL's config; can be given several times.", default=(), metavar="NAME=VALUE"
+    )
+
+
+@dataclass(frozen=True)
+class RecipeSettings:
+    """Run"""
+
+    recipe: str | None = place(
+        "Start from the settings of one of the paper's tasks: a name (see `perl recipes`) or a YAML file. --config "
+        "and the command line override them.",
+        unset="none",
+    )
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """Run"""
+
+    output: str | None = place(
+        "Output folder of the run.", short="-o", unset="runs/COMMAND; eval: eval-MODEL next to the run"
+    )
+    seed: int = option("Seed for initialisation, data order and sampling.", default=0, ge=0, lt=2**32)
+    dry_run: bool = flag("Only check and print the settings: load no weights, train nothing, write nothing.")
+    overwrite: bool = flag("Replace a non-empty output folder.")
+
+
+@dataclass(frozen=True)
+class KeepSettings:
+    """Run"""
+
+    resume: str | None = place(
+        "Resume from the last complete checkpoint in the output folder, or from the given CHECKPOINT.",
+        unset="start a new run",
+        metavar="[CHECKPOINT]",
+    )
+    save_steps: int = option("Steps between checkpoints.", default=500, gt=0)
+    save_total_limit: int = option("Number of checkpoints to keep (the newest).", default=2, gt=0)
+    report_to: str = option(
+        "Experiment trackers, comma-separated, named as in transformers (tensorboard, wandb, …).", default="none"
+    )
+
+
+@dataclass(frozen=True)
+class ThumbsSettings:
+    """Thumbs"""
+
+    pos_weight: str | float = option(
+        "Weight of thumbs-up rows in the loss; auto is the number of thumbs down per thumb up.",
+        default="auto",
+        metavar="[auto|none|X]",
+    )
+
+
+@dataclass(frozen=True)
+class SamplingSettings:
+    """Sampling and reward"""
+
+    reward: tuple[str, ...] = place(
+        "What scores completions: folder of a `perl reward` run, module:function, or a sequence classifier. Can be "
+        "given several times, for a weighted sum.",
+        default=(),
+    )
+    reward_weights: tuple[float, ...] = option(
+        "Weights of the --reward options, in the same order, comma-separated.", default=(), unset="1 each"
+    )
+    temperature: float | None = option("Sampling temperature.", unset="0.7, as in the paper", gt=0)
+    max_completion_length: int | None = option("Maximum tokens per completion.", unset="128", gt=0)
+
+
+@dataclass(frozen=True)
+class RlSettings:
+    """Sampling and reward"""
+
+    algorithm: Algorithm = option(
+        "rloo: the baseline is the mean of the prompt's other completions. reinforce, as in the paper: one completion "
+        "per prompt, and the baseline comes from a value model, a separate adapter on the same base.",
+        default="rloo",
+    )
+    num_generations: int | None = option("Completions per prompt.", unset="4, reinforce: 1", gt=0)
+    beta: float | None = option("Weight of the KL penalty towards the anchor.", unset="0.05, as in the paper", ge=0)
+    anchor: str | None = place(
+        "Reference model of the KL penalty: sft (the policy that RL starts from), base, or the folder of a policy on "
+        "the same base.",
+        unset=SFT,
+    )
+    missing_eos_penalty: float | None = option(
+        "Subtracted from the reward of a completion that has no end-of-sequence token.", unset="none", ge=0
+    )
+    value_learning_rate: float | None = option(
+        "Peak learning rate of the value model, with --algorithm reinforce.", unset="same as --learning-rate", gt=0
+    )
+
+
+@dataclass(frozen=True)
+class EvalSettings:
+    """Evaluation"""
+
+    max_samples: int | None = option("Evaluate on at most this many rows.", unset="all; 256 prompts for a policy", gt=0)
+    per_device_eval_batch_size: int | None = option("Batch size per device.", unset="16", gt=0)
+
+
+@dataclass(frozen=True)
+class Sft:
+    """Fine-tune on demonstrations: gives the policy that RL starts from, and its anchor.
+
+    Example: perl sft --model HuggingFaceTB/SmolLM2-135M-Instruct --data chats.jsonl --output runs/sft"""
+
+    model: ModelSettings = ModelSettings()
+    data: DataSettings = DataSettings()
+    held_out: HeldOutSettings = HeldOutSettings()
+    lora: LoraSettings = LoraSettings()
+    train: TrainSettings = TrainSettings()
+    recipe: RecipeSettings = RecipeSettings()
+    run: RunSettings = RunSettings()
+    keep: KeepSettings = KeepSettings()
+
+
+@dataclass(frozen=True)
+class Reward:
+    """Train a reward model on pairs (chosen, rejected) or on thumbs up or down (prompt, completion, label).
+
+    Example: perl reward --model HuggingFaceTB/SmolLM2-135M-Instruct --data pairs.jsonl --output runs/reward"""
+
+    model: ModelSettings = ModelSettings()
+    data: DataSettings = DataSettings()
+    held_out: HeldOutSettings = HeldOutSettings()
+    thumbs: ThumbsSettings = ThumbsSettings()
+    lora: LoraSettings = LoraSettings()
+    train: TrainSettings = TrainSettings()
+    recipe: RecipeSettings = RecipeSettings()
+    run: RunSettings = RunSettings()
+    keep: KeepSettings = KeepSettings()
+
+
+@dataclass(frozen=True)
+class Rl:
+    """Train the policy with RL (RLOO or the paper's REINFORCE) on a reward, with a KL penalty towards its anchor.
+
+    Example: perl rl --model runs/sft --reward runs/reward --data prompts.jsonl --output runs/rl"""
+
+    model: ModelSettings = ModelSettings()
+    data: DataSettings = DataSettings()
+    sampling: SamplingSettings = SamplingSettings()
+    rl: RlSettings = RlSettings()
+    lora: LoraSettings = LoraSettings()
+    train: TrainSettings = TrainSettings()
+    recipe: RecipeSettings = RecipeSettings()
+    run: RunSettings = RunSettings()
+    keep: KeepSettings = KeepSettings()
+
+
+@dataclass(frozen=True)
+class Eval:
+    """Evaluate a reward model on held-out preferences, or a policy against its anchor.
+
+    Examples: perl eval --model runs/reward --data dev.jsonl; perl eval --model runs/rl --reward runs/reward"""
+
+    model: ModelSettings = ModelSettings()
+    data: DataSettings = DataSettings()
+    sampling: SamplingSettings = SamplingSettings()
+    eval: EvalSettings = EvalSettings()
+    recipe: RecipeSettings = RecipeSettings()
+    run: RunSettings = RunSettings()
+
+
+Training = Sft | Reward | Rl
