@@ -293,7 +293,7 @@ def test_a_checkpoint_without_our_file_is_not_used(perl: Perl, words: Any, tmp_p
     told = perl(*line, checkpoint, code=2).stderr
     assert "it was written by another version of perlcli" in " ".join(told.split())
     told = perl(*line).stdout
-    assert "checkpoint-1 was written by another version of perlcli. It is deleted." in told
+    assert "checkpoint-1 was written by another version of perlcli. Deleting it." in told
     assert "No complete checkpoint found; starting from the beginning." in told
 
 
