@@ -183,7 +183,7 @@ def test_a_run_with_other_weights_in_any_role_is_not_resumed(
             name == "policy" and change is rescale
         )  # it is trained further, and its rank and alpha are settings
         assert ("--lora-alpha was 8, now 16" if of_settings else f"{told[name]} was ") in problem
-        assert f"had other {'settings' if of_settings else 'inputs'}: " in problem
+        assert f"had different {'settings' if of_settings else 'inputs'}: " in problem
         (folder / file).write_bytes(kept)
     perl(*line)
 
@@ -293,7 +293,7 @@ def test_a_checkpoint_without_our_file_is_not_used(perl: Perl, words: Any, tmp_p
     told = perl(*line, checkpoint, code=2).stderr
     assert "it was written by another version of perlcli" in " ".join(told.split())
     told = perl(*line).stdout
-    assert "checkpoint-1 was written by another version of perlcli. It is deleted." in told
+    assert "checkpoint-1 was written by another version of perlcli. Deleting it." in told
     assert "No complete checkpoint found; starting from the beginning." in told
 
 
