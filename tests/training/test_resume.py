@@ -183,7 +183,7 @@ def test_a_run_with_other_weights_in_any_role_is_not_resumed(
             name == "policy" and change is rescale
         )  # it is trained further, and its rank and alpha are settings
         assert ("--lora-alpha was 8, now 16" if of_settings else f"{told[name]} was ") in problem
-        assert f"had other {'settings' if of_settings else 'inputs'}: " in problem
+        assert f"had different {'settings' if of_settings else 'inputs'}: " in problem
         (folder / file).write_bytes(kept)
     perl(*line)
 
