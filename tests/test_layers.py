@@ -61,6 +61,13 @@ def test_a_module_imports_only_from_lower_rooms(name: str) -> None:
     assert not [other for other in imported(TREES[name]) if room(other) in above]
 
 
+@pytest.mark.parametrize("name", sorted(FILES))
+def test_files_and_functions_stay_short(name: str) -> None:
+    assert len(FILES[name].read_text(encoding="utf-8").splitlines()) <= 400
+    functions = [node for node in ast.walk(TREES[name]) if isinstance(node, ast.FunctionDef)]
+    assert not [node.name for node in functions if (node.end_lineno or 0) - node.lineno >= 50]
+
+
 def test_no_modules_import_each_other() -> None:
     """Raises graphlib.CycleError, which names the modules, where some do."""
     TopologicalSorter({name: {*imported(tree)} - {name} for name, tree in TREES.items()}).prepare()

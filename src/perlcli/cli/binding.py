@@ -159,7 +159,7 @@ def _help(item: Option) -> str:
 
 
 def _metavar(item: Option) -> str:
-    """What stands for an option's value in the help."""
+    """The placeholder of an option's value in the help."""
     if item.metavar or choices(item.type):
         return item.metavar or _choices_shown(item) or "NAME"
     if typing.get_origin(item.type) is tuple:
@@ -175,7 +175,7 @@ def _choices_shown(item: Option) -> str:
 
 
 def shown_name(item: Option) -> str:
-    """What stands for an option in the help: `--lora-r`, or an argument's name in capitals."""
+    """How the help names an option: `--lora-r`, or an argument's name in capitals."""
     takes_many = item.argument and typing.get_origin(item.type) is tuple
     return item.shown + ("..." if takes_many else "")
 
