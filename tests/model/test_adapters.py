@@ -111,7 +111,7 @@ def test_roles_of_a_kind_share_a_base(kind: str, precision: str, llama: Path) ->
     alone = PeftModel.from_pretrained(loading.load_classifier(locate(str(llama)), settings, PAD), reward)
     wanted = scorers.ClassifierScorer(alone, PAD)(ROWS)
     policy = fresh(kind, loading.load_causal(locate(str(llama)), settings)).eval()
-    head = roles.attach_reward(policy, reward)
+    head = scorers.attach_reward(policy, reward)
     with policy.disable_adapter():
         bare = logits(policy)
     assert torch.equal(logits(policy), bare)
@@ -147,7 +147,7 @@ def test_lora_and_dora_stand_on_one_base(llama: Path) -> None:
     reward = saved_reward("DoRA", llama, ModelSettings())
     alone = PeftModel.from_pretrained(loading.load_classifier(locate(str(llama)), ModelSettings(), PAD), reward)
     policy = fresh("LoRA", loading.load_causal(locate(str(llama)), ModelSettings()))
-    shared = scorers.SharedScorer(policy, roles.attach_reward(policy, reward), PAD)
+    shared = scorers.SharedScorer(policy, scorers.attach_reward(policy, reward), PAD)
     assert shared(ROWS) == scorers.ClassifierScorer(alone, PAD)(ROWS)
     assert shared.bytes > roles.adapter_bytes(policy, roles.POLICY)
 

@@ -48,7 +48,7 @@ def state(model: Any) -> tuple[Any, ...]:
 
 @pytest.mark.parametrize("adapter", [roles.REWARD, None])
 def test_switch_puts_back_exactly_what_was_there(adapter: str | None, policy: Any, reward: str) -> None:
-    roles.attach_reward(policy, reward)
+    scorers.attach_reward(policy, reward)
     policy.train()
     policy.base_model.model.model.layers[1].eval()  # a mode of its own
     for name, parameter in policy.named_parameters():  # grads of their own: part of both adapters
@@ -68,7 +68,7 @@ def test_switch_changes_what_the_model_says_and_back(llama: Path, policy: Any, r
         with torch.no_grad():
             return policy(input_ids=torch.tensor([ROWS[0]])).logits
 
-    roles.attach_reward(policy, reward)
+    scorers.attach_reward(policy, reward)
     policy.eval()
     mine = says()
     with roles.switched(policy, roles.REWARD):
@@ -84,7 +84,7 @@ def test_switch_changes_what_the_model_says_and_back(llama: Path, policy: Any, r
 
 def test_reward_is_the_same_from_inside_another_switch(policy: Any, reward: str) -> None:
     """An anchor's completions are scored while the anchor is switched in; peft keeps adapters off under the base."""
-    shared = scorers.SharedScorer(policy, roles.attach_reward(policy, reward), PAD)
+    shared = scorers.SharedScorer(policy, scorers.attach_reward(policy, reward), PAD)
     wanted = shared(ROWS)
     for adapter in (None, roles.POLICY, roles.REWARD):
         with roles.switched(policy, adapter):
@@ -106,7 +106,7 @@ def ready(policy: Any, reward: str) -> Iterator[tuple[Any, str]]:
 
 
 def test_attached_reward_does_not_shift_the_stream_that_samples(ready: tuple[Any, str], still_random: None) -> None:
-    roles.attach_reward(*ready)
+    scorers.attach_reward(*ready)
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -114,7 +114,7 @@ def test_attached_reward_leaves_the_policy_as_it_was(training: bool, policy: Any
     policy.train(training)
     before = policy.state_dict()
     before = {name: tensor.clone() for name, tensor in before.items()}
-    roles.attach_reward(policy, reward)
+    scorers.attach_reward(policy, reward)
     assert policy.training is training
     assert policy.active_adapter == roles.POLICY
     assert {name for name, p in policy.named_parameters() if p.requires_grad} == {n for n in before if "lora_" in n}
@@ -123,13 +123,13 @@ def test_attached_reward_leaves_the_policy_as_it_was(training: bool, policy: Any
 
 def test_head_is_read_as_saved(llama: Path, reward: str) -> None:
     alone = PeftModel.from_pretrained(loading.load_classifier(locate(str(llama)), ModelSettings(), PAD), reward)
-    assert torch.equal(roles.read_head(reward), alone.base_model.model.score.modules_to_save[roles.POLICY].weight)
+    assert torch.equal(scorers.read_head(reward), alone.base_model.model.score.modules_to_save[roles.POLICY].weight)
 
 
 def test_adapter_without_a_head_is_an_error(policy: Any, tmp_path: Path) -> None:
     roles.save_adapter(policy, tmp_path)
     with pytest.raises(PerlError, match=r"has no reward head\nHint: train it with `perl reward`"):
-        roles.read_head(str(tmp_path))
+        scorers.read_head(str(tmp_path))
 
 
 @pytest.mark.parametrize("content", [None, b"no safetensors"])
@@ -137,7 +137,7 @@ def test_adapter_that_cannot_be_read_is_an_error(content: bytes | None, tmp_path
     if content is not None:
         (tmp_path / "adapter_model.safetensors").write_bytes(content)
     with pytest.raises(PerlError, match=f"The reward adapter {tmp_path} can't be read"):
-        roles.read_head(str(tmp_path))
+        scorers.read_head(str(tmp_path))
 
 
 def test_adapter_of_another_base_is_an_error(policy: Any, gpt2: Path, tmp_path: Path) -> None:
@@ -147,7 +147,7 @@ def test_adapter_of_another_base_is_an_error(policy: Any, gpt2: Path, tmp_path: 
 
 
 def test_only_the_one_adapter_is_saved(policy: Any, reward: str, tmp_path: Path) -> None:
-    roles.attach_reward(policy, reward)
+    scorers.attach_reward(policy, reward)
     roles.save_adapter(policy, tmp_path / "mine")
     assert {path.name for path in (tmp_path / "mine").iterdir()} == {
         "README.md",
@@ -175,7 +175,7 @@ def test_an_adapters_parameters_are_known_from_modules_that_bear_its_name() -> N
 @pytest.mark.parametrize("precision", ["bfloat16", "4-bit"])
 def test_adapters_are_float32_on_any_base_and_not_rounded(precision: str, llama: Path, tmp_path: Path) -> None:
     model = load_policy(llama, PRECISIONS[precision])
-    roles.attach_reward(model, saved_reward(tmp_path / "reward", llama, PRECISIONS[precision]))
+    scorers.attach_reward(model, saved_reward(tmp_path / "reward", llama, PRECISIONS[precision]))
     before = {name: parameter.clone() for name, parameter in model.named_parameters() if "lora_" in name}
     grads = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     with roles.unrounded(model):
@@ -204,7 +204,7 @@ def test_head_trains_in_float32_and_is_rounded_for_its_base(llama: Path) -> None
 
 
 def test_checksum_notices_the_role_that_changed(policy: Any, reward: str) -> None:
-    roles.attach_reward(policy, reward)
+    scorers.attach_reward(policy, reward)
     names = ("", roles.POLICY, roles.REWARD)
     marks = {name: guards.checksum(policy, name) for name in names}
     assert len(set(marks.values())) == 3
@@ -244,7 +244,7 @@ def test_adapter_bytes_are_of_that_adapter(policy: Any, reward: str) -> None:
     own = roles.adapter_bytes(policy, roles.POLICY)
     assert own == 4 * roles.count_parameters(policy)[0]
     assert roles.adapter_bytes(policy, roles.REWARD) == 0
-    roles.attach_reward(policy, reward)
+    scorers.attach_reward(policy, reward)
     assert roles.adapter_bytes(policy, roles.REWARD) == own
 
 
@@ -260,4 +260,4 @@ def test_an_adapter_of_other_modules_is_refused(llama: Path, sft_run: Path, rewa
         roles.load_adapter(model, str(tmp_path / sft_run.name), trainable=False)
     policy = roles.load_adapter(loading.load_causal(locate(str(llama)), ModelSettings()), str(sft_run), trainable=True)
     with pytest.raises(PerlError, match="does not fit its base: it lacks"):
-        roles.attach_reward(policy, str(tmp_path / reward_run.name))
+        scorers.attach_reward(policy, str(tmp_path / reward_run.name))

@@ -41,7 +41,7 @@ def test_shared_base_scores_equal_the_stand_alone_model_bit_for_bit(
     wanted = scorers.ClassifierScorer(PeftModel.from_pretrained(alone, folder), PAD)(ROWS)
     policy = load_policy(llama, settings)
     scramble(policy, 2)
-    shared = scorers.SharedScorer(policy, roles.attach_reward(policy, folder), PAD)
+    shared = scorers.SharedScorer(policy, scorers.attach_reward(policy, folder), PAD)
     assert shared(ROWS) == wanted
     assert len(set(wanted)) == len(ROWS)
     with torch.autocast("cpu", torch.bfloat16):  # as under a trainer in bf16
@@ -53,7 +53,7 @@ def test_a_reward_that_was_padded_with_eos_is_read_before_it(llama: Path, policy
     eos = 2
     alone = loading.load_classifier(locate(str(llama)), ModelSettings(), eos)
     wanted = scorers.ClassifierScorer(PeftModel.from_pretrained(alone, reward), eos)(ROWS)
-    head = roles.attach_reward(policy, reward)
+    head = scorers.attach_reward(policy, reward)
     assert scorers.SharedScorer(policy, head, PAD, unread=eos)(ROWS) == wanted
     assert [a == b for a, b in zip(scorers.SharedScorer(policy, head, PAD)(ROWS), wanted, strict=True)] == [
         ROWS[0][-1] != eos,
@@ -63,7 +63,7 @@ def test_a_reward_that_was_padded_with_eos_is_read_before_it(llama: Path, policy
 
 
 def test_reward_depends_on_the_reward_adapter_and_not_on_the_policys(policy: Any, reward: str) -> None:
-    shared = scorers.SharedScorer(policy, roles.attach_reward(policy, reward), PAD)
+    shared = scorers.SharedScorer(policy, scorers.attach_reward(policy, reward), PAD)
     before = shared(ROWS)
     for name, parameter in policy.named_parameters():
         if f".{roles.POLICY}." in name:
@@ -76,12 +76,12 @@ def test_reward_depends_on_the_reward_adapter_and_not_on_the_policys(policy: Any
 
 
 def test_padding_does_not_move_a_reward(policy: Any, reward: str) -> None:
-    shared = scorers.SharedScorer(policy, roles.attach_reward(policy, reward), PAD)
+    shared = scorers.SharedScorer(policy, scorers.attach_reward(policy, reward), PAD)
     assert shared(ROWS) == pytest.approx([shared([row])[0] for row in ROWS], abs=1e-5)
 
 
 def test_reward_is_read_at_the_last_token_even_where_that_is_the_pad_token(policy: Any, reward: str) -> None:
-    head = roles.attach_reward(policy, reward)
+    head = scorers.attach_reward(policy, reward)
     row = [1, 40, 41, 2]
     eos_as_pad, other_pad = scorers.SharedScorer(policy, head, 2), scorers.SharedScorer(policy, head, PAD)
     assert eos_as_pad([row]) == other_pad([row])

@@ -188,7 +188,7 @@ def test_a_base_with_its_roles_is_one_copy(precision: str, copies: Any, reward_r
     load, count = copies
     model = load(PRECISIONS[precision])
     assert count(model) == 1
-    roles.attach_reward(model, str(reward_run))
+    scorers.attach_reward(model, str(reward_run))
     model(input_ids=torch.tensor([[1, 2, 3]])).logits.sum().backward()
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
     optimizer.step()
@@ -228,7 +228,7 @@ def test_adapters_shaped_like_a_base_matrix_are_not_a_copy(llama: Path, copies: 
 
 def test_roles_are_reported_in_megabytes(copies: Any, reward_run: Path) -> None:
     model = copies[0]()
-    head = roles.attach_reward(model, str(reward_run))
+    head = scorers.attach_reward(model, str(reward_run))
     size = scorers.SharedScorer(model, head, 0).bytes
     assert size == 4 * (WIDTHS + 64)
     parts = guards.sizes_of_roles(model, None, {"reward": size, "function": 0}, value=0)
@@ -241,7 +241,7 @@ def test_four_rewards_cost_three_adapters_more_than_one(copies: Any, reward_run:
     model = copies[0]()
     before = roles.bytes_of(model.parameters())
     for index in range(4):
-        roles.attach_reward(model, str(reward_run), f"reward{index}")
+        scorers.attach_reward(model, str(reward_run), f"reward{index}")
     assert roles.bytes_of(model.parameters()) == before + 4 * 4 * WIDTHS
     assert copies[1](model) == 1
 

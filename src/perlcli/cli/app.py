@@ -12,7 +12,6 @@ import typer
 from perlcli import __version__, recipes, settings
 from perlcli.cli.binding import DEBUG_HELP, Command, Group, command
 from perlcli.cli.boundary import with_boundary
-from perlcli.run import summary
 from perlcli.terminal import visible
 
 HELP = "LoRA RLHF from the shell: the open implementation of PERL (arXiv 2403.10704)."
@@ -51,6 +50,8 @@ def _run(name: str, given: settings.Settings) -> None:
     module = "evaluate" if name == "eval" else re.sub("[- ]", "_", name)
     record = import_module(f"perlcli.commands.{module}").run(given)
     if name in SUMMARISED:
+        from perlcli.run import summary
+
         summary.show(record)
 
 

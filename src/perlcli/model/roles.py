@@ -13,20 +13,18 @@ import torch
 from peft import PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedModel
 
 from perlcli.errors import PerlError, line
 from perlcli.model import adapters
 from perlcli.model.sources import check_adapter_weights
-from perlcli.model.weights import ADAPTER_WEIGHTS, file_of
 from perlcli.redaction import hidden
 from perlcli.run.files import CARD
 from perlcli.settings import LoraSettings
 
 POLICY, ANCHOR, REWARD, VALUE = "default", "ref", "reward", "value"  # the first two are the names that TRL uses
-HEAD = "score.weight"
 OF_ADAPTERS = re.compile(rf"(^|\.)(({'|'.join(map(re.escape, adapters.PREFIXES))})\w*|modules_to_save)(\.|$)")
 
 
@@ -90,30 +88,6 @@ def _fitting(folder: str) -> Iterator[None]:
         raise
     except (RuntimeError, ValueError, OSError, KeyError, SafetensorError, UserWarning) as error:
         raise PerlError(f"The adapter {folder} does not fit its base: {line(error)}") from error
-
-
-def attach_reward(policy: PeftModel, folder: str, name: str = REWARD) -> torch.Tensor:
-    """Add a reward adapter to the policy's base, frozen; returns its head, (1, hidden), in the base's dtype. Raises
-    PerlError if the adapter doesn't fit the base, or has no head."""
-    add_adapter(policy, folder, name)
-    dtype = policy.dtype if policy.dtype.is_floating_point else torch.bfloat16
-    return read_head(folder).to(device_of(policy), dtype)
-
-
-def read_head(folder: str) -> torch.Tensor:
-    """The weight of the head in a reward adapter's folder, (1, hidden). Raises PerlError if it can't be read, or has no
-    head: TRL's default task type saves none."""
-    try:
-        with safe_open(str(file_of(folder, ADAPTER_WEIGHTS)), framework="pt") as file:
-            name = next((key for key in file.keys() if key.endswith(HEAD)), None)  # noqa: SIM118 (not a mapping)
-            # Cloned: in the mapped file it may be unaligned, and CPU kernels then round differently.
-            head = file.get_tensor(name).clone() if name else None
-    except (OSError, RuntimeError, SafetensorError) as error:
-        raise PerlError(f"The reward adapter {folder} can't be read: {error}") from error
-    if head is None:
-        hint = "train it with `perl reward`, or with task_type=SEQ_CLS"
-        raise PerlError(f"The adapter {folder} has no reward head", hint)
-    return head
 
 
 def round_head(model: PeftModel, dtype: torch.dtype) -> None:

@@ -7,12 +7,40 @@ from typing import Any
 
 import torch
 from peft import PeftModel
+from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from perlcli.model.roles import REWARD, adapter_bytes, bytes_of, switched
+from perlcli.errors import PerlError
+from perlcli.model.roles import REWARD, adapter_bytes, add_adapter, bytes_of, device_of, switched
 from perlcli.model.tokenizers import padded
+from perlcli.model.weights import ADAPTER_WEIGHTS, file_of
 
 Scorer = Callable[[Sequence[list[int]]], list[float]]  # scores rows of token ids
+HEAD = "score.weight"
+
+
+def attach_reward(policy: PeftModel, folder: str, name: str = REWARD) -> torch.Tensor:
+    """Add a reward adapter to the policy's base, frozen; returns its head, (1, hidden), in the base's dtype. Raises
+    PerlError if the adapter doesn't fit the base, or has no head."""
+    add_adapter(policy, folder, name)
+    dtype = policy.dtype if policy.dtype.is_floating_point else torch.bfloat16
+    return read_head(folder).to(device_of(policy), dtype)
+
+
+def read_head(folder: str) -> torch.Tensor:
+    """The weight of the head in a reward adapter's folder, (1, hidden). Raises PerlError if it can't be read, or has no
+    head: TRL's default task type saves none."""
+    try:
+        with safe_open(str(file_of(folder, ADAPTER_WEIGHTS)), framework="pt") as file:
+            name = next((key for key in file.keys() if key.endswith(HEAD)), None)  # noqa: SIM118 (not a mapping)
+            # Cloned: in the mapped file it may be unaligned, and CPU kernels then round differently.
+            head = file.get_tensor(name).clone() if name else None
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise PerlError(f"The reward adapter {folder} can't be read: {error}") from error
+    if head is None:
+        hint = "train it with `perl reward`, or with task_type=SEQ_CLS"
+        raise PerlError(f"The adapter {folder} has no reward head", hint)
+    return head
 
 
 class SharedScorer:

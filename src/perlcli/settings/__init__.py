@@ -28,8 +28,9 @@ from perlcli.settings.commands import (
     command_of,
 )
 from perlcli.settings.declaring import Option, dashed, flat, names, options
+from perlcli.settings.defaults import GENERAL, LEARNING_RATES
 from perlcli.settings.faults import check, limit_faults, misfit, place_fault
-from perlcli.settings.precedence import GENERAL, LEARNING_RATES, build, layered, resolve
+from perlcli.settings.precedence import build, layered, resolve
 from perlcli.settings.stages import (
     ATTENTION,
     BASE,

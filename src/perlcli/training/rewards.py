@@ -284,7 +284,7 @@ def attach(reward: Reward, model: Policy, prepared: Prepared[Stage], batch: int,
     if not reward.is_shared:
         return _load_apart(reward, prepared, batch)
     assert isinstance(model, PeftModel)
-    head = roles.attach_reward(model, str(reward.source.adapter), adapter)
+    head = scorers.attach_reward(model, str(reward.source.adapter), adapter)
     unread = tokenizers.score_pad(reward.source, trust_remote_code=prepared.settings.model.trust_remote_code)
     scorer = scorers.SharedScorer(model, head, prepared.tokenizer.pad_token_id, unread, adapter)
     note(f"reward: {reward.name}, an adapter on the policy's base (adds {size(scorer.bytes)})")
