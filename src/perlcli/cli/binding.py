@@ -6,6 +6,7 @@ import inspect
 import re
 import typing
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -123,6 +124,7 @@ def _parameters(stage: type[Settings]) -> list[inspect.Parameter]:
     ]
 
 
+@cache
 def _parameter(item: Option) -> inspect.Parameter:
     """The Typer parameter of an option: a flag or text. Its default is None, which means that it was not given."""
     is_flag = inner(item.type) is bool

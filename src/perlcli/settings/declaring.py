@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, TypedDict, Unpack, get_type_hints
 
 Values = Mapping[str, Any]  # values by the names of their options
@@ -75,17 +76,23 @@ def options(stage: type[Any]) -> Iterator[Option]:
     """Every option of a stage, in the order of its groups."""
     groups = get_type_hints(stage)
     for group in dataclasses.fields(stage):
-        kind = groups[group.name]
-        types = get_type_hints(kind)
-        for item in dataclasses.fields(kind):
-            yield Option(
-                name=item.name,
-                group=group.name,
-                panel=kind.__doc__,
-                type=types[item.name],
-                default=item.default,
-                **item.metadata,
-            )
+        yield from _options_of(groups[group.name], group.name)
+
+
+@cache  # commands share groups, and evaluating the annotations of all of them would slow down the help
+def _options_of(kind: type[Any], group: str) -> tuple[Option, ...]:
+    types = get_type_hints(kind)
+    return tuple(
+        Option(
+            name=item.name,
+            group=group,
+            panel=str(kind.__doc__),
+            type=types[item.name],
+            default=item.default,
+            **item.metadata,
+        )
+        for item in dataclasses.fields(kind)
+    )
 
 
 def flat(settings: object) -> dict[str, Any]:
