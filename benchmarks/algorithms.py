@@ -18,7 +18,7 @@ from typing import Any
 
 from perlcli.run import plots
 from perlcli.run.metrics import Metric
-from perlcli.run.summary import table
+from perlcli.text import plain_table
 from perlcli.training.algorithms import PHASES, TIME
 
 ALGORITHMS = ("rloo", "reinforce")
@@ -101,7 +101,7 @@ def main() -> None:
         )
         for name, seed, m, _, step in rows
     ]  # fmt: skip
-    print(table(header, cells))
+    print(plain_table(header, cells))
 
 
 if __name__ == "__main__":
