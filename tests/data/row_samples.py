@@ -60,3 +60,22 @@ def converted(*raws: Raw, use: str, chat: bool = True, source: str = "x", **opti
             data.numbers.append(number)
     intake.check_faults()
     return data
+
+
+SHP: Raw = {
+    "post_id": "p1",
+    "domain": "askculinary_test",
+    "upvote_ratio": 0.99,
+    "history": "How do I boil an egg?",
+    "c_root_id_A": "a",
+    "c_root_id_B": "b",
+    "created_at_utc_A": 1,
+    "created_at_utc_B": 2,
+    "score_A": 3,
+    "score_B": 12,
+    "human_ref_A": "In a pan.",
+    "human_ref_B": "Six minutes, then cold water.",
+    "labels": 0,
+    "seconds_difference": 1.0,
+    "score_ratio": 4.0,
+}

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from row_samples import PAIR, ROWS, Raw, lines
+from row_samples import PAIR, ROWS, SHP, lines
 
 from perlcli import coffee, data
 from perlcli.data import Prompt, sources
@@ -55,25 +55,6 @@ def test_a_prompt_with_an_order_has_a_gold_check() -> None:
     assert check(row["order"]) and not check("add_order_item()")
     assert data.gold_check(Prompt("a")) is None
     assert data.gold_check(Prompt("a", {"order": 7})) is None
-
-
-SHP: Raw = {
-    "post_id": "p1",
-    "domain": "askculinary_test",
-    "upvote_ratio": 0.99,
-    "history": "How do I boil an egg?",
-    "c_root_id_A": "a",
-    "c_root_id_B": "b",
-    "created_at_utc_A": 1,
-    "created_at_utc_B": 2,
-    "score_A": 3,
-    "score_B": 12,
-    "human_ref_A": "In a pan.",
-    "human_ref_B": "Six minutes, then cold water.",
-    "labels": 0,
-    "seconds_difference": 1.0,
-    "score_ratio": 4.0,
-}
 
 
 def test_the_limits_of_shp_hold_where_the_data_is_shp(perl: Any, write: Any, tmp_path: Path) -> None:

@@ -4,28 +4,9 @@ import json
 from typing import Any
 
 import pytest
-from row_samples import HH, TASK, Raw, agent, converted, said, user
+from row_samples import HH, SHP, TASK, Raw, agent, converted, said, user
 
 from perlcli.data import Demonstration, Preference, Prompt, Thumb
-
-SHP: Raw = {
-    "post_id": "p1",
-    "domain": "askculinary_test",
-    "upvote_ratio": 0.99,
-    "history": "How do I boil an egg?",
-    "c_root_id_A": "a",
-    "c_root_id_B": "b",
-    "created_at_utc_A": 1,
-    "created_at_utc_B": 2,
-    "score_A": 3,
-    "score_B": 12,
-    "human_ref_A": "In a pan.",
-    "human_ref_B": "Six minutes, then cold water.",
-    "labels": 0,
-    "seconds_difference": 1.0,
-    "score_ratio": 4.0,
-}
-
 
 POST: Raw = {"subreddit": "relationships", "title": "Dogs", "post": "My dog ran."}
 
