@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import statistics
 import subprocess
 import sys
 from collections.abc import Callable
@@ -48,9 +49,11 @@ def start(*words: str) -> list[str]:
     return [sys.executable, "-c", code, *words]
 
 
-def cpu_seconds(words: list[str]) -> float:
-    """The CPU time of a process, which other processes on the machine lengthen less than its wall time."""
-    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+def cpu_seconds(words: list[str], cache: Path) -> float:
+    """The CPU time of a process, which other processes on the machine lengthen less than its wall time, with bytecode
+    cached as it is after an installation."""
+    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": str(cache)}
+    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     assert process.returncode == 0
@@ -68,9 +71,23 @@ def test_help_and_usage_load_no_heavy_library(words: list[str]) -> None:
     assert found.returncode == (2 if "--nonsense" in words else 0)
 
 
-@pytest.mark.parametrize(("words", "limit"), [(["--help"], 0.25), (["rl", "--help"], 0.4)], ids=["perl", "perl rl"])
-def test_help_comes_at_once(words: list[str], limit: float) -> None:
-    assert any(cpu_seconds(start(*words)) <= limit for _ in range(12))  # neighbours on the machine only ever add
+PLAIN_APP = """
+import typer
+app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
+@app.command()
+def rl(text: str = ""): "One."
+@app.command()
+def other(text: str = ""): "Two."
+app()
+"""
+
+
+@pytest.mark.parametrize(("words", "limit"), [(["--help"], 2.75), (["rl", "--help"], 2.0)], ids=["perl", "perl rl"])
+def test_help_comes_at_once(words: list[str], limit: float, tmp_path: Path) -> None:
+    """As a multiple of what a Typer app with two options takes in the same moment, since machines differ in speed."""
+    ours, plain_app = start(*words), [sys.executable, "-c", PLAIN_APP, *words]
+    ratios = [cpu_seconds(ours, tmp_path) / cpu_seconds(plain_app, tmp_path) for _ in range(10)]
+    assert statistics.median(ratios[1:]) <= limit  # the first one compiles the bytecode
 
 
 def test_the_script_knows_the_commands_of_the_app() -> None:
