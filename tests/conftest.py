@@ -22,6 +22,8 @@ from perlcli.settings import ModelSettings
 HOME = tempfile.TemporaryDirectory(prefix="perlcli-tests-")
 os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "HF_HOME": HOME.name, **upstream.VARIABLES}
 
+pytest_plugins = ("imitations",)
+
 CHAT = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
