@@ -46,6 +46,33 @@ Row = dict[str, Any]
 Perl = Callable[..., Result]
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Hides GPUs from all tests but those that `-m gpu` asks for: the others check what a CPU does."""
+    chosen = config.option.markexpr
+    if "gpu" not in chosen or "not gpu" in chosen:
+        os.environ |= {"CUDA_VISIBLE_DEVICES": "", "HIP_VISIBLE_DEVICES": ""}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skips the tests on a GPU where there is none."""
+    wanted = [item for item in items if item.get_closest_marker("gpu")]
+    if wanted and not _has_gpu():
+        for item in wanted:
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device and -m gpu (make test-gpu)"))
+
+
+def _has_gpu() -> bool:
+    import imitations
+
+    if os.environ.get(imitations.CHOSEN):
+        return True
+    if not os.environ.get("CUDA_VISIBLE_DEVICES", "all"):
+        return False
+    import torch
+
+    return torch.cuda.is_available()
+
+
 @pytest.fixture(autouse=True)
 def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every test works in its own folder."""

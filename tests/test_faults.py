@@ -512,6 +512,7 @@ def test_ages_are_never_absurd(started: str, age: str, words: Any, perl: Perl, t
 # Long runs
 
 
+@pytest.mark.slow
 def test_resources_do_not_grow_with_the_steps(
     words: Any, perl: Perl, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -461,6 +461,7 @@ def leaks(*folders: Path) -> list[str]:
     return [str(path) for path, content in read.items() if any(word.encode() in content for word in words)]
 
 
+@pytest.mark.slow
 def test_files_and_output_of_a_run_contain_neither_the_home_folder_nor_secrets(
     home: Path, llama: Path, rows: dict[str, Path], perl: Perl, tmp_path: Path
 ) -> None:

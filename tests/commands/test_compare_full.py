@@ -116,6 +116,7 @@ def test_a_comparison_of_reward_models(runner: Runner, perl: Perl, words: Words)
     assert "lora r=4" in result.output and "report.html" in result.output
 
 
+@pytest.mark.slow
 def test_memory_is_that_of_the_process_that_ran_for_it(runner: Runner, perl: Perl, words: Words) -> None:
     perl(*words)
     apart = read_record(OUT / "reward/full/memory").memory["training_mb"]
@@ -207,6 +208,7 @@ def killed(folder: Path) -> int:
     return -9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fault", "told", "again"),
     [
@@ -233,6 +235,7 @@ def test_an_arm_without_memory_is_a_result(
     assert report().comparisons[0].arms[0].failure == (None if again else told)
 
 
+@pytest.mark.slow
 def test_a_failed_arm_lets_the_others_run_and_is_told_at_the_end(runner: Runner, perl: Perl, words: Words) -> None:
     runner.faults = {"lora-r-4/memory": lambda folder: 1, "lora-r-4/seed-0": lambda folder: 1}
     result = perl(*words, "--lora-r", "4,8", code=1)
@@ -303,6 +306,7 @@ def test_a_dry_run_names_everything_that_its_stages_would_refuse(
     assert runner.calls == [] and not OUT.exists()
 
 
+@pytest.mark.slow
 def test_every_set_of_modules_is_an_arm(runner: Runner, perl: Perl, words: Words) -> None:
     perl(*words, "--arms", "lora,dora-4bit", "--lora-target-modules", "attention,all-linear")
     assert [arm.name for arm in report().comparisons[0].arms] == [

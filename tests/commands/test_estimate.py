@@ -279,6 +279,7 @@ def test_the_largest_batch_fits_and_the_next_does_not(llama: Path) -> None:
     assert largest_batch(shape, plan, 1000) == 0
 
 
+@pytest.mark.slow
 def test_one_run_tells_of_every_batch(deep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = sources.locate(str(deep)).config
     steps = [

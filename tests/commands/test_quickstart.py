@@ -28,6 +28,7 @@ def quick(tmp_path_factory: pytest.TempPathFactory, perl: Perl) -> Iterator[tupl
         yield folder, perl("quickstart", "--max-steps", "2", "--output", folder).stdout
 
 
+@pytest.mark.slow
 def test_resumed_quickstart_continues_where_it_stopped(
     quick: tuple[Path, str], tmp_path: Path, perl: Perl, monkeypatch: pytest.MonkeyPatch
 ) -> None:

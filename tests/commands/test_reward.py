@@ -388,19 +388,6 @@ def test_run_that_learned_nothing_fails(perl: Perl, llama: Path, rows: dict[str,
     assert "Error: The reward adapter did not change: nothing was learned" in result.stderr
 
 
-# On a GPU
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("words", [["--dtype", "bfloat16"], ["--load-in-4bit"]])
-def test_gpu_trains_and_reloads(words: list[str], perl: Perl, llama: Path, rows: dict[str, Path]) -> None:
-    perl("reward", "-m", llama, "-d", rows["pairs"], "-o", "run", *SHORT, *words)
-    found = read_record(Path("run"))
-    assert (found.device["type"], found.status, found.steps) == ("cuda", "finished", 2)
-    assert found.metrics["reload_shift"] == 0
-
-
 def test_the_adapter_has_the_requested_dropout(
     llama: Path, rows: dict[str, Path], perl: Perl, monkeypatch: Any
 ) -> None:

@@ -520,18 +520,3 @@ def test_prompts_that_leave_no_room_are_left_out(
 def test_dry_run_writes_nothing(perl: Perl, llama: Path, reward_run: Path, rows: dict[str, Path]) -> None:
     perl("rl", "-m", llama, "--reward", reward_run, "-d", rows["prompts"], "-o", "run", *SHORT, "--dry-run")
     assert list(Path().iterdir()) == []
-
-
-# On a GPU
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("words", [["--dtype", "bfloat16"], ["--load-in-4bit"]])
-def test_gpu_trains_policy_and_reward_on_one_base(words: list[str], perl: Perl, llama: Path, rows: Any) -> None:
-    common = ("-m", llama, "--max-steps", "2", "--lora-r", "4", "--learning-rate", "1e-2", *words)
-    perl("reward", *common, "-d", rows["pairs"], "-o", "reward")
-    perl("rl", *common, "--reward", "reward", "-d", rows["prompts"], "-o", "run", "--max-completion-length", "8")
-    found = read_record(Path("run"))
-    assert (found.device["type"], found.status, found.steps) == ("cuda", "finished", 2)
-    assert metrics(Path("run"))[0]["kl"] == 0

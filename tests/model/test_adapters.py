@@ -358,6 +358,7 @@ def test_another_kind_goes_through_every_stage(
         assert "adapter: LoHa r=2, alpha=8" in perl(*again, "--dry-run").output
 
 
+@pytest.mark.slow
 def test_dora_begins_at_the_base_and_its_magnitudes_train(perl: Perl, llama: Path, rows: dict[str, Path]) -> None:
     dora = ("--use-dora", "--lora-r", "2")
     perl("reward", "-m", llama, "-d", rows["pairs"], "-o", "reward", *dora, *SHORT)

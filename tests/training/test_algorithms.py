@@ -313,19 +313,3 @@ def test_skipping_the_input_cast_under_autocast_changes_no_bit(
     assert all(torch.equal(one[name], other[name]) for name in one)
     assert [row["reward"] for row in metrics(Path("spared"))] == [row["reward"] for row in metrics(Path("cast"))]
     assert seen == {True, False}
-
-
-# On a GPU
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("precision", [["--dtype", "bfloat16"], ["--load-in-4bit"]])
-def test_gpu_runs_every_role_on_one_base(
-    precision: list[str], perl: Perl, sft_run: Path, reward_run: Path, rows: dict[str, Path]
-) -> None:
-    perl("rl", "-m", sft_run, "--reward", reward_run, "-d", rows["prompts"], "-o", "run", *SHORT, *precision)
-    found = read_record(Path("run"))
-    assert (found.device["type"], found.status, found.memory["base_copies"]) == ("cuda", "finished", 1)
-    assert found.guards["unchanged"] == ["anchor", "base", "reward"]
-    assert metrics(Path("run"))[0]["kl"] == pytest.approx(0, abs=1e-3)

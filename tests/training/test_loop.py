@@ -184,6 +184,7 @@ def test_signal_handlers_are_restored_after_a_run(sft: Perl, tmp_path: Path) -> 
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
 
 
+@pytest.mark.slow
 def test_interrupted_rl_resumes_exactly(rl: Perl, perl: Perl, after_pass: Any, tmp_path: Path) -> None:
     """Policy, anchor, reward and the random state that samples completions are all restored."""
     rl(tmp_path / "whole")
@@ -258,6 +259,7 @@ def test_resumed_run_drops_the_metrics_after_its_checkpoint(sft: Perl, after_pas
     assert_equal_weights(tmp_path / "run", tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_resume_without_a_checkpoint_starts_over(sft: Perl, after_pass: Any, tmp_path: Path) -> None:
     sft(tmp_path / "whole")
     after_pass(SFTTrainer, 3, spoil_gradient)

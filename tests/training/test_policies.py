@@ -70,12 +70,14 @@ def test_another_policy_as_anchor(
     assert f"anchor: {rl_run}, as the run kept it\n" in result.stdout
 
 
+@pytest.mark.slow
 def test_the_start_by_its_own_path_is_the_start(rl: Any, sft_run: Path) -> None:
     rl(sft_run, "--anchor", sft_run)
     assert read_record(Path("run")).guards["kl_at_start"] == 0
     assert same(Path("run") / "anchor", sft_run)
 
 
+@pytest.mark.slow
 def test_the_base_by_its_path_is_the_base(rl: Any, sft_run: Path, llama: Path) -> None:
     assert f"algorithm: rloo; anchor: {llama}\n" in rl(sft_run, "--anchor", llama, "--dry-run").stdout
     rl(sft_run, "--anchor", llama)
@@ -83,6 +85,7 @@ def test_the_base_by_its_path_is_the_base(rl: Any, sft_run: Path, llama: Path) -
     assert (record.guards["kl_at_start"] > 1e-3, record.memory["mb"]["anchor"]) == (True, 0)
 
 
+@pytest.mark.slow
 def test_anchor_moves_no_gradient_and_is_checked(rl: Any, rl_run: Path, llama: Path) -> None:
     rl(llama, "--anchor", rl_run, "--lora-r", "8")  # of another rank than the policy
     assert same(Path("run") / "anchor", rl_run)
@@ -110,6 +113,7 @@ def test_anchor_without_a_penalty_is_refused(rl: Any, sft_run: Path) -> None:
     assert "--anchor has no effect with --beta 0" in rl(sft_run, "--anchor", "base", "--beta", "0", code=2).stderr
 
 
+@pytest.mark.slow
 def test_no_penalty_needs_no_anchor(rl: Any, sft_run: Path) -> None:
     assert "anchor: none in training, as --beta is 0" in rl(sft_run, "--beta", "0").stdout
     assert "kl_at_start" not in read_record(Path("run")).guards
@@ -140,6 +144,7 @@ def test_an_adapter_cannot_be_the_anchor_of_full_tuning(rl: Any, llama: Path, sf
     assert "is an adapter, but --full needs a full model" in result.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_full_tuning_begins_at_its_anchor_in_any_precision(dtype: str, rl: Any, llama: Path) -> None:
     rl(llama, "--full", "--dtype", dtype, "--learning-rate", "1e-3")

@@ -103,7 +103,7 @@ def is_lora(options: list[object], at: int) -> bool:
     return options[at] == "--lora-r" or (at > 0 and options[at - 1] == "--lora-r")
 
 
-QUICK = {"sft accumulated": 3, "reward thumbs": 4, "rloo both": 5, "reinforce both": 3}  # the step to resume from
+QUICK = {"sft accumulated": 3, "reinforce both": 3}  # the step to resume from
 
 
 def assert_resumes_exactly(case: str, steps: Iterable[int], perl: Perl, words: Any, folder: Path) -> None:
@@ -164,6 +164,7 @@ def rescale(folder: Path) -> None:
     file.write_text(json.dumps(values | {"lora_alpha": 2 * values["lora_alpha"]}))
 
 
+@pytest.mark.slow
 def test_a_run_with_other_weights_in_any_role_is_not_resumed(
     perl: Perl, words: Any, tmp_path: Path, sft_run: Path
 ) -> None:
@@ -213,6 +214,7 @@ def test_a_checkpoint_of_another_run_is_rejected(perl: Perl, words: Any, tmp_pat
     assert "--resume checkpoint-9: no such checkpoint" in told
 
 
+@pytest.mark.slow
 def test_a_changed_reward_function_is_reported(
     perl: Perl, words: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -226,6 +228,7 @@ def test_a_changed_reward_function_is_reported(
     assert "The file of the reward function mended:reward has changed: " in perl(*line).stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("length", ["--max-steps", "--num-train-epochs"])
 def test_a_run_may_grow_but_not_shrink(length: str, perl: Perl, words: Any, tmp_path: Path) -> None:
     line = words("sft")
@@ -240,6 +243,7 @@ def test_a_run_may_grow_but_not_shrink(length: str, perl: Perl, words: Any, tmp_
     assert json.loads(Path("run/record.json").read_text())["steps"] > 2
 
 
+@pytest.mark.slow
 def test_a_run_by_steps_is_not_resumed_by_epochs_nor_for_fewer_steps(perl: Perl, words: Any, tmp_path: Path) -> None:
     line = words("sft")
     at = line.index("--max-steps")
@@ -272,6 +276,7 @@ def test_a_fraction_of_an_epoch_may_grow(perl: Perl, words: Any) -> None:
     assert "The run was planned for 4 steps and now has 6" in perl(*line, "--num-train-epochs", 2, "--resume").stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("schedule", ["constant", "linear"])
 def test_a_run_that_grew_equals_one_that_was_long_from_the_start(
     schedule: str, perl: Perl, words: Any, tmp_path: Path
@@ -318,6 +323,7 @@ def test_nothing_is_reported_on_an_unchanged_machine(perl: Perl, words: Any, tmp
     assert "The steps before" not in perl(*stopped(perl, words, "sft", tmp_path / "run")).stdout
 
 
+@pytest.mark.slow
 def test_save_steps_can_change_when_a_run_resumes(perl: Perl, words: Any, tmp_path: Path) -> None:
     line = stopped(perl, words, "sft", tmp_path / "run")
     perl(*line, "--max-steps", 6, "--save-steps", 3)
