@@ -86,6 +86,9 @@ def cuda(patch: pytest.MonkeyPatch) -> None:
         imitate(patch)
 
 
+# What no imitation has: kernels of float16, a process of its own, an allocator
+on_a_real_gpu = pytest.mark.skipif(bool(os.environ.get(CHOSEN)), reason="the GPU is only imitated")
+
 IMITATIONS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
     each.__name__: each for each in (cuda_autocast, int8_activations, compact_head, stubbed_cuda, cuda)
 }

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from imitations import on_a_real_gpu
 from safetensors.torch import load_file
 from unbroken import differences, killed_after
 
@@ -23,7 +24,7 @@ PRECISIONS: dict[str, tuple[str, ...]] = {
     "dora 4-bit": ("--use-dora", "--load-in-4bit"),
     "full": ("--full",),
 }
-STAGES = ("sft", "reward", "rloo", "reinforce", "eval")
+TRIED = [pytest.param(name, marks=[on_a_real_gpu] * (name == "float16")) for name in PRECISIONS]
 # float16's scaler starts so high that it skips the first steps: the run must be long enough to learn all the same.
 TRAINING = ("--max-steps", "12", "--per-device-train-batch-size", "4", "--max-length", "128", "--learning-rate", "1e-2")
 SAMPLING = ("--max-completion-length", "8")
@@ -73,13 +74,13 @@ def first_row(folder: Path) -> dict[str, Any]:
     return dict(json.loads((folder / "metrics.jsonl").read_text().splitlines()[0]))
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("precision", TRIED)
 def test_gpu_sft_trains(precision: str, runs: Runs) -> None:
     record, _ = record_of(runs, precision, "sft")
     assert record.memory["training_mb"] > 0
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("precision", TRIED)
 def test_gpu_rewards_score_after_a_reload_as_they_did(precision: str, runs: Runs) -> None:
     record, _ = record_of(runs, precision, "reward")
     assert record.metrics["reload_shift"] == pytest.approx(0, abs=1e-3)
@@ -88,10 +89,10 @@ def test_gpu_rewards_score_after_a_reload_as_they_did(precision: str, runs: Runs
 @pytest.mark.parametrize(
     ("precision", "algorithm"),
     [
-        (precision, algorithm)
-        for precision in PRECISIONS
+        pytest.param(name, algorithm, marks=[on_a_real_gpu] * (name == "float16"))
+        for name in PRECISIONS
         for algorithm in ("rloo", "reinforce")
-        if (precision, algorithm) != ("full", "reinforce")  # its value model needs a frozen base
+        if (name, algorithm) != ("full", "reinforce")  # its value model needs a frozen base
     ],
 )
 def test_gpu_rl_starts_at_its_anchor_on_one_base(precision: str, algorithm: str, runs: Runs) -> None:
@@ -102,7 +103,7 @@ def test_gpu_rl_starts_at_its_anchor_on_one_base(precision: str, algorithm: str,
         assert record.guards["unchanged"] == ["anchor", "base", "reward"]
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("precision", TRIED)
 def test_gpu_eval_measures_a_policy(precision: str, runs: Runs) -> None:
     record, _ = record_of(runs, precision, "eval")
     assert isinstance(record.metrics["mean_reward"], float)
@@ -134,6 +135,7 @@ def test_gpu_resume_is_as_exact_as_two_equal_runs(
     assert set(differences(Path("one"), Path("resumed"))) <= set(differences(Path("one"), Path("other")))
 
 
+@on_a_real_gpu
 def test_gpu_doctor_finds_nothing_wrong(perl: Perl) -> None:
     found = perl("doctor").stdout
     assert "FAIL" not in found and "cuda" in found.lower()
