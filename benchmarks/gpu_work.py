@@ -22,6 +22,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 Values = dict[str, Any]
 EXTENSIONS = ("*.safetensors", "*.pt", "*.bin")
+FEW = ("--per-device-train-batch-size", 4, "--gradient-accumulation-steps", 1, "--num-generations", 4)  # rows of a step
 QUIET = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
@@ -269,7 +270,7 @@ def resume(job: Values) -> Values:
 
     place = Path(job["work"]) / "resume"
     common = ("rl", "--dtype", "bfloat16", "--reward", "perlcli.coffee:reward", "--save-steps", 2)
-    common = (*common, "--set", "lr_scheduler_type=constant", "--max-steps")
+    common = (*common, "--set", "lr_scheduler_type=constant", *FEW, "--max-completion-length", 16, "--max-steps")
     perl(*common, 4, output=place / "at-once")
     perl(*common, 2, output=place / "in-parts")
     import one_base
