@@ -38,6 +38,11 @@ class Job:
     needs: str = ""  # the job that writes what this one reads
 
 
+def sizes_of(shape: str) -> dict[str, dict[str, int]]:
+    """The sizes of a step on a model of this shape, for RL and for reward models."""
+    return SIZES.get(shape, SIZES[""])
+
+
 def every_job(small: str, large: str) -> list[Job]:
     """All jobs for these two shapes, the most valuable ones first: what is left out loses the least."""
 
@@ -59,7 +64,7 @@ def every_job(small: str, large: str) -> list[Job]:
 
     def of(which: str, kind: str) -> dict[str, Any]:
         shape = small if which == SMALL else large
-        return {"shape": shape, "folder": which, **SIZES.get(shape, SIZES[""])[kind]}
+        return {"shape": shape, "folder": which, **sizes_of(shape)[kind]}
 
     return [
         Job("machine", "machine", 15),

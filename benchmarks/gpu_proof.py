@@ -27,7 +27,9 @@ import gpu_predictions
 import gpu_tables
 import measured
 import shapes
-from gpu_jobs import FAILED, FINISHED, FOR_GOOD, Job, every_job
+from gpu_jobs import FAILED, FINISHED, FOR_GOOD, LARGE, SMALL, Job, every_job, sizes_of
+
+from perlcli import upstream
 
 HERE = Path(__file__).resolve().parent
 SCRIPT = "benchmarks/gpu_proof.py"
@@ -207,11 +209,21 @@ class Proof:
         about |= {"small": self.given.small, "large": self.given.large}
         jobs = {name: {key: value for key, value in one.items() if key != "log"} for name, one in self.results.items()}
         content = {"about": about, "jobs": jobs}
-        body = f"small: {self.given.small}; large: {self.given.large}\n\n{gpu_tables.report(self.results, self.jobs)}"
+        body = f"{self.sizes}\n\n{gpu_tables.report(self.results, self.jobs)}"
         name = f"{measured.short_name(self.given.device, device)}-proof"
         for folder in (self.given.out, self.given.results):
             measured.write(folder / name, content, body)
         return Path(self.given.results / name)
+
+    @property
+    def sizes(self) -> str:
+        """What a step consists of, as a list."""
+        lines = []
+        for which, shape in ((SMALL, self.given.small), (LARGE, self.given.large)):
+            size = sizes_of(shape)
+            both = " and ".join(f"{kind} " + ", ".join(f"{n} {v}" for n, v in size[kind].items()) for kind in size)
+            lines.append(f"- {which}: {shape}; {both}".replace("_", " "))
+        return "\n".join(lines)
 
     @property
     def open(self) -> list[str]:
@@ -277,6 +289,7 @@ def main(words: list[str] | None = None) -> int:
     given, begin = parse(words), time.monotonic()
     jobs = every_job(given.small, given.large)
     if given.predict:
+        upstream.hush()
         content = {"small": given.small, "large": given.large, "jobs": gpu_predictions.predict(jobs)}
         given.predict.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
         return 0

@@ -52,10 +52,11 @@ def check(place: Path, *, gpu: bool) -> dict[str, Any]:
 
 def runs(folder: Path, words: tuple[str, ...], algorithm: str) -> tuple[dict[str, bool], str]:
     """`perl reward` and `perl rl` against it: what their own guards found."""
-    few = ("--per-device-train-batch-size", 4)
-    own = gpu_work.perl("reward", *words, "--max-steps", 4, *few, "--max-eval-samples", 8, output=folder / "reward")
-    against = ("--reward", folder / "reward", "--max-completion-length", 16, "--algorithm", algorithm)
-    record = gpu_work.perl("rl", *words, *against, "--max-steps", 3, *few, output=folder / "rl")
+    few = ("--max-steps", 3, "--per-device-train-batch-size", 4, "--gradient-accumulation-steps", 1)
+    own = gpu_work.perl("reward", *words, *few, "--max-eval-samples", 8, output=folder / "reward")
+    generations = () if algorithm == "reinforce" else ("--num-generations", 4)
+    against = ("--reward", folder / "reward", "--max-completion-length", 16, "--algorithm", algorithm, *generations)
+    record = gpu_work.perl("rl", *words, *against, *few, output=folder / "rl")
     guards = record["guards"]
     shift = max(value for name, value in guards.items() if name.startswith("shift of "))
     found = {

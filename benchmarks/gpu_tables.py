@@ -8,6 +8,7 @@ from typing import Any
 
 import measured
 from gpu_jobs import FINISHED, LARGE, NO_GPU, NO_MEMORY, REWARD, RL, SMALL, Job
+from one_base import SAME
 
 Results = Mapping[str, Mapping[str, Any]]  # by the name of the job
 MET, MISSED, OPEN = "met", "missed", "not measured"
@@ -144,11 +145,16 @@ def speeds(results: Results) -> list[list[str]]:
 
 def checks(results: Results) -> list[list[str]]:
     """What must be right, and whether it is."""
-    return [
-        [name, what, "yes" if holds else "NO"]
-        for name, one in results.items()
-        for what, holds in (one.get("checks") or {}).items()
-    ]
+    found = [(name, what, holds) for name, one in results.items() for what, holds in (one.get("checks") or {}).items()]
+    for size in (SMALL, LARGE):
+        work = [
+            tuple(one[name] for name in SAME)
+            for job, one in results.items()
+            if job.startswith(f"rl-{size}") and one.get("outcome") == FINISHED
+        ]
+        if len(work) > 1:
+            found.append((f"rl-{size}-*", "each run reads and writes the same number of tokens", len(set(work)) == 1))
+    return [[name, what, "yes" if holds else "NO"] for name, what, holds in found]
 
 
 def timing(results: Results, jobs: Sequence[Job]) -> list[list[str]]:

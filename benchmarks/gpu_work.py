@@ -202,6 +202,7 @@ def rl(job: Values) -> Values:
     result["phases"] = {name: value for name, value in record["metrics"].items() if name.startswith("seconds_")}
     result["own"] = {name: record["memory"].get(name) for name in ("loading_mb", "training_mb")}
     kl, copies = record["guards"].get("kl_at_start"), record["memory"].get("base_copies")
+    result["notes"] = [f"KL {kl:.3g} at the start"] if kl else []
     return result | {"checks": {"KL is 0 at the start": kl == 0, "one copy of the base": copies == 1}}
 
 
@@ -239,9 +240,10 @@ def memory_of(record: Values, peak: Any) -> Values:
     loading = memory.get("loading_mb")
     if loading is None and peak.on_gpu and peak.resets:
         loading = peak.resets[0] / 1e6
+    before = 0.0 if peak.on_gpu else memory["before_mb"]
     return {
         "loading_mb": loading, "training_mb": memory["training_mb"], "reserved_mb": memory.get("reserved_mb"),
-        "peak_mb": peak.overall() / 1e6,
+        "peak_mb": peak.overall() / 1e6 - before,
     }  # fmt: skip
 
 
