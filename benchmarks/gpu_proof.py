@@ -11,6 +11,7 @@ command with the same --work goes on with what failed or was left out. README.md
 from __future__ import annotations
 
 import argparse
+import contextlib
 import fnmatch
 import json
 import os
@@ -88,12 +89,10 @@ class Worker:
         """The job's result, within so many seconds. Whatever happens to the process is an outcome."""
         answer, start = Path(job["answer"]), self.log.stat().st_size
         answer.unlink(missing_ok=True)
-        try:
+        with contextlib.suppress(OSError):  # if it has died, its pipe is closed too
             assert self.process.stdin is not None
             self.process.stdin.write(json.dumps(job).encode() + b"\n")
             self.process.stdin.flush()
-        except OSError:
-            pass  # it has died, which the pipe tells too
         is_over, _, _ = select.select([self.pipe], [], [], limit)
         if not is_over:
             self.end()
@@ -112,18 +111,17 @@ class Worker:
 
     def end(self) -> int | None:
         """Ends the process with all that it has started; returns its exit code, None if it can't be ended in time."""
-        try:
-            if self.is_alive:
-                self.process.wait(0.5)  # one that closed its pipe is about to end by itself
-        except subprocess.TimeoutExpired:
-            pass
-        try:
-            os.killpg(self.process.pid, signal.SIGKILL)  # its own process group, also if only its children are left
-            return self.process.wait(4)
-        except ProcessLookupError:
-            return self.process.poll()
-        except subprocess.TimeoutExpired:  # stuck in the driver
-            return None
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(0.5)  # one that has answered is about to end by itself
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)  # its own process group: also what it has left behind
+        with contextlib.suppress(subprocess.TimeoutExpired):  # it may be stuck in the driver
+            self.process.wait(4)
+        if self.process.stdin and not self.process.stdin.closed:
+            with contextlib.suppress(OSError):
+                self.process.stdin.close()
+            os.close(self.pipe)
+        return self.process.returncode
 
     def tail(self, start: int) -> str:
         """The end of what was written to the log since then."""
