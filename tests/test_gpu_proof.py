@@ -453,7 +453,11 @@ def test_a_rehearsal_on_a_cpu_runs_every_job(modules: SimpleNamespace, tmp_path:
     outcomes = {job.name: found[job.name]["outcome"] for job in jobs}
     assert outcomes == {name: "needs a GPU" if name == "no-room" else "finished" for name in outcomes}
     assert [name for name, one in found.items() for holds in one.get("checks", {}).values() if not holds] == []
-    assert all(one["training_mb"] > 0 and one["step_s"] > 0 for name, one in found.items() if name[:2] in ("rl", "re"))
+    assert all(
+        one["training_mb"] > 0 and one["step_s"] > 0
+        for name, one in found.items()
+        if name.startswith(("rl-", "reward-"))
+    )
     assert (results / "cpu-proof.md").read_text() == (out / "cpu-proof.md").read_text()
     aims = modules.gpu_tables.aims(found)
     assert [row for row in aims if row[-1] == "not measured"] == []
