@@ -28,14 +28,14 @@ import gpu_predictions
 import gpu_tables
 import measured
 import shapes
-from gpu_jobs import FAILED, FINISHED, FOR_GOOD, LARGE, SMALL, Job, every_job, sizes_of
+from gpu_jobs import FAILED, FINISHED, FOR_GOOD, INPUTS, LARGE, SMALL, Job, every_job, sizes_of
 
 from perlcli import upstream
 
 HERE = Path(__file__).resolve().parent
 SCRIPT = "benchmarks/gpu_proof.py"
 SECONDS = 580.0  # that one call may take
-RESERVE = 8.0  # seconds for the end: killing a job, writing the report
+RESERVE = 10.0  # seconds for the end: killing a job, writing the report
 ENOUGH = 0.6  # a job starts if this share of the time that it is expected to take is left
 PATIENCE, GRACE = 3.0, 20.0  # a job is cut off after PATIENCE times the expected seconds, plus GRACE
 CUT_OFF, LEFT_OUT = "cut off", "left out"
@@ -81,7 +81,7 @@ class Worker:
         with log.open("w", encoding="utf-8") as file:
             self.process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=file, stderr=file, start_new_session=True, pass_fds=(theirs,),
-                env=os.environ | hidden | {"GPU_PROOF_PIPE": str(theirs)},
+                env=os.environ | hidden | {"GPU_PROOF_PIPE": str(theirs), "HF_HOME": str(log.parent / "hub")},
             )  # fmt: skip
         os.close(theirs)
 
@@ -185,6 +185,10 @@ class Proof:
         """Whether a job ended in a way that no second try would change."""
         return self.results.get(name, {}).get("outcome") in FOR_GOOD
 
+    def was_tried(self, job: Job) -> bool:
+        """Whether a job has already cost its time, so that others come first; unless those others need it."""
+        return job.kind != INPUTS and self.results.get(job.name, {}).get("outcome", LEFT_OUT) != LEFT_OUT
+
     def add(self, job: Job, result: Result) -> None:
         """Keeps a result, and writes the state and the report again."""
         more = {"job": self.identity(job), "expected": job.seconds, "predicted": self.predicted.get(job.name)}
@@ -252,10 +256,10 @@ def matching(jobs: Sequence[Job], pattern: str) -> list[str]:
 
 
 def run(proof: Proof, workers: Workers, clock: Clock = time.monotonic) -> None:
-    """Runs what isn't done yet, as far as the time reaches."""
+    """Runs what isn't done yet, as far as the time reaches: what failed before comes last."""
     given, begin = proof.given, clock()
     scale = max(1.0, given.seconds / SECONDS)  # with more time, each job may take longer: not every GPU is an H100
-    todo = [job for job in proof.jobs if not proof.is_done(job.name)]
+    todo = sorted((job for job in proof.jobs if not proof.is_done(job.name)), key=proof.was_tried)
     for number, job in enumerate(todo, 1):
         left = given.seconds - (clock() - begin) - RESERVE
         if reason := blocked(proof, job, left):

@@ -362,6 +362,8 @@ def work() -> None:
         Path(job["answer"]).write_text(json.dumps(result_of(job), default=str), encoding="utf-8")
         sys.stdout.flush()
         sys.stderr.flush()
+        if not job["forked"]:
+            say("exit code 0")  # a process that the job has left behind could keep the pipe open
         os._exit(0)  # nothing to tidy up: the next job waits
 
 

@@ -66,7 +66,7 @@ def test_some_jobs_can_be_chosen(modules: SimpleNamespace, jobs: list[Any]) -> N
     ("words", "message"),
     [
         (["--out", "o"], "--out and --work are required"),
-        (["--out", "o", "--work", "w", "--seconds", "8"], "--seconds must be above 8, not 8"),
+        (["--out", "o", "--work", "w", "--seconds", "9"], "--seconds must be above 10, not 9"),
     ],
 )
 def test_bad_options_are_reported(
@@ -208,14 +208,14 @@ def run(modules: SimpleNamespace, jobs: list[Any], tmp_path: Path) -> Callable[.
 
 def test_no_job_may_take_more_than_the_time_that_is_left(run: Any, modules: SimpleNamespace) -> None:
     proof, fake = run(Fake(seconds=1000.0), "tests,roles", 200.0)
-    assert fake.limits == [65.0, 127.0]  # 3 x 15 + 20, and what is left of 200 minus the reserve
+    assert fake.limits == [65.0, 125.0]  # 3 x 15 + 20, and what is left of 200 minus the reserve
     assert fake.now <= 200 - modules.gpu_proof.RESERVE
     assert proof.results["roles"]["outcome"] == "left out"
     assert proof.results["roles"]["error"] == "only 0 s left"
 
 
 def test_a_short_job_uses_the_time_that_is_too_short_for_a_long_one(run: Any) -> None:
-    proof, fake = run(Fake(), "tests,resume", 43.0)
+    proof, fake = run(Fake(), "tests,resume", 45.0)
     assert fake.ran == ["machine", "resume"]
     assert proof.open == ["tests"]
 
@@ -239,6 +239,15 @@ def test_a_second_call_runs_what_failed_or_was_left_out(run: Any) -> None:
     assert proof.open == []
     assert run(Fake(), "resume,precisions,no-room,roles")[1].ran == []
     assert len(proof.commands) == 2
+
+
+def test_what_failed_comes_after_what_was_left_out(run: Any) -> None:
+    proof, _ = run(Fake({"tests": "cut off"}, seconds=12.0), "tests,inputs-large", 56.0)
+    assert proof.open == ["tests", "inputs-large"]
+    _, fake = run(Fake(), "tests,inputs-large")
+    assert fake.ran == ["inputs-large", "tests"]
+    run(Fake({"inputs-small": "failed"}), "rl-small-bf16-perl")
+    assert run(Fake(), "rl-small-bf16-perl")[1].ran == ["inputs-small", "rl-small-bf16-perl"]
 
 
 def test_a_result_for_another_model_is_not_kept(run: Any) -> None:
