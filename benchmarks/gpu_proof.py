@@ -20,6 +20,7 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -198,7 +199,10 @@ class Proof:
         replace(self.state, json.dumps({"commands": self.commands, "jobs": ordered}, indent=1))
         with (self.given.out / LOGS).open("a", encoding="utf-8") as file:
             file.write(f"\n===== {job.name}: {result['outcome']}\n{result.get('log', '')}")
-        self.write()
+        try:
+            self.write()
+        except Exception:  # the results are kept: a fault of the report must not end the jobs
+            traceback.print_exc()
 
     def write(self) -> Path:
         """Writes the report into both folders; returns its path without extension in the second one."""

@@ -148,7 +148,7 @@ def checks(results: Results) -> list[list[str]]:
     found = [(name, what, holds) for name, one in results.items() for what, holds in (one.get("checks") or {}).items()]
     for size in (SMALL, LARGE):
         work = [
-            tuple(one[name] for name in SAME)
+            tuple(one.get(name) for name in SAME)
             for job, one in results.items()
             if job.startswith(f"rl-{size}") and one.get("outcome") == FINISHED
         ]

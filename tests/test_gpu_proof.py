@@ -276,6 +276,13 @@ def test_the_report_is_written_after_each_job(run: Any, modules: SimpleNamespace
     assert "a line of a log" not in (tmp_path / "out" / "nvidia-h100-proof.json").read_text()
 
 
+def test_a_fault_of_the_report_does_not_end_the_jobs(
+    run: Any, modules: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(modules.gpu_tables, "report", lambda *_: 1 / 0)
+    assert run(Fake(), "resume")[1].ran == ["machine", "resume"]
+
+
 # Processes
 
 SCRIPT = """
