@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import subprocess
 import sys
 import tempfile
@@ -23,7 +22,7 @@ from typing import Any
 
 import measured
 import shapes
-from one_base import GIVE_BACK, MB, flag
+from one_base import GIVE_BACK, MB, checkpointing_values, checkpointing_words
 
 from perlcli import device, settings
 from perlcli.arms import FULL, KINDS, Arm
@@ -106,7 +105,7 @@ def asked(given: argparse.Namespace, stage: str, arm: Arm) -> Any:
         "gradient_accumulation_steps": 1, "max_length": given.length,
     }  # fmt: skip
     if given.checkpointing is not None:
-        values["set"] = (f"gradient_checkpointing={flag(given.checkpointing == 'on')}",)
+        values |= checkpointing_values(given.checkpointing == "on")
     if stage == "rl":
         values |= {"max_completion_length": given.completion, "algorithm": given.algorithm, "reward": ("reward",)}
     return settings.resolve(settings.build(settings.COMMANDS[stage], values), {})
@@ -140,7 +139,7 @@ def perl_words(given: argparse.Namespace, stage: str, arm: str) -> list[str]:
     words += ["--gradient-accumulation-steps", "1", "--max-length", str(given.length), "--dtype", given.dtype]
     words += ["--lora-r", str(given.rank)] if arm != "full" else []
     if given.checkpointing:
-        words += ["--set", f"gradient_checkpointing={flag(given.checkpointing == 'on')}"]
+        words += checkpointing_words(given.checkpointing == "on")
     if stage == "rl":
         words += ["--max-completion-length", str(given.completion), "--algorithm", given.algorithm]
         words += ["--num-generations", "1" if given.algorithm == "reinforce" else str(given.batch)]
@@ -214,8 +213,7 @@ def main() -> None:
         work.mkdir(parents=True, exist_ok=True)
         found = list(measure(given, work))
         about = described(given)
-    name = about["device"] if device.kind() == "cuda" else "cpu"
-    short = re.sub(r"\W+", "-", name).strip("-").lower()
+    short = measured.short_name(device.kind(), about["device"])
     path = given.output or HERE / "results" / f"{short}-estimate-{about['model']}"
     write(path, about, found)
     print(f"\n{table(found)}\n\nWrote {path}.md and {path.name}.json")

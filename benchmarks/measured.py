@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -20,16 +21,31 @@ def described(script: str, kind: str = "cpu", **more: Any) -> dict[str, Any]:
     """
     from perlcli.run import record
 
-    words = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:]]
-    changed = subprocess.run(["git", "status", "--porcelain", "src"], capture_output=True, text=True, check=False)
     return {
-        "command": shlex.join(["python", script, *words]),
+        "command": command_line(script),
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
-        "git_commit": (record.git_commit() or "unknown") + (", changed" if changed.stdout.strip() else ""),
+        "git_commit": commit(),
         "device": device_name(kind),
         "versions": record.package_versions(),
         **more,
     }
+
+
+def command_line(script: str) -> str:
+    """What was typed to run this script."""
+    words = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:]]
+    return shlex.join(["python", script, *words])
+
+
+def commit() -> str:
+    """The git commit, and whether src differs from it; `unknown` without a git checkout."""
+    from perlcli.run import record
+
+    found = record.git_commit()
+    if found is None:
+        return "unknown"
+    changed = subprocess.run(["git", "status", "--porcelain", "src"], capture_output=True, text=True, check=False)
+    return found + (", changed" if changed.stdout.strip() else "")
 
 
 def device_name(kind: str) -> str:
@@ -41,6 +57,11 @@ def device_name(kind: str) -> str:
     lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "CPU")
     return f"{name} ({os.cpu_count()} cores)"
+
+
+def short_name(kind: str, name: str) -> str:
+    """A device in the name of a file: `cpu`, or such as `nvidia-h100-80gb-hbm3`."""
+    return "cpu" if kind == "cpu" else re.sub(r"\W+", "-", name).strip("-").lower()
 
 
 def markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -162,7 +162,7 @@ def make_prompts(spec: dict[str, Any], work: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(work / "model")
     dice = random.Random(0)
     words = shapes.words_of(tokenizer, dice)
-    (work / "prompts").mkdir()
+    (work / "prompts").mkdir(exist_ok=True)
     with (work / "prompts" / "train.jsonl").open("w", encoding="utf-8") as file:
         for _ in range(spec["steps"] * spec["batch"] // spec["generations"]):
             prompt = "".join(f" {dice.choice(words)}" for _ in range(spec["prompt_tokens"]))
@@ -187,8 +187,26 @@ def perl_words(spec: dict[str, Any], rewards: int = 1) -> list[str]:
     words = ["rl", *(word for name, value in options.items() for word in (f"--{name}", str(value)))]
     words += [word for number in range(rewards) for word in ("--reward", str(work / f"reward-{number}"))]
     words += ["--set", f"generation_kwargs={json.dumps({'min_new_tokens': spec['tokens']})}"]
-    words += ["--set", f"gradient_checkpointing={flag(spec['checkpointing'])}"]
+    words += checkpointing_words(spec["checkpointing"])
     return [*words, *(["--load-in-4bit"] if spec["precision"] == "4bit" else [])]
+
+
+def checkpointing_values(on: bool) -> dict[str, Any]:
+    """Gradient checkpointing as settings of sft, reward or rl: by its option, or by --set in a perlcli without it."""
+    from perlcli import settings
+
+    name = "gradient_checkpointing"
+    if name in settings.names(settings.Rl):
+        return {name: flag(on)}
+    return {"set": (f"{name}={flag(on)}",)}
+
+
+def checkpointing_words(on: bool) -> list[str]:
+    """Gradient checkpointing as words for the command line of sft, reward or rl."""
+    from perlcli import settings
+
+    ((name, value),) = checkpointing_values(on).items()
+    return [f"--{settings.dashed(name)}", value if isinstance(value, str) else value[0]]
 
 
 def stock_words(spec: dict[str, Any], arm: str) -> list[str]:
@@ -241,6 +259,7 @@ class Peak:
     def __init__(self, device: str) -> None:
         self.on_gpu = device == "cuda"
         self.highest = self.reserved = 0
+        self.resets: list[int] = []  # the highest so far at each reset
         if self.on_gpu:
             import torch
 
@@ -263,7 +282,7 @@ class Peak:
 
     def reset(self, *_: Any) -> None:
         """Starts a new peak at what is held now."""
-        self.overall()
+        self.resets.append(self.overall())
         if self.on_gpu:
             self._reset()
         else:
@@ -347,15 +366,25 @@ def start_arm(spec: dict[str, Any]) -> None:
     """Calls the arm's entry point, as its command line would."""
     arm = spec["arm"]
     if arm.startswith("perl"):
-        from perlcli.cli.app import app
-
-        code = app([*perl_words(spec, 4 if arm == "perl-4-rewards" else 1), "--debug"], standalone_mode=False)
-        if code:
-            raise SystemExit(f"perl rl failed with exit code {code}")
+        perl(perl_words(spec, 4 if arm == "perl-4-rewards" else 1), Path(spec["run"]))
         return
     from trl.scripts.rloo import main, make_parser
 
     main(*make_parser().parse_args_and_config(stock_words(spec, arm), fail_with_unknown_args=False))
+
+
+def perl(words: list[str], run: Path) -> None:
+    """Runs a perl command in this process. Raises MemoryError if its record says that memory ran out, SystemExit for
+    any other failure."""
+    from perlcli.cli.app import app
+
+    code = app([*words, "--debug"], standalone_mode=False)
+    if code:
+        record = run / "record.json"
+        failure = json.loads(record.read_text(encoding="utf-8"))["failure"] if record.exists() else None
+        if failure and "out of memory" in failure:
+            raise MemoryError(failure)
+        raise SystemExit(f"perl {words[0]} failed with exit code {code}: {failure or 'it left no record'}")
 
 
 @contextlib.contextmanager
@@ -615,7 +644,7 @@ def main() -> None:
     arms = summary(found, spec["second_base_mb"])
     tables = table(arms, on_gpu=spec["device"] == "cuda")
     name = given.config or Path(given.model).name
-    short = "cpu" if spec["device"] == "cpu" else re.sub(r"\W+", "-", about["device"]).strip("-").lower()
+    short = measured.short_name(spec["device"], about["device"])
     path = Path(given.output) if given.output else HERE / "results" / f"{short}-{name}-{given.precision}"
     write(path, {"about": about, "arms": arms, "runs": found}, tables)
     print(f"\n{tables}\n\nWrote {path}.md and {path.name}.json")

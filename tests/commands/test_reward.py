@@ -206,6 +206,12 @@ def test_full_tuning_saves_a_plain_classifier(
     assert found.trainable_parameters == found.total_parameters == model.num_parameters()
 
 
+def test_full_tuning_in_bfloat16_reloads_to_the_same_scores(perl: Perl, llama: Path, rows: dict[str, Path]) -> None:
+    words = ("--full", "--dtype", "bfloat16", "--max-steps", "2")
+    perl("reward", "-m", llama, "-d", rows["pairs"], "-o", "run", *words)
+    assert read_record(Path("run")).metrics["reload_shift"] == 0
+
+
 @pytest.mark.filterwarnings("ignore:MatMul8bitLt")  # bitsandbytes documents it; upstream.py silences it for users
 @pytest.mark.parametrize("precision", ["4-bit", "8-bit", "bfloat16"])
 def test_other_precisions_reload_to_the_same_scores(

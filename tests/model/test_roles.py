@@ -203,6 +203,14 @@ def test_head_trains_in_float32_and_is_rounded_for_its_base(llama: Path) -> None
     assert float(head.data[0, 0]) == float(torch.tensor(1 / 3).bfloat16())
 
 
+def test_weights_are_rounded_and_rotary_frequencies_are_not(llama: Path) -> None:
+    model = loading.load_causal(locate(str(llama)), ModelSettings())
+    kept = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    roles.round_weights(model, torch.bfloat16)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    assert kept and all(torch.equal(buffer, kept[name]) for name, buffer in model.named_buffers())
+
+
 def test_checksum_notices_the_role_that_changed(policy: Any, reward: str) -> None:
     scorers.attach_reward(policy, reward)
     names = ("", roles.POLICY, roles.REWARD)

@@ -171,7 +171,7 @@ class ThumbsTrainer(RewardTrainer):
 def save(prepared: Prepared[settings.Reward], model: Any, folder: Path) -> None:
     """Write the adapter with its head, or after full tuning the classifier, and the tokenizer into a folder."""
     if prepared.settings.lora.full:
-        model.to(getattr(torch, device.dtype_name(prepared.settings.model)))
+        roles.round_weights(model, getattr(torch, device.dtype_name(prepared.settings.model)))
         model.save_pretrained(str(folder))
     else:
         roles.round_head(model, model.dtype)

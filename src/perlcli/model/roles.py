@@ -98,6 +98,13 @@ def round_head(model: PeftModel, dtype: torch.dtype) -> None:
             parameter.data = parameter.data.to(dtype)
 
 
+def round_weights(model: nn.Module, dtype: torch.dtype) -> None:
+    """Round every parameter to `dtype`, in which a load will hold it. Buffers keep theirs, as in a load: `model.to`
+    would round the rotary frequencies too, and a trained model would score differently once it is saved."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+
+
 def copy_policy_to_anchor(model: PeftModel) -> None:
     """Copy every weight of the policy's adapter to the anchor's: TRL's own copy leaves out adapters of embeddings."""
     parameters = dict(model.named_parameters())

@@ -44,7 +44,7 @@ def start(prepared: Prepared[settings.Sft | settings.Rl]) -> Any:
 def save(prepared: Prepared[settings.Sft | settings.Rl], model: Any, folder: Path) -> None:
     """Write the policy's adapter and the tokenizer into a folder; after full tuning, the full model instead."""
     if prepared.settings.lora.full:
-        model.to(getattr(torch, device.dtype_name(prepared.settings.model)))
+        roles.round_weights(model, getattr(torch, device.dtype_name(prepared.settings.model)))
         model.save_pretrained(str(folder))
     else:
         roles.save_adapter(model, folder)
