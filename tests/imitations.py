@@ -152,6 +152,12 @@ def _learning(patch: pytest.MonkeyPatch, fail: Callable[..., Any]) -> None:
     patch.setattr(accelerate.Accelerator, "backward", fail)
 
 
+def _evaluating(patch: pytest.MonkeyPatch, fail: Callable[..., Any]) -> None:
+    from transformers import Trainer
+
+    patch.setattr(Trainer, "evaluation_loop", fail)
+
+
 def _saving(patch: pytest.MonkeyPatch, fail: Callable[..., Any]) -> None:
     from peft import PeftModel
 
@@ -164,6 +170,7 @@ PLACES = {
     "attaching": _attaching,
     "sampling": _sampling,
     "learning": _learning,
+    "evaluating": _evaluating,
     "saving": _saving,
 }
 

@@ -11,6 +11,8 @@ from typing import Any
 from perlcli.errors import PerlError
 from perlcli.settings import ModelSettings
 
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+
 
 def kind() -> str:
     """`cuda` if there is a GPU that torch can use, else `cpu`."""

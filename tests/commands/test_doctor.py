@@ -53,6 +53,14 @@ def raising(error: BaseException) -> Callable[..., Any]:
         (ImportError("libcuda.so"), ("FAIL", "ImportError: libcuda.so", "")),
         (RecursionError("deep"), ("FAIL", "RecursionError: deep", "")),
         (SystemExit(3), ("FAIL", "it exited with 3", "")),
+        (
+            MemoryError(),
+            (
+                "FAIL",
+                "This machine's memory is too small (out of memory)",
+                "stop other programs; perl doctor shows how much is free",
+            ),
+        ),
     ],
 )
 def test_a_check_that_cannot_be_made_is_a_line(error: BaseException, line: tuple[str, str, str]) -> None:
