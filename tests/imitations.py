@@ -59,7 +59,6 @@ def stubbed_cuda(patch: pytest.MonkeyPatch) -> None:
 
     patch.setattr(transformers.training_args, "is_torch_bf16_gpu_available", lambda: True)
     patch.setattr(device, "kind", lambda: "cuda")
-    patch.setattr(device, "_cuda_has_bf16", lambda: True)
     answers = {
         "synchronize": None,
         "empty_cache": None,

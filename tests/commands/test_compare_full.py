@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from conftest import SHORT, Perl
+from imitations import NO_ROOM, PLACES
 from typer.testing import CliRunner
 
 from perlcli import settings
@@ -231,6 +233,29 @@ def test_an_arm_without_memory_is_a_result(
     perl("compare-full", "--config", OUT / "settings.yaml", "--resume")
     assert runner.folders == again  # what found no memory would find none again; a kill may have been anyone's
     assert report().comparisons[0].arms[0].failure == (None if again else told)
+
+
+def test_an_arm_that_finds_no_room_at_load_lets_the_others_run(runner: Runner, perl: Perl, words: Words) -> None:
+    """The very first run, too: its error is the run's, not one of the settings."""
+
+    def no_room(folder: Path) -> int:
+        def fail(*_: Any, **__: Any) -> Any:
+            raise torch.OutOfMemoryError(NO_ROOM)
+
+        with pytest.MonkeyPatch.context() as patch:
+            PLACES["loading"](patch, fail)
+            result = CliRunner().invoke(app, [*runner.calls[-1]])
+        folder.with_suffix(".log").write_text(result.output)
+        return result.exit_code
+
+    runner.faults = {"full/memory": no_room, "full/seed-0": no_room}
+    result = perl(*words, "--arms", "full,lora")
+    full, lora = report().comparisons[0].arms
+    assert full.failure == "out of memory" and lora.failure is None
+    assert (
+        "out of memory: The GPU's memory is too small (out of memory while loading the base in float" in result.output
+    )
+    assert result.output.startswith("device: CPU")
 
 
 def test_a_failed_arm_lets_the_others_run_and_is_told_at_the_end(runner: Runner, perl: Perl, words: Words) -> None:

@@ -17,6 +17,7 @@ import psutil
 import pytest
 from packaging.requirements import Requirement
 
+from perlcli import device
 from perlcli.commands import doctor
 from perlcli.doctor import checks, torch_checks
 from perlcli.doctor.checks import Finding, examine
@@ -352,6 +353,7 @@ def test_how_torch_was_built(monkeypatch: Patch) -> None:
     ("driver", "visible", "is_cpu_build", "status", "told"),
     [
         ("", None, True, "ok", "none"),
+        ("", "", True, "ok", "none"),
         ("570.1", "", False, "warn", "hides the GPUs"),
         ("570.1", "-1", True, "warn", "hides the GPUs"),
         ("570.1", None, True, "warn", "built for the CPU"),
@@ -365,7 +367,7 @@ def test_why_there_is_no_gpu(
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.version, "cuda", None if is_cpu_build else "13.0")
-    monkeypatch.setattr(torch_checks, "driver", lambda: driver)
+    monkeypatch.setattr(device, "driver", lambda: driver)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
@@ -380,19 +382,29 @@ def two_gpus(monkeypatch: Patch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda n: ((20e9, 24e9), (1e9, 24e9))[n])
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda n: (9, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda n: ((9, 0), (7, 5))[n])
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda n: f"GPU-{n}")
-    monkeypatch.setattr(torch_checks, "driver", lambda: "570.1")
+    monkeypatch.setattr(device, "driver", lambda: "570.1")
 
 
 @pytest.mark.usefixtures("two_gpus")
 def test_each_gpu_has_a_line(monkeypatch: Patch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
     first, second, both = found(torch_checks.gpus)
-    assert first == ("ok", "0: GPU-0, 20.0 GB of 24.0 GB free, compute capability 9.0, driver 570.1, "
-                     "CUDA_VISIBLE_DEVICES=2,3", "")  # fmt: skip
+    assert first == ("ok", "0: GPU-0, 20.0 GB of 24.0 GB free, compute capability 9.0, bfloat16, driver 570.1, "
+                     "CUDA 13.0, CUDA_VISIBLE_DEVICES=2,3", "")  # fmt: skip
     assert second[0] == "warn" and "another process uses its memory" in second[2]
-    assert "2 GPUs visible" in both[1]
+    assert "compute capability 7.5, no bfloat16, " in second[1]
+    assert both == ("ok", device.which_gpu(), "") and "CUDA_VISIBLE_DEVICES=3 selects the second" in both[1]
+
+
+@pytest.mark.usefixtures("two_gpus")
+def test_a_gpu_without_bfloat16_says_what_that_means(monkeypatch: Patch) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda n: (16e9, 16e9))
+    assert [hint for _, _, hint in found(torch_checks.gpus)] == ["", device.NO_BFLOAT16, ""]
 
 
 @pytest.mark.usefixtures("two_gpus")
@@ -405,16 +417,16 @@ def test_a_gpu_that_fails_is_a_line(monkeypatch: Patch) -> None:
 
 def test_the_driver_version_comes_from_nvidia_smi_or_the_system(monkeypatch: Patch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr(torch_checks, "DRIVER", tmp_path / "version")
-    assert torch_checks.driver() == ""
+    monkeypatch.setattr(device, "DRIVER", tmp_path / "version")
+    assert device.driver() == ""
     (tmp_path / "version").write_text("NVRM version: NVIDIA UNIX x86_64 Kernel Module  570.86.15  Thu\n")
-    assert torch_checks.driver() == "570.86.15"
+    assert device.driver() == "570.86.15"
     tool = tmp_path / "nvidia-smi"
     tool.write_text("#!/bin/sh\necho 580.1\necho 580.1\n")
     tool.chmod(0o755)
-    assert torch_checks.driver() == "580.1"
+    assert device.driver() == "580.1"
     tool.write_text("#!/bin/sh\nexit 9\n")
-    assert torch_checks.driver() == "570.86.15"
+    assert device.driver() == "570.86.15"
 
 
 # Precisions

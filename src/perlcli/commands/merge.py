@@ -97,7 +97,7 @@ def find(given: settings.Merge) -> Merging:
     check_tokenizer(source, tokenizer)
     prepared = Prepared(resolved, source, tokenizer, tokenizers.renderer(source, tokenizer), Run(resolved))
     prepared.run.prompts = trained_on(source)
-    prepared.run.record.device = device.describe(precision_of(prepared))
+    prepared.run.note_device(precision_of(prepared))
     prepared.run.record.model = tokenizers.describe(source, tokenizer)
     if source.record is not None and source.record.status != "finished":
         prepared.run.note(f"The run {name} did not finish ({source.record.status}): merging the adapter that it saved.")

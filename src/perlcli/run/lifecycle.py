@@ -44,6 +44,14 @@ class Run:
         self.record.notes.append(text)
         disk.tell(text)
 
+    def note_device(self, values: definitions.ModelSettings, *, is_frozen: bool = True) -> None:
+        """Print where and in which precision the base will be, and what to know of the device; keep both in the record.
+        `is_frozen` if the base does not train."""
+        self.record.device = device.describe(values)
+        disk.tell(device.line(self.record.device))
+        for remark in device.remarks(values, is_frozen=is_frozen):
+            self.note(remark)
+
     def claim(self) -> None:
         """Take over the folder; nothing is written before."""
         values, is_new = self.record.settings, bool(self.record.settings.get("overwrite"))
