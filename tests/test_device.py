@@ -93,7 +93,7 @@ def test_a_gpu_without_bfloat16(monkeypatch: Patch) -> None:
         assert not list(device.remarks(given))
 
 
-@pytest.mark.parametrize("command", ["sft", "reward", "rl", "eval", "merge", "quickstart", "compare-full"])
+@pytest.mark.parametrize("command", ["sft", "reward", "rl", "eval", "merge", "quickstart"])
 def test_every_command_that_loads_a_model_begins_with_its_device(
     command: str, perl: Any, sft_run: Path, reward_run: Path, no_gpu: Patch
 ) -> None:
@@ -102,7 +102,6 @@ def test_every_command_that_loads_a_model_begins_with_its_device(
         "rl": ("--model", sft_run, "--reward", reward_run, "--data", "coffee"),
         "eval": ("--model", sft_run, "--data", "coffee"),
         "merge": (sft_run,),
-        "compare-full": ("reward",),
     }
     lines = perl(command, *words.get(command, ()), "--output", "out", "--dry-run").stdout.splitlines()
     place = next(place for place, line in enumerate(lines) if line.startswith("device: CPU"))
