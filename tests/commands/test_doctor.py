@@ -125,7 +125,7 @@ def test_the_whole_command_on_this_machine(perl: Any) -> None:
     told = json.loads(result.stdout)
     by_name = {item["name"]: item for item in told["checks"]}
     assert told["ok"] and set(checks.CHECKS) | set(torch_checks.CHECKS) - {"float16"} <= set(by_name) | {"gpu"}
-    for name in ("float32", "bfloat16", "8-bit", "4-bit", "libraries", "matplotlib", "torch"):
+    for name in ("float32", "bfloat16", "8-bit", "4-bit", "libraries", "kernels", "matplotlib", "torch"):
         assert by_name[name]["status"] == "ok", by_name[name]
     assert str(Path.home()) + "/" not in result.output
 
@@ -427,6 +427,52 @@ def test_the_driver_version_comes_from_nvidia_smi_or_the_system(monkeypatch: Pat
     assert device.driver() == "580.1"
     tool.write_text("#!/bin/sh\nexit 9\n")
     assert device.driver() == "570.86.15"
+
+
+def test_the_driver_that_does_not_answer_is_unknown(monkeypatch: Patch, tmp_path: Path) -> None:
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\nexec sleep 60\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setattr(device, "SMI_SECONDS", 0.1)
+    assert device.driver() == "unknown"
+
+
+# TRL's kernels
+
+
+def test_trls_head_is_tried(monkeypatch: Patch) -> None:
+    from perlcli.doctor import kernels
+
+    status, text, _ = only(torch_checks.kernels)
+    assert status == "ok" and text.startswith("TRL's log-probabilities differ from torch's by ")
+    for wrong in (0.1, float("nan")):
+        monkeypatch.setattr(kernels, "error", lambda wrong=wrong: wrong)
+        assert only(torch_checks.kernels)[::2] == ("FAIL", torch_checks.REINSTALL)
+
+
+@pytest.mark.usefixtures("like_stubbed_cuda")
+def test_kernels_that_cannot_be_compiled_say_what_to_install(monkeypatch: Patch) -> None:
+    from perlcli.doctor import kernels
+
+    monkeypatch.setattr(kernels, "error", raising(RuntimeError("Failed to find C compiler.")))
+    status, text, hint = only(torch_checks.kernels)
+    assert (status, hint) == ("FAIL", torch_checks.COMPILER) and "gcc python3-dev" in hint
+    assert text == "TRL's log-probabilities can't be computed: RuntimeError: Failed to find C compiler."
+    monkeypatch.setattr(kernels, "error", raising(RuntimeError("CUDA error: out of memory")))
+    assert only(torch_checks.kernels)[1] == "The GPU's memory is too small (out of memory)"
+
+
+@pytest.mark.usefixtures("like_stubbed_cuda")
+def test_a_stubbed_gpu_has_its_line(monkeypatch: Patch) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(device, "driver", lambda: "570.1")
+    monkeypatch.delenv(device.VISIBLE, raising=False)
+    assert only(torch_checks.gpus)[1].startswith(
+        "0: NVIDIA Imitation, 20.0 GB of 24.0 GB free, compute capability 9.0, bfloat16, driver 570.1, CUDA "
+    )
 
 
 # Precisions

@@ -14,10 +14,14 @@ from pathlib import Path
 
 from perlcli import device, upstream
 from perlcli.doctor.checks import Check, Finding, examine
-from perlcli.errors import PerlError
+from perlcli.errors import PerlError, reason
+from perlcli.run import out_of_memory
 from perlcli.text import size
 
 BUSY = 0.1  # with a smaller share of its memory free, a GPU is in use by someone else
+COMPILER = "sft and rl need a C compiler and Python's headers (Debian, Ubuntu: apt install gcc python3-dev)"
+REINSTALL = "pip install --force-reinstall trl torch"
+OFF = 1e-3  # the largest error of a log-probability or its gradient in float32
 INSTEAD = {
     "float32": "reinstall torch",
     "bfloat16": "--dtype float32 (or float16 on a GPU)",
@@ -85,6 +89,27 @@ def libraries() -> Iterator[Finding]:
     yield Finding("libraries", "ok", f"{names} can be imported")
 
 
+def kernels() -> Iterator[Finding]:
+    """Whether TRL's head for log-probabilities works, which sft and rl need; on a GPU it compiles kernels first."""
+    from perlcli.doctor import kernels as head
+
+    on_gpu, began = device.kind() == "cuda", time.monotonic()
+    try:
+        off = head.error()
+    except Exception as error:  # of Triton, the compiler or the driver
+        if out_of_memory.failure(error) is not None:
+            raise
+        hint = COMPILER if on_gpu else REINSTALL
+        yield Finding("kernels", "FAIL", f"TRL's log-probabilities can't be computed: {reason(error)}", hint)
+        return
+    where = "kernels compiled for the GPU" if on_gpu else "on the CPU"
+    text = f"TRL's log-probabilities differ from torch's by {off:.1g} (at most {OFF:g}), {where}"
+    if off <= OFF:  # false for NaN
+        yield Finding("kernels", "ok", f"{text}, {time.monotonic() - began:.1f} s")
+    else:
+        yield Finding("kernels", "FAIL", text, REINSTALL)
+
+
 def pictures() -> Iterator[Finding]:
     """Whether matplotlib can draw."""
     from perlcli.run import plots
@@ -118,7 +143,8 @@ def precision(name: str) -> Iterator[Finding]:
         yield Finding(name, "FAIL", f"differs from float32: {text}", INSTEAD[name])
 
 
-CHECKS: dict[str, Check] = {"torch": build, "gpu": gpus, "libraries": libraries, "matplotlib": pictures}
+CHECKS: dict[str, Check] = {"torch": build, "gpu": gpus, "libraries": libraries}
+CHECKS |= {"kernels": kernels, "matplotlib": pictures}
 CHECKS |= {name: partial(precision, name) for name in INSTEAD}
 
 
