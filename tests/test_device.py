@@ -88,7 +88,7 @@ def test_a_gpu_without_bfloat16(monkeypatch: Patch) -> None:
     assert device.dtype_name(ModelSettings()) == "float32"
     assert device.dtype_name(ModelSettings(load_in_4bit=True)) == "float16"
     assert list(device.remarks(ModelSettings())) == [f"{device.NO_BFLOAT16}."]
-    assert not list(device.remarks(ModelSettings(), is_frozen=False))  # what trains is in float32 on any GPU
+    assert not list(device.remarks(ModelSettings(), takes_dtype=False))  # what trains is in float32 on any GPU
     for given in (ModelSettings(dtype="float16"), ModelSettings(load_in_8bit=True)):
         assert not list(device.remarks(given))
 

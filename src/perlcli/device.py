@@ -108,9 +108,9 @@ def line(described: Mapping[str, Any]) -> str:
     return ", ".join(parts)
 
 
-def remarks(settings: ModelSettings, *, is_frozen: bool = True) -> Iterator[str]:
+def remarks(settings: ModelSettings, *, takes_dtype: bool = True) -> Iterator[str]:
     """What a user should know of the device before a run: a GPU that is there but not used, one of several that is, and
-    a base in float32 for lack of bfloat16. `is_frozen` if the base does not train, as it does under full tuning."""
+    a base in float32 for lack of bfloat16, if --dtype decides how much memory it takes (`takes_dtype`)."""
     if kind() == "cpu":
         reason = why_cpu()
         if reason is not None:
@@ -120,7 +120,7 @@ def remarks(settings: ModelSettings, *, is_frozen: bool = True) -> Iterator[str]
     if several:
         yield f"{several}."
     is_auto = settings.dtype == "auto" and not (settings.load_in_4bit or settings.load_in_8bit)
-    if is_auto and is_frozen and not has_bf16():
+    if is_auto and takes_dtype and not has_bf16():
         yield f"{NO_BFLOAT16}."
 
 

@@ -13,12 +13,13 @@ from conftest import SHORT, Perl
 from imitations import NO_ROOM, PLACES
 from typer.testing import CliRunner
 
-from perlcli import settings
+from perlcli import device, settings
 from perlcli.cli.app import app
 from perlcli.comparison import loop, processes, results
 from perlcli.comparison.assembly import State
 from perlcli.comparison.processes import Stopped
 from perlcli.comparison.results import Report
+from perlcli.errors import RunFailed
 from perlcli.run import lifecycle
 from perlcli.run.record import read_record, write_record
 
@@ -256,6 +257,28 @@ def test_an_arm_that_finds_no_room_at_load_lets_the_others_run(runner: Runner, p
         "out of memory: The GPU's memory is too small (out of memory while loading the base in float" in result.output
     )
     assert result.output.startswith("device: CPU")
+
+
+def test_a_merge_that_finds_no_room_on_the_gpu_is_made_on_the_cpu(
+    sft_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[tuple[Words, Any]] = []
+
+    def run(words: Words, log: Path, environment: Any = None) -> int:
+        calls.append((words, environment))
+        log.parent.mkdir(parents=True, exist_ok=True)
+        log.write_text("Error: The GPU's memory is too small (out of memory while merging)\n")
+        return int(environment is None)
+
+    monkeypatch.setattr(processes, "run", run)
+    given = settings.build(settings.CompareFull, {"stage": "rl", "output": str(OUT)})
+    state = State(given, lifecycle.Run(given), Report(), {}, measures_memory=False)
+    with pytest.raises(RunFailed, match="too small"):
+        loop.merged(state, str(sft_run))
+    monkeypatch.setattr(device, "kind", lambda: "cuda")
+    assert Path(loop.merged(state, str(sft_run))).parent == OUT / "merged"
+    (_, first), (_, second), (words, third) = calls
+    assert (first, second, third) == (None, None, {"CUDA_VISIBLE_DEVICES": ""}) and words[-1] == "--overwrite"
 
 
 def test_a_failed_arm_lets_the_others_run_and_is_told_at_the_end(runner: Runner, perl: Perl, words: Words) -> None:

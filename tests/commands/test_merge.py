@@ -112,9 +112,9 @@ def test_merged_policy_is_the_adapted_one_in_plain_transformers(
     assert record.model["adapter"] == str(sft_run)
     assert record.model["fingerprint"] == fingerprint(str(llama))
     assert record.total_parameters == merged.num_parameters()
-    assert result.stdout.startswith(
-        f"adapter: {sft_run}, a policy on the base {llama}; merging into float32 weights.\n"
-    )
+    line, first, *_ = result.stdout.splitlines()
+    assert line.startswith("device: ") and line.endswith(", float32")
+    assert first == f"adapter: {sft_run}, a policy on the base {llama}; merging into float32 weights."
     assert "Merged in float32: the largest logit difference from the adapted model is" in result.stdout
     assert "on 5 prompts; the likeliest next token is the same at 100.0% of positions." in result.stdout
     assert "Loaded afresh from out in plain transformers: the same logits, bit for bit." in result.stdout

@@ -54,7 +54,7 @@ def run(given: settings.Quickstart) -> RunRecord | None:
     out = Path(str(given.run.output)).expanduser()
     say(STORY)
     pipeline = Run(given)
-    pipeline.note_device(settings.ModelSettings())
+    pipeline.note_device(settings.ModelSettings(), takes_dtype=False)  # it has no --dtype
     if given.run.dry_run:
         say(f"Would run sft, reward, rl and eval on the embedded coffee base and data, into {out}.")
         return None

@@ -17,6 +17,7 @@ from perlcli.comparison.render import files, terminal
 from perlcli.comparison.results import Comparison
 from perlcli.data import COFFEE
 from perlcli.errors import PerlError, RunFailed
+from perlcli.run import out_of_memory
 from perlcli.run.files import CHECKPOINTS, RECORD, write_whole
 from perlcli.run.lifecycle import write_settings
 from perlcli.run.record import RunRecord, command_line, find_record, write_record
@@ -118,7 +119,10 @@ def merged(state: State, adapter: str) -> str:
     words = ["merge", adapter, "--output", str(folder)]
     if folder.exists():
         words.append("--overwrite")
-    if processes.run(words, log):
+    code = processes.run(words, log)
+    if code and device.kind() == "cuda" and out_of_memory.is_named_in(processes.last_error(log)):
+        code = processes.run([*words, "--overwrite"], log, {device.VISIBLE: ""})  # on the CPU
+    if code:
         raise RunFailed(f"perl merge {adapter}: {processes.last_error(log)}", f"see {log}")
     return str(folder)
 

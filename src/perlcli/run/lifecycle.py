@@ -44,12 +44,12 @@ class Run:
         self.record.notes.append(text)
         disk.tell(text)
 
-    def note_device(self, values: definitions.ModelSettings, *, is_frozen: bool = True) -> None:
+    def note_device(self, values: definitions.ModelSettings, *, takes_dtype: bool = True) -> None:
         """Print where and in which precision the base will be, and what to know of the device; keep both in the record.
-        `is_frozen` if the base does not train."""
+        `takes_dtype` if --dtype decides how much memory the base takes: under full tuning it doesn't."""
         self.record.device = device.describe(values)
         disk.tell(device.line(self.record.device))
-        for remark in device.remarks(values, is_frozen=is_frozen):
+        for remark in device.remarks(values, takes_dtype=takes_dtype):
             self.note(remark)
 
     def claim(self) -> None:

@@ -71,7 +71,7 @@ def prepare(given: Given) -> Prepared[Given]:
     origin.check_tokenizer(source, tokenizer)
     run = Run(resolved)
     is_full = not isinstance(resolved, settings.Eval) and resolved.lora.full
-    run.note_device(resolved.model, is_frozen=not is_full)
+    run.note_device(resolved.model, takes_dtype=not is_full)
     run.record.model = tokenizers.describe(source, tokenizer)
     origin.check_adapter(source, run, resolved.model)
     origin.keep_file(resolved, run)
