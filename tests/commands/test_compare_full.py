@@ -236,6 +236,7 @@ def test_an_arm_without_memory_is_a_result(
     assert report().comparisons[0].arms[0].failure == (None if again else told)
 
 
+@pytest.mark.slow
 def test_an_arm_that_finds_no_room_at_load_lets_the_others_run(runner: Runner, perl: Perl, words: Words) -> None:
     """The very first run, too: its error is the run's, not one of the settings."""
 
@@ -259,9 +260,7 @@ def test_an_arm_that_finds_no_room_at_load_lets_the_others_run(runner: Runner, p
     assert result.output.startswith("device: CPU")
 
 
-def test_a_merge_that_finds_no_room_on_the_gpu_is_made_on_the_cpu(
-    sft_run: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_merge_without_room_on_the_gpu_is_made_on_the_cpu(sft_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[tuple[Words, Any]] = []
 
     def run(words: Words, log: Path, environment: Any = None) -> int:
@@ -271,7 +270,7 @@ def test_a_merge_that_finds_no_room_on_the_gpu_is_made_on_the_cpu(
         return int(environment is None)
 
     monkeypatch.setattr(processes, "run", run)
-    given = settings.build(settings.CompareFull, {"stage": "rl", "output": str(OUT)})
+    given = settings.build(settings.CompareFull, {"stage": "rl", "output": str(OUT), "seed": (0,)})
     state = State(given, lifecycle.Run(given), Report(), {}, measures_memory=False)
     with pytest.raises(RunFailed, match="too small"):
         loop.merged(state, str(sft_run))
