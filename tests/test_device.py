@@ -45,13 +45,17 @@ def test_the_line_of_a_cpu(no_gpu: Patch) -> None:
     assert not list(device.remarks(ModelSettings()))
 
 
+def too_old() -> None:
+    raise RuntimeError("too old")
+
+
 @pytest.mark.parametrize(
     ("version", "visible", "cuda", "remark"),
     [
         ("570.1", "", "13.0", "CUDA_VISIBLE_DEVICES='' hides the GPUs: the CPU is used (unset CUDA_VISIBLE_DEVICES"),
         ("570.1", None, None, "There is an NVIDIA driver (570.1), but torch is built for the CPU, which is used (ins"),
-        ("470.1", None, "13.0", "torch can't use the GPU: driver 470.1; torch is built for CUDA 13.0 (install a CU"),
-        ("570.1", "7", "13.0", "torch can't use the GPU: driver 570.1, CUDA_VISIBLE_DEVICES='7'; torch is built for"),
+        ("470.1", None, "13.0", "torch can't use the GPU: driver 470.1, torch for CUDA 13.0: too old (install a CUDA "),
+        ("570.1", "7", "13.0", "torch can't use the GPU: driver 570.1, CUDA_VISIBLE_DEVICES='7', torch for CUDA 13.0"),
     ],
 )
 def test_a_gpu_that_is_not_used(
@@ -59,10 +63,19 @@ def test_a_gpu_that_is_not_used(
 ) -> None:
     no_gpu.setattr(device, "driver", lambda: version)
     no_gpu.setattr(torch.version, "cuda", cuda)
+    no_gpu.setattr(torch.cuda, "init", too_old)
     if visible is not None:
         no_gpu.setenv(device.VISIBLE, visible)
     (only,) = device.remarks(ModelSettings())
     assert only.startswith(remark) and only.endswith(").")
+
+
+def test_a_gpu_that_is_hidden_otherwise(no_gpu: Patch) -> None:
+    no_gpu.setattr(torch.cuda, "init", lambda: None)
+    no_gpu.setattr(torch.version, "cuda", "13.0")
+    no_gpu.setattr(device, "driver", lambda: "570.1")
+    reason = device.why_cpu()
+    assert reason is not None and reason.problem.endswith("torch for CUDA 13.0: no device is visible")
 
 
 def test_gpus_that_are_not_supported_are_named(no_gpu: Patch) -> None:

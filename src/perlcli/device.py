@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from perlcli import errors
 from perlcli.errors import PerlError
 from perlcli.settings import ModelSettings
 from perlcli.text import megabytes
@@ -20,6 +21,10 @@ from perlcli.text import megabytes
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 DRIVER = Path("/proc/driver/nvidia/version")
 CUDA_BUILD = "install a CUDA build of torch: pytorch.org/get-started"
+DRIVER_HINT = (
+    f"{CUDA_BUILD}, for a CUDA version that this driver supports (see nvidia-smi), or update the driver; a container "
+    "needs the GPU: docker run --gpus all"
+)
 SMI_SECONDS = 10  # for nvidia-smi to answer: a driver can hang
 FREE, TOTAL = "free_mb", "total_mb"  # of `describe`: the GPU's memory when a run starts
 NO_BFLOAT16 = (
@@ -156,15 +161,24 @@ def why_cpu() -> WhyCpu | None:
         problem = f"There is an NVIDIA driver ({version}), but torch is built for the CPU, which is used"
         return WhyCpu(problem, CUDA_BUILD)
     if version:
-        built = f"torch is built for CUDA {torch.version.cuda}"
         problem = f"torch can't use the GPU: driver {version}" + (f", {VISIBLE}={hidden!r}" if hidden else "")
-        hint = f"{CUDA_BUILD}, for a CUDA version that this driver supports (see nvidia-smi), or update the driver"
-        return WhyCpu(f"{problem}; {built}", hint, is_fault=True)
+        return WhyCpu(f"{problem}, torch for CUDA {torch.version.cuda}: {_cuda_error()}", DRIVER_HINT, is_fault=True)
     if torch.xpu.is_available():
         return WhyCpu("Intel GPUs (XPU) are not supported yet: the CPU is used")
     if torch.backends.mps.is_available():
         return WhyCpu("Apple's GPU (MPS) is not supported yet: the CPU is used")
     return None
+
+
+def _cuda_error() -> str:
+    """What torch says about a GPU that it can't use, in one line."""
+    import torch
+
+    try:
+        torch.cuda.init()
+    except (RuntimeError, AssertionError) as error:
+        return errors.line(error, 200)
+    return "no device is visible"
 
 
 def driver() -> str:

@@ -43,36 +43,38 @@ def fail(llama: Path, sft_run: Path, reward_run: Path, rows: dict[str, Path], pe
 @pytest.mark.parametrize(
     ("command", "place", "where", "hint"),
     [
-        ("sft", "loading", "while loading the base in float32", LOAD),
+        ("sft", "loading", "while loading the base in {precision}", LOAD),
         (
             "sft --load-in-4bit",
             "loading",
-            "while loading the base in 4-bit",
+            "while loading the base in {precision}",
             "CUDA_VISIBLE_DEVICES chooses another GPU",
         ),
-        ("sft --load-in-4bit", "quantising", "while loading the base in 4-bit", "perl estimate predicts"),
-        ("sft --full", "loading", "while loading the base in float32", "Hint: try an adapter instead of --full"),
+        ("sft --load-in-4bit", "quantising", "while loading the base in {precision}", "perl estimate predicts"),
+        ("sft --full", "loading", "while loading the base in {precision}", "Hint: try an adapter instead of --full"),
         ("sft", "learning", "in a training step", f"{BATCH}, "),
         ("sft", "sampling", "while sampling", LOAD[:9]),
         ("sft", "evaluating", "in evaluation", BATCH),
         ("sft", "saving", "while saving", LOAD),
-        ("reward", "loading", "while loading the base in float32", LOAD),
+        ("reward", "loading", "while loading the base in {precision}", LOAD),
         ("reward", "learning", "in a training step", "a smaller --max-length or --load-in-4bit"),
         ("rl", "attaching", "while adding an adapter", LOAD),
         ("rl", "sampling", "while sampling", "a smaller --max-completion-length or --load-in-4bit"),
         ("rl", "learning", "in a training step", BATCH),
-        ("eval", "loading", "while loading the base in float32", LOAD),
+        ("eval", "loading", "while loading the base in {precision}", LOAD),
         ("eval", "attaching", "while adding an adapter", LOAD),
         ("eval", "sampling", "while sampling", "try a smaller --per-device-eval-batch-size, "),
-        ("merge", "loading", "while loading the base in float32", "CUDA_VISIBLE_DEVICES= perl merge …"),
+        ("merge", "loading", "while loading the base in {precision}", "CUDA_VISIBLE_DEVICES= perl merge …"),
         ("merge", "attaching", "while adding an adapter", "CUDA_VISIBLE_DEVICES= perl merge …"),
     ],
 )
 def test_a_gpu_without_room_is_one_error_of_the_run(command: str, place: str, where: str, hint: str, fail: Any) -> None:
     error, record = fail(command, place)
+    where = where.format(precision=record.device["precision"])
     problem = f"The GPU's memory is too small (out of memory {where}){FIGURES}"
     assert error.startswith(f"Error: {problem}\nHint: ") and hint in error
     assert (record.status, record.failure) == ("failed", problem)
+    assert (record.device["precision"] == "4-bit") == ("4bit" in command)
     named = {word.strip(",").removeprefix("--") for word in error.split() if word.startswith("--")}
     assert named <= {settings.dashed(name) for name in settings.names(settings.ALL_COMMANDS[record.command])}
 
