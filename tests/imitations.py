@@ -59,7 +59,6 @@ def stubbed_cuda(patch: pytest.MonkeyPatch) -> None:
 
     patch.setattr(transformers.training_args, "is_torch_bf16_gpu_available", lambda: True)
     patch.setattr(device, "kind", lambda: "cuda")
-    patch.setattr(device, "_cuda_has_bf16", lambda: True)
     answers = {
         "synchronize": None,
         "empty_cache": None,
@@ -155,6 +154,12 @@ def _learning(patch: pytest.MonkeyPatch, fail: Callable[..., Any]) -> None:
     patch.setattr(accelerate.Accelerator, "backward", fail)
 
 
+def _evaluating(patch: pytest.MonkeyPatch, fail: Callable[..., Any]) -> None:
+    from transformers import Trainer
+
+    patch.setattr(Trainer, "evaluation_loop", fail)
+
+
 def _saving(patch: pytest.MonkeyPatch, fail: Callable[..., Any]) -> None:
     from peft import PeftModel
 
@@ -167,6 +172,7 @@ PLACES = {
     "attaching": _attaching,
     "sampling": _sampling,
     "learning": _learning,
+    "evaluating": _evaluating,
     "saving": _saving,
 }
 

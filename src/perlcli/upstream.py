@@ -33,6 +33,8 @@ WARNINGS = (
     # peft warns of a second adapter on a model: policy, anchor and reward share one by design
     (r".*already found a `peft_config` attribute.*", UserWarning),
     (r"Already found a `peft_config` attribute.*", UserWarning),
+    # torch, of a GPU that it can't use: the first lines of a run and perl doctor say it, with the reason
+    (r"CUDA initialization: .*", UserWarning),
     # torch.jit in a dependency, on Python versions that deprecate what it uses
     (r".*torch\.jit.*", DeprecationWarning),
 )

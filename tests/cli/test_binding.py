@@ -317,8 +317,11 @@ def test_too_little_memory_says_what_takes_less() -> None:
     result = call(raising(OutOfMemoryError("CUDA out of memory.\nTried to allocate 2 GiB")))
     assert result.exit_code == 1
     error, hint = result.stderr.splitlines()
-    assert error == "Error: OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB"
-    assert hint.startswith("Hint: to use less memory: a smaller --per-device-train-batch-size")
+    assert error == "Error: The GPU's memory is too small (out of memory): 2.15 GB asked for"
+    assert hint.startswith("Hint: CUDA_VISIBLE_DEVICES chooses another GPU")
+    wrapped = PerlError("The model can't be loaded")  # not a user's error, whatever replaced it
+    wrapped.__cause__ = MemoryError()
+    assert call(raising(wrapped)).exit_code == 1
 
 
 def test_debug_shows_the_traceback_of_a_users_error_too() -> None:

@@ -7,16 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from conftest import SHORT, Perl
+from imitations import NO_ROOM, PLACES
 from typer.testing import CliRunner
 
-from perlcli import settings
+from perlcli import device, settings
 from perlcli.cli.app import app
 from perlcli.comparison import loop, processes, results
 from perlcli.comparison.assembly import State
 from perlcli.comparison.processes import Stopped
 from perlcli.comparison.results import Report
+from perlcli.errors import RunFailed
 from perlcli.run import lifecycle
 from perlcli.run.record import read_record, write_record
 
@@ -233,6 +236,50 @@ def test_an_arm_without_memory_is_a_result(
     perl("compare-full", "--config", OUT / "settings.yaml", "--resume")
     assert runner.folders == again  # what found no memory would find none again; a kill may have been anyone's
     assert report().comparisons[0].arms[0].failure == (None if again else told)
+
+
+@pytest.mark.slow
+def test_an_arm_that_finds_no_room_at_load_lets_the_others_run(runner: Runner, perl: Perl, words: Words) -> None:
+    """The very first run, too: its error is the run's, not one of the settings."""
+
+    def no_room(folder: Path) -> int:
+        def fail(*_: Any, **__: Any) -> Any:
+            raise torch.OutOfMemoryError(NO_ROOM)
+
+        with pytest.MonkeyPatch.context() as patch:
+            PLACES["loading"](patch, fail)
+            result = CliRunner().invoke(app, [*runner.calls[-1]])
+        folder.with_suffix(".log").write_text(result.output)
+        return result.exit_code
+
+    runner.faults = {"full/memory": no_room, "full/seed-0": no_room}
+    result = perl(*words, "--arms", "full,lora")
+    full, lora = report().comparisons[0].arms
+    assert full.failure == "out of memory" and lora.failure is None
+    assert (
+        "out of memory: The GPU's memory is too small (out of memory while loading the base in float" in result.output
+    )
+    assert result.output.startswith("device: CPU")
+
+
+def test_a_merge_without_room_on_the_gpu_is_made_on_the_cpu(sft_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[Words, Any]] = []
+
+    def run(words: Words, log: Path, environment: Any = None) -> int:
+        calls.append((words, environment))
+        log.parent.mkdir(parents=True, exist_ok=True)
+        log.write_text("Error: The GPU's memory is too small (out of memory while merging)\n")
+        return int(environment is None)
+
+    monkeypatch.setattr(processes, "run", run)
+    given = settings.build(settings.CompareFull, {"stage": "rl", "output": str(OUT), "seed": (0,)})
+    state = State(given, lifecycle.Run(given), Report(), {}, measures_memory=False)
+    with pytest.raises(RunFailed, match="too small"):
+        loop.merged(state, str(sft_run))
+    monkeypatch.setattr(device, "kind", lambda: "cuda")
+    assert Path(loop.merged(state, str(sft_run))).parent == OUT / "merged"
+    (_, first), (_, second), (words, third) = calls
+    assert (first, second, third) == (None, None, {"CUDA_VISIBLE_DEVICES": ""}) and words[-1] == "--overwrite"
 
 
 @pytest.mark.slow

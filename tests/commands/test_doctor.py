@@ -17,6 +17,7 @@ import psutil
 import pytest
 from packaging.requirements import Requirement
 
+from perlcli import device
 from perlcli.commands import doctor
 from perlcli.doctor import checks, torch_checks
 from perlcli.doctor.checks import Finding, examine
@@ -53,6 +54,14 @@ def raising(error: BaseException) -> Callable[..., Any]:
         (ImportError("libcuda.so"), ("FAIL", "ImportError: libcuda.so", "")),
         (RecursionError("deep"), ("FAIL", "RecursionError: deep", "")),
         (SystemExit(3), ("FAIL", "it exited with 3", "")),
+        (
+            MemoryError(),
+            (
+                "FAIL",
+                "This machine's memory is too small (out of memory)",
+                "stop other programs; perl doctor shows how much is free",
+            ),
+        ),
     ],
 )
 def test_a_check_that_cannot_be_made_is_a_line(error: BaseException, line: tuple[str, str, str]) -> None:
@@ -116,7 +125,7 @@ def test_the_whole_command_on_this_machine(perl: Any) -> None:
     told = json.loads(result.stdout)
     by_name = {item["name"]: item for item in told["checks"]}
     assert told["ok"] and set(checks.CHECKS) | set(torch_checks.CHECKS) - {"float16"} <= set(by_name) | {"gpu"}
-    for name in ("float32", "bfloat16", "8-bit", "4-bit", "libraries", "matplotlib", "torch"):
+    for name in ("float32", "bfloat16", "8-bit", "4-bit", "libraries", "kernels", "matplotlib", "torch"):
         assert by_name[name]["status"] == "ok", by_name[name]
     assert str(Path.home()) + "/" not in result.output
 
@@ -344,6 +353,7 @@ def test_how_torch_was_built(monkeypatch: Patch) -> None:
     ("driver", "visible", "is_cpu_build", "status", "told"),
     [
         ("", None, True, "ok", "none"),
+        ("", "", True, "ok", "none"),
         ("570.1", "", False, "warn", "hides the GPUs"),
         ("570.1", "-1", True, "warn", "hides the GPUs"),
         ("570.1", None, True, "warn", "built for the CPU"),
@@ -357,7 +367,7 @@ def test_why_there_is_no_gpu(
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.version, "cuda", None if is_cpu_build else "13.0")
-    monkeypatch.setattr(torch_checks, "driver", lambda: driver)
+    monkeypatch.setattr(device, "driver", lambda: driver)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
@@ -372,19 +382,29 @@ def two_gpus(monkeypatch: Patch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda n: ((20e9, 24e9), (1e9, 24e9))[n])
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda n: (9, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda n: ((9, 0), (7, 5))[n])
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda n: f"GPU-{n}")
-    monkeypatch.setattr(torch_checks, "driver", lambda: "570.1")
+    monkeypatch.setattr(device, "driver", lambda: "570.1")
 
 
 @pytest.mark.usefixtures("two_gpus")
 def test_each_gpu_has_a_line(monkeypatch: Patch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
     first, second, both = found(torch_checks.gpus)
-    assert first == ("ok", "0: GPU-0, 20.0 GB of 24.0 GB free, compute capability 9.0, driver 570.1, "
-                     "CUDA_VISIBLE_DEVICES=2,3", "")  # fmt: skip
+    assert first == ("ok", "0: GPU-0, 20.0 GB of 24.0 GB free, compute capability 9.0, bfloat16, driver 570.1, "
+                     "CUDA 13.0, CUDA_VISIBLE_DEVICES=2,3", "")  # fmt: skip
     assert second[0] == "warn" and "another process uses its memory" in second[2]
-    assert "2 GPUs visible" in both[1]
+    assert "compute capability 7.5, no bfloat16, " in second[1]
+    assert both == ("ok", device.which_gpu(), "") and "CUDA_VISIBLE_DEVICES=3 selects the second" in both[1]
+
+
+@pytest.mark.usefixtures("two_gpus")
+def test_a_gpu_without_bfloat16_says_what_that_means(monkeypatch: Patch) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda n: (16e9, 16e9))
+    assert [hint for _, _, hint in found(torch_checks.gpus)] == ["", device.NO_BFLOAT16, ""]
 
 
 @pytest.mark.usefixtures("two_gpus")
@@ -397,16 +417,62 @@ def test_a_gpu_that_fails_is_a_line(monkeypatch: Patch) -> None:
 
 def test_the_driver_version_comes_from_nvidia_smi_or_the_system(monkeypatch: Patch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr(torch_checks, "DRIVER", tmp_path / "version")
-    assert torch_checks.driver() == ""
+    monkeypatch.setattr(device, "DRIVER", tmp_path / "version")
+    assert device.driver() == ""
     (tmp_path / "version").write_text("NVRM version: NVIDIA UNIX x86_64 Kernel Module  570.86.15  Thu\n")
-    assert torch_checks.driver() == "570.86.15"
+    assert device.driver() == "570.86.15"
     tool = tmp_path / "nvidia-smi"
     tool.write_text("#!/bin/sh\necho 580.1\necho 580.1\n")
     tool.chmod(0o755)
-    assert torch_checks.driver() == "580.1"
+    assert device.driver() == "580.1"
     tool.write_text("#!/bin/sh\nexit 9\n")
-    assert torch_checks.driver() == "570.86.15"
+    assert device.driver() == "570.86.15"
+
+
+def test_the_driver_that_does_not_answer_is_unknown(monkeypatch: Patch, tmp_path: Path) -> None:
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\nexec sleep 60\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setattr(device, "SMI_SECONDS", 0.1)
+    assert device.driver() == "unknown"
+
+
+# TRL's kernels
+
+
+def test_trls_head_is_tried(monkeypatch: Patch) -> None:
+    from perlcli.doctor import kernels
+
+    status, text, _ = only(torch_checks.kernels)
+    assert status == "ok" and text.startswith("TRL's log-probabilities differ from torch's by ")
+    for wrong in (0.1, float("nan")):
+        monkeypatch.setattr(kernels, "error", lambda wrong=wrong: wrong)
+        assert only(torch_checks.kernels)[::2] == ("FAIL", torch_checks.REINSTALL)
+
+
+@pytest.mark.usefixtures("like_stubbed_cuda")
+def test_kernels_that_cannot_be_compiled_say_what_to_install(monkeypatch: Patch) -> None:
+    from perlcli.doctor import kernels
+
+    monkeypatch.setattr(kernels, "error", raising(RuntimeError("Failed to find C compiler.")))
+    status, text, hint = only(torch_checks.kernels)
+    assert (status, hint) == ("FAIL", torch_checks.COMPILER) and "gcc python3-dev" in hint
+    assert text == "TRL's log-probabilities can't be computed: RuntimeError: Failed to find C compiler."
+    monkeypatch.setattr(kernels, "error", raising(RuntimeError("CUDA error: out of memory")))
+    assert only(torch_checks.kernels)[1] == "The GPU's memory is too small (out of memory)"
+
+
+@pytest.mark.usefixtures("like_stubbed_cuda")
+def test_a_stubbed_gpu_has_its_line(monkeypatch: Patch) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(device, "driver", lambda: "570.1")
+    monkeypatch.delenv(device.VISIBLE, raising=False)
+    assert only(torch_checks.gpus)[1].startswith(
+        "0: NVIDIA Imitation, 20.0 GB of 24.0 GB free, compute capability 9.0, bfloat16, driver 570.1, CUDA "
+    )
 
 
 # Precisions

@@ -56,6 +56,22 @@ def test_a_gpu_that_is_too_small_is_not_called_a_fault_of_the_model(
         roles.load_adapter(base_model, str(sft_run), trainable=False)
 
 
+def test_quantising_says_what_went_wrong_with_the_first_weight(
+    llama: Path, no_room: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """transformers raises only that something did."""
+    no_room("quantising")
+    with pytest.raises(torch.OutOfMemoryError, match=r"CUDA out of memory\. Tried to allocate 112"):
+        loading.load_causal(locate(str(llama)), ModelSettings(load_in_4bit=True))
+
+    def broken(*_: Any, **__: Any) -> Any:
+        raise ValueError("Blockwise 4bit quantization\nonly supports 16/32-bit floats")
+
+    monkeypatch.setattr("bitsandbytes.functional.quantize_4bit", broken)
+    with pytest.raises(PerlError, match="can't be loaded: only supports 16/32-bit floats"):
+        loading.load_causal(locate(str(llama)), ModelSettings(load_in_4bit=True))
+
+
 def gradient(model: Any) -> torch.Tensor:
     """The gradients of all LoRA weights for one batch, as one vector."""
     ids = torch.arange(3, 23).reshape(2, 10)

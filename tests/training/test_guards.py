@@ -1,17 +1,20 @@
 """Each guard detects the fault that it exists for."""
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from accelerate.optimizer import AcceleratedOptimizer
+from conftest import TWO_STEPS
 
 from perlcli.errors import RunFailed
 from perlcli.model import loading, roles, scorers
 from perlcli.model.sources import locate
+from perlcli.run.record import read_record
 from perlcli.settings import LoraSettings, ModelSettings
 from perlcli.training import guards
 
@@ -264,3 +267,40 @@ def test_the_line_shows_small_and_large_sizes() -> None:
         guards.memory_line(1.0, parts) == "base copies resident: 1 (271 MB); policy 3.70 MB, anchor 0 B, reward 50.0 kB"
     )
     assert guards.memory_line(2.5, {"policy": 0.5}) == "base copies resident: 2.5; policy 500 kB"
+
+
+# Steps that float16 skips
+
+
+@pytest.fixture
+def skip(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Makes the gradient scaler skip the first steps, as it does in float16 while a gradient overflows."""
+    original, done = AcceleratedOptimizer.step, iter(range(1_000))
+
+    def first(count: int) -> None:
+        def step(optimizer: Any, closure: Any = None) -> None:
+            optimizer._is_overflow = next(done) < count
+            if not optimizer.step_was_skipped:
+                original(optimizer, closure)
+
+        monkeypatch.setattr(AcceleratedOptimizer, "step", step)
+
+    return first
+
+
+@pytest.mark.parametrize("stage", ["sft", "reward"])
+def test_skipped_steps_are_counted_and_a_run_of_nothing_else_fails(
+    stage: str, skip: Any, perl: Any, llama: Path, rows: dict[str, Path]
+) -> None:
+    data = rows["demonstrations" if stage == "sft" else "pairs"]
+    words = (stage, "--model", llama, "--data", data, "--max-length", "128", *TWO_STEPS)
+    skip(1)
+    assert "skipped 1 of 2 steps, in which a gradient overflowed" in perl(*words, "--output", "some").stdout
+    assert read_record(Path("some")).guards["skipped_steps"] == 1
+    skip(1_000)
+    error = perl(*words, "--output", "all", code=1).stderr
+    assert (
+        "Error: float16's gradient scaler skipped all 2 steps: nothing was learned\nHint: it halves its scale" in error
+    )
+    record = read_record(Path("all"))
+    assert (record.status, record.guards["skipped_steps"]) == ("failed", 2)

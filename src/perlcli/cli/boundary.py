@@ -14,13 +14,12 @@ import typer
 from typer.core import TyperGroup
 
 from perlcli.errors import PerlError, nearest, reason
-from perlcli.run import disk
+from perlcli.run import disk, out_of_memory
 from perlcli.terminal import say
 
 if TYPE_CHECKING:
     from typer._click import Context
 
-LESS_MEMORY = "to use less memory: a smaller --per-device-train-batch-size or --max-length, or --load-in-4bit"
 # click's, or in newer versions of Typer that of its own copy of click.
 UsageError = cast(type[Exception], typer.BadParameter.__mro__[1])
 
@@ -33,7 +32,7 @@ def with_boundary(action: Callable[[], None], *, debug: bool) -> None:
     except PerlError as error:
         if debug:
             _print(traceback.format_exc())
-        refuse(error)
+        refuse(out_of_memory.failure(error) or error)
     except KeyboardInterrupt:
         _print("Stopped.")
         raise typer.Exit(130) from None
@@ -43,6 +42,9 @@ def with_boundary(action: Callable[[], None], *, debug: bool) -> None:
     except Exception as error:
         if debug:
             raise
+        lost = out_of_memory.failure(error)
+        if lost is not None:
+            refuse(lost)
         _print("Error: " + _in_words(error))
         raise typer.Exit(1) from None
 
@@ -82,8 +84,6 @@ def refuse(error: PerlError) -> NoReturn:
 def _in_words(error: Exception) -> str:
     """An error of a library or the system in two lines."""
     code = disk.code_of(error)
-    if type(error).__name__ == "OutOfMemoryError":  # torch's, which isn't imported here
-        return f"{reason(error)}\nHint: {LESS_MEMORY}"
     if code in disk.ROOM:
         hint = "free some space, then run the same command with --resume (merge, eval: --overwrite)"
         return f"{os.strerror(code or 0)}: the run could not be saved\nHint: {hint}"

@@ -6,11 +6,10 @@ import gc
 from pathlib import Path
 from typing import Any
 
-import torch
 from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 
 from perlcli import device, settings, upstream
-from perlcli.errors import PerlError, RunFailed
+from perlcli.errors import PerlError
 from perlcli.model import roles, sources, tokenizers
 from perlcli.model.sources import Source
 from perlcli.model.weights import ADAPTER_CONFIG
@@ -43,11 +42,7 @@ def run(given: settings.Merge) -> RunRecord | None:
         return None
     with recording(prepared.run) as run:
         run.note(f"{summary}; merging into {values.dtype} weights.")
-        try:
-            write(prepared, values)
-        except torch.OutOfMemoryError as error:  # a GPU that held the base in 4 bits needs four times as much here
-            problem = f"The GPU's memory is too small for the base in {values.dtype}"
-            raise RunFailed(problem, "CUDA_VISIBLE_DEVICES= perl merge … merges on the CPU") from error
+        write(prepared, values)
         run.record.peak_memory_mb = device.peak_memory_mb()
     return run.record
 
@@ -102,7 +97,7 @@ def find(given: settings.Merge) -> Merging:
     check_tokenizer(source, tokenizer)
     prepared = Prepared(resolved, source, tokenizer, tokenizers.renderer(source, tokenizer), Run(resolved))
     prepared.run.prompts = trained_on(source)
-    prepared.run.record.device = device.describe(precision_of(prepared))
+    prepared.run.note_device(precision_of(prepared))
     prepared.run.record.model = tokenizers.describe(source, tokenizer)
     if source.record is not None and source.record.status != "finished":
         prepared.run.note(f"The run {name} did not finish ({source.record.status}): merging the adapter that it saved.")

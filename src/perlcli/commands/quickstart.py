@@ -53,12 +53,12 @@ def run(given: settings.Quickstart) -> RunRecord | None:
     check_output(given)
     out = Path(str(given.run.output)).expanduser()
     say(STORY)
+    pipeline = Run(given)
+    pipeline.note_device(settings.ModelSettings(), takes_dtype=False)  # it has no --dtype
     if given.run.dry_run:
         say(f"Would run sft, reward, rl and eval on the embedded coffee base and data, into {out}.")
         return None
-    pipeline = Run(given)
     with recording(pipeline):
-        pipeline.record.device = device.describe(settings.ModelSettings())
         write_data(out / "data")
         try:
             records = run_stages(out, given)

@@ -9,14 +9,12 @@ from statistics import fmean, quantiles
 from typing import Any, TypeGuard
 
 from perlcli.comparison.results import ArmResult, RunFigures, Spread
-from perlcli.run import metrics
+from perlcli.run import metrics, out_of_memory
 from perlcli.run.files import METRICS, read_rows
 from perlcli.run.metrics import STEP, STEP_CPU
 from perlcli.run.record import RunRecord, read_record
 
 WARM_UP = 2  # steps that don't count: caches fill, a GPU picks its kernels
-# How torch's error for a GPU, Python's own, and torch's for main memory are named and worded.
-NO_MEMORY = ("outofmemoryerror", "out of memory", "memoryerror", "can't allocate memory")
 
 
 def of_run(folder: Path, command: str = "", *, shown: str = "", repeat: int = 1) -> RunFigures:
@@ -48,8 +46,7 @@ def of_run(folder: Path, command: str = "", *, shown: str = "", repeat: int = 1)
 
 def outcome(record: RunRecord) -> str:
     """How a run ended, in words."""
-    failure = (record.failure or "").lower()
-    if record.status == "failed" and any(mark in failure for mark in NO_MEMORY):
+    if record.status == "failed" and out_of_memory.is_named_in(record.failure or ""):
         return "out of memory"
     return record.status
 

@@ -17,6 +17,7 @@ from perlcli.comparison.render import files, terminal
 from perlcli.comparison.results import Comparison
 from perlcli.data import COFFEE
 from perlcli.errors import PerlError, RunFailed
+from perlcli.run import out_of_memory
 from perlcli.run.files import CHECKPOINTS, RECORD, write_whole
 from perlcli.run.lifecycle import write_settings
 from perlcli.run.record import RunRecord, command_line, find_record, write_record
@@ -31,7 +32,14 @@ GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "1310
 
 
 def show_plan(state: State) -> None:
-    """Print what will run."""
+    """Print what will run, and on which device; it goes into the report, without a precision: each arm has its own."""
+    values, run = settings.ModelSettings(dtype=state.given.model.dtype), state.run
+    # not its memory: measuring it would take some of it away from the runs
+    run.record.device = device.describe(values, measures_memory=False)
+    state.report.device = {name: value for name, value in run.record.device.items() if name != "precision"}
+    say(device.line(state.report.device))
+    for remark in device.remarks(values):
+        run.note(remark)
     for stage, of_stage in state.plans.items():
         names = ", ".join(dict.fromkeys(planned.arm.name for planned in of_stage))
         rates = jobs.learning_rates(state.given, stage, jobs.given_values(state.given, stage))
@@ -57,10 +65,8 @@ def run(state: State) -> None:
 def begin(state: State) -> None:
     """Put into the report what is known from the start."""
     record, report = state.run.record, state.report
-    record.device = device.describe(settings.ModelSettings(dtype=state.given.model.dtype))
     report.title = f"LoRA against full tuning: {', '.join(state.plans)}"
     report.command, report.started = command_line(state.folder, "compare-full"), record.started
-    report.device = {name: value for name, value in record.device.items() if name != "precision"}
     report.versions, report.git_commit = record.versions, record.git_commit
 
 
@@ -113,7 +119,10 @@ def merged(state: State, adapter: str) -> str:
     words = ["merge", adapter, "--output", str(folder)]
     if folder.exists():
         words.append("--overwrite")
-    if processes.run(words, log):
+    code = processes.run(words, log)
+    if code and device.kind() == "cuda" and out_of_memory.is_named_in(processes.last_error(log)):
+        code = processes.run([*words, "--overwrite"], log, {device.VISIBLE: ""})  # on the CPU
+    if code:
         raise RunFailed(f"perl merge {adapter}: {processes.last_error(log)}", f"see {log}")
     return str(folder)
 

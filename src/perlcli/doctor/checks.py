@@ -17,6 +17,7 @@ from typing import Literal
 from perlcli import interpreter as entry
 from perlcli.errors import PerlError, reason
 from perlcli.redaction import hidden
+from perlcli.run import out_of_memory
 from perlcli.run.record import version_of
 from perlcli.text import counted, one_line, size
 
@@ -50,11 +51,13 @@ def examine(name: str, check: Check) -> list[Finding]:
     findings: list[Finding] = []
     try:
         findings.extend(check())
-    except PerlError as error:
-        findings.append(Finding(name, "FAIL", error.problem, error.hint))
     except (Exception, SystemExit) as error:
-        text = reason(error) if isinstance(error, Exception) else f"it exited with {error.code}"
-        findings.append(Finding(name, "FAIL", text))
+        known = out_of_memory.failure(error) or error
+        if isinstance(known, PerlError):
+            findings.append(Finding(name, "FAIL", known.problem, known.hint))
+        else:
+            text = reason(known) if isinstance(known, Exception) else f"it exited with {known.code}"
+            findings.append(Finding(name, "FAIL", text))
     return [Finding(item.name, item.status, clean(item.text), clean(item.hint)) for item in findings]
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -16,13 +14,14 @@ from pathlib import Path
 
 from perlcli import device, upstream
 from perlcli.doctor.checks import Check, Finding, examine
-from perlcli.errors import PerlError
+from perlcli.errors import PerlError, reason
+from perlcli.run import out_of_memory
 from perlcli.text import size
 
-DRIVER = Path("/proc/driver/nvidia/version")
-CUDA_BUILD = "install a CUDA build of torch: pytorch.org/get-started"
 BUSY = 0.1  # with a smaller share of its memory free, a GPU is in use by someone else
-VISIBLE = "CUDA_VISIBLE_DEVICES"
+COMPILER = "sft and rl need a C compiler and Python's headers (Debian, Ubuntu: apt install gcc python3-dev)"
+REINSTALL = "pip install --force-reinstall trl torch"
+OFF = 1e-3  # the largest error of a log-probability or its gradient in float32
 INSTEAD = {
     "float32": "reinstall torch",
     "bfloat16": "--dtype float32 (or float16 on a GPU)",
@@ -45,58 +44,40 @@ def gpus() -> Iterator[Finding]:
     """Each visible GPU, or why there is none."""
     import torch
 
-    if not torch.cuda.is_available():
-        yield no_gpu(is_cpu_build=torch.version.cuda is None)
+    if device.kind() == "cpu":
+        yield no_gpu()
         return
-    count = torch.cuda.device_count()
-    for number in range(count):
+    for number in range(torch.cuda.device_count()):
         yield gpu(number)
-    if count > 1:
-        yield Finding("gpu", "ok", f"{count} GPUs visible; a run uses the first one, {VISIBLE}=1 selects the second")
+    several = device.which_gpu()
+    if several:
+        yield Finding("gpu", "ok", several)
 
 
-def no_gpu(*, is_cpu_build: bool) -> Finding:
-    """Why torch sees no GPU."""
-    hidden, version = os.environ.get(VISIBLE), driver()
-    if not version:
-        return Finding("gpu", "ok", "none: training runs on the CPU")
-    if hidden is not None and hidden.strip() in ("", "-1"):
-        problem = f"{VISIBLE}={hidden!r} hides the GPUs: training runs on the CPU"
-        return Finding("gpu", "warn", problem, f"unset {VISIBLE}")
-    if is_cpu_build:
-        problem = f"there is an NVIDIA driver ({version}), but torch is built for the CPU"
-        return Finding("gpu", "warn", problem, CUDA_BUILD)
-    problem = f"torch can't use the GPU: driver {version}" + (f", {VISIBLE}={hidden!r}" if hidden else "")
-    hint = f"{CUDA_BUILD}, for a CUDA version that this driver supports (see nvidia-smi)"
-    return Finding("gpu", "FAIL", problem, hint)
+def no_gpu() -> Finding:
+    """Why no GPU is used."""
+    reason = device.why_cpu()
+    if reason is None:
+        return Finding("gpu", "ok", "none: the CPU is used")
+    return Finding("gpu", "FAIL" if reason.is_fault else "warn", reason.problem, reason.hint)
 
 
 def gpu(number: int) -> Finding:
-    """A GPU: its name, memory, compute capability and driver."""
+    """A GPU: its name, memory, compute capability and driver, and whether it has bfloat16."""
     import torch
 
     free, total = torch.cuda.mem_get_info(number)
     major, minor = torch.cuda.get_device_capability(number)
+    has_bf16 = device.has_bf16(number)
     text = f"{number}: {torch.cuda.get_device_name(number)}, {size(free)} of {size(total)} free"
-    text += f", compute capability {major}.{minor}, driver {driver() or 'unknown'}"
-    if visible := os.environ.get(VISIBLE):
-        text += f", {VISIBLE}={visible}"
+    text += f", compute capability {major}.{minor}, {'bfloat16' if has_bf16 else 'no bfloat16'}"
+    text += f", driver {device.driver() or 'unknown'}, CUDA {torch.version.cuda}"
+    if visible := os.environ.get(device.VISIBLE):
+        text += f", {device.VISIBLE}={visible}"
     if free < BUSY * total:
-        return Finding("gpu", "warn", text, f"another process uses its memory; choose another GPU with {VISIBLE}")
-    return Finding("gpu", "ok", text)
-
-
-def driver() -> str:
-    """The version of the NVIDIA driver; empty if there is none."""
-    if shutil.which("nvidia-smi"):
-        words = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-        try:
-            answer = subprocess.run(words, capture_output=True, text=True, timeout=10, check=False)
-        except (OSError, subprocess.TimeoutExpired):
-            return "unknown"
-        if answer.returncode == 0 and answer.stdout.strip():
-            return answer.stdout.split()[0]
-    return next((word for word in DRIVER.read_text().split() if word[:1].isdigit()), "") if DRIVER.exists() else ""
+        hint = f"another process uses its memory; choose another GPU with {device.VISIBLE}"
+        return Finding("gpu", "warn", text, hint)
+    return Finding("gpu", "ok", text, "" if has_bf16 else device.NO_BFLOAT16)
 
 
 def libraries() -> Iterator[Finding]:
@@ -106,6 +87,27 @@ def libraries() -> Iterator[Finding]:
 
     names = ", ".join(kind.__name__ for kind in (SFTTrainer, RewardTrainer, RLOOTrainer, PeftModel))
     yield Finding("libraries", "ok", f"{names} can be imported")
+
+
+def kernels() -> Iterator[Finding]:
+    """Whether TRL's head for log-probabilities works, which sft and rl need; on a GPU it compiles kernels first."""
+    from perlcli.doctor import kernels as head
+
+    on_gpu, began = device.kind() == "cuda", time.monotonic()
+    try:
+        off = head.error()
+    except Exception as error:  # of Triton, the compiler or the driver
+        if out_of_memory.failure(error) is not None:
+            raise
+        hint = COMPILER if on_gpu else REINSTALL
+        yield Finding("kernels", "FAIL", f"TRL's log-probabilities can't be computed: {reason(error)}", hint)
+        return
+    where = "kernels compiled for the GPU" if on_gpu else "on the CPU"
+    text = f"TRL's log-probabilities differ from torch's by {off:.1g} (at most {OFF:g}), {where}"
+    if off <= OFF:  # false for NaN
+        yield Finding("kernels", "ok", f"{text}, {time.monotonic() - began:.1f} s")
+    else:
+        yield Finding("kernels", "FAIL", text, REINSTALL)
 
 
 def pictures() -> Iterator[Finding]:
@@ -141,7 +143,8 @@ def precision(name: str) -> Iterator[Finding]:
         yield Finding(name, "FAIL", f"differs from float32: {text}", INSTEAD[name])
 
 
-CHECKS: dict[str, Check] = {"torch": build, "gpu": gpus, "libraries": libraries, "matplotlib": pictures}
+CHECKS: dict[str, Check] = {"torch": build, "gpu": gpus, "libraries": libraries}
+CHECKS |= {"kernels": kernels, "matplotlib": pictures}
 CHECKS |= {name: partial(precision, name) for name in INSTEAD}
 
 

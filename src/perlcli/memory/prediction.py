@@ -12,7 +12,7 @@ from torch import nn
 from transformers import PreTrainedConfig
 from transformers.pytorch_utils import Conv1D
 
-from perlcli import settings
+from perlcli import device, settings
 from perlcli.arms import Arm
 from perlcli.errors import PerlError
 from perlcli.memory import skeletons, trace
@@ -306,4 +306,4 @@ def largest_batch(shape: Shape, plan: Plan, limit: int) -> int:
 
 def device_bytes() -> int | None:
     """The memory of this machine's GPU; None without one."""
-    return int(torch.cuda.get_device_properties(0).total_memory) if torch.cuda.is_available() else None
+    return int(torch.cuda.mem_get_info()[1]) if device.kind() == "cuda" else None

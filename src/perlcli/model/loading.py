@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from typing import Any
 
 import torch
@@ -13,7 +14,9 @@ from perlcli import device
 from perlcli.errors import PerlError, line
 from perlcli.model import weights
 from perlcli.model.sources import Source
+from perlcli.run import out_of_memory
 from perlcli.settings import ModelSettings
+from perlcli.text import clip, one_line
 
 
 def load_causal(source: Source, settings: ModelSettings) -> PreTrainedModel:
@@ -50,10 +53,26 @@ def _load(kind: Any, where: str, settings: ModelSettings, **options: Any) -> Pre
     except torch.OutOfMemoryError:  # a RuntimeError too, but not a fault of the model
         raise
     except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
-        raise PerlError(f"The model {where} can't be loaded: {line(error)}") from error
+        fault = _of_a_weight(error) or line(error)
+        if out_of_memory.is_named_in(fault):
+            raise torch.OutOfMemoryError(fault) from error
+        raise PerlError(f"The model {where} can't be loaded: {fault}") from error
     _keep_autograd(model)
     model.requires_grad_(False)
     return model
+
+
+def _of_a_weight(error: BaseException) -> str:
+    """The error of the first weight that could not be converted or quantised, in one line; empty if there is none.
+
+    transformers (5.0 to 5.23) keeps these errors as text, and raises one that refers to its log. Remove this when it
+    raises the first of them (transformers/core_model_loading.py, log_conversion_errors)."""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        errors = getattr(frame.f_locals.get("loading_info"), "conversion_errors", None)
+        if errors:
+            text, _, _ = next(iter(errors.values())).partition("\nError")  # then come the names of the weights
+            return clip(one_line(text.rpartition("\n")[2]), 600)
+    return ""
 
 
 def _keep_autograd(model: nn.Module) -> None:

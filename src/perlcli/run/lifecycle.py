@@ -15,7 +15,7 @@ from perlcli import device
 from perlcli import settings as definitions
 from perlcli.errors import Interrupted, PerlError
 from perlcli.redaction import hidden, hidden_in
-from perlcli.run import checkpoints, disk, files, liveness, output_folder, signals, summary
+from perlcli.run import checkpoints, disk, files, liveness, out_of_memory, output_folder, signals, summary
 from perlcli.run.files import CHECKPOINTS, RECORD, SETTINGS, write_whole
 from perlcli.run.record import RunRecord, command_line, find_record, git_commit, package_versions, write_record
 
@@ -43,6 +43,14 @@ class Run:
         """Print a line and keep it in the record."""
         self.record.notes.append(text)
         disk.tell(text)
+
+    def note_device(self, values: definitions.ModelSettings, *, takes_dtype: bool = True) -> None:
+        """Print where and in which precision the base will be, and what to know of the device; keep both in the record.
+        `takes_dtype` if --dtype decides how much memory the base takes: under full tuning it doesn't."""
+        self.record.device = device.describe(values)
+        disk.tell(device.line(self.record.device))
+        for remark in device.remarks(values, takes_dtype=takes_dtype):
+            self.note(remark)
 
     def claim(self) -> None:
         """Take over the folder; nothing is written before."""
@@ -107,7 +115,7 @@ class Run:
 @contextmanager
 def recording(run: Run) -> Iterator[Run]:
     """Claim the run's folder and record how the run ends. Raises PerlError if the resumed run had other data or another
-    base, RunFailed if the disk fails or the folder is deleted, and Interrupted on a signal to stop."""
+    base, RunFailed if memory runs out, the disk fails or the folder is deleted, and Interrupted on a signal to stop."""
     old = find_record(str(run.folder)) if run.record.settings.get("resume") else None
     if old is not None:
         output_folder.check_same(old, run.record, run.note)
@@ -123,6 +131,7 @@ def recording(run: Run) -> Iterator[Run]:
             run.write()
     except BaseException as error:
         reported: PerlError | None = disk.failure(error, run.folder, run.parts, run.how_to_continue)
+        reported = reported or out_of_memory.failure(error, run.record)
         if reported is None and isinstance(error, KeyboardInterrupt):
             reported = Interrupted("Stopped", run.how_to_continue)
             reported.exit_code = signals.exit_code(error)

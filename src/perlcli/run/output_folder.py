@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from perlcli import device
 from perlcli import settings as definitions
 from perlcli.errors import PerlError
 from perlcli.redaction import hidden_in
@@ -163,7 +164,7 @@ def check_same(old: RunRecord, now: RunRecord, note: Callable[[str], None]) -> N
     if changes:
         problem = f"--resume: the run in {now.settings['output']} had different inputs: {'; '.join(changes)}"
         raise PerlError(problem, f"use the same files, or {NEW_RUN}")
-    before, here = old.versions | old.device, package_versions() | now.device
+    before, here = old.versions | old.device, package_versions() | device.identity(now.device)
     moved = [f"{name} {before[name]}, now {here[name]}" for name in here if before.get(name, here[name]) != here[name]]
     if moved:
         note(f"The steps so far ran with {'; '.join(moved)}: results may differ by rounding.")

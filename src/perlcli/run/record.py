@@ -57,7 +57,10 @@ class RunRecord:
     versions: dict[str, str] = said("Versions of Python and the packages that affect the result.", factory=dict)
     git_commit: str | None = said("Commit of the working directory, if it is a git checkout.", None)
     seed: int = said("Seed of initialisation, data order and sampling.", 0)
-    device: dict[str, Any] = said("Device name, type, threads and precision of the base.", factory=dict)
+    device: dict[str, Any] = said(
+        "Device name, type, threads and precision of the base; on a GPU free_mb and total_mb, its memory at the start.",
+        factory=dict,
+    )
     model: dict[str, Any] = said(
         "name as given, base, adapter it started from, architecture; fingerprints of the base's weights, the adapter, "
         "the tokenizer, the anchor (if given) and the rewards (for a function: of its file); peft: the content of the "
@@ -81,7 +84,7 @@ class RunRecord:
     )
     guards: dict[str, Any] = said(
         "Results of the checks: shift of each reward from its proof, the probe before the first step, KL at the start, "
-        "what trained, and that nothing else changed.",
+        "what trained, and that nothing else changed; skipped_steps: in which a gradient overflowed in float16.",
         factory=dict,
     )
     notes: list[str] = said("Notes of the run about its choices: kind of data, sharing, warnings.", factory=list)

@@ -19,13 +19,15 @@ from transformers import PreTrainedModel, TrainerCallback, TrainerState
 
 from perlcli.errors import RunFailed
 from perlcli.model import roles
-from perlcli.text import megabytes
+from perlcli.run.lifecycle import Run
+from perlcli.text import counted, megabytes
 
 IN_LAYER = re.compile(r"\.\d+\.")
 Model = PreTrainedModel | PeftModel
 Shape = tuple[int, ...]
 Digests = dict[str, str]  # by role; the base's role is ""
 Save = Callable[[Model, Path], None]  # writes a model into a folder
+SKIPPED = "skipped_steps"  # in the record's guards
 TRAINED = (roles.POLICY, roles.VALUE)
 WORDS = {"": "base", roles.POLICY: "policy", roles.ANCHOR: "anchor", roles.VALUE: "value model"}
 
@@ -149,6 +151,34 @@ class TrainsExactly(TrainerCallback):
             example = self.names.get(next(iter(parameters)), "one outside the model")
             count = f"{len(parameters)} parameter{'s' * (len(parameters) != 1)}"
             raise RunFailed(f"The optimiser {fault.format(count, example)}")
+
+
+class SkippedSteps(TrainerCallback):
+    """Counts the steps that float16's gradient scaler skips because a gradient overflowed, and keeps the count in the
+    record. They change no weight and halve the scale, which starts at 65,536: the first steps are often skipped."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.count = 0
+        self.earlier = run.before.guards.get(SKIPPED, 0) if run.before is not None else 0  # of the run that it resumes
+
+    def on_optimizer_step(self, *_: object, optimizer: Any = None, **__: object) -> None:
+        if getattr(optimizer, "step_was_skipped", False):  # accelerate's wrapper of the optimiser says it
+            self.count += 1
+            self.run.record.guards[SKIPPED] = self.earlier + self.count
+
+    def check(self) -> None:
+        """Note how many steps were skipped. Raises RunFailed if all were, in a run that was not resumed."""
+        record, count = self.run.record, self.earlier + self.count
+        if count and count == record.steps and self.run.before is None:
+            problem = f"float16's gradient scaler skipped all {counted(count, 'step')}: nothing was learned"
+            hint = "it halves its scale with each until gradients fit: train for more steps, or use --dtype bfloat16 or"
+            raise RunFailed(problem, f"{hint} float32")
+        if count:
+            self.run.note(
+                f"float16's gradient scaler skipped {count:,} of {record.steps:,} steps, in which a gradient "
+                "overflowed: nothing was learned in them."
+            )
 
 
 class StartsAtAnchor(TrainerCallback):

@@ -131,7 +131,8 @@ def train(trainer: Trainer, run: Run, save: guards.Save) -> None:
     meter = Meter(run, restores_tokens=isinstance(trainer, RLOOTrainer))
     resumable = resume.Resumable(trainer)
     trainer.remove_callback(PrinterCallback)
-    for callback in (resumable, meter):  # in this order: a checkpoint is sealed once everything is in it
+    skipped = guards.SkippedSteps(run)
+    for callback in (skipped, resumable, meter):  # in this order: a checkpoint is sealed once everything is in it
         trainer.add_callback(callback)
     checkpoints.begin(run.folder / files.CHECKPOINTS)
     run.parts.append(f"{files.CHECKPOINTS}/{checkpoints.HERE}")
@@ -154,6 +155,7 @@ def train(trainer: Trainer, run: Run, save: guards.Save) -> None:
         stopped = Interrupted(f"Stopped at step {run.record.steps} and saved", run.resume_command)
         stopped.exit_code = 128 + meter.interrupted
         raise stopped
+    skipped.check()
 
 
 def _keep_memory(run: Run, *, has_trained: bool) -> None:

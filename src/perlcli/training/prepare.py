@@ -70,7 +70,8 @@ def prepare(given: Given) -> Prepared[Given]:
     tokenizer = tokenizers.load_tokenizer(source, trust_remote_code=given.model.trust_remote_code)
     origin.check_tokenizer(source, tokenizer)
     run = Run(resolved)
-    run.record.device = device.describe(resolved.model)
+    is_full = not isinstance(resolved, settings.Eval) and resolved.lora.full
+    run.note_device(resolved.model, takes_dtype=not is_full)
     run.record.model = tokenizers.describe(source, tokenizer)
     origin.check_adapter(source, run, resolved.model)
     origin.keep_file(resolved, run)
@@ -126,7 +127,7 @@ def preview(prepared: Prepared[settings.Training | settings.Eval], config: Train
     source, values = prepared.source, prepared.settings
     if values.recipe.recipe is not None:
         say(f"recipe: {values.recipe.recipe}")
-    say(f"model: {source.name} (base {source.base_name}, {device.precision(values.model)} on {device.kind()})")
+    say(f"model: {source.name} (base {source.base_name})")
     if not isinstance(values, settings.Eval):
         say(_training_line(prepared, values))
     if config is not None:
