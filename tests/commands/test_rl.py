@@ -182,7 +182,7 @@ def test_rewards_are_those_of_the_reward_folder_in_plain_peft(
         starts = [tokenizer.apply_chat_template(row.prompt, add_generation_prompt=True)["input_ids"] for row in prompts]
         tails = [[*tokenizer("\n")["input_ids"]] if ids[-1] == tokenizer.eos_token_id else [] for ids in written]
         ids = [a + b + c for a, b, c in zip(starts, written, tails, strict=True)]
-        assert found == scorers.scores_in_batches(scorer, ids, 4)
+        assert found == scorer(ids, 4)
     assert [row["reward"] for row in metrics(Path("run"))] == [
         pytest.approx(sum(found) / 4, abs=1e-6)
         for _, _, found in calls[1:]  # the first call is the probe's
