@@ -517,6 +517,20 @@ def test_prompts_that_leave_no_room_are_left_out(
     assert "prompts, 2 rows read, 1 kept; dropped 1 longer than 12 tokens (row 2)" in result.stdout
 
 
+@pytest.mark.parametrize(
+    ("kind", "flag"), [("cuda", "--load-in-8bit"), ("cuda", "--load-in-4bit"), ("cpu", "--load-in-8bit")]
+)
+def test_slow_sampling_from_8_bits_is_noted_on_a_gpu(
+    kind: str, flag: str, perl: Perl, request: pytest.FixtureRequest
+) -> None:
+    llama, rows, reward_run = map(request.getfixturevalue, ("llama", "rows", "reward_run"))
+    if kind == "cuda":
+        request.getfixturevalue("like_stubbed_cuda")
+    common = ("rl", "-m", llama, "--reward", reward_run, "-d", rows["prompts"], "-o", "run", *SHORT, "--dry-run")
+    is_noted = "sampling from a base in 8 bits is slow" in perl(*common, flag).output
+    assert is_noted is ((kind, flag) == ("cuda", "--load-in-8bit"))
+
+
 def test_dry_run_writes_nothing(perl: Perl, llama: Path, reward_run: Path, rows: dict[str, Path]) -> None:
     perl("rl", "-m", llama, "--reward", reward_run, "-d", rows["prompts"], "-o", "run", *SHORT, "--dry-run")
     assert list(Path().iterdir()) == []

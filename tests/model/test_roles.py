@@ -117,6 +117,41 @@ def test_reward_is_the_same_from_inside_another_switch(policy: Any, reward: str)
     assert shared(ROWS) == wanted
 
 
+# Converting
+
+
+def held_and_gradients(model: Any) -> tuple[int, float, list[torch.Tensor]]:
+    """The bytes that a forward pass under autocast keeps for the backward pass, the loss, and the gradients."""
+    held: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        held[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    ids = torch.randint(3, 390, (4, 64), generator=torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", torch.bfloat16), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss = model(input_ids=ids, labels=ids, use_cache=False).loss
+    loss.backward()
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.requires_grad]
+    model.zero_grad()
+    return sum(held.values()), float(loss.detach()), gradients
+
+
+@quiet_8bit
+@pytest.mark.parametrize("precision", ["bfloat16", "4-bit", "8-bit"])
+def test_without_conversions_less_is_held_and_no_gradient_changes(precision: str, llama: Path) -> None:
+    model = load_policy(llama, PRECISIONS[precision])
+    roles.set_adapter_dropout(model, 0)
+    scramble(model, 2)
+    wanted_bytes, wanted_loss, wanted = held_and_gradients(model.train())
+    with roles.casting(model, on=False):
+        held, loss, gradients = held_and_gradients(model)
+    assert held < 0.95 * wanted_bytes
+    assert loss == wanted_loss
+    assert all(map(torch.equal, gradients, wanted))
+
+
 # Attaching and reading
 
 
