@@ -127,8 +127,8 @@ def scored(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[list[int]], list[
     calls: list[tuple[list[list[int]], list[float]]] = []
     original = scorers.SharedScorer.__call__
 
-    def spy(self: Any, ids: list[list[int]]) -> list[float]:
-        scores = original(self, ids)
+    def spy(self: Any, ids: list[list[int]], size: int | None = None) -> list[float]:
+        scores = original(self, ids, size)
         calls.append((list(ids), scores))
         return scores
 

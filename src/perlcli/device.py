@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,14 @@ def spare_threads() -> None:
     import torch
 
     torch.set_num_threads(1)
+
+
+def fork_rng() -> AbstractContextManager[None]:
+    """Restores torch's random state at the end, on the CPU and on the GPU that this process uses. torch's own takes
+    every visible GPU unless it is given some, and warns if there are several."""
+    import torch
+
+    return torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_available() else [])
 
 
 def dtype_name(settings: ModelSettings) -> str:

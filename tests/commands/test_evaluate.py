@@ -246,7 +246,7 @@ def test_anchor_of_a_full_run_is_found_in_its_record(
 def test_divergence_is_estimated_on_the_written_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two completions of two tokens and one; the log ratios are 1, -1 and 0.5."""
     tables = {"policy": [[-1.0, -2.0], [-0.5]], "anchor": [[-2.0, -1.0], [-1.0]]}
-    monkeypatch.setattr(sampling, "log_probs", lambda model, prompts, written, heat: tables[model])
+    monkeypatch.setattr(sampling, "log_probs", lambda model, prompts, written, heat, size: tables[model])
     settings = SimpleNamespace(
         eval=SimpleNamespace(per_device_eval_batch_size=2), sampling=SimpleNamespace(temperature=0.7)
     )

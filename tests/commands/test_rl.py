@@ -182,7 +182,7 @@ def test_rewards_are_those_of_the_reward_folder_in_plain_peft(
         starts = [tokenizer.apply_chat_template(row.prompt, add_generation_prompt=True)["input_ids"] for row in prompts]
         tails = [[*tokenizer("\n")["input_ids"]] if ids[-1] == tokenizer.eos_token_id else [] for ids in written]
         ids = [a + b + c for a, b, c in zip(starts, written, tails, strict=True)]
-        assert found == scorers.scores_in_batches(scorer, ids, 4)
+        assert found == scorer(ids, 4)
     assert [row["reward"] for row in metrics(Path("run"))] == [
         pytest.approx(sum(found) / 4, abs=1e-6)
         for _, _, found in calls[1:]  # the first call is the probe's
@@ -515,6 +515,20 @@ def test_prompts_that_leave_no_room_are_left_out(
     words = ("--max-length", "20", "--max-completion-length", "8", "--dry-run")
     result = perl("rl", "-m", llama, "--reward", reward_run, "-d", source, "-o", "run", *words)
     assert "prompts, 2 rows read, 1 kept; dropped 1 longer than 12 tokens (row 2)" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("kind", "flag"), [("cuda", "--load-in-8bit"), ("cuda", "--load-in-4bit"), ("cpu", "--load-in-8bit")]
+)
+def test_slow_sampling_from_8_bits_is_noted_on_a_gpu(
+    kind: str, flag: str, perl: Perl, request: pytest.FixtureRequest
+) -> None:
+    llama, rows, reward_run = map(request.getfixturevalue, ("llama", "rows", "reward_run"))
+    if kind == "cuda":
+        request.getfixturevalue("like_stubbed_cuda")
+    common = ("rl", "-m", llama, "--reward", reward_run, "-d", rows["prompts"], "-o", "run", *SHORT, "--dry-run")
+    is_noted = "sampling from a base in 8 bits is slow" in perl(*common, flag).output
+    assert is_noted is ((kind, flag) == ("cuda", "--load-in-8bit"))
 
 
 def test_dry_run_writes_nothing(perl: Perl, llama: Path, reward_run: Path, rows: dict[str, Path]) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import PAD, PRECISIONS, ROWS
+from imitations import cuda_autocast, int8_activations
 from peft import LoraConfig, PeftModel
 from safetensors.torch import load_file
 from torch import nn
@@ -133,6 +134,56 @@ def test_roles_of_a_kind_share_a_base(kind: str, precision: str, llama: Path) ->
     roles.save_adapter(policy, Path("policy"))
     again = roles.load_adapter(loading.load_causal(locate(str(llama)), settings), "policy", trainable=True).eval()
     assert torch.equal(logits(again), mine)
+
+
+@quiet_8bit
+@pytest.mark.parametrize(("kind", "precision"), ABLE)
+def test_a_kind_starts_at_its_anchor_and_learns_on_cuda_as_on_a_cpu(
+    kind: str, precision: str, llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A GPU's branches of peft and bitsandbytes change neither the start nor, but for rounding, the gradients."""
+    settings = PRECISIONS[precision]
+    model = fresh(kind, loading.load_causal(locate(str(llama)), settings))
+    roles.save_adapter(model, Path("start"))
+    scramble(model)
+    wanted = gradients(model)
+    cuda_autocast(monkeypatch)
+    int8_activations(monkeypatch)
+    assert torch.cosine_similarity(gradients(model), wanted, dim=0) > (0.98 if precision == "8-bit" else 0.999)
+    policy = roles.load_adapter(loading.load_causal(locate(str(llama)), settings), "start", trainable=True)
+    roles.add_adapter(policy, "start", roles.ANCHOR)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16), roles.casting(policy, on=False):
+        mine = logits(policy.eval())
+        for anchor in (roles.ANCHOR, None):
+            with roles.switched(policy, anchor):
+                assert torch.equal(mine, logits(policy))
+
+
+def gradients(model: Any) -> torch.Tensor:
+    """The gradients of all that trains, under autocast and without conversions, in one vector."""
+    with torch.autocast("cpu", torch.bfloat16), roles.casting(model, on=False):
+        loss = model(input_ids=torch.tensor([ROWS[2]]), labels=torch.tensor([ROWS[2]])).loss
+        loss.backward()
+    found = [p.grad.flatten() for p in model.parameters() if p.requires_grad]
+    model.zero_grad()
+    return torch.cat(found)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("algorithm", ["rloo", "reinforce"])
+def test_dora_on_a_4_bit_base_trains_under_cudas_autocast(
+    algorithm: str, like_cuda_autocast: None, perl: Perl, llama: Path, rows: dict[str, Path]
+) -> None:
+    """Policy, anchor, reward and value model: new, loaded, and copied by TRL."""
+    made = ("--use-dora", "--lora-r", "2", "--load-in-4bit", *SHORT)
+    perl("reward", "-m", llama, "-d", rows["pairs"], "-o", "reward", *made)
+    assert read_record(Path("reward")).metrics["reload_shift"] == 0
+    how = ("-d", rows["prompts"], "--reward", "reward", "--load-in-4bit", "--algorithm", algorithm, *RL)
+    perl("rl", "-m", llama, "-o", "first", "--use-dora", "--lora-r", "2", *how)
+    perl("rl", "-m", "first", "-o", "second", *how)
+    for name in ("first", "second"):
+        record = read_record(Path(name))
+        assert record.guards["kl_at_start"] == record.guards["shift of reward"] == 0
 
 
 def test_a_fresh_dora_needs_its_magnitudes_in_float32(llama: Path) -> None:

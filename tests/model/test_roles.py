@@ -46,20 +46,41 @@ def state(model: Any) -> tuple[Any, ...]:
 # Switching
 
 
+@pytest.mark.parametrize("learns", [True, False])
 @pytest.mark.parametrize("adapter", [roles.REWARD, None])
-def test_switch_puts_back_exactly_what_was_there(adapter: str | None, policy: Any, reward: str) -> None:
+def test_switch_puts_back_exactly_what_was_there(adapter: str | None, learns: bool, policy: Any, reward: str) -> None:
     scorers.attach_reward(policy, reward)
     policy.train()
     policy.base_model.model.model.layers[1].eval()  # a mode of its own
     for name, parameter in policy.named_parameters():  # grads of their own: part of both adapters
         parameter.requires_grad_("layers.0" in name and "lora_A" in name)
     before = state(policy)
-    with roles.switched(policy, adapter):
-        assert not any(module.training for module in policy.modules())
-        assert state(policy) != before
-    assert state(policy) == before
-    with pytest.raises(RuntimeError, match="inside"), roles.switched(policy, adapter):
-        raise RuntimeError("inside")
+    with torch.set_grad_enabled(learns):
+        with roles.switched(policy, adapter):
+            assert not any(module.training for module in policy.modules())
+            assert state(policy) != before
+        assert state(policy) == before
+        with pytest.raises(RuntimeError, match="inside"), roles.switched(policy, adapter):
+            raise RuntimeError("inside")
+        assert state(policy) == before
+
+
+def test_switch_touches_no_gradient_where_none_is_wanted(policy: Any, reward: str) -> None:
+    """It takes a while on a large model; and only what a switch to train needs is worth it."""
+    scorers.attach_reward(policy, reward)
+    flags = {name: parameter.requires_grad for name, parameter in policy.named_parameters()}
+    with torch.no_grad(), roles.switched(policy, roles.REWARD):
+        assert {name: parameter.requires_grad for name, parameter in policy.named_parameters()} == flags
+    with roles.switched(policy, roles.REWARD, train=True):
+        trained = {name for name, parameter in policy.named_parameters() if parameter.requires_grad}
+        assert trained == {name for name in flags if roles.is_of(roles.REWARD, name)}
+        assert all(module.training for module in policy.modules())
+
+
+def test_switch_to_an_adapter_that_is_not_there_is_an_error(policy: Any) -> None:
+    before = state(policy)
+    with pytest.raises(ValueError, match="no adapter reward among default"), roles.switched(policy, roles.REWARD):
+        pass
     assert state(policy) == before
 
 
@@ -94,6 +115,41 @@ def test_reward_is_the_same_from_inside_another_switch(policy: Any, reward: str)
     with roles.switched(policy, roles.REWARD), roles.switched(policy, None):
         assert shared(ROWS) == wanted
     assert shared(ROWS) == wanted
+
+
+# Converting
+
+
+def held_and_gradients(model: Any) -> tuple[int, float, list[torch.Tensor]]:
+    """The bytes that a forward pass under autocast keeps for the backward pass, the loss, and the gradients."""
+    held: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        held[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    ids = torch.randint(3, 390, (4, 64), generator=torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", torch.bfloat16), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss = model(input_ids=ids, labels=ids, use_cache=False).loss
+    loss.backward()
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.requires_grad]
+    model.zero_grad()
+    return sum(held.values()), float(loss.detach()), gradients
+
+
+@quiet_8bit
+@pytest.mark.parametrize("precision", ["bfloat16", "4-bit", "8-bit"])
+def test_without_conversions_less_is_held_and_no_gradient_changes(precision: str, llama: Path) -> None:
+    model = load_policy(llama, PRECISIONS[precision])
+    roles.set_adapter_dropout(model, 0)
+    scramble(model, 2)
+    wanted_bytes, wanted_loss, wanted = held_and_gradients(model.train())
+    with roles.casting(model, on=False):
+        held, loss, gradients = held_and_gradients(model)
+    assert held < 0.95 * wanted_bytes
+    assert loss == wanted_loss
+    assert all(map(torch.equal, gradients, wanted))
 
 
 # Attaching and reading

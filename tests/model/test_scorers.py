@@ -8,9 +8,11 @@ import torch
 from conftest import PAD, PRECISIONS, ROWS
 from models import LORA, load_policy, saved_reward, scramble
 from peft import PeftModel
+from transformers import BertConfig, BertForSequenceClassification
 
 from perlcli.model import loading, roles, scorers
 from perlcli.model.sources import locate
+from perlcli.model.tokenizers import padded
 from perlcli.settings import ModelSettings
 
 # What LLM.int8 says at each layer, documented by bitsandbytes; the command line silences it (upstream.py)
@@ -96,13 +98,78 @@ def test_scoring_uses_no_dropout_and_leaves_the_mode(llama: Path) -> None:
     assert model.training
 
 
-def test_scores_in_batches_keep_their_order() -> None:
-    sizes = []
+def test_batches_are_of_similar_lengths_longest_first_and_scores_in_the_order_given() -> None:
+    batches, counts = [], []
 
-    def lengths(rows: list[list[int]]) -> list[float]:
-        sizes.append(len(rows))
+    def lengths(rows: scorers.Rows) -> list[float]:
+        batches.append([len(row) for row in rows])
         return [float(len(row)) for row in rows]
 
     rows = [[0] * length for length in (3, 1, 4, 1, 5)]
-    assert scorers.scores_in_batches(lengths, rows, 2) == [3, 1, 4, 1, 5]
-    assert sizes == [2, 2, 1]
+    assert scorers.in_batches(lengths, rows, 2, counts.append) == [3, 1, 4, 1, 5]
+    assert batches == [[5, 4], [3, 1], [1]]
+    assert counts == [2, 4, 5]
+    assert scorers.in_batches(lengths, rows, None) == [3, 1, 4, 1, 5]
+    assert batches[-1] == [3, 1, 4, 1, 5]
+    assert scorers.in_batches(lengths, [], 2) == []
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_both_scorers_take_the_same_batches(size: int, llama: Path, policy: Any, reward: str) -> None:
+    alone = PeftModel.from_pretrained(loading.load_classifier(locate(str(llama)), ModelSettings(), PAD), reward)
+    wanted = scorers.ClassifierScorer(alone, PAD)(ROWS, size)
+    shared = scorers.SharedScorer(policy, scorers.attach_reward(policy, reward), PAD)
+    assert shared(ROWS, size) == wanted
+    assert wanted == pytest.approx(shared(ROWS), abs=1e-5)
+
+
+def test_a_call_switches_once_whatever_the_number_of_batches(
+    policy: Any, reward: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared = scorers.SharedScorer(policy, scorers.attach_reward(policy, reward), PAD)
+    switches = []
+
+    def counted(*given: Any, **more: Any) -> Any:
+        switches.append(given)
+        return roles.switched(*given, **more)
+
+    monkeypatch.setattr(scorers, "switched", counted)
+    shared(ROWS * 3, 2)
+    assert len(switches) == 1
+
+
+# In 16 bits
+
+
+def many_rows(count: int) -> list[list[int]]:
+    draw = torch.Generator().manual_seed(0)
+    return [torch.randint(3, 390, (6,), generator=draw).tolist() for _ in range(count)]
+
+
+def by_the_models_own_head(model: Any, rows: list[list[int]]) -> list[float]:
+    """Scores as plain transformers computes them, and perlcli did before it took the head's product in float32."""
+    ids, mask = padded(rows, PAD)
+    with torch.no_grad():
+        return [float(score) for score in model.eval()(input_ids=ids, attention_mask=mask).logits[:, 0]]
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "4-bit"])
+def test_scores_are_not_rounded_to_16_bits_but_as_plain_transformers_within_it(
+    precision: str, llama: Path, tmp_path: Path
+) -> None:
+    folder = saved_reward(tmp_path / "reward", llama, PRECISIONS[precision])
+    alone = loading.load_classifier(locate(str(llama)), PRECISIONS[precision], PAD)
+    model = roles.load_adapter(alone, folder, trainable=False)
+    rows = many_rows(300)
+    scores, plain = scorers.ClassifierScorer(model, PAD)(rows), by_the_models_own_head(model, rows)
+    assert len(set(scores)) == len(rows) > len(set(plain))
+    assert scores == pytest.approx(plain, rel=2**-7, abs=2**-7)
+    assert by_the_models_own_head(model, rows) == plain  # the model itself is as it was
+
+
+def test_a_classifier_with_another_head_scores_as_it_does_itself() -> None:
+    config = BertConfig(vocab_size=400, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, num_labels=1)
+    torch.manual_seed(0)
+    model = BertForSequenceClassification(config).bfloat16().eval()
+    rows = many_rows(8)
+    assert scorers.ClassifierScorer(model, PAD)(rows) == by_the_models_own_head(model, rows)

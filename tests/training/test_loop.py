@@ -19,6 +19,7 @@ from trl import RLOOTrainer, SFTTrainer
 from unbroken import differences, killed_after
 
 from perlcli.errors import RunFailed
+from perlcli.model import roles
 from perlcli.training.loop import Meter
 
 Perl = Callable[..., Any]
@@ -358,3 +359,37 @@ def test_a_scheduler_s_warning_signal_saves_and_stops(sft: Perl, after_pass: Any
     result = sft(tmp_path / "run", code=128 + signal.SIGUSR1)
     assert "Stopped at step 2 and saved" in result.stderr
     assert (tmp_path / "run" / "checkpoints" / "checkpoint-2").is_dir()
+
+
+# What adapters keep
+
+
+@pytest.mark.filterwarnings("ignore:MatMul8bitLt")  # bitsandbytes documents it; upstream.py silences it for users
+@pytest.mark.parametrize(("command", "data"), [("sft", "demonstrations"), ("reward", "pairs")])
+@pytest.mark.parametrize(
+    "how",
+    [
+        ("--dtype", "bfloat16"),
+        pytest.param(("--load-in-4bit",), marks=pytest.mark.slow),
+        pytest.param(("--load-in-8bit",), marks=pytest.mark.slow),
+        pytest.param(("--dtype", "bfloat16", "--use-dora"), marks=pytest.mark.slow),
+    ],
+)
+def test_adapters_that_keep_their_inputs_dtype_learn_the_same_to_the_bit(
+    how: tuple[str, ...], command: str, data: str, perl: Perl, monkeypatch: pytest.MonkeyPatch, request: Any
+) -> None:
+    llama, rows = map(request.getfixturevalue, ("llama", "rows"))
+    common = (command, "-m", llama, "-d", rows[data], *SHORT, *how)
+    original, seen = roles.casting, []
+
+    def always(model: Any, *, on: bool) -> Any:
+        seen.append(on)
+        return original(model, on=True)
+
+    perl(*common, "-o", "spared")
+    monkeypatch.setattr(roles, "casting", always)
+    perl(*common, "-o", "cast")
+    assert set(seen) == {False}
+    one, other = (load_file(f"{folder}/adapter_model.safetensors") for folder in ("spared", "cast"))
+    assert all(torch.equal(one[tensor], other[tensor]) for tensor in other)
+    assert record(Path("spared"))["metrics"] == record(Path("cast"))["metrics"]

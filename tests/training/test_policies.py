@@ -181,6 +181,22 @@ def test_anchor_that_trl_takes_wrongly_stops_the_run(rl: Any, sft_run: Path, mon
     assert read_record(Path("run")).status == "failed"
 
 
+def test_full_anchor_goes_to_the_policys_device(rl: Any, llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """TRL's own choice would spread it over all visible GPUs."""
+    original, places = rloo_trainer.create_model_from_path, []
+
+    def noted(name: str, **options: Any) -> Any:
+        places.append(options["device_map"])
+        return original(name, **options)
+
+    monkeypatch.setattr(rloo_trainer, "create_model_from_path", noted)
+    rl(llama, "--full", "--learning-rate", "1e-4")
+    assert places == [{"": "cpu"}]
+    record = read_record(Path("run"))
+    assert record.guards["kl_at_start"] == 0
+    assert record.trl_settings["model_init_kwargs"] is None
+
+
 def test_anchor_on_another_base_is_refused(rl: Any, sft_run: Path, llama: Path, tmp_path: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(llama)
     model.model.embed_tokens.weight.data *= 2

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from perlcli import data, settings
@@ -60,7 +61,7 @@ class Spy:
     def __init__(self) -> None:
         self.seen: list[Ids] = []
 
-    def __call__(self, rows: list[Ids]) -> list[float]:
+    def __call__(self, rows: list[Ids], size: int | None = None, done: Any = None) -> list[float]:
         self.seen += rows
         return [float(len(row)) for row in rows]
 
@@ -495,6 +496,27 @@ def test_rounding_of_another_cpu_with_the_same_name_is_accepted(
     proof = json.loads(path.read_text())
     path.write_text(json.dumps({**proof, "scores": [score * (1 + 2e-4) for score in proof["scores"]]}))
     rewards.attach(find(folder, prepared), policies.start(prepared), prepared, 8)
+
+
+@pytest.mark.filterwarnings("ignore:MatMul8bitLt")  # bitsandbytes documents it; upstream.py silences it for users
+@pytest.mark.parametrize("how", [{"dtype": "bfloat16"}, {"load_in_4bit": True}, {"load_in_8bit": True}])
+def test_proof_by_the_models_own_head_is_accepted(
+    how: dict[str, Any], llama: Path, rows: dict[str, Path], reward_run: Path, tmp_path: Path
+) -> None:
+    """As perlcli wrote it before it took the head's product in float32."""
+    prepared = planned(llama, rows, **how)
+    folder = copy_with(
+        reward_run, tmp_path / "reward", lambda record: record["device"].update(prepared.run.record.device)
+    )
+    path = tmp_path / "reward" / "proof.json"
+    proof = json.loads(path.read_text())
+    model: Any = reward_model.load(locate(folder), prepared.settings.model).model
+    ids, mask = tokenizers.padded(proof["rows"], prepared.tokenizer.pad_token_id)
+    with torch.no_grad():
+        scores = model.eval()(input_ids=ids, attention_mask=mask).logits[:, 0].float().tolist()
+    path.write_text(json.dumps({**proof, "scores": scores}))
+    rewards.attach(find(folder, prepared), policies.start(prepared), prepared, 8)
+    assert 0 < prepared.run.record.guards[f"shift of {folder}"] < 0.01
 
 
 @pytest.mark.parametrize("command", ["eval", "rl"])

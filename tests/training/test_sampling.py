@@ -5,7 +5,11 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from transformers import AutoConfig, AutoModelForCausalLM
 
+from perlcli import device
 from perlcli.data import Renderer
 from perlcli.model import loading, tokenizers
 from perlcli.model.sources import locate
@@ -95,3 +99,89 @@ def test_log_probs_of_greedy_tokens_are_0_at_a_low_temperature(model: Any) -> No
     best = [int(logits(model, prompt)[-1].argmax()) for prompt in PROMPTS]
     found = sampling.log_probs(model, PROMPTS, [[token] for token in best], 1e-4)
     assert found == [[pytest.approx(0.0, abs=1e-3)]] * 3
+
+
+# Log-probabilities without the logits of everything
+
+WRITTEN = [[70, 71], [80, 81, 82, 83], [90]]
+MODELS: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "gemma2": {"final_logit_softcapping": 3.0, "head_dim": 8},
+    "cohere": {"logit_scale": 0.25},
+    "granite": {"logits_scaling": 4.0},
+    "gpt2": {"n_embd": 16, "n_layer": 1, "n_head": 2},
+}
+
+
+def tiny(kind: str) -> Any:
+    """A random model of one layer whose class scales, caps or positions in its own way."""
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    heads = {"num_key_value_heads": 2, "pad_token_id": 0}
+    more = MODELS[kind] if kind == "gpt2" else {**sizes, **heads, **MODELS[kind]}
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(kind, vocab_size=100, initializer_range=0.5, **more)
+    return AutoModelForCausalLM.from_config(config).eval()
+
+
+def from_all_logits(model: Any, temperature: float) -> list[float]:
+    """The log-probabilities by the definition: from the logits of every token of every row."""
+    found = []
+    for prompt, completion in zip(PROMPTS, WRITTEN, strict=True):
+        table = (logits(model, prompt + completion) / temperature).log_softmax(dim=-1)
+        found += [float(table[len(prompt) - 1 + index, token]) for index, token in enumerate(completion)]
+    return found
+
+
+@pytest.mark.parametrize("at_once", [1, 300, 2**25])
+@pytest.mark.parametrize("kind", MODELS)
+def test_log_probs_are_those_of_all_logits(kind: str, at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny(kind)
+    monkeypatch.setattr(sampling, "LOGITS", at_once)
+    for size in (None, 1, 2):
+        found = sampling.log_probs(model, PROMPTS, WRITTEN, 0.7, size)
+        assert list(map(len, found)) == list(map(len, WRITTEN))
+        flat = [value for row in found for value in row]
+        assert flat == pytest.approx(from_all_logits(model, 0.7), abs=1e-6, rel=1e-6)
+    assert not model.get_output_embeddings()._forward_pre_hooks
+
+
+class Largest(TorchDispatchMode):
+    """Keeps the most elements that a result with the vocabulary as its last dimension had; weights are given."""
+
+    def __init__(self, vocabulary: int) -> None:
+        super().__init__()
+        self.vocabulary, self.found = vocabulary, 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func is torch.ops.aten.t.default:  # of the output layer's weight
+            return result
+        tensors = [leaf for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor) and leaf.dim()]
+        wide = [tensor.numel() for tensor in tensors if tensor.shape[-1] == self.vocabulary]
+        self.found = max([self.found, *wide])
+        return result
+
+
+@pytest.mark.parametrize(("at_once", "most"), [(2**25, 7 * 100), (300, 300)])
+def test_no_logits_but_the_completions_are_computed(at_once: int, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sampling, "LOGITS", at_once)
+    model = tiny("llama")
+    with Largest(100) as largest:
+        sampling.log_probs(model, PROMPTS, WRITTEN, 1.0)
+    assert largest.found == most  # of all tokens: 3 x 7 x 100
+
+
+# The random state
+
+
+def test_only_the_gpu_in_use_has_its_random_state_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch's default takes every visible GPU and warns of the many."""
+    asked: list[Any] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", asked.append)
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, index: asked.append(index))
+    with device.fork_rng():
+        assert torch.cuda.is_available()
+    assert asked == [1, 1]

@@ -8,7 +8,6 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from statistics import fmean
 
-import torch
 from peft import PeftModel
 
 from perlcli import data, device, settings, stats
@@ -186,7 +185,6 @@ def _wins(policy: Sequence[float], anchor: Sequence[float]) -> dict[str, float]:
     return {"wins": wins / len(pairs), "wins_low": low, "wins_high": high, "share_ties": ties / len(pairs)}
 
 
-@torch.no_grad()
 def divergence(
     prepared: Prepared[settings.Eval], model: Model, anchor: Anchor, prompts: Sequence[Ids], written: Sequence[Ids]
 ) -> dict[str, float]:
@@ -195,17 +193,15 @@ def divergence(
     KL divergence", 2020). Both are per token, over all tokens, and per completion."""
     size = filled(prepared.settings.eval.per_device_eval_batch_size)
     temperature = filled(prepared.settings.sampling.temperature)
+    ours = sampling.log_probs(model, prompts, written, temperature, size)
+    with anchor() as reference:
+        theirs = sampling.log_probs(reference, prompts, written, temperature, size)
     k1, k3, tokens = 0.0, 0.0, 0
-    for start in range(0, len(prompts), size):
-        part = slice(start, start + size)
-        ours = sampling.log_probs(model, prompts[part], written[part], temperature)
-        with anchor() as reference:
-            theirs = sampling.log_probs(reference, prompts[part], written[part], temperature)
-        for mine, other in zip(ours, theirs, strict=True):
-            log_ratios = [a - b for a, b in zip(mine, other, strict=True)]
-            k1 += sum(log_ratios)
-            k3 += sum(math.expm1(-log_ratio) + log_ratio for log_ratio in log_ratios)
-            tokens += len(log_ratios)
+    for mine, other in zip(ours, theirs, strict=True):
+        log_ratios = [a - b for a, b in zip(mine, other, strict=True)]
+        k1 += sum(log_ratios)
+        k3 += sum(math.expm1(-log_ratio) + log_ratio for log_ratio in log_ratios)
+        tokens += len(log_ratios)
     sums, counts = {"k1": k1, "k3": k3}, {"token": tokens, "sequence": len(prompts)}
     return {f"kl_{kind}_per_{unit}": sums[kind] / counts[unit] for kind in sums for unit in counts}
 

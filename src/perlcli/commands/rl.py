@@ -10,7 +10,7 @@ from typing import Any
 
 from trl import RLOOConfig
 
-from perlcli import settings
+from perlcli import device, settings
 from perlcli.data import Prompt
 from perlcli.errors import PerlError
 from perlcli.model import adapters, roles
@@ -41,6 +41,7 @@ def run(given: settings.Rl) -> RunRecord | None:
     rewards = find_all(prepared)
     anchor = policies.find_anchor(prepared)
     prompts = load_prompts(prepared, config)
+    note_slow_sampling(prepared)
     if prepared.is_dry:
         say(f"algorithm: {prepared.settings.rl.algorithm}; anchor: {anchor.words}")
         preview(prepared, config)
@@ -94,6 +95,13 @@ def load_prompts(prepared: Prepared[settings.Rl], config: RLOOConfig) -> list[As
     return [prompts[index % len(prompts)] for index in range(needed)]
 
 
+def note_slow_sampling(prepared: Prepared[settings.Rl]) -> None:
+    """Note that a GPU samples slowly from 8 bits: bitsandbytes looks for outliers in each layer's input, and waits."""
+    if prepared.settings.model.load_in_8bit and device.kind() == "cuda":
+        slow = "On a GPU, sampling from a base in 8 bits is slow: every layer waits for the CPU at every token"
+        prepared.run.note(f"{slow}. A base in 16 bits, or --load-in-4bit, samples faster.")
+
+
 def build_trainer(
     prepared: Prepared[settings.Rl], config: RLOOConfig, rewards: Sequence[Reward], anchor: Anchor, rows: list[Prompt]
 ) -> tuple[Any, Weighted]:
@@ -106,7 +114,7 @@ def build_trainer(
     judge = Judge(prepared, score, rows, REWARD if len(rewards) == 1 else SUM)
     # built outside of `unrounded`: adding an adapter makes the policy trainable again
     value = ValueModel(model, filled(values.rl.value_learning_rate)) if is_reinforce else None
-    with policies.named_after(model, anchor), roles.unrounded(model):
+    with policies.named_after(model, anchor, config), roles.unrounded(model):
         trainer: Any = Rloo(model, judge, config) if value is None else Reinforce(model, judge, config, value)
     policies.set_anchor(trainer, anchor, prepared)
     if not values.lora.full:

@@ -17,7 +17,7 @@ from perlcli.run.lifecycle import recording
 from perlcli.run.metrics import renamed
 from perlcli.run.record import RunRecord
 from perlcli.training import guards, policies, sampling
-from perlcli.training.loop import describe, train
+from perlcli.training.loop import describe, train, without_casts
 from perlcli.training.prepare import Prepared, prepare, preview, require
 from perlcli.training.rows import dataset, load_sides
 from perlcli.training.trl_config import trl_config
@@ -73,7 +73,8 @@ def measure(trainer: SFTTrainer, steps: Sequence[dict[str, Any]], held_out: Data
     """The training loss of the last step, and loss and token accuracy on held-out rows."""
     metrics = {"train_loss": steps[-1]["loss"]} if steps else {}
     if held_out is not None:
-        evaluated = trainer.evaluate(held_out)
+        with without_casts(trainer):
+            evaluated = trainer.evaluate(held_out)
         names = renamed("sft", prefix="eval_")
         metrics |= {ours: evaluated[theirs] for theirs, ours in names.items() if theirs in evaluated}
     return metrics

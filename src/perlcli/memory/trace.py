@@ -177,7 +177,7 @@ def _autocast(step: Step) -> AbstractContextManager[object]:
 
 @contextmanager
 def _learning(model: nn.Module, step: Step, live: Live) -> Iterator[None]:
-    """Gradients under their own tag; in `perl rl` under autocast, adapters don't convert their input."""
+    """Gradients under their own tag; in training under autocast, adapters don't convert their input."""
 
     def keep(parameter: torch.Tensor) -> None:
         if parameter.grad is not None:
@@ -186,7 +186,7 @@ def _learning(model: nn.Module, step: Step, live: Live) -> Iterator[None]:
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.register_post_accumulate_grad_hook(keep)
-    with roles.casting(model, on=not (step.kind == "rl" and step.autocast)):
+    with roles.casting(model, on=not (step.kind in LEARNING and step.autocast)):
         yield
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol
 
 import torch
 from peft import PeftModel
@@ -12,19 +13,27 @@ from torch import nn
 
 from perlcli.errors import PerlError
 from perlcli.model.roles import REWARD, adapter_bytes, add_adapter, bytes_of, device_of, switched
-from perlcli.model.tokenizers import padded
+from perlcli.model.tokenizers import batches_by_length, padded
 from perlcli.model.weights import ADAPTER_WEIGHTS, file_of
 
-Scorer = Callable[[Sequence[list[int]]], list[float]]  # scores rows of token ids
-HEAD = "score.weight"
+SCORE = "score"  # the head of most sequence classifiers
+HEAD = f"{SCORE}.weight"
+Rows = Sequence[list[int]]
+
+
+class Scorer(Protocol):
+    """Scores rows of token ids, `size` at a time (None: all in one batch)."""
+
+    def __call__(self, rows: Rows, size: int | None = None, done: Callable[[int], None] | None = None) -> list[float]:
+        """One score per row, in order; `done` is called with the number of rows scored so far."""
 
 
 def attach_reward(policy: PeftModel, folder: str, name: str = REWARD) -> torch.Tensor:
-    """Add a reward adapter to the policy's base, frozen; returns its head, (1, hidden), in the base's dtype. Raises
-    PerlError if the adapter doesn't fit the base, or has no head."""
+    """Add a reward adapter to the policy's base, frozen; returns its head, (1, hidden), in float32, rounded to the
+    base's dtype as a plain load has it. Raises PerlError if the adapter doesn't fit the base, or has no head."""
     add_adapter(policy, folder, name)
     dtype = policy.dtype if policy.dtype.is_floating_point else torch.bfloat16
-    return read_head(folder).to(device_of(policy), dtype)
+    return read_head(folder).to(device_of(policy), dtype).float()
 
 
 def read_head(folder: str) -> torch.Tensor:
@@ -58,18 +67,22 @@ class SharedScorer:
         return adapter_bytes(self.policy, self.adapter) + self.head.numel() * self.head.element_size()
 
     @torch.no_grad()
-    def __call__(self, rows: Sequence[list[int]]) -> list[float]:
-        """One reward per row, float32; equal to those of the reward model on its own base for the same batch."""
+    def __call__(self, rows: Rows, size: int | None = None, done: Callable[[int], None] | None = None) -> list[float]:
+        """One reward per row, float32; equal to those of the reward model on its own base for the same batches."""
+        with switched(self.policy, self.adapter), torch.autocast(self.head.device.type, enabled=False):
+            return in_batches(self._scores, rows, size, done)
+
+    def _scores(self, rows: Rows) -> list[float]:
         ids, mask = padded(rows, self.pad, self.head.device)
         backbone: Any = self.policy.get_base_model().base_model
-        with switched(self.policy, self.adapter), torch.autocast(ids.device.type, enabled=False):
-            hidden = backbone(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
-            scores = nn.functional.linear(hidden, self.head.to(hidden.dtype))
+        hidden = backbone(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+        scores = nn.functional.linear(hidden.float(), self.head)
         return at_last(scores, mask if self.unread is None else mask * (ids != self.unread))
 
 
 class ClassifierScorer:
-    """Scores rows of token ids with a sequence classifier, as plain transformers and peft would."""
+    """Scores rows of token ids with a sequence classifier, as plain transformers and peft would, but for the head's
+    product: in bfloat16 it would round scores to three digits, so it is taken in float32."""
 
     def __init__(self, model: nn.Module, pad_token_id: int) -> None:
         self.model, self.pad = model, pad_token_id
@@ -80,23 +93,60 @@ class ClassifierScorer:
         return bytes_of(self.model.parameters())
 
     @torch.no_grad()
-    def __call__(self, rows: Sequence[list[int]]) -> list[float]:
+    def __call__(self, rows: Rows, size: int | None = None, done: Callable[[int], None] | None = None) -> list[float]:
         """One reward per row, float32."""
         was_training = self.model.training
         self.model.eval()
-        ids, mask = padded(rows, self.pad, next(self.model.parameters()).device)
-        with torch.autocast(ids.device.type, enabled=False):
-            logits = self.model(input_ids=ids, attention_mask=mask).logits
+        with _float32_head(self.model), torch.autocast(self._device.type, enabled=False):
+            scores = in_batches(self._scores, rows, size, done)
         self.model.train(was_training)
-        return [float(score) for score in logits[:, 0].float().cpu()]
+        return scores
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    def _scores(self, rows: Rows) -> list[float]:
+        ids, mask = padded(rows, self.pad, self._device)
+        scores: list[float] = self.model(input_ids=ids, attention_mask=mask).logits[:, 0].float().tolist()
+        return scores
+
+
+@contextmanager
+def _float32_head(model: nn.Module) -> Iterator[None]:
+    """Let the classifier's linear head multiply in float32, whatever its dtype; where the model reads the score stays
+    its own business. A head of another shape or name than most models have computes as it is."""
+
+    def multiply(head: nn.Linear, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
+        bias = None if head.bias is None else head.bias.float()
+        return nn.functional.linear(inputs[0].float(), head.weight.float(), bias)
+
+    named = model.named_modules()
+    heads = [module for name, module in named if type(module) is nn.Linear and SCORE in name.split(".")]
+    hooks = [head.register_forward_hook(multiply) for head in heads]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def at_last(scores: torch.Tensor, mask: torch.Tensor) -> list[float]:
     """The score at each row's last unmasked token, from scores of shape (rows, tokens, 1) and a mask (rows, tokens)."""
     last = (mask * torch.arange(mask.shape[1], device=mask.device)).argmax(dim=1)
-    return [float(score) for score in scores[torch.arange(len(last)), last, 0].float().cpu()]
+    read: list[float] = scores[torch.arange(len(last)), last, 0].float().tolist()
+    return read
 
 
-def scores_in_batches(scorer: Scorer, rows: Sequence[list[int]], size: int) -> list[float]:
-    """Scores of many rows, `size` at a time, in order."""
-    return [score for start in range(0, len(rows), size) for score in scorer(rows[start : start + size])]
+def in_batches(
+    score: Callable[[Rows], list[float]], rows: Rows, size: int | None, done: Callable[[int], None] | None = None
+) -> list[float]:
+    """Scores of many rows, in order, from batches of `size` rows of similar length."""
+    scores, count = [0.0] * len(rows), 0
+    for part in batches_by_length(rows, size):
+        for index, value in zip(part, score([rows[index] for index in part]), strict=True):
+            scores[index] = value
+        count += len(part)
+        if done is not None:
+            done(count)
+    return scores

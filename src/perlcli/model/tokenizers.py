@@ -121,6 +121,16 @@ def padded(
     return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
 
 
+def batches_by_length(rows: Sequence[Sequence[int]], size: int | None) -> list[list[int]]:
+    """The places of the rows in batches of `size`: rows of similar length are together, which saves padding, and the
+    longest come first, so that too little memory shows at once. Without a size, one batch in the order given."""
+    places = list(range(len(rows)))
+    if size is None:
+        return [places]
+    places.sort(key=lambda place: -len(rows[place]))
+    return [places[start : start + size] for start in range(0, len(rows), size)]
+
+
 def describe(source: Source, tokenizer: PreTrainedTokenizerBase) -> dict[str, object]:
     """The model as a run's record keeps it."""
     return {

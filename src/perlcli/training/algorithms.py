@@ -39,11 +39,6 @@ class Rloo(KeepsGeneration):
         self.clock = Clock(self)
         self.add_callback(self.clock)
 
-    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        is_autocast = self.args.bf16 or self.args.fp16
-        with roles.casting(self._policy, on=not is_autocast):
-            return super().training_step(*args, **kwargs)
-
     def _generate(self, prompts: list[Any]) -> Any:
         with self.clock.phase("sampling"), roles.casting(self._policy, on=True):  # TRL samples outside autocast
             return super()._generate(prompts)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -141,7 +141,7 @@ def train(trainer: Trainer, run: Run, save: guards.Save) -> None:
     if device.kind() == "cuda":
         torch.cuda.reset_peak_memory_stats()
     try:
-        with meter.listening():
+        with meter.listening(), without_casts(trainer):
             _train(trainer, run, resumable, checkpoint)
     except (PerlError, KeyboardInterrupt):  # PerlError also from a reward function that fails during training
         if run.is_intact:
@@ -156,6 +156,11 @@ def train(trainer: Trainer, run: Run, save: guards.Save) -> None:
         stopped.exit_code = 128 + meter.interrupted
         raise stopped
     skipped.check()
+
+
+def without_casts(trainer: Any) -> AbstractContextManager[None]:
+    """Lets adapters leave their input as it is while the trainer computes in mixed precision (see `roles.casting`)."""
+    return roles.casting(trainer.model, on=not (trainer.args.bf16 or trainer.args.fp16))
 
 
 def _keep_memory(run: Run, *, has_trained: bool) -> None:

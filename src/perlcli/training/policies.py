@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from peft import PeftModel
@@ -24,6 +24,9 @@ from perlcli.settings import BASE, SFT
 from perlcli.training.origin import check_adapter, keep_apart
 from perlcli.training.prepare import Prepared, filled, loaded
 from perlcli.training.rows import fit
+
+if TYPE_CHECKING:  # trl takes seconds to import, and an evaluation needs none of it
+    from trl import RLOOConfig
 
 ANCHOR_FOLDER = "anchor"
 
@@ -150,15 +153,18 @@ def _full_anchor(wanted: str, prepared: Prepared[settings.Rl]) -> Anchor:
 
 
 @contextmanager
-def named_after(model: PreTrainedModel | PeftModel, anchor: Anchor) -> Iterator[None]:
-    """Make TRL load its reference model from the anchor: it takes the name that the policy's config was loaded from."""
+def named_after(model: PreTrainedModel | PeftModel, anchor: Anchor, config: RLOOConfig) -> Iterator[None]:
+    """Make TRL load its reference model from the anchor, on the policy's device: it takes the name that the policy's
+    config was loaded from, and would spread the model over all visible GPUs."""
     before = model.name_or_path
     if anchor.model is not None:
         model.config._name_or_path = anchor.model
+        config.model_init_kwargs = {"device_map": {"": str(roles.device_of(model))}}
     try:
         yield
     finally:
         model.config._name_or_path = before
+        config.model_init_kwargs = None
 
 
 def set_anchor(trainer: Any, anchor: Anchor, prepared: Prepared[settings.Rl]) -> None:

@@ -19,6 +19,7 @@ from transformers import Trainer, TrainerCallback, TrainerState, TrainingArgumen
 from trl import RLOOTrainer
 from trl.trainer.utils import RepeatSampler
 
+from perlcli import device
 from perlcli.errors import PerlError
 from perlcli.run import checkpoints, files, output_folder
 from perlcli.run.lifecycle import Run
@@ -146,7 +147,7 @@ def total_steps(trainer: Trainer) -> int:
     """The number of steps that a trainer's run will have at its end."""
     if trainer.args.max_steps > 0:
         return int(trainer.args.max_steps)
-    with torch.random.fork_rng():  # counting the rows draws their order, which training draws again
+    with device.fork_rng():  # counting the rows draws their order, which training draws again
         return int(trainer.set_initial_training_values(trainer.args, trainer.get_train_dataloader())[-1])
 
 

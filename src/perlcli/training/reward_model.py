@@ -121,11 +121,8 @@ def measure(prepared: Prepared[Stage], scorer: Scorer, rows: list[Columns] | Non
     lists, values = [id_lists(row) for row in rows], prepared.settings
     size = (values.eval.per_device_eval_batch_size if isinstance(values, settings.Eval) else None) or BATCH
     flat = [ids for row in lists for ids in row]
-    scores: list[float] = []
     with Progress("eval", len(flat)) as progress:
-        for start in range(0, len(flat), size):
-            scores += scorer(flat[start : start + size])
-            progress.update(len(scores), {})
+        scores = scorer(flat, size, lambda count: progress.update(count, {}))
     if not all(map(math.isfinite, scores)):
         raise RunFailed("The reward model gives scores that are not finite numbers")
     first_lengths = [len(row[0]) for row in lists]

@@ -160,7 +160,7 @@ class TokenReward:
     def __call__(self, rows: Sequence[Prompt], written: Sequence[Ids]) -> list[float]:
         """One reward per completion."""
         ids = [self.render.scored_ids(row.prompt, completion) for row, completion in zip(rows, written, strict=True)]
-        return scorers.scores_in_batches(self.scorer, ids, self.batch)
+        return self.scorer(ids, self.batch)
 
 
 class TextReward:
@@ -181,7 +181,7 @@ class TextReward:
     def __call__(self, rows: Sequence[Prompt], written: Sequence[Ids]) -> list[float]:
         """One reward per completion; a truncated completion is scored without an end."""
         ids = [self._ids(row.prompt, completion) for row, completion in zip(rows, written, strict=True)]
-        return scorers.scores_in_batches(self.scorer, ids, self.batch)
+        return self.scorer(ids, self.batch)
 
     def _ids(self, prompt: Content, written: Ids) -> Ids:
         text = self.render.text(written)

@@ -13,6 +13,7 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from perlcli import device
 from perlcli.errors import RunFailed
 from perlcli.model import roles
 
@@ -30,7 +31,7 @@ class ValueModel:
         config = copy.deepcopy(policy.peft_config[roles.POLICY])
         config.inference_mode = False
         was_training = policy.training
-        with torch.random.fork_rng():  # otherwise its initialisation would shift the stream that samples completions
+        with device.fork_rng():  # otherwise its initialisation would shift the stream that samples completions
             policy.add_adapter(roles.VALUE, config)
         policy.train(was_training)
         policy.set_adapter(roles.POLICY)
