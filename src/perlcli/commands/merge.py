@@ -14,6 +14,7 @@ from perlcli.errors import PerlError, RunFailed
 from perlcli.model import roles, sources, tokenizers
 from perlcli.model.sources import Source
 from perlcli.model.weights import ADAPTER_CONFIG
+from perlcli.run import peaks
 from perlcli.run.files import RECORD
 from perlcli.run.lifecycle import Run, recording
 from perlcli.run.output_folder import check_output
@@ -48,7 +49,7 @@ def run(given: settings.Merge) -> RunRecord | None:
         except torch.OutOfMemoryError as error:  # a GPU that held the base in 4 bits needs four times as much here
             problem = f"The GPU's memory is too small for the base in {values.dtype}"
             raise RunFailed(problem, "CUDA_VISIBLE_DEVICES= perl merge … merges on the CPU") from error
-        run.record.peak_memory_mb = device.peak_memory_mb()
+        run.record.peak_memory_mb = peaks.peak_mb()
     return run.record
 
 

@@ -66,7 +66,7 @@ def run(given: settings.Quickstart) -> RunRecord | None:
             stopped.hint = pipeline.resume_command  # not the command that resumes the stage
             raise
         pipeline.record.metrics = figures(records)
-        pipeline.record.peak_memory_mb = device.peak_memory_mb()
+        pipeline.record.peak_memory_mb = max(record.peak_memory_mb for record in records.values())
         golds = [records[f"eval-{name}"].metrics["gold"] for name in POLICIES]
         plots.bars(tuple(POLICIES.values()), golds, "Orders taken right, held-out", out / "plots" / "success.png")
     say(conclusion(pipeline.record, records, out))

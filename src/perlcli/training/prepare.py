@@ -19,7 +19,7 @@ from perlcli.run.lifecycle import Run
 from perlcli.run.output_folder import check_output
 from perlcli.terminal import say
 from perlcli.text import enum_value
-from perlcli.training import origin
+from perlcli.training import checkpointing, origin
 
 S_co = TypeVar("S_co", bound=settings.Training | settings.Eval | settings.Merge, covariant=True)
 Given = TypeVar("Given", bound=settings.Training | settings.Eval)
@@ -70,6 +70,7 @@ def prepare(given: Given) -> Prepared[Given]:
     tokenizer = tokenizers.load_tokenizer(source, trust_remote_code=given.model.trust_remote_code)
     origin.check_tokenizer(source, tokenizer)
     run = Run(resolved)
+    resolved = checkpointing.decided(resolved, run)
     run.record.device = device.describe(resolved.model)
     run.record.model = tokenizers.describe(source, tokenizer)
     origin.check_adapter(source, run, resolved.model)
