@@ -103,7 +103,9 @@ def check_optimiser(name: str, *, on_gpu: bool) -> None:
         problem = f"--optim {name} changes weights during the backward pass, before their gradients are checked"
         raise PerlError(problem, USUAL)
     if name.startswith("paged_") and not on_gpu:
-        raise PerlError(f"--optim {name} needs a GPU: there is nothing to page on a CPU", f"--optim {name[6:]}")
+        plain = name.removeprefix("paged_")
+        problem = f"--optim {name} needs a GPU: there is nothing to page on a CPU"
+        raise PerlError(problem, f"--optim {plain if plain in known else optimisers.DEFAULT}")
 
 
 def check_installed(config: TrainingArguments) -> None:
