@@ -22,11 +22,11 @@ from typing import Any
 
 import measured
 import shapes
-from one_base import GIVE_BACK, MB, checkpointing_values, checkpointing_words
+from one_base import GIVE_BACK, MB, flag
 
 from perlcli import device, settings
 from perlcli.arms import FULL, KINDS, Arm
-from perlcli.memory import plans
+from perlcli.memory import optimisers, plans
 from perlcli.run import record
 
 HERE = Path(__file__).resolve().parent
@@ -35,12 +35,14 @@ STAGES = {"sft": shapes.CHATS, "reward": shapes.PAIRS, "rl": shapes.PROMPTS}
 
 @dataclass(frozen=True)
 class Figures:
-    """A run's peak in MB, predicted and measured; None if it did not finish."""
+    """A run's peak in MB, predicted and measured; None if it did not finish. On a GPU that of loading is apart."""
 
     stage: str
     arm: str
     predicted_mb: float
     measured_mb: float | None
+    predicted_loading_mb: float
+    loading_mb: float | None
     reserved_mb: float | None  # on a GPU, by torch's allocator
     failure: str = ""
 
@@ -67,6 +69,7 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     add("--steps", type=int, default=3, help="optimiser steps")
     add("--algorithm", choices=["rloo", "reinforce"], default="rloo", help="algorithm of RL")
     add("--checkpointing", choices=["on", "off"], help="gradient checkpointing (default: on for a GPU)")
+    add("--optim", default=optimisers.DEFAULT, help="optimiser, by its name in transformers")
     add(
         "--output",
         type=Path,
@@ -94,7 +97,7 @@ def measure(given: argparse.Namespace, work: Path) -> Iterator[Figures]:
         for arm in given.arms:
             if stage == "rl" and arm == "full" and given.algorithm == "reinforce":
                 continue  # its value model is an adapter
-            predicted = model_memory.row(asked(given, stage, Arm(arm, None if arm == FULL else given.rank))).peak / MB
+            predicted = model_memory.row(asked(given, stage, Arm(arm, None if arm == FULL else given.rank)))
             yield run(given, stage, arm, [model, rows, work], predicted)
 
 
@@ -102,16 +105,15 @@ def asked(given: argparse.Namespace, stage: str, arm: Arm) -> Any:
     """The run's settings."""
     values: dict[str, Any] = {
         **arm.options, "dtype": given.dtype, "per_device_train_batch_size": given.batch,
-        "gradient_accumulation_steps": 1, "max_length": given.length,
+        "gradient_accumulation_steps": 1, "max_length": given.length, "optim": given.optim,
     }  # fmt: skip
-    if given.checkpointing is not None:
-        values |= checkpointing_values(given.checkpointing == "on")
+    values["gradient_checkpointing"] = flag(checkpoints(given))
     if stage == "rl":
         values |= {"max_completion_length": given.completion, "algorithm": given.algorithm, "reward": ("reward",)}
     return settings.resolve(settings.build(settings.COMMANDS[stage], values), {})
 
 
-def run(given: argparse.Namespace, stage: str, arm: str, places: list[Path], predicted: float) -> Figures:
+def run(given: argparse.Namespace, stage: str, arm: str, places: list[Path], predicted: plans.Row) -> Figures:
     """Runs an arm of a stage in a fresh process, and reads its record. Raises SystemExit if it left none."""
     model, rows, work = places
     folder = work / f"{stage}-{arm}"
@@ -123,13 +125,19 @@ def run(given: argparse.Namespace, stage: str, arm: str, places: list[Path], pre
         raise SystemExit(f"perl {stage} ({arm}) failed:\n{error}")
     found = record.read_record(folder)
     figures = Figures(
-        stage, arm, predicted, found.memory.get("training_mb") if found.status == "finished" else None,
-        found.memory.get("reserved_mb"), found.failure or "",
+        stage, arm, predicted.training / MB, found.memory.get("training_mb") if found.status == "finished" else None,
+        predicted.prediction.loading / MB, found.memory.get("loading_mb"), found.memory.get("reserved_mb"),
+        found.failure or "",
     )  # fmt: skip
     for path in folder.glob("*.safetensors"):
         path.unlink()
     print(" | ".join(cells(figures)), flush=True)
     return figures
+
+
+def checkpoints(given: argparse.Namespace) -> bool:
+    """Whether runs use gradient checkpointing."""
+    return bool(given.checkpointing == "on" if given.checkpointing else device.kind() == "cuda")
 
 
 def perl_words(given: argparse.Namespace, stage: str, arm: str) -> list[str]:
@@ -138,8 +146,7 @@ def perl_words(given: argparse.Namespace, stage: str, arm: str) -> list[str]:
     words = [stage, *flags, "--max-steps", str(given.steps), "--per-device-train-batch-size", str(given.batch)]
     words += ["--gradient-accumulation-steps", "1", "--max-length", str(given.length), "--dtype", given.dtype]
     words += ["--lora-r", str(given.rank)] if arm != "full" else []
-    if given.checkpointing:
-        words += checkpointing_words(given.checkpointing == "on")
+    words += ["--gradient-checkpointing", flag(checkpoints(given)), "--optim", given.optim]
     if stage == "rl":
         words += ["--max-completion-length", str(given.completion), "--algorithm", given.algorithm]
         words += ["--num-generations", "1" if given.algorithm == "reinforce" else str(given.batch)]
@@ -174,23 +181,26 @@ def perl(words: list[str]) -> str:
 
 def cells(figures: Figures) -> list[str]:
     """A row of the table."""
-    if figures.measured_mb is None:
-        return [figures.stage, figures.arm, f"{figures.predicted_mb:,.0f}", figures.failure.split(":")[0], ""]
-    return [
-        figures.stage, figures.arm, f"{figures.predicted_mb:,.0f}", f"{figures.measured_mb:,.0f}",
-        f"{figures.ratio:.2f}",
-    ]  # fmt: skip
+    measured_mb = [figures.failure.split(":")[0], ""]
+    if figures.measured_mb is not None:
+        measured_mb = [f"{figures.measured_mb:,.0f}", f"{figures.ratio:.2f}"]
+    row = [figures.stage, figures.arm, f"{figures.predicted_mb:,.0f}", *measured_mb]
+    if device.kind() == "cpu":
+        return row
+    loading = "" if figures.loading_mb is None else f"{figures.loading_mb:,.0f}"
+    return [*row, f"{figures.predicted_loading_mb:,.0f}", loading]
 
 
 def table(found: list[Figures]) -> str:
-    """The figures as Markdown."""
+    """The figures as Markdown; on a CPU loading is part of what is measured in training."""
     heads = ["stage", "arm", "predicted MB", "measured MB", "predicted / measured"]
+    heads += ["loading: predicted MB", "loading: measured MB"] if device.kind() == "cuda" else []
     return measured.markdown(heads, [cells(figures) for figures in found])
 
 
 def described(given: argparse.Namespace) -> dict[str, Any]:
     """What the figures were measured on, and how."""
-    names = ("dtype", "batch", "length", "completion", "rank", "steps", "algorithm", "checkpointing")
+    names = ("dtype", "batch", "length", "completion", "rank", "steps", "algorithm", "checkpointing", "optim")
     return measured.described(
         "benchmarks/estimate.py",
         device.kind(),

@@ -10,7 +10,7 @@ from typing import Any
 
 import shapes
 from gpu_jobs import REWARD, RL, Job
-from one_base import MB, checkpointing_values
+from one_base import MB, flag
 
 LOADING, TRAINING = "loading", "training"
 
@@ -48,14 +48,14 @@ def settings_of(job: Job) -> Any:
     own: dict[str, Any] = {"dtype": "bfloat16", "gradient_accumulation_steps": 1}
     if job.kind == REWARD:
         own |= Arm(values["arm"]).options | {"max_length": values["length"]}
-        own |= checkpointing_values(values["checkpointing"])
+        own["gradient_checkpointing"] = flag(values["checkpointing"])
         own["set"] = (*own.get("set", ()), *values["words"][1::2])
     elif job.kind == RL and values["arm"].startswith("perl"):
         own |= {"load_in_4bit": True} if values["precision"] == "4bit" else {}
         own |= {
             "lora_r": values["rank"], "num_generations": values["generations"],
             "max_completion_length": values["tokens"], "max_length": values["prompt_tokens"] + values["tokens"],
-            "reward": ("reward",) * (4 if values["arm"] == "perl-4-rewards" else 1), **checkpointing_values(True),
+            "reward": ("reward",) * (4 if values["arm"] == "perl-4-rewards" else 1), "gradient_checkpointing": "true",
         }  # fmt: skip
     else:
         return None

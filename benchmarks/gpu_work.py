@@ -218,7 +218,7 @@ def reward(job: Values) -> Values:
     peak = one_base.Peak(job["device"])
     flags = [f"--{settings.dashed(name)}" for name in Arm(job["arm"]).options]
     sizes = ("--max-steps", job["steps"], "--per-device-train-batch-size", job["batch"], "--max-length", job["length"])
-    words = [*flags, *one_base.checkpointing_words(job["checkpointing"]), *job["words"], *sizes]
+    words = [*flags, "--gradient-checkpointing", one_base.flag(job["checkpointing"]), *job["words"], *sizes]
     try:
         record = perl(
             "reward", "--model", place / "model", "--data", place / "rows" / "pairs.jsonl", "--dtype", "bfloat16",

@@ -183,8 +183,8 @@ def test_rows_have_the_requested_length(script: Any, tmp_path: Path, llama: Path
 def test_predictions_are_next_to_measurements(script: Any, tmp_path: Path) -> None:
     estimate = script("estimate")
     found = [
-        estimate.Figures("reward", "full", 110.0, 100.0, None),
-        estimate.Figures("rl", "full", 90.0, None, None, "out of memory: at 79 GB"),
+        estimate.Figures("reward", "full", 110.0, 100.0, 50.0, 50.0, None),
+        estimate.Figures("rl", "full", 90.0, None, 60.0, None, None, "out of memory: at 79 GB"),
     ]
     about = {"command": "c", "date": "d", "git_commit": "g", "device": "e", "versions": {"a": "1"}, "model": "m"}
     estimate.write(tmp_path / "results" / "a", about, found)

@@ -426,17 +426,6 @@ def test_predictions_are_of_the_runs_that_are_measured(modules: SimpleNamespace,
     assert settings_of(by_name["rl-small-bf16-stock"]) is None
 
 
-@pytest.mark.parametrize("on", [True, False])
-def test_checkpointing_is_set_by_an_option_or_by_set(
-    modules: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, on: bool
-) -> None:
-    word = "true" if on else "false"
-    monkeypatch.setattr("perlcli.settings.names", lambda stage: ["set"])
-    assert modules.one_base.checkpointing_words(on) == ["--set", f"gradient_checkpointing={word}"]
-    monkeypatch.setattr("perlcli.settings.names", lambda stage: ["gradient_checkpointing", "set"])
-    assert modules.one_base.checkpointing_words(on) == ["--gradient-checkpointing", word]
-
-
 def test_figures_name_device_and_commit(modules: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
     assert modules.measured.short_name("cuda", "NVIDIA H100 80GB HBM3") == "nvidia-h100-80gb-hbm3"
     assert modules.measured.short_name("cpu", "AMD EPYC (2 cores)") == "cpu"

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import resource
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -204,39 +202,6 @@ def driver() -> str:
         return next((word for word in DRIVER.read_text(encoding="utf-8").split() if word[:1].isdigit()), "")
     except OSError:
         return ""
-
-
-def peak_memory_mb() -> float:
-    """Peak memory so far in MB: allocated on the GPU, or the process's resident set on a CPU."""
-    import torch
-
-    if kind() == "cuda":
-        return round(torch.cuda.max_memory_allocated() / 1e6, 1)
-    return _most_resident_mb()
-
-
-def _most_resident_mb() -> float:
-    unit = 1 if sys.platform == "darwin" else 1024
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6, 1)
-
-
-def resident_mb() -> float:
-    """The process's resident set now, in MB; its peak on systems that do not report it."""
-    try:
-        with open("/proc/self/statm", encoding="ascii") as file:
-            return round(int(file.read().split()[1]) * resource.getpagesize() / 1e6, 1)
-    except OSError:  # not Linux
-        return _most_resident_mb()
-
-
-def memory_of_training(before_mb: float) -> dict[str, float]:
-    """Peak memory of training in MB: on a GPU the allocated and the reserved memory, on a CPU the increase over
-    `before_mb`, the resident set before the weights were loaded."""
-    import torch
-
-    if kind() == "cuda":
-        return {"training_mb": peak_memory_mb(), "reserved_mb": round(torch.cuda.max_memory_reserved() / 1e6, 1)}
-    return {"training_mb": round(peak_memory_mb() - before_mb, 1)}
 
 
 def _cpu_name() -> str:

@@ -1,9 +1,11 @@
-"""Silences needless output of the libraries, with the reasons. A variable that the user has set keeps its value."""
+"""Silences needless output of the libraries, and sets up torch's allocator, with the reasons. A variable that the user
+has set keeps its value."""
 
 from __future__ import annotations
 
 import logging
 import os
+import sys
 import warnings
 
 from perlcli.redaction import hidden
@@ -16,6 +18,9 @@ VARIABLES = {
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",  # our own line shows the progress
     "HF_HUB_VERBOSITY": "error",  # logs every retry; the error at the end says it once
 }
+# A GPU's memory in segments that can grow: otherwise what freed tensors of other sizes leave can't always be used, and
+# a run ends without memory although enough is free. torch reads either name, and has such segments on Linux only.
+ALLOCATOR, ALLOCATORS = "PYTORCH_ALLOC_CONF", ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
 LOGGERS = {
     "trl": "RLOOTrainer warns that it was given a loaded model: by design, one base serves every role",
     "bitsandbytes": "names optional CPU kernels that aren't installed; the built-in ones are as accurate",
@@ -41,10 +46,12 @@ WARNINGS = (
 
 
 def hush() -> None:
-    """Silences what does not concern the user. Called before the libraries are imported, so it only sets environment
-    variables, logging and warnings."""
+    """Silences what does not concern the user, and lets a GPU's memory grow. Called before the libraries are imported,
+    so it only sets environment variables, logging and warnings."""
     for name, value in VARIABLES.items():
         os.environ.setdefault(name, value)
+    if sys.platform == "linux" and not any(name in os.environ for name in ALLOCATORS):
+        os.environ[ALLOCATOR] = "expandable_segments:True"
     for name in LOGGERS:
         logging.getLogger(name).setLevel(logging.ERROR)
     for message, category in WARNINGS:

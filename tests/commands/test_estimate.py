@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from perlcli.commands import reward, rl, sft
 from perlcli.data import Prompt
 from perlcli.errors import PerlError
 from perlcli.memory import plans, skeletons, trace, tracking
-from perlcli.memory.prediction import Plan, largest_batch, predict, shape_of, takes, weight_bytes
+from perlcli.memory.prediction import Plan, largest_batch, predict, settled, shape_of, takes, weight_bytes, workspace
 from perlcli.memory.skeletons import Step
 from perlcli.memory.tracking import Live
 from perlcli.model import roles, sources, target_modules
@@ -233,8 +234,19 @@ def memory_of(trainer: Any) -> int:
 @pytest.mark.parametrize("kind", ["sft", "reward", "rl", "value", "prefill", "decode"])
 def test_three_layers_tell_of_all(deep: Path, monkeypatch: pytest.MonkeyPatch, kind: Any) -> None:
     config = sources.locate(str(deep)).config
-    for rank in (0, 4):
-        step = Step(kind, LENGTH, 16, autocast="bfloat16", rank=rank, targets=TARGETS, cuda=True, checkpointing=True)
+    for rank, bits in ((0, 0), (4, 0), (4, 8)):
+        step = Step(
+            kind,
+            LENGTH,
+            16,
+            autocast="bfloat16",
+            bits=bits,
+            rank=rank,
+            targets=TARGETS,
+            cuda=True,
+            checkpointing=True,
+            reentrant=bits == 8,
+        )
         short = trace.trace(config, step).at_peak(5)
         with monkeypatch.context() as patch:
             patch.setattr(skeletons, "shortened", lambda config: config)
@@ -261,6 +273,79 @@ def test_checkpointing_takes_less_and_dora_more(deep: Path) -> None:
     dora = predict(shape, replace(plan, arm=Arm("dora", 4)))
     assert dora.peak > lora
     assert dora.adapters["policy"] > predict(shape, plan).adapters["policy"]
+
+
+def test_8_bit_layers_keep_their_input_unless_checkpointing_is_reentrant(deep: Path) -> None:
+    shape = shape_of(sources.locate(str(deep)).config)
+    plan = plan_for("reward", Arm("lora-8bit", 4), dtype="bfloat16", cuda=True)
+
+    def held(**more: Any) -> int:
+        found = predict(shape, replace(plan, **more)).phases[1].parts
+        return found["activations"]
+
+    of_4bit = held(arm=Arm("lora-4bit", 4), checkpointing=True)
+    kept = 5 * 4 * 2 * BATCH * LENGTH * 64 * 2  # five layers of four inputs, pairs, hidden size 64 in bfloat16
+    assert held(checkpointing=True) > 0.5 * kept + held(checkpointing=True, reentrant=True)
+    assert held(checkpointing=True, reentrant=True) == pytest.approx(of_4bit, rel=0.35)
+
+
+def test_the_optimiser_s_share(deep: Path) -> None:
+    shape = shape_of(sources.locate(str(deep)).config)
+    plan = plan_for("sft", FULL, cuda=True, optim="adamw_torch_fused")
+    full = predict(shape, plan)
+    assert (full.optimiser, full.paged) == (8 * shape.parameters, 0)
+    assert predict(shape, replace(plan, optim="sgd")).optimiser == 0
+    eight = predict(shape, replace(plan, optim="adamw_8bit"))
+    embeddings = shape.config.vocab_size * shape.hidden  # in 32 bits; so are norms, which are small
+    assert 8 * embeddings + 2 * (shape.parameters - embeddings) < eight.optimiser < full.optimiser
+    updates = [phase for phase in predict(shape, replace(plan, optim="adamw_torch")).phases if phase.name == "update"]
+    assert updates[0].parts["activations"] == 4 * shape.parameters
+
+
+def test_loading_and_training_are_apart(deep: Path) -> None:
+    shape = replace(shape_of(sources.locate(str(deep)).config), stored="bfloat16")
+    plan = plan_for("sft", LORA, TARGETS, dtype="bfloat16", cuda=True)
+    found = predict(shape, plan)
+    at_rest = sum(found.weights.values()) + sum(found.adapters.values())
+    assert found.loading == at_rest  # into place
+    assert found.training == max(phase.total for phase in found.phases if phase.name != "loading")
+    assert found.peak == max(found.loading, found.training)
+    quantised = predict(shape, replace(plan, arm=Arm("lora-4bit", 4)))
+    lies = sum(quantised.weights.values()) + sum(quantised.adapters.values())
+    assert quantised.loading == lies + 2 * shape.largest
+
+
+@pytest.mark.parametrize(("capability", "expected"), [((8, 0), 17), ((9, 0), 67), ((12, 0), 67)])
+def test_the_workspace_of_cublas(
+    like_stubbed_cuda: None, monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], expected: int
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    assert round(workspace() / 1e6) == expected
+
+
+def test_auto_is_off_where_it_fits(deep: Path) -> None:
+    shape = shape_of(sources.locate(str(deep)).config)
+    plan = plan_for("reward", LORA, TARGETS, cuda=True, checkpointing=None)
+    without, with_it = (replace(plan, checkpointing=chosen) for chosen in (False, True))
+    enough = takes(predict(shape, without), without)
+    assert settled(shape, plan, enough) == without
+    assert settled(shape, plan, enough - 1) == with_it
+    assert settled(shape, replace(plan, cuda=False), None).checkpointing is False
+    limit = takes(predict(shape, replace(with_it, batch=9)), with_it)
+    assert largest_batch(shape, plan, limit) == largest_batch(shape, with_it, limit) == 9
+
+
+def test_a_smaller_optimiser_is_advised(perl: Any, deep: Path, tmp_path: Path) -> None:
+    from transformers import LlamaConfig
+
+    LlamaConfig.from_pretrained(deep, hidden_size=1024, intermediate_size=4096, head_dim=256).save_pretrained(tmp_path)
+    size = ("--max-length", "16", "--per-device-train-batch-size", "1")
+    words = ("estimate", "sft", "--model", tmp_path, "--arms", "full,lora", *size)
+    out = perl(*words, "--gpu", "1.6GB").output
+    assert re.search(r"\nfull: --optim paged_adamw_8bit takes 0\.\d+ GB instead of 1\.\d+ GB, and fits\n", out)
+    assert "lora r=16: --optim" not in out
+    assert "full: --optim adamw_8bit takes" in perl(*words).output
+    assert "full: --optim" not in perl(*words, "--optim", "paged_adamw_8bit", "--gpu", "24GB").output
 
 
 def test_one_base_saves_a_copy_for_each_reward(llama: Path) -> None:
@@ -332,7 +417,8 @@ def test_a_run_asks_for_what_its_options_say(deep: Path, reward_run: Path) -> No
         "gradient_accumulation_steps": 3,
         "max_length": 64,
         "max_completion_length": 8,
-        "set": ("gradient_checkpointing=true",),
+        "gradient_checkpointing": "true",
+        "optim": "adamw_8bit",
         "output": "run",
     }
     model = plans.Model(str(deep))
@@ -347,6 +433,7 @@ def test_a_run_asks_for_what_its_options_say(deep: Path, reward_run: Path) -> No
         completion=8,
         accumulation=3,
         checkpointing=True,
+        optim="adamw_8bit",
         reinforce=True,
     )
     full = settings.resolve(settings.build(settings.Reward, {"model": str(deep), "full": True, "output": "run"}), {})

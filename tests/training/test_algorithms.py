@@ -150,7 +150,7 @@ def trainer_anchor_logps(trainer: Any, batch: dict[str, Any]) -> torch.Tensor:
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_value_model_only_changes_its_own_gradients(checkpointing: bool, build: Any) -> None:
-    trainer = build(set=(f"gradient_checkpointing={str(checkpointing).lower()}",))
+    trainer = build(gradient_checkpointing=str(checkpointing).lower())
     scramble(trainer, roles.VALUE)
     if checkpointing:
         trainer.model.gradient_checkpointing_enable()

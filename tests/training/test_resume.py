@@ -28,7 +28,7 @@ RLOO = ("--per-device-train-batch-size", 4, "--num-generations", 2, *SHORT)
 REINFORCE = ("--algorithm", "reinforce", "--per-device-train-batch-size", 4, *SHORT)
 DROPOUT = ("--lora-dropout", "0.2")
 REUSED = ("--set", "num_iterations=2", "--set", "steps_per_generation=4")
-RECOMPUTED = ("--set", "gradient_checkpointing=true", "--set", "dataloader_num_workers=1")
+RECOMPUTED = ("--gradient-checkpointing", "true", "--set", "dataloader_num_workers=1")
 
 # 10 rows of data: an epoch is 2 or 3 steps, whose last batch is not full.
 CASES: dict[str, tuple[object, ...]] = {
@@ -51,7 +51,7 @@ CASES: dict[str, tuple[object, ...]] = {
     "reward thumbs": ("reward thumbs", *SMALL, *DROPOUT),
     "reward thumbs 8-bit": ("reward thumbs", *SMALL, "--load-in-8bit"),
     "rloo": ("rl", *RLOO),
-    "rloo held to the base": ("rl", *RLOO, "--anchor", "base", "--set", "gradient_checkpointing=true"),
+    "rloo held to the base": ("rl", *RLOO, "--anchor", "base", "--gradient-checkpointing", "true"),
     "rloo unanchored": ("rl", *RLOO, "--beta", 0, "--set", "optim=sgd"),
     "rloo accumulated": ("rl", *RLOO, "--gradient-accumulation-steps", 2),
     "rloo 4-bit": ("rl", *RLOO, "--load-in-4bit"),

@@ -83,7 +83,7 @@ PARSED: dict[str, tuple[str, Any]] = {
     " weight_decay =1": ("weight_decay", 1.0),
     "weight_decay=1e-3": ("weight_decay", 0.001),
     "dataloader_num_workers=2": ("dataloader_num_workers", 2),
-    "gradient_checkpointing=true": ("gradient_checkpointing", True),
+    "dataloader_drop_last=true": ("dataloader_drop_last", True),
     "lr_scheduler_type=cosine": ("lr_scheduler_type", "cosine"),
     "run_name=a=b": ("run_name", "a=b"),
     "run_name=null": ("run_name", None),

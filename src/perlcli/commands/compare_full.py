@@ -26,6 +26,7 @@ def run(given: settings.CompareFull) -> RunRecord | None:
         say(preview.predicted(plans, given.compare.gpu))
         return None
     check_output(given)
+    plans = preview.same_checkpointing(plans)
     measures_memory = device.kind() == "cpu" and sys.platform == "linux"
     state = State(given, Run(given), Report(), plans, measures_memory)
     loop.show_plan(state)

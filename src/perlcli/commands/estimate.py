@@ -9,18 +9,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, get_args
 
-from perlcli import arms, settings
+from perlcli import arms, device, settings
 from perlcli.arms import Arm
 from perlcli.errors import PerlError
 from perlcli.memory import plans
 from perlcli.memory.plans import Row
-from perlcli.memory.prediction import CUDA_WORKSPACE, Shape, device_bytes
+from perlcli.memory.prediction import Shape, device_bytes, workspace
 from perlcli.terminal import say
 
 STAGES: tuple[settings.Use, ...] = get_args(settings.Use)
 ASSUMED = (
-    "GB are 10^9 bytes, at the moment when the most is held. Assumed: every row has the full length; AdamW in float32. "
-    "On a GPU the peak includes {} MB for cuBLAS; an arm fits if its peak, plus 5 % and 600 MB for the driver, does."
+    "GB are 10^9 bytes, at the moment when the most is held. Assumed: every row has the full length; {}. On a GPU the "
+    "peak includes {:.0f} MB for cuBLAS{}; an arm fits if its peak, plus 5 % and 600 MB for the driver, does."
 )
 Rows = Mapping[settings.Use, Sequence[Row]]
 
@@ -66,10 +66,10 @@ def run_of(values: settings.Estimate, stage: settings.Use, arm: Arm) -> settings
         "per_device_train_batch_size": train.per_device_train_batch_size,
         "gradient_accumulation_steps": train.gradient_accumulation_steps,
         "max_length": train.max_length,
+        "gradient_checkpointing": train.gradient_checkpointing,
+        "optim": train.optim,
         **arm.options,
     }
-    if train.gradient_checkpointing is not None:
-        options["set"] = (f"gradient_checkpointing={train.gradient_checkpointing}",)
     if stage == "rl":
         options |= {"max_completion_length": rl.max_completion_length, "algorithm": rl.algorithm}
         options["reward"] = ("reward",) * rl.rewards
@@ -92,10 +92,21 @@ def text(shape: Shape, rows: Rows, limit: int | None) -> str:
         line = f"perl {stage}: {plan.dtype}, batch {plan.batch} x {plan.length} tokens"
         if stage == "rl":
             line += f" ({plan.completion} of them sampled, {plan.accumulation} passes per step)"
-        line += f", gradient checkpointing {'on' if plan.checkpointing else 'off'}"
+        if limit is None:
+            line += f", gradient checkpointing {'on' if plan.checkpointing else 'off'}"
         parts.append(f"{line}\n\n{plans.table(arm_rows, limit)}")
-    parts.append(ASSUMED.format(round(CUDA_WORKSPACE / 1e6)))
-    return "\n\n".join(parts)
+        advised = filter(None, (plans.advice(shape, row, limit) for row in arm_rows))
+        parts += ["\n".join(advised)]
+    parts.append(assumed(rows))
+    return "\n\n".join(filter(None, parts))
+
+
+def assumed(rows: Rows) -> str:
+    """What the predictions assume, in a paragraph."""
+    optim = next(row.plan.optim for arm_rows in rows.values() for row in arm_rows)
+    place = "" if device.kind() == "cuda" else ", as on Hopper and later"
+    states = f"the optimiser {optim}, with states in float32 unless it has 8 bits"
+    return ASSUMED.format(states, workspace() / 1e6, place)
 
 
 def as_json(shape: Shape, rows: Rows, limit: int | None) -> str:
@@ -115,7 +126,10 @@ def as_dict(row: Row) -> dict[str, Any]:
         "adapters": prediction.adapters,
         "gradients": prediction.gradients,
         "optimiser": prediction.optimiser,
+        "optimiser_paged": prediction.paged,
         "peak": prediction.peak,
+        "loading": prediction.loading,
+        "training": prediction.training,
         "phase": prediction.highest.name,
         "phases": [{"name": phase.name, "total": phase.total, **phase.parts} for phase in prediction.phases],
         "fits": row.fits,

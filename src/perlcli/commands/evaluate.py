@@ -10,10 +10,10 @@ from statistics import fmean
 
 from peft import PeftModel
 
-from perlcli import data, device, settings, stats
+from perlcli import data, settings, stats
 from perlcli.errors import PerlError
 from perlcli.model import loading, roles, sources
-from perlcli.run import files, plots
+from perlcli.run import files, peaks, plots
 from perlcli.run.lifecycle import recording
 from perlcli.run.progress import Progress
 from perlcli.run.record import RunRecord
@@ -66,7 +66,7 @@ def evaluate_reward(prepared: Prepared[settings.Eval]) -> RunRecord | None:
         reward_model.check_proof(prepared.source, scorer, run, prepared.settings.model)
         run.record.total_parameters = roles.count_parameters(scorer.model)[1]
         run.record.metrics = reward_model.measure(prepared, scorer, rows)
-        run.record.peak_memory_mb = device.peak_memory_mb()
+        run.record.peak_memory_mb = peaks.peak_mb()
     return run.record
 
 
@@ -94,7 +94,7 @@ def evaluate_policy(prepared: Prepared[settings.Eval]) -> RunRecord | None:
         if mine.rewards:
             groups = {"policy": mine.rewards} | ({"anchor": theirs.rewards} if theirs is not None else {})
             plots.histogram(groups, "Rewards on held-out prompts", "reward", run.folder / "plots" / "rewards.png")
-        run.record.peak_memory_mb = device.peak_memory_mb()
+        run.record.peak_memory_mb = peaks.peak_mb()
     return run.record
 
 

@@ -13,6 +13,7 @@ from perlcli.errors import PerlError
 from perlcli.model import roles, sources, tokenizers
 from perlcli.model.sources import Source
 from perlcli.model.weights import ADAPTER_CONFIG
+from perlcli.run import peaks
 from perlcli.run.files import RECORD
 from perlcli.run.lifecycle import Run, recording
 from perlcli.run.output_folder import check_output
@@ -43,7 +44,7 @@ def run(given: settings.Merge) -> RunRecord | None:
     with recording(prepared.run) as run:
         run.note(f"{summary}; merging into {values.dtype} weights.")
         write(prepared, values)
-        run.record.peak_memory_mb = device.peak_memory_mb()
+        run.record.peak_memory_mb = peaks.peak_mb()
     return run.record
 
 

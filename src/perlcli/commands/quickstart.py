@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from perlcli import data, device, settings
+from perlcli import data, settings
 from perlcli.commands import evaluate, reward, rl, sft
 from perlcli.errors import Interrupted
 from perlcli.run import plots
@@ -66,7 +66,7 @@ def run(given: settings.Quickstart) -> RunRecord | None:
             stopped.hint = pipeline.resume_command  # not the command that resumes the stage
             raise
         pipeline.record.metrics = figures(records)
-        pipeline.record.peak_memory_mb = device.peak_memory_mb()
+        pipeline.record.peak_memory_mb = max(record.peak_memory_mb for record in records.values())
         golds = [records[f"eval-{name}"].metrics["gold"] for name in POLICIES]
         plots.bars(tuple(POLICIES.values()), golds, "Orders taken right, held-out", out / "plots" / "success.png")
     say(conclusion(pipeline.record, records, out))

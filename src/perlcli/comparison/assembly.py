@@ -126,9 +126,12 @@ def predict(state: State) -> None:
     for each in state.report.comparisons:
         plans = {(planned.model or NAME, planned.arm.name): planned for planned in state.plans[each.stage]}
         for arm in each.arms:
-            records = [find_record(str(state.folder / run.folder)) for run in arm.runs]
-            longest = max((_longest_row(record) for record in records if record is not None), default=0)
-            arm.predicted_mb = preview.peak_mb(each.stage, plans[arm.model, arm.name], longest or None)
+            found = [find_record(str(state.folder / run.folder)) for run in arm.runs]
+            records = [record for record in found if record is not None]
+            longest = max(map(_longest_row, records), default=0)
+            chosen = next((record.trl_settings.get(preview.CHECKPOINTING) for record in records), None)
+            planned = plans[arm.model, arm.name]
+            arm.predicted_mb = preview.training_mb(each.stage, planned, longest or None, checkpointing=chosen)
 
 
 def _longest_row(record: RunRecord) -> int:

@@ -44,6 +44,9 @@ def show_plan(state: State) -> None:
         names = ", ".join(dict.fromkeys(planned.arm.name for planned in of_stage))
         rates = jobs.learning_rates(state.given, stage, jobs.given_values(state.given, stage))
         say(f"{stage}: {names}; learning rate {rates[0]:g}, full tuning {rates[1]:g}")
+        chosen = {str(planned.values.get("gradient_checkpointing", "auto")) for planned in of_stage}
+        if chosen != {"auto"}:
+            say(f"gradient checkpointing: {', '.join(sorted(chosen))}, the same for all arms of a model")
     seeds = counted(len(state.given.run.seed), "seed")
     say(f"{state.total} runs, each in its own process ({seeds}), into {state.folder}")
 

@@ -14,9 +14,10 @@ from perlcli.comparison.jobs import Planned, Values, is_adapter
 from perlcli.data import COFFEE
 from perlcli.errors import PerlError
 from perlcli.memory.plans import Model, Row, parse_gpu, table
-from perlcli.memory.prediction import device_bytes
+from perlcli.memory.prediction import device_bytes, predict, settled, takes
 from perlcli.model import sources
 
+CHECKPOINTING, AUTO = "gradient_checkpointing", "auto"
 STAND_IN = "perlcli.coffee:reward"  # for a reward model that an earlier stage has yet to train
 
 Plans = Mapping[str, Sequence[Planned]]
@@ -113,13 +114,49 @@ def _row(stage: str, planned: Planned, limit: int | None = None, *, on_gpu: bool
     return replace(model.row(given, limit, on_gpu=on_gpu), name=planned.arm.name)
 
 
-def peak_mb(stage: str, planned: Planned, longest: int | None) -> float | None:
-    """The predicted peak of an arm in MB if its longest row has `longest` tokens; None if it can't be predicted."""
+def same_checkpointing(plans: dict[str, list[Planned]]) -> dict[str, list[Planned]]:
+    """The plans with `--gradient-checkpointing auto` decided alike for all arms of a stage on a model, whose memory and
+    speed are compared: on if an arm needs it to fit on this machine's GPU. Without a GPU they stay as they are."""
+    limit = device_bytes()
+    if limit is None:
+        return plans
+    decided: dict[str, list[Planned]] = {}
+    for stage, of_stage in plans.items():
+        needed = {each.model: False for each in of_stage}
+        for each in of_stage:
+            needed[each.model] |= _needs_checkpointing(stage, each, limit, is_chained=len(plans) > 1)
+        decided[stage] = [
+            replace(each, values=each.values | {CHECKPOINTING: "true" if needed[each.model] else "false"})
+            if each.values.get(CHECKPOINTING, AUTO) == AUTO
+            else each
+            for each in of_stage
+        ]
+    return decided
+
+
+def _needs_checkpointing(stage: str, planned: Planned, limit: int, *, is_chained: bool) -> bool:
+    """Whether an arm fits only with gradient checkpointing, or can't be predicted; not if it doesn't fit either way."""
+    values = _startable(stage, planned, is_chained=is_chained)
+    try:
+        model = _model(planned.model, bool(values.get("trust_remote_code")))
+        given = settings.resolve(settings.build(settings.COMMANDS[stage], values), {})
+        plan = settled(model.shape, model.plan(given, planned.arm, on_gpu=True), limit)
+        return bool(plan.checkpointing) and takes(predict(model.shape, plan), plan) <= limit
+    except PerlError:
+        return True
+
+
+def training_mb(stage: str, planned: Planned, longest: int | None, *, checkpointing: bool | None) -> float | None:
+    """What the arm's `training_mb` is predicted to be if its longest row has `longest` tokens; None if it can't be
+    predicted. `checkpointing` is what its runs chose; None if none got so far."""
+    if checkpointing is not None:
+        chosen = "true" if checkpointing else "false"
+        planned = replace(planned, values={**planned.values, CHECKPOINTING: chosen})
     if longest is not None:
         length = min(longest, planned.values.get("max_length") or longest)
         planned = replace(planned, values={**planned.values, "max_length": length})
     try:
-        return _row(stage, planned).peak / 1e6
+        return _row(stage, planned).training / 1e6
     except PerlError:
         return None
 

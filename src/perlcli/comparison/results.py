@@ -89,7 +89,7 @@ class ArmResult:
     remarks: list[str] = said(
         "What a reader should know: differences that may be chance, runs without figures.", factory=list
     )
-    predicted_mb: float | None = said("Peak memory as `perl estimate` predicts it.", None)
+    predicted_mb: float | None = said("Peak memory of training, MB, as `perl estimate` predicts it.", None)
     runs: list[RunFigures] = said("Each run.", factory=list)
 
     @property

@@ -5,20 +5,26 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import cast
 
 from perlcli import arms, device, settings
 from perlcli.arms import Arm
 from perlcli.errors import PerlError
-from perlcli.memory import prediction
+from perlcli.memory import optimisers, prediction
 from perlcli.memory.prediction import Plan, Prediction, Shape
 from perlcli.memory.tracking import CACHE
 from perlcli.model import adapters, sources
 from perlcli.model.target_modules import target_modules
+from perlcli.settings.yaml import parse
 from perlcli.text import clip, plain_table
 
 GB, GIB = 10**9, 2**30
 HEADER = ("arm", "weights", "adapters", "optimiser", "gradients", "activations", "KV cache", "peak", "of full")
+CHECKPOINTING = {"true": True, "false": False}  # anything else: where the run doesn't fit without
+KWARGS = ("gradient_checkpointing_kwargs", "activation_checkpointing_kwargs")  # TRL's name, and the one of transformers
+LARGE_SHARE = 0.25  # of the peak that an optimiser's state takes, from which on a smaller one is advised
+SMALLER = ("paged_adamw_8bit", "adamw_8bit")  # with a GPU to fit on, and without
 
 
 @dataclass(frozen=True)
@@ -35,6 +41,12 @@ class Row:
     def peak(self) -> int:
         return self.prediction.peak
 
+    @property
+    def training(self) -> int:
+        """The bytes that a run's `training_mb` measures: the peak since training began; on a CPU, where a process can't
+        reset its peak, since it began to load."""
+        return self.prediction.training if self.plan.cuda else self.peak
+
 
 class Model:
     """A model whose runs are predicted; its config is read once. Raises PerlError if it can't be predicted."""
@@ -50,6 +62,13 @@ class Model:
     def row(self, given: settings.Training, limit: int | None = None, *, on_gpu: bool | None = None) -> Row:
         """The prediction for a run with these resolved settings, as `plan` takes them; `limit` is a GPU's bytes."""
         return row_of(self.shape, self.plan(given, self.arm_of(given), on_gpu=on_gpu), limit)
+
+    def counts(self, reward: str) -> bool:
+        """Whether a plan counts what this `--reward` takes: an adapter on the model's base, or a function's nothing."""
+        if ":" in reward and not Path(reward).expanduser().exists():
+            return True
+        source = sources.locate(reward, option="--reward", trust_remote_code=self.shape.trust_remote_code)
+        return source.adapter is not None and sources.same_base(source, self.source)
 
     def arm_of(self, given: settings.Training) -> Arm:
         """The arm of a run on this model; if the model is an adapter, with that adapter's rank and modules. Raises
@@ -75,7 +94,6 @@ class Model:
         this runs on. Raises PerlError for modules that the model lacks."""
         if on_gpu is None:
             on_gpu = prediction.device_bytes() is not None
-        checkpointing = _checkpointing(given)
         words = arm.target_modules or str(given.lora.lora_target_modules)
         names = () if arm.is_full else target_modules(self.skeleton, words)
         plan = Plan(
@@ -86,7 +104,9 @@ class Model:
             batch=int(given.train.per_device_train_batch_size or 1),
             length=int(given.data.max_length or 1),
             accumulation=int(given.train.gradient_accumulation_steps or 1),
-            checkpointing=on_gpu if checkpointing is None else checkpointing,
+            checkpointing=CHECKPOINTING.get(str(given.train.gradient_checkpointing)),
+            reentrant=is_reentrant(given),
+            optim=str(given.train.optim or optimisers.DEFAULT),
             cuda=on_gpu,
         )
         if not isinstance(given, settings.Rl):
@@ -100,12 +120,26 @@ class Model:
         )
 
 
-def _checkpointing(given: settings.Training) -> bool | None:
-    """What `--set gradient_checkpointing` says; None if it isn't set."""
+def is_reentrant(given: settings.Training) -> bool:
+    """Whether gradient checkpointing is reentrant: on an 8-bit base, unless `--set` has its kwargs.
+
+    bitsandbytes (0.50) keeps a layer's input as an attribute of the autograd context, which non-reentrant checkpointing
+    can't drop: the input of every layer stays in memory
+    (https://github.com/bitsandbytes-foundation/bitsandbytes/issues/2034). Remove this when bitsandbytes saves it by
+    `save_for_backward`; tests/training/test_checkpointing.py fails without it as long as it is needed.
+    """
+    kwargs = own_kwargs(given)
+    if kwargs is None:
+        return given.model.load_in_8bit
+    return isinstance(kwargs, dict) and kwargs.get("use_reentrant") is True
+
+
+def own_kwargs(given: settings.Training) -> object:
+    """The kwargs of gradient checkpointing that `--set` has; None without."""
     for item in given.train.set:
         name, _, value = item.partition("=")
-        if name == "gradient_checkpointing":
-            return value.strip().lower() in ("true", "1", "yes", "on")
+        if name.strip().replace("-", "_") in KWARGS:
+            return parse(value, "--set")
     return None
 
 
@@ -126,17 +160,32 @@ def parse_gpu(words: str) -> int:
 
 def row_of(shape: Shape, plan: Plan, limit: int | None) -> Row:
     """The prediction, and whether and with which batch it fits."""
-    predicted = prediction.predict(shape, plan)
+    chosen = prediction.settled(shape, plan, limit)
+    predicted = prediction.predict(shape, chosen)
     name = plan.arm.name if plan.one_base else f"{plan.arm.name}, stock copies"
     if limit is None:
-        return Row(plan, name, predicted, fits=None, largest=None)
-    fits = prediction.takes(predicted, plan) <= limit
-    return Row(plan, name, predicted, fits=fits, largest=prediction.largest_batch(shape, plan, limit))
+        return Row(chosen, name, predicted, fits=None, largest=None)
+    fits = prediction.takes(predicted, chosen) <= limit
+    return Row(chosen, name, predicted, fits=fits, largest=prediction.largest_batch(shape, plan, limit))
+
+
+def advice(shape: Shape, row: Row, limit: int | None) -> str:
+    """A line if a smaller optimiser makes a run fit, or makes it much smaller; else empty."""
+    share = row.prediction.optimiser / row.peak
+    smaller = SMALLER[0] if row.plan.cuda else SMALLER[1]
+    if "8bit" in row.plan.optim or (share < LARGE_SHARE and row.fits is not False):
+        return ""
+    other = row_of(shape, replace(row.plan, optim=smaller), limit)
+    if row.fits is False and not other.fits and share < LARGE_SHARE:
+        return ""
+    saved = f"{_gigabytes(other.peak)} GB instead of {_gigabytes(row.peak)} GB"
+    fits = ", and fits" if row.fits is False and other.fits else ""
+    return f"{row.name}: --optim {smaller} takes {saved}{fits}"
 
 
 def table(rows: Sequence[Row], limit: int | None = None) -> str:
     """The arms of a stage side by side, compared with full tuning if it is one of them; `limit` is a GPU's bytes."""
-    fits = () if limit is None else (f"fits {limit / GIB:.3g} GiB", "largest batch")
+    fits = () if limit is None else ("checkpointing", f"fits {limit / GIB:.3g} GiB", "largest batch")
     return plain_table([*HEADER, *fits], [_cells(row, rows) for row in rows])
 
 
@@ -149,7 +198,8 @@ def _cells(row: Row, rows: Sequence[Row]) -> list[str]:
     cells = [row.name, *map(_gigabytes, sizes), f"{row.peak / full:.2f}" if full else ""]
     if row.fits is None:
         return cells
-    return [*cells, "yes" if row.fits else "no", str(row.largest) if row.largest else "none"]
+    checkpointing = "on" if row.plan.checkpointing else "off"
+    return [*cells, checkpointing, "yes" if row.fits else "no", str(row.largest) if row.largest else "none"]
 
 
 def _gigabytes(size: int) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import functools
 import math
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -15,14 +17,17 @@ from transformers.pytorch_utils import Conv1D
 from perlcli import device, settings
 from perlcli.arms import Arm
 from perlcli.errors import PerlError
-from perlcli.memory import skeletons, trace
+from perlcli.memory import optimisers, skeletons, trace
+from perlcli.memory.optimisers import Tensors
 from perlcli.memory.skeletons import Kind, Step
 from perlcli.memory.tracking import GRADIENTS
 
 SIZES = {"float32": 4, "bfloat16": 2, "float16": 2}
 BLOCK, NESTED, CODE = 64, 256, 256  # bitsandbytes' NF4: values per scale, scales per second scale, code's entries
 NF4 = 16
-CUDA_WORKSPACE = 40 << 20  # cuBLAS and cuBLASLt take it from torch's allocator (Hopper: 32 MiB and some)
+# cuBLAS and cuBLASLt share a workspace of torch's allocator, for each thread that multiplies: the forward and the
+# backward pass have one each. By compute capability: torch 2.11, aten/src/ATen/cuda/CublasHandlePool.cpp.
+THREADS, WORKSPACE, LARGE_WORKSPACE, LARGE_FROM = 2, 8320 << 10, 32 << 20, 9
 CUDA_CONTEXT, SPARE = 600 << 20, 0.05  # outside torch's allocator: the driver's own, and unused fragments
 MOST = 65536  # rows of the largest batch that is tried
 
@@ -59,7 +64,9 @@ class Plan:
     length: int = 1024  # tokens per row, prompt and completion together
     completion: int = 128
     accumulation: int = 1  # passes per step; rl samples for all of them at once
-    checkpointing: bool = False
+    checkpointing: bool | None = False  # None: only where it doesn't fit without (`settled`)
+    reentrant: bool = False  # how checkpointing is done
+    optim: str = optimisers.DEFAULT
     reinforce: bool = False
     rewards: int = 1
     anchor: bool = False  # rl starts from an adapter, and the anchor is a copy of it
@@ -87,7 +94,8 @@ class Prediction:
     adapters: dict[str, int]  # by role, including the heads of reward and value models
     gradients: int
     optimiser: int
-    phases: tuple[Phase, ...]
+    paged: int  # of the optimiser's, in memory that the driver moves to the host's: in no phase
+    phases: tuple[Phase, ...]  # the first is loading
 
     @property
     def highest(self) -> Phase:
@@ -96,6 +104,16 @@ class Prediction:
     @property
     def peak(self) -> int:
         return self.highest.total
+
+    @property
+    def loading(self) -> int:
+        """The peak until training begins."""
+        return self.phases[0].total
+
+    @property
+    def training(self) -> int:
+        """The peak from then on."""
+        return max(phase.total for phase in self.phases[1:])
 
 
 def shape_of(config: PreTrainedConfig, name: str = "", *, trust_remote_code: bool = False) -> Shape:
@@ -151,40 +169,57 @@ def _four_bits(values: int) -> int:
 
 def _adapter_parameters(shape: Shape, plan: Plan) -> int:
     """Parameters of one adapter: LoRA's two matrices (and DoRA's magnitudes) on each target, and a reward's head."""
+    return sum(each.number * each.size for each in _trained_by(shape, _training_step(plan)))
+
+
+def _training_step(plan: Plan) -> Step:
     kind: Kind = "reward" if plan.stage == "reward" else "sft"
-    return _trainable(shape, Step(kind, 2, rank=plan.arm.rank or 0, targets=plan.targets, dora=plan.arm.is_dora))
+    return Step(kind, 2, rank=plan.arm.rank or 0, targets=plan.targets, dora=plan.arm.is_dora)
 
 
 @functools.cache
-def _trainable(shape: Shape, step: Step) -> int:
+def _trained_by(shape: Shape, step: Step) -> tuple[Tensors, ...]:
+    """The tensors that a model of this shape trains."""
     short = skeletons.shortened(shape.config)
     base = skeletons.bare(short, step, trust_remote_code=shape.trust_remote_code)
     model = skeletons.with_adapter(base, step)
+    embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     layers = skeletons.layers_of(base)
     more = int(shape.config.get_text_config().num_hidden_layers) - len(layers)
-    return _count(model) + (more * _count(layers[0]) if more and layers else 0)
-
-
-def _count(model: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    counts: Counter[tuple[tuple[int, ...], bool]] = Counter()
+    for part, times in ((model, 1), *([(layers[0], more)] if more and layers else [])):
+        for parameter in part.parameters():
+            if parameter.requires_grad:
+                counts[tuple(parameter.shape), id(parameter) in embeddings] += times
+    return tuple(Tensors(size, count, is_embedding) for (size, is_embedding), count in counts.items())
 
 
 def predict(shape: Shape, plan: Plan) -> Prediction:
     """What this plan holds throughout, and at the peak of each of its phases."""
     weights, adapters = _weights(shape, plan), _adapters(shape, plan)
     trained = _trained(shape, plan)
-    optimiser, gradients = 8 * trained, 4 * trained  # AdamW's two moments and the gradients, all float32
+    optimiser = optimisers.states(plan.optim, trained, cuda=plan.cuda)
+    gradients = _gradients(trained)
     constant = {"weights": sum(weights.values()), "adapters": sum(adapters.values())}
-    constant["overhead"] = CUDA_WORKSPACE if plan.cuda else 0
-    states = constant | {"optimiser": optimiser}
-    of_one = 4 * _trained(shape, replace(plan, reinforce=False))
+    states = constant | {"overhead": workspace() if plan.cuda else 0, "optimiser": optimiser.resident}
+    of_one = _gradients(_trained(shape, replace(plan, reinforce=False)))
     phases = [Phase("loading", constant | {"activations": _loading(shape, plan)})]
     for each in _passes(plan):
         held = trace.trace(shape.config, each.step, trust_remote_code=shape.trust_remote_code).at_peak(each.rows)
         held[GRADIENTS] += each.adapters * of_one
         phases.append(Phase(each.name, states | held))
-    phases.append(Phase("update", states | {GRADIENTS: gradients}))
-    return Prediction(weights, adapters, gradients, optimiser, tuple(phases))
+    phases.append(Phase("update", states | {GRADIENTS: gradients, "activations": optimiser.momentary}))
+    return Prediction(weights, adapters, gradients, optimiser.resident, optimiser.paged, tuple(phases))
+
+
+def _gradients(trained: Sequence[Tensors]) -> int:
+    return sum(4 * each.number * each.size for each in trained)  # in float32
+
+
+def workspace() -> int:
+    """The bytes that cuBLAS takes on this machine's GPU; without one, on the newest that are known."""
+    is_large = device.kind() != "cuda" or torch.cuda.get_device_capability()[0] >= LARGE_FROM
+    return THREADS * (LARGE_WORKSPACE if is_large else WORKSPACE)
 
 
 def _weights(shape: Shape, plan: Plan) -> dict[str, int]:
@@ -222,16 +257,19 @@ def _adapters(shape: Shape, plan: Plan) -> dict[str, int]:
     return sizes | ({"value": own + 4 * (shape.hidden + 1)} if plan.reinforce else {})
 
 
-def _trained(shape: Shape, plan: Plan) -> int:
-    if plan.arm.is_full:
-        return shape.parameters - (shape.head - shape.hidden if plan.stage == "reward" else 0)
-    own = _adapter_parameters(shape, plan)
-    return 2 * own + shape.hidden + 1 if plan.stage == "rl" and plan.reinforce else own
+def _trained(shape: Shape, plan: Plan) -> tuple[Tensors, ...]:
+    """The tensors that a run trains; the value model of REINFORCE has the policy's modules, and a head with a bias."""
+    own = _trained_by(shape, _training_step(plan))
+    is_reinforce = plan.stage == "rl" and plan.reinforce
+    return (*own, *own, Tensors((1, shape.hidden)), Tensors((1,))) if is_reinforce else own
 
 
 def _loading(shape: Shape, plan: Plan) -> int:
-    """What loading takes temporarily: the largest tensor as stored; on a CPU the file, until it is converted."""
+    """What loading takes temporarily. On a GPU the largest tensor as stored, if it is converted or quantised there:
+    else it is loaded into place. On a CPU the file, until it is converted."""
     is_converted = shape.stored != ("float32" if plan.arm.is_full else plan.dtype) or plan.arm.bits
+    if plan.cuda and not is_converted:
+        return 0
     is_read_at_once = is_converted and not plan.cuda
     return (shape.parameters if is_read_at_once else shape.largest) * SIZES.get(shape.stored, 4)
 
@@ -261,7 +299,8 @@ def _passes(plan: Plan) -> list[Pass]:
         rank=arm.rank or 0,
         targets=plan.targets,
         dora=arm.is_dora,
-        checkpointing=plan.checkpointing,
+        checkpointing=bool(plan.checkpointing),
+        reentrant=plan.reentrant,
         accumulated=bool(again),
         cuda=plan.cuda,
     )
@@ -286,8 +325,19 @@ def takes(prediction: Prediction, plan: Plan) -> int:
     return int(prediction.peak * (1 + SPARE)) + CUDA_CONTEXT if plan.cuda else prediction.peak
 
 
+def settled(shape: Shape, plan: Plan, limit: int | None) -> Plan:
+    """The plan with gradient checkpointing decided: on a GPU on, unless the plan fits into `limit` bytes without."""
+    if plan.checkpointing is not None:
+        return plan
+    without = replace(plan, checkpointing=False)
+    if not plan.cuda or (limit is not None and takes(predict(shape, without), without) <= limit):
+        return without
+    return replace(plan, checkpointing=True)
+
+
 def largest_batch(shape: Shape, plan: Plan, limit: int) -> int:
     """The most rows per device that fit into so many bytes; 0 if not even one does."""
+    plan = replace(plan, checkpointing=True) if plan.checkpointing is None and plan.cuda else plan
 
     def fits(batch: int) -> bool:
         tried = replace(plan, batch=batch)
@@ -307,3 +357,11 @@ def largest_batch(shape: Shape, plan: Plan, limit: int) -> int:
 def device_bytes() -> int | None:
     """The memory of this machine's GPU; None without one."""
     return int(torch.cuda.mem_get_info()[1]) if device.kind() == "cuda" else None
+
+
+def free_bytes() -> int | None:
+    """The memory that is free on this machine's GPU; None without one."""
+    if device.kind() != "cuda":
+        return None
+    torch.cuda.empty_cache()  # what an earlier run in this process left behind
+    return int(torch.cuda.mem_get_info()[0])

@@ -36,6 +36,7 @@ class Step:
     targets: tuple[str, ...] | str = ()
     dora: bool = False
     checkpointing: bool = False
+    reentrant: bool = False  # checkpointing as torch did it first: a layer's first pass keeps no graph
     accumulated: bool = False  # gradients of an earlier pass exist already
     cuda: bool = False
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import gc
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,6 +20,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import Cache
 from transformers.pytorch_utils import Conv1D
@@ -114,12 +115,25 @@ def _set_up(model: nn.Module, inner: PreTrainedModel, step: Step, quantised: set
             if isinstance(module, nn.Dropout):
                 module.p = 0.0
     if step.checkpointing and step.kind in LEARNING:
-        again = {"use_reentrant": False, "context_fn": lambda: (nullcontext(), Kernels(step, quantised))}
-        inner.gradient_checkpointing_enable(gradient_checkpointing_kwargs=again)
+        inner.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": step.reentrant})
         inner.enable_input_require_grads()
+        for module in inner.modules():
+            if hasattr(module, "_gradient_checkpointing_func"):
+                again: Any = functools.partial(_checkpoint, step, quantised)
+                module._gradient_checkpointing_func = again
     if step.accumulated:
         for parameter in model.parameters():
             parameter.grad = torch.empty_like(parameter) if parameter.requires_grad else None
+
+
+def _checkpoint(step: Step, quantised: set[int], function: Callable[..., object], *args: object) -> object:
+    """Run a layer as `torch.utils.checkpoint` does, with Kernels also when it runs again: `backward` turns them off."""
+
+    def under_kernels(*inputs: object) -> object:
+        with Kernels(step, quantised):
+            return function(*inputs)
+
+    return checkpoint(under_kernels, *args, use_reentrant=step.reentrant)
 
 
 @contextmanager

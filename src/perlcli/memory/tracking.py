@@ -106,7 +106,7 @@ class Kernels(TorchFunctionMode):
         kwargs = kwargs or {}
         functional = nn.functional
         if self.step.bits and func is functional.linear and id(args[1]) in self.quantised:
-            return _Quantised.apply(args[0], args[1], self.step.bits)
+            return (_EightBits if self.step.bits == 8 else _FourBits).apply(args[0], args[1])
         if self.step.cuda and func is functional.scaled_dot_product_attention:
             mask = args[3] if len(args) > 3 else kwargs.get("attn_mask")
             dtype = self.step.computes_in
@@ -132,21 +132,15 @@ class _Attention(torch.autograd.Function):
         return *(torch.empty_like(tensor) for tensor in ctx.saved_tensors[:3]), None
 
 
-class _Quantised(torch.autograd.Function):
-    """The memory of a bitsandbytes product: weights unpacked while it runs; 8 bits keep the input until backward."""
+class _FourBits(torch.autograd.Function):
+    """The memory of bitsandbytes' MatMul4Bit: the weight is unpacked while it multiplies, forward and backward."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bits: int) -> Tensor:
-        ctx.weight = weight
-        if bits == 8:
-            ctx.save_for_backward(x)
-            held = [torch.empty(x.shape, dtype=torch.float16), torch.empty(x.shape, dtype=torch.int8)]
-            held.append(torch.empty(*x.shape[:-1], _width(x, weight), dtype=torch.int32))
-        else:
-            held = [torch.empty(weight.shape, dtype=weight.dtype)]
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.weight, ctx.shape, ctx.dtype = weight, x.shape, x.dtype
+        unpacked = torch.empty(weight.shape, dtype=weight.dtype)
         out = torch.empty(*x.shape[:-1], _width(x, weight), dtype=weight.dtype)
-        ctx.shape, ctx.dtype = x.shape, x.dtype
-        del held
+        del unpacked
         return out
 
     @staticmethod
@@ -154,7 +148,34 @@ class _Quantised(torch.autograd.Function):
         unpacked = torch.empty(ctx.weight.shape, dtype=ctx.weight.dtype)
         to_input = torch.empty(ctx.shape, dtype=ctx.dtype)
         del unpacked
-        return to_input, None, None
+        return to_input, None
+
+
+class _EightBits(torch.autograd.Function):
+    """The memory of bitsandbytes' MatMul8bitLt on CUDA. Its input stays on the context as an attribute, so that
+    checkpointing can only drop it if it is reentrant (`plans.is_reentrant`)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.weight, ctx.tensors = weight, (x,)
+        half = x.to(torch.float16)
+        outliers = [half.abs(), torch.empty(half.shape, dtype=torch.bool)]
+        del outliers[0]
+        rows = [torch.empty(half.shape, dtype=torch.int8), torch.empty(half.shape[:-1], dtype=torch.float32)]
+        del half, outliers
+        product = torch.empty(*x.shape[:-1], _width(x, weight), dtype=torch.int32)
+        out = torch.empty(product.shape, dtype=x.dtype)
+        del rows, product
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        (x,), weight = ctx.tensors, ctx.weight
+        unpacked = torch.empty(weight.shape, dtype=x.dtype)
+        cast = gradient.to(x.dtype)
+        to_input = torch.empty(x.shape, dtype=x.dtype)
+        del unpacked, cast
+        return to_input, None
 
 
 def _width(x: Tensor, weight: Tensor) -> int:

@@ -15,7 +15,7 @@ from perlcli import device
 from perlcli import settings as definitions
 from perlcli.errors import Interrupted, PerlError
 from perlcli.redaction import hidden, hidden_in
-from perlcli.run import checkpoints, disk, files, liveness, out_of_memory, output_folder, signals, summary
+from perlcli.run import checkpoints, disk, files, liveness, out_of_memory, output_folder, peaks, signals, summary
 from perlcli.run.files import CHECKPOINTS, RECORD, SETTINGS, write_whole
 from perlcli.run.record import RunRecord, command_line, find_record, git_commit, package_versions, write_record
 
@@ -57,7 +57,7 @@ class Run:
         values, is_new = self.record.settings, bool(self.record.settings.get("overwrite"))
         self.folder.mkdir(parents=True, exist_ok=True)
         self.record.versions, self.record.git_commit = package_versions(), git_commit()
-        self.record.memory["before_mb"] = device.resident_mb()
+        self.record.memory["before_mb"] = peaks.begin()
         if is_new:  # first: if this run is killed, it must not have the old checkpoints
             shutil.rmtree(self.folder / CHECKPOINTS, ignore_errors=True)
         self.write()  # before emptying the folder: without a record it would be refused next time

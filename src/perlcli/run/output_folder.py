@@ -18,7 +18,8 @@ from perlcli.run.record import SEVERAL, RunRecord, package_versions, read_record
 FUNCTION = "the reward function "
 LENGTH = {"max_steps", "num_train_epochs"}
 RUNNING = {"save_steps", "save_total_limit", "report_to", "output", "trust_remote_code", "strict", "recipe"}
-MAY_CHANGE = LENGTH | RUNNING | {"max_eval_samples", *definitions.ONCE}
+MEMORY = {"gradient_checkpointing"}  # the same gradients
+MAY_CHANGE = LENGTH | RUNNING | MEMORY | {"max_eval_samples", *definitions.ONCE}
 NEW_RUN = "start a new run with another --output"
 LAST = "--resume without a value takes the last complete checkpoint"
 

@@ -74,9 +74,10 @@ class RunRecord:
     trainable_parameters: int = said("Trainable parameters.", 0)
     total_parameters: int = said("Parameters in memory, each counted once.", 0)
     memory: dict[str, Any] = said(
-        "before_mb: memory of the process before loading the weights. Training: training_mb, the peak above that (on a "
-        "GPU: of tensors), and reserved_mb (on a GPU: reserved by torch). `rl`: base_copies, counted from the live "
-        "tensors, and mb of the base and of what each role adds.",
+        "before_mb: memory of the process before loading the weights. loading_mb: the peak above that until training "
+        "begins; training_mb: from then on (on a CPU, loading included). On a GPU both are of tensors, and reserved_mb "
+        "is what torch reserves in training. `rl`: base_copies, counted from the live tensors, and mb of the base and "
+        "of what each role adds.",
         factory=dict,
     )
     files: dict[str, int] = said(

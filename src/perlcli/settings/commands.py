@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from perlcli.settings import stages
 from perlcli.settings.declaring import flag, option, option_of, place
-from perlcli.settings.stages import ATTENTION, Algorithm, DataFormat, Dtype, OnLong, Use
+from perlcli.settings.stages import ATTENTION, Algorithm, Checkpointing, DataFormat, Dtype, OnLong, Use
 
 Compared = Literal["sft", "reward", "rl", "all"]
 
@@ -330,9 +330,8 @@ class EstimateTrainSettings:
     per_device_train_batch_size: int | None = option_of(stages.TrainSettings, "per_device_train_batch_size")
     gradient_accumulation_steps: int | None = option_of(stages.TrainSettings, "gradient_accumulation_steps")
     max_length: int | None = option("Tokens in each row, prompt and completion together.", unset="1024", gt=0)
-    gradient_checkpointing: bool | None = option(
-        "Recompute activations instead of storing them.", unset="on with a GPU, as in training"
-    )
+    gradient_checkpointing: Checkpointing | None = option_of(stages.TrainSettings, "gradient_checkpointing")
+    optim: str | None = option_of(stages.TrainSettings, "optim")
 
 
 @dataclass(frozen=True)

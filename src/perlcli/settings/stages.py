@@ -10,6 +10,7 @@ from perlcli.settings.declaring import flag, option, place
 
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 Algorithm = Literal["rloo", "reinforce"]
+Checkpointing = Literal["auto", "true", "false"]
 OnLong = Literal["drop", "truncate", "error"]
 Use = Literal["sft", "reward", "rl"]
 # The names of `data.formats.FORMATS`, in the same order.
@@ -122,6 +123,16 @@ class TrainSettings:
         "Batch size per device, in rows (rl: in completions).", unset="8", gt=0
     )
     gradient_accumulation_steps: int | None = option("Batches per optimiser step.", unset="depends on the stage", gt=0)
+    gradient_checkpointing: Checkpointing | None = option(
+        "Compute activations again in the backward pass instead of keeping them: less memory, more time. auto is true "
+        "on a GPU if the run is predicted not to fit without it.",
+        unset="auto",
+    )
+    optim: str | None = option(
+        "Optimiser, by its name in transformers (adamw_torch_fused, adamw_8bit, paged_adamw_8bit, adafactor, sgd, …).",
+        unset="adamw_torch_fused",
+        metavar="NAME",
+    )
     set: tuple[str, ...] = option(
         "Any other field of TRL's config; can be given several times.", default=(), metavar="NAME=VALUE"
     )

@@ -16,7 +16,7 @@ def fits(value: object, kind: object) -> bool:
     """Whether a YAML value has an annotated type. An int is accepted as a float, a bool only as a bool."""
     origin = typing.get_origin(kind) or kind
     if origin is typing.Literal:
-        return value in typing.get_args(kind)
+        return _spelled(value) in typing.get_args(kind)
     if origin in (types.UnionType, typing.Union):
         return any(fits(value, part) for part in typing.get_args(kind))
     if origin in (tuple, list, dict):
@@ -26,6 +26,11 @@ def fits(value: object, kind: object) -> bool:
     if origin is float:
         return isinstance(value, int | float | str) and _is_float(value)
     return isinstance(value, origin) if isinstance(origin, type) and origin is not Any else True
+
+
+def _spelled(value: object) -> object:
+    """A choice as it is typed: YAML reads an unquoted `true` as a bool."""
+    return str(value).lower() if isinstance(value, bool) else value
 
 
 def _fits_many(value: object, kind: object) -> bool:
@@ -58,6 +63,8 @@ def _is_float(value: float | str) -> bool:
 
 def convert(value: Any, kind: Any) -> Any:
     """A YAML value that fits a type, as that type."""
+    if choices(kind):
+        return _spelled(value)
     parts = typing.get_args(kind) or (kind,)
     if _is_list_of_one_kind(kind):
         values = value if isinstance(value, list) else [value]

@@ -17,7 +17,7 @@ from trl import RLOOTrainer
 from perlcli import device
 from perlcli.errors import Interrupted, PerlError, RunFailed
 from perlcli.model import roles
-from perlcli.run import checkpoints, disk, files, metrics, signals
+from perlcli.run import checkpoints, disk, files, metrics, peaks, signals
 from perlcli.run.lifecycle import Run
 from perlcli.run.progress import Progress
 from perlcli.text import enum_value
@@ -138,8 +138,7 @@ def train(trainer: Trainer, run: Run, save: guards.Save) -> None:
     run.parts.append(f"{files.CHECKPOINTS}/{checkpoints.HERE}")
     checkpoint = resume.find(run) if run.record.settings["resume"] else None
     first_step = run.record.steps
-    if device.kind() == "cuda":
-        torch.cuda.reset_peak_memory_stats()
+    run.record.memory["loading_mb"] = peaks.loaded_mb(run.record.memory["before_mb"])
     try:
         with meter.listening(), without_casts(trainer):
             _train(trainer, run, resumable, checkpoint)
@@ -166,9 +165,10 @@ def without_casts(trainer: Any) -> AbstractContextManager[None]:
 def _keep_memory(run: Run, *, has_trained: bool) -> None:
     """Keep the peak memory of the run, in this process or, if it was resumed, in an earlier one."""
     record, before = run.record, run.before
-    record.peak_memory_mb = max(device.peak_memory_mb(), before.peak_memory_mb if before is not None else 0)
     earlier = before.memory if before is not None else {}
-    now = device.memory_of_training(record.memory["before_mb"]) if has_trained else {}
+    before_peak = before.peak_memory_mb if before is not None else 0.0
+    record.peak_memory_mb = max(peaks.peak_mb(), record.memory["loading_mb"], before_peak)
+    now = peaks.of_training(record.memory["before_mb"]) if has_trained else {}
     for name in ("training_mb", "reserved_mb"):
         if name in now or name in earlier:
             record.memory[name] = max(now.get(name, 0.0), earlier.get(name, 0.0))

@@ -19,7 +19,7 @@ from perlcli.run.lifecycle import Run
 from perlcli.run.output_folder import check_output
 from perlcli.terminal import say
 from perlcli.text import enum_value
-from perlcli.training import origin
+from perlcli.training import checkpointing, origin
 
 S_co = TypeVar("S_co", bound=settings.Training | settings.Eval | settings.Merge, covariant=True)
 Given = TypeVar("Given", bound=settings.Training | settings.Eval)
@@ -72,6 +72,7 @@ def prepare(given: Given) -> Prepared[Given]:
     run = Run(resolved)
     is_full = not isinstance(resolved, settings.Eval) and resolved.lora.full
     run.note_device(resolved.model, takes_dtype=not is_full)
+    resolved = checkpointing.decided(resolved, run)
     run.record.model = tokenizers.describe(source, tokenizer)
     origin.check_adapter(source, run, resolved.model)
     origin.keep_file(resolved, run)

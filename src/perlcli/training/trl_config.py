@@ -10,15 +10,19 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-from transformers import TrainingArguments
+from transformers import Trainer, TrainingArguments
+from transformers.training_args import OptimizerNames
 
 from perlcli import device, settings
 from perlcli.errors import PerlError, listing, nearest, reason
+from perlcli.memory import optimisers, plans
 from perlcli.run import checkpoints, files
 from perlcli.settings.types import convert, describe, fits
 from perlcli.settings.yaml import parse
-from perlcli.text import clip, shorten
+from perlcli.text import clip, enum_value, shorten
 
+USUAL = "--optim adamw_torch_fused, adamw_8bit, paged_adamw_8bit, adafactor or sgd"
+FUSED_BACKWARD = ("lomo", "adalomo")
 Config = TypeVar("Config", bound=TrainingArguments)  # SFTConfig, RewardConfig, RLOOConfig
 DECIDED = {  # the fields that perlcli sets itself
     field
@@ -28,6 +32,7 @@ DECIDED = {  # the fields that perlcli sets itself
         "dataset_text_field dataset_kwargs dataset_num_proc max_length truncation_mode remove_unused_columns",
         # options of perlcli, and what follows from the machine
         "output_dir overwrite_output_dir seed use_cpu bf16 fp16 full_determinism report_to auto_find_batch_size",
+        "activation_checkpointing",  # the same as gradient_checkpointing
         # every step is logged
         "disable_tqdm logging_nan_inf_filter logging_strategy logging_steps logging_first_step log_completions",
         # a resumed run ends as an uninterrupted one
@@ -66,9 +71,13 @@ def trl_config(kind: type[Config], given: settings.Training, extra: Mapping[str,
         "use_cpu": not on_gpu,
         "bf16": dtype == "bfloat16",
         "fp16": dtype == "float16",
-        "gradient_checkpointing": on_gpu,  # on a CPU memory is rarely short, and it costs a third of the time
+        "gradient_checkpointing": plans.CHECKPOINTING.get(str(train.gradient_checkpointing), on_gpu),
+        "optim": train.optim or optimisers.DEFAULT,
         **extra,
     }
+    if plans.is_reentrant(given) and plans.own_kwargs(given) is None:
+        values["gradient_checkpointing_kwargs"] = {"use_reentrant": True}
+    check_optimiser(values["optim"], on_gpu=on_gpu)
     check_trackers(values["report_to"])
     values |= overrides(train.set, kind, {option.name for option in settings.options(type(given))})
     if "trust_remote_code" in names:
@@ -77,10 +86,36 @@ def trl_config(kind: type[Config], given: settings.Training, extra: Mapping[str,
         config = kind(**values)
     except Exception as error:  # TRL checks each of its hundred fields in another way, or not at all
         raise PerlError(f"TRL's {kind.__name__} rejects these settings: {reason(error)}") from error
+    check_installed(config)
     # One process uses one GPU. With several visible, transformers would wrap the model in DataParallel, which TRL
     # rejects. `n_gpu` is a read-only property, so this sets the field behind it; CUDA_VISIBLE_DEVICES chooses the GPU.
     config._n_gpu = min(config.n_gpu, 1)
     return config
+
+
+def check_optimiser(name: str, *, on_gpu: bool) -> None:
+    """Raises PerlError for an optimiser that transformers doesn't know, or that can't train here."""
+    known = [member.value for member in OptimizerNames]
+    if name not in known:
+        problem = f"--optim must be the name of an optimiser in transformers, not {shorten(name)}"
+        raise PerlError(problem, nearest(name, known) or USUAL)
+    if name in FUSED_BACKWARD or name.endswith("_layerwise"):
+        problem = f"--optim {name} changes weights during the backward pass, before their gradients are checked"
+        raise PerlError(problem, USUAL)
+    if name.startswith("paged_") and not on_gpu:
+        plain = name.removeprefix("paged_")
+        problem = f"--optim {name} needs a GPU: there is nothing to page on a CPU"
+        raise PerlError(problem, f"--optim {plain if plain in known else optimisers.DEFAULT}")
+
+
+def check_installed(config: TrainingArguments) -> None:
+    """Raises PerlError if a library that the optimiser is from isn't installed, or an argument of it is missing."""
+    if config.optim_target_modules:
+        return  # GaLore and APOLLO look for them in the model, which isn't loaded yet
+    try:
+        Trainer.get_optimizer_cls_and_kwargs(config)
+    except (ImportError, ValueError) as error:
+        raise PerlError(f"--optim {enum_value(config.optim)} can't be used: {reason(error)}", USUAL) from error
 
 
 def check_trackers(names: list[str]) -> None:
