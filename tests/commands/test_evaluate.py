@@ -108,7 +108,7 @@ def test_classifier_is_measured(perl: Perl, classifier: Path, write: Any) -> Non
 
 def test_max_samples_is_noted(perl: Perl, reward_run: Path, rows: dict[str, Path]) -> None:
     result = perl("eval", "-m", reward_run, "-d", rows["pairs"], "-o", "run", "--max-samples", "5")
-    assert "Evaluating on the first 5 of 12 rows (--max-samples)." in result.stdout
+    assert "Evaluating on the first 5 rows that fit, of 12 (--max-samples)." in result.stdout
     assert read_record(Path("run")).metrics["rows"] == 5
 
 

@@ -514,7 +514,8 @@ def test_prompts_that_leave_no_room_are_left_out(
     source = write(tmp_path / "rows.jsonl", prompts)
     words = ("--max-length", "20", "--max-completion-length", "8", "--dry-run")
     result = perl("rl", "-m", llama, "--reward", reward_run, "-d", source, "-o", "run", *words)
-    assert "prompts, 2 rows read, 1 kept; dropped 1 longer than 12 tokens (row 2)" in result.stdout
+    too_long = "longer than 12 tokens (--max-length 20 less 8 for the completion) (row 2)"
+    assert f"prompts, 2 rows read, 1 kept; dropped 1 {too_long}" in result.stdout
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from transformers import AutoTokenizer
 from perlcli import settings
 from perlcli.data import Data, Preference, Renderer, cache
 from perlcli.data.cache import TokenCache
-from perlcli.data.fitting import fitted
+from perlcli.data.fitting import Room, fitted
 from perlcli.data.render import of_preference
 from perlcli.data.rows import DataReport
 from perlcli.model import tokenizers
@@ -130,7 +130,7 @@ def test_rows_from_the_cache_are_the_rows_that_were_rendered(llama: Path, folder
 
     def tokens(render: Renderer) -> Any:
         data = Data(list(rows), list(range(1, 201)), DataReport("x", "pairs", 200, 200))
-        return list(fitted(data, 1000, partial(of_preference, render), render=render))
+        return list(fitted(data, Room(1000), partial(of_preference, render), render=render))
 
     tokenizer = AutoTokenizer.from_pretrained(llama)
     wanted = tokens(Renderer(tokenizer))

@@ -144,7 +144,7 @@ def test_a_fraction_is_held_out_of_a_run(command: str, perl: Any, llama: Path, t
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["--eval-fraction", "0.5"], "Evaluating on the first 2 of "),
+        (["--eval-fraction", "0.5"], "Evaluating on the first 2 rows that fit, of "),
         ([], "--max-eval-samples has no effect: no rows are held out"),
     ],
 )

@@ -187,7 +187,7 @@ UTF8 = "not UTF-8 text: found"
             lines({**PAIR, "chosen": "c"}),
             "No rows left to use: {path}: pairs, 1 row read, 0 kept; dropped 1",
         ),
-        ("a.jsonl", lines({**PAIR, "chosen": "x " * 2000}), "every row is longer than 1024 tokens"),
+        ("a.jsonl", lines({**PAIR, "chosen": "x " * 2000}), "every row is longer than 512 tokens"),
         # Anthropic HH
         ("a.jsonl", lines({**HH, "rejected": "c"}), "row 1: rejected is not a `\\n\\nHuman: … \\n\\nAssistant: …`"),
         ("a.jsonl", lines({**HH, "rejected": 5}), "row 1: rejected is not a `\\n\\nHuman: … \\n\\nAssistant: …`"),
@@ -296,7 +296,11 @@ def test_malformed_data_gets_one_clear_error(
         ("rl", {"prompt": ""}, "1 row read, 0 kept; dropped 1 with an empty prompt (row 1)"),
         ("rl", {"prompt": None}, "row 1: prompt is null: expected text or a list of messages"),
         ("rl", {"messages": [said("assistant", "a")]}, "row 1: no prompt to answer"),
-        ("rl", {"prompt": "x " * 2000}, "every row is longer than 896 tokens"),
+        (
+            "rl",
+            {"prompt": "x " * 2000},
+            "every row is longer than 384 tokens (--max-length 512 less 128 for the completion)",
+        ),
     ],
 )
 def test_each_command_says_what_it_needs(

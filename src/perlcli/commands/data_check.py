@@ -25,7 +25,7 @@ Faults = dict[settings.Use, PerlError]  # why stages can't use the file
 
 def run(given: settings.DataCheck) -> None:
     """Print for each command whether it can use the file, with the report. Raises PerlError if none can."""
-    values = settings.resolve(given, {})
+    values = settings.resolve(given, data_file.proposed(given))
     settings.check(values)
     file, render = data_file.name_of(values), data_file.renderer(values)
     usable, faults = reports(values, file, render)

@@ -9,12 +9,12 @@ from typing import Any
 
 from perlcli import data, settings, upstream
 from perlcli.data import Data, Renderer
-from perlcli.data.fitting import Fitting
+from perlcli.data.fitting import Fitting, Room
 from perlcli.data.render import Columns, of_demonstration, of_preference, of_prompt
 from perlcli.data.rows import DataReport
 from perlcli.data.sources import STDIN, title
 from perlcli.errors import PerlError
-from perlcli.model import sources, tokenizers
+from perlcli.model import context, sources, tokenizers
 
 USES: tuple[settings.Use, ...] = ("reward", "sft", "rl")  # the first that can use a file says most about it
 ToColumns = Callable[[Renderer, Any], Columns]  # for a row of the stage
@@ -35,6 +35,11 @@ def renderer(given: settings.DataCheck | settings.DataShow) -> Renderer:
     trust = given.model.trust_remote_code
     source = sources.locate(given.model.model, trust_remote_code=trust)
     return tokenizers.renderer(source, tokenizers.load_tokenizer(source, trust_remote_code=trust))
+
+
+def proposed(given: settings.DataCheck) -> dict[str, Any]:
+    """What the model of `--model` proposes for options that are unset. Raises PerlError if it can't be read."""
+    return context.proposed(sources.locate(given.model.model, trust_remote_code=given.model.trust_remote_code))
 
 
 def options_of(given: settings.OfData, side: str = "train") -> settings.DataSettings:
@@ -70,8 +75,5 @@ def unusable(file: str, faults: Sequence[PerlError]) -> PerlError:
 
 def fitting(report: DataReport, use: settings.Use, render: Renderer, length: settings.LengthSettings) -> Fitting:
     """Turns rows into a stage's token columns and counts them in the report. Raises PerlError if no prompt can fit."""
-    longest = (length.max_length or 0) - (length.max_completion_length or 0 if use == "rl" else 0)
-    if longest <= 0:
-        problem = "--max-length leaves no room for a prompt before --max-completion-length"
-        raise PerlError(problem, "use a higher --max-length")
-    return Fitting(report, longest, partial(COLUMNS[use], render), on_long=length.on_long, render=render)
+    room = Room(length.max_length or 0, length.max_completion_length or 0 if use == "rl" else 0)
+    return Fitting(report, room, partial(COLUMNS[use], render), on_long=length.on_long, render=render)

@@ -23,10 +23,9 @@ from perlcli.training.guards import Model
 from perlcli.training.judge import Asked, Score
 from perlcli.training.prepare import Prepared, filled, prepare, preview
 from perlcli.training.rewards import attach_all, find_all
-from perlcli.training.rows import first_rows, load_data, trained_on
+from perlcli.training.rows import load_data, trained_on
 from perlcli.training.sampling import Ids, Sampling
 
-PROMPTS = 256  # to evaluate on unless --max-samples says otherwise
 SAMPLED, PRINTED, WIDTH = 20, 3, 300  # samples to keep, of those to print, and how many characters of each text
 Anchor = Callable[[], AbstractContextManager[Model]]  # inside the context, the model is the anchor
 
@@ -56,7 +55,7 @@ def run(given: settings.Eval) -> RunRecord | None:
 
 def evaluate_reward(prepared: Prepared[settings.Eval]) -> RunRecord | None:
     """Accuracy, AUC, balanced accuracy, margin and the correlation of score with length."""
-    held_out = load_held_out(prepared, "reward", prepared.settings.eval.max_samples)
+    held_out = load_held_out(prepared, "reward")
     rows = reward_model.tokens(held_out, prepared, "eval")
     if prepared.is_dry:
         preview(prepared)
@@ -72,7 +71,7 @@ def evaluate_reward(prepared: Prepared[settings.Eval]) -> RunRecord | None:
 
 def evaluate_policy(prepared: Prepared[settings.Eval]) -> RunRecord | None:
     """Reward, share of prompts won against the anchor, KL to it, lengths, truncation, distinct-n and gold success."""
-    held_out = load_held_out(prepared, "rl", prepared.settings.eval.max_samples or PROMPTS)
+    held_out = load_held_out(prepared, "rl")
     prompts = policies.fitting_prompts(prepared, held_out, "eval")
     has_gold = all(data.gold_check(row) for row, _ in prompts)
     rewards = find_all(prepared) if prepared.settings.sampling.reward or not has_gold else []
@@ -98,9 +97,9 @@ def evaluate_policy(prepared: Prepared[settings.Eval]) -> RunRecord | None:
     return run.record
 
 
-def load_held_out(prepared: Prepared[settings.Eval], use: str, limit: int | None) -> data.Data:
-    """At most `limit` held-out rows, the first ones; their report counts prompts that the model was trained on."""
-    held_out = first_rows(prepared, load_data(prepared, use, "test"), limit, "--max-samples")
+def load_held_out(prepared: Prepared[settings.Eval], use: str) -> data.Data:
+    """The held-out rows; their report counts prompts that the model was trained on."""
+    held_out = load_data(prepared, use, "test")
     if trained := trained_on(prepared.source):
         held_out.report.overlap = data.prompts(held_out).found_in(data.unpacked(trained))
     return held_out

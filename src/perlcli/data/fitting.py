@@ -5,7 +5,8 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 from perlcli.data.checks import percentiles, restrict
@@ -20,17 +21,49 @@ NAMED_ROWS = 10
 BATCH = 128  # rows encoded at once: a tokenizer needs some hundred bytes per token for it
 
 
+@dataclass(frozen=True)
+class Room:
+    """The tokens that a row may have: --max-length, less what is kept free for a completion. Raises PerlError if that
+    leaves none."""
+
+    max_length: int
+    completion: int = 0  # of --max-completion-length
+
+    def __post_init__(self) -> None:
+        if self.tokens <= 0:
+            problem = f"--max-length {self.max_length} leaves no room for a prompt before --max-completion-length"
+            raise PerlError(f"{problem} {self.completion}", "use a higher --max-length")
+
+    @property
+    def tokens(self) -> int:
+        """The most tokens of a row."""
+        return self.max_length - self.completion
+
+    @property
+    def excess(self) -> str:
+        """What is wrong with a longer row, with the arithmetic."""
+        less = f" (--max-length {self.max_length} less {self.completion} for the completion)" if self.completion else ""
+        return f"longer than {self.tokens} tokens{less}"
+
+
 class Fitting:
-    """Turns rows into token columns, a batch at a time; the report counts rows longer than `longest` tokens. `on_long`
-    says what happens to these: "drop" drops them, "truncate" cuts their prompts from the left with `render`, "error"
-    refuses the data."""
+    """Turns rows into token columns, a batch at a time; the report counts rows that have no room. `on_long` says what
+    happens to these: "drop" drops them, "truncate" cuts their prompts from the left with `render`, "error" refuses the
+    data. None drops them too, but refuses data most of whose rows are too long."""
 
     def __init__(
-        self, report: DataReport, longest: int, tokens: Tokens, *, on_long: str = "drop", render: Renderer | None = None
+        self,
+        report: DataReport,
+        room: Room,
+        tokens: Tokens,
+        *,
+        on_long: str | None = None,
+        render: Renderer | None = None,
     ) -> None:
-        self.report, self.longest, self.tokens, self.on_long, self.render = report, longest, tokens, on_long, render
+        self.report, self.room, self.tokens, self.on_long, self.render = report, room, tokens, on_long, render
         self._lengths: Counter[int] = Counter()
         self._refused: list[int] = []
+        self._left_out = 0
 
     def take(self, rows: Sequence[Numbered]) -> Iterator[tuple[int, Row, Columns]]:
         """The rows that fit or are cut to fit, each as its place in `rows`, the row as it is used, and its columns."""
@@ -42,7 +75,7 @@ class Fitting:
                 item = self.tokens(row)
                 length = length_of(item)
                 self._lengths[length] += 1
-                used = row if length <= self.longest else self._shorten(number, row)
+                used = row if length <= self.room.tokens else self._shorten(number, row)
                 if used is not None:
                     yield place, used, item if used is row else self.tokens(used)
 
@@ -50,9 +83,10 @@ class Fitting:
         """A row that is too long as it is used; None if it is not used."""
         shorter = None
         if self.on_long == "truncate" and self.render is not None:
-            shorter = truncate(row, self.longest, self.tokens, self.render)
+            shorter = truncate(row, self.room.tokens, self.tokens, self.render)
         if shorter is None:
-            self.report.drop(_reason(self.longest, self.on_long), number)
+            self._left_out += 1
+            self.report.drop(self._reason, number)
         else:
             self.report.truncated.append(number)
         if self.on_long == "error":
@@ -60,28 +94,45 @@ class Fitting:
         return shorter
 
     def end(self) -> None:
-        """Complete the report. Raises PerlError if no row is left, or if longer rows are refused."""
+        """Complete the report. Raises PerlError if no row is left, or if the data is refused for its longer rows."""
         if self._lengths:
             self.report.tokens = percentiles(self._lengths)
         if numbers := self._refused:
             shown = ", ".join(map(str, numbers[:NAMED_ROWS])) + ("…" if len(numbers) > NAMED_ROWS else "")
             raise PerlError(
-                f"{self.report.source}: {counted(len(numbers), 'row')} longer than {self.longest} tokens, the longest "
-                f"with {self.report.tokens['max']:,}: {'row' if len(numbers) == 1 else 'rows'} {shown}",
+                f"{self.report.source}: {counted(len(numbers), 'row')} {self.room.excess}, the longest with "
+                f"{self.report.tokens['max']:,}: {'row' if len(numbers) == 1 else 'rows'} {shown}",
                 "use a higher --max-length, --on-long drop or --on-long truncate",
             )
         if self.report.kept <= 0:
             hint = "use a higher --max-length, or shorten the rows"
-            raise PerlError(f"{self.report.source}: every row is {_reason(self.longest, self.on_long)}", hint)
+            raise PerlError(f"{self.report.source}: every row is {self._reason}", hint)
+        if self.on_long is None and 2 * self._left_out > (tried := self._lengths.total()):
+            enough = self.report.tokens["p90"] + self.room.completion
+            raise PerlError(
+                f"{self.report.source}: {self._left_out:,} of {tried:,} rows are {self._reason}",
+                f"--max-length {enough} keeps 90 % of the rows, --on-long truncate cuts prompts, --on-long drop leaves "
+                f"{counted(tried - self._left_out, 'row')}",
+            )
+
+    @property
+    def _reason(self) -> str:
+        return self.room.excess + (" even with the prompt cut" if self.on_long == "truncate" else "")
 
 
 def fitted(
-    data: Data, longest: int, tokens: Tokens, *, on_long: str = "drop", render: Renderer | None = None
+    data: Data,
+    room: Room,
+    tokens: Tokens,
+    *,
+    on_long: str | None = None,
+    render: Renderer | None = None,
+    most: int | None = None,
 ) -> Iterator[Columns]:
-    """The columns of all rows within the length, one by one; after the last one, `data` has only those rows. Raises
-    PerlError if no row is left, or if longer rows are refused."""
-    fitting, places = Fitting(data.report, longest, tokens, on_long=on_long, render=render), []
-    for place, used, item in fitting.take(list(zip(data.numbers, data.rows, strict=True))):
+    """The columns of the rows that have room, one by one, the first `most` if given; after the last one, `data` has
+    only those rows. Raises PerlError if no row is left, or if the data is refused for its longer rows."""
+    fitting, places = Fitting(data.report, room, tokens, on_long=on_long, render=render), []
+    for place, used, item in islice(fitting.take(list(zip(data.numbers, data.rows, strict=True))), most):
         data.rows[place] = used
         places.append(place)
         yield item
@@ -94,10 +145,6 @@ def fitted(
 def length_of(item: Columns) -> int:
     """A row's length in tokens: that of the longest list of ids among its columns."""
     return max(len(ids) for ids in item.values() if isinstance(ids, list))
-
-
-def _reason(longest: int, on_long: str) -> str:
-    return f"longer than {longest} tokens" + (" even with the prompt cut" if on_long == "truncate" else "")
 
 
 def truncate(row: Row, longest: int, tokens: Tokens, render: Renderer) -> Row | None:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from perlcli.text import counted
 
 Raw = Mapping[str, object]  # a row's columns, as its source has them
-Message = dict[str, str]
+# A message of a conversation: role, content, and what else chat templates read (tool_calls, name, reasoning_content …).
+Message = dict[str, Any]
 Content = str | list[Message]  # plain text, or the messages of a conversation
+Template = dict[str, Any]  # what a row passes to the chat template: tools, enable_thinking …
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +21,7 @@ class Demonstration:
 
     prompt: Content | None
     completion: Content
+    template: Template = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +31,8 @@ class Preference:
     prompt: Content | None
     chosen: Content
     rejected: Content
+    margin: float | None = None  # how much better the chosen one is, which the loss takes into account
+    template: Template = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +42,7 @@ class Thumb:
     prompt: Content
     completion: Content
     label: bool
+    template: Template = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +51,7 @@ class Prompt:
 
     prompt: Content
     extra: dict[str, object] = field(default_factory=dict)
+    template: Template = field(default_factory=dict)
 
 
 Row = Demonstration | Preference | Thumb | Prompt

@@ -175,7 +175,7 @@ class LengthSettings:
     """Lengths"""
 
     max_length: int | None = option_of(stages.DataSettings, "max_length")
-    on_long: OnLong = option_of(stages.DataSettings, "on_long")
+    on_long: OnLong | None = option_of(stages.DataSettings, "on_long")
     max_completion_length: int | None = option(
         "Maximum tokens per completion; `perl rl` leaves this much room after each prompt.", unset="128", gt=0
     )

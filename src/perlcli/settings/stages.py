@@ -61,12 +61,14 @@ class DataSettings:
         "Format shp: maximum number of pairs per post; the dataset card uses 5.", unset="no limit", gt=0
     )
     max_length: int | None = option(
-        "Maximum tokens per row, prompt and completion together; see --on-long.", unset="1024", gt=0
+        "Maximum tokens per row, prompt and completion together; see --on-long.",
+        unset="1024, or the model's context if that is shorter",
+        gt=0,
     )
-    on_long: OnLong = option(
+    on_long: OnLong | None = option(
         "What to do with rows longer than --max-length: drop them and report how many, truncate the prompt from the "
         "left (the completion is never cut), or stop with an error.",
-        default="drop",
+        unset="drop, but stop if most rows are too long",
     )
     drop_duplicates: bool = flag("Drop rows that repeat an earlier one. Duplicates are always counted.")
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:  # trl takes seconds to import, and an evaluation needs none o
     from trl import RLOOConfig
 
 ANCHOR_FOLDER = "anchor"
+PROMPTS = 256  # that an evaluation answers by default
 
 
 def start(prepared: Prepared[settings.Sft | settings.Rl]) -> Any:
@@ -62,11 +63,8 @@ def fitting_prompts(
 ) -> list[tuple[Prompt, list[int]]]:
     """The prompts that leave room for a completion within --max-length, each with its token ids. `role` is train or
     eval. Raises PerlError if --max-length leaves no room for any prompt."""
-    values = prepared.settings
-    room = filled(values.data.max_length) - filled(values.sampling.max_completion_length)
-    if room <= 0:
-        raise PerlError("--max-length leaves no room for a prompt before --max-completion-length", "raise --max-length")
-    columns = fit(prepared, role, rows, partial(of_prompt, prepared.renderer), room)
+    completion, tokens = filled(prepared.settings.sampling.max_completion_length), partial(of_prompt, prepared.renderer)
+    columns = fit(prepared, role, rows, tokens, completion=completion, most=PROMPTS)
     return [(item["row"], item["ids"]) for item in columns]
 
 

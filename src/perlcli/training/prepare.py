@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase, TrainingArguments
 from perlcli import coffee, data, device, recipes, settings, upstream
 from perlcli.data import Renderer
 from perlcli.errors import PerlError
-from perlcli.model import adapters, sources, tokenizers
+from perlcli.model import adapters, context, sources, tokenizers
 from perlcli.model.sources import Source
 from perlcli.run import disk
 from perlcli.run.lifecycle import Run
@@ -61,13 +61,16 @@ def prepare(given: Given) -> Prepared[Given]:
     proposed = {"output": _eval_folder(source)} if isinstance(given, settings.Eval) else {}
     is_example = source.is_embedded and data.is_embedded(given.data.data) and given.recipe.recipe is None
     preset = coffee.SETTINGS[settings.command_of(given)] if is_example else {}
-    resolved: Given = settings.resolve(given, origin.adapter_settings(given, source), proposed, preset)
+    presets = (origin.adapter_settings(given, source), proposed, preset, context.proposed(source))
+    resolved: Given = settings.resolve(given, *presets)
     settings.check(resolved)
     device.check(resolved.model)
+    trust, longest = given.model.trust_remote_code, filled(resolved.data.max_length)
+    beyond = context.check(source, longest, trust_remote_code=trust)
     check_output(resolved)
     origin.keep_apart(resolved, source)
     adapter = origin.adapter_of(resolved, source)
-    tokenizer = tokenizers.load_tokenizer(source, trust_remote_code=given.model.trust_remote_code)
+    tokenizer = tokenizers.load_tokenizer(source, trust_remote_code=trust)
     origin.check_tokenizer(source, tokenizer)
     run = Run(resolved)
     is_full = not isinstance(resolved, settings.Eval) and resolved.lora.full
@@ -78,6 +81,8 @@ def prepare(given: Given) -> Prepared[Given]:
     origin.keep_file(resolved, run)
     if given.model.model is None:
         run.note("No --model: using the embedded coffee base, a toy with 0.9 M parameters.")
+    if beyond is not None:
+        run.note(beyond)
     renderer = tokenizers.renderer(source, tokenizer)
     if not resolved.run.dry_run:  # a dry run writes nothing
         renderer.cache = tokenizers.token_cache(tokenizer)

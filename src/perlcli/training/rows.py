@@ -10,8 +10,8 @@ from pathlib import Path
 from datasets import Dataset, concatenate_datasets
 
 from perlcli import data, settings
-from perlcli.data import Data, checks
-from perlcli.data.fitting import Tokens
+from perlcli.data import Data
+from perlcli.data.fitting import Room, Tokens
 from perlcli.data.render import Columns
 from perlcli.data.sources import has_split
 from perlcli.model.sources import Source
@@ -47,21 +47,17 @@ def load_sides(prepared: Prepared[settings.Sft | settings.Reward], use: str) -> 
         if values.max_eval_samples is not None:
             prepared.run.note("--max-eval-samples has no effect: no rows are held out (--eval-data, --eval-fraction).")
         return train, None
-    return train, first_rows(prepared, held_out, values.max_eval_samples, "--max-eval-samples")
+    return train, held_out
 
 
-def first_rows(prepared: Prepared[Stage], rows: Data, limit: int | None, option: str) -> Data:
-    """At most the first `limit` rows; a note names the `option` that leaves some out."""
-    if limit is not None and len(rows.rows) > limit:
-        prepared.run.note(f"Evaluating on the first {limit:,} of {len(rows.rows):,} rows ({option}).")
-        checks.restrict(rows, range(limit))
-    return rows
-
-
-def fit(prepared: Prepared[Stage], role: str, rows: Data, tokens: Tokens, longest: int | None = None) -> list[Columns]:
-    """The token columns of the rows that fit in --max-length, or `longest`; notes and records what became of the rows.
-    `role` is train or eval. Raises PerlError for a row that is too long, with --on-long error."""
-    return list(_fitted(prepared, role, rows, tokens, longest))
+def fit(
+    prepared: Prepared[Stage], role: str, rows: Data, tokens: Tokens, *, completion: int = 0, most: int | None = None
+) -> list[Columns]:
+    """The token columns of the rows that fit in --max-length with a `completion` of so many tokens behind them, of
+    held-out rows at most those that --max-eval-samples or --max-samples allow (`most` is their default); notes and
+    records what became of the rows. `role` is train or eval. Raises PerlError for data that is refused for its longer
+    rows."""
+    return list(_fitted(prepared, role, rows, tokens, completion, most))
 
 
 def dataset(prepared: Prepared[Stage], role: str, rows: Data, tokens: Tokens) -> Dataset:
@@ -74,16 +70,28 @@ def dataset(prepared: Prepared[Stage], role: str, rows: Data, tokens: Tokens) ->
 
 
 def _fitted(
-    prepared: Prepared[Stage], role: str, rows: Data, tokens: Tokens, longest: int | None = None
+    prepared: Prepared[Stage], role: str, rows: Data, tokens: Tokens, completion: int = 0, most: int | None = None
 ) -> Iterator[Columns]:
-    trained, values = data.prompts(rows) if role == "train" else None, prepared.settings.data
-    longest = longest or filled(values.max_length)
-    yield from data.fitted(rows, longest, tokens, on_long=values.on_long, render=prepared.renderer)
+    trained, values, found = data.prompts(rows) if role == "train" else None, prepared.settings.data, len(rows.rows)
+    room, (option, limit) = Room(filled(values.max_length), completion), _limit(prepared.settings)
+    most = None if role == "train" else limit or most
+    yield from data.fitted(rows, room, tokens, on_long=values.on_long, render=prepared.renderer, most=most)
+    if most is not None and most < found:
+        prepared.run.note(f"Evaluating on the first {len(rows.rows):,} rows that fit, of {found:,} ({option}).")
     if trained is not None:
         prepared.run.prompts = trained.packed(rows.numbers, trained_on(prepared.source))
     prepared.run.record.data[role] = rows.report.summary()
     for line in rows.report.lines():
         prepared.run.note(f"{role}: {line}")
+
+
+def _limit(values: Stage) -> tuple[str, int | None]:
+    """The option that limits the held-out rows, and its value."""
+    if isinstance(values, settings.Eval):
+        return "--max-samples", values.eval.max_samples
+    if isinstance(values, settings.Rl):
+        return "", None
+    return "--max-eval-samples", values.held_out.max_eval_samples
 
 
 def trained_on(source: Source) -> bytes:
