@@ -18,7 +18,7 @@ def begin() -> float:
 def loaded_mb(before_mb: float) -> float:
     """The peak in MB since `begin`, above `before_mb` on a CPU. On a GPU the peak counts anew from here on; a process
     can't reset that of its resident set."""
-    peak = peak_mb() if device.kind() == "cuda" else round(peak_mb() - before_mb, 1)
+    peak = peak_mb() if device.kind() == "cuda" else max(0.0, round(peak_mb() - before_mb, 1))
     _forget()
     return peak
 
