@@ -9,16 +9,14 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import Any
-
-import shapes
-from transformers import AutoConfig
+from typing import TYPE_CHECKING, Any
 
 from perlcli import settings
 from perlcli.arms import Arm
-from perlcli.memory import prediction
-from perlcli.memory.prediction import Plan, Shape
 from perlcli.text import markdown_table
+
+if TYPE_CHECKING:
+    from perlcli.memory.prediction import Plan, Shape  # the tables don't need torch
 
 HERE = Path(__file__).resolve().parent
 PATH = HERE.parent / "docs" / "gpu.json"
@@ -33,6 +31,8 @@ ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 
 def plan_of(stage: settings.Use, arm: Arm, **more: Any) -> Plan:
     """A run with the defaults of `perl STAGE` on a GPU, with gradient checkpointing."""
+    from perlcli.memory.prediction import Plan
+
     passes = 4 if stage == "rl" else 1
     targets = () if arm.is_full else ATTENTION
     plan = Plan(stage, arm, targets, dtype="bfloat16", accumulation=passes, checkpointing=True, cuda=True)
@@ -41,6 +41,11 @@ def plan_of(stage: settings.Use, arm: Arm, **more: Any) -> Plan:
 
 def shape_of(name: str) -> Shape:
     """The shape of one of MODELS, stored in bfloat16."""
+    import shapes
+    from transformers import AutoConfig
+
+    from perlcli.memory import prediction
+
     values = dict(shapes.CONFIGS[name])
     config = AutoConfig.for_model(values.pop("architecture"), **values, dtype="bfloat16")
     return prediction.shape_of(config, name)
@@ -48,12 +53,16 @@ def shape_of(name: str) -> Shape:
 
 def needed(shape: Shape, plan: Plan) -> float:
     """The GiB that a GPU needs for a run."""
+    from perlcli.memory import prediction
+
     return round(prediction.takes(prediction.predict(shape, plan), plan) / GIB, 1)
 
 
 def figures(name: str) -> dict[str, Any]:
     """By stage and bits: the GiB that the default batch needs, and the largest batch on each of GPUS. For full tuning
     the GiB by optimiser."""
+    from perlcli.memory import prediction
+
     shape = shape_of(name)
     found: dict[str, Any] = {}
     for stage in STAGES:
