@@ -21,6 +21,11 @@ LLAMA = {
     "rms_norm_eps": 1e-5, "max_position_embeddings": 8192,
     "rope_parameters": {"rope_type": "default", "rope_theta": 5e5},
 }  # fmt: skip
+QWEN3 = {
+    "architecture": "qwen3", "vocab_size": 151936, "hidden_size": 5120, "head_dim": 128, "num_key_value_heads": 8,
+    "tie_word_embeddings": False, "rms_norm_eps": 1e-6, "max_position_embeddings": 40960,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
+}  # fmt: skip
 CONFIGS: dict[str, dict[str, Any]] = {
     "llama-3.2-1b": LLAMA | {
         "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "tie_word_embeddings": True,
@@ -28,6 +33,16 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "llama-3.1-8b": LLAMA | {
         "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "tie_word_embeddings": False,
         "head_dim": 128,
+    },
+    "llama-3.2-3b": LLAMA | {
+        "hidden_size": 3072, "intermediate_size": 8192, "num_hidden_layers": 28, "tie_word_embeddings": True,
+        "num_attention_heads": 24, "head_dim": 128,
+    },
+    "qwen3-14b": QWEN3 | {
+        "intermediate_size": 17408, "num_hidden_layers": 40, "num_attention_heads": 40,
+    },
+    "qwen3-32b": QWEN3 | {
+        "intermediate_size": 25600, "num_hidden_layers": 64, "num_attention_heads": 64,
     },
     "qwen2.5-1.5b": {
         "architecture": "qwen2", "vocab_size": 151936, "hidden_size": 1536, "intermediate_size": 8960,

@@ -266,3 +266,19 @@ def test_three_arms_on_a_cpu(tmp_path: Path, llama: Path) -> None:
     assert {name: round(run["copies"]) for name, run in arms.items()} == {"perl": 1, "stock": 2, "full": 3}
     assert {run["mean_length"] for run in arms.values()} == {8.0}
     assert {len(run["wall"]) for run in content["runs"]} == {3}
+
+
+def test_the_page_on_gpus_shows_the_predictions(script: Any) -> None:
+    sizes = script("gpu_sizes")
+    content = json.loads(sizes.PATH.read_text(encoding="utf-8"))
+    assert tuple(content) == sizes.MODELS
+    page = sizes.PATH.with_suffix(".md").read_text(encoding="utf-8")
+    for table in (*map(sizes.table, sizes.STAGES), sizes.full_table()):
+        assert table in page
+
+
+@pytest.mark.slow
+def test_the_predictions_for_gpus_are_current(script: Any) -> None:
+    sizes = script("gpu_sizes")
+    found = json.loads(sizes.PATH.read_text(encoding="utf-8"))["llama-3.2-1b"]
+    assert found == sizes.figures("llama-3.2-1b")

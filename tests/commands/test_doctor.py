@@ -365,7 +365,7 @@ def test_why_there_is_no_gpu(
 ) -> None:
     import torch
 
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(device, "kind", lambda: "cpu")
     monkeypatch.setattr(torch.version, "cuda", None if is_cpu_build else "13.0")
     monkeypatch.setattr(device, "driver", lambda: driver)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
@@ -379,7 +379,7 @@ def test_why_there_is_no_gpu(
 def two_gpus(monkeypatch: Patch) -> None:
     import torch
 
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(device, "kind", lambda: "cuda")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda n: ((20e9, 24e9), (1e9, 24e9))[n])
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda n: ((9, 0), (7, 5))[n])

@@ -141,6 +141,7 @@ def test_main_memory_names_what_the_command_has() -> None:
     }
     for command, given, hint in (
         ("sft", values, "try --gradient-checkpointing true or a smaller --max-length"),
+        ("rl", {"load_in_4bit": False, "load_in_8bit": True}, "try --load-in-4bit instead of --load-in-8bit"),
         ("merge", {"dtype": "float32"}, "try --dtype bfloat16"),
         ("merge", {"dtype": "bfloat16"}, "stop other programs; perl doctor shows how much is free"),
     ):

@@ -124,7 +124,7 @@ def test_nan_loss_stops_the_run(sft: Perl, after_pass: Any, tmp_path: Path) -> N
 
 
 def test_learning_rate_that_blows_up_leaves_finite_weights(sft: Perl, tmp_path: Path) -> None:
-    wild = ("--learning-rate", "9e15", "--set", "optim=sgd", "--set", "max_grad_norm=0", "--lora-alpha", "1000000")
+    wild = ("--learning-rate", "9e15", "--optim", "sgd", "--set", "max_grad_norm=0", "--lora-alpha", "1000000")
     sft(tmp_path / "run", *wild, "--save-steps", "1", code=1)
     assert all(tensor.isfinite().all() for tensor in weights(tmp_path / "run").values())
     assert_equal_weights(tmp_path / "run", tmp_path / "run" / "checkpoints" / "checkpoint-1")

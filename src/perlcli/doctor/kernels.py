@@ -16,7 +16,7 @@ Result = tuple[torch.Tensor, torch.Tensor]  # log-probabilities, (tokens,), and 
 
 def error() -> float:
     """The largest error of log-probabilities and gradients, by both ways that sft and rl compute them."""
-    place = device.kind()
+    place = torch.cuda.current_device() if device.kind() == "cuda" else "cpu"
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(TOKENS, WIDTH, generator=generator).to(place).requires_grad_()
     weight = torch.randn(VOCABULARY, WIDTH, generator=generator).to(place)

@@ -23,15 +23,15 @@ OWN = re.compile(rf"this process has {AMOUNT} memory in use")
 MUCH = 1e9  # bytes that other processes hold on the GPU: from here on worth mentioning
 LOADING, ADDING = "while loading the base in {precision}", "while adding an adapter"
 MERGING, SAVING = "while merging", "while saving"
-# Where an error passed through: how the module's name starts, the function (any if empty), and what it was doing. The
+# Where an error passed through: how the module's name starts, its functions (any if empty), and what it was doing. The
 # innermost place counts: sampling for a training step is sampling.
 PLACES = (
     ("perlcli.model.loading", "", LOADING),
-    ("perlcli.model.roles", "", ADDING),
+    ("perlcli.model.roles", "new_adapter load_adapter add_adapter", ADDING),
     ("perlcli.model.scorers", "", "while scoring"),
     ("perlcli.training.rewards", "", "while scoring"),
     ("perlcli.training.sampling", "log_probs", "while computing log-probabilities"),
-    ("perlcli.training.sampling", "", "while sampling"),
+    ("perlcli.training.sampling", "sample", "while sampling"),
     ("transformers.generation.", "", "while sampling"),
     ("trl.", "_generate_single_turn", "while sampling"),
     ("trl.", "_get_per_token_logps_and_entropies", "while computing log-probabilities"),
@@ -71,14 +71,8 @@ def failure(error: BaseException, record: RunRecord | None = None) -> OutOfMemor
     place, precision = _place(chain[: chain.index(cause) + 1])
     where = f" {place.format(precision=precision)}" if place else ""
     whose = "The GPU's memory" if on_gpu else "This machine's memory"
-    asked, free = ASKED.search(text), FREE.search(text)
-    figures = [f"{size(_bytes(*asked.groups()))} asked for"] if asked else []
-    if free:
-        figures.append(f"{size(_bytes(free[3], free[4]))} of {size(_bytes(free[1], free[2]))} free")
-    problem = f"{whose} is too small (out of memory{where})"
-    return OutOfMemory(
-        ": ".join(filter(None, (problem, ", ".join(figures)))), _hint(text, record, place, on_gpu=on_gpu)
-    )
+    problem = f"{whose} is too small (out of memory{where}){_figures(text)}"
+    return OutOfMemory(problem, _hint(text, record, place, on_gpu=on_gpu))
 
 
 def is_cause(error: BaseException) -> bool:
@@ -121,8 +115,9 @@ def _place(chain: Sequence[BaseException]) -> tuple[str, str]:
     return "", ""
 
 
-def _is_in(frame: FrameType, module: str, function: str) -> bool:
-    return f"{frame.f_globals.get('__name__')}.".startswith(module) and function in ("", frame.f_code.co_name)
+def _is_in(frame: FrameType, module: str, functions: str) -> bool:
+    is_module = f"{frame.f_globals.get('__name__')}.".startswith(module)
+    return is_module and (not functions or frame.f_code.co_name in functions.split())
 
 
 def _figures(text: str) -> str:
@@ -164,5 +159,5 @@ def _cures(record: RunRecord, place: str) -> list[str]:
     if values.get("full"):
         cures.append("an adapter instead of --full")
     elif not values.get("load_in_4bit", True):
-        cures.append("--load-in-4bit")
+        cures.append("--load-in-4bit" + (" instead of --load-in-8bit" if values.get("load_in_8bit") else ""))
     return cures

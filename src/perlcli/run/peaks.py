@@ -18,7 +18,7 @@ def begin() -> float:
 def loaded_mb(before_mb: float) -> float:
     """The peak in MB since `begin`, above `before_mb` on a CPU. On a GPU the peak counts anew from here on; a process
     can't reset that of its resident set."""
-    peak = peak_mb() if device.kind() == "cuda" else round(peak_mb() - before_mb, 1)
+    peak = peak_mb() if device.kind() == "cuda" else _above(before_mb)
     _forget()
     return peak
 
@@ -30,7 +30,7 @@ def of_training(before_mb: float) -> dict[str, float]:
 
     if device.kind() == "cuda":
         return {"training_mb": peak_mb(), "reserved_mb": round(torch.cuda.max_memory_reserved() / 1e6, 1)}
-    return {"training_mb": round(peak_mb() - before_mb, 1)}
+    return {"training_mb": _above(before_mb)}
 
 
 def peak_mb() -> float:
@@ -49,6 +49,11 @@ def resident_mb() -> float:
             return round(int(file.read().split()[1]) * resource.getpagesize() / 1e6, 1)
     except OSError:  # not Linux
         return _most_resident_mb()
+
+
+def _above(before_mb: float) -> float:
+    """The peak of the resident set above an earlier size; the system may count the two at different moments."""
+    return max(0.0, round(peak_mb() - before_mb, 1))
 
 
 def _forget() -> None:

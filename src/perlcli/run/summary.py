@@ -31,13 +31,21 @@ def text(record: RunRecord) -> str:
         total = sum(spent.values()) or 1
         parts = [f"{name} {value:.3g} ({value / total:.0%})" for name, value in spent.items()]
         lines.append(f"seconds per step: {total:.3g} = {' + '.join(parts)}")
-    facts = [f"{record.elapsed_seconds:.0f} s", f"peak memory {megabytes(record.peak_memory_mb)}"]
+    facts = [f"{record.elapsed_seconds:.0f} s", _memory(record)]
     if record.steps:
         facts = [counted(record.steps, "step"), f"{record.tokens:,} tokens", *facts]
     if record.trainable_parameters:
         share = record.trainable_parameters / record.total_parameters
         facts.append(f"trained {record.trainable_parameters:,} of {record.total_parameters:,} parameters ({share:.2%})")
     return "\n".join([*lines, " · ".join(facts), f"Saved in {record.settings.get('output')}"])
+
+
+def _memory(record: RunRecord) -> str:
+    """The peak memory; on a GPU also the peaks of loading and of training, which `perl estimate` predicts apart."""
+    peak, memory = f"peak memory {megabytes(record.peak_memory_mb)}", record.memory
+    if record.device.get("type") != "cuda" or not {"loading_mb", "training_mb"} <= set(memory):
+        return peak
+    return f"{peak} (loading {megabytes(memory['loading_mb'])}, training {megabytes(memory['training_mb'])})"
 
 
 def _merged(metrics: dict[str, Any]) -> dict[str, Any]:

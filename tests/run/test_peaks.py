@@ -1,0 +1,53 @@
+"""Peak memory as it is measured, on a GPU apart for loading and training."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from perlcli.run import peaks
+from perlcli.run.record import read_record
+
+
+@pytest.fixture
+def calls(like_stubbed_cuda: None, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is asked of torch's allocator, in order; the peak is a MB more at each reset."""
+    asked: list[str] = []
+
+    def noting(name: str, answer: Callable[[], Any] = lambda: None) -> None:
+        def ask(*_: object) -> Any:
+            asked.append(name)
+            return answer()
+
+        monkeypatch.setattr(torch.cuda, name, ask)
+
+    noting("empty_cache")
+    noting("reset_peak_memory_stats")
+    noting("max_memory_allocated", lambda: asked.count("reset_peak_memory_stats") * 1_000_000)
+    return asked
+
+
+def test_on_a_gpu_training_has_a_peak_of_its_own(calls: list[str]) -> None:
+    before = peaks.begin()
+    assert calls == ["empty_cache", "reset_peak_memory_stats"]
+    assert peaks.loaded_mb(before) == 1.0
+    assert calls[-3:] == ["max_memory_allocated", "empty_cache", "reset_peak_memory_stats"]
+    assert peaks.of_training(before) == {"training_mb": 2.0, "reserved_mb": 234.6}
+
+
+def test_on_a_cpu_training_includes_loading() -> None:
+    before = peaks.begin()
+    loaded = peaks.loaded_mb(before)
+    assert before > 0 and loaded >= 0
+    assert peaks.of_training(before)["training_mb"] >= loaded
+
+
+def test_a_run_records_both(perl: Any, llama: Path, rows: dict[str, Path], calls: list[str]) -> None:
+    words = ("--data", rows["pairs"], "--output", "run", "--max-steps", "1", "--max-length", "96", "--dtype", "float32")
+    out = perl("reward", "--model", llama, *words).output
+    found = read_record(Path("run"))
+    assert (found.memory["loading_mb"], found.memory["training_mb"]) == (1.0, 2.0)
+    assert found.peak_memory_mb == 2.0
+    assert "peak memory 2.00 MB (loading 1.00 MB, training 2.00 MB)" in out
