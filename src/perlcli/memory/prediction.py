@@ -246,14 +246,14 @@ def _rewards(plan: Plan, size: int) -> dict[str, int]:
 
 
 def _adapters(shape: Shape, plan: Plan) -> dict[str, int]:
-    """The bytes of adapters by role, in float32; in RL the head of a reward model is in the base's dtype."""
+    """The bytes of adapters by role, in float32, heads included."""
     if plan.arm.is_full:
         return {}
     own = 4 * _adapter_parameters(shape, plan)
     if plan.stage != "rl":
         return {"policy": own}
     sizes = {"policy": own} | ({"anchor": own} if plan.anchor else {})
-    sizes |= _rewards(plan, own + shape.hidden * SIZES[plan.dtype])
+    sizes |= _rewards(plan, own + 4 * shape.hidden)
     return sizes | ({"value": own + 4 * (shape.hidden + 1)} if plan.reinforce else {})
 
 
