@@ -22,7 +22,7 @@ from typing import Any
 
 import measured
 import shapes
-from one_base import GIVE_BACK, MB, checkpointing_values, checkpointing_words
+from one_base import GIVE_BACK, MB, flag
 
 from perlcli import device, settings
 from perlcli.arms import FULL, KINDS, Arm
@@ -105,7 +105,7 @@ def asked(given: argparse.Namespace, stage: str, arm: Arm) -> Any:
         "gradient_accumulation_steps": 1, "max_length": given.length,
     }  # fmt: skip
     if given.checkpointing is not None:
-        values |= checkpointing_values(given.checkpointing == "on")
+        values["set"] = (f"gradient_checkpointing={flag(given.checkpointing == 'on')}",)
     if stage == "rl":
         values |= {"max_completion_length": given.completion, "algorithm": given.algorithm, "reward": ("reward",)}
     return settings.resolve(settings.build(settings.COMMANDS[stage], values), {})
@@ -139,7 +139,7 @@ def perl_words(given: argparse.Namespace, stage: str, arm: str) -> list[str]:
     words += ["--gradient-accumulation-steps", "1", "--max-length", str(given.length), "--dtype", given.dtype]
     words += ["--lora-r", str(given.rank)] if arm != "full" else []
     if given.checkpointing:
-        words += checkpointing_words(given.checkpointing == "on")
+        words += ["--set", f"gradient_checkpointing={flag(given.checkpointing == 'on')}"]
     if stage == "rl":
         words += ["--max-completion-length", str(given.completion), "--algorithm", given.algorithm]
         words += ["--num-generations", "1" if given.algorithm == "reinforce" else str(given.batch)]

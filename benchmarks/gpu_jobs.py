@@ -100,3 +100,11 @@ def every_job(small: str, large: str) -> list[Job]:
         sampling("sampling-compiled-bf16", 45, "bf16 adapters, compiled"),
         sampling("sampling-compiled", 45, "as it is, compiled"),
     ]
+
+
+def checkpointing(on: bool) -> dict[str, Any]:
+    """Gradient checkpointing as settings of reward or rl: by its option, or by --set in a perlcli without it."""
+    from perlcli import settings
+
+    name, word = "gradient_checkpointing", "true" if on else "false"
+    return {name: word} if name in settings.names(settings.Reward) else {"set": (f"{name}={word}",)}

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import shapes
-from gpu_jobs import REWARD, RL, Job
-from one_base import MB, checkpointing_values
+from gpu_jobs import REWARD, RL, Job, checkpointing
+from one_base import MB
 
 LOADING, TRAINING = "loading", "training"
 
@@ -48,14 +48,14 @@ def settings_of(job: Job) -> Any:
     own: dict[str, Any] = {"dtype": "bfloat16", "gradient_accumulation_steps": 1}
     if job.kind == REWARD:
         own |= Arm(values["arm"]).options | {"max_length": values["length"]}
-        own |= checkpointing_values(values["checkpointing"])
+        own |= checkpointing(values["checkpointing"])
         own["set"] = (*own.get("set", ()), *values["words"][1::2])
     elif job.kind == RL and values["arm"].startswith("perl"):
         own |= {"load_in_4bit": True} if values["precision"] == "4bit" else {}
         own |= {
             "lora_r": values["rank"], "num_generations": values["generations"],
             "max_completion_length": values["tokens"], "max_length": values["prompt_tokens"] + values["tokens"],
-            "reward": ("reward",) * (4 if values["arm"] == "perl-4-rewards" else 1), **checkpointing_values(True),
+            "reward": ("reward",) * (4 if values["arm"] == "perl-4-rewards" else 1), **checkpointing(True),
         }  # fmt: skip
     else:
         return None

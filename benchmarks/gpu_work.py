@@ -16,7 +16,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from gpu_jobs import FAILED, FINISHED, NO_GPU, NO_MEMORY
+from gpu_jobs import FAILED, FINISHED, NO_GPU, NO_MEMORY, checkpointing
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
@@ -218,7 +218,8 @@ def reward(job: Values) -> Values:
     peak = one_base.Peak(job["device"])
     flags = [f"--{settings.dashed(name)}" for name in Arm(job["arm"]).options]
     sizes = ("--max-steps", job["steps"], "--per-device-train-batch-size", job["batch"], "--max-length", job["length"])
-    words = [*flags, *one_base.checkpointing_words(job["checkpointing"]), *job["words"], *sizes]
+    ((name, value),) = checkpointing(job["checkpointing"]).items()
+    words = [*flags, f"--{settings.dashed(name)}", value if isinstance(value, str) else value[0], *job["words"], *sizes]
     try:
         record = perl(
             "reward", "--model", place / "model", "--data", place / "rows" / "pairs.jsonl", "--dtype", "bfloat16",

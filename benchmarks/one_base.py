@@ -187,26 +187,8 @@ def perl_words(spec: dict[str, Any], rewards: int = 1) -> list[str]:
     words = ["rl", *(word for name, value in options.items() for word in (f"--{name}", str(value)))]
     words += [word for number in range(rewards) for word in ("--reward", str(work / f"reward-{number}"))]
     words += ["--set", f"generation_kwargs={json.dumps({'min_new_tokens': spec['tokens']})}"]
-    words += checkpointing_words(spec["checkpointing"])
+    words += ["--set", f"gradient_checkpointing={flag(spec['checkpointing'])}"]
     return [*words, *(["--load-in-4bit"] if spec["precision"] == "4bit" else [])]
-
-
-def checkpointing_values(on: bool) -> dict[str, Any]:
-    """Gradient checkpointing as settings of sft, reward or rl: by its option, or by --set in a perlcli without it."""
-    from perlcli import settings
-
-    name = "gradient_checkpointing"
-    if name in settings.names(settings.Rl):
-        return {name: flag(on)}
-    return {"set": (f"{name}={flag(on)}",)}
-
-
-def checkpointing_words(on: bool) -> list[str]:
-    """Gradient checkpointing as words for the command line of sft, reward or rl."""
-    from perlcli import settings
-
-    ((name, value),) = checkpointing_values(on).items()
-    return [f"--{settings.dashed(name)}", value if isinstance(value, str) else value[0]]
 
 
 def stock_words(spec: dict[str, Any], arm: str) -> list[str]:

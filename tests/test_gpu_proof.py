@@ -444,9 +444,9 @@ def test_checkpointing_is_set_by_an_option_or_by_set(
 ) -> None:
     word = "true" if on else "false"
     monkeypatch.setattr("perlcli.settings.names", lambda stage: ["set"])
-    assert modules.one_base.checkpointing_words(on) == ["--set", f"gradient_checkpointing={word}"]
+    assert modules.gpu_jobs.checkpointing(on) == {"set": (f"gradient_checkpointing={word}",)}
     monkeypatch.setattr("perlcli.settings.names", lambda stage: ["gradient_checkpointing", "set"])
-    assert modules.one_base.checkpointing_words(on) == ["--gradient-checkpointing", word]
+    assert modules.gpu_jobs.checkpointing(on) == {"gradient_checkpointing": word}
 
 
 def test_figures_name_device_and_commit(modules: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -467,7 +467,7 @@ def test_a_rehearsal_on_a_cpu_runs_every_job(modules: SimpleNamespace, tmp_path:
     predictions = tmp_path / "predictions.json"
     out, work, results = tmp_path / "out", tmp_path / "work", tmp_path / "results"
     words = [*tiny, "--device", "cpu", "--out", str(out), "--work", str(work), "--results", str(results)]
-    words += ["--predictions", str(predictions), "--seconds", "900"]
+    words += ["--predictions", str(predictions), "--seconds", "1800"]
 
     def call(*words: str) -> str:
         found = subprocess.run([sys.executable, script, *words], capture_output=True, text=True, check=False)
