@@ -125,10 +125,10 @@ class Worker:
         return self.process.returncode
 
     def tail(self, start: int) -> str:
-        """The end of what was written to the log since then."""
+        """The end of what was written to the log since then, or at all: it may have died before."""
         with self.log.open("rb") as file:
-            file.seek(start)
-            return file.read()[-3000:].decode(errors="replace")
+            text = file.read()
+        return (text[start:] or text)[-3000:].decode(errors="replace")
 
 
 class Workers:

@@ -13,6 +13,7 @@ from one_base import SAME
 Results = Mapping[str, Mapping[str, Any]]  # by the name of the job
 MET, MISSED, OPEN = "met", "missed", "not measured"
 MEMORY, SPEED = "memory", "speed"
+LAST = 6  # lines of the log of a job that failed
 NEAR = 0.1  # how far a prediction may be from its measurement, as a share of it
 
 
@@ -202,5 +203,5 @@ def line(name: str, result: Mapping[str, Any], expected: float) -> str:
     words += [f"NOT: {what}" for what, holds in (result.get("checks") or {}).items() if not holds]
     details = [str(note) for note in result.get("notes") or ()]
     if result["outcome"] not in (FINISHED, NO_GPU):
-        details += str(result.get("error") or result.get("log", ""))[-700:].strip().splitlines()
+        details += [*str(result.get("error", "")).splitlines(), *str(result.get("log", "")).splitlines()[-LAST:]]
     return "; ".join(words) + "".join(f"\n    {detail}" for detail in details)

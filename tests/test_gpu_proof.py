@@ -159,8 +159,9 @@ def test_a_job_in_a_line(modules: SimpleNamespace) -> None:
         "rl-small-bf16-perl: finished, 1 s (H100: 20); training 1,234 MB; step 0.500 s; NOT: KL is 0 at the start\n"
         "    KL 0.1"
     )
-    failed = {"outcome": "cut off", "seconds": 9.0, "error": "after 9 s"}
-    assert modules.gpu_tables.line("resume", failed, 3.0) == "resume: cut off, 9 s (H100: 3)\n    after 9 s"
+    failed = {"outcome": "cut off", "seconds": 9.0, "error": "after 9 s", "log": "\n".join("abcdefgh")}
+    line = modules.gpu_tables.line("resume", failed, 3.0)
+    assert line.split("\n    ") == ["resume: cut off, 9 s (H100: 3)", "after 9 s", *"cdefgh"]
 
 
 # Time and resumption, with faked jobs
@@ -367,6 +368,17 @@ def test_a_job_that_dies_costs_only_itself(workers: Any, tmp_path: Path, name: s
     assert pool.next(is_last=True).run(order(tmp_path, "next", forked=forked), 20.0)["outcome"] == "finished"
 
 
+def test_a_process_that_dies_before_its_job_says_why(modules: SimpleNamespace, tmp_path: Path) -> None:
+    command = (sys.executable, "-c", "import no_such_module")
+    pool = modules.gpu_proof.Workers(tmp_path, "cpu", forked=False, command=command)
+    worker = pool.next(is_last=True)
+    worker.process.wait(20)
+    result = worker.run(order(tmp_path, "job", forked=False), 20.0)
+    pool.end()
+    assert result["error"] == "the process ended without a result: exit code 1"
+    assert "No module named 'no_such_module'" in result["log"]
+
+
 def test_a_job_that_fails_says_why(modules: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
@@ -444,7 +456,7 @@ def test_a_rehearsal_on_a_cpu_runs_every_job(modules: SimpleNamespace, tmp_path:
     predictions = tmp_path / "predictions.json"
     out, work, results = tmp_path / "out", tmp_path / "work", tmp_path / "results"
     words = [*tiny, "--device", "cpu", "--out", str(out), "--work", str(work), "--results", str(results)]
-    words += ["--predictions", str(predictions), "--seconds", "900"]
+    words += ["--predictions", str(predictions), "--seconds", "1800"]
 
     def call(*words: str) -> str:
         found = subprocess.run([sys.executable, script, *words], capture_output=True, text=True, check=False)
