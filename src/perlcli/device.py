@@ -59,7 +59,7 @@ def fork_rng() -> AbstractContextManager[None]:
     every visible GPU unless it is given some, and warns if there are several."""
     import torch
 
-    return torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_available() else [])
+    return torch.random.fork_rng([torch.cuda.current_device()] if kind() == "cuda" else [])
 
 
 def dtype_name(settings: ModelSettings) -> str:
