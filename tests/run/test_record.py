@@ -329,6 +329,15 @@ def test_length_and_saving_may_change_on_resume(old_run: Path, given: dict[str, 
     check_output(resolved(old_run, resume="latest", seed=5, **given))
 
 
+def test_a_run_from_before_an_option_existed_can_be_resumed(old_run: Path) -> None:
+    record = json.loads((old_run / "record.json").read_text())
+    del record["settings"]["optim"]
+    (old_run / "record.json").write_text(json.dumps(record))
+    check_output(resolved(old_run, resume="latest", seed=5))
+    with pytest.raises(PerlError, match="--optim was adamw_torch_fused, now sgd"):
+        check_output(resolved(old_run, resume="latest", seed=5, optim="sgd"))
+
+
 def test_several_runs_keep_their_length(tmp_path: Path) -> None:
     """Those that finished stay as they are, so that the others can't become longer."""
     given = {"output": str(tmp_path / "out"), "max_steps": 3}

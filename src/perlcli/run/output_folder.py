@@ -20,6 +20,7 @@ LENGTH = {"max_steps", "num_train_epochs"}
 RUNNING = {"save_steps", "save_total_limit", "report_to", "output", "trust_remote_code", "strict", "recipe"}
 MEMORY = {"gradient_checkpointing"}  # the same gradients
 MAY_CHANGE = LENGTH | RUNNING | MEMORY | {"max_eval_samples", *definitions.ONCE}
+UNTIL_OPTIONS = {"optim": "adamw_torch_fused"}  # what a run had before these were options
 NEW_RUN = "start a new run with another --output"
 LAST = "--resume without a value takes the last complete checkpoint"
 
@@ -99,6 +100,7 @@ def _check_resumable(folder: Path, command: str, values: Mapping[str, Any]) -> N
 
 def _check_same_settings(folder: Path, old: Mapping[str, Any], new: Mapping[str, Any], fixed: set[str]) -> None:
     """Raises PerlError if settings have changed that may not change, or that are `fixed` for this run."""
+    old = UNTIL_OPTIONS | dict(old)
     changed = [name for name in new if name not in MAY_CHANGE - fixed and old.get(name) != new[name]]
     changes = [f"--{definitions.dashed(name)} was {_shown(old.get(name))}, now {_shown(new[name])}" for name in changed]
     if changes:
