@@ -10,6 +10,7 @@ from perlcli import data, settings
 from perlcli.commands import data_file
 from perlcli.data import Intake, Renderer
 from perlcli.data.checks import Digests, Tally, prompt_digest
+from perlcli.data.loading import numbered
 from perlcli.data.rows import SourceRow
 from perlcli.data.sources import has_split, title
 from perlcli.errors import PerlError
@@ -133,8 +134,8 @@ def batches(values: settings.DataCheck, use: settings.Use, split: str) -> Iterat
     """One side's rows as the source has them, in batches. Raises PerlError if the source can't be read."""
     options = data_file.options_of(values, split)
     with closing(data.read(options.data, use, split, options)) as rows:
-        numbered = enumerate(rows, start=1)
-        while batch := list(islice(numbered, BATCH)):
+        items = numbered(rows, options)
+        while batch := list(islice(items, BATCH)):
             yield batch
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -39,9 +39,8 @@ def renderer(given: settings.DataCheck | settings.DataShow) -> Renderer:
 
 def options_of(given: settings.OfData, side: str = "train") -> settings.DataSettings:
     """How to read one side of the file, in the form that the stages use: --split only applies to the training rows."""
-    file, split = given.file, given.file.split if side == "train" else None
-    options = settings.DataSettings(data=file.file, data_format=file.data_format, subset=file.subset, split=split)
-    return replace(options, shp_score_ratio=file.shp_score_ratio, shp_per_post=file.shp_per_post)
+    values = asdict(given.file) | ({} if side == "train" else {"split": None})
+    return settings.DataSettings(data=values.pop("file"), **values)
 
 
 def load(given: settings.OfData, use: settings.Use | None, *, chat: bool) -> tuple[settings.Use, Data]:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from perlcli.settings import stages
 from perlcli.settings.declaring import flag, option, option_of, place
-from perlcli.settings.stages import ATTENTION, Algorithm, DataFormat, Dtype, OnLong, Use
+from perlcli.settings.stages import ATTENTION, Algorithm, DataFormat, Dtype, OnLong, Pairs, Use
 
 Compared = Literal["sft", "reward", "rl", "all"]
 
@@ -152,6 +152,11 @@ class FileSettings:
         "Data: local file or folder, Hub id, - for standard input, or coffee for the embedded data.", argument=True
     )
     data_format: DataFormat | None = option_of(stages.DataSettings, "data_format")
+    columns: str | None = option_of(stages.DataSettings, "columns")
+    label_map: str | None = option_of(stages.DataSettings, "label_map")
+    label_threshold: float | None = option_of(stages.DataSettings, "label_threshold")
+    score_field: str | None = option_of(stages.DataSettings, "score_field")
+    pairs: Pairs = option_of(stages.DataSettings, "pairs")
     subset: str | None = option_of(stages.DataSettings, "subset")
     split: str | None = option_of(stages.DataSettings, "split")
     shp_score_ratio: float | None = option_of(stages.DataSettings, "shp_score_ratio")
