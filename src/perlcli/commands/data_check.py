@@ -10,6 +10,7 @@ from perlcli import data, settings
 from perlcli.commands import data_file
 from perlcli.data import Intake, Renderer
 from perlcli.data.checks import Digests, Tally, prompt_digest
+from perlcli.data.choice import UnknownFormat
 from perlcli.data.loading import numbered
 from perlcli.data.rows import SourceRow
 from perlcli.data.sources import has_split, title
@@ -33,9 +34,14 @@ def run(given: settings.DataCheck) -> None:
     if not usable:
         raise data_file.unusable(file, [faults[use] for use in data_file.USES])
     say(f"{title(file)}, with the tokenizer of {values.model.model or 'the embedded coffee base'}\n")
+    said: dict[str, str] = {}  # each fault once, with the first command that has it
     for use in STAGES:
-        lines = usable[use] if use in usable else faults[use].problem.splitlines()
-        print_answer(f"perl {use}", use in usable, lines)
+        if use in usable:
+            print_answer(f"perl {use}", True, usable[use])
+            continue
+        lines = fault_lines(faults[use], said.get(faults[use].problem))
+        said.setdefault(faults[use].problem, use)
+        print_answer(f"perl {use}", False, lines)
     measured = [EVAL[use] for use in ("reward", "rl") if use in usable]
     print_answer("perl eval", bool(measured), ["; ".join(measured) or "needs rows that perl reward or perl rl can use"])
 
@@ -137,6 +143,14 @@ def batches(values: settings.DataCheck, use: settings.Use, split: str) -> Iterat
         items = numbered(rows, options)
         while batch := list(islice(items, BATCH)):
             yield batch
+
+
+def fault_lines(fault: PerlError, same_as: str | None) -> list[str]:
+    """Why a stage can't use the file, unless that is what another stage said, and what to type."""
+    if same_as:
+        return [f"as for perl {same_as}"]
+    is_of_use = bool(fault.hint) and not (isinstance(fault, UnknownFormat) and not fault.way)
+    return [*fault.problem.splitlines(), *([f"Hint: {fault.hint}"] if is_of_use else [])]
 
 
 def print_answer(command: str, is_usable: bool, lines: list[str]) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from perlcli import data, settings, upstream
 from perlcli.data import Data, Renderer
+from perlcli.data.choice import UnknownFormat
 from perlcli.data.fitting import Fitting
 from perlcli.data.render import Columns, of_demonstration, of_preference, of_prompt
 from perlcli.data.rows import DataReport
@@ -60,11 +61,15 @@ def load(given: settings.OfData, use: settings.Use | None, *, chat: bool) -> tup
 
 
 def unusable(file: str, faults: Sequence[PerlError]) -> PerlError:
-    """The error for a file that no stage can use, by the errors of all stages; equal ones are given once."""
+    """The error for a file that no stage can use, by the errors of all stages, each of them given once."""
     problems = list(dict.fromkeys(fault.problem for fault in faults))
     if len(problems) == 1:
         return faults[0]  # the reason is in the file, not in what it is used for
-    return PerlError("\n".join([f"No command can use {title(file)}:", *problems]))
+    unknown = [fault for fault in faults if isinstance(fault, UnknownFormat)]
+    if len(unknown) == len(faults):
+        best = next((fault for fault in unknown if fault.way), unknown[0])
+        return PerlError("\n".join([f"{best.found}:", *(fault.needed for fault in unknown)]), best.hint)
+    return PerlError("\n".join([f"No command can use {title(file)}:", *problems]), faults[0].hint)
 
 
 def fitting(report: DataReport, use: settings.Use, render: Renderer, length: settings.LengthSettings) -> Fitting:

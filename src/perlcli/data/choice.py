@@ -17,22 +17,28 @@ NEEDS = {
 
 
 class UnknownFormat(PerlError):
-    """Columns that are of no format for a stage."""
+    """Columns that are of no format for a stage: `found` names them, `needed` says what the stage needs, `way` is a
+    --columns for them, if their names say enough."""
 
-    def __init__(self, source: str, columns: str, use: str, hint: str) -> None:
-        super().__init__(f"{source} has the columns {columns}; `perl {use}` needs {NEEDS[use]}", hint)
-        self.start, self.need = f"{source} has the columns {columns}", f"`perl {use}` needs {NEEDS[use]}"
+    def __init__(self, source: str, raw: Raw, use: str) -> None:
+        self.found, self.needed = f"{source} has the columns {shown(raw)}", f"`perl {use}` needs {NEEDS[use]}"
+        self.way = proposal(raw, use)
+        way = self.way or f"--columns {COLUMNS[use]}"
+        super().__init__(f"{self.found}; {self.needed}", f"name the columns, {way}; docs/data.md lists the formats")
+
+
+def shown(raw: Raw) -> str:
+    """The names of a row's columns."""
+    return clip(", ".join(map(str, raw)), 300) or "none"
 
 
 def choose(raw: Raw, use: str, source: str, name: str | None) -> Format:
     """The format with this name, else that of `raw`, the first row of a source. Raises PerlError if it does not serve
     the use."""
-    columns = clip(", ".join(map(str, raw)), 300) or "none"
     if name is None:
         known = detect(raw)
         if known is None or use not in known.uses:
-            way = proposal(raw, use) or f"--columns {COLUMNS[use]}"
-            raise UnknownFormat(source, columns, use, f"name the columns: {way}; docs/data.md lists the formats")
+            raise UnknownFormat(source, raw, use)
         return known
     known = NAMES[name]
     if use not in known.uses:
@@ -40,7 +46,7 @@ def choose(raw: Raw, use: str, source: str, name: str | None) -> Format:
         serving = ", ".join(item.name for item in FORMATS if use in item.uses)
         raise PerlError(problem, f"formats for perl {use}: {serving}")
     if not set(known.columns) <= set(raw):
-        problem = f"--data-format {name} needs the columns {', '.join(known.columns)}; {source} has {columns}"
+        problem = f"--data-format {name} needs the columns {', '.join(known.columns)}; {source} has {shown(raw)}"
         other = detect(raw)
         hint = f"it looks like {other.name}; leave out --data-format" if other else "name the columns with --columns"
         raise PerlError(problem, hint)

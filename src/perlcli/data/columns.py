@@ -4,6 +4,7 @@ say."""
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 
 from perlcli.data.fields import BadField, is_missing
@@ -165,6 +166,7 @@ NEEDED = {
     "rl": (("prompt",), ("messages",)),
 }
 PLAIN = re.compile(r"[\w.-]+")
+SPACED = re.compile(r"""(?:[\w.=,-]|"[\w. -]*")+""")
 
 
 def proposal(raw: Raw, use: str) -> str:
@@ -174,7 +176,9 @@ def proposal(raw: Raw, use: str) -> str:
     if needed is None:
         return ""
     names = [*(["system"] if "system" in found and needed[0] == "prompt" else []), *needed]
-    return "--columns " + ",".join(f"{name}={_quoted(found[name])}" for name in names)
+    given = ",".join(f"{name}={_quoted(found[name])}" for name in names)
+    # A shell removes quotes: enough where they only keep spaces together, but not around commas and its own signs.
+    return f"--columns {given if SPACED.fullmatch(given) else shlex.quote(given)}"
 
 
 def _quoted(column: str) -> str:
