@@ -455,7 +455,7 @@ def test_second_argument_is_told() -> None:
         (["compare-full"], "STAGE [sft|reward|rl|all]"),
         (["estimate"], "STAGE [sft|reward|rl|all]"),
         (["data", "show"], "--for [sft|reward|rl]"),
-        (["sft"], "One of hh, pairs, shp,"),
+        (["sft"], "One of hh, openai-preferences,"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else value,
 )

@@ -42,8 +42,9 @@ class Watched(Mapping[str, object]):
         self.used: set[str] = set()
 
     def __getitem__(self, name: str) -> object:
+        value = self._raw[name]
         self.used.add(name)
-        return self._raw[name]
+        return value
 
     def __contains__(self, name: object) -> bool:
         return name in self._raw

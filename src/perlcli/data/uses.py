@@ -9,18 +9,7 @@ from perlcli.data import fields
 from perlcli.data.fields import BadField
 from perlcli.data.formats import Format
 from perlcli.data.readers.reading import TIED, Reading
-from perlcli.data.rows import (
-    Demonstration,
-    Preference,
-    Prompt,
-    Ranking,
-    Raw,
-    Row,
-    Thumb,
-    Unjudged,
-    is_blank,
-    learned_turns,
-)
+from perlcli.data.rows import Demonstration, Preference, Prompt, Ranking, Raw, Row, Thumb, Unjudged, is_blank
 
 Read = Row | Unjudged | Ranking
 Made = Row | str  # a row for the stage, or the reason why there is none
@@ -55,8 +44,6 @@ def _for_sft(row: Read, how: Reading) -> Iterator[Made]:
         yield from _best(row, how)
     elif isinstance(row, Prompt):
         raise BadField("summary is missing or null: there is nothing to imitate")  # only in the format tldr
-    elif row.prompt is None and not isinstance(row.completion, str) and not learned_turns(row.completion):
-        yield "without a turn of the assistant to learn"
     else:
         yield row
 

@@ -174,7 +174,7 @@ def read_alpaca_thumb(raw: Raw, how: Reading) -> Thumb | Unjudged:
 
 
 def _question(raw: Raw, how: Reading) -> Content:
-    name = next(name for name in ("question", "input", "instruction") if name in raw)
+    name = next((name for name in ("question", "input", "instruction") if raw.get(name) is not None), "question")
     if name == "instruction":
         return instruction(raw, how)
     given = content(raw, name)
