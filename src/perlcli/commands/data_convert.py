@@ -50,10 +50,10 @@ def as_trl(row: Row) -> dict[str, object]:
     """The row with TRL's column names: messages stay conversational, text stays standard."""
     more = columns_of(row.template)
     if isinstance(row, Prompt):
-        # The extra columns go to reward functions.
-        with_extra = {"prompt": row.prompt, **{name: row.extra[name] for name in row.extra if name not in READ}, **more}
-        detected = detect(with_extra)
-        return with_extra if detected and detected.name == "prompts" else {"prompt": row.prompt, **more}
+        detected = detect({"prompt": row.prompt, **row.extra})
+        is_plain = detected is not None and detected.name == "prompts"
+        extra = {name: value for name, value in row.extra.items() if is_plain and name not in READ}
+        return {"prompt": row.prompt, **extra, **more}  # the extra columns go to reward functions
     prompt: dict[str, object] = {} if row.prompt is None else {"prompt": row.prompt}
     if isinstance(row, Preference):
         margin = {} if row.margin is None else {"margin": row.margin}

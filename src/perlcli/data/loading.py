@@ -154,6 +154,8 @@ def read(source: str | None, use: str, split: str, options: DataSettings) -> Row
         return sources.read(str(source), split, options)
     if options.subset is not None or options.split is not None:
         raise PerlError("--subset and --split do not work with the embedded coffee data")
+    if options.columns is not None and options.data == source:
+        raise PerlError("--columns does not work with the embedded coffee data")
     rows = EMBEDDED_ROWS[use, split]()
     return (SourceRow(f"{EMBEDDED}, row {number}", row) for number, row in enumerate(rows, start=1))
 
