@@ -123,6 +123,8 @@ class DataReport:
     overlap: Numbers = field(default_factory=list)  # held-out rows whose prompt is also trained on
     labels: dict[str, int] = field(default_factory=dict)  # number of thumbs up and down
     tokens: dict[str, int] = field(default_factory=dict)  # percentiles of row lengths, before any row was dropped
+    rendered: list[str] = field(default_factory=list)  # the ways in which rows became tokens
+    findings: dict[str, Numbers] = field(default_factory=dict)  # what to know about the tokens of some rows
     extra: int = 0  # of `read`: a dialog becomes several rows, and these are the ones beyond its first
 
     def take(self, count: int = 1) -> None:
@@ -150,7 +152,10 @@ class DataReport:
 
     def lines(self) -> list[str]:
         """The full report for the terminal: `line`, then one line for each other finding."""
-        report = [self.line()]
+        report = [self.line(), *self.rendered]
+        report += [
+            f"{counted(len(numbers), 'row')}: {text} ({_first(numbers)})" for text, numbers in self.findings.items()
+        ]
         if self.tokens:
             report.append("tokens per row: " + ", ".join(f"{name} {length:,}" for name, length in self.tokens.items()))
         if self.truncated:
@@ -170,7 +175,9 @@ class DataReport:
     def summary(self) -> dict[str, object]:
         """The report as the run's record keeps it."""
         record = {name: _counted(value) if isinstance(value, list) else value for name, value in vars(self).items()}
-        record["dropped"] = {reason: _counted(numbers) for reason, numbers in self.dropped.items()}
+        for name, groups in (("dropped", self.dropped), ("findings", self.findings)):
+            record[name] = {reason: _counted(numbers) for reason, numbers in groups.items()}
+        record["rendered"] = self.rendered
         del record["extra"]
         return record
 
