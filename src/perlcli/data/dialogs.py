@@ -125,15 +125,15 @@ class _Talk:
             raise RowRefused(f"The chat template does not render {lost}", OTHER_TEMPLATE)
         for place in answers:
             message, written = self.messages[place], chat.text(full[len(self.starts[place]) :])
-            thought, content = reasoning_of(message), str(message.get("content") or "")
+            thought = reasoning_of(message)
             shown = chat.text(self.starts[place])[-60:].rstrip()
             if shown.endswith(OPENED) and not thought:  # an empty block would be closed by a token that merges with it
                 raise _unlike(chat, message, shown, template)
             if thought and not contains(written, thought):
                 problem = f"The chat template does not render the reasoning of the answer, {thought.strip()!r:.60}"
                 raise RowRefused(problem, LAST_ONLY if place < len(self.messages) - 1 else _elsewhere(message))
-            opens = OPENED in content and OPENED in written.partition(CLOSED)[0]
-            if opens and OPENED in chat.opening(template):
+            before = chat.opening(template) + written[: max(written.find(thought.strip()), 0)]
+            if thought and before.count(OPENED) > 1:
                 problem = "The chat template opens a <think> block of its own before the one in the answer"
                 raise RowRefused(problem, "put the reasoning into reasoning_content")
 
@@ -163,7 +163,8 @@ class _Talk:
             upto = self.chat.conversation(self.messages[: place + 1], self.template)
             end = len(upto) if full[: len(upto)] == upto else begin
             stop = next((at + 1 for at in range(begin, end) if full[at] in self.chat.end_ids), end)
-        if stop > begin and contains(self.chat.text(full[begin:stop]), content):
+        written = self.chat.text(full[begin:stop])
+        if stop > begin and all(contains(written, part) for part in (content, *self._calls(place))):
             return begin, stop
         raise RowRefused(
             f"The chat template does not show where the answer {content!r:.60} ends",
@@ -175,13 +176,20 @@ class _Talk:
         is_continued = place == self.first and is_open(self.prompt or [])
         return said(self.completion[0] if is_continued else self.messages[place]).strip()
 
+    def _calls(self, place: int) -> list[str]:
+        """The names of what the message at a place calls."""
+        calls = self.messages[place].get("tool_calls") or ()
+        return [str((call.get("function") or call).get("name", "")) for call in calls if isinstance(call, dict)]
+
     def _stop(self, full: str, begin: int, end: int, content: str) -> int:
         """The end of the token that ends the turn, which is in the answer or right behind it; 0 if there is none."""
-        found = full.rfind(content, begin, end) if content else -1
-        after = found + len(content) if found >= 0 else begin
-        stops = [at + len(stop) for stop in self.chat.ends if (at := full.find(stop, after, end)) >= 0]
-        stops = stops or [end + len(stop) for stop in self.chat.ends if full.startswith(stop, end)]
-        return min(stops, default=0)
+        for find in (full.rfind, full.find):  # an answer may be in its reasoning too, or in the token that ends it
+            found = find(content, begin, end) if content else -1
+            after = found + len(content) if found >= 0 else begin
+            stops = [at + len(stop) for stop in self.chat.ends if (at := full.find(stop, after, end)) >= 0]
+            if stops:
+                return min(stops)
+        return next((end + len(stop) for stop in self.chat.ends if full.startswith(stop, end)), 0)
 
     def _end(self, full: str, place: int, source: str | None) -> int:
         """Where the answer at a place, which is not the last message, ends; 0 if that can't be found."""
@@ -196,9 +204,12 @@ class _Talk:
                 return end
         following = said(self.messages[place + 1]).strip()
         limit = full.find(following, after) if following else len(full)
-        closing = upto[upto.rfind(content) + len(content) :] if content else upto[begin:]
-        tokens = [*self.chat.ends, *(token for token in self.chat.added if token in closing)]
-        return min((at + len(token) for token in tokens if (at := full.find(token, after, limit)) >= 0), default=0)
+        closing = upto[upto.rfind(content) + len(content) :] if content and not self._calls(place) else ""
+        for tokens in (self.chat.ends, [token for token in self.chat.added if token in closing]):
+            found_at = [at + len(token) for token in tokens if (at := full.find(token, after, limit)) >= 0]
+            if found_at:
+                return min(found_at)
+        return 0
 
 
 def _unlike(chat: Chat, message: Message, shown: str, template: Template) -> RowRefused:
