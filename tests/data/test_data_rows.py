@@ -52,6 +52,8 @@ def test_the_summary_is_json_with_counts_and_first_rows() -> None:
         "overlap",
         "labels",
         "tokens",
+        "rendered",
+        "findings",
     }
 
 

@@ -10,6 +10,7 @@ from transformers import AutoTokenizer
 
 from perlcli import coffee, data, settings
 from perlcli.data import Demonstration, Preference, Prompt, Renderer, Thumb
+from perlcli.data.chat import Style
 from perlcli.data.fitting import fitted, length_of, truncate
 from perlcli.data.render import of_demonstration, of_preference, of_prompt
 from perlcli.data.rows import DataReport
@@ -67,13 +68,14 @@ def test_what_was_foreseen_is_not_encoded_again(chat: Renderer, monkeypatch: pyt
 
 
 def test_only_the_latest_that_was_foreseen_is_kept(chat: Renderer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("perlcli.data.render.FORESEEN", 10)
+    monkeypatch.setattr("perlcli.data.encoding.FORESEEN", 10)
+    chat = Renderer(chat.tokenizer, style=Style(chat=False))
     for place in range(5):
         chat.foresee([Prompt(f"a latte {place} large"), Prompt(f"a mocha {place} large")])
-        assert list(chat._texts)[-2:] == [f"a latte {place} large", f"a mocha {place} large"]
-    assert len(chat._texts) < 10
+        assert list(chat.encoder._texts)[-2:] == [f"a latte {place} large", f"a mocha {place} large"]
+    assert len(chat.encoder._texts) < 10
     chat.forget()
-    assert not chat._texts
+    assert not chat.encoder._texts
 
 
 def test_a_row_that_can_not_be_rendered_is_still_an_error(gpt2: Path) -> None:
@@ -83,6 +85,7 @@ def test_a_row_that_can_not_be_rendered_is_still_an_error(gpt2: Path) -> None:
 
 
 def test_truncation_cuts_the_prompt_and_keeps_the_completion(render: Renderer) -> None:
+    render = Renderer(render.tokenizer, style=Style(chat=False))
     row = Preference(f"{LONG} the end:", " latte", " a large mocha")
     tokens = partial(of_preference, render)
     cut = truncate(row, 40, tokens, render)

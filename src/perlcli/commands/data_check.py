@@ -53,8 +53,8 @@ class Look:
         self, values: settings.DataCheck, use: settings.Use, split: str, render: Renderer, *, has_sides: bool
     ) -> None:
         options = data_file.options_of(values, split)
-        self.intake = Intake(options.data, use, split, chat=render.chat, options=options)
-        self.fitting = data_file.fitting(self.intake.report, use, render, values.length)
+        self.intake = Intake(options.data, use, split, chat=render.makes_turns, options=options)
+        self.fitting = data_file.fitting(self.intake.report, use, render, values)
         self.tally, self.prompts, self.has_sides = Tally(), Digests(), has_sides
 
     def take(self, batch: Iterable[Numbered]) -> None:

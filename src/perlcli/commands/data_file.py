@@ -15,7 +15,8 @@ from perlcli.data.render import Columns, of_demonstration, of_preference, of_pro
 from perlcli.data.rows import DataReport
 from perlcli.data.sources import STDIN, title
 from perlcli.errors import PerlError
-from perlcli.model import sources, tokenizers
+from perlcli.model import sources
+from perlcli.training import rendering
 
 USES: tuple[settings.Use, ...] = ("reward", "sft", "rl")  # the first that can use a file says most about it
 ToColumns = Callable[[Renderer, Any], Columns]  # for a row of the stage
@@ -35,7 +36,7 @@ def renderer(given: settings.DataCheck | settings.DataShow) -> Renderer:
     upstream.hush_bars()
     trust = given.model.trust_remote_code
     source = sources.locate(given.model.model, trust_remote_code=trust)
-    return tokenizers.renderer(source, tokenizers.load_tokenizer(source, trust_remote_code=trust))
+    return rendering.renderer_of(given.model, source, trust_remote_code=trust)
 
 
 def options_of(given: settings.OfData, side: str = "train") -> settings.DataSettings:
@@ -72,10 +73,14 @@ def unusable(file: str, faults: Sequence[PerlError]) -> PerlError:
     return PerlError("\n".join([f"No command can use {title(file)}:", *problems]), faults[0].hint)
 
 
-def fitting(report: DataReport, use: settings.Use, render: Renderer, length: settings.LengthSettings) -> Fitting:
+def fitting(
+    report: DataReport, use: settings.Use, render: Renderer, given: settings.DataCheck | settings.DataShow
+) -> Fitting:
     """Turns rows into a stage's token columns and counts them in the report. Raises PerlError if no prompt can fit."""
+    length, learn = given.length, given.model.loss_on if use == "sft" else None
     longest = (length.max_length or 0) - (length.max_completion_length or 0 if use == "rl" else 0)
     if longest <= 0:
         problem = "--max-length leaves no room for a prompt before --max-completion-length"
         raise PerlError(problem, "use a higher --max-length")
-    return Fitting(report, longest, partial(COLUMNS[use], render), on_long=length.on_long, render=render)
+    tokens = partial(of_demonstration, render, loss_on=given.model.loss_on) if learn else partial(COLUMNS[use], render)
+    return Fitting(report, longest, tokens, on_long=length.on_long, render=render, learn=learn)

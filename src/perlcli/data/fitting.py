@@ -8,43 +8,78 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
+from perlcli.data.chat import RowRefused
 from perlcli.data.checks import percentiles, restrict
-from perlcli.data.render import Columns, Renderer
+from perlcli.data.dialogs import LossOn
+from perlcli.data.render import IGNORED, Columns, Renderer
 from perlcli.data.rows import Content, Data, DataReport, Row
-from perlcli.errors import PerlError
+from perlcli.errors import PerlError, listing
 from perlcli.text import counted
 
 Tokens = Callable[[Any], Columns]  # makes the columns of a row of the stage's kind
 Numbered = tuple[int, Row]  # a row, and its number in the source
 NAMED_ROWS = 10
+UNLEARNED = "with nothing to learn (weight: 0, or no answer)"
 BATCH = 128  # rows encoded at once: a tokenizer needs some hundred bytes per token for it
 
 
 class Fitting:
     """Turns rows into token columns, a batch at a time; the report counts rows longer than `longest` tokens. `on_long`
     says what happens to these: "drop" drops them, "truncate" cuts their prompts from the left with `render`, "error"
-    refuses the data."""
+    refuses the data. `learn` is the --loss-on of demonstrations."""
 
     def __init__(
-        self, report: DataReport, longest: int, tokens: Tokens, *, on_long: str = "drop", render: Renderer | None = None
+        self,
+        report: DataReport,
+        longest: int,
+        tokens: Tokens,
+        *,
+        on_long: str = "drop",
+        render: Renderer | None = None,
+        learn: LossOn | None = None,
     ) -> None:
         self.report, self.longest, self.tokens, self.on_long, self.render = report, longest, tokens, on_long, render
+        self.learn = learn
         self._lengths: Counter[int] = Counter()
         self._refused: list[int] = []
+        self.faults: list[tuple[int, RowRefused]] = []  # rows that can't be rendered
 
     def take(self, rows: Sequence[Numbered]) -> Iterator[tuple[int, Row, Columns]]:
         """The rows that fit or are cut to fit, each as its place in `rows`, the row as it is used, and its columns."""
         for start in range(0, len(rows), BATCH):
             part = rows[start : start + BATCH]
             if self.render:
-                self.render.foresee([row for _, row in part])
+                self.render.foresee([row for _, row in part], self.learn)
             for place, (number, row) in enumerate(part, start):
-                item = self.tokens(row)
-                length = length_of(item)
-                self._lengths[length] += 1
-                used = row if length <= self.longest else self._shorten(number, row)
+                try:
+                    used, item = self._fit(number, row)
+                except RowRefused as fault:
+                    self.faults.append((number, fault))
+                    continue
                 if used is not None:
-                    yield place, used, item if used is row else self.tokens(used)
+                    yield place, used, item
+
+    def _fit(self, number: int, row: Row) -> tuple[Row | None, Columns]:
+        """A row as it is used, None if it is not, and its columns. Raises RowRefused if it can't be rendered."""
+        item = self.tokens(row)
+        self._note(number, row)
+        length = length_of(item)
+        self._lengths[length] += 1
+        if all(label == IGNORED for label in item.get("labels", [0])):
+            self.report.drop(UNLEARNED, number)
+            return None, item
+        used = row if length <= self.longest else self._shorten(number, row)
+        return used, item if used is row or used is None else self.tokens(used)
+
+    def _note(self, number: int, row: Row) -> None:
+        """Report how a row was rendered."""
+        if self.render is None:
+            return
+        how = self.render.how(row)
+        if how and how not in self.report.rendered:
+            self.report.rendered.append(how)
+        for finding in dict.fromkeys(self.render.findings):
+            self.report.findings.setdefault(finding, []).append(number)
 
     def _shorten(self, number: int, row: Row) -> Row | None:
         """A row that is too long as it is used; None if it is not used."""
@@ -60,7 +95,11 @@ class Fitting:
         return shorter
 
     def end(self) -> None:
-        """Complete the report. Raises PerlError if no row is left, or if longer rows are refused."""
+        """Complete the report. Raises PerlError if no row is left, if rows can't be rendered or longer ones are
+        refused."""
+        if self.faults:
+            places = [f"{self.report.source}, row {number}: {fault.problem}" for number, fault in self.faults]
+            raise PerlError(listing(places), self.faults[0][1].hint)
         if self._lengths:
             self.report.tokens = percentiles(self._lengths)
         if numbers := self._refused:
@@ -76,11 +115,18 @@ class Fitting:
 
 
 def fitted(
-    data: Data, longest: int, tokens: Tokens, *, on_long: str = "drop", render: Renderer | None = None
+    data: Data,
+    longest: int,
+    tokens: Tokens,
+    *,
+    on_long: str = "drop",
+    render: Renderer | None = None,
+    learn: LossOn | None = None,
 ) -> Iterator[Columns]:
     """The columns of all rows within the length, one by one; after the last one, `data` has only those rows. Raises
-    PerlError if no row is left, or if longer rows are refused."""
-    fitting, places = Fitting(data.report, longest, tokens, on_long=on_long, render=render), []
+    PerlError if no row is left, if rows can't be rendered or longer ones are refused."""
+    fitting = Fitting(data.report, longest, tokens, on_long=on_long, render=render, learn=learn)
+    places = []
     for place, used, item in fitting.take(list(zip(data.numbers, data.rows, strict=True))):
         data.rows[place] = used
         places.append(place)
@@ -149,7 +195,8 @@ def _without_start(prompt: Content, count: int, render: Renderer) -> Content | N
     if isinstance(prompt, str):
         return render.without_start(prompt, count)
     place = next((n for n, message in enumerate(prompt) if message["role"] != "system"), None)
-    text = None if place is None else render.without_start(prompt[place]["content"], count)
+    content = None if place is None else prompt[place].get("content")
+    text = render.without_start(content, count) if isinstance(content, str) else None
     if place is None or text is None:
         return None
     return [*prompt[:place], {**prompt[place], "content": text}, *prompt[place + 1 :]]

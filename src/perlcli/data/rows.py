@@ -159,6 +159,8 @@ class DataReport:
     unused: tuple[str, ...] = ()  # columns that nothing reads
     unused_keys: tuple[str, ...] = ()  # keys of messages that nothing reads
     passed: tuple[str, ...] = ()  # columns that only reward functions receive
+    rendered: list[str] = field(default_factory=list)  # the ways in which rows became tokens
+    findings: dict[str, Numbers] = field(default_factory=dict)  # what to know about the tokens of some rows
     # Of `read`, as a dialog becomes several rows: those beyond the first. Below 0 where rows were put together.
     extra: int = 0
 
@@ -187,7 +189,10 @@ class DataReport:
 
     def lines(self) -> list[str]:
         """The full report for the terminal: `line`, then one line for each other finding."""
-        report = [self.line()]
+        report = [self.line(), *self.rendered]
+        report += [
+            f"{counted(len(numbers), 'row')}: {text} ({_first(numbers)})" for text, numbers in self.findings.items()
+        ]
         if self.tokens:
             report.append("tokens per row: " + ", ".join(f"{name} {length:,}" for name, length in self.tokens.items()))
         if self.unused:
@@ -213,7 +218,9 @@ class DataReport:
     def summary(self) -> dict[str, object]:
         """The report as the run's record keeps it."""
         record = {name: _counted(value) if isinstance(value, list) else value for name, value in vars(self).items()}
-        record["dropped"] = {reason: _counted(numbers) for reason, numbers in self.dropped.items()}
+        for name, groups in (("dropped", self.dropped), ("findings", self.findings)):
+            record[name] = {reason: _counted(numbers) for reason, numbers in groups.items()}
+        record["rendered"] = self.rendered
         del record["extra"]
         return record
 

@@ -133,6 +133,7 @@ class CompareFull:
     compare: CompareSettings = CompareSettings()
     model: ComparedModelSettings = ComparedModelSettings()
     data: stages.DataSettings = stages.DataSettings()
+    loss: stages.LossSettings = stages.LossSettings()
     held_out: stages.HeldOutSettings = stages.HeldOutSettings()
     thumbs: stages.ThumbsSettings = stages.ThumbsSettings()
     sampling: stages.SamplingSettings = stages.SamplingSettings()
@@ -164,18 +165,6 @@ class FileSettings:
 
 
 @dataclass(frozen=True)
-class TokenizerSettings:
-    """Model"""
-
-    model: str | None = place(
-        "Model or adapter whose tokenizer and chat template render the rows: Hub id or local folder.",
-        short="-m",
-        unset="the embedded coffee base",
-    )
-    trust_remote_code: bool = option_of(stages.ModelSettings, "trust_remote_code")
-
-
-@dataclass(frozen=True)
 class LengthSettings:
     """Lengths"""
 
@@ -193,7 +182,7 @@ class DataCheck:
     Example: perl data check pairs.jsonl --model HuggingFaceTB/SmolLM2-135M-Instruct"""
 
     file: FileSettings = FileSettings()
-    model: TokenizerSettings = TokenizerSettings()
+    model: stages.TokenizerSettings = stages.TokenizerSettings()
     length: LengthSettings = LengthSettings()
 
 
@@ -213,7 +202,7 @@ class DataShow:
 
     file: FileSettings = FileSettings()
     show: ShowSettings = ShowSettings()
-    model: TokenizerSettings = TokenizerSettings()
+    model: stages.TokenizerSettings = stages.TokenizerSettings()
     length: LengthSettings = LengthSettings()
 
 

@@ -6,12 +6,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from perlcli.settings.declaring import flag, option, place
+from perlcli.settings.declaring import flag, option, option_of, place
 
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 Algorithm = Literal["rloo", "reinforce"]
 OnLong = Literal["drop", "truncate", "error"]
 Use = Literal["sft", "reward", "rl"]
+LossOn = Literal["assistant", "all", "last"]
 # The names of `data.formats.FORMATS`, in the same order.
 ListFormat = Literal["hh", "openai-preferences", "rewardbench-2", "rm-bench"]
 PairFormat = Literal["alpaca-pairs", "argilla-pairs", "sharegpt-pairs", "chat-pairs", "orca-pairs", "pairs"]
@@ -96,6 +97,45 @@ class DataSettings:
         default="drop",
     )
     drop_duplicates: bool = flag("Drop rows that repeat an earlier one. Duplicates are always counted.")
+    chat: bool | None = option(
+        "Render the prompt of a text row as a user turn and its completion as the assistant's; --no-chat joins them as "
+        "text.",
+        unset="on with a chat template; as --model was trained",
+    )
+    chat_template: str | None = place("File with the chat template to use (Jinja).", unset="the model's own")
+    chat_template_kwargs: str | None = option(
+        "Variables for the chat template, as JSON or YAML; a row's own chat_template_kwargs come first. Example: "
+        "'{enable_thinking: false}'.",
+        unset="none; as --model was trained",
+        metavar="JSON",
+    )
+
+
+@dataclass(frozen=True)
+class LossSettings:
+    """Data"""
+
+    loss_on: LossOn = option(
+        "What is learned: the assistant's turns (after the prompt, if rows have one), only the last of them, or all "
+        "tokens. Messages with weight 0 are never learned.",
+        default="assistant",
+    )
+
+
+@dataclass(frozen=True)
+class TokenizerSettings:
+    """Model"""
+
+    model: str | None = place(
+        "Model or adapter whose tokenizer and chat template render the rows: Hub id or local folder.",
+        short="-m",
+        unset="the embedded coffee base",
+    )
+    trust_remote_code: bool = option_of(ModelSettings, "trust_remote_code")
+    chat: bool | None = option_of(DataSettings, "chat")
+    chat_template: str | None = option_of(DataSettings, "chat_template")
+    chat_template_kwargs: str | None = option_of(DataSettings, "chat_template_kwargs")
+    loss_on: LossOn = option_of(LossSettings, "loss_on")
 
 
 @dataclass(frozen=True)
@@ -261,6 +301,7 @@ class Sft:
 
     model: ModelSettings = ModelSettings()
     data: DataSettings = DataSettings()
+    loss: LossSettings = LossSettings()
     held_out: HeldOutSettings = HeldOutSettings()
     lora: LoraSettings = LoraSettings()
     train: TrainSettings = TrainSettings()

@@ -28,7 +28,7 @@ def load_data(prepared: Prepared[Stage], use: str, split: str = "train", source:
     name = options.data if source is None else source
     if split == "test" and isinstance(prepared.settings, settings.Sft | settings.Reward):  # --split chooses what trains
         options = replace(options, split=None, subset=options.subset if name == options.data else None)
-    rows = data.load(name, use, split=split, chat=prepared.renderer.chat, options=options)
+    rows = data.load(name, use, split=split, chat=prepared.renderer.makes_turns, options=options)
     if options.drop_duplicates:
         data.drop_repeats(rows)
     return rows
@@ -78,7 +78,8 @@ def _fitted(
 ) -> Iterator[Columns]:
     trained, values = data.prompts(rows) if role == "train" else None, prepared.settings.data
     longest = longest or filled(values.max_length)
-    yield from data.fitted(rows, longest, tokens, on_long=values.on_long, render=prepared.renderer)
+    learn = prepared.settings.loss.loss_on if isinstance(prepared.settings, settings.Sft) else None
+    yield from data.fitted(rows, longest, tokens, on_long=values.on_long, render=prepared.renderer, learn=learn)
     if trained is not None:
         prepared.run.prompts = trained.packed(rows.numbers, trained_on(prepared.source))
     prepared.run.record.data[role] = rows.report.summary()
