@@ -119,7 +119,7 @@ def test_columns_that_can_not_be_read_are_an_error(given: str, told: str) -> Non
         (
             {"userQuery": "", "reply": "", "rating": ""},
             "reward",
-            "--columns prompt=userQuery,completion=botReply,label=rating",
+            "--columns prompt=userQuery,completion=reply,label=rating",
         ),
         ({"data": {"query": "", "answer": ""}}, "sft", "--columns prompt=data.query,completion=data.answer"),
         ({"a, b question": "", "it's the answer": ""}, "sft", True),

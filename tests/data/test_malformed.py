@@ -155,8 +155,8 @@ UTF8 = "not UTF-8 text: found"
         ("a.jsonl", lines({"text": "a"}), "has the columns text; " + NEEDED),
         ("a.jsonl", lines({"prompt": "a", "completion": "b"}), "has the columns prompt, completion; " + NEEDED),
         ("a.json", b'{"data": []}', "a.json has no rows"),
-        ("a.json", b'{"data": [1]}', "a.json, row 1: expected an object with named columns, found 1"),
-        ("a.json", b'{"data": [{}], "x": [{}]}', "a.json, line 1: several lists of rows: data, x"),
+        ("a.json", json.dumps({"data": [PAIR], "x": [PAIR]}).encode(), "line 1: several lists of rows: data, x"),
+        ("a.json", b'{"data": [' + lines(PAIR) + b",1]}", "a.json, row 2: expected an object with named columns"),
         ("a.jsonl", b"{}", "has the columns none; " + NEEDED),
         ("a.jsonl", b'{"a": ' + b"[" * 60 + b"]" * 60 + b"}", "a.jsonl, row 1: nested too deeply"),
         ("a.jsonl", b'{"a": ' + b"[" * 900 + b"]" * 900 + b"}", "a.jsonl, row 1: nested too deeply"),
@@ -386,7 +386,10 @@ def test_an_empty_name_is_an_error(refused: Refused) -> None:
 @pytest.mark.parametrize(
     ("files", "told"),
     [
-        ([], "contains no train.* (.jsonl, .json, .jsonl.gz, .json.gz, .csv, .csv.gz, .parquet): found nothing"),
+        (
+            [],
+            "contains no train.* (.jsonl, .json, .jsonl.gz, .json.gz, .csv, .tsv, .csv.gz, .tsv.gz, .xlsx, .parquet): found nothing",
+        ),
         (["notes.txt", "rows.jsonl"], "found notes.txt, rows.jsonl\nHint: give the file itself"),
         (["test.jsonl"], "contains no train.*"),
         (["state.json"], "as a saved dataset: "),

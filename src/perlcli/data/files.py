@@ -287,7 +287,7 @@ class _Transcoded(RawIOBase):
             try:
                 self._left = self._decoder.decode(content, final=not content).encode()
             except UnicodeDecodeError as error:
-                raise OSError(f"not UTF-16 text: {error.reason}") from error
+                raise OSError(f"not UTF-16 text: {error.reason}") from None
             if not content:
                 break
         with memoryview(buffer) as room:
