@@ -388,7 +388,7 @@ def test_an_empty_name_is_an_error(refused: Refused) -> None:
     [
         (
             [],
-            "contains no train.* (.jsonl, .json, .jsonl.gz, .json.gz, .csv, .tsv, .csv.gz, .tsv.gz, .xlsx, .parquet): found nothing",
+            "contains no train.* (.jsonl, .json, .jsonl.gz, .json.gz, .csv, .tsv, .csv.gz, .tsv.gz, .xlsx, .parquet): found",
         ),
         (["notes.txt", "rows.jsonl"], "found notes.txt, rows.jsonl\nHint: give the file itself"),
         (["test.jsonl"], "contains no train.*"),

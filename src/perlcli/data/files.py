@@ -78,8 +78,12 @@ def _decoded(start: bytes) -> str:
 
 
 def _is_all(stream: BufferedReader, start: bytes) -> bool:
-    """Whether a line with a complete object is the only one: otherwise it is a row."""
-    return not start.rstrip().endswith(b"}") or not stream.peek(1).strip()
+    """Whether the first line is not a complete object with others after it: then it is a row."""
+    try:
+        DECODER.decode(start.decode())
+    except (ValueError, RecursionError):
+        return True
+    return not stream.peek(1).strip()
 
 
 def _json_lines(stream: BinaryIO, name: str, start: bytes, number: int, offset: int) -> Rows:
