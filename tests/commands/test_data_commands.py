@@ -75,6 +75,14 @@ def test_check_names_the_columns_that_nothing_reads(perl: Any, llama: Path, tmp_
     assert found.count("columns passed to reward functions: id, url") == 1
 
 
+def test_check_names_the_keys_of_messages_that_the_template_does_not_read(
+    perl: Any, llama: Path, tmp_path: Path, write: Any
+) -> None:
+    rows = [{"messages": [{**CHAT[0], "name": "Ann", "id": 1}, CHAT[1]]}]
+    found = perl("data", "check", write(tmp_path / "a.jsonl", rows), "-m", llama).stdout
+    assert found.count("message keys not used: id, name") == 2
+
+
 def test_check_says_a_fault_once(perl: Any, llama: Path, tmp_path: Path, write: Any) -> None:
     rows = [{"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": " "}], "kto_tag": 1}]
     found = perl("data", "check", write(tmp_path / "a.jsonl", rows), "-m", llama).stdout

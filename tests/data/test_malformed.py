@@ -386,10 +386,7 @@ def test_an_empty_name_is_an_error(refused: Refused) -> None:
 @pytest.mark.parametrize(
     ("files", "told"),
     [
-        (
-            [],
-            "contains no train.* (.jsonl, .json, .jsonl.gz, .json.gz, .csv, .tsv, .csv.gz, .tsv.gz, .xlsx, .parquet): found",
-        ),
+        ([], "contains no train.* (.jsonl, .json, .jsonl.gz, .json.gz, .csv, .tsv, .csv.gz, .tsv.gz, .xlsx, .parquet)"),
         (["notes.txt", "rows.jsonl"], "found notes.txt, rows.jsonl\nHint: give the file itself"),
         (["test.jsonl"], "contains no train.*"),
         (["state.json"], "as a saved dataset: "),

@@ -69,7 +69,8 @@ def unusable(file: str, faults: Sequence[PerlError]) -> PerlError:
     unknown = [fault for fault in faults if isinstance(fault, UnknownFormat)]
     if len(unknown) == len(faults):
         best = next((fault for fault in unknown if fault.way), unknown[0])
-        return PerlError("\n".join([f"{best.found}:", *(fault.needed for fault in unknown)]), best.hint)
+        start = f"No command can use {title(file)}, which {best.found}:"
+        return PerlError("\n".join([start, *(fault.needed for fault in unknown)]), best.hint)
     return PerlError("\n".join([f"No command can use {title(file)}:", *problems]), faults[0].hint)
 
 

@@ -17,14 +17,16 @@ NEEDS = {
 
 
 class UnknownFormat(PerlError):
-    """Columns that are of no format for a stage: `found` names them, `needed` says what the stage needs, `way` is a
+    """Columns that are of no format for a stage: `found` says that, `needed` what the stage needs; `way` is a
     --columns for them, if their names say enough."""
 
     def __init__(self, source: str, raw: Raw, use: str) -> None:
-        self.found, self.needed = f"{source} has the columns {shown(raw)}", f"`perl {use}` needs {NEEDS[use]}"
+        self.found, self.needed = f"has the columns {shown(raw)}", f"`perl {use}` needs {NEEDS[use]}"
         self.way = proposal(raw, use)
         way = self.way or f"--columns {COLUMNS[use]}"
-        super().__init__(f"{self.found}; {self.needed}", f"name the columns, {way}; docs/data.md lists the formats")
+        super().__init__(
+            f"{source} {self.found}; {self.needed}", f"name the columns, {way}; docs/data.md lists the formats"
+        )
 
 
 def shown(raw: Raw) -> str:

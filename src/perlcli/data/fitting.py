@@ -102,6 +102,10 @@ class Fitting:
             raise PerlError(listing(places), self.faults[0][1].hint)
         if self._lengths:
             self.report.tokens = percentiles(self._lengths)
+        if self.render:
+            source = str(self.render.tokenizer.chat_template)
+            unread = [key for key in self.report.template_keys if key not in source]
+            self.report.unused_keys = tuple(sorted({*self.report.unused_keys, *unread}))
         if numbers := self._refused:
             shown = ", ".join(map(str, numbers[:NAMED_ROWS])) + ("…" if len(numbers) > NAMED_ROWS else "")
             raise PerlError(

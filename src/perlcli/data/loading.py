@@ -13,7 +13,7 @@ from perlcli.data.columns import Watched, chosen, ignored, not_used, parse
 from perlcli.data.fields import BadField, SetAside
 from perlcli.data.files import Rows
 from perlcli.data.formats import NAMES, Format, detect
-from perlcli.data.readers.messages import unread_keys
+from perlcli.data.readers.messages import READ, keys_of
 from perlcli.data.readers.published import shp_limits
 from perlcli.data.readers.ranked import together
 from perlcli.data.readers.reading import reading
@@ -54,7 +54,7 @@ class Intake:
         self._is_misfit = False  # whether some rows could be read, but not in the format
         self._used: set[str] = set()  # columns that were read in some row
         self._unused: dict[str, None] = {}  # columns that were not read in some row, in order
-        self._unused_keys: set[str] = set()
+        self._keys: set[str] = set()  # of messages
 
     def take(self, number: int, item: SourceRow) -> list[Row]:
         """The rows that a row of the source becomes: none if it is dropped or has an error, both of which are counted.
@@ -91,7 +91,7 @@ class Intake:
         unused = watched.unused()
         self._used |= watched.used
         self._unused |= dict.fromkeys([*unused, *item.rest])
-        self._unused_keys |= unread_keys(value for name, value in (item.raw or {}).items() if name in watched.used)
+        self._keys |= keys_of(value for name, value in (item.raw or {}).items() if name in watched.used)
         column = ignored(unused, self.use, rows) if unused else None
         if column and self._format:
             raise not_used(self.report.source, column, self._format.name, self.use)
@@ -120,7 +120,8 @@ class Intake:
             report.passed = tuple(name for name in unused if name not in OWN)
         else:
             report.unused = unused
-        report.unused_keys = tuple(sorted(self._unused_keys))
+        report.unused_keys = tuple(sorted(self._keys.difference(READ)))
+        report.template_keys = tuple(sorted(self._keys.intersection(READ)))
         if not report.format:
             raise PerlError(f"{report.source} has no rows")
         if self._must_be_shp and report.format != "shp":

@@ -158,6 +158,7 @@ class DataReport:
     tokens: dict[str, int] = field(default_factory=dict)  # percentiles of row lengths, before any row was dropped
     unused: tuple[str, ...] = ()  # columns that nothing reads
     unused_keys: tuple[str, ...] = ()  # keys of messages that nothing reads
+    template_keys: tuple[str, ...] = ()  # keys of messages that a chat template may read
     passed: tuple[str, ...] = ()  # columns that only reward functions receive
     rendered: list[str] = field(default_factory=list)  # the ways in which rows became tokens
     findings: dict[str, Numbers] = field(default_factory=dict)  # what to know about the tokens of some rows
@@ -221,7 +222,7 @@ class DataReport:
         for name, groups in (("dropped", self.dropped), ("findings", self.findings)):
             record[name] = {reason: _counted(numbers) for reason, numbers in groups.items()}
         record["rendered"] = self.rendered
-        del record["extra"]
+        del record["extra"], record["template_keys"]
         return record
 
 

@@ -34,7 +34,6 @@ READ = (
 )
 # OpenAI's weight and axolotl's train say which turns are learned; function_call is OpenAI's older tool_calls.
 OWN = ("role", "content", "from", "value", "weight", "train", "function_call")
-KNOWN = frozenset((*READ, *OWN))
 IMAGES = ("image", "video", "audio", "input_image", "input_audio", "file")  # how the types of other parts start
 
 
@@ -186,9 +185,9 @@ def _tools(raw: Raw, name: str) -> list[Any]:
     return [dict(tool) for tool in given]
 
 
-def unread_keys(values: Iterable[object]) -> set[str]:
-    """The keys that nothing reads, of all messages in these values."""
+def keys_of(values: Iterable[object]) -> set[str]:
+    """The keys of all messages in these values, without those that every message has."""
     lists = (value if isinstance(value, list) else [value] for value in values if isinstance(value, list | Mapping))
     messages = (item for items in lists for item in items if isinstance(item, Mapping))
     found = (item for item in messages if "role" in item or "from" in item)
-    return {str(key) for item in found for key, value in item.items() if key not in KNOWN and value is not None}
+    return {str(key) for item in found for key, value in item.items() if key not in OWN and value is not None}
