@@ -52,6 +52,7 @@ def test_rl_passes_other_columns_to_reward_functions(tmp_path: Path, write: Any)
         ({**THUMB, "kto_tag": True}, "reward", "kto_tag"),
         ({"prompt": "a", "completion": "b", "train": False}, "sft", "train"),
         ({"prompt": "a", "completion": "b", "margin": 1.0}, "sft", "margin"),
+        ({"text": "a", "role": "user"}, "sft", "role"),
         ({"question": "q", "response_j": "a", "response_k": "b", "context": "c"}, "reward", "context"),
     ],
 )
@@ -123,6 +124,7 @@ def test_columns_that_can_not_be_read_are_an_error(given: str, told: str) -> Non
         ),
         ({"data": {"query": "", "answer": ""}}, "sft", "--columns prompt=data.query,completion=data.answer"),
         ({"a, b question": "", "it's the answer": ""}, "sft", True),
+        ({"input": "", "output": ""}, "sft", "--columns prompt=input,completion=output"),
         ({"x": "", "y": ""}, "sft", ""),
     ],
 )

@@ -126,6 +126,8 @@ def test_every_format_is_distinguished_from_all_others() -> None:
 
 
 def test_the_documentation_has_the_table_of_all_formats() -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    assert f"[{len(FORMATS)} formats]" in readme
     page = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
     assert table() in page
     assert rows_table() in page

@@ -1,6 +1,7 @@
 """Readers of datasets, trainers' files and labelling tools: the question, the order of the answers, and what is left
 out."""
 
+import json
 from typing import Any
 
 import pytest
@@ -264,6 +265,17 @@ def test_parts_that_are_no_text_are_refused_by_name(content: Any, told: str) -> 
     with pytest.raises(PerlError, match="x, row 1: messages has a message") as caught:
         converted({"messages": [{"role": "user", "content": content}]}, use="sft")
     assert told in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        {"messages": json.dumps([*ASK, *GOOD])},
+        {"conversations": json.dumps([{"from": "human", "value": "2+2?"}, {"from": "gpt", "value": "4"}]), "id": 1},
+    ],
+)
+def test_a_table_has_conversations_as_json(raw: Raw) -> None:
+    assert converted(raw, use="sft").rows == [Demonstration(None, [*ASK, *GOOD])]
 
 
 def test_text_parts_are_joined() -> None:

@@ -30,7 +30,7 @@ TARGETS = (
 )
 # Columns that are part of the question, or change what a row means: a reader that doesn't use them would be wrong.
 QUESTIONS = ("system", "system_prompt", "instruction", "input", "question", "context", "history", "tools")
-MEANINGS = ("kto_tag", "weight", "margin", "train")
+MEANINGS = ("kto_tag", "weight", "margin", "train", "role")
 MEDIA = ("image", "images", "video", "videos", "audio", "audios")
 
 
@@ -156,7 +156,7 @@ WORDS = {
     "rejected": "rejected worse worst dispreferred bad loser losing negative neg",
     "label": "label rating thumb thumbs feedback verdict stars vote score",
     "messages": "messages conversation chat dialog dialogue",
-    "prompt": "prompt question query instruction ask asked request user problem task q",
+    "prompt": "prompt question query instruction input ask asked request user problem task q",
     "completion": "completion answer response output reply assistant bot solution summary a",
     "text": "text document content body",
     "system": "system",

@@ -44,7 +44,9 @@ def content(raw: Raw, name: str) -> Content:
 
 
 def conversation(value: object, name: str) -> list[Message]:
-    """A conversation: a list of messages or turns, or a single one."""
+    """A conversation: a list of messages or turns, or a single one; also as JSON text, as tables have it."""
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        value = fields.parsed({name: value}, name)
     if isinstance(value, Mapping) and ("role" in value or "from" in value):
         value = [value]
     if not isinstance(value, list) or not value:
@@ -59,7 +61,10 @@ def turn(answer: str) -> list[Message]:
 
 def turns(raw: Raw, name: str = "conversations") -> list[Message]:
     """The conversation in a field that is ShareGPT's by its name."""
-    given = fields.listed(raw, name, "turns with from and value")
+    found = fields.need(raw, name, "a list of turns with from and value")
+    if isinstance(found, str) and found.lstrip().startswith("["):
+        found = fields.parsed(raw, name)
+    given = fields.listed({name: found}, name, "turns with from and value")
     if not isinstance(given[0], Mapping) or not {"role", "from"} & set(given[0]):
         raise BadField(f"{name} contains {shorten(given[0])}, which is not a turn with from and value")
     return conversation(given, name)
