@@ -59,6 +59,6 @@ def test_packed_rows_have_the_loss_and_gradients_of_padded_ones(llama: Path) -> 
         loss = model(**batch, use_cache=False).loss
         loss.backward()
         found.append((loss, [parameter.grad for parameter in model.parameters()]))
-    assert found[0][0] == pytest.approx(found[1][0].item(), rel=1e-5)
+    assert found[0][0].item() == pytest.approx(found[1][0].item(), rel=1e-5)
     for one, other in zip(found[0][1], found[1][1], strict=True):
         assert torch.allclose(one, other, rtol=1e-4, atol=1e-6)

@@ -64,7 +64,6 @@ def check_packing(config: SFTConfig, family: str) -> None:
         raise PerlError(problem, UNPACKED)
 
 
-@torch.no_grad()
 def check_apart(trainer: SFTTrainer) -> None:
     """Measure that a row in a packed sequence doesn't see the one before it, with two rows as TRL packs them. Raises
     RunFailed if it does."""
@@ -81,6 +80,7 @@ def check_apart(trainer: SFTTrainer) -> None:
         raise RunFailed(f"{problem} (another row before it moves a row's logits by {moved:.1%})", UNPACKED)
 
 
+@torch.no_grad()
 def leak(model: Any, collate: Callable[[list[dict[str, Any]]], dict[str, Any]]) -> float:  # noqa: ANN401
     """How far the logits of a row move when the row packed before it changes, as a share of the largest."""
     second = [token % 7 + 11 for token in range(PROBE)]
