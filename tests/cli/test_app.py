@@ -150,6 +150,7 @@ def test_a_flag_can_be_taken_back_but_for_those_that_steer_one_call() -> None:
         "trust_remote_code",
         "strict",
         "drop_duplicates",
+        "chat",
         "full",
         "use_dora",
     }

@@ -193,8 +193,8 @@ def test_show_prints_what_sft_learns_from(perl: Any, llama: Path, tmp_path: Path
     tokenizer = AutoTokenizer.from_pretrained(llama)
     render = tokenizers.renderer(sources.locate(str(llama)), tokenizer)
     item = of_demonstration(render, data.load(str(path), "sft").rows[0])  # type: ignore[arg-type]
-    start = sum(label == -100 for label in item["labels"])
-    parts = tokenizer.decode(item["input_ids"][:start]), tokenizer.decode(item["input_ids"][start:])
+    start = next(i for i, label in enumerate(item["labels"]) if label != -100)
+    parts = tokenizer.decode(item["input_ids"][:start]), tokenizer.decode(item["input_ids"][start:-1])  # and a newline
     assert f"── row 1, {len(item['input_ids'])} tokens\n{parts[0]}⟦{parts[1]}⟧\n" in found
     assert "<|im_end|>" in parts[1]
     assert found.count("── row") == 2

@@ -373,7 +373,7 @@ def test_rows_that_are_too_long_are_left_out_and_counted(
     good = [{"prompt": "order", "chosen": f"latte {index}", "rejected": "no"} for index in range(3)]
     source = write(tmp_path / "rows.jsonl", [*good, {"prompt": "order", "chosen": "no", "rejected": "latte " * 30}])
     words = ("--max-length", "16", "--per-device-train-batch-size", "4", "--max-steps", "1", "--lora-r", "4")
-    perl("reward", "-m", llama, "-d", source, "-o", tmp_path / "run", *words)
+    perl("reward", "-m", llama, "-d", source, "-o", tmp_path / "run", *words, "--no-chat")
     told = read_record(tmp_path / "run").data["train"]
     assert (told["kept"], told["dropped"]) == (3, {"longer than 16 tokens": {"count": 1, "first_rows": [4]}})
     assert len(seen[0][0]["input_ids"]) == 6

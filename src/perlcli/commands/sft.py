@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from datasets import Dataset
-from trl import SFTConfig, SFTTrainer
+from trl import SFTConfig
 
 from perlcli import data, settings
 from perlcli.data.render import of_demonstration
@@ -20,6 +20,7 @@ from perlcli.training import guards, policies, sampling
 from perlcli.training.loop import describe, train
 from perlcli.training.prepare import Prepared, prepare, preview, require
 from perlcli.training.rows import dataset, load_sides
+from perlcli.training.sft_trainer import TokenMeanTrainer, check_apart, check_packing
 from perlcli.training.trl_config import trl_config
 
 SAMPLED = 4
@@ -31,6 +32,7 @@ def run(given: settings.Sft) -> RunRecord | None:
     prepared = prepare(given)
     require(prepared, policy=True)
     config = trainer_args(prepared.settings)
+    check_packing(config, prepared.source.config.model_type)
     rows, held_out = load_sides(prepared, "sft")
     train_set = tokens(rows, prepared, "train")
     eval_set = tokens(held_out, prepared, "eval") if held_out else None
@@ -62,12 +64,13 @@ def build_trainer(prepared: Prepared[settings.Sft], config: SFTConfig, rows: Dat
     """TRL's trainer on the base with the adapter that trains, or under --full with all of its weights."""
     model = policies.start(prepared)
     with roles.unrounded(model):
-        trainer: Any = SFTTrainer(model, config, train_dataset=rows, processing_class=prepared.tokenizer)
+        trainer: Any = TokenMeanTrainer(model, config, train_dataset=rows, processing_class=prepared.tokenizer)
     roles.as_float32(trainer.model)
+    check_apart(trainer)
     return trainer
 
 
-def measure(trainer: SFTTrainer, steps: Sequence[dict[str, Any]], held_out: Dataset | None) -> dict[str, float]:
+def measure(trainer: TokenMeanTrainer, steps: Sequence[dict[str, Any]], held_out: Dataset | None) -> dict[str, float]:
     """The training loss of the last step, and loss and token accuracy on held-out rows."""
     metrics = {"train_loss": steps[-1]["loss"]} if steps else {}
     if held_out is not None:
