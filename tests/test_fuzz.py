@@ -31,6 +31,7 @@ from perlcli import coffee, data, recipes, settings
 from perlcli.cli import binding
 from perlcli.cli.app import app
 from perlcli.commands import data_convert
+from perlcli.data.examples import EXAMPLES
 from perlcli.data.formats import NAMES
 from perlcli.errors import PerlError
 from perlcli.model import sources, tokenizers, weights
@@ -322,6 +323,7 @@ ROWS: list[dict[str, Any]] = [
         ]
     },
 ]
+ROWS += [row for rows in EXAMPLES.values() for row in rows]
 NEAR_ROWS = st.sampled_from(ROWS).flatmap(lambda row: damaged(row, ANY_JSON))
 USES = st.sampled_from(["sft", "reward", "rl"])
 

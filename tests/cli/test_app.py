@@ -150,6 +150,7 @@ def test_a_flag_can_be_taken_back_but_for_those_that_steer_one_call() -> None:
         "trust_remote_code",
         "strict",
         "drop_duplicates",
+        "chat",
         "full",
         "use_dora",
     }
@@ -455,7 +456,7 @@ def test_second_argument_is_told() -> None:
         (["compare-full"], "STAGE [sft|reward|rl|all]"),
         (["estimate"], "STAGE [sft|reward|rl|all]"),
         (["data", "show"], "--for [sft|reward|rl]"),
-        (["sft"], "One of hh, pairs, shp,"),
+        (["sft"], "One of hh, openai-preferences,"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else value,
 )

@@ -69,6 +69,41 @@ def test_check_reports_what_would_be_dropped(perl: Any, llama: Path, tmp_path: P
     assert not list(tmp_path.glob("runs*"))
 
 
+def test_check_names_the_columns_that_nothing_reads(perl: Any, llama: Path, tmp_path: Path, write: Any) -> None:
+    found = perl("data", "check", write(tmp_path / "a.jsonl", [{**PAIR, "id": 1, "url": "x"}]), "-m", llama).stdout
+    assert found.count("columns not used: id, url") == 2
+    assert found.count("columns passed to reward functions: id, url") == 1
+
+
+def test_check_names_the_keys_of_messages_that_the_template_does_not_read(
+    perl: Any, llama: Path, tmp_path: Path, write: Any
+) -> None:
+    rows = [{"messages": [{**CHAT[0], "name": "Ann", "id": 1}, CHAT[1]]}]
+    found = perl("data", "check", write(tmp_path / "a.jsonl", rows), "-m", llama).stdout
+    assert found.count("message keys not used: id, name") == 2
+
+
+def test_check_says_a_fault_once(perl: Any, llama: Path, tmp_path: Path, write: Any) -> None:
+    rows = [{"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": " "}], "kto_tag": 1}]
+    found = perl("data", "check", write(tmp_path / "a.jsonl", rows), "-m", llama).stdout
+    assert found.count("with an empty completion") == 1
+    assert "perl reward  no   as for perl sft" in found
+    unknown = perl("data", "check", write(tmp_path / "b.jsonl", [{"Question": "a", "Answer": "b"}]), code=2).stderr
+    assert unknown.count("has the columns Question, Answer") == 1
+    assert "--columns prompt=Question,completion=Answer" in unknown
+
+
+def test_all_commands_of_data_take_columns_and_labels(perl: Any, llama: Path, tmp_path: Path, write: Any) -> None:
+    path = write(tmp_path / "a.jsonl", [{"data": {"q": "a latte", "a": "yes"}, "stars": stars} for stars in (5, 1)])
+    words = ("--columns", "prompt=data.q,completion=data.a,label=stars", "--label-threshold", 4)
+    assert "1 thumbs up, 1 thumbs down" in perl("data", "check", path, "-m", llama, *words).stdout
+    assert "thumbs up" in perl("data", "show", path, "-m", llama, *words).stdout
+    perl("data", "convert", path, "--output", "out.jsonl", *words)
+    made = [json.loads(line) for line in Path("out.jsonl").read_text().splitlines()]
+    assert made == [{"prompt": "a latte", "completion": "yes", "label": label} for label in (True, False)]
+    assert "--columns does not work" in perl("data", "check", "coffee", "--columns", "prompt=q", code=2).stderr
+
+
 def test_check_of_a_folder_looks_at_both_sides(perl: Any, llama: Path, tmp_path: Path, write: Any) -> None:
     for name in ("train", "test"):
         write(tmp_path / f"{name}.jsonl", [PAIR])
@@ -158,8 +193,8 @@ def test_show_prints_what_sft_learns_from(perl: Any, llama: Path, tmp_path: Path
     tokenizer = AutoTokenizer.from_pretrained(llama)
     render = tokenizers.renderer(sources.locate(str(llama)), tokenizer)
     item = of_demonstration(render, data.load(str(path), "sft").rows[0])  # type: ignore[arg-type]
-    start = sum(label == -100 for label in item["labels"])
-    parts = tokenizer.decode(item["input_ids"][:start]), tokenizer.decode(item["input_ids"][start:])
+    start = next(i for i, label in enumerate(item["labels"]) if label != -100)
+    parts = tokenizer.decode(item["input_ids"][:start]), tokenizer.decode(item["input_ids"][start:-1])  # and a newline
     assert f"── row 1, {len(item['input_ids'])} tokens\n{parts[0]}⟦{parts[1]}⟧\n" in found
     assert "<|im_end|>" in parts[1]
     assert found.count("── row") == 2
@@ -251,6 +286,21 @@ def test_text_that_the_terminal_can_not_encode_is_no_error(monkeypatch: pytest.M
             {"prompt": CHAT[:1], "chosen": CHAT[1:], "rejected": [{"role": "assistant", "content": "no"}]},
         ),
         ({"prompt": "ä", "order": "x"}, [], {"prompt": "ä", "order": "x"}),
+        ({**PAIR, "margin": 2}, [], {**PAIR, "margin": 2.0}),
+        (
+            {"messages": CHAT, "tools": [{"name": "add"}], "chat_template_kwargs": {"x": 1}},
+            ["--for", "sft"],
+            {"messages": CHAT, "tools": [{"name": "add"}], "chat_template_kwargs": {"x": 1}},
+        ),
+        (
+            {"prompt": "a", "system": "s", "tools": [{"name": "add"}], "order": "x"},
+            [],
+            {
+                "prompt": [{"role": "system", "content": "s"}, {"role": "user", "content": "a"}],
+                "order": "x",
+                "tools": [{"name": "add"}],
+            },
+        ),
     ],
 )
 def test_convert_writes_what_trl_reads(

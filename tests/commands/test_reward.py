@@ -333,6 +333,22 @@ def test_loss_of_pairs_is_logistic_in_the_margin(
     assert all(text.endswith(")<|im_end|>\n") and text.count("<|im_end|>") == 2 for text in texts)
 
 
+def test_margins_are_subtracted_in_the_loss_as_in_trl(
+    perl: Perl, llama: Path, tmp_path: Path, write: Any, seen: Any
+) -> None:
+    pairs = coffee.preferences("train", 16)
+    rows = [{**row, "margin": 3.0} if place else dict(row) for place, row in enumerate(pairs)]
+    path = write(tmp_path / "rows.jsonl", rows)
+    told = perl("reward", "-m", llama, "-d", path, "-o", tmp_path / "run", *SHORT).stdout
+    assert "score of rejected - margin)" in told
+    assert "1 pair without a margin, of 16: their margin is 0." in told
+    for batch, loss, scores in seen:
+        sides = zip(scores[:4], scores[4:], batch["margin"].tolist(), strict=True)
+        losses = [-math.log(sigmoid(one - other - margin)) for one, other, margin in sides]
+        assert loss == pytest.approx(sum(losses) / 4, abs=1e-5)
+        assert max(batch["margin"]) == 3.0
+
+
 def test_loss_of_thumbs_is_weighted_binary_cross_entropy(
     perl: Perl, llama: Path, rows: dict[str, Path], tmp_path: Path, seen: Any
 ) -> None:
@@ -366,7 +382,7 @@ def test_rows_that_are_too_long_are_left_out_and_counted(
     good = [{"prompt": "order", "chosen": f"latte {index}", "rejected": "no"} for index in range(3)]
     source = write(tmp_path / "rows.jsonl", [*good, {"prompt": "order", "chosen": "no", "rejected": "latte " * 30}])
     words = ("--max-length", "16", "--per-device-train-batch-size", "4", "--max-steps", "1", "--lora-r", "4")
-    perl("reward", "-m", llama, "-d", source, "-o", tmp_path / "run", *words)
+    perl("reward", "-m", llama, "-d", source, "-o", tmp_path / "run", *words, "--no-chat")
     told = read_record(tmp_path / "run").data["train"]
     assert (told["kept"], told["dropped"]) == (3, {"longer than 16 tokens": {"count": 1, "first_rows": [4]}})
     assert len(seen[0][0]["input_ids"]) == 6

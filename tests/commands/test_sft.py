@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import SFTTrainer
 
 from perlcli import coffee, data
+from perlcli.data.render import IGNORED, of_demonstration
 from perlcli.model import loading, roles, tokenizers
 from perlcli.model.sources import locate
 from perlcli.model.weights import fingerprint
@@ -83,6 +84,7 @@ def test_record_describes_the_run(sft_run: Path, llama: Path, rows: dict[str, Pa
         "fingerprint": fingerprint(str(llama)),
         "adapter_fingerprint": None,
         "tokenizer": tokenizers.tokenizer_fingerprint(AutoTokenizer.from_pretrained(llama)),
+        "rendering": {"chat": True, "chat_template_kwargs": {}, "loss_on": "assistant"},
     }
     counts = {role: (part["source"], part["read"], part["kept"]) for role, part in found.data.items()}
     source = str(rows["demonstrations"])
@@ -119,15 +121,14 @@ def test_adapter_has_the_measured_loss_in_plain_peft(sft_run: Path, llama: Path,
     render = tokenizers.renderer(locate(str(llama)), AutoTokenizer.from_pretrained(sft_run))
     losses = []
     for row in data.load(str(rows["demonstrations"]), "sft", split="test").rows:
-        start, end = render.prompt_ids(row.prompt), render.completion_ids(row.prompt, row.completion)
+        tokens = of_demonstration(render, row)
+        ids, labels = torch.tensor([tokens["input_ids"]]), torch.tensor(tokens["labels"])
         with torch.no_grad():
-            logits = model(input_ids=torch.tensor([start + end])).logits[0]
-            assert torch.equal(ours(input_ids=torch.tensor([start + end])).logits[0], logits)
-        losses.append(
-            torch.nn.functional.cross_entropy(logits[len(start) - 1 : -1], torch.tensor(end), reduction="none")
-        )
-    batches = [torch.cat(losses[:8]).mean() * 8, torch.cat(losses[8:]).mean() * 4]  # transformers' eval batches of 8
-    assert read_record(sft_run).metrics["eval_loss"] == pytest.approx(float(sum(batches)) / 12, rel=1e-4)
+            logits = model(input_ids=ids).logits[0]
+            assert torch.equal(ours(input_ids=ids).logits[0], logits)
+        kept = labels[1:] != IGNORED
+        losses.append(torch.nn.functional.cross_entropy(logits[:-1][kept], labels[1:][kept], reduction="none"))
+    assert read_record(sft_run).metrics["eval_loss"] == pytest.approx(float(torch.cat(losses).mean()), rel=1e-4)
 
 
 def test_adapter_has_changed(sft_run: Path) -> None:
@@ -142,53 +143,56 @@ def test_completions_are_learned_and_prompts_are_not(
 ) -> None:
     text = {"prompt": "order: ", "completion": "latte"}
     source = write(tmp_path / "rows.jsonl", [{"prompt": SAID, "completion": CALL}, text])
-    perl("sft", "-m", llama, "-d", source, "-o", tmp_path / "run", *SHORT, "--set", "shuffle_dataset=false")
+    result = perl("sft", "-m", llama, "-d", source, "-o", tmp_path / "run", *SHORT, "--no-chat")
+    assert "train: rendered as text: prompt and completion joined (--chat makes them turns of a chat)" in result.stdout
     tokenizer = AutoTokenizer.from_pretrained(llama)
     end = tokenizer.eos_token_id
     prompt = tokenizer.apply_chat_template(SAID, add_generation_prompt=True)["input_ids"]
-    answer = tokenizer("add_order_item(latte, size=large)<|im_end|>\n")["input_ids"]
+    answer = tokenizer("add_order_item(latte, size=large)<|im_end|>")["input_ids"]
+    tail = tokenizer("\n")["input_ids"]
     plain = [tokenizer("order: ")["input_ids"], [*tokenizer("latte")["input_ids"], end]]
     found = sorted(learned(seen[0]), key=lambda row: -len(row[0]))
-    assert found == [(prompt + answer, answer), (plain[0] + plain[1], plain[1])]
+    assert found == [(prompt + answer + tail, answer), (plain[0] + plain[1], plain[1])]
 
 
-def test_prompts_are_learned_too_without_completion_only_loss(
-    perl: Perl, llama: Path, seen: Any, tmp_path: Path, rows: dict[str, Path]
+def test_text_rows_become_chats_and_the_report_says_so(
+    perl: Perl, llama: Path, seen: Any, tmp_path: Path, write: Any
 ) -> None:
-    words = ("--set", "completion_only_loss=false")
+    source = write(tmp_path / "rows.jsonl", [{"prompt": SAID[0]["content"], "completion": CALL[0]["content"]}] * 2)
+    result = perl("sft", "-m", llama, "-d", source, "-o", tmp_path / "run", *SHORT)
+    chats = write(tmp_path / "chats.jsonl", [{"prompt": SAID, "completion": CALL}] * 2)
+    perl("sft", "-m", llama, "-d", chats, "-o", tmp_path / "other", *SHORT)
+    assert learned(seen[0]) == learned(seen[1])
+    how = "rendered as chats: prompt = user turn, completion = assistant turn (--no-chat joins the text)"
+    assert f"train: {how}" in result.stdout
+    assert read_record(tmp_path / "run").data["train"]["rendered"] == [how]
+
+
+def test_all_tokens_can_be_learned(perl: Perl, llama: Path, seen: Any, tmp_path: Path, rows: dict[str, Path]) -> None:
+    words = ("--loss-on", "all")
     perl("sft", "-m", llama, "-d", rows["demonstrations"] / "train.jsonl", "-o", tmp_path / "run", *SHORT, *words)
     assert all(ids == counted for ids, counted in learned(seen[0]))
 
 
+@pytest.mark.parametrize("name", ["assistant_only_loss", "completion_only_loss"])
+def test_what_is_learned_has_one_option(name: str, perl: Perl, llama: Path, tmp_path: Path) -> None:
+    words = ("-d", "coffee", "-o", tmp_path / "run", *SHORT, "--set", f"{name}=true")
+    assert f"--set {name}: use the option --loss-on" in perl("sft", "-m", llama, *words, code=2).stderr
+
+
 @pytest.mark.parametrize("column", ["messages", "text"])
-def test_all_of_a_row_without_a_prompt_is_learned(
+def test_of_a_row_without_a_prompt_answers_are_learned_or_all_text(
     column: str, perl: Perl, llama: Path, seen: Any, tmp_path: Path, write: Any
 ) -> None:
-    row = {"messages": SAID + CALL, "text": "a tall latte"}[column]
+    row = {"messages": SAID + CALL + SAID + CALL, "text": "a tall latte"}[column]
     source = write(tmp_path / "rows.jsonl", [{column: row}] * 2)
     perl("sft", "-m", llama, "-d", source, "-o", tmp_path / "run", *SHORT)
     tokenizer = AutoTokenizer.from_pretrained(llama)
     text = "<|im_start|>user\na tall latte<|im_end|>\n<|im_start|>assistant\n" + CALL[0]["content"] + "<|im_end|>\n"
-    whole = tokenizer(text if column == "messages" else "a tall latte<|im_end|>")["input_ids"]
-    assert learned(seen[0]) == [(whole, whole)] * 2
+    answer = tokenizer(CALL[0]["content"] + "<|im_end|>")["input_ids"] * 2
+    ids = tokenizer(text * 2 if column == "messages" else "a tall latte<|im_end|>")["input_ids"]
+    assert learned(seen[0]) == [(ids, answer if column == "messages" else ids)] * 2
     assert not (tmp_path / "run" / "samples.jsonl").exists()  # nothing to answer
-
-
-def test_only_assistant_turns_are_learned_if_the_template_marks_them(
-    perl: Perl, seen: Any, tmp_path: Path, write: Any
-) -> None:
-    source = write(tmp_path / "rows.jsonl", [{"messages": SAID + CALL + SAID + CALL}] * 2)
-    perl("sft", "-d", source, "-o", tmp_path / "run", *SHORT, "--set", "assistant_only_loss=true")
-    answer = AutoTokenizer.from_pretrained(coffee.BASE)(CALL[0]["content"] + "<end>")["input_ids"]
-    assert [counted for _, counted in learned(seen[0])] == [answer * 2] * 2
-
-
-def test_template_without_marks_is_rejected(perl: Perl, llama: Path, tmp_path: Path, write: Any) -> None:
-    source = write(tmp_path / "rows.jsonl", [{"messages": SAID + CALL}] * 2)
-    words = ("--set", "assistant_only_loss=true")
-    result = perl("sft", "-m", llama, "-d", source, "-o", tmp_path / "run", *SHORT, *words, code=2)
-    assert "assistant_only_loss needs a chat template with {% generation %} marks" in result.stderr
-    assert not (tmp_path / "run").exists()
 
 
 def test_thumbs_up_are_learned_and_thumbs_down_left_out(
@@ -199,7 +203,7 @@ def test_thumbs_up_are_learned_and_thumbs_down_left_out(
     rows = [{"prompt": SAID, "completion": a, "label": b} for a, b in zip(answers, liked, strict=True)]
     result = perl("sft", "-m", llama, "-d", write(tmp_path / "rows.jsonl", rows), "-o", tmp_path / "run", *SHORT)
     tokenizer = AutoTokenizer.from_pretrained(llama)
-    assert sorted(tokenizer.decode(counted) for _, counted in learned(seen[0])) == ["0<|im_end|>\n", "2<|im_end|>\n"]
+    assert sorted(tokenizer.decode(counted) for _, counted in learned(seen[0])) == ["0<|im_end|>", "2<|im_end|>"]
     assert "thumbs, 4 rows read, 2 kept; dropped 2 with a thumbs down (rows 2, 4)" in result.stdout
 
 

@@ -11,7 +11,8 @@ from transformers import AutoTokenizer
 from perlcli import settings
 from perlcli.data import Data, Preference, Renderer, cache
 from perlcli.data.cache import TokenCache
-from perlcli.data.fitting import Room, fitted
+from perlcli.data.chat import Style
+from perlcli.data.fitting import Fitting, Room
 from perlcli.data.render import of_preference
 from perlcli.data.rows import DataReport
 from perlcli.model import tokenizers
@@ -130,12 +131,12 @@ def test_rows_from_the_cache_are_the_rows_that_were_rendered(llama: Path, folder
 
     def tokens(render: Renderer) -> Any:
         data = Data(list(rows), list(range(1, 201)), DataReport("x", "pairs", 200, 200))
-        return list(fitted(data, Room(1000), partial(of_preference, render), render=render))
+        return list(Fitting(data.report, Room(1000), partial(of_preference, render), render=render).columns(data))
 
     tokenizer = AutoTokenizer.from_pretrained(llama)
-    wanted = tokens(Renderer(tokenizer))
+    wanted = tokens(Renderer(tokenizer, style=Style(chat=False)))
     for _ in range(2):
-        render = Renderer(tokenizer)
+        render = Renderer(tokenizer, style=Style(chat=False))
         render.cache = tokenizers.token_cache(tokenizer)
         assert tokens(render) == wanted
     assert len(list(folder.iterdir())) == 3  # a batch of texts, and two of conversations

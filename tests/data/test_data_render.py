@@ -7,7 +7,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from perlcli import coffee
-from perlcli.data import Renderer
+from perlcli.data import Demonstration, Renderer
+from perlcli.data.chat import RowRefused, Style
+from perlcli.data.render import IGNORED, of_demonstration
 from perlcli.errors import PerlError
 
 CHATML = (
@@ -23,6 +25,7 @@ MARKED = (
     "{% generation %}{{ m['content'] + '<e>' }}{% endgeneration %}{{ '\n' }}{% else %}{{ m['content'] + '<e>\n' }}"
     "{% endif %}{% endfor %}{% if add_generation_prompt %}{{ '<s>assistant\n' }}{% endif %}"
 )
+AS_TEXT = Style(chat=False)
 TEXTS = ("b", " b", "b\n", "\n\n", "", "two words", "Grüße 世界 🙂", "a b\u2028c", '{"a": [1, 2]}')
 
 
@@ -137,7 +140,7 @@ def test_nothing_written_is_not_an_end() -> None:
 @pytest.mark.parametrize("text", TEXTS)
 def test_a_text_completion_continues_its_prompt_and_ends(text: str) -> None:
     made = CHATS["tail"]
-    render = Renderer(made)
+    render = Renderer(made, style=AS_TEXT)
     start, ids = render.prompt_ids("say:"), render.completion_ids("say:", text)
     assert made.decode(start + ids, skip_special_tokens=True) == "say:" + text
     assert start + ids == [*made("say:" + text)["input_ids"], made.eos_token_id]
@@ -146,7 +149,7 @@ def test_a_text_completion_continues_its_prompt_and_ends(text: str) -> None:
 
 def test_a_text_completion_that_merges_with_its_prompt_starts_where_the_policy_would() -> None:
     made = CHATS["tail"]
-    render = Renderer(made)
+    render = Renderer(made, style=AS_TEXT)
     assert len(made("ab")["input_ids"]) == 1
     assert render.prompt_ids("a") == made.convert_tokens_to_ids(["a"])
     assert render.completion_ids("a", "b") == made.convert_tokens_to_ids(["b", "<e>"])
@@ -166,7 +169,7 @@ def test_a_prompt_with_a_start_token_keeps_it_once() -> None:
 
 @pytest.mark.parametrize(("text", "expected"), [("b", "b<e>"), ("b<e>", "b<e>"), ("b<e>\n", "b<e>\n"), ("", "<e>")])
 def test_eos_is_not_doubled_where_the_text_has_it(text: str, expected: str) -> None:
-    render = Renderer(CHATS["tail"])
+    render = Renderer(CHATS["tail"], style=AS_TEXT)
     assert CHATS["tail"].decode(render.completion_ids("say:", text)) == expected
     assert CHATS["tail"].decode(render.whole_ids(text)) == expected
 
@@ -201,14 +204,12 @@ def test_an_unknown_end_is_followed_by_eos() -> None:
     assert render.tokenizer.decode(render.completion_ids(user("a"), agent("b"))) == "b<turn>\n<e>"
 
 
-def test_a_template_that_renders_an_answered_prompt_differently_still_gives_the_answer() -> None:
-    made = tokenizer(THINKING)
-    render = Renderer(made)
-    assert made.decode(render.prompt_ids(user("a"))).endswith("<s>assistant\n<think>")
-    ids = render.completion_ids(user("a"), agent("b"))
-    assert made.decode(ids) == "b<e>\n"  # with the ending that the template gives every answer
-    written = ids[: -len(render.tail)]
-    assert render.scored_ids(user("a"), written) == render.prompt_ids(user("a")) + ids
+def test_an_answer_without_the_reasoning_that_the_template_opens_is_refused() -> None:
+    render = Renderer(tokenizer(THINKING))
+    with pytest.raises(RowRefused, match="opens <think> for an answer that has no reasoning"):
+        render.completion_ids(user("a"), agent("b"))
+    with pytest.raises(RowRefused, match="opens <think>"):
+        render.completion_ids(user("a"), agent("b") + user("c") + agent("d"))
 
 
 def test_an_eos_after_the_end_of_the_turn_belongs_to_the_tail() -> None:
@@ -222,25 +223,13 @@ def test_an_eos_after_the_end_of_the_turn_belongs_to_the_tail() -> None:
     assert render.scored_ids(user("a"), ids[:-1]) == render.prompt_ids(user("a")) + ids
 
 
-def test_several_messages_need_a_template_that_keeps_the_prompt() -> None:
-    with pytest.raises(PerlError, match="several messages"):
-        Renderer(tokenizer(THINKING)).completion_ids(user("a"), agent("b") + user("c") + agent("d"))
-
-
-@pytest.mark.parametrize("made", [CHATS["coffee"], tokenizer(MARKED)], ids=["coffee", "marked"])
-def test_the_mask_covers_what_the_assistant_says(made: Any) -> None:
-    render = Renderer(made)
+@pytest.mark.parametrize("made", [CHATS["coffee"], CHATS["tail"], tokenizer(MARKED)], ids=["coffee", "tail", "marked"])
+def test_only_what_the_assistant_writes_is_learned(made: Any) -> None:
     messages = user("a") + agent("bc") + user("d") + agent("e")
-    ids, mask = render.whole_ids(messages), render.assistant_mask(messages)
-    assert len(ids) == len(mask)
-    said = made.decode([token for token, kept in zip(ids, mask, strict=True) if kept], skip_special_tokens=True)
-    assert said == "bce"
-    assert [token for token, kept in zip(ids, mask, strict=True) if kept].count(made.eos_token_id) == 2
-
-
-def test_a_template_without_marks_has_no_mask() -> None:
-    with pytest.raises(PerlError, match=r"needs a chat template with \{% generation %\} marks"):
-        Renderer(CHATS["tail"]).assistant_mask(user("a") + agent("b"))
+    row = of_demonstration(Renderer(made), Demonstration(None, messages))
+    kept = [token for token, label in zip(row["input_ids"], row["labels"], strict=True) if label != IGNORED]
+    assert made.decode(kept, skip_special_tokens=True) == "bce"
+    assert kept.count(made.eos_token_id) == 2 and kept[-1] == made.eos_token_id
 
 
 def test_text_has_no_special_tokens() -> None:

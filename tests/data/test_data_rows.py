@@ -52,6 +52,11 @@ def test_the_summary_is_json_with_counts_and_first_rows() -> None:
         "overlap",
         "labels",
         "tokens",
+        "unused",
+        "unused_keys",
+        "passed",
+        "rendered",
+        "findings",
     }
 
 
@@ -62,7 +67,9 @@ def test_the_summary_is_json_with_counts_and_first_rows() -> None:
         (Demonstration("a", "b"), False),
         (Demonstration(None, ""), True),
         (Demonstration(user("hi"), agent("")), True),
-        (Demonstration(user("hi"), [*agent(""), *user("b")]), False),
+        (Demonstration(user("hi"), [*agent(""), *user("b"), *agent("c")]), True),
+        (Demonstration(user("hi"), [{**agent("")[0], "weight": 0}, *user("b"), *agent("c")]), False),
+        (Demonstration(user("hi"), [{**agent("")[0], "tool_calls": [{"name": "f"}]}]), False),
         (Preference("a", "", "c"), True),
         (Preference("a", "b", ""), False),
         (Thumb("a", "", False), True),

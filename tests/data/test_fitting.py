@@ -10,7 +10,8 @@ from transformers import AutoTokenizer
 
 from perlcli import coffee, data, settings
 from perlcli.data import Demonstration, Preference, Prompt, Renderer, Thumb
-from perlcli.data.fitting import Room, fitted, length_of, truncate
+from perlcli.data.chat import Style
+from perlcli.data.fitting import Fitting, Room, length_of, truncate
 from perlcli.data.render import of_demonstration, of_preference, of_prompt
 from perlcli.data.rows import DataReport
 from perlcli.errors import PerlError
@@ -20,6 +21,10 @@ from perlcli.training.prepare import prepare
 from perlcli.training.rows import load_data
 
 LONG = " ".join(f"order {place}" for place in range(60))
+
+
+def fitted(rows: data.Data, room: Room, tokens: Any, *, most: int | None = None, **how: Any) -> list[dict[str, Any]]:
+    return list(Fitting(rows.report, room, tokens, **how).columns(rows, most))
 
 
 def message(role: str, content: str) -> dict[str, str]:
@@ -43,7 +48,7 @@ def test_rows_encoded_at_once_get_the_ids_they_get_alone(render: Renderer) -> No
         rows += [Preference(said, answer, [*answer, *said, *answer]), Thumb(said, answer, False)]
         rows += [Preference(None, [*said, *answer], said)]
     alone = [of_preference(render, row) for row in rows]
-    assert list(fitted(of(*rows), Room(1000), partial(of_preference, render), render=render)) == alone
+    assert fitted(of(*rows), Room(1000), partial(of_preference, render), render=render) == alone
 
 
 @pytest.mark.parametrize("kind", ["demonstration", "prompt"])
@@ -54,7 +59,7 @@ def test_demonstrations_and_prompts_too(kind: str, render: Renderer) -> None:
         said = [message("user", "a latte")]
         rows.append(Demonstration(said, [message("assistant", "b")]) if kind == "demonstration" else Prompt(said))
     alone = [tokens(render, row) for row in rows]
-    assert list(fitted(of(*rows), Room(1000), partial(tokens, render), render=render)) == alone
+    assert fitted(of(*rows), Room(1000), partial(tokens, render), render=render) == alone
 
 
 def test_what_was_foreseen_is_not_encoded_again(chat: Renderer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -67,22 +72,24 @@ def test_what_was_foreseen_is_not_encoded_again(chat: Renderer, monkeypatch: pyt
 
 
 def test_only_the_latest_that_was_foreseen_is_kept(chat: Renderer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("perlcli.data.render.FORESEEN", 10)
+    monkeypatch.setattr("perlcli.data.encoding.FORESEEN", 10)
+    chat = Renderer(chat.tokenizer, style=Style(chat=False))
     for place in range(5):
         chat.foresee([Prompt(f"a latte {place} large"), Prompt(f"a mocha {place} large")])
-        assert list(chat._texts)[-2:] == [f"a latte {place} large", f"a mocha {place} large"]
-    assert len(chat._texts) < 10
+        assert list(chat.encoder._texts)[-2:] == [f"a latte {place} large", f"a mocha {place} large"]
+    assert len(chat.encoder._texts) < 10
     chat.forget()
-    assert not chat._texts
+    assert not chat.encoder._texts
 
 
 def test_a_row_that_can_not_be_rendered_is_still_an_error(gpt2: Path) -> None:
     text = Renderer(AutoTokenizer.from_pretrained(gpt2))
     with pytest.raises(PerlError, match="has no chat template"):
-        list(fitted(of(Prompt([message("user", "a")])), Room(100), partial(of_prompt, text), render=text))
+        fitted(of(Prompt([message("user", "a")])), Room(100), partial(of_prompt, text), render=text)
 
 
 def test_truncation_cuts_the_prompt_and_keeps_the_completion(render: Renderer) -> None:
+    render = Renderer(render.tokenizer, style=Style(chat=False))
     row = Preference(f"{LONG} the end:", " latte", " a large mocha")
     tokens = partial(of_preference, render)
     cut = truncate(row, 40, tokens, render)
@@ -125,7 +132,7 @@ def test_no_cut_is_made_if_none_is_enough(row: Demonstration, chat: Renderer) ->
 
 def test_what_was_cut_and_what_could_not_be_is_counted(chat: Renderer) -> None:
     rows = of(Demonstration("a", "b"), Demonstration(LONG, "b"), Demonstration("a", LONG))
-    found = list(fitted(rows, Room(20), partial(of_demonstration, chat), on_long="truncate", render=chat))
+    found = fitted(rows, Room(20), partial(of_demonstration, chat), on_long="truncate", render=chat)
     assert len(found) == 2
     assert (rows.numbers, rows.report.truncated, rows.report.kept) == ([1, 2], [2], 2)
     assert rows.report.dropped == {"longer than 20 tokens even with the prompt cut": [3]}
@@ -136,7 +143,7 @@ def test_what_was_cut_and_what_could_not_be_is_counted(chat: Renderer) -> None:
 def test_an_error_names_the_rows_and_the_longest(chat: Renderer) -> None:
     rows = of(Prompt("a"), *[Prompt(LONG)] * 12)
     with pytest.raises(PerlError) as caught:
-        list(fitted(rows, Room(20), partial(of_prompt, chat), on_long="error", render=chat))
+        fitted(rows, Room(20), partial(of_prompt, chat), on_long="error", render=chat)
     longest = len(chat.prompt_ids(LONG))
     assert caught.value.problem == (
         f"x: 12 rows longer than 20 tokens, the longest with {longest}: rows 2, 3, 4, 5, 6, 7, 8, 9, 10, 11…"
@@ -213,7 +220,7 @@ def test_a_long_conversation_is_cut_in_a_few_steps(chat: Renderer) -> None:
 def test_rows_that_are_too_long_are_dropped_by_their_number_in_the_source(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes(lines(*({**THUMB, "completion": "x" * n} for n in (2, 5, 6, 1))))
     found = data.load(str(tmp_path / "a.jsonl"), "reward")
-    kept = list(data.fitted(found, Room(5), lambda row: {"ids": list(row.completion), "label": 1.0}))
+    kept = fitted(found, Room(5), lambda row: {"ids": list(row.completion), "label": 1.0})
     assert [len(row["ids"]) for row in kept] == [2, 5, 1]
     assert (found.report.read, found.report.kept) == (4, 3)
     assert found.report.line().endswith("4 rows read, 3 kept; dropped 1 longer than 5 tokens (row 3)")
@@ -222,7 +229,7 @@ def test_rows_that_are_too_long_are_dropped_by_their_number_in_the_source(tmp_pa
 def test_the_longest_list_of_a_row_counts() -> None:
     found = data.Data([Prompt("a")], [1], DataReport("x", "pairs", 1, 1))
     with pytest.raises(PerlError, match="every row is longer than 2 tokens\nHint: use a higher --max-length"):
-        list(data.fitted(found, Room(2), lambda row: {"chosen_ids": [1], "rejected_ids": [1, 2, 3]}))
+        fitted(found, Room(2), lambda row: {"chosen_ids": [1], "rejected_ids": [1, 2, 3]})
 
 
 def of_lengths(*lengths: int) -> data.Data:
@@ -236,15 +243,15 @@ def ids(row: Any) -> dict[str, Any]:
 
 def test_data_most_of_whose_rows_are_too_long_is_refused_unless_dropping_was_asked_for() -> None:
     with pytest.raises(PerlError) as refused:
-        list(fitted(of_lengths(3, 9, 9, 20), Room(10, completion=6), ids))
+        fitted(of_lengths(3, 9, 9, 20), Room(10, completion=6), ids)
     assert (
         refused.value.problem == "x: 3 of 4 rows are longer than 4 tokens (--max-length 10 less 6 for the completion)"
     )
     assert refused.value.hint == (
         "--max-length 26 keeps 90 % of the rows, --on-long truncate cuts prompts, --on-long drop leaves 1 row"
     )
-    assert len(list(fitted(of_lengths(3, 9, 9, 20), Room(10, completion=6), ids, on_long="drop"))) == 1
-    assert len(list(fitted(of_lengths(3, 3, 9, 20), Room(10, completion=6), ids))) == 2
+    assert len(fitted(of_lengths(3, 9, 9, 20), Room(10, completion=6), ids, on_long="drop")) == 1
+    assert len(fitted(of_lengths(3, 3, 9, 20), Room(10, completion=6), ids)) == 2
 
 
 def test_the_first_rows_that_fit_are_counted() -> None:

@@ -9,7 +9,8 @@ from row_samples import HH, PAIR, TASK, THUMB, Raw, agent, converted, user
 from typer.testing import Result
 
 from perlcli.data import Demonstration, Preference, Prompt, Thumb
-from perlcli.data.formats import FORMATS, NAMES, detect, table
+from perlcli.data.examples import joined, rows_table, table
+from perlcli.data.formats import FORMATS, NAMES, detect
 from perlcli.errors import PerlError
 
 Perl = Callable[..., Result]
@@ -120,17 +121,16 @@ def test_a_name_overrides_what_the_columns_look_like() -> None:
 
 def test_every_format_is_distinguished_from_all_others() -> None:
     assert len(NAMES) == len(FORMATS)
-    fields = {"chosen": "a", "rejected": "b", "goal": "c"}
     for known in FORMATS:
-        raw = {column: fields.get(column, "x") for column in known.columns}
-        raw |= {"goal": "c"} if known.name == "android-control" else {}
-        raw |= dict.fromkeys(("chosen", "rejected"), "\n\nHuman: a\n\nAssistant: b") if known.name == "hh" else {}
-        assert detect(raw) == known
+        assert detect(joined(known)) == known
 
 
 def test_the_documentation_has_the_table_of_all_formats() -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    assert f"[{len(FORMATS)} formats]" in readme
     page = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
     assert table() in page
+    assert rows_table() in page
     assert all(f"| `{name}` |" in page for name in NAMES)
 
 

@@ -114,7 +114,8 @@ UTF8 = "not UTF-8 text: found"
         ("a.jsonl", lines(PAIR) + b'{"a": "\xff"}', f"a.jsonl, line 2, byte 55: {UTF8} 0xff"),
         ("a.json", b"[" + lines(PAIR) + b',{"a": "\xff"}]', f"a.json, line 2, byte 57: {UTF8} 0xff"),
         ("a.json", b'[{"a": "\xc3', f"a.json, line 1, byte 8: {UTF8} 0xc3"),
-        ("a.jsonl", "{}".encode("utf-16"), f"a.jsonl, line 1, byte 0: {UTF8} 0xff (it looks like UTF-16)"),
+        ("a.jsonl", "{}".encode("utf-16"), "has the columns none; " + NEEDED),
+        ("a.jsonl", b"\xff\xfe\x00\xd8{\x00", "Can't read {path}: not UTF-16 text: "),
         ("a.csv", b"prompt,chosen,rejected\na,b,\xe9\n", f"a.csv, line 2, byte 27: {UTF8} 0xe9"),
         ("a.jsonl", gzip.compress(lines(PAIR)), "(it looks like gzip: its name must end in .gz)"),
         ("a.jsonl", lines(PAIR) + b'{"prompt": "\\ud83d"}', "a.jsonl, row 2: \\ud83d is half of a surrogate pair"),
@@ -145,14 +146,17 @@ UTF8 = "not UTF-8 text: found"
         ("a.csv", b"prompt,chosen,\na,b,c\n", "a.csv, line 1: the header has a column without a name"),
         ("a.csv", b'prompt,chosen,rejected\na,b,"c\n', "a.csv, line 2: not valid CSV (unexpected end of data)"),
         ("a.csv", b'prompt,chosen,rejected\na,b,"c"d\n', "a.csv, line 2: not valid CSV (',' expected after '\"')"),
-        ("a.csv", b"prompt;chosen;rejected\na;b;c\n", "has the columns prompt;chosen;rejected; " + NEEDED),
+        ("a.csv", b"ask/good/bad\na/b/c\n", "has the columns ask/good/bad; " + NEEDED),
+        ("a.tsv", b"prompt\tchosen\trejected\na\tb\n", "a.tsv, line 2: expected 3 fields (prompt, chosen, rejected)"),
         ("a.csv", b"prompt,chosen,rejected\na,b,c\na,,c\n", "a.csv, row 2: chosen is null: expected text"),
         ("a.csv.gz", gzip.compress(b"prompt,completion,label\na,b,2\n"), "row 1: label must be 0, 1, true or false"),
         # other columns
         ("a.jsonl", lines({"question": "a", "answer": "b"}), "a.jsonl has the columns question, answer; " + NEEDED),
         ("a.jsonl", lines({"text": "a"}), "has the columns text; " + NEEDED),
         ("a.jsonl", lines({"prompt": "a", "completion": "b"}), "has the columns prompt, completion; " + NEEDED),
-        ("a.json", b'{"data": []}', "has the columns data; " + NEEDED),
+        ("a.json", b'{"data": []}', "a.json has no rows"),
+        ("a.json", json.dumps({"data": [PAIR], "x": [PAIR]}).encode(), "line 1: several lists of rows: data, x"),
+        ("a.json", b'{"data": [' + lines(PAIR) + b",1]}", "a.json, row 2: expected an object with named columns"),
         ("a.jsonl", b"{}", "has the columns none; " + NEEDED),
         ("a.jsonl", b'{"a": ' + b"[" * 60 + b"]" * 60 + b"}", "a.jsonl, row 1: nested too deeply"),
         ("a.jsonl", b'{"a": ' + b"[" * 900 + b"]" * 900 + b"}", "a.jsonl, row 1: nested too deeply"),
@@ -175,7 +179,9 @@ UTF8 = "not UTF-8 text: found"
         ("a.jsonl", lines({**MESSAGES, "chosen": [said("assistant", None)]}), "content is not text: None"),
         ("a.jsonl", lines({**MESSAGES, "chosen": [said("assistant", ["b"])]}), "content is not text: ['b']"),
         ("a.jsonl", lines(THUMB, {**THUMB, "label": 2}), "row 2: label must be 0, 1, true or false, not 2"),
-        ("a.jsonl", lines({**THUMB, "label": "yes"}), "row 1: label must be 0, 1, true or false, not 'yes'"),
+        ("a.jsonl", lines({**THUMB, "label": "fine"}), "row 1: label must be 0, 1, true or false, not 'fine'"),
+        ("a.jsonl", lines({**THUMB, "label": "fine"}), "Hint: say what 'fine' means with --label-map, such as"),
+        ("a.jsonl", lines({**THUMB, "label": -1}, {**THUMB, "label": 0}), "row 2: label has both 0 and -1"),
         ("a.jsonl", lines({**THUMB, "label": 0.5}), "row 1: label must be 0, 1, true or false, not 0.5"),
         ("a.jsonl", lines({**THUMB, "label": [1]}), "row 1: label must be 0, 1, true or false, not [1]"),
         ("a.jsonl", lines({**THUMB, "label": float("nan")}), "1 row read, 0 kept; dropped 1 without a label"),
@@ -349,7 +355,7 @@ def test_all_faults_are_reported_at_once_in_the_order_of_the_rows(tmp_path: Path
     ]
     assert told[10:] == [
         "… and 1,002 more rows",
-        "Hint: the data was read as thumbs; use --data-format for another format",
+        "Hint: on a scale, --label-threshold 4 makes 4 and above a thumbs up, what is below a thumbs down",
     ]
 
 
@@ -384,7 +390,7 @@ def test_an_empty_name_is_an_error(refused: Refused) -> None:
 @pytest.mark.parametrize(
     ("files", "told"),
     [
-        ([], "contains no train.* (.jsonl, .json, .jsonl.gz, .json.gz, .csv, .csv.gz, .parquet): found nothing"),
+        ([], "contains no train.* (.jsonl, .json, .jsonl.gz, .json.gz, .csv, .tsv, .csv.gz, .tsv.gz, .xlsx, .parquet)"),
         (["notes.txt", "rows.jsonl"], "found notes.txt, rows.jsonl\nHint: give the file itself"),
         (["test.jsonl"], "contains no train.*"),
         (["state.json"], "as a saved dataset: "),
@@ -418,7 +424,7 @@ def test_standard_input_is_checked_like_a_file(content: bytes, told: str, refuse
     ("words", "told"),
     [
         (["--data-format", "par"], "prompts, text, not 'par'\nHint: Did you mean pairs?"),
-        (["--data-format", "xyz"], "--data-format must be one of hh, pairs, shp, "),
+        (["--data-format", "xyz"], "--data-format must be one of hh, openai-preferences, "),
         (
             ["--data-format", "thumbs"],
             "--data-format thumbs needs the columns prompt, completion, label; {path} has pro",

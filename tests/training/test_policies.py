@@ -52,7 +52,7 @@ def test_base_as_anchor_of_a_tuned_policy(rl: Any, sft_run: Path, perl: Perl, ro
     result = rl(sft_run, "--anchor", "base")
     assert "anchor: the base\n" in result.stdout
     record = read_record(Path("run"))
-    assert record.guards["kl_at_start"] > 1e-3
+    assert abs(record.guards["kl_at_start"]) > 1e-3  # an estimate on a few samples
     assert f"KL to the anchor at the start: {record.guards['kl_at_start']:.4g} per token" in record.notes
     assert not (Path("run") / "anchor").exists()
     result = perl("eval", "--model", "run", "--reward", *(record.settings["reward"]), "-d", rows["prompts"], *JUDGED)
@@ -82,7 +82,7 @@ def test_the_base_by_its_path_is_the_base(rl: Any, sft_run: Path, llama: Path) -
     assert f"algorithm: rloo; anchor: {llama}\n" in rl(sft_run, "--anchor", llama, "--dry-run").stdout
     rl(sft_run, "--anchor", llama)
     record = read_record(Path("run"))
-    assert (record.guards["kl_at_start"] > 1e-3, record.memory["mb"]["anchor"]) == (True, 0)
+    assert (abs(record.guards["kl_at_start"]) > 1e-3, record.memory["mb"]["anchor"]) == (True, 0)
 
 
 @pytest.mark.slow

@@ -249,8 +249,8 @@ def test_reward_reads_the_very_tokens_that_were_written(render: Renderer) -> Non
     written = [[*strange, render.tokenizer.eos_token_id], strange, ended(render, "latte")]
     scores = TokenReward(spy, render, 2)(rows, written)
     (newline,) = render.tokenizer("\n")["input_ids"]
-    start, plain = render.prompt_ids(CHAT), render.tokenizer("a large latte")["input_ids"]
-    assert spy.seen == [[*start, *written[0], newline], [*start, *strange], [*plain, *written[2]]]
+    start, plain = (render.prompt_ids(prompt) for prompt in (CHAT, [{"role": "user", "content": "a large latte"}]))
+    assert spy.seen == [[*start, *written[0], newline], [*start, *strange], [*plain, *written[2], newline]]
     assert scores == [len(row) for row in spy.seen]
 
 

@@ -10,6 +10,8 @@ from perlcli import data, settings
 from perlcli.commands import data_file
 from perlcli.data import Intake, Renderer
 from perlcli.data.checks import Digests, Tally, prompt_digest
+from perlcli.data.choice import UnknownFormat
+from perlcli.data.loading import numbered
 from perlcli.data.rows import SourceRow
 from perlcli.data.sources import has_split, title
 from perlcli.errors import PerlError
@@ -32,9 +34,14 @@ def run(given: settings.DataCheck) -> None:
     if not usable:
         raise data_file.unusable(file, [faults[use] for use in data_file.USES])
     say(f"{title(file)}, with the tokenizer of {values.model.model or 'the embedded coffee base'}\n")
+    said: dict[str, str] = {}  # each fault once, with the first command that has it
     for use in STAGES:
-        lines = usable[use] if use in usable else faults[use].problem.splitlines()
-        print_answer(f"perl {use}", use in usable, lines)
+        if use in usable:
+            print_answer(f"perl {use}", True, usable[use])
+            continue
+        lines = fault_lines(faults[use], said.get(faults[use].problem))
+        said.setdefault(faults[use].problem, use)
+        print_answer(f"perl {use}", False, lines)
     measured = [EVAL[use] for use in ("reward", "rl") if use in usable]
     print_answer("perl eval", bool(measured), ["; ".join(measured) or "needs rows that perl reward or perl rl can use"])
 
@@ -46,8 +53,8 @@ class Look:
         self, values: settings.DataCheck, use: settings.Use, split: str, render: Renderer, *, has_sides: bool
     ) -> None:
         options = data_file.options_of(values, split)
-        self.intake = Intake(options.data, use, split, chat=render.chat, options=options)
-        self.fitting = data_file.fitting(self.intake.report, use, render, values.length)
+        self.intake = Intake(options.data, use, split, chat=render.makes_turns, options=options)
+        self.fitting = data_file.fitting(self.intake.report, use, render, values)
         self.tally, self.prompts, self.has_sides = Tally(), Digests(), has_sides
 
     def take(self, batch: Iterable[Numbered]) -> None:
@@ -133,9 +140,17 @@ def batches(values: settings.DataCheck, use: settings.Use, split: str) -> Iterat
     """One side's rows as the source has them, in batches. Raises PerlError if the source can't be read."""
     options = data_file.options_of(values, split)
     with closing(data.read(options.data, use, split, options)) as rows:
-        numbered = enumerate(rows, start=1)
-        while batch := list(islice(numbered, BATCH)):
+        items = numbered(rows, options)
+        while batch := list(islice(items, BATCH)):
             yield batch
+
+
+def fault_lines(fault: PerlError, same_as: str | None) -> list[str]:
+    """Why a stage can't use the file, unless that is what another stage said, and what to type."""
+    if same_as:
+        return [f"as for perl {same_as}"]
+    is_of_use = bool(fault.hint) and not (isinstance(fault, UnknownFormat) and not fault.way)
+    return [*fault.problem.splitlines(), *([f"Hint: {fault.hint}"] if is_of_use else [])]
 
 
 def print_answer(command: str, is_usable: bool, lines: list[str]) -> None:

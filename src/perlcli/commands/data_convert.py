@@ -8,8 +8,9 @@ from pathlib import Path
 from perlcli import settings
 from perlcli.commands import data_file
 from perlcli.data import Preference, Prompt, Thumb
+from perlcli.data.columns import QUESTIONS
 from perlcli.data.formats import detect
-from perlcli.data.rows import Row
+from perlcli.data.rows import Row, Template
 from perlcli.errors import PerlError
 from perlcli.run.files import write_whole
 from perlcli.terminal import say
@@ -47,15 +48,29 @@ def check_path(path: Path, file: str, *, overwrite: bool) -> None:
 
 def as_trl(row: Row) -> dict[str, object]:
     """The row with TRL's column names: messages stay conversational, text stays standard."""
+    more = columns_of(row.template)
     if isinstance(row, Prompt):
-        with_extra = {"prompt": row.prompt, **row.extra}  # the extra columns go to reward functions
-        detected = detect(with_extra)
-        return with_extra if detected and detected.name == "prompts" else {"prompt": row.prompt}
+        detected = detect({"prompt": row.prompt, **row.extra})
+        is_plain = detected is not None and detected.name == "prompts"
+        extra = {name: value for name, value in row.extra.items() if is_plain and name not in READ}
+        return {"prompt": row.prompt, **extra, **more}  # the extra columns go to reward functions
     prompt: dict[str, object] = {} if row.prompt is None else {"prompt": row.prompt}
     if isinstance(row, Preference):
-        return {**prompt, "chosen": row.chosen, "rejected": row.rejected}
+        margin = {} if row.margin is None else {"margin": row.margin}
+        return {**prompt, "chosen": row.chosen, "rejected": row.rejected, **margin, **more}
     if isinstance(row, Thumb):
-        return {**prompt, "completion": row.completion, "label": row.label}
+        return {**prompt, "completion": row.completion, "label": row.label, **more}
     if prompt:
-        return {**prompt, "completion": row.completion}
-    return {"text" if isinstance(row.completion, str) else "messages": row.completion}
+        return {**prompt, "completion": row.completion, **more}
+    return {"text" if isinstance(row.completion, str) else "messages": row.completion, **more}
+
+
+# Columns that are in the prompt already: read again, they would be there twice.
+READ = (*QUESTIONS, "chat_template_kwargs")
+
+
+def columns_of(template: Template) -> dict[str, object]:
+    """What a row passes to the chat template, as columns."""
+    options = {name: value for name, value in template.items() if name != "tools"}
+    tools = {"tools": template["tools"]} if "tools" in template else {}
+    return {**tools, **({"chat_template_kwargs": options} if options else {})}

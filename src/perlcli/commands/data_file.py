@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
 from perlcli import data, settings, upstream
 from perlcli.data import Data, Renderer
+from perlcli.data.choice import UnknownFormat
 from perlcli.data.fitting import Fitting, Room
 from perlcli.data.render import Columns, of_demonstration, of_preference, of_prompt
 from perlcli.data.rows import DataReport
 from perlcli.data.sources import STDIN, title
 from perlcli.errors import PerlError
-from perlcli.model import context, sources, tokenizers
+from perlcli.model import context, sources
+from perlcli.training import rendering
 
 USES: tuple[settings.Use, ...] = ("reward", "sft", "rl")  # the first that can use a file says most about it
 ToColumns = Callable[[Renderer, Any], Columns]  # for a row of the stage
@@ -34,7 +36,7 @@ def renderer(given: settings.DataCheck | settings.DataShow) -> Renderer:
     upstream.hush_bars()
     trust = given.model.trust_remote_code
     source = sources.locate(given.model.model, trust_remote_code=trust)
-    return tokenizers.renderer(source, tokenizers.load_tokenizer(source, trust_remote_code=trust))
+    return rendering.renderer_of(given.model, source, trust_remote_code=trust)
 
 
 def proposed(given: settings.DataCheck) -> dict[str, Any]:
@@ -44,9 +46,8 @@ def proposed(given: settings.DataCheck) -> dict[str, Any]:
 
 def options_of(given: settings.OfData, side: str = "train") -> settings.DataSettings:
     """How to read one side of the file, in the form that the stages use: --split only applies to the training rows."""
-    file, split = given.file, given.file.split if side == "train" else None
-    options = settings.DataSettings(data=file.file, data_format=file.data_format, subset=file.subset, split=split)
-    return replace(options, shp_score_ratio=file.shp_score_ratio, shp_per_post=file.shp_per_post)
+    values = asdict(given.file) | ({} if side == "train" else {"split": None})
+    return settings.DataSettings(data=values.pop("file"), **values)
 
 
 def load(given: settings.OfData, use: settings.Use | None, *, chat: bool) -> tuple[settings.Use, Data]:
@@ -66,14 +67,23 @@ def load(given: settings.OfData, use: settings.Use | None, *, chat: bool) -> tup
 
 
 def unusable(file: str, faults: Sequence[PerlError]) -> PerlError:
-    """The error for a file that no stage can use, by the errors of all stages; equal ones are given once."""
+    """The error for a file that no stage can use, by the errors of all stages, each of them given once."""
     problems = list(dict.fromkeys(fault.problem for fault in faults))
     if len(problems) == 1:
         return faults[0]  # the reason is in the file, not in what it is used for
-    return PerlError("\n".join([f"No command can use {title(file)}:", *problems]))
+    unknown = [fault for fault in faults if isinstance(fault, UnknownFormat)]
+    if len(unknown) == len(faults):
+        best = next((fault for fault in unknown if fault.way), unknown[0])
+        start = f"No command can use {title(file)}, which {best.found}:"
+        return PerlError("\n".join([start, *(fault.needed for fault in unknown)]), best.hint)
+    return PerlError("\n".join([f"No command can use {title(file)}:", *problems]), faults[0].hint)
 
 
-def fitting(report: DataReport, use: settings.Use, render: Renderer, length: settings.LengthSettings) -> Fitting:
+def fitting(
+    report: DataReport, use: settings.Use, render: Renderer, given: settings.DataCheck | settings.DataShow
+) -> Fitting:
     """Turns rows into a stage's token columns and counts them in the report. Raises PerlError if no prompt can fit."""
+    length, learn = given.length, given.model.loss_on if use == "sft" else None
     room = Room(length.max_length or 0, length.max_completion_length or 0 if use == "rl" else 0)
-    return Fitting(report, room, partial(COLUMNS[use], render), on_long=length.on_long, render=render)
+    tokens = partial(of_demonstration, render, loss_on=given.model.loss_on) if learn else partial(COLUMNS[use], render)
+    return Fitting(report, room, tokens, on_long=length.on_long, render=render, learn=learn)

@@ -27,18 +27,20 @@ def run(given: settings.DataShow) -> None:
     values = settings.resolve(given, {})
     settings.check(values)
     render = data_file.renderer(values)
-    use, loaded = data_file.load(values, values.show.for_, chat=render.chat)
+    use, loaded = data_file.load(values, values.show.for_, chat=render.makes_turns)
     coloured = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
     legend = LEGEND[use].format(marks="coloured" if coloured else "between {} and {}".format(*BRACKETS))
     say(f"{loaded.report.line()}\nAs perl {use} sees it: {legend}")
     for number, row in zip(loaded.numbers[: values.show.rows], loaded.rows, strict=False):
         report = DataReport(loaded.report.source, loaded.report.format, 1, 1)
-        fitting = data_file.fitting(report, use, render, values.length)
+        fitting = data_file.fitting(report, use, render, values)
         for _, _, item in fitting.take([(number, row)]):
             cut = ", prompt cut from the left" if report.truncated else ""
             for name, ids, learned in views(item):
                 size = counted(len(ids), "token")
                 put(f"\n── row {number}{name}, {size}{cut}\n" + marked(ids, learned, render, coloured))
+        for _, fault in fitting.faults:
+            say(f"\n── row {number}: refused. {fault}")
         for reason in report.dropped:
             say(f"\n── row {number}: dropped, {reason}")
 

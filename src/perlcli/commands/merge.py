@@ -24,6 +24,7 @@ from perlcli.training import merging
 from perlcli.training.merging import Merging
 from perlcli.training.origin import check_fingerprint, check_tokenizer, trained_in
 from perlcli.training.prepare import Prepared
+from perlcli.training.rendering import own_style
 from perlcli.training.rows import trained_on
 from perlcli.training.value_model import HEAD_FILE
 
@@ -96,7 +97,9 @@ def find(given: settings.Merge) -> Merging:
         device.spare_threads()
     tokenizer = tokenizers.load_tokenizer(source, trust_remote_code=trust)
     check_tokenizer(source, tokenizer)
-    prepared = Prepared(resolved, source, tokenizer, tokenizers.renderer(source, tokenizer), Run(resolved))
+    prepared = Prepared(
+        resolved, source, tokenizer, tokenizers.renderer(source, tokenizer, own_style(source, tokenizer)), Run(resolved)
+    )
     prepared.run.prompts = trained_on(source)
     prepared.run.note_device(precision_of(prepared))
     prepared.run.record.model = tokenizers.describe(source, tokenizer)

@@ -61,7 +61,8 @@ def pos_weight(prepared: Prepared[settings.Reward], config: RewardConfig, rows: 
     PerlError if all rows have the same label, and for a TRL setting that only applies to pairs."""
     wanted = prepared.settings.thumbs.pos_weight
     if "label" not in rows.column_names:
-        prepared.run.note("loss on pairs: -log sigmoid(score of chosen - score of rejected)")
+        margin = " - margin" if "margin" in rows.column_names else ""
+        prepared.run.note(f"loss on pairs: -log sigmoid(score of chosen - score of rejected{margin})")
         return None
     up = int(sum(rows["label"]))
     down = len(rows) - up

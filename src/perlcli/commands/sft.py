@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from datasets import Dataset
-from trl import SFTConfig, SFTTrainer
+from trl import SFTConfig
 
 from perlcli import data, settings
 from perlcli.data.render import of_demonstration
@@ -20,6 +20,7 @@ from perlcli.training import guards, policies, sampling
 from perlcli.training.loop import describe, train, without_casts
 from perlcli.training.prepare import Prepared, prepare, preview, require
 from perlcli.training.rows import dataset, load_sides
+from perlcli.training.sft_trainer import TokenMeanTrainer, check_apart, check_packing
 from perlcli.training.trl_config import trl_config
 
 SAMPLED = 4
@@ -31,9 +32,10 @@ def run(given: settings.Sft) -> RunRecord | None:
     prepared = prepare(given)
     require(prepared, policy=True)
     config = trainer_args(prepared.settings)
+    check_packing(config, prepared.source.config.model_type)
     rows, held_out = load_sides(prepared, "sft")
-    train_set = tokens(rows, prepared, config, "train")
-    eval_set = tokens(held_out, prepared, config, "eval") if held_out else None
+    train_set = tokens(rows, prepared, "train")
+    eval_set = tokens(held_out, prepared, "eval") if held_out else None
     if prepared.is_dry:
         preview(prepared, config)
         return None
@@ -52,24 +54,23 @@ def trainer_args(given: settings.Sft) -> SFTConfig:
     return trl_config(SFTConfig, given, {"max_length": given.data.max_length})
 
 
-def tokens(rows: data.Data, prepared: Prepared[settings.Sft], config: SFTConfig, role: str) -> Dataset:
+def tokens(rows: data.Data, prepared: Prepared[settings.Sft], role: str) -> Dataset:
     """Token ids and labels, with label -100 for tokens that are not learned, such as the prompt."""
-    completion_only, assistant_only = config.completion_only_loss is not False, config.assistant_only_loss
-    render = partial(of_demonstration, prepared.renderer, completion_only=completion_only)
-    return dataset(prepared, role, rows, partial(render, assistant_only=assistant_only))
+    render = partial(of_demonstration, prepared.renderer, loss_on=prepared.settings.loss.loss_on)
+    return dataset(prepared, role, rows, render)
 
 
 def build_trainer(prepared: Prepared[settings.Sft], config: SFTConfig, rows: Dataset) -> Any:
     """TRL's trainer on the base with the adapter that trains, or under --full with all of its weights."""
     model = policies.start(prepared)
-    config.assistant_only_loss = False  # the labels have it already; TRL allows it only for rows that it renders itself
     with roles.unrounded(model):
-        trainer: Any = SFTTrainer(model, config, train_dataset=rows, processing_class=prepared.tokenizer)
+        trainer: Any = TokenMeanTrainer(model, config, train_dataset=rows, processing_class=prepared.tokenizer)
     roles.as_float32(trainer.model)
+    check_apart(trainer)
     return trainer
 
 
-def measure(trainer: SFTTrainer, steps: Sequence[dict[str, Any]], held_out: Dataset | None) -> dict[str, float]:
+def measure(trainer: TokenMeanTrainer, steps: Sequence[dict[str, Any]], held_out: Dataset | None) -> dict[str, float]:
     """The training loss of the last step, and loss and token accuracy on held-out rows."""
     metrics = {"train_loss": steps[-1]["loss"]} if steps else {}
     if held_out is not None:
@@ -83,12 +84,15 @@ def measure(trainer: SFTTrainer, steps: Sequence[dict[str, Any]], held_out: Data
 def write_samples(prepared: Prepared[settings.Sft], model: guards.Model, rows: data.Data) -> None:
     """Write the policy's answers to a few prompts next to the demonstrations."""
     demonstrations = [row for row in rows.rows if isinstance(row, data.Demonstration)]
-    answered = [(row.prompt, row.completion) for row in demonstrations if row.prompt is not None][:SAMPLED]
+    answered = [(row.prompt, row.completion, row.template) for row in demonstrations if row.prompt is not None][
+        :SAMPLED
+    ]
     if not answered:
         return
     render = prepared.renderer
     how = sampling.Sampling(TEMPERATURE, LENGTH, prepared.settings.run.seed)
-    written = sampling.sample(model, render, [render.prompt_ids(prompt) for prompt, _ in answered], how)
-    for (prompt, completion), ids in zip(answered, written, strict=True):
+    prompts = [render.prompt_ids(prompt, template) for prompt, _, template in answered]
+    written = sampling.sample(model, render, prompts, how)
+    for (prompt, completion, _), ids in zip(answered, written, strict=True):
         sample = {"prompt": data.text_of(prompt), "demonstration": data.text_of(completion), "policy": render.text(ids)}
         prepared.run.append(files.SAMPLES, sample)

@@ -4,7 +4,6 @@ turns rows into token ids, and `fitting` keeps them within a length."""
 from __future__ import annotations
 
 from perlcli.data.checks import drop_repeats, hold_out, overlap, prompts, unpacked
-from perlcli.data.fitting import fitted
 from perlcli.data.loading import COFFEE, EMBEDDED_ROWS, Intake, gold_check, is_embedded, load, read
 from perlcli.data.render import Renderer
 from perlcli.data.rows import Content, Data, Demonstration, Preference, Prompt, Row, Thumb, text_of
@@ -22,7 +21,6 @@ __all__ = [
     "Row",
     "Thumb",
     "drop_repeats",
-    "fitted",
     "gold_check",
     "hold_out",
     "is_embedded",

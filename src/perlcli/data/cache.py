@@ -29,15 +29,16 @@ class TokenCache:
         self._start = hashlib.sha256(tokenizer.encode())
         self._unchecked = LOOK  # bytes written since the last check; the first write checks
 
-    def ids(self, texts: Sequence[str], kind: str, encode: Callable[[], list[Ids]]) -> list[Ids]:
+    def ids(self, texts: Sequence[str], kind: str, encode: Callable[[], list[Ids]], lists: int = 1) -> list[Ids]:
         """The ids of each text: from the file of exactly these texts, else from `encode`, and then cached. `kind` is
-        part of the key, for whatever else the ids depend on. A cache that can't be written is not an error."""
+        part of the key, for whatever else the ids depend on. With more `lists` of a text, those of all texts follow
+        each other. A cache that can't be written is not an error."""
         if len(texts) < FEWEST:
             return encode()
         key = self._start.copy()
         key.update(json.dumps([kind, *texts]).encode())
         path = self.folder / f"{key.hexdigest()[:40]}.ids"
-        cached = read(path, len(texts))
+        cached = read(path, lists * len(texts))
         if cached is not None:
             with suppress(OSError):
                 os.utime(path)  # mark it as used

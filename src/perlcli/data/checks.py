@@ -17,6 +17,7 @@ from perlcli.text import counted, one_line
 REPEATED = "repeating an earlier row"
 DIGEST_BYTES = 16
 PERCENTILES = (50, 90, 99)
+ADDED = ("margin", "template")  # what rows without them had no field for when the first records were written
 
 
 class Digests:
@@ -111,7 +112,8 @@ def restrict(data: Data, places: Sequence[int]) -> None:
 
 def encoded(row: Row) -> bytes:
     """A row's kind and content as bytes, the same for equal rows."""
-    fields = [getattr(row, item.name) for item in dataclasses.fields(row)]
+    values = {item.name: getattr(row, item.name) for item in dataclasses.fields(row)}
+    fields = [value for name, value in values.items() if name not in ADDED or value not in (None, {})]
     return json.dumps([type(row).__name__, *fields], sort_keys=True, default=str).encode()
 
 
@@ -124,7 +126,10 @@ def labels(rows: Iterable[Row]) -> dict[str, int]:
 def prompt_digest(row: Row) -> bytes:
     """A digest that is the same for rows with the same prompt, apart from white space. If a conversation has no
     separate prompt, the messages before its first answer count; of a text, all of it."""
-    return hashlib.sha256(json.dumps(_normalised(_prompt_of(row))).encode()).digest()
+    prompt: list[object] | str = _normalised(_prompt_of(row))
+    if row.template:
+        prompt = [prompt, json.dumps(row.template, sort_keys=True, default=str)]
+    return hashlib.sha256(json.dumps(prompt).encode()).digest()
 
 
 def _prompt_of(row: Row) -> Content | list[Content]:
@@ -143,7 +148,9 @@ def _normalised(content: Content | list[Content] | Message) -> list[object] | st
     if isinstance(content, str):
         return one_line(content)
     if isinstance(content, dict):
-        return [content["role"], _normalised(content["content"])]
+        more = {key: value for key, value in content.items() if key not in ("role", "content", "weight")}
+        said = [content["role"], _normalised(content["content"] or "")]
+        return [*said, json.dumps(more, sort_keys=True, default=str)] if more else said
     return [_normalised(part) for part in content]
 
 

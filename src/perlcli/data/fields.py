@@ -7,10 +7,9 @@ from collections.abc import Mapping
 from math import isfinite, isnan
 
 from perlcli.data.files import fault_of, why_undecoded
-from perlcli.data.rows import Content, Message, Raw, Thumb, Unjudged
+from perlcli.data.rows import Content, Message, Raw
 from perlcli.text import clip, shorten
 
-CONTENT = "text or a list of messages"
 UNLABELLED = "without a label"  # the reason in the report
 
 
@@ -55,46 +54,9 @@ def number(raw: Raw, name: str) -> float:
     raise BadField(f"{name} must be a number, not {shorten(value)}")
 
 
-def content(raw: Raw, name: str) -> Content:
-    """The value of a field that is text or a conversation."""
-    value = need(raw, name, CONTENT)
-    return value if isinstance(value, str) else messages(value, name)
-
-
-def messages(value: object, name: str) -> list[Message]:
-    """A conversation in TRL's form: a list of messages with role and content."""
-    if not isinstance(value, list) or not value:
-        raise BadField(f"{name} must be {CONTENT}, not {shorten(value)}")
-    for message in value:
-        if not (isinstance(message, Mapping) and isinstance(message.get("role"), str)):
-            raise BadField(f"{name} contains {shorten(message)}, which is not a message with role and content")
-        if not isinstance(message.get("content"), str):
-            raise BadField(f"{name} has a message whose content is not text: {shorten(message.get('content'))}")
-    return [{"role": message["role"], "content": message["content"]} for message in value]
-
-
 def is_missing(value: object) -> bool:
     """Whether a field is null, empty text, or the NaN that pandas writes for either."""
     return value is None or value == "" or (isinstance(value, float) and isnan(value))
-
-
-def label(raw: Raw, name: str = "label") -> bool | None:
-    """Thumbs up or down, in any of its spellings; None if the row has no label. Any other value is an error, and not
-    only a dropped row: the column may be on a scale on which 1 is bad."""
-    value = raw.get(name)
-    if is_missing(value):
-        return None
-    if isinstance(value, int | float) and value in (0, 1):
-        return bool(value)
-    if isinstance(value, str) and value.lower() in ("true", "false", "0", "1", "0.0", "1.0"):
-        return value.lower() in ("true", "1", "1.0")
-    raise BadField(f"{name} must be 0, 1, true or false, not {shorten(value)}")
-
-
-def thumb(prompt: Content, completion: Content, raw: Raw, name: str = "label") -> Thumb | Unjudged:
-    """A completion with the row's label; if it has none, only the prompt is of use."""
-    up = label(raw, name)
-    return Unjudged(prompt, UNLABELLED) if up is None else Thumb(prompt, completion, up)
 
 
 def listed(raw: Raw, name: str, of: str) -> list[object]:

@@ -1,27 +1,38 @@
-"""Reads JSON, JSONL and CSV row by row, with never more than one row in memory.
+"""Reads JSON and JSONL row by row, with never more than one row in memory.
 
-A row that can't be read becomes a fault with its place, and reading continues with the next row if possible. CSV is
-read with Python's csv and not with datasets, which silently guesses numbers, fills short rows and shifts long ones.
+A row that can't be read becomes a fault with its place, and reading continues with the next row if possible.
 """
 
 from __future__ import annotations
 
 import codecs
-import csv
 import json
 import re
 from collections import Counter
 from collections.abc import Generator, Iterator
-from typing import BinaryIO
+from contextlib import contextmanager
+from io import BufferedReader, RawIOBase
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from perlcli.data.rows import SourceRow
-from perlcli.text import clip, counted, shorten
+from perlcli.text import shorten
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
 
 LONGEST = 64 * 2**20  # bytes of one row: more is not a row, and would fill the memory
 TOO_LONG = f"longer than {LONGEST // 2**20} MiB, the limit for one row"
 CHUNK = 2**20  # bytes read at once
 CUT_OFF = 16  # characters: longer than any escape, literal or number that the end of a chunk can cut in two
-MARKS = {codecs.BOM_UTF16_LE: "UTF-16", codecs.BOM_UTF16_BE: "UTF-16", b"\x1f\x8b": "gzip: its name must end in .gz"}
+GZIP = b"\x1f\x8b"
+OVER_LINES = "a JSON object over several lines: write one object per line, or a list of objects in [ and ]"
+# Under which names the rows of an object are found, and what may precede them in its first line.
+WRAPPERS = ("data", "rows", "examples", "instances", "items", "records", "samples", "train")
+ABOUT = "version|name|title|description|dataset|source|license|author|created|created_at|split|total|count|size"
+WRAPPED = re.compile(
+    rf'\s*{{(?:\s*"(?:{ABOUT})"\s*:\s*(?:"[^"\\]*"|[\w.+-]+)\s*,)*\s*"(?:{"|".join(WRAPPERS)})"\s*:\s*\[\s*'
+    r'(?:{(?!\s*"(?:role|from|type)")|\]|$)'
+)
 SPACE = re.compile(r"[ \t\r\n]*")
 Rows = Generator[SourceRow, None, None]  # close it unless it is read to the end: it holds files open
 DEEPEST = 50  # levels: code that writes and shows rows later recurses once per level
@@ -41,8 +52,8 @@ class Unreadable(Exception):
         return SourceRow(f"{name}, {self.place}", None, self.fault)
 
 
-def read_json(stream: BinaryIO, name: str) -> Rows:
-    """The rows of JSON lines, or of one JSON list, which may be one long line."""
+def read_json(stream: BufferedReader, name: str) -> Rows:
+    """The rows of JSON lines, or of one JSON list, which may be one long line or in an object like `{"data": […]}`."""
     number, offset = 1, 0
     start = stream.readline(CHUNK)
     if start.startswith(codecs.BOM_UTF8):  # Windows tools write a byte order mark
@@ -54,32 +65,44 @@ def read_json(stream: BinaryIO, name: str) -> Rows:
     try:
         if is_list:
             yield from _List(stream, name, start, number, offset).rows()
+        elif start.strip() == b"{" or (WRAPPED.match(_decoded(start)) and _is_all(stream, start)):
+            yield from _List(stream, name, start, number, offset).wrapped()
         else:
             yield from _json_lines(stream, name, start, number, offset)
     except Unreadable as error:
         yield error.row(name)
 
 
+def _decoded(start: bytes) -> str:
+    return start[:1000].decode("utf-8", "replace")
+
+
+def _is_all(stream: BufferedReader, start: bytes) -> bool:
+    """Whether the first line is not a complete object with others after it: then it is a row."""
+    try:
+        DECODER.decode(start.decode())
+    except (ValueError, RecursionError):
+        return True
+    return not stream.peek(1).strip()
+
+
 def _json_lines(stream: BinaryIO, name: str, start: bytes, number: int, offset: int) -> Rows:
     row = 0
-    if start.strip() == b"{":
-        what = "a JSON object over several lines: write one object per line, or a list of objects in [ and ]"
-        raise Unreadable(f"line {number}", what)
-    line = _line(stream, number, start)
+    line = line_of(stream, number, start)
     while line:
         if line.strip():
             row += 1
             place = f"row {row}" + (f" (line {number})" if row != number else "")
             try:
-                text = _text(line, number, offset).rstrip()
+                text = text_of(line, number, offset).rstrip()
                 yield _row(_parse(text, number), text, f"{name}, {place}")
             except Unreadable as error:
                 yield error.row(name)
         number, offset = number + 1, offset + len(line)
-        line = _line(stream, number)
+        line = line_of(stream, number)
 
 
-def _line(stream: BinaryIO, number: int, start: bytes = b"") -> bytes:
+def line_of(stream: BinaryIO, number: int, start: bytes = b"") -> bytes:
     """The next line; `start` is what has already been read of it."""
     line = start if start.endswith(b"\n") else start + stream.readline(LONGEST + 1 - len(start))
     if len(line) > LONGEST:
@@ -87,7 +110,7 @@ def _line(stream: BinaryIO, number: int, start: bytes = b"") -> bytes:
     return line
 
 
-def _text(line: bytes, number: int, offset: int) -> str:
+def text_of(line: bytes, number: int, offset: int) -> str:
     try:
         return line.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -95,8 +118,9 @@ def _text(line: bytes, number: int, offset: int) -> str:
 
 
 def _not_text(content: bytes, number: int, offset: int, error: UnicodeDecodeError) -> Unreadable:
-    kind = next((kind for mark, kind in MARKS.items() if offset == 0 and content.startswith(mark)), "")
-    what = f"not UTF-8 text: found 0x{error.object[error.start]:02x}" + (f" (it looks like {kind})" if kind else "")
+    what = f"not UTF-8 text: found 0x{error.object[error.start]:02x}"
+    if offset == 0 and content.startswith(GZIP):
+        what += " (it looks like gzip: its name must end in .gz)"
     return Unreadable(f"line {number}, byte {offset + error.start}", what)
 
 
@@ -135,7 +159,37 @@ class _List:
         self.at_end = False
         self._take(first)
 
+    def wrapped(self) -> Rows:
+        """The rows of the list in an object. Raises Unreadable if it has none or several, or can't be read."""
+        first, found, others = self.line, "", list[str]()
+        self._skip("{")
+        while self._peek() != "}":
+            key, _ = self._value()
+            self._skip(":")
+            if key in WRAPPERS and not found and self._peek() == "[":
+                found = str(key)
+                yield from self._items()
+            else:
+                value, _ = self._value()
+                if isinstance(value, list) and value and isinstance(value[0], dict):
+                    others.append(str(key))
+            if self._peek() != "}":
+                self._skip(",")
+        if not found:
+            raise Unreadable(f"line {first}", OVER_LINES)
+        self._skip("}")
+        if self._peek():
+            raise self._broken("Extra data", self.at)
+        if others:
+            raise Unreadable(f"line {first}", f"several lists of rows: {', '.join([found, *others])}")
+
     def rows(self) -> Rows:
+        """The rows of the list. Raises Unreadable if it can't be read to its end."""
+        yield from self._items()
+        if self._peek():
+            raise self._broken("Extra data", self.at)
+
+    def _items(self) -> Rows:
         self._skip("[")
         row, ended = 0, self._peek() == "]"
         while not ended:
@@ -146,8 +200,6 @@ class _List:
             if not ended:
                 self._skip(",")
         self._skip("]")
-        if self._peek():
-            raise self._broken("Extra data", self.at)
 
     def _value(self) -> tuple[object, str]:
         """The next value, and the text it was decoded from."""
@@ -212,46 +264,40 @@ class _List:
         return Unreadable(f"line {line}, column {column}", _invalid_json(message, self.text, position))
 
 
-def read_csv(stream: BinaryIO, name: str) -> Rows:
-    """The rows of a CSV file with a header: every cell is text, an empty cell is null."""
-    csv.field_size_limit(LONGEST)
-    reader = csv.reader(_text_lines(stream), strict=True)
+@contextmanager
+def as_utf8(stream: BinaryIO) -> Iterator[BufferedReader]:
+    """A file's content as UTF-8 if it is UTF-16 with a byte order mark, as Excel writes it; else as it is. Reading
+    raises OSError for broken UTF-16."""
+    buffered: BufferedReader = BufferedReader(cast(Any, stream))
+    is_utf16 = buffered.peek(2)[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
     try:
-        header = next(reader, [])
-        if fault := _header_fault(header):
-            raise Unreadable("line 1", fault)
-        row = 0
-        for cells in reader:
-            if not cells:
-                continue
-            row += 1
-            if len(cells) == len(header):
-                columns = {column: cell or None for column, cell in zip(header, cells, strict=True)}
-                yield SourceRow(f"{name}, row {row}", columns)
-            else:
-                expected = f"{counted(len(header), 'field')} ({clip(', '.join(header), 300)})"
-                fault = f"expected {expected}, found {len(cells)}"
-                yield Unreadable(f"line {reader.line_num}", fault).row(name)
-    except csv.Error as error:
-        yield Unreadable(f"line {reader.line_num}", f"not valid CSV ({error})").row(name)
-    except Unreadable as error:
-        yield error.row(name)
+        yield BufferedReader(cast(Any, _Transcoded(buffered))) if is_utf16 else buffered
+    finally:
+        buffered.detach()  # it would close the stream, which may be standard input
 
 
-def _header_fault(header: list[str]) -> str:
-    for column, count in Counter(header).items():
-        if count > 1:
-            return f"duplicate column in the header: {shorten(column)}"
-    if header and "" in header[1:]:
-        return "the header has a column without a name"
-    return ""
+class _Transcoded(RawIOBase):
+    """UTF-16 as UTF-8."""
 
+    def __init__(self, source: BufferedReader) -> None:
+        self._source, self._decoder, self._left = source, codecs.getincrementaldecoder("utf-16")(), b""
 
-def _text_lines(stream: BinaryIO) -> Iterator[str]:
-    offset, number = 0, 1
-    while line := _line(stream, number):
-        yield _text(line.removeprefix(codecs.BOM_UTF8) if number == 1 else line, number, offset)
-        offset, number = offset + len(line), number + 1
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: WriteableBuffer) -> int:
+        while not self._left:
+            content = self._source.read(CHUNK)
+            try:
+                self._left = self._decoder.decode(content, final=not content).encode()
+            except UnicodeDecodeError as error:
+                raise OSError(f"not UTF-16 text: {error.reason}") from None
+            if not content:
+                break
+        with memoryview(buffer) as room:
+            count = min(len(room), len(self._left))
+            room[:count], self._left = self._left[:count], self._left[count:]
+        return count
 
 
 class _Duplicate(dict[str, object]):

@@ -9,15 +9,18 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
+from perlcli.data.chat import RowRefused
 from perlcli.data.checks import percentiles, restrict
-from perlcli.data.render import Columns, Renderer
+from perlcli.data.dialogs import LossOn
+from perlcli.data.render import IGNORED, Columns, Renderer
 from perlcli.data.rows import Content, Data, DataReport, Row
-from perlcli.errors import PerlError
+from perlcli.errors import PerlError, listing
 from perlcli.text import counted
 
 Tokens = Callable[[Any], Columns]  # makes the columns of a row of the stage's kind
 Numbered = tuple[int, Row]  # a row, and its number in the source
 NAMED_ROWS = 10
+UNLEARNED = "with nothing to learn (weight: 0, or no answer)"
 BATCH = 128  # rows encoded at once: a tokenizer needs some hundred bytes per token for it
 
 
@@ -49,7 +52,8 @@ class Room:
 class Fitting:
     """Turns rows into token columns, a batch at a time; the report counts rows that have no room. `on_long` says what
     happens to these: "drop" drops them, "truncate" cuts their prompts from the left with `render`, "error" refuses the
-    data. None drops them too, but refuses data most of whose rows are too long."""
+    data. None drops them too, but refuses data most of whose rows are too long. `learn` is the --loss-on of
+    demonstrations."""
 
     def __init__(
         self,
@@ -59,25 +63,51 @@ class Fitting:
         *,
         on_long: str | None = None,
         render: Renderer | None = None,
+        learn: LossOn | None = None,
     ) -> None:
         self.report, self.room, self.tokens, self.on_long, self.render = report, room, tokens, on_long, render
+        self.learn = learn
         self._lengths: Counter[int] = Counter()
         self._refused: list[int] = []
         self._left_out = 0
+        self.faults: list[tuple[int, RowRefused]] = []  # rows that can't be rendered
 
     def take(self, rows: Sequence[Numbered]) -> Iterator[tuple[int, Row, Columns]]:
         """The rows that fit or are cut to fit, each as its place in `rows`, the row as it is used, and its columns."""
         for start in range(0, len(rows), BATCH):
             part = rows[start : start + BATCH]
             if self.render:
-                self.render.foresee([row for _, row in part])
+                self.render.foresee([row for _, row in part], self.learn)
             for place, (number, row) in enumerate(part, start):
-                item = self.tokens(row)
-                length = length_of(item)
-                self._lengths[length] += 1
-                used = row if length <= self.room.tokens else self._shorten(number, row)
+                try:
+                    used, item = self._fit(number, row)
+                except RowRefused as fault:
+                    self.faults.append((number, fault))
+                    continue
                 if used is not None:
-                    yield place, used, item if used is row else self.tokens(used)
+                    yield place, used, item
+
+    def _fit(self, number: int, row: Row) -> tuple[Row | None, Columns]:
+        """A row as it is used, None if it is not, and its columns. Raises RowRefused if it can't be rendered."""
+        item = self.tokens(row)
+        self._note(number, row)
+        length = length_of(item)
+        self._lengths[length] += 1
+        if all(label == IGNORED for label in item.get("labels", [0])):
+            self.report.drop(UNLEARNED, number)
+            return None, item
+        used = row if length <= self.room.tokens else self._shorten(number, row)
+        return used, item if used is row or used is None else self.tokens(used)
+
+    def _note(self, number: int, row: Row) -> None:
+        """Report how a row was rendered."""
+        if self.render is None:
+            return
+        how = self.render.how(row)
+        if how and how not in self.report.rendered:
+            self.report.rendered.append(how)
+        for finding in dict.fromkeys(self.render.findings):
+            self.report.findings.setdefault(finding, []).append(number)
 
     def _shorten(self, number: int, row: Row) -> Row | None:
         """A row that is too long as it is used; None if it is not used."""
@@ -94,9 +124,17 @@ class Fitting:
         return shorter
 
     def end(self) -> None:
-        """Complete the report. Raises PerlError if no row is left, or if the data is refused for its longer rows."""
+        """Complete the report. Raises PerlError if no row is left, if rows can't be rendered, or if the data is refused
+        for its longer rows."""
+        if self.faults:
+            places = [f"{self.report.source}, row {number}: {fault.problem}" for number, fault in self.faults]
+            raise PerlError(listing(places), self.faults[0][1].hint)
         if self._lengths:
             self.report.tokens = percentiles(self._lengths)
+        if self.render:
+            source = str(self.render.tokenizer.chat_template)
+            unread = [key for key in self.report.template_keys if key not in source]
+            self.report.unused_keys = tuple(sorted({*self.report.unused_keys, *unread}))
         if numbers := self._refused:
             shown = ", ".join(map(str, numbers[:NAMED_ROWS])) + ("…" if len(numbers) > NAMED_ROWS else "")
             raise PerlError(
@@ -115,31 +153,22 @@ class Fitting:
                 f"{counted(tried - self._left_out, 'row')}",
             )
 
+    def columns(self, data: Data, most: int | None = None) -> Iterator[Columns]:
+        """The columns of the rows that have room, one by one, the first `most` if given; after the last one, `data` has
+        only those rows. Raises PerlError as `end` does."""
+        places = []
+        for place, used, item in islice(self.take(list(zip(data.numbers, data.rows, strict=True))), most):
+            data.rows[place] = used
+            places.append(place)
+            yield item
+        self.end()
+        restrict(data, places)
+        if self.render:
+            self.render.forget()
+
     @property
     def _reason(self) -> str:
         return self.room.excess + (" even with the prompt cut" if self.on_long == "truncate" else "")
-
-
-def fitted(
-    data: Data,
-    room: Room,
-    tokens: Tokens,
-    *,
-    on_long: str | None = None,
-    render: Renderer | None = None,
-    most: int | None = None,
-) -> Iterator[Columns]:
-    """The columns of the rows that have room, one by one, the first `most` if given; after the last one, `data` has
-    only those rows. Raises PerlError if no row is left, or if the data is refused for its longer rows."""
-    fitting, places = Fitting(data.report, room, tokens, on_long=on_long, render=render), []
-    for place, used, item in islice(fitting.take(list(zip(data.numbers, data.rows, strict=True))), most):
-        data.rows[place] = used
-        places.append(place)
-        yield item
-    fitting.end()
-    restrict(data, places)
-    if render:
-        render.forget()
 
 
 def length_of(item: Columns) -> int:
@@ -196,7 +225,8 @@ def _without_start(prompt: Content, count: int, render: Renderer) -> Content | N
     if isinstance(prompt, str):
         return render.without_start(prompt, count)
     place = next((n for n, message in enumerate(prompt) if message["role"] != "system"), None)
-    text = None if place is None else render.without_start(prompt[place]["content"], count)
+    content = None if place is None else prompt[place].get("content")
+    text = render.without_start(content, count) if isinstance(content, str) else None
     if place is None or text is None:
         return None
     return [*prompt[:place], {**prompt[place], "content": text}, *prompt[place + 1 :]]

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 
 from perlcli import coffee
-from perlcli.data import checks, formats, sources
+from perlcli.data import checks, sources
+from perlcli.data.choice import choose
+from perlcli.data.columns import Watched, chosen, ignored, not_used, parse
 from perlcli.data.fields import BadField, SetAside
 from perlcli.data.files import Rows
-from perlcli.data.published import shp_limits
+from perlcli.data.formats import NAMES, Format, detect
+from perlcli.data.readers.messages import READ, keys_of
+from perlcli.data.readers.published import shp_limits
+from perlcli.data.readers.ranked import together
+from perlcli.data.readers.reading import reading
 from perlcli.data.rows import Data, DataReport, Prompt, Row, SourceRow, is_empty
+from perlcli.data.uses import OWN, converted
 from perlcli.errors import PerlError
 from perlcli.settings import DataSettings
 from perlcli.text import counted
@@ -39,37 +46,55 @@ class Intake:
     def __init__(self, source: str | None, use: str, split: str, *, chat: bool, options: DataSettings) -> None:
         name = f"{EMBEDDED}, {split}" if is_embedded(source) else sources.title(str(source))
         limits = (options.shp_score_ratio, options.shp_per_post)
-        self.use, self.chat, self._wanted = use, chat, options.data_format
+        self.use, self.how, self._wanted = use, reading(options, chat=chat), options.data_format
         self.report, self.fault_count = DataReport(name, ""), 0
         self._must_be_shp, self._limit = source == options.data and any(limits), shp_limits(*limits)
-        self._format: formats.Format | None = None
+        self._format: Format | None = None
         self._faults: list[str] = []  # the first ones
         self._is_misfit = False  # whether some rows could be read, but not in the format
+        self._used: set[str] = set()  # columns that were read in some row
+        self._unused: dict[str, None] = {}  # columns that were not read in some row, in order
+        self._keys: set[str] = set()  # of messages
 
     def take(self, number: int, item: SourceRow) -> list[Row]:
         """The rows that a row of the source becomes: none if it is dropped or has an error, both of which are counted.
-        Raises PerlError for the first row if its format does not serve the use."""
+        Raises PerlError for the first row if its format does not serve the use, and for a column that would be ignored
+        although it is part of the question."""
         if item.raw is None:
             return self._refuse(f"{item.place}: {item.fault}")
         if self._format is None:
-            self._format = formats.choose(item.raw, self.use, self.report.source, self._wanted)
+            self._format = choose(item.raw, self.use, self.report.source, self._wanted)
             self.report.format = self._format.name
+        watched = Watched(item.raw)
         try:
             if self._format.name == "shp":
                 self._limit(item.raw)
-            rows = formats.converted(self._format, item.raw, self.use, self.chat)
-        except SetAside as reason:
-            self.report.take()
-            self.report.drop(str(reason), number)
-            return []
+            made = converted(self._format, watched, self.use, self.how, {**item.raw, **item.rest})
+        except SetAside as why:
+            made = [str(why)]
         except BadField as fault:
             self._is_misfit = True
             return self._refuse(f"{item.place}: {fault}")
-        self.report.take(len(rows))
+        rows = [row for row in made if not isinstance(row, str)]
+        self._note(item, watched, rows)
+        self.report.take(len(made), item.count)
+        for reason in made:
+            if isinstance(reason, str):
+                self.report.drop(reason, number)
         kept = [row for row in rows if not is_empty(row)]
         for _ in range(len(rows) - len(kept)):
             self.report.drop(EMPTY, number)
         return kept
+
+    def _note(self, item: SourceRow, watched: Watched, rows: list[Row]) -> None:
+        """Note what was not read of a row. Raises PerlError if that is part of the question."""
+        unused = watched.unused()
+        self._used |= watched.used
+        self._unused |= dict.fromkeys([*unused, *item.rest])
+        self._keys |= keys_of(value for name, value in (item.raw or {}).items() if name in watched.used)
+        column = ignored(unused, self.use, rows) if unused else None
+        if column and self._format:
+            raise not_used(self.report.source, column, self._format.name, self.use)
 
     def _refuse(self, fault: str) -> list[Row]:
         self.fault_count += 1
@@ -82,13 +107,21 @@ class Intake:
         if self.fault_count:
             more = self.fault_count - len(self._faults)
             hint = f"the data was read as {self.report.format}; use --data-format for another format"
+            hint = self.how.labels.hint or hint
             rest = [f"… and {counted(more, 'more row')}"] if more else []
             raise PerlError("\n".join(self._faults + rest), hint if self._is_misfit else "")
 
     def end(self) -> None:
-        """Raises PerlError if rows have errors, or if no row is left."""
+        """Complete the report. Raises PerlError if rows have errors, or if no row is left."""
         self.check_faults()
         report = self.report
+        unused = tuple(name for name in self._unused if name not in self._used)
+        if self.use == "rl":
+            report.passed = tuple(name for name in unused if name not in OWN)
+        else:
+            report.unused = unused
+        report.unused_keys = tuple(sorted(self._keys.difference(READ)))
+        report.template_keys = tuple(sorted(self._keys.intersection(READ)))
         if not report.format:
             raise PerlError(f"{report.source} has no rows")
         if self._must_be_shp and report.format != "shp":
@@ -106,7 +139,7 @@ def load(
     intake = Intake(source, use, split, chat=chat, options=options)
     data = Data([], [], intake.report)
     with closing(read(source, use, split, options)) as items:
-        for number, item in enumerate(items, start=1):
+        for number, item in numbered(items, options):
             rows = intake.take(number, item)
             data.rows += rows
             data.numbers += [number] * len(rows)
@@ -122,8 +155,57 @@ def read(source: str | None, use: str, split: str, options: DataSettings) -> Row
         return sources.read(str(source), split, options)
     if options.subset is not None or options.split is not None:
         raise PerlError("--subset and --split do not work with the embedded coffee data")
+    if options.columns is not None and options.data == source:
+        raise PerlError("--columns does not work with the embedded coffee data")
     rows = EMBEDDED_ROWS[use, split]()
     return (SourceRow(f"{EMBEDDED}, row {number}", row) for number, row in enumerate(rows, start=1))
+
+
+def numbered(items: Rows, options: DataSettings) -> Iterator[tuple[int, SourceRow]]:
+    """Rows with their numbers in the source, from 1, under the names that --columns gives them. In formats that have a
+    row for each answer, adjacent rows with the same prompt are put together. Raises PerlError for a --columns that
+    can't be read."""
+    names = parse(options.columns)
+    key: str | None = None
+    group: list[SourceRow] = []
+    start = 0
+    for number, source_row in enumerate(items, start=1):
+        item = _renamed(source_row, names) if names else source_row
+        if key is None and item.raw is not None:
+            known = NAMES[options.data_format] if options.data_format else detect(item.raw)
+            key = known.key if known else ""
+        if group and not _continues(group[0], item, key):
+            yield start, _grouped(group, key)
+            group = []
+        start = start if group else number
+        group.append(item)
+    if group:
+        yield start, _grouped(group, key)
+
+
+def _renamed(item: SourceRow, names: Mapping[str, str]) -> SourceRow:
+    if item.raw is None:
+        return item
+    try:
+        taken, rest = chosen(item.raw, names)
+    except BadField as fault:
+        return SourceRow(item.place, None, str(fault))
+    return SourceRow(item.place, taken, rest=rest)
+
+
+def _continues(first: SourceRow, item: SourceRow, key: str | None) -> bool:
+    if not key or first.raw is None or item.raw is None:
+        return False
+    return key in first.raw and first.raw[key] == item.raw.get(key)
+
+
+def _grouped(group: list[SourceRow], key: str | None) -> SourceRow:
+    first = group[0]
+    if not key or first.raw is None:
+        return first
+    raw = together([item.raw for item in group if item.raw is not None], key)
+    place = first.place if len(group) == 1 else f"{first.place} to {group[-1].place.rpartition(', ')[2]}"
+    return SourceRow(place, raw, count=len(group), rest=first.rest)
 
 
 def is_embedded(source: str | None) -> bool:

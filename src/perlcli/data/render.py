@@ -3,135 +3,254 @@
 A row is always `prompt ids + completion ids`, split where a policy would start to write, so that a reward model is
 trained on exactly the tokens that it will score. A completion ends with EOS, followed in a chat by the template's tail
 (often a newline). A completion that a policy wrote is used token by token, never decoded and encoded again; if it was
-cut off, it has neither EOS nor tail.
+cut off, it has neither EOS nor tail, and if it ended with another EOS than the template's, it gets the template's.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Hashable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from bisect import bisect_left
+from collections.abc import Sequence
+from contextlib import suppress
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
-from perlcli.data.cache import TokenCache
-from perlcli.data.rows import Content, Demonstration, Message, Preference, Prompt, Row, Thumb, completions
+from perlcli.data.chat import Chat, RowRefused, Style
+from perlcli.data.dialogs import Dialog, LossOn, dialog, joined, merged
+from perlcli.data.encoding import Encoder
+from perlcli.data.rows import Content, Demonstration, Message, Preference, Prompt, Row, Template, Thumb, completions
+from perlcli.data.traits import CLOSED, OPENED
 from perlcli.errors import PerlError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from perlcli.data.cache import TokenCache
+
 Ids = list[int]
 Columns = dict[str, Any]  # of a row: lists of token ids, and a label or row next to them
-ChatKey = tuple[Hashable, ...]
-Key = TypeVar("Key", bound=Hashable)
 IGNORED = -100  # the label of a token without loss: the default ignore_index of torch's cross-entropy
-PARALLEL = "TOKENIZERS_PARALLELISM"
-FORESEEN = 1_000_000  # ids that are kept in memory, at about 36 bytes each
+NONE: Template = {}
+SPLIT = "the answer's first characters are encoded apart from the prompt, as a policy would write them"
+BLANK = "the white space before an answer is part of a token of the template, and is not learned"
+AS_CHAT = "rendered as chats: prompt = user turn, completion = assistant turn (--no-chat joins the text)"
+AS_TEXT = "rendered as text: prompt and completion joined (--chat makes them turns of a chat)"
+NO_TEMPLATE = "rendered as text: prompt and completion joined, as the model has no chat template"
+BY_TEMPLATE = "rendered by the model's chat template"
 
 
 class Renderer:
-    """Turns prompts and completions into token ids with one tokenizer. `eos_ids` are ids that end a completion in
-    addition to the tokenizer's EOS. Raises PerlError if it has none."""
+    """Turns prompts and completions into token ids with one tokenizer, in the given `style`. `eos_ids` are ids that end
+    a completion in addition to the tokenizer's EOS. Raises PerlError if it has none."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, eos_ids: Sequence[int] = ()) -> None:
-        self.tokenizer = tokenizer
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, eos_ids: Sequence[int] = (), style: Style | None = None
+    ) -> None:
+        self.tokenizer, self.style = tokenizer, style or Style()
         if tokenizer.eos_token_id is None:
             raise PerlError(
                 f"The tokenizer of {tokenizer.name_or_path} has no EOS token, so a policy could never stop",
                 "use a model whose tokenizer has an EOS token",
             )
         self.eos_ids = tuple(dict.fromkeys([tokenizer.eos_token_id, *eos_ids]))
-        self.cache: TokenCache | None = None
-        self._texts: dict[str, Ids] = {}
-        self._chats: dict[ChatKey, Ids] = {}
+        self.template = Chat(tokenizer, self.eos_ids, self.style)
+        self.encoder = Encoder(tokenizer)
+        self.findings: list[str] = []  # of the latest row, for the load report
+        self._foreseen: dict[tuple[int, LossOn | None], tuple[Row, list[Dialog]]] = {}
+
+    @property
+    def cache(self) -> TokenCache | None:
+        """The cache of tokens between runs."""
+        return self.encoder.cache
+
+    @cache.setter
+    def cache(self, cache: TokenCache | None) -> None:
+        self.encoder.cache = cache
 
     @property
     def chat(self) -> bool:
         """Whether conversations can be rendered."""
         return bool(self.tokenizer.chat_template)
 
-    def foresee(self, rows: Sequence[Row]) -> None:
+    @property
+    def makes_turns(self) -> bool:
+        """Whether the prompt and the completion of a text row become turns of a chat."""
+        return self.chat and self.style.chat
+
+    def how(self, row: Row) -> str:
+        """How a row is rendered, for the load report; empty if there is no choice."""
+        if not isinstance(row.prompt, str):
+            is_text = row.prompt is None and all(isinstance(part, str) for part in completions(row))
+            return "" if is_text else BY_TEMPLATE
+        if not self.chat:
+            return NO_TEMPLATE
+        return AS_CHAT if self.style.chat else AS_TEXT
+
+    # Ahead of time
+
+    def foresee(self, rows: Sequence[Row], learn: LossOn | None = None) -> None:
         """Encode all that the rows will need at once, which is several times faster with a fast tokenizer. The ids are
         the same. Only the latest are kept; the others are encoded when they are needed."""
         if not self.tokenizer.is_fast:
             return
-        needed = [content for row in rows for content in _needed(row)]
-        texts = [content for content, _ in needed if isinstance(content, str)]
-        self._keep(self._texts, {text: text for text in texts if text not in self._texts}, special=True)
-        if not self._templates_text:
-            return
-        chats = {_key(chat, is_prompt): (chat, is_prompt) for chat, is_prompt in needed if not isinstance(chat, str)}
-        template, rendered = self.tokenizer.apply_chat_template, {}
-        for key, (messages, is_prompt) in chats.items():
-            if key not in self._chats:
-                with suppress(Exception):  # a model's template may raise anything; that is reported when it is needed
-                    rendered[key] = str(template(messages, tokenize=False, add_generation_prompt=is_prompt))
-        self._keep(self._chats, rendered, special=False)
-
-    def _keep(self, known: dict[Key, Ids], texts: Mapping[Key, str], *, special: bool) -> None:
-        """Encode the texts into `known`, and forget the oldest ones beyond `FORESEEN` ids."""
-        if texts:
-            batch = list(texts.values())
-
-            def encode() -> list[Ids]:
-                with _on_all_cores():
-                    return list(self.tokenizer(batch, add_special_tokens=special)["input_ids"])
-
-            ids = self.cache.ids(batch, "text" if special else "chat", encode) if self.cache else encode()
-            known |= zip(texts, ids, strict=True)
-        total = sum(map(len, known.values()))
-        for key in list(known):  # the oldest first, but none of these
-            if total <= FORESEEN or key in texts:
-                break
-            total -= len(known.pop(key))
+        self._foreseen.clear()
+        for row in rows:
+            with suppress(PerlError):  # it is raised again when the row is needed
+                self._foreseen[id(row), learn] = row, self._dialogs(row, learn)
+        texts: dict[str, None] = {}
+        chats: dict[str, None] = {}
+        for row, found in self._foreseen.values():
+            for each in found:
+                known = chats if self._is_chat(row) else texts
+                known |= {text: None for text in (each.start, each.full) if isinstance(text, str) and text}
+        self.encoder.foresee(list(texts), special=True)
+        self.encoder.foresee(list(chats), special=False, with_places=learn is not None)
 
     def forget(self) -> None:
         """Free what `foresee` encoded."""
-        self._texts.clear()
-        self._chats.clear()
+        self._foreseen.clear()
+        self.encoder.forget()
 
-    @cached_property
-    def _templates_text(self) -> bool:
-        """Whether a conversation is rendered as text and then encoded; some tokenizers override this."""
-        from transformers import PreTrainedTokenizerBase
+    # Rows
 
-        own = type(self.tokenizer).apply_chat_template
-        return self.chat and own is PreTrainedTokenizerBase.apply_chat_template
+    def _is_chat(self, row: Row) -> bool:
+        """Whether a row is rendered by the chat template."""
+        parts = [part for part in (row.prompt, *completions(row)) if part is not None]
+        if all(isinstance(part, str) for part in parts):
+            return row.prompt is not None and self.makes_turns
+        if not self.chat:
+            raise PerlError(
+                f"{self.tokenizer.name_or_path} has no chat template, but the data contains conversations",
+                "use an instruct model, or data with plain text",
+            )
+        return True
 
-    def _encode(self, text: str) -> Ids:
-        known = self._texts.get(text)
-        return list(self.tokenizer(text)["input_ids"]) if known is None else list(known)
+    def _dialogs(self, row: Row, learn: LossOn | None) -> list[Dialog]:
+        """A row with each of its completions, or its prompt. Raises PerlError if it can't be rendered."""
+        known = self._foreseen.get((id(row), learn))
+        if known is not None and known[0] is row:
+            return known[1]
+        if isinstance(row.prompt, str) and self.chat and self.style.undecided:
+            raise PerlError(self.style.undecided, "--chat or --no-chat, as it was trained")
+        if not self._is_chat(row):
+            prompt = str(row.prompt or "")
+            return [Dialog(prompt, prompt + str(part)) for part in completions(row)] or [Dialog(prompt, prompt)]
+        asked = None if row.prompt is None else self._turns(row.prompt, "user")
+        answers = [self._turns(part, "assistant") for part in completions(row)]
+        if asked is not None and not answers:
+            given = self.template.prompt(asked, row.template)
+            return [Dialog(given, given)]
+        return [dialog(self.template, asked, answer, row.template, learn) for answer in answers]
 
-    def prompt_ids(self, prompt: Content) -> Ids:
-        """The tokens that a policy is given, as TRL's trainers make them. Raises PerlError if a conversation can't be
+    def _turns(self, content: Content, role: str) -> list[Message]:
+        if not isinstance(content, str):
+            return content
+        found = [token for token in self.template.role_tokens if token in content] if role == "user" else []
+        if found:
+            problem = f"The prompt has the chat template's own tokens, such as {found[0]}, so it is rendered already"
+            raise RowRefused(problem, "--no-chat uses it as it is")
+        return [{"role": role, "content": content}]
+
+    def _split(self, row: Row, each: Dialog) -> tuple[Ids, Ids, int]:
+        """The ids of the prompt and of what follows it, and at which character of `full` the latter are encoded anew;
+        0 if they are part of the encoding of all. Raises RowRefused if the tokens merge where they should not."""
+        is_chat = self._is_chat(row)
+        encode = self.encoder.chat if is_chat else self.encoder.text
+        start = encode(each.start) if row.prompt is not None else []
+        full = encode(each.full)
+        if full[: len(start)] == start:
+            return start, full[len(start) :], 0
+        rest = each.full[len(each.start) :]
+        assert isinstance(rest, str)
+        if is_chat:
+            if not each.lead or not rest.startswith(each.lead):
+                raise merged(self.template, each, row.template)
+            self.findings.append(SPLIT)
+        return start, self.encoder.chat(rest), len(each.start)
+
+    def rendered(self, row: Row) -> list[tuple[Ids, Ids]]:
+        """The ids of a row's prompt and of what follows it, for each completion. Raises PerlError if it can't be
         rendered."""
-        return self._encode(prompt) if isinstance(prompt, str) else self._template(prompt, is_prompt=True)
+        parts = []
+        self.findings = []
+        for each in self._dialogs(row, None):
+            start, rest, _ = self._split(row, each)
+            self.findings += [each.finding] if each.finding else []
+            parts.append((start, self._ended(rest)))
+        return parts
 
-    def completion_ids(self, prompt: Content, completion: Content, start: Ids | None = None) -> Ids:
-        """The tokens after the prompt's (`start`, if known), with EOS and, in a chat, the template's tail."""
-        start = self.prompt_ids(prompt) if start is None else start
-        if isinstance(prompt, str) or isinstance(completion, str):
-            ids = self._encode(str(prompt) + str(completion))
-        else:
-            ids = self._template([*prompt, *completion])
-        if ids[: len(start)] == start:
-            return self._ended(ids[len(start) :])
-        if isinstance(completion, str):
-            return self._ended(self._plain(completion))
-        if len(completion) > 1:
-            raise PerlError("This chat template can't render a completion of several messages apart from its prompt")
-        # The template renders the prompt differently when an answer follows: take the answer's own tokens.
-        return [*self._plain(completion[0]["content"]), *self.closing]
+    def learned(self, row: Demonstration, loss_on: LossOn) -> tuple[Ids, list[bool]]:
+        """A demonstration's ids, and for each whether it is learned. Raises PerlError if it can't be rendered."""
+        self.findings = []
+        (each,) = self._dialogs(row, loss_on)
+        start, rest, anew = self._split(row, each)
+        self.findings += [each.finding] if each.finding else []
+        ids = start + self._ended(rest)
+        if not self._is_chat(row):
+            return ids, [loss_on == "all"] * len(start) + [True] * (len(ids) - len(start))
+        learned = [loss_on == "all"] * len(ids)
+        places = self.encoder.places(each.full[anew:]) if each.turns or each.mute else []
+        shift = len(start) if anew else 0
+        for spans, value in ((each.turns, True), (each.mute, False)):
+            for begin, end in spans:
+                first, last = (bisect_left(places, at - anew) + shift for at in (begin, end))
+                if not anew and places[first : first + 1] != [begin]:
+                    self._check_begin(each, places, begin)
+                last = len(ids) if end == len(each.full) else last  # with the EOS that the template may lack
+                learned[first:last] = [value] * (last - first)
+        return ids, learned
 
-    def whole_ids(self, content: Content) -> Ids:
+    def _check_begin(self, each: Dialog, places: list[int], begin: int) -> None:
+        """Raises RowRefused if an answer begins within a token, unless only its leading white space belongs to it."""
+        place = bisect_left(places, begin)
+        part = self.template.text(each.full)[begin : places[place] if place < len(places) else None]
+        if part.strip():
+            raise merged(self.template, Dialog(each.full[:begin], each.full), NONE)
+        self.findings.append(BLANK)
+
+    # Parts of rows
+
+    def prompt_ids(self, prompt: Content, template: Template = NONE) -> Ids:
+        """The tokens that a policy is given. Raises PerlError if a conversation can't be rendered."""
+        return self.rendered(Prompt(prompt, template=template))[0][0]
+
+    def completion_ids(self, prompt: Content, completion: Content, template: Template = NONE) -> Ids:
+        """The tokens after the prompt's, with EOS and, in a chat, the template's tail. Raises PerlError if they can't
+        be rendered."""
+        return self.rendered(Demonstration(prompt, completion, template))[0][1]
+
+    def whole_ids(self, content: Content, template: Template = NONE) -> Ids:
         """The tokens of a text or conversation without a separate prompt, ended like a completion."""
-        return self._ended(self._encode(content) if isinstance(content, str) else self._template(content))
+        return self.rendered(Demonstration(None, content, template))[0][1]
 
-    def scored_ids(self, prompt: Content, written: Ids) -> Ids:
-        """What a reward model reads: the prompt and exactly the tokens a policy wrote, with the tail if it ended."""
-        tail = self.tail if self.ended(written) and not isinstance(prompt, str) else []
-        return [*self.prompt_ids(prompt), *written, *tail]
+    def scored_ids(self, prompt: Content, written: Ids, template: Template = NONE) -> Ids:
+        """What a reward model reads: the prompt and exactly the tokens a policy wrote. If it ended, it has the end that
+        the reward model was trained on: the template's, or in a text the tokenizer's EOS."""
+        start = self.prompt_ids(prompt, template)
+        if not self.ended(written):
+            return start + written
+        if self._is_chat(Prompt(prompt)):
+            return [*start, *written[:-1], *self._closings.get(written[-1], self.closing)]
+        return [*start, *written[:-1], self.tokenizer.eos_token_id]
+
+    def read_ids(self, prompt: Content, text: str, template: Template = NONE, *, ended: bool = True) -> Ids:
+        """What a reward model of another tokenizer reads for a decoded completion: its own template's rendering of the
+        conversation, without its end if the completion was cut off. Raises PerlError if it can't be rendered."""
+        if not self._is_chat(Prompt(prompt)):
+            ids = self.encoder.text(str(prompt) + text)
+        else:
+            asked, answer = self._turns(prompt, "user"), [{"role": "assistant", "content": text}]
+            ids = self.encoder.chat(self.template.conversation(joined(asked, answer)[0], template))
+        ids = self._ended(ids)
+        if ended:
+            return ids
+        last = max(place for place, token in enumerate(ids) if token in self.eos_ids)
+        closing = self.closing if ids[-len(self.closing) :] == self.closing else ids[last:]
+        return ids[: len(ids) - len(closing)]
+
+    def opened(self, prompt: Ids) -> str:
+        """The part of an answer that its prompt has already: `<think>`, if the chat template opens it."""
+        text = str(self.tokenizer.decode(prompt[-8:])).rstrip()
+        return f"{OPENED}\n" if text.endswith(OPENED) and not text.endswith(CLOSED) else ""
 
     def text(self, ids: Ids) -> str:
         """The tokens as text, without special tokens."""
@@ -143,27 +262,33 @@ class Renderer:
             offsets = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
             left = text[offsets[count][0] :] if count < len(offsets) else ""
         else:
-            left = str(self.tokenizer.decode(self._plain(text)[count:]))
+            left = str(self.tokenizer.decode(self.encoder.chat(text)[count:]))
         return left if left.strip() else None
 
     def ended(self, written: Ids) -> bool:
         """Whether a completion ended with an EOS; otherwise it was cut off."""
         return bool(written) and written[-1] in self.eos_ids
 
-    def assistant_mask(self, messages: list[Message]) -> list[int]:
-        """1 for each token of `whole_ids` that the assistant says, else 0. Raises PerlError if the chat template has no
-        `{% generation %}` marks."""
-        template: Any = self.tokenizer.apply_chat_template
-        mask = list(template(messages, return_dict=True, return_assistant_tokens_mask=True)["assistant_masks"])
-        if not any(mask):
-            problem = "assistant_only_loss needs a chat template with {% generation %} marks, which this one lacks"
-            raise PerlError(problem)
-        return mask + [1] * (len(self.whole_ids(messages)) - len(mask))
-
     @cached_property
     def closing(self) -> Ids:
         """The ids with which the chat template ends an answer: an EOS, and what follows it."""
-        ids = self._template([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}])
+        return self._closing([{"role": "assistant", "content": "b"}])
+
+    @cached_property
+    def _closings(self) -> dict[int, Ids]:
+        """The ends of an answer and of one that calls a tool, by their EOS."""
+        ends = [self.closing]
+        if self.template.traits.calls:
+            call = {"type": "function", "function": {"name": "b", "arguments": {"c": "d"}}}
+            ends.append(self._closing([{"role": "assistant", "content": None, "tool_calls": [call]}]))
+        return {end[0]: end for end in reversed(ends)}
+
+    def _closing(self, answer: list[Message]) -> Ids:
+        try:
+            asked: list[Message] = [{"role": "user", "content": "a"}]
+            ids = self.encoder.chat(self.template.conversation([*asked, *answer], {}))
+        except RowRefused:
+            return [self.tokenizer.eos_token_id]
         start = len(ids)
         while start and (ids[start - 1] in self.eos_ids or self._is_space(ids[start - 1])):
             start -= 1
@@ -174,25 +299,6 @@ class Renderer:
     def tail(self) -> Ids:
         """The ids that the chat template puts after the EOS that a policy writes."""
         return self.closing[1:]
-
-    def _template(self, messages: list[Message], *, is_prompt: bool = False) -> Ids:
-        known = self._chats.get(_key(messages, is_prompt)) if self._chats else None
-        if known is not None:
-            return list(known)
-        if not self.chat:
-            raise PerlError(
-                f"{self.tokenizer.name_or_path} has no chat template, but the data contains conversations",
-                "use an instruct model, or data with plain text",
-            )
-        template: Any = self.tokenizer.apply_chat_template
-        try:
-            rendered = template(messages, tokenize=True, return_dict=True, add_generation_prompt=is_prompt)
-            return list(rendered["input_ids"])
-        except Exception as error:  # as in `foresee`
-            raise PerlError(f"The chat template can't render {messages!r:.200}: {error}") from error
-
-    def _plain(self, text: str) -> Ids:
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def _is_space(self, token: int) -> bool:
         return not str(self.tokenizer.decode([token])).strip()
@@ -206,65 +312,21 @@ class Renderer:
         return [*ids, self.tokenizer.eos_token_id]
 
 
-@contextmanager
-def _on_all_cores() -> Iterator[None]:
-    """Let the tokenizer use threads; elsewhere they are off, as it warns about them whenever a process forks."""
-    before = os.environ.get(PARALLEL)
-    os.environ[PARALLEL] = "true"
-    try:
-        yield
-    finally:
-        os.environ[PARALLEL] = before or "false"
-
-
-def _needed(row: Row) -> Iterator[tuple[Content, bool]]:
-    """What is encoded for a row: its prompt (True), and its prompt with each completion (False)."""
-    prompt = row.prompt
-    if prompt is not None:
-        yield prompt, True
-    for completion in completions(row):
-        if prompt is None:
-            yield completion, False
-        elif isinstance(prompt, str) and isinstance(completion, str):
-            yield prompt + completion, False
-        elif not isinstance(prompt, str) and not isinstance(completion, str):
-            yield [*prompt, *completion], False
-
-
-def _key(messages: list[Message], is_prompt: bool) -> ChatKey:
-    return (is_prompt, *(tuple(message.items()) for message in messages))
-
-
-def of_demonstration(
-    render: Renderer, row: Demonstration, *, completion_only: bool = True, assistant_only: bool = False
-) -> Columns:
-    """`input_ids` and `labels`, which are `IGNORED` for tokens without loss, by default those of the prompt."""
-    if row.prompt is None:
-        ids = render.whole_ids(row.completion)
-        if not assistant_only or isinstance(row.completion, str):
-            return {"input_ids": ids, "labels": ids}
-        mask = render.assistant_mask(row.completion)
-        return {"input_ids": ids, "labels": [i if m else IGNORED for i, m in zip(ids, mask, strict=True)]}
-    start = render.prompt_ids(row.prompt)
-    end = render.completion_ids(row.prompt, row.completion, start)
-    return {"input_ids": start + end, "labels": ([IGNORED] * len(start) if completion_only else start) + end}
+def of_demonstration(render: Renderer, row: Demonstration, *, loss_on: LossOn = "assistant") -> Columns:
+    """`input_ids` and `labels`, which are `IGNORED` for tokens without loss: by default all but those of the
+    assistant's turns after the prompt, each with the token that ends it."""
+    ids, learned = render.learned(row, loss_on)
+    return {"input_ids": ids, "labels": [token if kept else IGNORED for token, kept in zip(ids, learned, strict=True)]}
 
 
 def of_preference(render: Renderer, row: Preference | Thumb) -> Columns:
     """What a reward model reads: `chosen_ids` and `rejected_ids`, or `input_ids` and `label` (1.0 for a thumbs up)."""
+    read = [start + rest for start, rest in render.rendered(row)]
     if isinstance(row, Thumb):
-        return {"input_ids": _complete(render, row.prompt, row.completion)[0], "label": float(row.label)}
-    chosen, rejected = _complete(render, row.prompt, row.chosen, row.rejected)
-    return {"chosen_ids": chosen, "rejected_ids": rejected}
-
-
-def _complete(render: Renderer, prompt: Content | None, *completions: Content) -> list[Ids]:
-    if prompt is None:
-        return [render.whole_ids(completion) for completion in completions]
-    start = render.prompt_ids(prompt)
-    return [start + render.completion_ids(prompt, completion, start) for completion in completions]
+        return {"input_ids": read[0], "label": float(row.label)}
+    return {"chosen_ids": read[0], "rejected_ids": read[1]}
 
 
 def of_prompt(render: Renderer, row: Prompt) -> Columns:
     """A prompt's token `ids`, and the `row` itself."""
-    return {"row": row, "ids": render.prompt_ids(row.prompt)}
+    return {"row": row, "ids": render.rendered(row)[0][0]}

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from perlcli.text import counted
+from perlcli.text import clip, counted
 
 Raw = Mapping[str, object]  # a row's columns, as its source has them
 # A message of a conversation: role, content, and what else chat templates read (tool_calls, name, reasoning_content …).
@@ -61,21 +62,44 @@ Row = Demonstration | Preference | Thumb | Prompt
 class Unjudged:
     """A prompt whose completions have no verdict, with the reason: only the prompt is of use."""
 
-    prompt: Content
+    prompt: Content | None
     why: str
+    template: Template = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Ranking:
+    """Answers to one prompt, each with its score: the higher, the better."""
+
+    prompt: Content
+    answers: list[tuple[Content, float]]
+    template: Template = field(default_factory=dict)
+    is_graded: bool = True  # whether the scores are on a scale of their own, and not only an order
+
+
+def says_nothing(message: Message) -> bool:
+    """Whether a message has neither text nor tool calls."""
+    return not (message["content"] or "").strip() and not message.get("tool_calls")
 
 
 def is_blank(content: Content) -> bool:
-    """Whether a content is empty or only white space."""
-    texts = [content] if isinstance(content, str) else [message["content"] for message in content]
-    return not any(text.strip() for text in texts)
+    """Whether a content is empty or only white space, without tool calls."""
+    return not content.strip() if isinstance(content, str) else all(map(says_nothing, content))
 
 
 def is_empty(row: Row) -> bool:
-    """Whether the completion is blank; of a pair only the chosen one counts, as an empty answer can be the worse."""
+    """Whether the completion is blank, or one of the turns in it that are learned; of a pair only the chosen one
+    counts, as an empty answer can be the worse."""
     if isinstance(row, Prompt):
         return False
-    return is_blank(row.chosen if isinstance(row, Preference) else row.completion)
+    completion = row.chosen if isinstance(row, Preference) else row.completion
+    return is_blank(completion) or any(map(says_nothing, learned_turns(completion)))
+
+
+def learned_turns(content: Content) -> list[Message]:
+    """The assistant's turns of a conversation, without those of weight 0; empty for a text."""
+    turns = [] if isinstance(content, str) else content
+    return [turn for turn in turns if turn["role"] == "assistant" and turn.get("weight") != 0]
 
 
 def text_of(content: Content) -> str:
@@ -83,8 +107,14 @@ def text_of(content: Content) -> str:
     if isinstance(content, str):
         return content
     if len(content) == 1:
-        return content[0]["content"]
-    return "\n".join(f"{message['role']}: {message['content']}" for message in content)
+        return _said(content[0])
+    return "\n".join(f"{message['role']}: {_said(message)}" for message in content)
+
+
+def _said(message: Message) -> str:
+    calls = message.get("tool_calls") or []
+    shown = [json.dumps(call.get("function", call), ensure_ascii=False, default=str) for call in calls]
+    return "\n".join([*([message["content"]] if message["content"] else []), *shown])
 
 
 def completions(row: Row) -> list[Content]:
@@ -96,6 +126,7 @@ def completions(row: Row) -> list[Content]:
 
 Numbers = list[int]  # of rows in their source, from 1
 SHOWN_ROWS, KEPT_ROWS = 3, 10
+LONGEST_LIST = 600  # characters of the names of columns
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +136,8 @@ class SourceRow:
     place: str
     raw: Raw | None
     fault: str = ""
+    count: int = 1  # rows of the source that it was put together from
+    rest: Raw = field(default_factory=dict)  # columns that --columns leaves out
 
 
 @dataclass
@@ -123,11 +156,18 @@ class DataReport:
     overlap: Numbers = field(default_factory=list)  # held-out rows whose prompt is also trained on
     labels: dict[str, int] = field(default_factory=dict)  # number of thumbs up and down
     tokens: dict[str, int] = field(default_factory=dict)  # percentiles of row lengths, before any row was dropped
-    extra: int = 0  # of `read`: a dialog becomes several rows, and these are the ones beyond its first
+    unused: tuple[str, ...] = ()  # columns that nothing reads
+    unused_keys: tuple[str, ...] = ()  # keys of messages that nothing reads
+    template_keys: tuple[str, ...] = ()  # keys of messages that a chat template may read
+    passed: tuple[str, ...] = ()  # columns that only reward functions receive
+    rendered: list[str] = field(default_factory=list)  # the ways in which rows became tokens
+    findings: dict[str, Numbers] = field(default_factory=dict)  # what to know about the tokens of some rows
+    # Of `read`, as a dialog becomes several rows: those beyond the first. Below 0 where rows were put together.
+    extra: int = 0
 
-    def take(self, count: int = 1) -> None:
-        """Count the rows that one row of the source became."""
-        self.extra += max(0, count - 1)
+    def take(self, count: int = 1, sources: int = 1) -> None:
+        """Count the rows that some rows of the source became."""
+        self.extra += count - sources
         self.read += count
         self.kept += count
 
@@ -150,9 +190,18 @@ class DataReport:
 
     def lines(self) -> list[str]:
         """The full report for the terminal: `line`, then one line for each other finding."""
-        report = [self.line()]
+        report = [self.line(), *self.rendered]
+        report += [
+            f"{counted(len(numbers), 'row')}: {text} ({_first(numbers)})" for text, numbers in self.findings.items()
+        ]
         if self.tokens:
             report.append("tokens per row: " + ", ".join(f"{name} {length:,}" for name, length in self.tokens.items()))
+        if self.unused:
+            report.append(f"columns not used: {clip(', '.join(self.unused), LONGEST_LIST)}")
+        if self.unused_keys:
+            report.append(f"message keys not used: {clip(', '.join(self.unused_keys), LONGEST_LIST)}")
+        if self.passed:
+            report.append(f"columns passed to reward functions: {clip(', '.join(self.passed), LONGEST_LIST)}")
         if self.truncated:
             report.append(f"{counted(len(self.truncated), 'prompt')} cut from the left ({_first(self.truncated)})")
         if self.labels:
@@ -170,8 +219,10 @@ class DataReport:
     def summary(self) -> dict[str, object]:
         """The report as the run's record keeps it."""
         record = {name: _counted(value) if isinstance(value, list) else value for name, value in vars(self).items()}
-        record["dropped"] = {reason: _counted(numbers) for reason, numbers in self.dropped.items()}
-        del record["extra"]
+        for name, groups in (("dropped", self.dropped), ("findings", self.findings)):
+            record[name] = {reason: _counted(numbers) for reason, numbers in groups.items()}
+        record["rendered"] = self.rendered
+        del record["extra"], record["template_keys"]
         return record
 
 

@@ -6,20 +6,23 @@ import gzip
 import json
 import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, cast
 
-from perlcli.data.files import Rows, read_csv, read_json
+from perlcli.data.files import Rows, as_utf8, read_json
 from perlcli.data.rows import SourceRow
+from perlcli.data.tables import read_csv, read_excel
 from perlcli.errors import PerlError, line, nearest
 from perlcli.settings import DataSettings
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
 
-SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".csv", ".csv.gz", ".parquet")
+TABLES = (".csv", ".tsv", ".csv.gz", ".tsv.gz")
+SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz", *TABLES, ".xlsx", ".parquet")
 SPLIT_NAMES = {"train": ("train",), "test": ("test", "validation", "valid", "dev", "eval")}
 STDIN = "-"
 BATCH = 1000  # rows of Parquet in memory at once; the default of datasets is a row group, and it fails on an empty one
@@ -40,7 +43,7 @@ def read(source: str, side: str, options: DataSettings = ANY) -> Rows:
         problem = f"--split works with folders and Hub datasets; {title(source)} is a single file"
         raise PerlError(problem, "leave out --split")
     if source == STDIN:
-        return read_json(sys.stdin.buffer, title(STDIN))
+        return _read_stream(sys.stdin.buffer, title(STDIN), read_json)
     if path.is_dir():
         return _read_folder(path, side, options)
     if path.is_file():
@@ -79,16 +82,23 @@ def _read_file(path: Path) -> Rows:
     suffix = next((suffix for suffix in SUFFIXES if path.name.endswith(suffix)), None)
     if suffix is None:
         raise PerlError(f"{path}: unknown file type", f"supported endings: {', '.join(SUFFIXES)}")
+    if suffix == ".xlsx":
+        return read_excel(path)
     return _read_parquet(path) if suffix == ".parquet" else _read_text(path, suffix)
 
 
 def _read_text(path: Path, suffix: str) -> Rows:
-    reader = read_csv if suffix.startswith(".csv") else read_json
+    reader = read_csv if suffix in TABLES else read_json
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
-            yield from reader(cast(BinaryIO, stream), str(path))
+            yield from _read_stream(cast(BinaryIO, stream), str(path), reader)
     except (OSError, EOFError, zlib.error) as error:
         raise _cant_read(path, error) from error
+
+
+def _read_stream(stream: BinaryIO, name: str, reader: Callable[[BufferedReader, str], Rows]) -> Rows:
+    with as_utf8(stream) as content:
+        yield from reader(content, name)
 
 
 def _cant_read(source: object, error: Exception) -> PerlError:
@@ -164,7 +174,14 @@ def _read_saved(path: Path, side: str, options: DataSettings) -> Rows:
 def _numbered(rows: Dataset | IterableDataset, source: str) -> Rows:
     with _parsing(source):
         for number, row in enumerate(rows, start=1):
-            yield SourceRow(f"{source}, row {number}", row)
+            yield SourceRow(f"{source}, row {number}", {name: _without_nulls(value) for name, value in row.items()})
+
+
+def _without_nulls(value: object) -> object:
+    """A nested value without the null fields that Arrow gives all objects of a column if one of them has the field."""
+    if isinstance(value, dict):
+        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+    return [_without_nulls(item) for item in value] if isinstance(value, list) else value
 
 
 def _split_of(source: str, splits: list[str], side: str, options: DataSettings) -> str:

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
+from jinja2 import TemplateSyntaxError
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
 from perlcli.data import Renderer
 from perlcli.data.cache import TokenCache
+from perlcli.data.chat import Style
 from perlcli.errors import PerlError, line
 from perlcli.model import weights
 from perlcli.model.sources import NEEDS_TRUST, TRUST, Source, architectures
 from perlcli.settings.types import fits
+from perlcli.settings.yaml import read_text
 from perlcli.text import shorten
 
 TOKENIZER_CONFIG = "tokenizer_config.json"
@@ -81,9 +85,26 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
 
-def renderer(source: Source, tokenizer: PreTrainedTokenizerBase) -> Renderer:
+def use_template(tokenizer: PreTrainedTokenizerBase, path: str | None) -> None:
+    """Give the tokenizer the chat template in a file, if one is named; it is saved with the adapter. Raises PerlError
+    if it can't be read, or isn't a template."""
+    if path is None:
+        return
+    text = read_text(Path(path), "--chat-template")
+    tokenizer.chat_template = text
+    try:
+        tokenizer.apply_chat_template([{"role": "user", "content": "a"}], tokenize=False)
+    except TemplateSyntaxError as error:
+        raise PerlError(f"--chat-template {path} is not a chat template in Jinja: {line(error)}") from error
+    except Exception:  # a template may ask for other messages, and a row that it can't render is an error
+        pass
+    if not text.strip():
+        raise PerlError(f"--chat-template {path} is empty")
+
+
+def renderer(source: Source, tokenizer: PreTrainedTokenizerBase, style: Style | None = None) -> Renderer:
     """The renderer for this model, which knows every token that ends what the model writes."""
-    return Renderer(tokenizer, eos_ids(source))
+    return Renderer(tokenizer, eos_ids(source), style)
 
 
 def token_cache(tokenizer: PreTrainedTokenizerBase) -> TokenCache | None:

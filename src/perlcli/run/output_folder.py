@@ -178,6 +178,7 @@ def _inputs(record: RunRecord) -> Iterator[tuple[str, Any]]:
     yield "the base", model.get("fingerprint")
     yield "tokenizer", model.get("tokenizer")
     yield f"the adapter {model.get('adapter')}", model.get("adapter_fingerprint")
+    yield "the rendering of rows", model.get("rendering")
     yield "the anchor", model.get("anchor")
     yield "training data", record.data.get("train", {}).get("fingerprint")
     yield "the base's precision", record.device.get("precision")

@@ -47,6 +47,7 @@ from perlcli.settings.stages import (
     Reward,
     Rl,
     Sft,
+    TokenizerSettings,
     Training,
     Use,
 )

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from perlcli.settings import stages
 from perlcli.settings.declaring import flag, option, option_of, place
-from perlcli.settings.stages import ATTENTION, Algorithm, Checkpointing, DataFormat, Dtype, OnLong, Use
+from perlcli.settings.stages import ATTENTION, Algorithm, Checkpointing, DataFormat, Dtype, OnLong, Pairs, Use
 
 Compared = Literal["sft", "reward", "rl", "all"]
 
@@ -133,6 +133,7 @@ class CompareFull:
     compare: CompareSettings = CompareSettings()
     model: ComparedModelSettings = ComparedModelSettings()
     data: stages.DataSettings = stages.DataSettings()
+    loss: stages.LossSettings = stages.LossSettings()
     held_out: stages.HeldOutSettings = stages.HeldOutSettings()
     thumbs: stages.ThumbsSettings = stages.ThumbsSettings()
     sampling: stages.SamplingSettings = stages.SamplingSettings()
@@ -152,22 +153,15 @@ class FileSettings:
         "Data: local file or folder, Hub id, - for standard input, or coffee for the embedded data.", argument=True
     )
     data_format: DataFormat | None = option_of(stages.DataSettings, "data_format")
+    columns: str | None = option_of(stages.DataSettings, "columns")
+    label_map: str | None = option_of(stages.DataSettings, "label_map")
+    label_threshold: float | None = option_of(stages.DataSettings, "label_threshold")
+    score_field: str | None = option_of(stages.DataSettings, "score_field")
+    pairs: Pairs = option_of(stages.DataSettings, "pairs")
     subset: str | None = option_of(stages.DataSettings, "subset")
     split: str | None = option_of(stages.DataSettings, "split")
     shp_score_ratio: float | None = option_of(stages.DataSettings, "shp_score_ratio")
     shp_per_post: int | None = option_of(stages.DataSettings, "shp_per_post")
-
-
-@dataclass(frozen=True)
-class TokenizerSettings:
-    """Model"""
-
-    model: str | None = place(
-        "Model or adapter whose tokenizer and chat template render the rows: Hub id or local folder.",
-        short="-m",
-        unset="the embedded coffee base",
-    )
-    trust_remote_code: bool = option_of(stages.ModelSettings, "trust_remote_code")
 
 
 @dataclass(frozen=True)
@@ -188,7 +182,7 @@ class DataCheck:
     Example: perl data check pairs.jsonl --model HuggingFaceTB/SmolLM2-135M-Instruct"""
 
     file: FileSettings = FileSettings()
-    model: TokenizerSettings = TokenizerSettings()
+    model: stages.TokenizerSettings = stages.TokenizerSettings()
     length: LengthSettings = LengthSettings()
 
 
@@ -208,7 +202,7 @@ class DataShow:
 
     file: FileSettings = FileSettings()
     show: ShowSettings = ShowSettings()
-    model: TokenizerSettings = TokenizerSettings()
+    model: stages.TokenizerSettings = stages.TokenizerSettings()
     length: LengthSettings = LengthSettings()
 
 

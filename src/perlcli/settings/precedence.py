@@ -25,7 +25,10 @@ from perlcli.settings.faults import misfit
 
 LENGTH = {"max_steps", "num_train_epochs"}
 # Options that describe the source that --data names.
-OF_DATA = {"data_format", "subset", "split", "eval_data", "shp_score_ratio", "shp_per_post"}
+OF_DATA = {
+    *("data_format", "columns", "label_map", "label_threshold", "score_field", "pairs"),
+    *("subset", "split", "eval_data", "shp_score_ratio", "shp_per_post"),
+}
 
 AnyStage = TypeVar("AnyStage", bound=Settings)
 

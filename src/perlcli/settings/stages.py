@@ -6,17 +6,27 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from perlcli.settings.declaring import flag, option, place
+from perlcli.settings.declaring import flag, option, option_of, place
 
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 Algorithm = Literal["rloo", "reinforce"]
 Checkpointing = Literal["auto", "true", "false"]
 OnLong = Literal["drop", "truncate", "error"]
 Use = Literal["sft", "reward", "rl"]
+LossOn = Literal["assistant", "all", "last"]
 # The names of `data.formats.FORMATS`, in the same order.
-PreferenceFormat = Literal["hh", "pairs", "shp", "summarize-from-feedback", "taskmaster", "thumbs", "android-control"]
-ChatFormat = Literal["prompt-completion", "messages", "sharegpt", "taskmaster-dialogs", "alpaca", "tldr"]
-DataFormat = Literal[PreferenceFormat, ChatFormat, "prompts", "text"]
+ListFormat = Literal["hh", "openai-preferences", "rewardbench-2", "rm-bench"]
+PairFormat = Literal["alpaca-pairs", "argilla-pairs", "sharegpt-pairs", "chat-pairs", "orca-pairs", "pairs"]
+ComparedFormat = Literal["shp", "summarize-from-feedback", "webgpt", "helpsteer3", "helpsteer2-preference"]
+BetterFormat = Literal["pku-saferlhf", "stack-exchange-paired", "stack-exchange", "judgebench", "arena", "arena-55k"]
+RankedFormat = Literal["nectar", "ultrafeedback", "helpsteer2"]
+LabelledFormat = Literal["argilla", "argilla-hub", "label-studio", "label-studio-min", "taskmaster"]
+ThumbsFormat = Literal["thumbs", "alpaca-thumbs", "sharegpt-thumbs", "chat-thumbs", "orca-thumbs", "scored"]
+ChatFormat = Literal["android-control", "prompt-completion", "messages", "sharegpt"]
+TextFormat = Literal["taskmaster-dialogs", "alpaca", "dolly", "orca", "tldr", "prompts", "text"]
+Compared = Literal[ListFormat, PairFormat, ComparedFormat, BetterFormat, RankedFormat]
+DataFormat = Literal[Compared, LabelledFormat, ThumbsFormat, ChatFormat, TextFormat]
+Pairs = Literal["all", "best-worst"]
 ATTENTION = "attention"
 LATEST = "latest"  # what --resume means without a checkpoint
 SFT, BASE = "sft", "base"  # the anchors that have a name
@@ -50,6 +60,25 @@ class DataSettings:
     data_format: DataFormat | None = option(
         "Format of the rows, held-out data included.", unset="detected from the columns"
     )
+    columns: str | None = option(
+        "Read other columns under the names of TRL's formats, held-out data included; nested ones by a dotted path.",
+        unset="the names as they are",
+        metavar="NAME=COLUMN,…",
+    )
+    label_map: str | None = option(
+        "What labels mean: 1 is a thumbs up, 0 a thumbs down, none leaves the row out.",
+        unset="up and down, good and bad, yes and no, 👍 and 👎 … are understood",
+        metavar="LABEL=1,LABEL=0,…",
+    )
+    label_threshold: float | None = option(
+        "Number from which on a label is a thumbs up, such as 4 of five stars; makes thumbs of scored answers too.",
+        unset="labels are 0 or 1, scores make pairs",
+    )
+    score_field: str | None = option(
+        "Score, attribute or question by which answers are compared, in formats that have several.",
+        unset="the main one of the format",
+    )
+    pairs: Pairs = option("Pairs of a ranking: all, or only the best and the worst answer.", default="all")
     subset: str | None = option("Subset of a Hub dataset: a configuration or a folder.", unset="the default one")
     split: str | None = option("Split of a Hub dataset or of a folder.", unset="train; eval: test or validation")
     shp_score_ratio: float | None = option(
@@ -71,6 +100,45 @@ class DataSettings:
         unset="drop, but stop if most rows are too long",
     )
     drop_duplicates: bool = flag("Drop rows that repeat an earlier one. Duplicates are always counted.")
+    chat: bool | None = option(
+        "Render the prompt of a text row as a user turn and its completion as the assistant's; --no-chat joins them as "
+        "text.",
+        unset="on with a chat template; as --model was trained",
+    )
+    chat_template: str | None = place("File with the chat template to use (Jinja).", unset="the model's own")
+    chat_template_kwargs: str | None = option(
+        "Variables for the chat template, as JSON or YAML; a row's own chat_template_kwargs come first. Example: "
+        "'{enable_thinking: false}'.",
+        unset="none; as --model was trained",
+        metavar="JSON",
+    )
+
+
+@dataclass(frozen=True)
+class LossSettings:
+    """Data"""
+
+    loss_on: LossOn = option(
+        "What is learned: the assistant's turns (after the prompt, if rows have one), only the last of them, or all "
+        "tokens. Messages with weight 0 are never learned.",
+        default="assistant",
+    )
+
+
+@dataclass(frozen=True)
+class TokenizerSettings:
+    """Model"""
+
+    model: str | None = place(
+        "Model or adapter whose tokenizer and chat template render the rows: Hub id or local folder.",
+        short="-m",
+        unset="the embedded coffee base",
+    )
+    trust_remote_code: bool = option_of(ModelSettings, "trust_remote_code")
+    chat: bool | None = option_of(DataSettings, "chat")
+    chat_template: str | None = option_of(DataSettings, "chat_template")
+    chat_template_kwargs: str | None = option_of(DataSettings, "chat_template_kwargs")
+    loss_on: LossOn = option_of(LossSettings, "loss_on")
 
 
 @dataclass(frozen=True)
@@ -246,6 +314,7 @@ class Sft:
 
     model: ModelSettings = ModelSettings()
     data: DataSettings = DataSettings()
+    loss: LossSettings = LossSettings()
     held_out: HeldOutSettings = HeldOutSettings()
     lora: LoraSettings = LoraSettings()
     train: TrainSettings = TrainSettings()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from keyword import iskeyword
 from pathlib import Path
@@ -67,7 +68,9 @@ def checked(stage: type[Any], content: Mapping[object, object], place: str) -> t
     known = {item.name: item for item in settings.options(stage)}
     values: dict[str, Any] = {}
     faults: list[str] = []
-    for key, value in content.items():
+    for key, given in content.items():
+        is_kwargs = key in ("chat_template_kwargs", "chat-template-kwargs") and isinstance(given, dict)
+        value = json.dumps(given) if is_kwargs else given  # on the command line it is text
         shown = clip(key) if isinstance(key, str) else shorten(key)
         name = shown.replace("-", "_")
         name += "_" if iskeyword(name) else ""

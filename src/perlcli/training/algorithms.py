@@ -43,6 +43,10 @@ class Rloo(KeepsGeneration):
         with self.clock.phase("sampling"), roles.casting(self._policy, on=True):  # TRL samples outside autocast
             return super()._generate(prompts)
 
+    def _tokenize_prompts(self, prompts: list[Any]) -> tuple[list[Any], None, dict[str, Any]]:
+        """The prompts, which are token ids already: TRL would render all alike, and add a second BOS to text."""
+        return prompts, None, {}
+
     def _calculate_rewards(self, *args: Any) -> torch.Tensor:
         """The rewards, (rows, reward functions)."""
         with self.clock.phase("scoring"), roles.casting(self._policy, on=True):  # as the stand-alone reward model

@@ -42,8 +42,9 @@ class Judge:
         self.__name__ = name  # TRL names its metrics by it
 
     def dataset(self) -> Dataset:
-        """The prompts for TRL, which passes each one's `ROW` back with its completions."""
-        return Dataset.from_list([{"prompt": row.prompt, ROW: index} for index, row in enumerate(self.rows)])
+        """The token ids of the prompts for TRL, which passes each one's `ROW` back with its completions."""
+        prompts = [self.render.prompt_ids(row.prompt, row.template) for row in self.rows]
+        return Dataset.from_list([{"prompt": ids, ROW: index} for index, ids in enumerate(prompts)])
 
     def __call__(
         self, completion_ids: Sequence[Ids], trainer_state: TrainerState, log_metric: LogMetric, **columns: Any

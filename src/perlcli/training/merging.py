@@ -53,10 +53,7 @@ def measured_rows(prepared: Merging) -> list[Ids]:
         samples = [json.loads(row) for row in path.read_text(encoding="utf-8").splitlines()]
         texts = [sample[key] for sample in samples for key in ("chosen", "rejected", "text") if sample.get(key)]
         return [prepared.tokenizer(text, add_special_tokens=False)["input_ids"][:LONGEST] for text in texts[:SCORED]]
-    if render.chat:
-        talks = [[{"role": "user", "content": text}, {"role": "assistant", "content": ANSWER}] for text in PROMPTS]
-        return [render.whole_ids(talk) for talk in talks]
-    return [render.whole_ids(f"{text}\n{ANSWER}") for text in PROMPTS]
+    return [render.read_ids(text if render.makes_turns else f"{text}\n", ANSWER) for text in PROMPTS]
 
 
 @torch.no_grad()

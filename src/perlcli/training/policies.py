@@ -21,6 +21,7 @@ from perlcli.errors import PerlError
 from perlcli.model import loading, roles, sources, tokenizers, weights
 from perlcli.run.record import RunRecord, find_record
 from perlcli.settings import BASE, SFT
+from perlcli.training import rendering
 from perlcli.training.origin import check_adapter, keep_apart
 from perlcli.training.prepare import Prepared, filled, loaded
 from perlcli.training.rows import fit
@@ -132,6 +133,7 @@ def _locate_anchor(wanted: str, prepared: Prepared[settings.Rl]) -> sources.Sour
     its, ours = map(tokenizers.tokenizer_fingerprint, (tokenizer, prepared.tokenizer))
     if its != ours:
         raise PerlError(f"--anchor {wanted} has another tokenizer or chat template ({its}) than the policy ({ours})")
+    rendering.check(source, prepared.run, "--anchor")
     return source
 
 

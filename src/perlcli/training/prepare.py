@@ -19,7 +19,7 @@ from perlcli.run.lifecycle import Run
 from perlcli.run.output_folder import check_output
 from perlcli.terminal import say
 from perlcli.text import enum_value
-from perlcli.training import checkpointing, origin
+from perlcli.training import checkpointing, origin, rendering
 
 S_co = TypeVar("S_co", bound=settings.Training | settings.Eval | settings.Merge, covariant=True)
 Given = TypeVar("Given", bound=settings.Training | settings.Eval)
@@ -71,19 +71,22 @@ def prepare(given: Given) -> Prepared[Given]:
     origin.keep_apart(resolved, source)
     adapter = origin.adapter_of(resolved, source)
     tokenizer = tokenizers.load_tokenizer(source, trust_remote_code=trust)
+    tokenizers.use_template(tokenizer, resolved.data.chat_template)
     origin.check_tokenizer(source, tokenizer)
     run = Run(resolved)
     is_full = not isinstance(resolved, settings.Eval) and resolved.lora.full
     run.note_device(resolved.model, takes_dtype=not is_full)
     resolved = checkpointing.decided(resolved, run)
-    run.record.model = tokenizers.describe(source, tokenizer)
+    style = rendering.resumed(rendering.style_of(resolved.data, source, tokenizer), run)
+    loss_on = resolved.loss.loss_on if isinstance(resolved, settings.Sft) else None
+    run.record.model = tokenizers.describe(source, tokenizer) | {rendering.RENDERING: rendering.summary(style, loss_on)}
     origin.check_adapter(source, run, resolved.model)
     origin.keep_file(resolved, run)
     if given.model.model is None:
         run.note("No --model: using the embedded coffee base, a toy with 0.9 M parameters.")
     if beyond is not None:
         run.note(beyond)
-    renderer = tokenizers.renderer(source, tokenizer)
+    renderer = tokenizers.renderer(source, tokenizer, style)
     if not resolved.run.dry_run:  # a dry run writes nothing
         renderer.cache = tokenizers.token_cache(tokenizer)
         closed = disk.why_closed(renderer.cache.folder) if renderer.cache is not None else None

@@ -11,7 +11,7 @@ from typing import Any
 from datasets import Dataset
 
 from perlcli import device, settings, stats
-from perlcli.data import Data
+from perlcli.data import Data, Preference
 from perlcli.data.render import Columns, of_preference
 from perlcli.errors import PerlError, RunFailed
 from perlcli.model import loading, roles, scorers, sources, tokenizers
@@ -21,6 +21,7 @@ from perlcli.run.files import PROOF, SAMPLES, write_json
 from perlcli.run.lifecycle import Run
 from perlcli.run.progress import Progress
 from perlcli.run.record import RunRecord, package_versions
+from perlcli.text import counted
 from perlcli.training.origin import trained_in
 from perlcli.training.prepare import Prepared
 from perlcli.training.rows import dataset, fit
@@ -37,8 +38,15 @@ def tokens(rows: Data, prepared: Prepared[Stage], role: str) -> list[Columns]:
 
 
 def table(rows: Data, prepared: Prepared[Stage], role: str) -> Dataset:
-    """The same as a table, to train on."""
-    return dataset(prepared, role, rows, partial(of_preference, prepared.renderer))
+    """The same as a table, to train on; pairs with a margin have a column for it, as TRL's loss reads it."""
+    render = partial(of_preference, prepared.renderer)
+    margins = [row.margin for row in rows.rows if isinstance(row, Preference)]
+    missing = margins.count(None)
+    if missing == len(margins):
+        return dataset(prepared, role, rows, render)
+    if missing:
+        prepared.run.note(f"{counted(missing, 'pair')} without a margin, of {len(margins):,}: their margin is 0.")
+    return dataset(prepared, role, rows, lambda row: {**render(row), "margin": row.margin or 0.0})
 
 
 def id_lists(row: Columns) -> list[list[int]]:

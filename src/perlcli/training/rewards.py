@@ -16,14 +16,15 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from perlcli import settings
-from perlcli.data import Content, Prompt, Renderer, text_of
+from perlcli.data import Prompt, Renderer, text_of
+from perlcli.data.chat import Style
 from perlcli.errors import PerlError, nearest
 from perlcli.model import adapters, roles, scorers, sources, tokenizers, weights
 from perlcli.model.sources import Source
 from perlcli.redaction import hidden
 from perlcli.run import checkpoints
 from perlcli.text import size
-from perlcli.training import reward_model
+from perlcli.training import rendering, reward_model
 from perlcli.training.origin import check_adapter, keep_apart
 from perlcli.training.prepare import Prepared
 
@@ -131,6 +132,8 @@ def _check_record(source: Source, prepared: Prepared[Stage], *, is_shared: bool)
     check_adapter(source, prepared.run, prepared.settings.model if is_shared else None)
     if source.record is not None and source.record.status != "finished":
         prepared.run.note(f"The reward {source.name} comes from a run that did not finish ({source.record.status}).")
+    rendering.check(source, prepared.run, "The reward")
+    rendering.decide_later(source, prepared.settings.data, prepared.renderer)
     if not is_shared:
         return
     its, ours = _tokenizer_mark(source, prepared), tokenizers.tokenizer_fingerprint(prepared.tokenizer)
@@ -159,7 +162,7 @@ class TokenReward:
 
     def __call__(self, rows: Sequence[Prompt], written: Sequence[Ids]) -> list[float]:
         """One reward per completion."""
-        ids = [self.render.scored_ids(row.prompt, completion) for row, completion in zip(rows, written, strict=True)]
+        ids = [self.render.scored_ids(row.prompt, ids, row.template) for row, ids in zip(rows, written, strict=True)]
         return self.scorer(ids, self.batch)
 
 
@@ -174,24 +177,22 @@ class TextReward:
         render: Renderer,
         batch: int,
         eos_ids: Sequence[int] = (),
+        style: Style | None = None,
     ) -> None:
         self.scorer, self.tokenizer, self.render, self.batch = scorer, tokenizer, render, batch
-        self.own = Renderer(tokenizer, eos_ids) if tokenizer.eos_token_id is not None else None
+        self.own = Renderer(tokenizer, eos_ids, style) if tokenizer.eos_token_id is not None else None
 
     def __call__(self, rows: Sequence[Prompt], written: Sequence[Ids]) -> list[float]:
         """One reward per completion; a truncated completion is scored without an end."""
-        ids = [self._ids(row.prompt, completion) for row, completion in zip(rows, written, strict=True)]
+        ids = [self._ids(row, completion) for row, completion in zip(rows, written, strict=True)]
         return self.scorer(ids, self.batch)
 
-    def _ids(self, prompt: Content, written: Ids) -> Ids:
-        text = self.render.text(written)
+    def _ids(self, row: Prompt, written: Ids) -> Ids:
+        prompt, text = row.prompt, self.render.text(written)
+        text = self.render.opened(self.render.prompt_ids(prompt, row.template)) + text
         if self.own is None or (not isinstance(prompt, str) and not self.own.chat):
             return list(self.tokenizer(f"{text_of(prompt)}\n{text}", truncation=True)["input_ids"])
-        answer: Content = text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
-        ids = self.own.completion_ids(prompt, answer)
-        if not self.render.ended(written):
-            ids = ids[: next(index for index, token in enumerate(ids) if token in self.own.eos_ids)]
-        return self.own.prompt_ids(prompt) + ids
+        return self.own.read_ids(prompt, text, row.template, ended=self.render.ended(written))
 
 
 class FunctionReward:
@@ -289,7 +290,7 @@ def attach(reward: Reward, model: Policy, prepared: Prepared[Stage], batch: int,
     scorer = scorers.SharedScorer(model, head, prepared.tokenizer.pad_token_id, unread, adapter)
     note(f"reward: {reward.name}, an adapter on the policy's base (adds {size(scorer.bytes)})")
     reward_model.check_proof(reward.source, scorer, prepared.run, prepared.settings.model)
-    return TokenReward(scorer, render, batch)
+    return TokenReward(scorer, rendering.as_trained(render, reward.source), batch)
 
 
 def _load_apart(reward: Reward, prepared: Prepared[Stage], batch: int) -> TokenReward | TextReward:
@@ -301,5 +302,6 @@ def _load_apart(reward: Reward, prepared: Prepared[Stage], batch: int) -> TokenR
     scorer = reward_model.load(source, own)
     reward_model.check_proof(source, scorer, prepared.run, own)
     if tokenizers.tokenizer_fingerprint(tokenizer) == tokenizers.tokenizer_fingerprint(prepared.tokenizer):
-        return TokenReward(scorer, render, batch)
-    return TextReward(scorer, tokenizer, render, batch, tokenizers.eos_ids(source))
+        return TokenReward(scorer, rendering.as_trained(render, source), batch)
+    style = rendering.own_style(source, tokenizer)
+    return TextReward(scorer, tokenizer, render, batch, tokenizers.eos_ids(source), style)

@@ -11,7 +11,7 @@ from datasets import Dataset, concatenate_datasets
 
 from perlcli import data, settings
 from perlcli.data import Data
-from perlcli.data.fitting import Room, Tokens
+from perlcli.data.fitting import Fitting, Room, Tokens
 from perlcli.data.render import Columns
 from perlcli.data.sources import has_split
 from perlcli.model.sources import Source
@@ -28,7 +28,7 @@ def load_data(prepared: Prepared[Stage], use: str, split: str = "train", source:
     name = options.data if source is None else source
     if split == "test" and isinstance(prepared.settings, settings.Sft | settings.Reward):  # --split chooses what trains
         options = replace(options, split=None, subset=options.subset if name == options.data else None)
-    rows = data.load(name, use, split=split, chat=prepared.renderer.chat, options=options)
+    rows = data.load(name, use, split=split, chat=prepared.renderer.makes_turns, options=options)
     if options.drop_duplicates:
         data.drop_repeats(rows)
     return rows
@@ -75,7 +75,9 @@ def _fitted(
     trained, values, found = data.prompts(rows) if role == "train" else None, prepared.settings.data, len(rows.rows)
     room, (option, limit) = Room(filled(values.max_length), completion), _limit(prepared.settings)
     most = None if role == "train" else limit or most
-    yield from data.fitted(rows, room, tokens, on_long=values.on_long, render=prepared.renderer, most=most)
+    learn = prepared.settings.loss.loss_on if isinstance(prepared.settings, settings.Sft) else None
+    fitting = Fitting(rows.report, room, tokens, on_long=values.on_long, render=prepared.renderer, learn=learn)
+    yield from fitting.columns(rows, most)
     if most is not None and most < found:
         prepared.run.note(f"Evaluating on the first {len(rows.rows):,} rows that fit, of {found:,} ({option}).")
     if trained is not None:

@@ -47,6 +47,8 @@ DECIDED = {  # the fields that perlcli sets itself
     for field in fields.split()
 }
 
+LOSS = ("assistant_only_loss", "completion_only_loss")  # what is learned is decided where rows are rendered
+
 
 def trl_config(kind: type[Config], given: settings.Training, extra: Mapping[str, Any]) -> Config:
     """The TRL config of this class for these settings; `extra` are fields of this stage. Raises PerlError for a bad
@@ -147,6 +149,8 @@ def overrides(items: tuple[str, ...], kind: type[Any], own: set[str]) -> dict[st
             faults.append(f"--set {clip(name)}: {kind.__name__} has no such field. {nearest(name, names)}".rstrip())
         elif name in own:
             faults.append(f"--set {name}: use the option --{settings.dashed(name)}")
+        elif name in LOSS:
+            faults.append(f"--set {name}: use the option --loss-on")
         elif name in DECIDED:
             faults.append(f"--set {name}: perlcli sets this itself")
         elif not fits(value, types_of[name]):

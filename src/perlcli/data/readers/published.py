@@ -9,20 +9,9 @@ from collections.abc import Callable, Mapping
 
 from perlcli.data import fields
 from perlcli.data.fields import BadField, SetAside
+from perlcli.data.readers.reading import TIED, Reading, answered, asked, thumb
 from perlcli.data.rows import Content, Demonstration, Message, Preference, Prompt, Raw, Row, Thumb, Unjudged
 from perlcli.text import shorten
-
-TIED = "with tied scores"  # the reason in the report
-
-
-def _asked(prompt: str, chat: bool) -> Content:
-    return [{"role": "user", "content": prompt}] if chat else prompt
-
-
-def _answered(answer: str, chat: bool) -> Content:
-    """An answer; as text it starts with the space that separates it from the prompt, as in TRL's data."""
-    return [{"role": "assistant", "content": answer.strip()}] if chat else " " + answer.strip()
-
 
 # --- Anthropic HH (https://huggingface.co/datasets/Anthropic/hh-rlhf): each conversation is one string
 
@@ -34,7 +23,7 @@ def is_hh(value: object) -> bool:
     return isinstance(value, str) and value.startswith("\n\nHuman:") and "\n\nAssistant:" in value
 
 
-def read_hh(raw: Raw, chat: bool) -> Row:
+def read_hh(raw: Raw, how: Reading) -> Row:
     """The shared turns are the prompt; what follows the last `Assistant:` is the completion."""
     chosen, rejected = _hh_turns(raw, "chosen"), _hh_turns(raw, "rejected")
     start = fields.shared(chosen[:-1], rejected[:-1])
@@ -43,7 +32,7 @@ def read_hh(raw: Raw, chat: bool) -> Row:
     if not start:
         raise BadField("chosen and rejected do not start with the same turn")
     prompt, answers = chosen[:start], (chosen[start:], rejected[start:])
-    if chat:
+    if how.chat:
         return Preference(prompt, *answers)
     opening = "\n\nAssistant:"
     chosen_text, rejected_text = (_hh_text(turns).removeprefix(opening) for turns in answers)
@@ -67,17 +56,17 @@ def _hh_text(turns: list[Message]) -> str:
 # --- Stanford Human Preferences (https://huggingface.co/datasets/stanfordnlp/SHP; SHP-2 has the same columns)
 
 
-def read_shp(raw: Raw, chat: bool) -> Preference | Unjudged:
+def read_shp(raw: Raw, how: Reading) -> Preference | Unjudged:
     """A post and two comments on it; `labels` is 1 where A is preferred, 0 where B is."""
     post, a, b = fields.text(raw, "history"), fields.text(raw, "human_ref_A"), fields.text(raw, "human_ref_B")
-    prompt = _asked(post if chat else f"POST: {post}\n\nRESPONSE:", chat)
-    is_first = fields.label(raw, "labels")
+    prompt = asked(post if how.chat else f"POST: {post}\n\nRESPONSE:", how)
+    is_first = how.labels.read(raw.get("labels"), "labels")
     if is_first is None:
         return Unjudged(prompt, fields.UNLABELLED)
     if raw.get("score_A") is not None and raw["score_A"] == raw.get("score_B"):
         return Unjudged(prompt, TIED)
     chosen, rejected = (a, b) if is_first else (b, a)
-    return Preference(prompt, _answered(chosen, chat), _answered(rejected, chat))
+    return Preference(prompt, answered(chosen, how), answered(rejected, how))
 
 
 def shp_limits(ratio: float | None, per_post: int | None) -> Callable[[Raw], None]:
@@ -116,7 +105,7 @@ def _tldr_prompt(raw: Raw) -> str:
     return f"SUBREDDIT: r/{subreddit.removeprefix('r/')}\n\nTITLE: {title}\n\nPOST: {post}\n\nTL;DR:"
 
 
-def read_comparison(raw: Raw, chat: bool) -> Preference | Unjudged:
+def read_comparison(raw: Raw, how: Reading) -> Preference | Unjudged:
     """Two summaries of a Reddit post, or of a news article, and the number of the better one."""
     info = fields.mapping(raw, "info", "post, title and subreddit")
     try:
@@ -130,11 +119,11 @@ def read_comparison(raw: Raw, chat: bool) -> Preference | Unjudged:
     texts = [_summary(summary) for summary in summaries]
     choice = raw.get("choice")
     if fields.is_missing(choice):
-        return Unjudged(_asked(prompt, chat), fields.UNLABELLED)
+        return Unjudged(asked(prompt, how), fields.UNLABELLED)
     if not isinstance(choice, int | float) or isinstance(choice, bool) or choice not in (0, 1):
         raise BadField(f"choice must be 0 or 1, not {shorten(choice)}")
     better, worse = texts if choice == 0 else reversed(texts)
-    return Preference(_asked(prompt, chat), _answered(better, chat), _answered(worse, chat))
+    return Preference(asked(prompt, how), answered(better, how), answered(worse, how))
 
 
 def _summary(value: object) -> str:
@@ -144,29 +133,29 @@ def _summary(value: object) -> str:
     return summary
 
 
-def read_tldr(raw: Raw, chat: bool) -> Row:
+def read_tldr(raw: Raw, how: Reading) -> Row:
     """A Reddit post, with its author's summary if the row has one."""
-    prompt = _asked(_tldr_prompt(raw), chat)
+    prompt = asked(_tldr_prompt(raw), how)
     if raw.get("summary") is None:
         return Prompt(prompt)
-    return Demonstration(prompt, _answered(fields.text(raw, "summary"), chat))
+    return Demonstration(prompt, answered(fields.text(raw, "summary"), how))
 
 
 # --- Taskmaster (https://github.com/google-research-datasets/Taskmaster): TM-3 and TM-4, released with the PERL paper
 
 
-def read_taskmaster(raw: Raw, chat: bool) -> Thumb | Unjudged:
+def read_taskmaster(raw: Raw, how: Reading) -> Thumb | Unjudged:
     """A reward row: the dialog so far is the prompt, the agent's next action the completion, 1.0 a thumbs up."""
     context, action = fields.parsed(raw, "context"), fields.parsed(raw, "generation")
     if not isinstance(context, list):
         raise BadField(f"context must be a list of turns, not {shorten(context)}")
     lines = [_turn(turn, "context") for turn in context]
     answer = _turn(action, "generation").removeprefix("agent: ")
-    return fields.thumb(_dialog(lines, chat), _answered(answer, chat), raw, "reward")
+    return thumb(_dialog(lines, how), answered(answer, how), raw, how, "reward")
 
 
-def _dialog(lines: list[str], chat: bool) -> Content:
-    return _asked("\n".join([*lines, "agent:"]), chat)
+def _dialog(lines: list[str], how: Reading) -> Content:
+    return asked("\n".join([*lines, "agent:"]), how)
 
 
 def _turn(turn: object, name: str) -> str:
@@ -182,7 +171,7 @@ def _spelled(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
-def read_dialog(raw: Raw, chat: bool) -> list[Row]:
+def read_dialog(raw: Raw, how: Reading) -> list[Row]:
     """A dialog: one row for each thing that the agent says or calls, with everything before it as the prompt. The rows
     have the same form as the reward rows."""
     lines: list[str] = []
@@ -190,7 +179,7 @@ def read_dialog(raw: Raw, chat: bool) -> list[Row]:
     for turn in fields.listed(raw, "utterances", "turns"):
         for line in _utterance(turn):
             if line.startswith("agent: "):
-                rows.append(Demonstration(_dialog(lines, chat), _answered(line.removeprefix("agent: "), chat)))
+                rows.append(Demonstration(_dialog(lines, how), answered(line.removeprefix("agent: "), how)))
             lines.append(line)
     if not rows:
         raise BadField("utterances contains no turn of the assistant")
@@ -246,7 +235,7 @@ def _call(who: str, name: object, given: object) -> str:
 # --- AndroidControl (https://github.com/google-research/google-research/tree/master/android_control, arXiv 2406.03679)
 
 
-def read_android(raw: Raw, chat: bool) -> Demonstration | Thumb | Unjudged:
+def read_android(raw: Raw, how: Reading) -> Demonstration | Thumb | Unjudged:
     """A step on a phone: the completion is the action, and the prompt has the goal, the step's instruction, the actions
     so far and the screen as text. Screenshots are not read. A row without a label column is a demonstration."""
     given = {name: fields.optional_text(raw, name) for name in ("goal", "instruction")}
@@ -264,53 +253,5 @@ def read_android(raw: Raw, chat: bool) -> Demonstration | Thumb | Unjudged:
         raise BadField(f"action must be text or an object, not {shorten(action)}")
     if isinstance(action, Mapping):
         action = {key: value for key, value in action.items() if value is not None}
-    prompt, answer = _asked("\n".join([*parts, "action:"]), chat), _answered(_spelled(action), chat)
-    return fields.thumb(prompt, answer, raw) if "label" in raw else Demonstration(prompt, answer)
-
-
-# --- Instructions
-
-ALPACA = (
-    "Below is an instruction that describes a task{more}. Write a response that appropriately completes the request."
-    "\n\n### Instruction:\n{instruction}{input}\n\n### Response:"
-)
-
-
-def read_alpaca(raw: Raw, chat: bool) -> Row:
-    """Stanford Alpaca (https://github.com/tatsu-lab/stanford_alpaca): its prompt as text, or one message in a chat."""
-    instruction, given = fields.text(raw, "instruction"), fields.optional_text(raw, "input")
-    answer = fields.text(raw, "output")
-    if chat:
-        prompt = f"{instruction}\n\n{given}" if given else instruction
-        return Demonstration(_asked(prompt, chat), _answered(answer, chat))
-    more = ", paired with an input that provides further context" if given else ""
-    shown = f"\n\n### Input:\n{given}" if given else ""
-    return Demonstration(ALPACA.format(more=more, instruction=instruction, input=shown), answer)
-
-
-SPEAKERS = {
-    "user": ("human", "user"),
-    "assistant": ("gpt", "chatgpt", "assistant", "model", "bing", "bard", "function_call"),
-    "system": ("system",),
-    "tool": ("tool", "observation"),
-}
-SHAREGPT = {speaker: role for role, speakers in SPEAKERS.items() for speaker in speakers}
-
-
-def read_sharegpt(raw: Raw, chat: bool) -> Row:
-    """ShareGPT (as FastChat and Axolotl read it): `conversations` of turns with `from` and `value`."""
-    turns = fields.listed(raw, "conversations", "turns with from and value")
-    if isinstance(turns[0], Mapping) and "role" in turns[0]:
-        return Demonstration(None, fields.messages(turns, "conversations"))
-    return Demonstration(None, [_sharegpt_message(turn) for turn in turns])
-
-
-def _sharegpt_message(turn: object) -> Message:
-    if not isinstance(turn, Mapping) or not {"from", "value"} <= set(turn):
-        raise BadField(f"conversations contains {shorten(turn)}, which is not a turn with from and value")
-    if not isinstance(turn["from"], str) or turn["from"] not in SHAREGPT:
-        known = ", ".join(SHAREGPT)
-        raise BadField(f"conversations has a turn from {shorten(turn['from'])}: expected one of {known}")
-    if not isinstance(turn["value"], str):
-        raise BadField(f"conversations has a turn whose value is not text: {shorten(turn['value'])}")
-    return {"role": SHAREGPT[turn["from"]], "content": turn["value"]}
+    prompt, answer = asked("\n".join([*parts, "action:"]), how), answered(_spelled(action), how)
+    return thumb(prompt, answer, raw, how) if "label" in raw else Demonstration(prompt, answer)

@@ -1,0 +1,198 @@
+"""The columns of a source: which ones a reader used, which ones `--columns` gives other names, and what their names
+say."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+
+from perlcli.data.fields import BadField, is_missing
+from perlcli.data.rows import Raw, Row, completions, text_of
+from perlcli.errors import PerlError
+from perlcli.text import clip, shorten
+
+# What `--columns` can name: the columns of TRL's formats and what readers add to them.
+TARGETS = (
+    "prompt",
+    "completion",
+    "chosen",
+    "rejected",
+    "label",
+    "score",
+    "messages",
+    "conversations",
+    "text",
+    "system",
+    "history",
+    "tools",
+    "margin",
+)
+# Columns that are part of the question, or change what a row means: a reader that doesn't use them would be wrong.
+QUESTIONS = ("system", "system_prompt", "instruction", "input", "question", "context", "history", "tools")
+MEANINGS = ("kto_tag", "weight", "margin", "train", "role")
+MEDIA = ("image", "images", "video", "videos", "audio", "audios")
+
+
+class Watched(Mapping[str, object]):
+    """A row that notes in `used` which of its columns were read."""
+
+    def __init__(self, raw: Raw) -> None:
+        self._raw = raw
+        self.used: set[str] = set()
+
+    def __getitem__(self, name: str) -> object:
+        value = self._raw[name]
+        self.used.add(name)
+        return value
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._raw
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._raw)
+
+    def __len__(self) -> int:
+        return len(self._raw)
+
+    def unused(self) -> dict[str, object]:
+        """The columns with a value that were not read."""
+        return {name: value for name, value in self._raw.items() if name not in self.used and not is_empty(value)}
+
+
+def is_empty(value: object) -> bool:
+    """Whether a column says nothing: it is missing, or an empty list or object."""
+    return is_missing(value) or value in ([], {})
+
+
+def ignored(unused: Raw, use: str, rows: Sequence[Row]) -> str | None:
+    """The first unused column that is part of the question or changes what the row means; None if there is none. A
+    column whose text is also in one of the rows was used through another column."""
+    names = (*MEDIA, *QUESTIONS, *(() if use == "rl" else MEANINGS))
+    found = [name for name in names if name in unused]
+    if not found or not rows:
+        return None
+    texts = [text_of(content) for row in rows for content in (row.prompt or "", *completions(row))]
+    return next((name for name in found if not _is_within(unused[name], texts)), None)
+
+
+def _is_within(value: object, texts: Sequence[str]) -> bool:
+    return isinstance(value, str) and any(value.strip() in text for text in texts)
+
+
+def not_used(source: str, column: str, format_name: str, use: str) -> PerlError:
+    """The error for a column that would be ignored."""
+    problem = f"{source} has the column {column}, which the format {format_name} does not read"
+    if column in MEDIA:
+        return PerlError(problem, f"only text can be used; to leave {column} out, {_way(use)}")
+    return PerlError(problem, f"it may be part of the question, or change what a row means: {_way(use)}")
+
+
+def _way(use: str) -> str:
+    return f"name the columns to use with --columns {COLUMNS[use]}"
+
+
+COLUMNS = {
+    "sft": "prompt=COLUMN,completion=COLUMN",
+    "reward": "prompt=COLUMN,chosen=COLUMN,rejected=COLUMN",
+    "rl": "prompt=COLUMN",
+}
+
+
+# --- --columns
+
+
+def parse(given: str | None) -> dict[str, str]:
+    """The source's column for each name that `--columns` gives. Raises PerlError if it can't be read."""
+    found: dict[str, str] = {}
+    for item in _items(given) if given is not None else ():
+        name, _, column = item.partition("=")
+        name, column = name.strip(), _unquoted(column.strip())
+        if name not in TARGETS or not column or name in found:
+            problem = f"--columns must be NAME=COLUMN, comma-separated, not {shorten(given, 200)}"
+            wrong = f"{shorten(name)} is not one of {', '.join(TARGETS)}" if name not in TARGETS else ""
+            again = f"{name} is there twice" if name in found else f"{name} has no column"
+            raise PerlError(problem, wrong or again)
+        found[name] = column
+    return found
+
+
+def _items(given: str) -> list[str]:
+    """The parts between commas that are outside quotes."""
+    return re.findall(r"""((?:[^,"']|"[^"]*"|'[^']*'|["'])+)""", given) or [given]
+
+
+def _unquoted(name: str) -> str:
+    return name[1:-1] if len(name) > 1 and name[0] == name[-1] and name[0] in "\"'" else name
+
+
+def chosen(raw: Raw, names: Mapping[str, str]) -> tuple[dict[str, object], dict[str, object]]:
+    """The columns of a row that `--columns` names, under their new names, and the other columns. Raises BadField if the
+    row lacks one."""
+    taken = {name: at(raw, column) for name, column in names.items()}
+    tops = {column if column in raw else column.partition(".")[0] for column in names.values()}
+    return taken, {name: value for name, value in raw.items() if name not in tops}
+
+
+def at(raw: Raw, path: str) -> object:
+    """The value of a column, or of a dotted path into nested objects and lists. Raises BadField if there is none."""
+    if path in raw:
+        return raw[path]
+    value: object = raw
+    for part in path.split("."):
+        if isinstance(value, Mapping) and part in value:
+            value = value[part]
+        elif isinstance(value, list) and part.isascii() and part.isdigit() and int(part[:9]) < len(value):
+            value = value[int(part[:9])]
+        else:
+            raise BadField(f"the row has no {path} (--columns): it has {clip(', '.join(map(str, raw)), 300) or 'none'}")
+    return value
+
+
+# --- What names say
+
+WORDS = {
+    "chosen": "chosen better best preferred good winner winning accepted positive pos",
+    "rejected": "rejected worse worst dispreferred bad loser losing negative neg",
+    "label": "label rating thumb thumbs feedback verdict stars vote score",
+    "messages": "messages conversation chat dialog dialogue",
+    "prompt": "prompt question query instruction input ask asked request user problem task q",
+    "completion": "completion answer response output reply assistant bot solution summary a",
+    "text": "text document content body",
+    "system": "system",
+}
+NEEDED = {
+    "sft": (("prompt", "completion"), ("messages",), ("text",)),
+    "reward": (("prompt", "chosen", "rejected"), ("prompt", "completion", "label"), ("chosen", "rejected")),
+    "rl": (("prompt",), ("messages",)),
+}
+PLAIN = re.compile(r"[\w.-]+")
+SPACED = re.compile(r"""(?:[\w.=,-]|"[\w. -]*")+""")
+
+
+def proposal(raw: Raw, use: str) -> str:
+    """A `--columns` for a row of an unknown format, by the names of its columns; empty if they say too little."""
+    found = guessed(raw)
+    needed = next((names for names in NEEDED[use] if all(name in found for name in names)), None)
+    if needed is None:
+        return ""
+    names = [*(["system"] if "system" in found and needed[0] == "prompt" else []), *needed]
+    given = ",".join(f"{name}={_quoted(found[name])}" for name in names)
+    # A shell removes quotes: enough where they only keep spaces together, but not around commas and its own signs.
+    return f"--columns {given if SPACED.fullmatch(given) else shlex.quote(given)}"
+
+
+def _quoted(column: str) -> str:
+    return column if PLAIN.fullmatch(column) else '"' + column + '"'
+
+
+def guessed(raw: Raw) -> dict[str, str]:
+    """The columns, also nested ones, that by their names are prompts, answers, labels and so on."""
+    found: dict[str, str] = {}
+    paths = [*raw, *(f"{name}.{key}" for name, value in raw.items() if isinstance(value, Mapping) for key in value)]
+    for name, words in WORDS.items():
+        for path in paths[:100]:
+            own = set(re.findall(r"[a-z]+", re.sub(r"([a-z])([A-Z])", r"\1 \2", str(path)).lower()))
+            if path not in found.values() and own & set(words.split()):
+                found.setdefault(name, str(path))
+    return found

@@ -1,0 +1,198 @@
+"""Reads conversations: messages with `role` and `content`, or ShareGPT's turns with `from` and `value`, as chat
+templates expect them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from perlcli.data import fields
+from perlcli.data.fields import BadField
+from perlcli.data.files import fault_of
+from perlcli.data.rows import Content, Message, Raw, Template
+from perlcli.text import shorten
+
+CONTENT = "text or a list of messages"
+SPEAKERS = {
+    "user": ("human", "user"),
+    "assistant": ("gpt", "chatgpt", "assistant", "model", "bing", "bard", "function_call"),
+    "system": ("system",),
+    "tool": ("tool", "observation"),
+}
+ROLES = {speaker: role for role, speakers in SPEAKERS.items() for speaker in speakers}
+# What chat templates read of a message, besides role and content.
+READ = (
+    "tool_calls",
+    "tool_call_id",
+    "name",
+    "reasoning_content",
+    "reasoning",
+    "thinking",
+    "tool_responses",
+    "recipient",
+)
+# OpenAI's weight and axolotl's train say which turns are learned; function_call is OpenAI's older tool_calls.
+OWN = ("role", "content", "from", "value", "weight", "train", "function_call")
+IMAGES = ("image", "video", "audio", "input_image", "input_audio", "file")  # how the types of other parts start
+
+
+def content(raw: Raw, name: str) -> Content:
+    """The value of a field that is text, a message or a conversation. Raises BadField, as all functions here do."""
+    value = fields.need(raw, name, CONTENT)
+    return value if isinstance(value, str) else conversation(value, name)
+
+
+def conversation(value: object, name: str) -> list[Message]:
+    """A conversation: a list of messages or turns, or a single one; also as JSON text, as tables have it."""
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        value = fields.parsed({name: value}, name)
+    if isinstance(value, Mapping) and ("role" in value or "from" in value):
+        value = [value]
+    if not isinstance(value, list) or not value:
+        raise BadField(f"{name} must be {CONTENT}, not {shorten(value)}")
+    return [_message(item, name) for item in value]
+
+
+def turn(answer: str) -> list[Message]:
+    """An answer as the turn of the assistant."""
+    return [{"role": "assistant", "content": answer.strip()}]
+
+
+def turns(raw: Raw, name: str = "conversations") -> list[Message]:
+    """The conversation in a field that is ShareGPT's by its name."""
+    found = fields.need(raw, name, "a list of turns with from and value")
+    if isinstance(found, str) and found.lstrip().startswith("["):
+        found = fields.parsed(raw, name)
+    given = fields.listed({name: found}, name, "turns with from and value")
+    if not isinstance(given[0], Mapping) or not {"role", "from"} & set(given[0]):
+        raise BadField(f"{name} contains {shorten(given[0])}, which is not a turn with from and value")
+    return conversation(given, name)
+
+
+def _message(item: object, name: str) -> Message:
+    if isinstance(item, Mapping) and "from" in item and "role" not in item:
+        return _turn(item, name)
+    if not (isinstance(item, Mapping) and isinstance(item.get("role"), str)):
+        raise BadField(f"{name} contains {shorten(item)}, which is not a message with role and content")
+    role = "tool" if item["role"] == "function" else item["role"]
+    calls = _calls(item, name)
+    more = {key: item[key] for key in READ if item.get(key) is not None}
+    more |= {"tool_calls": calls} if calls else {}
+    if not calls:
+        more.pop("tool_calls", None)
+    return {"role": role, "content": _text(item.get("content"), name, may_be_null=bool(calls)), **more, **_weight(item)}
+
+
+def _turn(item: Raw, name: str) -> Message:
+    if "value" not in item:
+        raise BadField(f"{name} contains {shorten(item)}, which is not a turn with from and value")
+    speaker = item["from"]
+    if not isinstance(speaker, str) or speaker not in ROLES:
+        raise BadField(f"{name} has a turn from {shorten(speaker)}: expected one of {', '.join(ROLES)}")
+    if not isinstance(item["value"], str):
+        raise BadField(f"{name} has a turn whose value is not text: {shorten(item['value'])}")
+    if speaker == "function_call":  # as LLaMA-Factory writes a tool call
+        calls = _calls({"tool_calls": _listed(fields.parsed(item, "value"))}, name)
+        return {"role": "assistant", "content": "", "tool_calls": calls, **_weight(item)}
+    return {"role": ROLES[speaker], "content": item["value"], **_weight(item)}
+
+
+def _listed(value: object) -> list[object]:
+    return value if isinstance(value, list) else [value]
+
+
+def _text(value: object, name: str, *, may_be_null: bool) -> str | None:
+    """A message's content: text, or parts that are all text and are joined."""
+    if isinstance(value, str) or (value is None and may_be_null):
+        return value
+    if not isinstance(value, list) or not value or not all(isinstance(part, Mapping) for part in value):
+        raise BadField(f"{name} has a message whose content is not text: {shorten(value)}")
+    texts = []
+    for part in value:
+        kind = part.get("type", "text")
+        if isinstance(kind, str) and kind.startswith(IMAGES):
+            raise BadField(f"{name} has a message with a part of type {kind}: only text can be used")
+        if kind != "text" or not isinstance(part.get("text"), str):
+            raise BadField(f"{name} has a message with a part that is not text: {shorten(part)}")
+        texts.append(part["text"])
+    return "".join(texts)
+
+
+def _weight(item: Raw) -> Message:
+    """`weight: 0` for a turn that isn't learned; 1 is the default and is left out."""
+    for name in ("weight", "train"):
+        value = item.get(name)
+        if value is None:
+            continue
+        if not isinstance(value, int | float) or value not in (0, 1):
+            raise BadField(f"a message's {name} must be 0 or 1, not {shorten(value)}")
+        return {} if value else {"weight": 0}
+    return {}
+
+
+def _calls(item: Raw, name: str) -> list[Any]:
+    """A message's tool calls, with their arguments as an object, as chat templates expect them."""
+    given = item.get("tool_calls")
+    if given is None and item.get("function_call"):
+        given = [{"type": "function", "function": item["function_call"]}]
+    if isinstance(given, str):
+        given = fields.parsed(item, "tool_calls") if given.strip() else None
+    if not given:
+        return []
+    if not isinstance(given, list):
+        raise BadField(f"{name} has a message whose tool_calls are not a list: {shorten(given)}")
+    return [_call(call, name) for call in given]
+
+
+def _call(call: object, name: str) -> dict[str, Any]:
+    function = call.get("function", call) if isinstance(call, Mapping) else None
+    if not isinstance(call, Mapping) or not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+        raise BadField(f"{name} has a message with a tool call that has no name: {shorten(call)}")
+    given = {**function}
+    if isinstance(given.get("arguments"), str):
+        try:
+            decoded = json.loads(given["arguments"])
+        except (ValueError, RecursionError):
+            decoded = None  # as a model may have written it: templates that write text as it is can still use it
+        if isinstance(decoded, dict) and not fault_of(decoded, given["arguments"]):
+            given["arguments"] = decoded
+    if function is call:
+        return {"type": "function", "function": given}
+    return {"type": "function", **{key: value for key, value in call.items() if value is not None}, "function": given}
+
+
+def template(raw: Raw) -> Template:
+    """What a row passes to the chat template: `tools`, and its own `chat_template_kwargs`."""
+    found: Template = {}
+    for name in ("tools", "functions"):
+        if tools := _tools(raw, name):
+            found["tools"] = tools
+            break
+    options = raw.get("chat_template_kwargs")
+    if isinstance(options, str):
+        options = fields.parsed(raw, "chat_template_kwargs") if options.strip() else None
+    if options is not None and not isinstance(options, Mapping):
+        raise BadField(f"chat_template_kwargs must be an object, not {shorten(options)}")
+    return found | {key: value for key, value in (options or {}).items() if value is not None}
+
+
+def _tools(raw: Raw, name: str) -> list[Any]:
+    """The tools that a conversation can call: a list, or JSON text as LLaMA-Factory and parquet files have it."""
+    if fields.is_missing(given := raw.get(name)):
+        return []
+    if isinstance(given, str):
+        given = fields.parsed(raw, name) if given.strip() else []
+    if not isinstance(given, list) or not all(isinstance(tool, Mapping) for tool in given):
+        raise BadField(f"{name} must be a list of objects, not {shorten(given)}")
+    if name == "functions":  # OpenAI's older form
+        return [{"type": "function", "function": dict(tool)} for tool in given]
+    return [dict(tool) for tool in given]
+
+
+def keys_of(values: Iterable[object]) -> set[str]:
+    """The keys of all messages in these values, without those that every message has."""
+    lists = (value if isinstance(value, list) else [value] for value in values if isinstance(value, list | Mapping))
+    messages = (item for items in lists for item in items if isinstance(item, Mapping))
+    found = (item for item in messages if "role" in item or "from" in item)
+    return {str(key) for item in found for key, value in item.items() if key not in OWN and value is not None}

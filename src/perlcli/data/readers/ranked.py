@@ -1,0 +1,132 @@
+"""Reads datasets with several answers to a prompt, each with a rank or scores."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+
+from perlcli.data import fields
+from perlcli.data.fields import BadField
+from perlcli.data.readers.messages import content
+from perlcli.data.readers.published import HH_TURN
+from perlcli.data.readers.reading import Reading, answered, asked, opened, reply
+from perlcli.data.rows import Content, Message, Ranking, Raw
+from perlcli.text import shorten
+
+NO_SCORE = ("N/A", "")  # as UltraFeedback has it where the annotator gave none
+
+
+def read_nectar(raw: Raw, how: Reading) -> Ranking:
+    """Nectar (https://huggingface.co/datasets/berkeley-nest/Nectar): answers with their rank, 1 for the best."""
+    answers = []
+    for item in _items(raw, "answers"):
+        text = answered(fields.text(item, "answer"), how)
+        answers.append(
+            (text, fields.number(item, how.score_field) if how.score_field else -fields.number(item, "rank"))
+        )
+    return Ranking(_nectar_prompt(fields.text(raw, "prompt"), how), answers)
+
+
+def _nectar_prompt(text: str, how: Reading) -> Content:
+    """The prompt, which is a dialog in the form of Anthropic HH that ends with `Assistant:`."""
+    parts = HH_TURN.split(text.rstrip() if not text.endswith("\n\nAssistant: ") else text)
+    if not how.chat:
+        return text.rstrip()
+    if len(parts) < 3:
+        return asked(text, how)
+    roles = {"Human": "user", "Assistant": "assistant"}
+    found: list[Message] = [
+        {"role": roles[who], "content": said.strip()} for who, said in zip(parts[1::2], parts[2::2], strict=True)
+    ]
+    return found[:-1] if len(found) > 1 and not found[-1]["content"] else found
+
+
+def read_ultrafeedback(raw: Raw, how: Reading) -> Ranking:
+    """UltraFeedback (https://huggingface.co/datasets/openbmb/UltraFeedback). The score is the mean over the aspects, as
+    `overall_score` has known mistakes; --score-field names it or an aspect, such as helpfulness."""
+    name, answers = how.score_field or "fine-grained_score", []
+    for item in _items(raw, "completions"):
+        aspects = item.get("annotations")
+        aspect = aspects.get(name) if isinstance(aspects, Mapping) else None
+        place, key = (aspect, "Rating") if isinstance(aspect, Mapping) else (item, name)
+        if place.get(key) is None or str(place[key]) in NO_SCORE:
+            continue
+        answers.append((answered(fields.text(item, "response"), how), fields.number(place, key)))
+    if not answers:
+        raise BadField(f"completions has no answer with {name}")
+    return Ranking(asked(fields.text(raw, "instruction"), how), answers)
+
+
+def read_stack(raw: Raw, how: Reading) -> Ranking:
+    """Stack Exchange (https://huggingface.co/datasets/HuggingFaceH4/stack-exchange-preferences): answers with the score
+    of Askell et al. (arXiv 2112.00861)."""
+    name, answers = how.score_field or "pm_score", []
+    for item in _items(raw, "answers"):
+        answers.append((answered(fields.text(item, "text"), how), fields.number(item, name)))
+    return Ranking(asked(fields.text(raw, "question"), how), answers)
+
+
+def _items(raw: Raw, name: str) -> list[Raw]:
+    items = fields.listed(raw, name, "answers")
+    found = [item for item in items if isinstance(item, Mapping)]
+    if len(found) < len(items):
+        raise BadField(f"{name} must be a list of objects, not {shorten(items)}")
+    return found
+
+
+# --- One row for each answer; rows with the same prompt that follow each other were put together
+
+HELPSTEER_TURN = re.compile(r"\n?<extra_id_1>(User|Assistant)\n")
+
+
+def read_helpsteer2(raw: Raw, how: Reading) -> Ranking:
+    """HelpSteer and HelpSteer2 (https://huggingface.co/datasets/nvidia/HelpSteer2): responses with five attributes, of
+    which helpfulness is the score unless --score-field names another one."""
+    prompt = fields.text(raw, "prompt")
+    parts = HELPSTEER_TURN.split(prompt)
+    if not how.chat or len(parts) == 1:
+        return Ranking(asked(prompt, how), _rows(raw, "response", how.score_field or "helpfulness", how))
+    roles = {"User": "user", "Assistant": "assistant"}
+    turns = [{"role": roles[who], "content": said} for who, said in zip(parts[1::2], parts[2::2], strict=True)]
+    first = {"role": "user", "content": parts[0]}
+    return Ranking([first, *turns], _rows(raw, "response", how.score_field or "helpfulness", how))
+
+
+def read_scored(raw: Raw, how: Reading) -> Ranking:
+    """Completions with a score."""
+    given = content(raw, "prompt")
+    prompt = opened(raw, asked(given, how) if isinstance(given, str) else given, how)
+    return Ranking(prompt, _rows(raw, "completion", how.score_field or "score", how))
+
+
+def _rows(raw: Raw, name: str, score: str, how: Reading) -> list[tuple[Content, float]]:
+    texts, scores = _column(raw, name), _column(raw, score)
+    answers = []
+    for text, value in zip(texts, scores, strict=True):
+        one = {name: text, score: value}
+        answers.append((reply(content(one, name), how), fields.number(one, score)))
+    return answers
+
+
+def _column(raw: Raw, name: str) -> list[object]:
+    """The values of a column in the rows that were put together."""
+    value = fields.need(raw, name, "a value")
+    return value.values if isinstance(value, Together) else [value]
+
+
+class Together:
+    """The values of a column in adjacent rows with the same prompt."""
+
+    def __init__(self, values: list[object]) -> None:
+        self.values = values
+
+    def __repr__(self) -> str:
+        return repr(self.values)
+
+
+def together(raws: Sequence[Raw], key: str) -> Raw:
+    """Adjacent rows as one, whose columns other than `key` have the values of all of them."""
+    columns = dict.fromkeys(column for raw in raws for column in raw)
+    return {
+        column: raws[0][key] if column == key else Together([raw.get(column) for raw in raws]) for column in columns
+    }
