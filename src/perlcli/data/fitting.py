@@ -98,8 +98,7 @@ class Fitting:
         """Complete the report. Raises PerlError if no row is left, if rows can't be rendered or longer ones are
         refused."""
         if self.faults:
-            places = [f"{self.report.source}, row {number}: {fault.problem}" for number, fault in self.faults]
-            raise PerlError(listing(places), self.faults[0][1].hint)
+            raise self._unrendered()
         if self._lengths:
             self.report.tokens = percentiles(self._lengths)
         if numbers := self._refused:
@@ -112,6 +111,19 @@ class Fitting:
         if self.report.kept <= 0:
             hint = "use a higher --max-length, or shorten the rows"
             raise PerlError(f"{self.report.source}: every row is {_reason(self.longest, self.on_long)}", hint)
+
+    def _unrendered(self) -> PerlError:
+        """The error for rows that can't be rendered, each different problem with its first row and how many have it."""
+        rows: dict[str, list[int]] = {}
+        for number, fault in self.faults:
+            rows.setdefault(fault.problem, []).append(number)
+        faults = [
+            f"{self.report.source}, row {numbers[0]}"
+            + (f" and {counted(len(numbers) - 1, 'more row')}" if len(numbers) > 1 else "")
+            + f": {problem}"
+            for problem, numbers in rows.items()
+        ]
+        return PerlError(listing(faults), self.faults[0][1].hint)
 
 
 def fitted(
