@@ -105,7 +105,7 @@ def sft_trainer(model: Path, arm: Arm) -> Any:
     config = sft.trainer_args(prepared.settings)
     policy = policies.start(prepared)
     with roles.unrounded(policy):
-        trainer = sft.SFTTrainer(
+        trainer = sft.TokenMeanTrainer(
             policy, config, train_dataset=sft.Dataset.from_list(rows), processing_class=prepared.tokenizer
         )
     roles.as_float32(trainer.model)
@@ -120,6 +120,7 @@ def rl_trainer(model: Path, arm: Arm, score: Path, algorithm: str = "rloo") -> A
         "max_completion_length": COMPLETION,
         "num_generations": 1 if algorithm == "reinforce" else BATCH,
         "gradient_accumulation_steps": 1,
+        "chat": False,
         "set": (f'generation_kwargs={{"min_new_tokens": {COMPLETION}}}',),
     }
     prepared = prepare.prepare(settings.build(settings.Rl, more))
@@ -184,6 +185,7 @@ def score_of(tmp_path_factory: pytest.TempPathFactory, perl: Any, write: Any) ->
                 "64",
                 "--learning-rate",
                 "1e-2",
+                "--no-chat",
                 *(["--full"] if full else ["--lora-r", "4"]),
             )
         return made[model, full]

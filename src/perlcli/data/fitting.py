@@ -127,8 +127,7 @@ class Fitting:
         """Complete the report. Raises PerlError if no row is left, if rows can't be rendered, or if the data is refused
         for its longer rows."""
         if self.faults:
-            places = [f"{self.report.source}, row {number}: {fault.problem}" for number, fault in self.faults]
-            raise PerlError(listing(places), self.faults[0][1].hint)
+            raise self._unrendered()
         if self._lengths:
             self.report.tokens = percentiles(self._lengths)
         if self.render:
@@ -165,6 +164,19 @@ class Fitting:
         restrict(data, places)
         if self.render:
             self.render.forget()
+
+    def _unrendered(self) -> PerlError:
+        """The error for rows that can't be rendered, each different problem with its first row and how many have it."""
+        rows: dict[str, list[int]] = {}
+        for number, fault in self.faults:
+            rows.setdefault(fault.problem, []).append(number)
+        faults = [
+            f"{self.report.source}, row {numbers[0]}"
+            + (f" and {counted(len(numbers) - 1, 'more row')}" if len(numbers) > 1 else "")
+            + f": {problem}"
+            for problem, numbers in rows.items()
+        ]
+        return PerlError(listing(faults), self.faults[0][1].hint)
 
     @property
     def _reason(self) -> str:
