@@ -21,6 +21,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from trl import RewardConfig, RewardTrainer, RLOOConfig, RLOOTrainer
 from trl.trainer.utils import create_model_from_path
 
+from perlcli.data.chat import Style
 from perlcli.model import scorers, tokenizers
 from perlcli.model.sources import locate
 from perlcli.model.tokenizers import padded
@@ -222,7 +223,7 @@ def ours(folder: Path, pairs: list[dict[str, Any]], template: str | None = None)
     source = locate(str(folder))
     tokenizer = tokenizers.load_tokenizer(source)
     tokenizer.chat_template = template or tokenizer.chat_template
-    render = tokenizers.renderer(source, tokenizer)
+    render = tokenizers.renderer(source, tokenizer, Style(chat=False))  # trl joins text rows
     scored_ids = []
     for row in pairs:
         for answer in (row["chosen"], row["rejected"]):

@@ -251,6 +251,16 @@ def test_messages_with_weight_0_are_not_learned() -> None:
     assert row["input_ids"] == rendered(made, ask("Q1") + answer("A1") + ask("Q2") + answer("A2"), {})
 
 
+def test_an_empty_answer_is_not_learned() -> None:
+    made = tokenizer("llama3_2")
+    for blank in ("", " \n", None):
+        talk = ask("Q1") + answer(blank) + ask("Q2") + answer("A2")
+        with pytest.raises(RowRefused, match="An assistant message is empty"):
+            of_demonstration(Renderer(made), Demonstration(None, talk))
+        found = runs(of_demonstration(Renderer(made), Demonstration(None, talk), loss_on="last"))
+        assert [made.decode(run) for run in found] == ["A2<|eot_id|>"]
+
+
 def test_the_last_answer_alone_can_be_learned() -> None:
     made = tokenizer("qwen3_5_nothink")
     row = Demonstration(None, ask("Q1") + answer("A1") + ask("Q2") + answer("A2"))

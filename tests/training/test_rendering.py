@@ -139,7 +139,7 @@ def test_a_template_from_a_file_is_saved_with_the_adapter(
     llama: Path, tmp_path: Path, perl: Any, write: Any, sft_run: Path
 ) -> None:
     file = tmp_path / "own.jinja"
-    file.write_text(CHAT.replace("'<|im_end|>\\n'", "'<|im_end|>'"))
+    file.write_text(CHAT.replace("'<|im_end|>\n'", "'<|im_end|>'"))
     source = write(tmp_path / "rows.jsonl", [PAIR] * 4)
     words = ("-d", source, *SHORT, "--max-steps", "1", "--chat-template", file)
     perl("sft", "-m", llama, *words, "-o", tmp_path / "run")

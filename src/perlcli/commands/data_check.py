@@ -54,7 +54,7 @@ class Look:
     ) -> None:
         options = data_file.options_of(values, split)
         self.intake = Intake(options.data, use, split, chat=render.makes_turns, options=options)
-        self.fitting = data_file.fitting(self.intake.report, use, render, values)
+        self.fitting = data_file.fitting(self.intake.report, use, render, values.length, values.model.loss_on)
         self.tally, self.prompts, self.has_sides = Tally(), Digests(), has_sides
 
     def take(self, batch: Iterable[Numbered]) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from perlcli import data, settings, upstream
 from perlcli.data import Data, Renderer
 from perlcli.data.choice import UnknownFormat
+from perlcli.data.dialogs import LossOn
 from perlcli.data.fitting import Fitting, Room
 from perlcli.data.render import Columns, of_demonstration, of_preference, of_prompt
 from perlcli.data.rows import DataReport
@@ -80,10 +81,14 @@ def unusable(file: str, faults: Sequence[PerlError]) -> PerlError:
 
 
 def fitting(
-    report: DataReport, use: settings.Use, render: Renderer, given: settings.DataCheck | settings.DataShow
+    report: DataReport,
+    use: settings.Use,
+    render: Renderer,
+    length: settings.LengthSettings,
+    loss_on: LossOn = "assistant",
 ) -> Fitting:
     """Turns rows into a stage's token columns and counts them in the report. Raises PerlError if no prompt can fit."""
-    length, learn = given.length, given.model.loss_on if use == "sft" else None
     room = Room(length.max_length or 0, length.max_completion_length or 0 if use == "rl" else 0)
-    tokens = partial(of_demonstration, render, loss_on=given.model.loss_on) if learn else partial(COLUMNS[use], render)
+    learn = loss_on if use == "sft" else None
+    tokens = partial(of_demonstration, render, loss_on=loss_on) if learn else partial(COLUMNS[use], render)
     return Fitting(report, room, tokens, on_long=length.on_long, render=render, learn=learn)

@@ -33,7 +33,7 @@ def run(given: settings.DataShow) -> None:
     say(f"{loaded.report.line()}\nAs perl {use} sees it: {legend}")
     for number, row in zip(loaded.numbers[: values.show.rows], loaded.rows, strict=False):
         report = DataReport(loaded.report.source, loaded.report.format, 1, 1)
-        fitting = data_file.fitting(report, use, render, values)
+        fitting = data_file.fitting(report, use, render, values.length, values.model.loss_on)
         for _, _, item in fitting.take([(number, row)]):
             cut = ", prompt cut from the left" if report.truncated else ""
             for name, ids, learned in views(item):

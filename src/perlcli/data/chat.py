@@ -50,6 +50,7 @@ class Chat:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, ends: Sequence[int], style: Style) -> None:
         self.tokenizer, self.style, self.end_ids = tokenizer, style, tuple(ends)
         self.ends = tuple(str(tokenizer.convert_ids_to_tokens(token)) for token in ends)
+        self._latest: tuple[list[Message], Template, Rendering] = [], {}, ""
         self.traits = Traits(lambda messages, template: self.text(self.conversation(messages, template)))
 
     @cached_property
@@ -62,9 +63,14 @@ class Chat:
     def prompt(self, messages: list[Message], template: Template) -> Rendering:
         """What a policy is given: the template opens the assistant's turn, or leaves a last one open to be continued.
         Raises RowRefused if it can't be rendered."""
+        if self._latest[0] is messages and self._latest[1] == template:  # the completions of a pair share their prompt
+            return self._latest[2]
         if is_open(messages):
-            return self._render(messages, template, {"continue_final_message": True})
-        return self.asked(messages, template)
+            given = self._render(messages, template, {"continue_final_message": True})
+        else:
+            given = self.asked(messages, template)
+        self._latest = messages, template, given
+        return given
 
     def asked(self, messages: list[Message], template: Template) -> Rendering:
         """A conversation to which the assistant answers next. Raises RowRefused if it can't be rendered."""

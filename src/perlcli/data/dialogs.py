@@ -45,6 +45,10 @@ def dialog(
     chosen = {"assistant": answers, "last": answers[-1:], "all": answers}.get(learn or "", [])
     mute = [place for place in chosen if talk.messages[place].get("weight") == 0]
     learned = [] if learn == "all" else [place for place in chosen if place not in mute]
+    if any(not talk.says_something(place) for place in learned):
+        raise RowRefused(
+            "An assistant message is empty, so there is nothing to learn", "weight: 0, or leave the row out"
+        )
     last = answers[-1:] if answers[-1:] == [len(talk.messages) - 1] else []
     talk.find_starts(sorted({*learned, *mute, *last}))
     fault: RowRefused | None = None
@@ -101,6 +105,10 @@ class _Talk:
 
     def is_answer(self, place: int) -> bool:
         return bool(self.messages[place]["role"] == "assistant")
+
+    def says_something(self, place: int) -> bool:
+        message = self.messages[place]
+        return bool(self._content(place) or reasoning_of(message).strip() or message.get("tool_calls"))
 
     def find_starts(self, places: list[int]) -> None:
         """Render what a policy is given before the answers at these places, and the row's prompt."""
