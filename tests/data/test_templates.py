@@ -210,6 +210,17 @@ def test_a_refusal_says_what_to_set(name: str, case: str, problem: str, hint: st
     assert problem in caught.value.problem and hint in caught.value.hint
 
 
+@pytest.mark.parametrize(("name", "problem"), [("llama3", "tool_calls"), ("llama3_1", None)])
+def test_a_prompt_that_the_template_does_not_render_in_full_is_refused(name: str, problem: str | None) -> None:
+    _, said, _, template = CASES["tools"]
+    row = Prompt(ask("Q1") + said[:2], template=template)
+    if problem is None:
+        assert of_prompt(Renderer(tokenizer(name)), row)["ids"]
+        return
+    with pytest.raises(RowRefused, match=f"does not render {problem}"):
+        of_prompt(Renderer(tokenizer(name)), row)
+
+
 def test_reasoning_that_a_closed_block_would_follow_is_refused_both_ways() -> None:
     render = Renderer(tokenizer("qwen3_8"), style=Style(options={"enable_thinking": False}))
     with pytest.raises(RowRefused, match="opens a <think> block of its own"):

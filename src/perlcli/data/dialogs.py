@@ -129,8 +129,7 @@ class _Talk:
         for place, start in self.starts.items():
             if full[: len(start)] != start:
                 raise self._misfit(self.first if place == self.GIVEN else place, start)
-        if lost := chat.traits.lost(self.messages, chat.text(full), chat.options(template)):
-            raise RowRefused(f"The chat template does not render {lost}", OTHER_TEMPLATE)
+        check_kept(chat, self.messages, full, template)
         for place in answers:
             message, written = self.messages[place], chat.text(full[len(self.starts[place]) :])
             thought = reasoning_of(message)
@@ -218,6 +217,12 @@ class _Talk:
             if found_at:
                 return min(found_at)
         return 0
+
+
+def check_kept(chat: Chat, messages: list[Message], rendering: Rendering, template: Template) -> None:
+    """Raises RowRefused if the rendering of messages lacks anything that they say, other than reasoning."""
+    if lost := chat.traits.lost(messages, chat.text(rendering), chat.options(template)):
+        raise RowRefused(f"The chat template does not render {lost}", OTHER_TEMPLATE)
 
 
 def _unlike(chat: Chat, message: Message, shown: str, template: Template) -> RowRefused:

@@ -15,7 +15,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from perlcli.data.chat import Chat, RowRefused, Style
-from perlcli.data.dialogs import Dialog, LossOn, dialog, joined, merged
+from perlcli.data.dialogs import Dialog, LossOn, check_kept, dialog, joined, merged
 from perlcli.data.encoding import Encoder
 from perlcli.data.rows import Content, Demonstration, Message, Preference, Prompt, Row, Template, Thumb, completions
 from perlcli.data.traits import CLOSED, OPENED
@@ -138,6 +138,7 @@ class Renderer:
         answers = [self._turns(part, "assistant") for part in completions(row)]
         if asked is not None and not answers:
             given = self.template.prompt(asked, row.template)
+            check_kept(self.template, asked, given, row.template)
             return [Dialog(given, given)]
         return [dialog(self.template, asked, answer, row.template, learn) for answer in answers]
 
