@@ -147,6 +147,7 @@ def perl_words(given: argparse.Namespace, stage: str, arm: str) -> list[str]:
     words += ["--gradient-accumulation-steps", "1", "--max-length", str(given.length), "--dtype", given.dtype]
     words += ["--lora-r", str(given.rank)] if arm != "full" else []
     words += ["--gradient-checkpointing", flag(checkpoints(given)), "--optim", given.optim]
+    words += ["--no-chat"]  # a template's tokens would come on top of the rows' length
     if stage == "rl":
         words += ["--max-completion-length", str(given.completion), "--algorithm", given.algorithm]
         words += ["--num-generations", "1" if given.algorithm == "reinforce" else str(given.batch)]

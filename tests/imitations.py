@@ -71,6 +71,8 @@ def stubbed_cuda(patch: pytest.MonkeyPatch) -> None:
         "get_device_capability": (9, 0),
         "current_device": torch.device("cpu"),
     }
+    patch.setattr(torch.cuda, "get_rng_state", lambda *_: torch.random.get_rng_state())
+    patch.setattr(torch.cuda, "set_rng_state", lambda state, *_: torch.random.set_rng_state(state))
     for name, answer in answers.items():
         patch.setattr(torch.cuda, name, functools.partial(_answer, answer))
 

@@ -162,6 +162,7 @@ def test_a_process_is_read_from_outside(script: Any, tmp_path: Path) -> None:
 
 def test_rows_have_the_requested_length(script: Any, tmp_path: Path, llama: Path) -> None:
     from perlcli import data
+    from perlcli.data.chat import Style
     from perlcli.data.render import of_demonstration, of_preference, of_prompt
     from perlcli.model import sources, tokenizers
 
@@ -170,7 +171,7 @@ def test_rows_have_the_requested_length(script: Any, tmp_path: Path, llama: Path
     for model in (tmp_path / "model", llama):
         shapes.make_rows(model, tmp_path, 40, 10, 3)
         source = sources.locate(str(model))
-        render = tokenizers.renderer(source, tokenizers.load_tokenizer(source))
+        render = tokenizers.renderer(source, tokenizers.load_tokenizer(source), Style(chat=False))
         (pair, *_), (chat, *_), (prompt, *_) = (
             data.load(str(tmp_path / file), use).rows
             for file, use in (("pairs.jsonl", "reward"), ("chats.jsonl", "sft"), ("prompts.jsonl", "rl"))

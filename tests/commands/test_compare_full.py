@@ -128,6 +128,7 @@ def test_memory_is_that_of_the_process_that_ran_for_it(runner: Runner, perl: Per
     assert list((OUT / "reward/full/seed-0").glob("*.safetensors"))
 
 
+@pytest.mark.slow
 def test_nothing_is_left_for_going_on(runner: Runner, perl: Perl, words: Words) -> None:
     perl(*words)
     assert not list(OUT.rglob("checkpoint-*"))

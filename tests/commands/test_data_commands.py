@@ -111,6 +111,7 @@ def test_check_of_a_folder_looks_at_both_sides(perl: Any, llama: Path, tmp_path:
     assert "eval: Warning: 1 held-out row with a prompt that is also in the training data" in found
 
 
+@pytest.mark.slow
 def test_check_of_the_embedded_data_needs_no_model(perl: Any) -> None:
     assert answers(perl("data", "check", "coffee").stdout)["eval"] == "yes"
 

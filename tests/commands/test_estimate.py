@@ -337,6 +337,7 @@ def test_auto_is_off_where_it_fits(deep: Path) -> None:
     assert largest_batch(shape, plan, limit) == largest_batch(shape, with_it, limit) == 9
 
 
+@pytest.mark.slow
 def test_a_smaller_optimiser_is_advised(perl: Any, deep: Path, tmp_path: Path) -> None:
     from transformers import LlamaConfig
 

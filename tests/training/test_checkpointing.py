@@ -41,6 +41,7 @@ def words_of(llama: Path, rows: dict[str, Path], request: pytest.FixtureRequest)
     return words
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("stage", "more"),
     [

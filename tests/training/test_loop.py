@@ -203,6 +203,7 @@ def test_interrupted_rl_resumes_exactly(rl: Perl, perl: Perl, after_pass: Any, t
     assert samples[0] == samples[1]
 
 
+@pytest.mark.slow
 def test_a_run_killed_after_its_last_step_takes_no_further_step(rl: Perl, perl: Perl, tmp_path: Path) -> None:
     """Its last checkpoint is of the last step, after which transformers would take one more."""
     rl(tmp_path / "unbroken", "--save-steps", "1")
@@ -271,6 +272,7 @@ def test_resume_without_a_checkpoint_starts_over(sft: Perl, after_pass: Any, tmp
     assert_equal_weights(tmp_path / "run", tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_resuming_a_finished_run_needs_more_steps(sft: Perl, tmp_path: Path) -> None:
     sft(tmp_path / "whole", "--set", "lr_scheduler_type=constant")
     sft(tmp_path / "run", "--set", "lr_scheduler_type=constant", "--max-steps", "2")
@@ -302,6 +304,7 @@ def stopped_at(sft: Perl, after_pass: Any, folder: Path, step: int, *words: str)
     sft(folder, "--save-steps", "1", *words, code=130)
 
 
+@pytest.mark.slow
 def test_a_run_resumes_from_the_named_checkpoint(sft: Perl, after_pass: Any, tmp_path: Path) -> None:
     sft(tmp_path / "whole", "--max-steps", "4")
     stopped_at(sft, after_pass, tmp_path / "run", 3, "--max-steps", "4", "--save-total-limit", "3")
@@ -364,6 +367,7 @@ def test_a_scheduler_s_warning_signal_saves_and_stops(sft: Perl, after_pass: Any
 # What adapters keep
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:MatMul8bitLt")  # bitsandbytes documents it; upstream.py silences it for users
 @pytest.mark.parametrize(("command", "data"), [("sft", "demonstrations"), ("reward", "pairs")])
 @pytest.mark.parametrize(

@@ -96,6 +96,7 @@ def test_others_are_not_predicted() -> None:
     assert set(OPTIMISERS) <= {member.value for member in OptimizerNames}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["sft", pytest.param("rl", marks=pytest.mark.slow)])
 def test_a_run_with_8_bit_states_resumes_exactly(
     perl: Any, llama: Path, rows: dict[str, Path], stage: str, request: pytest.FixtureRequest

@@ -48,6 +48,7 @@ def same(one: Path, other: Path) -> bool:
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
+@pytest.mark.slow
 def test_base_as_anchor_of_a_tuned_policy(rl: Any, sft_run: Path, perl: Perl, rows: dict[str, Path]) -> None:
     result = rl(sft_run, "--anchor", "base")
     assert "anchor: the base\n" in result.stdout
@@ -59,6 +60,7 @@ def test_base_as_anchor_of_a_tuned_policy(rl: Any, sft_run: Path, perl: Perl, ro
     assert "anchor: the base\n" in result.stdout
 
 
+@pytest.mark.slow
 def test_another_policy_as_anchor(
     rl: Any, rl_run: Path, sft_run: Path, reward_run: Path, perl: Perl, rows: dict[str, Path]
 ) -> None:

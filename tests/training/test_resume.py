@@ -189,6 +189,7 @@ def test_a_run_with_other_weights_in_any_role_is_not_resumed(
     perl(*line)
 
 
+@pytest.mark.slow
 def test_other_weights_below_the_home_are_noticed(
     perl: Perl, words: Any, tmp_path: Path, sft_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -257,6 +258,7 @@ def test_a_run_by_steps_is_not_resumed_by_epochs_nor_for_fewer_steps(perl: Perl,
     assert "--resume: --max-steps 5 is less than the 6 steps that the run's epochs take" in " ".join(told.split())
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_never_ahead_of_the_metrics(
     perl: Perl, words: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -268,6 +270,7 @@ def test_a_checkpoint_is_never_ahead_of_the_metrics(
     assert synced.index("metrics.jsonl") < synced.index("manifest.json") > synced.index("samples.jsonl")
 
 
+@pytest.mark.slow
 def test_a_fraction_of_an_epoch_may_grow(perl: Perl, words: Any) -> None:
     line = words("sft")
     at = line.index("--max-steps")
@@ -290,6 +293,7 @@ def test_a_run_that_grew_equals_one_that_was_long_from_the_start(
     assert rates[0][4:] == rates[1][4:]
 
 
+@pytest.mark.slow
 def test_a_checkpoint_without_our_file_is_not_used(perl: Perl, words: Any, tmp_path: Path) -> None:
     line = stopped(perl, words, "sft", tmp_path / "run")
     checkpoint = tmp_path / "run" / "checkpoints" / "checkpoint-1"
@@ -308,6 +312,7 @@ def edit_record(folder: Path, part: str, **values: object) -> None:
     (folder / "record.json").write_text(json.dumps(record))
 
 
+@pytest.mark.slow
 def test_another_precision_is_rejected_and_other_versions_are_reported(perl: Perl, words: Any, tmp_path: Path) -> None:
     line = stopped(perl, words, "sft", tmp_path / "run")
     edit_record(tmp_path / "run", "device", precision="bfloat16")
@@ -319,6 +324,7 @@ def test_another_precision_is_rejected_and_other_versions_are_reported(perl: Per
     assert "The steps so far ran with torch 1.0, now " in told and "; threads 7, now 1: results may" in told
 
 
+@pytest.mark.slow
 def test_nothing_is_reported_on_an_unchanged_machine(perl: Perl, words: Any, tmp_path: Path) -> None:
     assert "The steps before" not in perl(*stopped(perl, words, "sft", tmp_path / "run")).stdout
 
@@ -331,6 +337,7 @@ def test_save_steps_can_change_when_a_run_resumes(perl: Perl, words: Any, tmp_pa
     assert found == [6, 3, 1]
 
 
+@pytest.mark.slow
 def test_a_checkpoint_can_be_named_without_its_folder(perl: Perl, words: Any, tmp_path: Path) -> None:
     line = stopped(perl, words, "sft", tmp_path / "run")
     told = perl(*line, tmp_path / "run", code=2).stderr
@@ -344,6 +351,7 @@ def test_a_run_of_another_command_is_not_resumed(perl: Perl, words: Any, tmp_pat
     assert f"{tmp_path}/run is a run of perl sft, not of perl reward" in " ".join(told.split())
 
 
+@pytest.mark.slow
 def test_a_moved_run_is_resumed_where_it_is_now(
     perl: Perl, words: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -356,6 +364,7 @@ def test_a_moved_run_is_resumed_where_it_is_now(
     assert json.loads((tmp_path / "moved" / "record.json").read_text())["status"] == "finished"
 
 
+@pytest.mark.slow
 def test_the_record_of_a_resumed_run_covers_all_of_it(perl: Perl, words: Any, tmp_path: Path) -> None:
     line = [*words("sft"), "--max-steps", 2, "--output", tmp_path / "run"]
     perl(*line)
