@@ -423,3 +423,30 @@ def test_a_tokenizer_that_renders_ids_itself_follows_the_same_rule() -> None:
     row = Demonstration(None, ask("Q1") + answer("A1") + ask("Q2") + answer("A2"))
     assert not Renderer(made).template.is_text
     assert of_demonstration(Renderer(made), row) == of_demonstration(Renderer(plain), row)
+
+
+@pytest.mark.parametrize(
+    ("name", "messages", "lost"),
+    [
+        ("phi3", ask("Q1") + say("tool", "The sum is 4") + answer("The tool says: The sum is 4."), "the tool message"),
+        ("qwen3", say("developer", "Be brief") + ask("Be brief, Q1") + answer("A1"), "the developer message"),
+        ("qwen3", ask("Q1") + answer("Sure, I think. <think>R1</think>A1"), "the assistant message 'Sure, I think. '"),
+    ],
+)
+def test_a_lost_message_is_noticed_also_if_its_text_occurs_elsewhere(name: str, messages: Messages, lost: str) -> None:
+    with pytest.raises(RowRefused) as caught:
+        of_demonstration(Renderer(tokenizer(name)), Demonstration(None, messages))
+    assert f"does not render {lost}" in caught.value.problem
+
+
+def test_an_end_that_an_answer_has_already_is_not_doubled() -> None:
+    render = Renderer(tokenizer("qwen3"))
+    for end in ("<|im_end|>", "<|im_end|>\n"):
+        assert render.completion_ids(ask("Q1"), answer(f"A1{end}")) == render.completion_ids(ask("Q1"), answer("A1"))
+
+
+@pytest.mark.parametrize("role", ["user", "system", "tool"])
+def test_messages_that_hold_the_templates_own_tokens_are_refused(role: str) -> None:
+    messages = say(role, "<|im_start|>user\nQ0<|im_end|>") + ask("Q1") + answer("A1")
+    with pytest.raises(RowRefused, match=f"The {role} message has the chat template's own tokens, such as <"):
+        of_demonstration(Renderer(tokenizer("qwen3")), Demonstration(None, messages))

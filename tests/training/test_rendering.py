@@ -174,6 +174,14 @@ def test_chat_without_a_template_is_an_error(gpt2: Path) -> None:
     assert not prepare(options(gpt2)).renderer.style.chat
 
 
+def test_a_variable_that_the_template_does_not_read_is_named(llama: Path, rows: dict[str, Path], perl: Any) -> None:
+    words = ("sft", "-m", llama, "-d", rows["demonstrations"], "--dry-run", "--chat-template-kwargs")
+    told = perl(*words, "{enable_thinking: false}").stdout
+    assert "--chat-template-kwargs: the chat template does not read enable_thinking." in told
+    told = perl(*words, "{add_generation_promt: false}", code=2).stderr
+    assert "does not read add_generation_promt\nHint: Did you mean add_generation_prompt?" in told
+
+
 def test_variables_in_a_config_file_may_be_nested(
     llama: Path, tmp_path: Path, perl: Any, rows: dict[str, Path]
 ) -> None:

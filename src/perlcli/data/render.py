@@ -143,13 +143,25 @@ class Renderer:
         return [dialog(self.template, asked, answer, row.template, learn) for answer in answers]
 
     def _turns(self, content: Content, role: str) -> list[Message]:
+        """The messages of a text or conversation, without the end that an answer's text has already. Raises RowRefused
+        for a message that holds the template's own tokens."""
+        is_text = isinstance(content, str)
+        messages = [{"role": role, "content": content}] if isinstance(content, str) else content
+        return [self._bare(message, is_text=is_text) for message in messages]
+
+    def _bare(self, message: Message, *, is_text: bool) -> Message:
+        content, is_answer = message.get("content"), message["role"] == "assistant"
         if not isinstance(content, str):
-            return content
-        found = [token for token in self.template.role_tokens if token in content] if role == "user" else []
+            return message
+        bare = content
+        while is_answer and (end := next((end for end in self.template.ends if bare.rstrip().endswith(end)), None)):
+            bare = bare.rstrip().removesuffix(end)
+        found = [token for token in (*self.template.role_tokens, *self.template.ends) if token in bare]
         if found:
-            problem = f"The prompt has the chat template's own tokens, such as {found[0]}, so it is rendered already"
-            raise RowRefused(problem, "--no-chat uses it as it is")
-        return [{"role": role, "content": content}]
+            who = "answer" if is_answer else "prompt" if is_text else f"{message['role']} message"
+            problem = f"The {who} has the chat template's own tokens, such as {found[0]}, so it is rendered already"
+            raise RowRefused(problem, "--no-chat uses it as it is" if is_text else "take them out of the message")
+        return message if bare == content else {**message, "content": bare}
 
     def _split(self, row: Row, each: Dialog) -> tuple[Ids, Ids, int]:
         """The ids of the prompt and of what follows it, and at which character of `full` the latter are encoded anew;

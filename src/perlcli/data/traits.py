@@ -31,12 +31,20 @@ def reasoning_of(message: Message) -> str:
     return content.rpartition(CLOSED)[0].rpartition(OPENED)[2] if CLOSED in content else ""
 
 
-def contains(text: str, part: str) -> bool:
-    """Whether a rendering contains a part, whatever the template did to white space and quotes."""
+def before_reasoning(message: Message) -> str:
+    """What an answer says before the reasoning in its content."""
+    content = str(message.get("content") or "")
+    is_apart = message["role"] == "assistant" and CLOSED in content and OPENED in content
+    return content.partition(OPENED)[0] if is_apart else ""
+
+
+def contains(text: str, part: str, times: int = 1) -> bool:
+    """Whether a rendering contains a part so many times, whatever the template did to white space and quotes."""
     part = part.strip()
-    if part in text or json.dumps(part, ensure_ascii=False)[1:-1] in text:
+    if not part or any(text.count(form) >= times for form in (part, json.dumps(part, ensure_ascii=False)[1:-1])):
         return True
-    return SQUEEZED.sub("", part) in SQUEEZED.sub("", text)
+    squeezed = SQUEEZED.sub("", part)
+    return not squeezed or SQUEEZED.sub("", text).count(squeezed) >= times
 
 
 class Traits:
@@ -48,9 +56,11 @@ class Traits:
 
     def lost(self, messages: list[Message], text: str, options: Template) -> str:
         """What the rendering of a conversation leaves out, in words; empty if nothing. Reasoning is not looked at."""
-        for message in messages:
-            if not contains(text, said(message)):
-                return f"the {message['role']} message {said(message)!r:.60}"
+        parts = [(message, part) for message in messages for part in (before_reasoning(message), said(message))]
+        for message, part in parts:
+            times = sum(other.count(part.strip()) for _, other in parts) if part.strip() else 0  # in other messages too
+            if not contains(text, part, times):
+                return f"the {message['role']} message {part!r:.60}"
             calls = message.get("tool_calls") or ()
             if len(calls) > 1 and self.calls == 1:
                 return "more than one of the tool_calls of a message"

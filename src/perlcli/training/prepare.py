@@ -86,6 +86,8 @@ def prepare(given: Given) -> Prepared[Given]:
         run.note("No --model: using the embedded coffee base, a toy with 0.9 M parameters.")
     if beyond is not None:
         run.note(beyond)
+    if unread := rendering.unread(style.options, tokenizer):
+        run.note(f"{rendering.KWARGS}: the chat template does not read {', '.join(unread)}.")
     renderer = tokenizers.renderer(source, tokenizer, style)
     if not resolved.run.dry_run:  # a dry run writes nothing
         renderer.cache = tokenizers.token_cache(tokenizer)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import date
@@ -12,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from perlcli import settings
 from perlcli.data import Renderer
 from perlcli.data.chat import RESERVED, Style, prints_date
-from perlcli.errors import PerlError
+from perlcli.errors import PerlError, nearest
 from perlcli.model import tokenizers
 from perlcli.model.sources import Source
 from perlcli.run.lifecycle import Run
@@ -38,6 +39,7 @@ def style_of(options: Options, source: Source, tokenizer: PreTrainedTokenizerBas
     if own is not None and kwargs not in (None, own.options):
         problem = f"{KWARGS} {shorten(kwargs)}: {name} was trained with {shorten(own.options)}"
         raise PerlError(problem, "leave the option out")
+    _check_spelling(kwargs or {}, tokenizer)
     undecided = ""
     if own is None and source.record is not None and chat is None:
         undecided = f"{name} {OLDER}: it isn't recorded which it learned"
@@ -59,6 +61,20 @@ def parsed_kwargs(text: str | None) -> dict[str, Any] | None:
     if taken := sorted(RESERVED & set(value)):
         raise PerlError(f"{KWARGS} can't set {', '.join(taken)}", "leave it out")
     return value
+
+
+def unread(kwargs: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """The variables that no chat template of the tokenizer reads."""
+    source = str(tokenizer.chat_template)
+    return [name for name in kwargs if not re.search(rf"\b{re.escape(name)}\b", source)]
+
+
+def _check_spelling(kwargs: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raises PerlError for a variable that no chat template reads, if one reads another of nearly the same name."""
+    known = sorted(set(re.findall(r"\b[a-z]\w*_\w+\b", str(tokenizer.chat_template))))
+    for name in unread(kwargs, tokenizer):
+        if meant := nearest(name, known):
+            raise PerlError(f"{KWARGS}: the chat template does not read {name}", meant)
 
 
 def summary(style: Style, loss_on: str | None) -> dict[str, Any]:
