@@ -158,9 +158,9 @@ def test_a_reward_adapter_of_trl_scores_in_rl_as_in_peft(
     folder = trl_reward / checkpoint
     result = perl("rl", "-m", llama, "--reward", folder, "-d", rows["prompts"], "-o", "run", *RL)
     assert f"reward: {folder}, an adapter on the policy's base (adds" in result.stdout
-    assert len(scored) == 6  # the four batches of the probe, and one per step
+    assert len(scored) == 3  # the probe, and one per step
     for ids, scores in scored:
-        assert scores == plain_scores(llama, folder, ids)
+        assert scores == pytest.approx(plain_scores(llama, folder, ids), abs=1e-5)  # in other batches
     assert [row["kl"] == 0 for row in metrics(Path("run"))] == [True, False]
 
 
@@ -170,9 +170,9 @@ def test_a_plain_text_reward_adapter_of_trl_scores_in_rl_as_in_peft(
 ) -> None:
     """trl pads GPT-2 with EOS, so the score is read at the token before EOS."""
     perl("rl", "-m", trl_plain_sft, "--reward", trl_plain_reward, "-d", plain_rows["prompts"], "-o", "run", *RL)
-    assert len(scored) == 6  # the four batches of the probe, and one per step
+    assert len(scored) == 3  # the probe, and one per step
     for ids, scores in scored:
-        assert scores == plain_scores(gpt2, trl_plain_reward, ids)
+        assert scores == pytest.approx(plain_scores(gpt2, trl_plain_reward, ids), abs=1e-5)
     assert [row["kl"] == 0 for row in metrics(Path("run"))] == [True, False]
     assert same(Path("run/anchor"), trl_plain_sft)
 
@@ -313,7 +313,7 @@ def test_adapters_of_trl_work_without_a_tokenizer(
             shutil.copy(folder / file, name)
     perl("rl", "-m", "sft", "--reward", "reward", "-d", rows["prompts"], "-o", "run", *RL)
     for ids, scores in scored:
-        assert scores == plain_scores(llama, trl_reward, ids)
+        assert scores == pytest.approx(plain_scores(llama, trl_reward, ids), abs=1e-5)
 
 
 # Our adapters in trl

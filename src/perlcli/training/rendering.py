@@ -16,6 +16,8 @@ from perlcli.data.chat import RESERVED, Style, prints_date
 from perlcli.errors import PerlError, nearest
 from perlcli.model import tokenizers
 from perlcli.model.sources import Source
+from perlcli.run import checkpoints
+from perlcli.run.files import CHECKPOINTS
 from perlcli.run.lifecycle import Run
 from perlcli.run.record import RunRecord, find_record
 from perlcli.settings.yaml import parse
@@ -98,6 +100,8 @@ def resumed(style: Style, run: Run) -> Style:
     if before is None:
         return style
     own = recorded(before)
+    if own is None and not checkpoints.found(run.folder / CHECKPOINTS):
+        return style  # nothing was trained: it starts over
     if own is None:
         problem = f"--resume: the run in {run.folder} began with a version of perlcli that rendered rows differently"
         raise PerlError(problem, "finish it with that version, or start it again with --overwrite")
