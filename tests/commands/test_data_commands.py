@@ -216,6 +216,14 @@ def test_show_prints_both_answers_with_the_token_that_is_scored(
         assert f"── row 1, {name}, {len(ids)} tokens\n{told}\n" in found
 
 
+def test_show_names_the_columns_and_keys_that_nothing_reads(perl: Any, llama: Path, tmp_path: Path, write: Any) -> None:
+    said = [{**turn, "loss": False, "reasoning_content": "x"} for turn in CHAT]
+    path = write(tmp_path / "a.jsonl", [{"messages": json.dumps(said), "note": "x", "": 0}])
+    found = perl("data", "show", path, "-m", llama).stdout
+    assert "columns not used: note, ''\nmessage keys not used: loss, reasoning_content\nAs perl sft sees it" in found
+    assert "message keys not used: loss, reasoning_content\n" in perl("data", "check", path, "-m", llama).stdout
+
+
 def test_show_for_a_given_stage(perl: Any, llama: Path, tmp_path: Path, write: Any) -> None:
     path = write(tmp_path / "a.jsonl", [{"prompt": "a", "completion": "b", "label": 0}])
     words = ("data", "show", path, "-m", llama)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from perlcli.data.columns import COLUMNS, proposal
 from perlcli.data.formats import FORMATS, NAMES, Format, detect
-from perlcli.data.rows import Raw
+from perlcli.data.rows import Raw, quoted
 from perlcli.errors import PerlError
 from perlcli.text import clip
 
@@ -31,7 +31,7 @@ class UnknownFormat(PerlError):
 
 def shown(raw: Raw) -> str:
     """The names of a row's columns."""
-    return clip(", ".join(map(str, raw)), 300) or "none"
+    return clip(", ".join(quoted(str(name)) for name in raw), 300) or "none"
 
 
 def choose(raw: Raw, use: str, source: str, name: str | None) -> Format:

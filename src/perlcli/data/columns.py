@@ -8,6 +8,7 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 
 from perlcli.data.fields import BadField, is_missing
+from perlcli.data.files import DECODER
 from perlcli.data.rows import Raw, Row, completions, text_of
 from perlcli.errors import PerlError
 from perlcli.text import clip, shorten
@@ -63,6 +64,16 @@ class Watched(Mapping[str, object]):
 def is_empty(value: object) -> bool:
     """Whether a column says nothing: it is missing, or an empty list or object."""
     return is_missing(value) or value in ([], {})
+
+
+def decoded(value: object) -> object:
+    """A list of messages that a table has as JSON text; any other value as it is."""
+    if not isinstance(value, str) or not value.lstrip().startswith("["):
+        return value
+    try:
+        return DECODER.decode(value.strip())
+    except (ValueError, RecursionError):
+        return value
 
 
 def ignored(unused: Raw, use: str, rows: Sequence[Row]) -> str | None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from perlcli import coffee
 from perlcli.data import checks, sources
 from perlcli.data.choice import choose
-from perlcli.data.columns import Watched, chosen, ignored, not_used, parse
+from perlcli.data.columns import Watched, chosen, decoded, ignored, not_used, parse
 from perlcli.data.fields import BadField, SetAside
 from perlcli.data.files import Rows
 from perlcli.data.formats import NAMES, Format, detect
@@ -91,7 +91,7 @@ class Intake:
         unused = watched.unused()
         self._used |= watched.used
         self._unused |= dict.fromkeys([*unused, *item.rest])
-        self._keys |= keys_of(value for name, value in (item.raw or {}).items() if name in watched.used)
+        self._keys |= keys_of(decoded(value) for name, value in (item.raw or {}).items() if name in watched.used)
         column = ignored(unused, self.use, rows) if unused else None
         if column and self._format:
             raise not_used(self.report.source, column, self._format.name, self.use)
