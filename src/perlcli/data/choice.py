@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from perlcli.data.columns import COLUMNS, proposal
+from perlcli.data.columns import COLUMNS
 from perlcli.data.formats import FORMATS, NAMES, Format, detect
+from perlcli.data.proposals import proposal, rivals
 from perlcli.data.rows import Raw, quoted
 from perlcli.errors import PerlError
 from perlcli.text import clip
@@ -23,10 +24,9 @@ class UnknownFormat(PerlError):
     def __init__(self, source: str, raw: Raw, use: str) -> None:
         self.found, self.needed = f"has the columns {shown(raw)}", f"`perl {use}` needs {NEEDS[use]}"
         self.way = proposal(raw, use)
-        way = self.way or f"--columns {COLUMNS[use]}"
-        super().__init__(
-            f"{source} {self.found}; {self.needed}", f"name the columns, {way}; docs/data.md lists the formats"
-        )
+        named = self.way or f"--columns {COLUMNS[use]}"
+        way = f"name the columns, {named}" if self.way or not rivals(raw) else rivals(raw)
+        super().__init__(f"{source} {self.found}; {self.needed}", f"{way}; docs/data.md lists the formats")
 
 
 def shown(raw: Raw) -> str:

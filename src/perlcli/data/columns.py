@@ -1,10 +1,8 @@
-"""The columns of a source: which ones a reader used, which ones `--columns` gives other names, and what their names
-say."""
+"""The columns of a source: which ones a reader used, and which ones `--columns` gives other names."""
 
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Iterator, Mapping, Sequence
 
 from perlcli.data.fields import BadField, is_missing
@@ -158,52 +156,3 @@ def at(raw: Raw, path: str) -> object:
         else:
             raise BadField(f"the row has no {path} (--columns): it has {clip(', '.join(map(str, raw)), 300) or 'none'}")
     return value
-
-
-# --- What names say
-
-WORDS = {
-    "chosen": "chosen better best preferred good winner winning accepted positive pos",
-    "rejected": "rejected worse worst dispreferred bad loser losing negative neg",
-    "label": "label rating thumb thumbs feedback verdict stars vote score",
-    "messages": "messages conversation chat dialog dialogue",
-    "prompt": "prompt question query instruction input ask asked request user problem task q",
-    "completion": "completion answer response output reply assistant bot solution summary a",
-    "text": "text document content body",
-    "system": "system",
-}
-NEEDED = {
-    "sft": (("prompt", "completion"), ("messages",), ("text",)),
-    "reward": (("prompt", "chosen", "rejected"), ("prompt", "completion", "label"), ("chosen", "rejected")),
-    "rl": (("prompt",), ("messages",)),
-}
-PLAIN = re.compile(r"[\w.-]+")
-SPACED = re.compile(r"""(?:[\w.=,-]|"[\w. -]*")+""")
-
-
-def proposal(raw: Raw, use: str) -> str:
-    """A `--columns` for a row of an unknown format, by the names of its columns; empty if they say too little."""
-    found = guessed(raw)
-    needed = next((names for names in NEEDED[use] if all(name in found for name in names)), None)
-    if needed is None:
-        return ""
-    names = [*(["system"] if "system" in found and needed[0] == "prompt" else []), *needed]
-    given = ",".join(f"{name}={_quoted(found[name])}" for name in names)
-    # A shell removes quotes: enough where they only keep spaces together, but not around commas and its own signs.
-    return f"--columns {given if SPACED.fullmatch(given) else shlex.quote(given)}"
-
-
-def _quoted(column: str) -> str:
-    return column if PLAIN.fullmatch(column) else '"' + column + '"'
-
-
-def guessed(raw: Raw) -> dict[str, str]:
-    """The columns, also nested ones, that by their names are prompts, answers, labels and so on."""
-    found: dict[str, str] = {}
-    paths = [*raw, *(f"{name}.{key}" for name, value in raw.items() if isinstance(value, Mapping) for key in value)]
-    for name, words in WORDS.items():
-        for path in paths[:100]:
-            own = set(re.findall(r"[a-z]+", re.sub(r"([a-z])([A-Z])", r"\1 \2", str(path)).lower()))
-            if path not in found.values() and own & set(words.split()):
-                found.setdefault(name, str(path))
-    return found

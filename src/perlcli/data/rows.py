@@ -218,7 +218,9 @@ class DataReport:
             "message keys not used": self.unused_keys,
             "columns passed to reward functions": self.passed,
         }
-        return [f"{what}: {clip(', '.join(map(quoted, names)), LONGEST_LIST)}" for what, names in lists.items() if names]
+        return [
+            f"{what}: {clip(', '.join(map(quoted, names)), LONGEST_LIST)}" for what, names in lists.items() if names
+        ]
 
     def summary(self) -> dict[str, object]:
         """The report as the run's record keeps it."""
