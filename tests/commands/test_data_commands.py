@@ -173,6 +173,20 @@ def test_a_file_that_no_command_can_use_ends_with_2(content: str, told: str, per
     assert found.stdout == ""
 
 
+@pytest.mark.parametrize(
+    ("rows", "hint"),
+    [
+        ([{"prompt": "a", "completion": "b"}, {"prompt": "a", "completion": None}], "read as prompt-completion; use"),
+        ([{"prompt": "a", "context": "b", "answer": "c"}], "to leave it out, --columns prompt=prompt"),
+    ],
+)
+def test_the_hint_is_about_the_rows_and_not_about_other_stages(
+    rows: Any, hint: str, perl: Any, tmp_path: Path, write: Any
+) -> None:
+    found = perl("data", "check", write(tmp_path / "a.jsonl", rows), code=2).stderr
+    assert hint in found and "chosen=COLUMN" not in found
+
+
 @pytest.mark.parametrize("command", ["check", "show", "convert"])
 def test_a_missing_file_is_an_error(command: str, perl: Any) -> None:
     assert "Error: FILE is missing\nHint: perl data " + command in perl("data", command, code=2).stderr

@@ -70,6 +70,37 @@ def test_an_empty_column_or_one_that_repeats_the_prompt_is_no_error(more: Raw) -
     assert converted({**PAIR, **more}, use="reward").rows == [Preference("a", "b", "c")]
 
 
+@pytest.mark.parametrize(
+    ("raw", "use", "way"),
+    [
+        ({"prompt": "a", "context": "c", "answer": "4"}, "rl", "prompt=prompt"),
+        ({"prompt": "a", "question": "c", "system": "s", "margin": 1}, "rl", "prompt=prompt,system=system"),
+        (
+            {**PAIR, "system": "s", "images": ["x"]},
+            "reward",
+            "prompt=prompt,chosen=chosen,rejected=rejected,system=system",
+        ),
+        ({"text": "a", "role": "user"}, "sft", "text=text"),
+        ({"question": "q", "response_j": "a", "response_k": "b", "context": "c"}, "rl", "prompt=COLUMN"),
+    ],
+)
+def test_the_hint_about_an_ignored_column_has_the_columns_of_the_row(raw: Raw, use: str, way: str) -> None:
+    with pytest.raises(PerlError, match="which the format") as caught:
+        converted(raw, use=use)
+    assert caught.value.hint.endswith(f"--columns {way}")
+
+
+def test_columns_that_only_say_ties_are_named_as_not_used(tmp_path: Path, write: Any) -> None:
+    rows = [{**PAIR, "status": "wrong, swap them", "score_chosen": "5", "score_rejected": "4"}, PAIR]
+    report = loaded(write(tmp_path / "a.jsonl", rows), "reward").report
+    assert report.unused == ("status", "score_chosen", "score_rejected")
+    rows = [{**PAIR, "score_chosen": "5", "score_rejected": "5.0"}, {**PAIR, "chosen_score": 1, "rejected_score": 9}]
+    done = loaded(write(tmp_path / "a.jsonl", rows), "reward")
+    assert done.report.dropped == {"with tied scores": [1]} and done.report.unused == ()
+    told = "1 row: chosen_score is lower than rejected_score, and the pair is kept as it is (row 2)"
+    assert told in done.report.lines()
+
+
 NAMED: Raw = {"Question": "a", "Better answer": "b", "Worse, answer": "c", "system": "s", "id": 1}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from perlcli.data.fields import BadField, is_missing
 from perlcli.data.files import DECODER
@@ -34,15 +34,16 @@ MEDIA = ("image", "images", "video", "videos", "audio", "audios")
 
 
 class Watched(Mapping[str, object]):
-    """A row that notes in `used` which of its columns were read."""
+    """A row that notes in `used` which of its columns were read, but for those in `apart`."""
 
-    def __init__(self, raw: Raw) -> None:
-        self._raw = raw
+    def __init__(self, raw: Raw, apart: Collection[str] = ()) -> None:
+        self._raw, self._apart = raw, apart
         self.used: set[str] = set()
 
     def __getitem__(self, name: str) -> object:
         value = self._raw[name]
-        self.used.add(name)
+        if name not in self._apart:
+            self.used.add(name)
         return value
 
     def __contains__(self, name: object) -> bool:
@@ -89,18 +90,35 @@ def _is_within(value: object, texts: Sequence[str]) -> bool:
     return isinstance(value, str) and any(value.strip() in text for text in texts)
 
 
-def not_used(source: str, column: str, format_name: str, use: str) -> PerlError:
-    """The error for a column that would be ignored."""
+def not_used(source: str, column: str, format_name: str, use: str, raw: Raw) -> PerlError:
+    """The error for a column that would be ignored; the hint leaves it out of the row's other columns."""
     problem = f"{source} has the column {column}, which the format {format_name} does not read"
-    if column in MEDIA:
-        return PerlError(problem, f"only text can be used; to leave {column} out, {_way(use)}")
-    return PerlError(problem, f"it may be part of the question, or change what a row means: {_way(use)}")
+    why = "only text can be used" if column in MEDIA else "it may be part of the question, or change what a row means"
+    return PerlError(problem, f"{why}: {_without(column, raw, use)}")
 
 
-def _way(use: str) -> str:
-    return f"name the columns to use with --columns {COLUMNS[use]}"
+def _without(column: str, raw: Raw, use: str) -> str:
+    """A --columns with everything that the row has under the names of a format, but for one column."""
+    formats = (("prompt",), ("messages",)) if use == "rl" else NAMED
+    fitting = (names for names in formats if column not in names and all(name in raw for name in names))
+    names = next(fitting, ())
+    if not names:
+        return f"name the columns to use with --columns {COLUMNS[use]}"
+    more = [name for name in KEPT if name in raw and name != column and (use != "rl" or name != "margin")]
+    given = ",".join(f"{name}={name}" for name in (*names, *more))
+    return f"to leave it out, --columns {given}"
 
 
+NAMED = (
+    ("prompt", "chosen", "rejected"),
+    ("chosen", "rejected"),
+    ("prompt", "completion", "label"),
+    ("prompt", "completion", "score"),
+    ("prompt", "completion"),
+    ("messages",),
+    ("text",),
+)
+KEPT = ("system", "history", "tools", "margin")  # what else these formats read
 COLUMNS = {
     "sft": "prompt=COLUMN,completion=COLUMN",
     "reward": "prompt=COLUMN,chosen=COLUMN,rejected=COLUMN",

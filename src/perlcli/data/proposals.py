@@ -7,11 +7,17 @@ import shlex
 from collections.abc import Mapping
 
 from perlcli.data.columns import MEANINGS, MEDIA, QUESTIONS, chosen, decoded
-from perlcli.data.fields import BadField, SetAside
+from perlcli.data.fields import BadField, SetAside, number_of
 from perlcli.data.formats import detect
 from perlcli.data.readers.reading import Reading
 from perlcli.data.rows import Raw
 from perlcli.data.uses import converted
+
+
+def words_in(text: str) -> frozenset[str]:
+    """The words of a text."""
+    return frozenset(text.split())
+
 
 # What the words in a column's name say about it. The first target with a word of it has the column.
 WORDS = {
@@ -27,30 +33,8 @@ WORDS = {
 }
 ONLY = {"q": "prompt", "a": "completion"}  # names of one letter; `model_a` is no answer
 # The last word of columns about a row, and words of judgements that no option can name.
-ABOUT = frozenset(
-    [
-        "id",
-        "ids",
-        "index",
-        "idx",
-        "model",
-        "name",
-        "count",
-        "type",
-        "kind",
-        "source",
-        "url",
-        "date",
-        "time",
-        "timestamp",
-        "length",
-        "tokens",
-        "lang",
-    ]
-)
-JUDGEMENTS = frozenset(
-    ["preference", "winner", "winning", "preferred", "better", "choice", "verdict", "judgement", "judgment"]
-)
+ABOUT = words_in("id ids index idx model name count type kind source url date time length tokens lang")
+JUDGEMENTS = words_in("preference winner winning preferred better choice verdict judgement")
 PAIRS = (("prompt", "chosen", "rejected"), ("chosen", "rejected"))
 JUDGED = (("prompt", "completion", "score"), ("prompt", "completion", "label"))
 NEEDED = {
@@ -83,7 +67,7 @@ def proposal(raw: Raw, use: str) -> str:
 
 def rivals(raw: Raw) -> str:
     """What to do about columns of which several may be the prompt or the completion; empty if there are none."""
-    found = candidates(raw)
+    found = candidates({name: value for name, value in raw.items() if not isinstance(value, Mapping)})
     if len(answers := found.get("completion", [])) > 1:
         return f"{_listed(answers)} may all be answers: write them as prompt, chosen and rejected, the better one first"
     if len(prompts := found.get("prompt", [])) > 1:
@@ -121,7 +105,7 @@ def _target(words: list[str], value: object) -> str:
     """What a column with these words in its name is; empty if that is unknown, or its value is of another kind."""
     if len(words) == 1 and words[0] in ONLY:
         return ONLY[words[0]]
-    names = [name for name, known in WORDS.items() if set(words) & set(known.split())]
+    names = [name for name, known in WORDS.items() if words_in(known).intersection(words)]
     judges = [name for name in names if name in ("score", "label")]
     if judges:
         is_of_one = "chosen" in names or "rejected" in names
@@ -140,11 +124,8 @@ def _judgement(name: str, value: object) -> str:
         return ""
     if not isinstance(value, str | int | float):
         return ""
-    try:
-        is_score = name == "score" and not isinstance(value, bool) and str(value) not in ("0", "1", "-1")
-        return "score" if is_score and [float(value)] else "label"
-    except ValueError:
-        return "label"
+    is_thumb = isinstance(value, bool) or str(value) in ("0", "1", "-1")
+    return "score" if name == "score" and not is_thumb and number_of(value) is not None else "label"
 
 
 def left_out(raw: Raw, found: Mapping[str, list[str]], columns: Mapping[str, str], use: str) -> list[str]:

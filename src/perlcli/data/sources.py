@@ -18,7 +18,7 @@ from perlcli.data.rows import SourceRow
 from perlcli.data.tables import read_csv, read_excel
 from perlcli.errors import PerlError, line, nearest
 from perlcli.settings import DataSettings
-from perlcli.text import clip
+from perlcli.text import clip, shorten
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -46,7 +46,7 @@ def read(source: str, side: str, options: DataSettings = ANY) -> Rows:
         problem = f"--split works with folders and Hub datasets; {title(source)} is a single file"
         raise PerlError(problem, "leave out --split")
     if source == STDIN:
-        return _read_stream(sys.stdin.buffer, title(STDIN), read_json)
+        return _read_stream(sys.stdin.buffer, title(STDIN), _read_lines)
     if path.is_dir():
         return _read_folder(path, side, options)
     if path.is_file():
@@ -102,6 +102,15 @@ def _read_text(path: Path, suffix: str) -> Rows:
 def _read_stream(stream: BinaryIO, name: str, reader: Callable[[BufferedReader, str], Rows]) -> Rows:
     with as_utf8(stream) as content:
         yield from reader(content, name)
+
+
+def _read_lines(stream: BufferedReader, name: str) -> Rows:
+    """The rows of standard input. Raises PerlError if it starts like a table: it has no name that says what it is."""
+    start = stream.peek(1)[:100].decode("utf-8", "replace").removeprefix("\ufeff").lstrip()
+    if start and start[0] not in "{[":
+        problem = f"{name} must be JSON lines, not {shorten(start.splitlines()[0])}"
+        raise PerlError(problem, "give a file of another type by its name, whose ending says what it is")
+    return read_json(stream, name)
 
 
 def _cant_read(source: object, error: Exception) -> PerlError:
