@@ -198,8 +198,8 @@ def test_an_unknown_format_gets_a_proposal_that_works(raw: Raw, use: str, way: A
 @pytest.mark.parametrize(
     ("raw", "use", "told"),
     [
-        ({"question": "a", "answer_1": "b", "answer_2": "c"}, "reward", "answer_1 and answer_2 may all be answers"),
-        ({"instruction": "a", "input": "b", "output": "c"}, "reward", "instruction and input may all be parts of the"),
+        ({"question": "a", "answer_1": "b", "answer_2": "c"}, "reward", "answer_1 and answer_2 may both be answers"),
+        ({"instruction": "a", "input": "b", "output": "c"}, "reward", "instruction and input may both be parts of the"),
     ],
 )
 def test_columns_that_no_option_can_name_are_named(raw: Raw, use: str, told: str) -> None:

@@ -26,9 +26,10 @@ class UnknownFormat(PerlError):
     def __init__(self, source: str, raw: Raw, use: str) -> None:
         self.found, self.needed = f"has the columns {shown(raw)}", f"`perl {use}` needs {NEEDS[use]}"
         self.way = proposal(raw, use)
-        named = self.way or f"--columns {COLUMNS[use]}"
-        way = f"name the columns, {named}" if self.way or not rivals(raw) else rivals(raw)
-        super().__init__(f"{source} {self.found}; {self.needed}", f"{way}; docs/data.md lists the formats")
+        problem = "" if self.way else rivals(raw)
+        self.is_specific = bool(self.way or problem)  # whether the hint is about these columns
+        hint = problem or f"name the columns, {self.way or f'--columns {COLUMNS[use]}'}"
+        super().__init__(f"{source} {self.found}; {self.needed}", f"{hint}; docs/data.md lists the formats")
 
 
 def _is_by_column(raw: Raw) -> bool:

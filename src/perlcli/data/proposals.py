@@ -69,14 +69,14 @@ def rivals(raw: Raw) -> str:
     """What to do about columns of which several may be the prompt or the completion; empty if there are none."""
     found = candidates({name: value for name, value in raw.items() if not isinstance(value, Mapping)})
     if len(answers := found.get("completion", [])) > 1:
-        return f"{_listed(answers)} may all be answers: write them as prompt, chosen and rejected, the better one first"
+        return f"{_listed(answers)} be answers: write them as prompt, chosen and rejected, the better one first"
     if len(prompts := found.get("prompt", [])) > 1:
-        return f"{_listed(prompts)} may all be parts of the prompt: join them into one column"
+        return f"{_listed(prompts)} be parts of the prompt: join them into one column"
     return ""
 
 
 def _listed(columns: list[str]) -> str:
-    return ", ".join(columns[:-1]) + " and " + columns[-1]
+    return ", ".join(columns[:-1]) + f" and {columns[-1]} may " + ("both" if len(columns) == 2 else "all")
 
 
 def _quoted(column: str) -> str:

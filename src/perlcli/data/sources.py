@@ -143,7 +143,13 @@ def _read_folder(path: Path, side: str, options: DataSettings) -> Rows:
         if files := _split_files(path, name):
             others = _similar_files(path, name) if options.split is None else []
             if fault := _files_fault(files, others, path):
-                raise PerlError(fault, "give the file itself, or join the files to one")
+                hint = "give the file itself, or join the files to one"
+                more = (
+                    f"; --split {name} reads {name}.* only"
+                    if side == "train" and not _files_fault(files, [], path)
+                    else ""
+                )
+                raise PerlError(fault, hint + more)
             return (row for file in files for row in _read_file(file))
     present = ", ".join(sorted(entry.name for entry in path.iterdir())[:10]) or "nothing"
     wanted = " or ".join(f"{name}.*" for name in names)

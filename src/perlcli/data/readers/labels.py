@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from perlcli.data.fields import BadField, is_missing, number_of
 from perlcli.errors import PerlError
 from perlcli.settings import DataSettings
-from perlcli.text import clip, shorten
+from perlcli.text import shorten
 
 UP = "up|thumbs up|good|yes|true|chosen|accepted|preferred|positive|like|liked|correct|right|desirable|helpful|👍|1"
 DOWN = (
