@@ -83,6 +83,13 @@ def test_check_names_the_keys_of_messages_that_the_template_does_not_read(
     assert found.count("message keys not used: id, name") == 2
 
 
+def test_check_says_why_a_stage_has_no_columns(perl: Any, llama: Path, tmp_path: Path, write: Any) -> None:
+    path = write(tmp_path / "a.jsonl", [{"prompt": "a", "response_a": "b", "response_b": "c", "winner": "A"}])
+    found = perl("data", "check", path, "--model", llama).stdout
+    assert answers(found) == {"sft": "no", "reward": "no", "rl": "yes", "eval": "yes"}
+    assert found.count("Hint: response_a and response_b may both be answers: write them as prompt, chosen and") == 2
+
+
 def test_check_says_a_fault_once(perl: Any, llama: Path, tmp_path: Path, write: Any) -> None:
     rows = [{"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": " "}], "kto_tag": 1}]
     found = perl("data", "check", write(tmp_path / "a.jsonl", rows), "-m", llama).stdout
@@ -173,6 +180,20 @@ def test_a_file_that_no_command_can_use_ends_with_2(content: str, told: str, per
     assert found.stdout == ""
 
 
+@pytest.mark.parametrize(
+    ("rows", "hint"),
+    [
+        ([{"prompt": "a", "completion": "b"}, {"prompt": "a", "completion": None}], "read as prompt-completion; use"),
+        ([{"prompt": "a", "context": "b", "answer": "c"}], "to leave it out, --columns prompt=prompt"),
+    ],
+)
+def test_the_hint_is_about_the_rows_and_not_about_other_stages(
+    rows: Any, hint: str, perl: Any, tmp_path: Path, write: Any
+) -> None:
+    found = perl("data", "check", write(tmp_path / "a.jsonl", rows), code=2).stderr
+    assert hint in found and "chosen=COLUMN" not in found
+
+
 @pytest.mark.parametrize("command", ["check", "show", "convert"])
 def test_a_missing_file_is_an_error(command: str, perl: Any) -> None:
     assert "Error: FILE is missing\nHint: perl data " + command in perl("data", command, code=2).stderr
@@ -214,6 +235,14 @@ def test_show_prints_both_answers_with_the_token_that_is_scored(
         ids = item[f"{name}_ids"]
         told = f"{tokenizer.decode(ids[:-1])}⟦{tokenizer.decode(ids[-1:])}⟧"
         assert f"── row 1, {name}, {len(ids)} tokens\n{told}\n" in found
+
+
+def test_show_names_the_columns_and_keys_that_nothing_reads(perl: Any, llama: Path, tmp_path: Path, write: Any) -> None:
+    said = [{**turn, "loss": False, "reasoning_content": "x"} for turn in CHAT]
+    path = write(tmp_path / "a.jsonl", [{"messages": json.dumps(said), "note": "x", "": 0}])
+    found = perl("data", "show", path, "-m", llama).stdout
+    assert "columns not used: note, ''\nmessage keys not used: loss, reasoning_content\nAs perl sft sees it" in found
+    assert "message keys not used: loss, reasoning_content\n" in perl("data", "check", path, "-m", llama).stdout
 
 
 def test_show_for_a_given_stage(perl: Any, llama: Path, tmp_path: Path, write: Any) -> None:

@@ -9,7 +9,8 @@ from row_samples import PAIR, THUMB, Raw, agent, converted, user
 
 from perlcli import data
 from perlcli.data import Demonstration, Preference, Prompt, Thumb
-from perlcli.data.columns import parse, proposal
+from perlcli.data.columns import parse
+from perlcli.data.proposals import proposal
 from perlcli.errors import PerlError
 from perlcli.settings import DataSettings
 
@@ -69,6 +70,37 @@ def test_an_empty_column_or_one_that_repeats_the_prompt_is_no_error(more: Raw) -
     assert converted({**PAIR, **more}, use="reward").rows == [Preference("a", "b", "c")]
 
 
+@pytest.mark.parametrize(
+    ("raw", "use", "way"),
+    [
+        ({"prompt": "a", "context": "c", "answer": "4"}, "rl", "prompt=prompt"),
+        ({"prompt": "a", "question": "c", "system": "s", "margin": 1}, "rl", "prompt=prompt,system=system"),
+        (
+            {**PAIR, "system": "s", "images": ["x"]},
+            "reward",
+            "prompt=prompt,chosen=chosen,rejected=rejected,system=system",
+        ),
+        ({"text": "a", "role": "user"}, "sft", "text=text"),
+        ({"question": "q", "response_j": "a", "response_k": "b", "context": "c"}, "rl", "prompt=COLUMN"),
+    ],
+)
+def test_the_hint_about_an_ignored_column_has_the_columns_of_the_row(raw: Raw, use: str, way: str) -> None:
+    with pytest.raises(PerlError, match="which the format") as caught:
+        converted(raw, use=use)
+    assert caught.value.hint.endswith(f"--columns {way}")
+
+
+def test_columns_that_only_say_ties_are_named_as_not_used(tmp_path: Path, write: Any) -> None:
+    rows = [{**PAIR, "status": "wrong, swap them", "score_chosen": "5", "score_rejected": "4"}, PAIR]
+    report = loaded(write(tmp_path / "a.jsonl", rows), "reward").report
+    assert report.unused == ("status", "score_chosen", "score_rejected")
+    rows = [{**PAIR, "score_chosen": "5", "score_rejected": "5.0"}, {**PAIR, "chosen_score": 1, "rejected_score": 9}]
+    done = loaded(write(tmp_path / "a.jsonl", rows), "reward")
+    assert done.report.dropped == {"with tied scores": [1]} and done.report.unused == ()
+    told = "1 row: chosen_score is lower than rejected_score, and the pair is kept as it is (row 2)"
+    assert told in done.report.lines()
+
+
 NAMED: Raw = {"Question": "a", "Better answer": "b", "Worse, answer": "c", "system": "s", "id": 1}
 
 
@@ -126,6 +158,31 @@ def test_columns_that_can_not_be_read_are_an_error(given: str, told: str) -> Non
         ({"a, b question": "", "it's the answer": ""}, "sft", True),
         ({"input": "", "output": ""}, "sft", "--columns prompt=input,completion=output"),
         ({"x": "", "y": ""}, "sft", ""),
+        # Several columns may be the prompt, or the answer: one of them would be lost.
+        ({"instruction": "a", "input": "b", "output": "c", "label": False}, "reward", ""),
+        ({"prompt": "a", "response_a": "b", "response_b": "c", "winner": "A"}, "sft", ""),
+        ({"question": "a", "answer_1": "b", "answer_2": "c", "preference": 1}, "sft", ""),
+        ({"prompt": "a", "response_1": "b", "response_2": "c", "label": "response_2"}, "reward", ""),
+        # A judgement or a part of the question would be lost.
+        ({"query": "a", "answer": "b", "preference": 1}, "sft", ""),
+        ({"query": "a", "answer": "b", "context": "c"}, "sft", ""),
+        ({"query": "a", "answer": "b", "feedback": "too long " * 9}, "reward", ""),
+        # The values are not of the kind that the name says.
+        ({"conversation_id": 1, "role": "user", "content": "a"}, "sft", ""),
+        ({"conversation": 1, "x": ""}, "sft", ""),
+        ({"query": user("a"), "reply": 5}, "sft", ""),
+        ({"query": "a", "answer": "b", "model_a": "x"}, "sft", "--columns prompt=query,completion=answer"),
+        # Judgements that are known are part of the proposal.
+        ({"q": "a", "a": "b", "score": 0.9}, "reward", "--columns prompt=q,completion=a,score=score"),
+        ({"q": "a", "a": "b", "score": "0.9"}, "sft", "--columns prompt=q,completion=a,score=score"),
+        ({"q": "a", "a": "b", "score": 1}, "reward", "--columns prompt=q,completion=a,label=score"),
+        ({"q": "a", "a": "b", "rating": 4}, "sft", "--columns prompt=q,completion=a,label=rating"),
+        ({"q": "a", "good": "b", "bad": "c"}, "sft", "--columns prompt=q,chosen=good,rejected=bad"),
+        (
+            {"query": "a", "better": "b", "worse": "c", "score_better": 5, "score_worse": 1},
+            "reward",
+            "--columns prompt=query,chosen=better,rejected=worse",
+        ),
     ],
 )
 def test_an_unknown_format_gets_a_proposal_that_works(raw: Raw, use: str, way: Any) -> None:
@@ -136,6 +193,19 @@ def test_an_unknown_format_gets_a_proposal_that_works(raw: Raw, use: str, way: A
         assert name == "--columns"
         flat = {**raw, **{f"data.{key}": 1 for key in raw.get("data", {})}} if "data" in raw else raw
         assert set(parse(given).values()) <= set(flat)
+
+
+@pytest.mark.parametrize(
+    ("raw", "use", "told"),
+    [
+        ({"question": "a", "answer_1": "b", "answer_2": "c"}, "reward", "answer_1 and answer_2 may both be answers"),
+        ({"instruction": "a", "input": "b", "output": "c"}, "reward", "instruction and input may both be parts of the"),
+    ],
+)
+def test_columns_that_no_option_can_name_are_named(raw: Raw, use: str, told: str) -> None:
+    with pytest.raises(PerlError) as caught:
+        converted(raw, use=use)
+    assert told in caught.value.hint and "--columns" not in caught.value.hint
 
 
 def test_adjacent_answers_to_a_prompt_are_read_together(tmp_path: Path, write: Any) -> None:

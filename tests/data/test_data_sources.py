@@ -142,6 +142,38 @@ def test_a_split_may_be_in_shards_as_on_the_hub(place: str, tmp_path: Path) -> N
     assert read(str(tmp_path)) == ROWS
 
 
+@pytest.mark.parametrize(
+    "files",
+    [
+        ["train.jsonl", "train.csv"],
+        ["train.jsonl", "train_2.jsonl"],
+        ["train.jsonl", "train2.json"],
+        ["train.jsonl", "train-00000-of-00001.jsonl"],
+        ["train-00000-of-00002.jsonl"],
+        ["train-00000-of-00001.jsonl", "train-00000-of-00001.json"],
+        ["train-00000-of-00002.jsonl", "train-00001-of-00002.jsonl", "train_more.jsonl"],
+    ],
+    ids=" ".join,
+)
+def test_a_folder_drops_no_file_of_a_split(files: list[str], tmp_path: Path) -> None:
+    for name in files:
+        (tmp_path / name).write_bytes(lines({"text": name}))
+    with pytest.raises(PerlError, match=", ".join(files[:1])) as caught:
+        read(str(tmp_path))
+    assert all(name in caught.value.problem for name in files)
+    assert caught.value.hint.startswith("give the file itself, or join the files to one")
+
+
+def test_a_named_split_is_the_file_with_that_name(tmp_path: Path) -> None:
+    for name in ("train.jsonl", "train_2.jsonl"):
+        (tmp_path / name).write_bytes(lines({"text": name}))
+    with pytest.raises(PerlError) as caught:
+        read(str(tmp_path))
+    assert caught.value.hint.endswith("; --split train reads train.* only")
+    assert read(str(tmp_path), split="train") == [{"text": "train.jsonl"}]
+    assert read(str(tmp_path), split="train_2") == [{"text": "train_2.jsonl"}]
+
+
 def test_the_splits_of_a_saved_dataset_are_recognised(tmp_path: Path) -> None:
     import datasets
 

@@ -3,9 +3,9 @@
 from typing import Any
 
 import pytest
-from row_samples import THUMB, converted
+from row_samples import PAIR, THUMB, converted
 
-from perlcli.data import Thumb
+from perlcli.data import Preference, Thumb
 from perlcli.errors import PerlError
 
 UP = [
@@ -52,6 +52,36 @@ def test_a_map_says_what_labels_mean() -> None:
 def test_a_map_that_can_not_be_read_is_an_error(given: str) -> None:
     with pytest.raises(PerlError, match="--label-map must be LABEL=1, LABEL=0 or LABEL=none, comma-separated, not "):
         converted(THUMB, use="reward", label_map=given)
+
+
+@pytest.mark.parametrize(
+    ("labels", "hint"),
+    [
+        (
+            ("Ja", "Nein"),
+            "say what 'Ja', 'Nein' mean with --label-map Ja=N,Nein=N, where N is 1 (up), 0 (down) or none",
+        ),
+        (("so so",), "say what 'so so' means with --label-map 'so so=N', where N is"),
+        ((3, "4,5"), "--label-threshold 4 makes 4 and above"),
+        ((0.1, 0.9), "--label-threshold 0.9 makes 0.9 and above"),
+    ],
+)
+def test_the_hint_takes_the_labels_that_were_found(labels: Any, hint: str) -> None:
+    with pytest.raises(PerlError) as caught:
+        converted(*({**THUMB, "label": label} for label in labels), use="reward")
+    assert caught.value.hint.startswith(("on a scale, " if "threshold" in hint else "") + hint)
+
+
+def test_numbers_may_have_a_decimal_comma() -> None:
+    raws = [{**THUMB, "label": label} for label in ("4,5", "1,25", "3.5")]
+    done = converted(*raws, use="reward", label_threshold=4)
+    assert [row.label for row in done.rows] == [True, False, False]  # type: ignore[union-attr]
+    mapped = converted(*raws[:2], use="reward", label_map="4.5=1,1.25=0")
+    assert [row.label for row in mapped.rows] == [True, False]  # type: ignore[union-attr]
+    (pair,) = converted({**PAIR, "margin": "0,125"}, use="reward").rows
+    assert isinstance(pair, Preference) and pair.margin == 0.125
+    with pytest.raises(PerlError, match="margin must be a number, not '1,234'"):  # or a thousand
+        converted({**PAIR, "margin": "1,234"}, use="reward")
 
 
 def test_a_threshold_is_for_labels_on_a_scale() -> None:

@@ -123,7 +123,7 @@ UTF8 = "not UTF-8 text: found"
         # not a row
         ("a.jsonl", b"1\n", "a.jsonl, row 1: expected an object with named columns, found 1"),
         ("a.jsonl", lines(PAIR) + b'"text"', "a.jsonl, row 2: expected an object with named columns, found 'text'"),
-        ("a.jsonl", b"null", "a.jsonl, row 1: expected an object with named columns, found None"),
+        ("a.jsonl", b"null", "a.jsonl, row 1: expected an object with named columns, found null"),
         ("a.json", b'[["a", "b"]]', "a.json, row 1: expected an object with named columns, found ['a', 'b']"),
         ("a.jsonl", b'{"prompt": "a", "prompt": "b"}', "a.jsonl, row 1: duplicate key: 'prompt'"),
         ("a.jsonl", b'{"prompt": [{"role": "user", "role": "x"}]}', "row 1: duplicate key: 'role'"),
@@ -180,7 +180,11 @@ UTF8 = "not UTF-8 text: found"
         ("a.jsonl", lines({**MESSAGES, "chosen": [said("assistant", ["b"])]}), "content is not text: ['b']"),
         ("a.jsonl", lines(THUMB, {**THUMB, "label": 2}), "row 2: label must be 0, 1, true or false, not 2"),
         ("a.jsonl", lines({**THUMB, "label": "fine"}), "row 1: label must be 0, 1, true or false, not 'fine'"),
-        ("a.jsonl", lines({**THUMB, "label": "fine"}), "Hint: say what 'fine' means with --label-map, such as"),
+        (
+            "a.jsonl",
+            lines({**THUMB, "label": "fine"}),
+            "Hint: say what 'fine' means with --label-map fine=N, where N is 1",
+        ),
         ("a.jsonl", lines({**THUMB, "label": -1}, {**THUMB, "label": 0}), "row 2: label has both 0 and -1"),
         ("a.jsonl", lines({**THUMB, "label": 0.5}), "row 1: label must be 0, 1, true or false, not 0.5"),
         ("a.jsonl", lines({**THUMB, "label": [1]}), "row 1: label must be 0, 1, true or false, not [1]"),
@@ -355,7 +359,7 @@ def test_all_faults_are_reported_at_once_in_the_order_of_the_rows(tmp_path: Path
     ]
     assert told[10:] == [
         "… and 1,002 more rows",
-        "Hint: on a scale, --label-threshold 4 makes 4 and above a thumbs up, what is below a thumbs down",
+        "Hint: on a scale, --label-threshold 3 makes 3 and above a thumbs up, what is below a thumbs down",
     ]
 
 
@@ -412,6 +416,10 @@ def test_a_folder_without_the_data_says_what_it_holds(
     ("content", "told"),
     [
         (b"", "standard input has no rows"),
+        (
+            b"\n prompt,chosen,rejected\na,b,c\n",
+            "standard input must be JSON lines, not 'prompt,chosen,rejected'\nHint: give",
+        ),
         (b"{]", "standard input, line 1, column 2: not valid JSON"),
         (lines(PAIR, {**PAIR, "chosen": 5}), "standard input, row 2: chosen must be text or a list of messages, not 5"),
     ],

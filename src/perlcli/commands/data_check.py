@@ -149,7 +149,7 @@ def fault_lines(fault: PerlError, same_as: str | None) -> list[str]:
     """Why a stage can't use the file, unless that is what another stage said, and what to type."""
     if same_as:
         return [f"as for perl {same_as}"]
-    is_of_use = bool(fault.hint) and not (isinstance(fault, UnknownFormat) and not fault.way)
+    is_of_use = bool(fault.hint) and not (isinstance(fault, UnknownFormat) and not fault.is_specific)
     return [*fault.problem.splitlines(), *([f"Hint: {fault.hint}"] if is_of_use else [])]
 
 

@@ -74,10 +74,11 @@ def unusable(file: str, faults: Sequence[PerlError]) -> PerlError:
         return faults[0]  # the reason is in the file, not in what it is used for
     unknown = [fault for fault in faults if isinstance(fault, UnknownFormat)]
     if len(unknown) == len(faults):
-        best = next((fault for fault in unknown if fault.way), unknown[0])
+        best = next((fault for fault in unknown if fault.is_specific), unknown[0])
         start = f"No command can use {title(file)}, which {best.found}:"
         return PerlError("\n".join([start, *(fault.needed for fault in unknown)]), best.hint)
-    return PerlError("\n".join([f"No command can use {title(file)}:", *problems]), faults[0].hint)
+    in_rows = [fault for fault in faults if not isinstance(fault, UnknownFormat)]  # nearest to what can be used
+    return PerlError("\n".join([f"No command can use {title(file)}:", *problems]), in_rows[0].hint)
 
 
 def fitting(

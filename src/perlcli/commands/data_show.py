@@ -9,6 +9,7 @@ from itertools import groupby
 from perlcli import settings
 from perlcli.commands import data_file
 from perlcli.data import Renderer
+from perlcli.data.fitting import note_unread_keys
 from perlcli.data.render import IGNORED, Columns
 from perlcli.data.rows import DataReport
 from perlcli.terminal import put, say, visible
@@ -30,7 +31,8 @@ def run(given: settings.DataShow) -> None:
     use, loaded = data_file.load(values, values.show.for_, chat=render.makes_turns)
     coloured = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
     legend = LEGEND[use].format(marks="coloured" if coloured else "between {} and {}".format(*BRACKETS))
-    say(f"{loaded.report.line()}\nAs perl {use} sees it: {legend}")
+    note_unread_keys(loaded.report, render)
+    say("\n".join([loaded.report.line(), *loaded.report.columns(), f"As perl {use} sees it: {legend}"]))
     for number, row in zip(loaded.numbers[: values.show.rows], loaded.rows, strict=False):
         report = DataReport(loaded.report.source, loaded.report.format, 1, 1)
         fitting = data_file.fitting(report, use, render, values.length, values.model.loss_on)

@@ -203,5 +203,8 @@ def hold_out(data: Data, fraction: float) -> tuple[Data, Data]:
 def _side(data: Data, places: list[int]) -> Data:
     side = Data(data.rows, data.numbers, deepcopy(data.report))  # each side counts separately
     restrict(side, places)
+    own = set(side.numbers)
+    findings = {text: [number for number in numbers if number in own] for text, numbers in side.report.findings.items()}
+    side.report.findings = {text: numbers for text, numbers in findings.items() if numbers}
     tally(side)
     return side

@@ -1,13 +1,12 @@
-"""The columns of a source: which ones a reader used, which ones `--columns` gives other names, and what their names
-say."""
+"""The columns of a source: which ones a reader used, and which ones `--columns` gives other names."""
 
 from __future__ import annotations
 
 import re
-import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from perlcli.data.fields import BadField, is_missing
+from perlcli.data.files import DECODER
 from perlcli.data.rows import Raw, Row, completions, text_of
 from perlcli.errors import PerlError
 from perlcli.text import clip, shorten
@@ -35,15 +34,16 @@ MEDIA = ("image", "images", "video", "videos", "audio", "audios")
 
 
 class Watched(Mapping[str, object]):
-    """A row that notes in `used` which of its columns were read."""
+    """A row that notes in `used` which of its columns were read, but for those in `apart`."""
 
-    def __init__(self, raw: Raw) -> None:
-        self._raw = raw
+    def __init__(self, raw: Raw, apart: Collection[str] = ()) -> None:
+        self._raw, self._apart = raw, apart
         self.used: set[str] = set()
 
     def __getitem__(self, name: str) -> object:
         value = self._raw[name]
-        self.used.add(name)
+        if name not in self._apart:
+            self.used.add(name)
         return value
 
     def __contains__(self, name: object) -> bool:
@@ -65,6 +65,16 @@ def is_empty(value: object) -> bool:
     return is_missing(value) or value in ([], {})
 
 
+def decoded(value: object) -> object:
+    """A list of messages that a table has as JSON text; any other value as it is."""
+    if not isinstance(value, str) or not value.lstrip().startswith("["):
+        return value
+    try:
+        return DECODER.decode(value.strip())
+    except (ValueError, RecursionError):
+        return value
+
+
 def ignored(unused: Raw, use: str, rows: Sequence[Row]) -> str | None:
     """The first unused column that is part of the question or changes what the row means; None if there is none. A
     column whose text is also in one of the rows was used through another column."""
@@ -80,18 +90,35 @@ def _is_within(value: object, texts: Sequence[str]) -> bool:
     return isinstance(value, str) and any(value.strip() in text for text in texts)
 
 
-def not_used(source: str, column: str, format_name: str, use: str) -> PerlError:
-    """The error for a column that would be ignored."""
+def not_used(source: str, column: str, format_name: str, use: str, raw: Raw) -> PerlError:
+    """The error for a column that would be ignored; the hint leaves it out of the row's other columns."""
     problem = f"{source} has the column {column}, which the format {format_name} does not read"
-    if column in MEDIA:
-        return PerlError(problem, f"only text can be used; to leave {column} out, {_way(use)}")
-    return PerlError(problem, f"it may be part of the question, or change what a row means: {_way(use)}")
+    why = "only text can be used" if column in MEDIA else "it may be part of the question, or change what a row means"
+    return PerlError(problem, f"{why}: {_without(column, raw, use)}")
 
 
-def _way(use: str) -> str:
-    return f"name the columns to use with --columns {COLUMNS[use]}"
+def _without(column: str, raw: Raw, use: str) -> str:
+    """A --columns with everything that the row has under the names of a format, but for one column."""
+    formats = (("prompt",), ("messages",)) if use == "rl" else NAMED
+    fitting = (names for names in formats if column not in names and all(name in raw for name in names))
+    names = next(fitting, ())
+    if not names:
+        return f"name the columns to use with --columns {COLUMNS[use]}"
+    more = [name for name in KEPT if name in raw and name != column and (use != "rl" or name != "margin")]
+    given = ",".join(f"{name}={name}" for name in (*names, *more))
+    return f"to leave it out, --columns {given}"
 
 
+NAMED = (
+    ("prompt", "chosen", "rejected"),
+    ("chosen", "rejected"),
+    ("prompt", "completion", "label"),
+    ("prompt", "completion", "score"),
+    ("prompt", "completion"),
+    ("messages",),
+    ("text",),
+)
+KEPT = ("system", "history", "tools", "margin")  # what else these formats read
 COLUMNS = {
     "sft": "prompt=COLUMN,completion=COLUMN",
     "reward": "prompt=COLUMN,chosen=COLUMN,rejected=COLUMN",
@@ -147,52 +174,3 @@ def at(raw: Raw, path: str) -> object:
         else:
             raise BadField(f"the row has no {path} (--columns): it has {clip(', '.join(map(str, raw)), 300) or 'none'}")
     return value
-
-
-# --- What names say
-
-WORDS = {
-    "chosen": "chosen better best preferred good winner winning accepted positive pos",
-    "rejected": "rejected worse worst dispreferred bad loser losing negative neg",
-    "label": "label rating thumb thumbs feedback verdict stars vote score",
-    "messages": "messages conversation chat dialog dialogue",
-    "prompt": "prompt question query instruction input ask asked request user problem task q",
-    "completion": "completion answer response output reply assistant bot solution summary a",
-    "text": "text document content body",
-    "system": "system",
-}
-NEEDED = {
-    "sft": (("prompt", "completion"), ("messages",), ("text",)),
-    "reward": (("prompt", "chosen", "rejected"), ("prompt", "completion", "label"), ("chosen", "rejected")),
-    "rl": (("prompt",), ("messages",)),
-}
-PLAIN = re.compile(r"[\w.-]+")
-SPACED = re.compile(r"""(?:[\w.=,-]|"[\w. -]*")+""")
-
-
-def proposal(raw: Raw, use: str) -> str:
-    """A `--columns` for a row of an unknown format, by the names of its columns; empty if they say too little."""
-    found = guessed(raw)
-    needed = next((names for names in NEEDED[use] if all(name in found for name in names)), None)
-    if needed is None:
-        return ""
-    names = [*(["system"] if "system" in found and needed[0] == "prompt" else []), *needed]
-    given = ",".join(f"{name}={_quoted(found[name])}" for name in names)
-    # A shell removes quotes: enough where they only keep spaces together, but not around commas and its own signs.
-    return f"--columns {given if SPACED.fullmatch(given) else shlex.quote(given)}"
-
-
-def _quoted(column: str) -> str:
-    return column if PLAIN.fullmatch(column) else '"' + column + '"'
-
-
-def guessed(raw: Raw) -> dict[str, str]:
-    """The columns, also nested ones, that by their names are prompts, answers, labels and so on."""
-    found: dict[str, str] = {}
-    paths = [*raw, *(f"{name}.{key}" for name, value in raw.items() if isinstance(value, Mapping) for key in value)]
-    for name, words in WORDS.items():
-        for path in paths[:100]:
-            own = set(re.findall(r"[a-z]+", re.sub(r"([a-z])([A-Z])", r"\1 \2", str(path)).lower()))
-            if path not in found.values() and own & set(words.split()):
-                found.setdefault(name, str(path))
-    return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from math import isfinite, isnan
 
@@ -10,6 +11,7 @@ from perlcli.data.files import fault_of, why_undecoded
 from perlcli.data.rows import Content, Message, Raw
 from perlcli.text import clip, shorten
 
+COMMA = re.compile(r"\s*[+-]?(?:0*,\d+|\d+,(?!\d{3}\s*$)\d+)\s*")  # a decimal comma, not one of thousands
 UNLABELLED = "without a label"  # the reason in the report
 
 
@@ -46,12 +48,24 @@ def optional_text(raw: Raw, name: str) -> str:
 def number(raw: Raw, name: str) -> float:
     """The value of a field that must be a finite number, or text that can be read as one."""
     value = need(raw, name, "a number")
+    found = number_of(value)
+    if found is None:
+        raise BadField(f"{name} must be a number, not {shorten(value)}")
+    return found
+
+
+def number_of(value: object) -> float | None:
+    """A finite number, also one in text, where it may have a decimal comma; None for anything else. `1,234` is None, as
+    it may be a thousand."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    if isinstance(value, str) and COMMA.fullmatch(value):
+        value = value.replace(",", ".")
     try:
-        if isinstance(value, int | float | str) and not isinstance(value, bool) and isfinite(float(value)):
-            return float(value)
+        number = float(value)
     except (ValueError, OverflowError):
-        pass  # reported below
-    raise BadField(f"{name} must be a number, not {shorten(value)}")
+        return None
+    return number if isfinite(number) else None
 
 
 def is_missing(value: object) -> bool:

@@ -121,6 +121,8 @@ def _not_text(content: bytes, number: int, offset: int, error: UnicodeDecodeErro
     what = f"not UTF-8 text: found 0x{error.object[error.start]:02x}"
     if offset == 0 and content.startswith(GZIP):
         what += " (it looks like gzip: its name must end in .gz)"
+    else:
+        what += " (save the file as UTF-8)"
     return Unreadable(f"line {number}, byte {offset + error.start}", what)
 
 
@@ -142,7 +144,8 @@ def _invalid_json(message: str, text: str, position: int) -> str:
 def _row(value: object, text: str, place: str) -> SourceRow:
     """A value and the text it was decoded from as a row, or as a fault if it can't be one."""
     if not isinstance(value, dict):
-        return SourceRow(place, None, f"expected an object with named columns, found {shorten(value)}")
+        found = json.dumps(value) if value is None or isinstance(value, bool) else shorten(value)
+        return SourceRow(place, None, f"expected an object with named columns, found {found}")
     if fault := fault_of(value, text):
         return SourceRow(place, None, fault)
     return SourceRow(place, value)

@@ -131,9 +131,7 @@ class Fitting:
         if self._lengths:
             self.report.tokens = percentiles(self._lengths)
         if self.render:
-            source = str(self.render.tokenizer.chat_template)
-            unread = [key for key in self.report.template_keys if key not in source]
-            self.report.unused_keys = tuple(sorted({*self.report.unused_keys, *unread}))
+            note_unread_keys(self.report, self.render)
         if numbers := self._refused:
             shown = ", ".join(map(str, numbers[:NAMED_ROWS])) + ("…" if len(numbers) > NAMED_ROWS else "")
             raise PerlError(
@@ -242,3 +240,10 @@ def _without_start(prompt: Content, count: int, render: Renderer) -> Content | N
     if place is None or text is None:
         return None
     return [*prompt[:place], {**prompt[place], "content": text}, *prompt[place + 1 :]]
+
+
+def note_unread_keys(report: DataReport, render: Renderer) -> None:
+    """Add the keys of messages that the chat template does not read to those that nothing reads."""
+    source = str(render.tokenizer.chat_template)
+    unread = [key for key in report.template_keys if key not in source]
+    report.unused_keys = tuple(sorted({*report.unused_keys, *unread}))

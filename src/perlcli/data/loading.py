@@ -9,15 +9,16 @@ from pathlib import Path
 from perlcli import coffee
 from perlcli.data import checks, sources
 from perlcli.data.choice import choose
-from perlcli.data.columns import Watched, chosen, ignored, not_used, parse
+from perlcli.data.columns import Watched, chosen, decoded, ignored, not_used, parse
 from perlcli.data.fields import BadField, SetAside
 from perlcli.data.files import Rows
-from perlcli.data.formats import NAMES, Format, detect
+from perlcli.data.formats import NAMES, PAIR, Format, detect
 from perlcli.data.readers.messages import READ, keys_of
+from perlcli.data.readers.plain import TIES, contradicted
 from perlcli.data.readers.published import shp_limits
 from perlcli.data.readers.ranked import together
-from perlcli.data.readers.reading import reading
-from perlcli.data.rows import Data, DataReport, Prompt, Row, SourceRow, is_empty
+from perlcli.data.readers.reading import TIED, reading
+from perlcli.data.rows import Data, DataReport, Prompt, Raw, Row, SourceRow, is_empty
 from perlcli.data.uses import OWN, converted
 from perlcli.errors import PerlError
 from perlcli.settings import DataSettings
@@ -65,7 +66,8 @@ class Intake:
         if self._format is None:
             self._format = choose(item.raw, self.use, self.report.source, self._wanted)
             self.report.format = self._format.name
-        watched = Watched(item.raw)
+        is_pair = set(PAIR) <= set(self._format.columns)
+        watched = Watched(item.raw, TIES if is_pair else ())
         try:
             if self._format.name == "shp":
                 self._limit(item.raw)
@@ -75,6 +77,8 @@ class Intake:
         except BadField as fault:
             self._is_misfit = True
             return self._refuse(f"{item.place}: {fault}")
+        if is_pair:
+            self._note_scores(number, item.raw, is_tie=TIED in made)
         rows = [row for row in made if not isinstance(row, str)]
         self._note(item, watched, rows)
         self.report.take(len(made), item.count)
@@ -91,10 +95,18 @@ class Intake:
         unused = watched.unused()
         self._used |= watched.used
         self._unused |= dict.fromkeys([*unused, *item.rest])
-        self._keys |= keys_of(value for name, value in (item.raw or {}).items() if name in watched.used)
+        self._keys |= keys_of(decoded(value) for name, value in (item.raw or {}).items() if name in watched.used)
         column = ignored(unused, self.use, rows) if unused else None
         if column and self._format:
-            raise not_used(self.report.source, column, self._format.name, self.use)
+            raise not_used(self.report.source, column, self._format.name, self.use, item.raw or {})
+
+    def _note_scores(self, number: int, raw: Raw, *, is_tie: bool) -> None:
+        """Note what the scores of a pair say: they are used for ties, and do not change which answer is chosen."""
+        if is_tie:
+            self._used |= TIES
+        if names := contradicted(raw):
+            text = f"{names[0]} is lower than {names[1]}, and the pair is kept as it is"
+            self.report.findings.setdefault(text, []).append(number)
 
     def _refuse(self, fault: str) -> list[Row]:
         self.fault_count += 1

@@ -196,12 +196,7 @@ class DataReport:
         ]
         if self.tokens:
             report.append("tokens per row: " + ", ".join(f"{name} {length:,}" for name, length in self.tokens.items()))
-        if self.unused:
-            report.append(f"columns not used: {clip(', '.join(self.unused), LONGEST_LIST)}")
-        if self.unused_keys:
-            report.append(f"message keys not used: {clip(', '.join(self.unused_keys), LONGEST_LIST)}")
-        if self.passed:
-            report.append(f"columns passed to reward functions: {clip(', '.join(self.passed), LONGEST_LIST)}")
+        report += self.columns()
         if self.truncated:
             report.append(f"{counted(len(self.truncated), 'prompt')} cut from the left ({_first(self.truncated)})")
         if self.labels:
@@ -216,6 +211,17 @@ class DataReport:
             )
         return report
 
+    def columns(self) -> list[str]:
+        """The columns and keys of messages that nothing reads, and the columns that only reward functions receive."""
+        lists = {
+            "columns not used": self.unused,
+            "message keys not used": self.unused_keys,
+            "columns passed to reward functions": self.passed,
+        }
+        return [
+            f"{what}: {clip(', '.join(map(quoted, names)), LONGEST_LIST)}" for what, names in lists.items() if names
+        ]
+
     def summary(self) -> dict[str, object]:
         """The report as the run's record keeps it."""
         record = {name: _counted(value) if isinstance(value, list) else value for name, value in vars(self).items()}
@@ -224,6 +230,11 @@ class DataReport:
         record["rendered"] = self.rendered
         del record["extra"], record["template_keys"]
         return record
+
+
+def quoted(name: str) -> str:
+    """The name of a column, in quotes if it would not be seen without."""
+    return name if name.strip() else repr(name)
 
 
 def _first(numbers: Numbers) -> str:

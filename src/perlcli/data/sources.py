@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 import sys
 import zlib
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ from perlcli.data.rows import SourceRow
 from perlcli.data.tables import read_csv, read_excel
 from perlcli.errors import PerlError, line, nearest
 from perlcli.settings import DataSettings
+from perlcli.text import clip, shorten
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 TABLES = (".csv", ".tsv", ".csv.gz", ".tsv.gz")
 SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz", *TABLES, ".xlsx", ".parquet")
 SPLIT_NAMES = {"train": ("train",), "test": ("test", "validation", "valid", "dev", "eval")}
+SHARD = re.compile(r"-of-0*(\d+)\b")  # the number of shards that a split has
 STDIN = "-"
 BATCH = 1000  # rows of Parquet in memory at once; the default of datasets is a row group, and it fails on an empty one
 ANY = DataSettings()
@@ -43,7 +46,7 @@ def read(source: str, side: str, options: DataSettings = ANY) -> Rows:
         problem = f"--split works with folders and Hub datasets; {title(source)} is a single file"
         raise PerlError(problem, "leave out --split")
     if source == STDIN:
-        return _read_stream(sys.stdin.buffer, title(STDIN), read_json)
+        return _read_stream(sys.stdin.buffer, title(STDIN), _read_lines)
     if path.is_dir():
         return _read_folder(path, side, options)
     if path.is_file():
@@ -101,6 +104,15 @@ def _read_stream(stream: BinaryIO, name: str, reader: Callable[[BufferedReader, 
         yield from reader(content, name)
 
 
+def _read_lines(stream: BufferedReader, name: str) -> Rows:
+    """The rows of standard input. Raises PerlError if it starts like a table: it has no name that says what it is."""
+    start = stream.peek(1)[:100].decode("utf-8", "replace").removeprefix("\ufeff").lstrip()
+    if start and start[0] not in "{[":
+        problem = f"{name} must be JSON lines, not {shorten(start.splitlines()[0])}"
+        raise PerlError(problem, "give a file of another type by its name, whose ending says what it is")
+    return read_json(stream, name)
+
+
 def _cant_read(source: object, error: Exception) -> PerlError:
     return PerlError(f"Can't read {source}: {line(error.__cause__ or error)}")
 
@@ -129,6 +141,15 @@ def _read_folder(path: Path, side: str, options: DataSettings) -> Rows:
     names = SPLIT_NAMES[side] if options.split is None else (options.split,)
     for name in names:
         if files := _split_files(path, name):
+            others = _similar_files(path, name) if options.split is None else []
+            if fault := _files_fault(files, others, path):
+                hint = "give the file itself, or join the files to one"
+                more = (
+                    f"; --split {name} reads {name}.* only"
+                    if side == "train" and not _files_fault(files, [], path)
+                    else ""
+                )
+                raise PerlError(fault, hint + more)
             return (row for file in files for row in _read_file(file))
     present = ", ".join(sorted(entry.name for entry in path.iterdir())[:10]) or "nothing"
     wanted = " or ".join(f"{name}.*" for name in names)
@@ -137,16 +158,36 @@ def _read_folder(path: Path, side: str, options: DataSettings) -> Rows:
 
 
 def _split_files(path: Path, name: str) -> list[Path]:
-    """The split's file in a folder, or its shards as the Hub stores them (`data/train-00000-of-00002.parquet`)."""
-    for suffix in SUFFIXES:
-        if (file := path / f"{name}{suffix}").is_file():
-            return [file]
+    """The files in a folder with the split's name, and its shards as the Hub stores them
+    (`data/train-00000-of-00002.parquet`)."""
+    found = [file for suffix in SUFFIXES if (file := path / f"{name}{suffix}").is_file()]
     folders = [folder for folder in (path, path / "data") if folder.is_dir()]
-    return sorted(file for folder in folders for file in folder.iterdir() if _is_shard(file.name, name))
+    return found + sorted(file for folder in folders for file in folder.iterdir() if _shard(file.name, name))
 
 
-def _is_shard(file: str, split: str) -> bool:
-    return file.startswith(f"{split}-") and "-of-" in file and file.endswith(SUFFIXES)
+def _similar_files(path: Path, name: str) -> list[Path]:
+    """Files in a folder that are named like more of the split, such as `train_2.jsonl` next to `train.jsonl`."""
+    more = re.compile(rf"{re.escape(name)}(?:[-_. ]|(?=\d))")
+    names = [file for file in path.iterdir() if file.name.endswith(SUFFIXES) and more.match(file.name)]
+    return sorted(file for file in names if file.name.removeprefix(name) not in SUFFIXES)
+
+
+def _files_fault(files: list[Path], others: list[Path], folder: Path) -> str:
+    """Why it is unclear which rows a split has; empty if these files are one file, or all its shards."""
+    shards = [shard for file in files if (shard := SHARD.search(file.name))]
+    more = [file for file in others if file not in files]
+    if (len(files) > 1 and len(shards) < len(files)) or more:
+        names = ", ".join(str(file.relative_to(folder)) for file in [*files, *more])
+        return f"{folder} has several files for one split: {clip(names, 300)}"
+    counts = {shard[1] for shard in shards}
+    if len(counts) > 1 or any(len(files) != int(count) for count in counts):
+        names = ", ".join(str(file.relative_to(folder)) for file in files)
+        return f"{folder} has {len(files)} of {' or '.join(sorted(counts))} shards of one split: {clip(names, 300)}"
+    return ""
+
+
+def _shard(file: str, split: str) -> bool:
+    return file.startswith(f"{split}-") and bool(SHARD.search(file)) and file.endswith(SUFFIXES)
 
 
 def _saved_splits(path: Path) -> list[str]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
-from math import isfinite
 
-from perlcli.data.fields import BadField, is_missing
+from perlcli.data.fields import BadField, is_missing, number_of
 from perlcli.errors import PerlError
 from perlcli.settings import DataSettings
-from perlcli.text import clip, shorten
+from perlcli.text import shorten
 
 UP = "up|thumbs up|good|yes|true|chosen|accepted|preferred|positive|like|liked|correct|right|desirable|helpful|👍|1"
 DOWN = (
@@ -40,7 +40,7 @@ class Labels:
         scale on which 1 is bad."""
         if is_missing(value):
             return None
-        word, number = spelled(value), _number(value)
+        word, number = spelled(value), number_of(value)
         if word in self._map:
             return self._map[word]
         if self._threshold is not None and number is not None:
@@ -63,33 +63,33 @@ class Labels:
         if not self._strange:
             return ""
         found = list(self._strange)[:SHOWN]
-        if all(_number(value.strip("'")) is not None for value in found):
-            return "on a scale, --label-threshold 4 makes 4 and above a thumbs up, what is below a thumbs down"
-        names = ", ".join(found)
-        return clip(f"say what {names} means with --label-map, such as --label-map great=1,poor=0", 300)
+        numbers = [number_of(value.strip("'")) for value in found]
+        if None not in numbers:
+            best = max(number for number in numbers if number is not None)
+            limit = "4" if 4 <= best <= 5 else f"{best:g}"
+            ways = f"{limit} and above a thumbs up, what is below a thumbs down"
+            return f"on a scale, --label-threshold {limit} makes {ways}"
+        mean = "means" if len(found) == 1 else "mean"
+        way = f"--label-map {_to_fill_in(found)}, where N is 1 (up), 0 (down) or none"
+        return f"say what {', '.join(found)} {mean} with {way}"
+
+
+def _to_fill_in(found: list[str]) -> str:
+    """A --label-map of the labels that it can hold. Which of them are good is not guessed."""
+    words = [label.strip("'") for label in found if "," not in label and "\\" not in label and "…" not in label]
+    return shlex.quote(",".join(f"{word}=N" for word in words) or "LABEL=N")
 
 
 def spelled(value: object) -> str:
     """A label as a word to look up: without case, skin tones and underscores; a number without `.0`; empty for what is
     neither text nor a number."""
-    number = _number(value)
+    number = number_of(value)
     if number is not None:
         return f"{number:.17g}"
     if not isinstance(value, str | bool):
         return ""
     word = str(value).translate(SKIN_TONES).strip().lower()
     return " ".join(word.replace("_", " ").replace("-", " ").split())
-
-
-def _number(value: object) -> float | None:
-    """A finite number, also one in text; None for anything else."""
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
-        return None
-    try:
-        number = float(value)
-    except (ValueError, OverflowError):
-        return None
-    return number if isfinite(number) else None
 
 
 def label_map(given: str | None) -> Mapping[str, bool | None]:

@@ -27,6 +27,8 @@ SCORES = (
     ("chosen-rating", "rejected-rating"),
     ("chosen_rating", "rejected_rating"),
 )
+# The columns that only say whether a pair is a tie.
+TIES = frozenset({"status", *(name for names in SCORES for name in names)})
 
 
 # --- TRL
@@ -77,8 +79,27 @@ def _preference(raw: Raw, prompt: Content | None, chosen: Content, rejected: Con
 
 
 def _is_tied(raw: Raw) -> bool:
-    scores = [[raw.get(name) for name in names] for names in SCORES]
-    return raw.get("status") == "tie" or any(one == other and not fields.is_missing(one) for one, other in scores)
+    return raw.get("status") == "tie" or any(one == other for _, (one, other) in _scores(raw))
+
+
+def _scores(raw: Raw) -> list[tuple[tuple[str, str], tuple[object, object]]]:
+    """The names of a pair's scores that the row has, and their values: numbers where they can be read as numbers."""
+    found = []
+    for names in SCORES:
+        one, other = (raw.get(name) for name in names)
+        if fields.is_missing(one) or fields.is_missing(other):
+            continue
+        numbers = fields.number_of(one), fields.number_of(other)
+        found.append((names, (one, other) if None in numbers else numbers))
+    return found
+
+
+def contradicted(raw: Raw) -> tuple[str, str] | None:
+    """The names of two scores of which the one of the chosen answer is lower; None if there are none."""
+    for names, (one, other) in _scores(raw):
+        if isinstance(one, float) and isinstance(other, float) and one < other:
+            return names
+    return None
 
 
 def read_thumb(raw: Raw, how: Reading) -> Thumb | Unjudged:
