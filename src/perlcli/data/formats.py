@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from perlcli.data.fields import is_missing
+from perlcli.data.fields import BadField, is_missing
 from perlcli.data.readers import annotated, compared, plain, published, ranked
 from perlcli.data.readers.labels import WORDS, spelled
+from perlcli.data.readers.messages import ROLES, decoded
 from perlcli.data.readers.reading import Reading
 from perlcli.data.rows import Ranking, Raw, Row, Unjudged
 
@@ -40,10 +41,13 @@ def _has(*names: str) -> Callable[[Raw], bool]:
 
 def _is_continued(raw: Raw) -> bool:
     """Whether chosen is an answer and not another complete conversation."""
-    chosen = raw["chosen"]
+    try:
+        chosen = decoded(raw["chosen"], "chosen")
+    except BadField:  # reported when the row is read
+        return _no_prompt(raw)
     first = chosen[0] if isinstance(chosen, list) and chosen else chosen
     role = first.get("role", first.get("from")) if isinstance(first, Mapping) else "assistant"
-    return _no_prompt(raw) and role not in ("system", "user", "human")
+    return _no_prompt(raw) and ROLES.get(str(role).lower()) not in ("system", "developer", "user")
 
 
 def _is_judged(raw: Raw) -> bool:

@@ -105,7 +105,8 @@ def read_messages(raw: Raw, how: Reading) -> Demonstration:
 
 def read_text(raw: Raw, how: Reading) -> Row:
     """A complete text."""
-    return Demonstration(None, fields.text(raw, "text"))
+    fields.text(raw, "text")
+    return Demonstration(None, content(raw, "text"))
 
 
 def read_prompt(raw: Raw, how: Reading) -> Row:
