@@ -38,7 +38,7 @@ def choose(raw: Raw, use: str, source: str, name: str | None) -> Format:
     """The format with this name, else that of `raw`, the first row of a source. Raises PerlError if it does not serve
     the use."""
     if name is None:
-        known = detect(raw)
+        known = detect(raw, use)
         if known is None or use not in known.uses:
             raise UnknownFormat(source, raw, use)
         return known

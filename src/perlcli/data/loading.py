@@ -10,7 +10,7 @@ from perlcli import coffee
 from perlcli.data import checks, sources
 from perlcli.data.choice import choose
 from perlcli.data.columns import Watched, chosen, ignored, not_used, parse
-from perlcli.data.fields import BadField, SetAside
+from perlcli.data.fields import BadField, SetAside, is_null
 from perlcli.data.files import Rows
 from perlcli.data.formats import NAMES, Format, detect
 from perlcli.data.readers.messages import READ, keys_of
@@ -173,7 +173,7 @@ def numbered(items: Rows, options: DataSettings) -> Iterator[tuple[int, SourceRo
         item = _renamed(source_row, names) if names else source_row
         if key is None and item.raw is not None:
             known = NAMES[options.data_format] if options.data_format else detect(item.raw)
-            key = known.key if known else ""
+            key = known.key if known and not is_null(item.raw.get(known.key)) else ""
         if group and not _continues(group[0], item, key):
             yield start, _grouped(group, key)
             group = []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations, takewhile
 
 from perlcli.data import fields
@@ -14,7 +14,9 @@ from perlcli.data.rows import Demonstration, Preference, Prompt, Ranking, Raw, R
 Read = Row | Unjudged | Ranking
 Made = Row | str  # a row for the stage, or the reason why there is none
 ALONE = "without another answer to compare"
+DOWN = "with a thumbs down"
 WORSE = "with a better answer to the same prompt"
+VERDICTS = ("kto_tag", "label")  # columns that may have a thumb
 # Columns that reward functions don't receive as extra ones: the prompt, its answers, and entire dialogs.
 OWN = ("prompt", "completion", "chosen", "rejected", "utterances")
 
@@ -27,8 +29,28 @@ def converted(known: Format, raw: Raw, use: str, how: Reading, columns: Raw) -> 
     if use == "rl":
         extra = {key: value for key, value in columns.items() if key not in OWN}
         return [_for_rl(item, extra) for item in found]
+    if use == "sft" and (why := _refused(found, raw, how, columns)):
+        return [why] * len(found)
     made = _for_sft if use == "sft" else _for_reward
     return [row for item in found for row in made(item, how)]
+
+
+def _refused(rows: Sequence[Read], raw: Raw, how: Reading, columns: Raw) -> str:
+    """Why demonstrations are not imitated, by a thumb in a column that their format doesn't have; else empty."""
+    if not all(isinstance(row, Demonstration) and not _is_text(row) for row in rows):
+        return ""
+    name = next((name for name in VERDICTS if name in raw and how.labels.knows(columns[name])), None)
+    if name is None:
+        return ""
+    is_up = how.labels.read(raw[name], name)
+    if is_up is None:
+        return fields.UNLABELLED
+    return "" if is_up else DOWN
+
+
+def _is_text(row: Demonstration) -> bool:
+    """Whether a row is a complete text, whose label is often its class."""
+    return row.prompt is None and isinstance(row.completion, str)
 
 
 def _for_sft(row: Read, how: Reading) -> Iterator[Made]:
@@ -39,7 +61,7 @@ def _for_sft(row: Read, how: Reading) -> Iterator[Made]:
     elif isinstance(row, Preference):
         yield Demonstration(row.prompt, row.chosen, row.template)
     elif isinstance(row, Thumb):
-        yield Demonstration(row.prompt, row.completion, row.template) if row.label else "with a thumbs down"
+        yield Demonstration(row.prompt, row.completion, row.template) if row.label else DOWN
     elif isinstance(row, Ranking):
         yield from _best(row, how)
     elif isinstance(row, Prompt):

@@ -167,7 +167,7 @@ def read_alpaca_responses(raw: Raw, how: Reading) -> Preference | Unjudged:
 
 def read_alpaca_thumb(raw: Raw, how: Reading) -> Thumb | Unjudged:
     """An instruction whose output got a thumb."""
-    return thumb(instruction(raw, how), _response(raw, "output", how), raw, how, "kto_tag", template(raw))
+    return thumb(instruction(raw, how), _response(raw, "output", how), raw, how, _verdict(raw), template(raw))
 
 
 # --- Questions with a system prompt, as in OpenOrca (https://huggingface.co/datasets/Open-Orca/OpenOrca) and
@@ -175,7 +175,9 @@ def read_alpaca_thumb(raw: Raw, how: Reading) -> Thumb | Unjudged:
 
 
 def _question(raw: Raw, how: Reading) -> Content:
-    name = next((name for name in ("question", "input", "instruction") if raw.get(name) is not None), "question")
+    name = next(
+        (name for name in ("question", "instruction", "input") if not fields.is_null(raw.get(name))), "question"
+    )
     if name == "instruction":
         return instruction(raw, how)
     given = content(raw, name)
@@ -227,10 +229,15 @@ def _turn(raw: Raw, name: str) -> list[Message]:
 
 def read_chat_thumb(raw: Raw, how: Reading) -> Thumb | Unjudged:
     """A conversation whose last turn got a thumb."""
-    found, name = _conversation(raw), "kto_tag" if "kto_tag" in raw else "label"
+    found, name = _conversation(raw), _verdict(raw)
     if len(found) < 2 or found[-1]["role"] != "assistant":
         raise BadField(f"the conversation must end with the turn of the assistant that {name} is about")
     return thumb(found[:-1], found[-1:], raw, how, name, template(raw))
+
+
+def _verdict(raw: Raw) -> str:
+    """The column that has the thumb."""
+    return "label" if fields.is_null(raw.get("kto_tag")) and "label" in raw else "kto_tag"
 
 
 def read_openai_pair(raw: Raw, how: Reading) -> Preference | Unjudged:

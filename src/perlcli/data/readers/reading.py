@@ -80,7 +80,7 @@ def _history(raw: Raw) -> list[Message]:
     rounds = raw.get("history")
     if isinstance(rounds, str) and rounds.strip():
         rounds = fields.parsed(raw, "history") if rounds.lstrip().startswith("[") else rounds
-    if not rounds:
+    if fields.is_null(rounds) or not rounds:
         return []
     if isinstance(rounds, list) and isinstance(rounds[0], Mapping):
         return conversation(rounds, "history")
@@ -103,4 +103,4 @@ def thumb(
 
 def optional_content(raw: Raw, name: str) -> Content | None:
     """The value of a field that is text or a conversation; None if it is null or missing."""
-    return None if raw.get(name) is None else content(raw, name)
+    return None if fields.is_null(raw.get(name)) else content(raw, name)
