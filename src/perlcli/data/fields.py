@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from math import isfinite, isnan
 
 from perlcli.data.files import fault_of, why_undecoded
-from perlcli.data.rows import Content, Message, Raw
+from perlcli.data.rows import Message, Raw
 from perlcli.text import clip, shorten
 
 UNLABELLED = "without a label"  # the reason in the report
@@ -99,12 +99,6 @@ def parsed(raw: Raw, name: str) -> object:
     if fault := fault_of(result, value):
         raise BadField(f"{name} can't be read as JSON: {fault}")
     return result
-
-
-def same_kind(*contents: Content) -> None:
-    """Raises BadField if some of the contents are text and others are conversations."""
-    if len({isinstance(content, str) for content in contents}) > 1:
-        raise BadField("text and messages in the same row")
 
 
 def shared(one: list[Message], other: list[Message]) -> int:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from perlcli.data.fields import BadField, is_missing, is_null
 from perlcli.data.readers import annotated, compared, plain, published, ranked
+from perlcli.data.readers.hh import is_hh
 from perlcli.data.readers.labels import WORDS, spelled
 from perlcli.data.readers.messages import ROLES, decoded
 from perlcli.data.readers.reading import Reading
@@ -24,7 +25,7 @@ class Format:
     name: str
     columns: tuple[str, ...]
     uses: frozenset[str]
-    read: Callable[[Raw, Reading], Row | Unjudged | Ranking | list[Row]]
+    read: Callable[[Raw, Reading], Row | Unjudged | Ranking | list[Row | Unjudged | Ranking]]
     what: str  # for the documentation
     is_it: Callable[[Raw], bool] = lambda raw: True
     key: str = ""
@@ -75,7 +76,7 @@ FORMATS = (
         ALL,
         published.read_hh,
         "Anthropic HH: texts of `\\n\\nHuman: …` and `\\n\\nAssistant: …`",
-        lambda raw: "prompt" not in raw and published.is_hh(raw["chosen"]),
+        lambda raw: "prompt" not in raw and is_hh(raw["chosen"]),
     ),
     Format(
         "openai-preferences",

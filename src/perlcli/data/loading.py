@@ -15,7 +15,7 @@ from perlcli.data.files import Rows
 from perlcli.data.formats import NAMES, Format, detect
 from perlcli.data.readers.messages import READ, keys_of
 from perlcli.data.readers.published import shp_limits
-from perlcli.data.readers.ranked import together
+from perlcli.data.readers.ranked import CONTEXT, together
 from perlcli.data.readers.reading import reading
 from perlcli.data.rows import Data, DataReport, Prompt, Row, SourceRow, is_empty
 from perlcli.data.uses import OWN, converted
@@ -196,7 +196,7 @@ def _renamed(item: SourceRow, names: Mapping[str, str]) -> SourceRow:
 def _continues(first: SourceRow, item: SourceRow, key: str | None) -> bool:
     if not key or first.raw is None or item.raw is None:
         return False
-    return key in first.raw and first.raw[key] == item.raw.get(key)
+    return key in first.raw and all(first.raw.get(name) == item.raw.get(name) for name in (key, *CONTEXT))
 
 
 def _grouped(group: list[SourceRow], key: str | None) -> SourceRow:

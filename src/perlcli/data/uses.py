@@ -9,13 +9,14 @@ from perlcli.data import fields
 from perlcli.data.fields import BadField
 from perlcli.data.formats import Format
 from perlcli.data.readers.reading import TIED, Reading
-from perlcli.data.rows import Demonstration, Preference, Prompt, Ranking, Raw, Row, Thumb, Unjudged, is_blank
+from perlcli.data.rows import Content, Demonstration, Preference, Prompt, Ranking, Raw, Row, Thumb, Unjudged, is_blank
 
 Read = Row | Unjudged | Ranking
 Made = Row | str  # a row for the stage, or the reason why there is none
 ALONE = "without another answer to compare"
 DOWN = "with a thumbs down"
 WORSE = "with a better answer to the same prompt"
+WORSE_ANSWERS = ("rejected", "rejected_response")
 VERDICTS = ("kto_tag", "label")  # columns that may have a thumb
 # Columns that reward functions don't receive as extra ones: the prompt, its answers, and entire dialogs.
 OWN = ("prompt", "completion", "chosen", "rejected", "utterances")
@@ -28,9 +29,11 @@ def converted(known: Format, raw: Raw, use: str, how: Reading, columns: Raw) -> 
     found = read if isinstance(read, list) else [read]
     if use == "rl":
         extra = {key: value for key, value in columns.items() if key not in OWN}
-        return [_for_rl(item, extra) for item in found]
+        return [_for_rl(item, extra) for item in (found[:1] if known.key else found)]
     if use == "sft" and (why := _refused(found, raw, how, columns)):
         return [why] * len(found)
+    if use == "reward" and any(name in columns and fields.is_null(columns[name]) for name in WORSE_ANSWERS):
+        found = [Unjudged(item.prompt, ALONE) if isinstance(item, Preference) else item for item in found]
     made = _for_sft if use == "sft" else _for_reward
     return [row for item in found for row in made(item, how)]
 
@@ -90,13 +93,22 @@ def _for_reward(row: Read, how: Reading) -> Iterator[Made]:
     if isinstance(row, Unjudged):
         yield row.why
     elif isinstance(row, Preference):
-        yield "with equal answers" if row.chosen == row.rejected else row
+        yield "with equal answers" if _same(row.chosen, row.rejected) else row
     elif isinstance(row, Ranking):
         yield from _pairs(row, how)
     elif isinstance(row, Demonstration):
         yield fields.UNLABELLED  # only in the format android-control
     else:
         yield row
+
+
+def _same(one: Content, other: Content) -> bool:
+    """Whether two answers are equal but for white space around them."""
+    if isinstance(one, str) or isinstance(other, str):
+        return str(one).strip() == str(other).strip()
+    return [{**turn, "content": (turn["content"] or "").strip()} for turn in one] == [
+        {**turn, "content": (turn["content"] or "").strip()} for turn in other
+    ]
 
 
 def _pairs(row: Ranking, how: Reading) -> Iterator[Made]:
