@@ -170,7 +170,7 @@ def test_a_late_fault_of_one_stage_does_not_stop_the_others(perl: Any, llama: Pa
         ('{"a": 1}\n', "No command can use"),
         ("{]", "line 1, column 2: not valid JSON"),
         ("", "has no rows"),
-        ('{"chosen": "a", "rejected": null, "prompt": "p"}\n', "rejected is null"),
+        ('{"chosen": "a", "rejected": 5, "prompt": "p"}\n', "rejected must be text"),
     ],
 )
 def test_a_file_that_no_command_can_use_ends_with_2(content: str, told: str, perl: Any, tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ def choose(raw: Raw, use: str, source: str, name: str | None) -> Format:
         problem = f"{source} is one object that has a list of values for each column, not rows"
         raise PerlError(problem, 'write rows, with pandas: to_json("data.jsonl", orient="records", lines=True)')
     if name is None:
-        known = detect(raw)
+        known = detect(raw, use)
         if known is None or use not in known.uses:
             raise UnknownFormat(source, raw, use)
         return known

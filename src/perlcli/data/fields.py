@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from math import isfinite, isnan
 
 from perlcli.data.files import fault_of, why_undecoded
-from perlcli.data.rows import Content, Message, Raw
+from perlcli.data.rows import Message, Raw
 from perlcli.text import clip, shorten
 
 COMMA = re.compile(r"\s*[+-]?(?:0*,\d+|\d+,(?!\d{3}\s*$)\d+)\s*")  # a decimal comma, not one of thousands
@@ -27,7 +27,7 @@ def need(raw: Raw, name: str, expected: str) -> object:
     """The value of a required field. Raises BadField, as all functions of this module do for a value that won't do."""
     if name not in raw:
         raise BadField(f"{name} is missing: the row has {clip(', '.join(map(str, raw)), 300) or 'no columns'}")
-    if raw[name] is None:
+    if is_null(raw[name]):
         raise BadField(f"{name} is null: expected {expected}")
     return raw[name]
 
@@ -42,7 +42,7 @@ def text(raw: Raw, name: str) -> str:
 
 def optional_text(raw: Raw, name: str) -> str:
     """The value of an optional text field; empty if the row doesn't have it."""
-    return "" if raw.get(name) is None else text(raw, name)
+    return "" if is_null(raw.get(name)) else text(raw, name)
 
 
 def number(raw: Raw, name: str) -> float:
@@ -68,9 +68,14 @@ def number_of(value: object) -> float | None:
     return number if isfinite(number) else None
 
 
+def is_null(value: object) -> bool:
+    """Whether a field is null, or the NaN that pandas writes for it."""
+    return value is None or (isinstance(value, float) and isnan(value))
+
+
 def is_missing(value: object) -> bool:
-    """Whether a field is null, empty text, or the NaN that pandas writes for either."""
-    return value is None or value == "" or (isinstance(value, float) and isnan(value))
+    """Whether a field is null or empty text."""
+    return is_null(value) or value == ""
 
 
 def listed(raw: Raw, name: str, of: str) -> list[object]:
@@ -83,7 +88,7 @@ def listed(raw: Raw, name: str, of: str) -> list[object]:
 
 def optional_list(raw: Raw, name: str, of: str) -> list[object]:
     """The value of an optional list field; empty if the row doesn't have it."""
-    return listed(raw, name, of) if raw.get(name) else []
+    return [] if is_null(given := raw.get(name)) or not given else listed(raw, name, of)
 
 
 def mapping(raw: Raw, name: str, holds: str) -> Raw:
@@ -108,12 +113,6 @@ def parsed(raw: Raw, name: str) -> object:
     if fault := fault_of(result, value):
         raise BadField(f"{name} can't be read as JSON: {fault}")
     return result
-
-
-def same_kind(*contents: Content) -> None:
-    """Raises BadField if some of the contents are text and others are conversations."""
-    if len({isinstance(content, str) for content in contents}) > 1:
-        raise BadField("text and messages in the same row")
 
 
 def shared(one: list[Message], other: list[Message]) -> int:

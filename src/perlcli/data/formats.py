@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from perlcli.data.fields import is_missing
+from perlcli.data.fields import BadField, is_missing, is_null
 from perlcli.data.readers import annotated, compared, plain, published, ranked
+from perlcli.data.readers.hh import is_hh
 from perlcli.data.readers.labels import WORDS, spelled
+from perlcli.data.readers.messages import ROLES, decoded
 from perlcli.data.readers.reading import Reading
 from perlcli.data.rows import Ranking, Raw, Row, Unjudged
 
@@ -23,7 +25,7 @@ class Format:
     name: str
     columns: tuple[str, ...]
     uses: frozenset[str]
-    read: Callable[[Raw, Reading], Row | Unjudged | Ranking | list[Row]]
+    read: Callable[[Raw, Reading], Row | Unjudged | Ranking | list[Row | Unjudged | Ranking]]
     what: str  # for the documentation
     is_it: Callable[[Raw], bool] = lambda raw: True
     key: str = ""
@@ -40,15 +42,18 @@ def _has(*names: str) -> Callable[[Raw], bool]:
 
 def _is_continued(raw: Raw) -> bool:
     """Whether chosen is an answer and not another complete conversation."""
-    chosen = raw["chosen"]
+    try:
+        chosen = decoded(raw["chosen"], "chosen")
+    except BadField:  # reported when the row is read
+        return _no_prompt(raw)
     first = chosen[0] if isinstance(chosen, list) and chosen else chosen
     role = first.get("role", first.get("from")) if isinstance(first, Mapping) else "assistant"
-    return _no_prompt(raw) and role not in ("system", "user", "human")
+    return _no_prompt(raw) and ROLES.get(str(role).lower()) not in ("system", "developer", "user")
 
 
 def _is_judged(raw: Raw) -> bool:
-    """Whether a conversation has a thumb."""
-    return "kto_tag" in raw or (not is_missing(raw.get("label")) and spelled(raw["label"]) in WORDS)
+    """Whether a conversation or an instruction has a thumb, or an empty column for it."""
+    return "kto_tag" in raw or ("label" in raw and (is_missing(raw["label"]) or spelled(raw["label"]) in WORDS))
 
 
 def _lists(name: str, *keys: str) -> Callable[[Raw], bool]:
@@ -71,7 +76,7 @@ FORMATS = (
         ALL,
         published.read_hh,
         "Anthropic HH: texts of `\\n\\nHuman: …` and `\\n\\nAssistant: …`",
-        lambda raw: "prompt" not in raw and published.is_hh(raw["chosen"]),
+        lambda raw: "prompt" not in raw and is_hh(raw["chosen"]),
     ),
     Format(
         "openai-preferences",
@@ -265,10 +270,11 @@ FORMATS = (
     Format("thumbs", ("prompt", "completion", "label"), ALL, plain.read_thumb, "thumbs: 0/1, true/false, up/down …"),
     Format(
         "alpaca-thumbs",
-        ("instruction", "output", "kto_tag"),
+        ("instruction", "output"),
         ALL,
         plain.read_alpaca_thumb,
-        "LLaMA-Factory's KTO, alpaca",
+        "LLaMA-Factory's KTO, alpaca: with a `kto_tag` or `label`",
+        _is_judged,
     ),
     Format(
         "sharegpt-thumbs",
@@ -291,7 +297,7 @@ FORMATS = (
         ("completion", "label"),
         ALL,
         plain.read_question_thumb,
-        "axolotl's KTO: `question`, `input` or `instruction`, some with `system`",
+        "axolotl's KTO: `question`, `instruction` or `input`, some with `system`",
         _has("question", "input", "instruction"),
     ),
     Format(
@@ -348,8 +354,17 @@ FORMATS = (
 NAMES = {known.name: known for known in FORMATS}
 
 
-def detect(raw: Raw) -> Format | None:
-    """The format of a row, by its columns; None if none fits."""
+def detect(raw: Raw, use: str | None = None) -> Format | None:
+    """The format of a row, by its columns; None if none fits. For a use, columns that are null decide only if the
+    others don't say enough: tables made of several sources have them."""
+    if use is not None:
+        known = _fitting({name: value for name, value in raw.items() if not is_null(value)})
+        if known is not None and use in known.uses:
+            return known
+    return _fitting(raw)
+
+
+def _fitting(raw: Raw) -> Format | None:
     return next((known for known in FORMATS if set(known.columns) <= set(raw) and known.is_it(raw)), None)
 
 

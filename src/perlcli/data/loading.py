@@ -10,13 +10,13 @@ from perlcli import coffee
 from perlcli.data import checks, sources
 from perlcli.data.choice import choose
 from perlcli.data.columns import Watched, chosen, decoded, ignored, not_used, parse
-from perlcli.data.fields import BadField, SetAside
+from perlcli.data.fields import BadField, SetAside, is_null
 from perlcli.data.files import Rows
 from perlcli.data.formats import NAMES, PAIR, Format, detect
 from perlcli.data.readers.messages import READ, keys_of
 from perlcli.data.readers.plain import TIES, contradicted
 from perlcli.data.readers.published import shp_limits
-from perlcli.data.readers.ranked import together
+from perlcli.data.readers.ranked import CONTEXT, together
 from perlcli.data.readers.reading import TIED, reading
 from perlcli.data.rows import Data, DataReport, Prompt, Raw, Row, SourceRow, is_empty
 from perlcli.data.uses import OWN, converted
@@ -185,7 +185,7 @@ def numbered(items: Rows, options: DataSettings) -> Iterator[tuple[int, SourceRo
         item = _renamed(source_row, names) if names else source_row
         if key is None and item.raw is not None:
             known = NAMES[options.data_format] if options.data_format else detect(item.raw)
-            key = known.key if known else ""
+            key = known.key if known and not is_null(item.raw.get(known.key)) else ""
         if group and not _continues(group[0], item, key):
             yield start, _grouped(group, key)
             group = []
@@ -208,7 +208,7 @@ def _renamed(item: SourceRow, names: Mapping[str, str]) -> SourceRow:
 def _continues(first: SourceRow, item: SourceRow, key: str | None) -> bool:
     if not key or first.raw is None or item.raw is None:
         return False
-    return key in first.raw and first.raw[key] == item.raw.get(key)
+    return key in first.raw and all(first.raw.get(name) == item.raw.get(name) for name in (key, *CONTEXT))
 
 
 def _grouped(group: list[SourceRow], key: str | None) -> SourceRow:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations, takewhile
 
 from perlcli.data import fields
 from perlcli.data.fields import BadField
 from perlcli.data.formats import Format
 from perlcli.data.readers.reading import TIED, Reading
-from perlcli.data.rows import Demonstration, Preference, Prompt, Ranking, Raw, Row, Thumb, Unjudged, is_blank
+from perlcli.data.rows import Content, Demonstration, Preference, Prompt, Ranking, Raw, Row, Thumb, Unjudged, is_blank
 
 Read = Row | Unjudged | Ranking
 Made = Row | str  # a row for the stage, or the reason why there is none
 ALONE = "without another answer to compare"
+DOWN = "with a thumbs down"
 WORSE = "with a better answer to the same prompt"
+WORSE_ANSWERS = ("rejected", "rejected_response")
+VERDICTS = ("kto_tag", "label")  # columns that may have a thumb
 # Columns that reward functions don't receive as extra ones: the prompt, its answers, and entire dialogs.
 OWN = ("prompt", "completion", "chosen", "rejected", "utterances")
 
@@ -26,9 +29,31 @@ def converted(known: Format, raw: Raw, use: str, how: Reading, columns: Raw) -> 
     found = read if isinstance(read, list) else [read]
     if use == "rl":
         extra = {key: value for key, value in columns.items() if key not in OWN}
-        return [_for_rl(item, extra) for item in found]
+        return [_for_rl(item, extra) for item in (found[:1] if known.key else found)]
+    if use == "sft" and (why := _refused(found, raw, how, columns)):
+        return [why] * len(found)
+    if use == "reward" and any(name in columns and fields.is_null(columns[name]) for name in WORSE_ANSWERS):
+        found = [Unjudged(item.prompt, ALONE) if isinstance(item, Preference) else item for item in found]
     made = _for_sft if use == "sft" else _for_reward
     return [row for item in found for row in made(item, how)]
+
+
+def _refused(rows: Sequence[Read], raw: Raw, how: Reading, columns: Raw) -> str:
+    """Why demonstrations are not imitated, by a thumb in a column that their format doesn't have; else empty."""
+    if not all(isinstance(row, Demonstration) and not _is_text(row) for row in rows):
+        return ""
+    name = next((name for name in VERDICTS if name in raw and how.labels.knows(columns[name])), None)
+    if name is None:
+        return ""
+    is_up = how.labels.read(raw[name], name)
+    if is_up is None:
+        return fields.UNLABELLED
+    return "" if is_up else DOWN
+
+
+def _is_text(row: Demonstration) -> bool:
+    """Whether a row is a complete text, whose label is often its class."""
+    return row.prompt is None and isinstance(row.completion, str)
 
 
 def _for_sft(row: Read, how: Reading) -> Iterator[Made]:
@@ -39,7 +64,7 @@ def _for_sft(row: Read, how: Reading) -> Iterator[Made]:
     elif isinstance(row, Preference):
         yield Demonstration(row.prompt, row.chosen, row.template)
     elif isinstance(row, Thumb):
-        yield Demonstration(row.prompt, row.completion, row.template) if row.label else "with a thumbs down"
+        yield Demonstration(row.prompt, row.completion, row.template) if row.label else DOWN
     elif isinstance(row, Ranking):
         yield from _best(row, how)
     elif isinstance(row, Prompt):
@@ -68,13 +93,22 @@ def _for_reward(row: Read, how: Reading) -> Iterator[Made]:
     if isinstance(row, Unjudged):
         yield row.why
     elif isinstance(row, Preference):
-        yield "with equal answers" if row.chosen == row.rejected else row
+        yield "with equal answers" if _same(row.chosen, row.rejected) else row
     elif isinstance(row, Ranking):
         yield from _pairs(row, how)
     elif isinstance(row, Demonstration):
         yield fields.UNLABELLED  # only in the format android-control
     else:
         yield row
+
+
+def _same(one: Content, other: Content) -> bool:
+    """Whether two answers are equal but for white space around them."""
+    if isinstance(one, str) or isinstance(other, str):
+        return str(one).strip() == str(other).strip()
+    return [{**turn, "content": (turn["content"] or "").strip()} for turn in one] == [
+        {**turn, "content": (turn["content"] or "").strip()} for turn in other
+    ]
 
 
 def _pairs(row: Ranking, how: Reading) -> Iterator[Made]:

@@ -35,6 +35,12 @@ class Labels:
         """The number from which on a label is a thumbs up."""
         return self._threshold
 
+    def knows(self, value: object) -> bool:
+        """Whether a value is a thumb: by --label-map, --label-threshold or its spelling."""
+        word = spelled(value)
+        is_rated = self._threshold is not None and _number(value) is not None
+        return word in self._map or is_rated or word in WORDS
+
     def read(self, value: object, name: str) -> bool | None:
         """Thumbs up or down; None if there is no label. Raises BadField for any other value: the column may be on a
         scale on which 1 is bad."""

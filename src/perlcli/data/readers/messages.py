@@ -3,7 +3,10 @@ templates expect them."""
 
 from __future__ import annotations
 
+import ast
 import json
+import re
+import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -14,13 +17,16 @@ from perlcli.data.rows import Content, Message, Raw, Template
 from perlcli.text import shorten
 
 CONTENT = "text or a list of messages"
+# The names of the roles in datasets, in any case.
 SPEAKERS = {
-    "user": ("human", "user"),
-    "assistant": ("gpt", "chatgpt", "assistant", "model", "bing", "bard", "function_call"),
+    "user": ("human", "user", "prompter"),
+    "assistant": ("gpt", "chatgpt", "assistant", "model", "ai", "bot", "bing", "bard", "function_call", "tool_call"),
     "system": ("system",),
-    "tool": ("tool", "observation"),
+    "developer": ("developer",),
+    "tool": ("tool", "observation", "function", "function_response", "tool_response", "ipython"),
 }
 ROLES = {speaker: role for role, speakers in SPEAKERS.items() for speaker in speakers}
+CALLERS = ("function_call", "tool_call")  # turns that are a tool call as JSON, as LLaMA-Factory writes them
 # What chat templates read of a message, besides role and content.
 READ = (
     "tool_calls",
@@ -37,14 +43,55 @@ OWN = ("role", "content", "from", "value", "weight", "train", "function_call")
 IMAGES = ("image", "video", "audio", "input_image", "input_audio", "file")  # how the types of other parts start
 
 
+# How messages look as text: an object or a list of them, with a known role.
+AS_TEXT = re.compile(r"""\[?\s*\{\s*["']\w+["']\s*:""")
+WITH_ROLE = re.compile(rf"""["'](role|from)["']\s*:\s*["']({"|".join(ROLES)})["']""", re.IGNORECASE)
+SURELY = re.compile(r"""\[?\s*\{\s*["'](role|from|content|value)["']\s*:""")
+
+
 def content(raw: Raw, name: str) -> Content:
-    """The value of a field that is text, a message or a conversation. Raises BadField, as all functions here do."""
-    value = fields.need(raw, name, CONTENT)
+    """The value of a field that is text, a message or a conversation; also messages as JSON or Python text, as tables
+    have them. Raises BadField, as all functions here do."""
+    value = decoded(fields.need(raw, name, CONTENT), name)
     return value if isinstance(value, str) else conversation(value, name)
+
+
+def decoded(value: object, name: str) -> object:
+    """Messages that are written as JSON, or as pandas writes Python's lists to CSV; any other value as it is. Raises
+    BadField for text that looks like messages but is neither."""
+    if not isinstance(value, str) or not AS_TEXT.match(value.lstrip()) or not WITH_ROLE.search(value):
+        return value
+    found = _literal(value.strip())
+    if found is None and SURELY.match(value.lstrip()) and value.rstrip().endswith(("]", "}")):
+        raise BadField(f"{name} looks like messages, but is neither JSON nor a Python list: {shorten(value)}")
+    items = found if isinstance(found, list) else [found]
+    return found if items and all(isinstance(item, Mapping) and _is_message(item) for item in items) else value
+
+
+def _is_message(item: Raw) -> bool:
+    speaker, keys = item.get("role", item.get("from")), {"content", "value", "tool_calls", "function_call"}
+    return isinstance(speaker, str) and bool(keys & set(item))
+
+
+def _literal(text: str) -> object:
+    """A list or an object written as JSON or Python; None for anything else."""
+    try:
+        found = json.loads(text)
+        if fault_of(found, text):
+            return None
+    except (ValueError, RecursionError):
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", SyntaxWarning)  # strings with a backslash
+                found = ast.literal_eval(text)
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            return None
+    return found if isinstance(found, list | dict) else None
 
 
 def conversation(value: object, name: str) -> list[Message]:
     """A conversation: a list of messages or turns, or a single one; also as JSON text, as tables have it."""
+    value = decoded(value, name)
     if isinstance(value, str) and value.lstrip().startswith("["):
         value = fields.parsed({name: value}, name)
     if isinstance(value, Mapping) and ("role" in value or "from" in value):
@@ -62,6 +109,7 @@ def turn(answer: str) -> list[Message]:
 def turns(raw: Raw, name: str = "conversations") -> list[Message]:
     """The conversation in a field that is ShareGPT's by its name."""
     found = fields.need(raw, name, "a list of turns with from and value")
+    found = decoded(found, name)
     if isinstance(found, str) and found.lstrip().startswith("["):
         found = fields.parsed(raw, name)
     given = fields.listed({name: found}, name, "turns with from and value")
@@ -72,30 +120,34 @@ def turns(raw: Raw, name: str = "conversations") -> list[Message]:
 
 def _message(item: object, name: str) -> Message:
     if isinstance(item, Mapping) and "from" in item and "role" not in item:
-        return _turn(item, name)
+        item = _turn(item, name)
     if not (isinstance(item, Mapping) and isinstance(item.get("role"), str)):
         raise BadField(f"{name} contains {shorten(item)}, which is not a message with role and content")
-    role = "tool" if item["role"] == "function" else item["role"]
+    speaker = item["role"].strip().lower()
+    if speaker not in ROLES:
+        raise BadField(f"{name} has a message of the role {shorten(item['role'])}: expected one of {', '.join(ROLES)}")
+    if speaker in CALLERS:
+        item = {**item, "content": "", "tool_calls": _listed(fields.parsed(item, "content"))}
     calls = _calls(item, name)
     more = {key: item[key] for key in READ if item.get(key) is not None}
     more |= {"tool_calls": calls} if calls else {}
     if not calls:
         more.pop("tool_calls", None)
-    return {"role": role, "content": _text(item.get("content"), name, may_be_null=bool(calls)), **more, **_weight(item)}
+    said = _text(item.get("content"), name, may_be_null=bool(calls))
+    return {"role": ROLES[speaker], "content": said, **more, **_weight(item)}
 
 
 def _turn(item: Raw, name: str) -> Message:
+    """ShareGPT's turn as a message, with all its other keys."""
     if "value" not in item:
         raise BadField(f"{name} contains {shorten(item)}, which is not a turn with from and value")
-    speaker = item["from"]
-    if not isinstance(speaker, str) or speaker not in ROLES:
+    speaker, said = item["from"], item["value"]
+    if not isinstance(speaker, str) or speaker.strip().lower() not in ROLES:
         raise BadField(f"{name} has a turn from {shorten(speaker)}: expected one of {', '.join(ROLES)}")
-    if not isinstance(item["value"], str):
-        raise BadField(f"{name} has a turn whose value is not text: {shorten(item['value'])}")
-    if speaker == "function_call":  # as LLaMA-Factory writes a tool call
-        calls = _calls({"tool_calls": _listed(fields.parsed(item, "value"))}, name)
-        return {"role": "assistant", "content": "", "tool_calls": calls, **_weight(item)}
-    return {"role": ROLES[speaker], "content": item["value"], **_weight(item)}
+    if not isinstance(said, str) and not (said is None and item.get("tool_calls")):
+        raise BadField(f"{name} has a turn whose value is not text: {shorten(said)}")
+    more = {key: value for key, value in item.items() if key not in ("from", "value")}
+    return {**more, "role": speaker, "content": said}
 
 
 def _listed(value: object) -> list[object]:

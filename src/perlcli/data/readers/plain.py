@@ -10,9 +10,13 @@ from perlcli.data.readers.messages import content, conversation, template, turn,
 from perlcli.data.readers.reading import (
     TIED,
     Reading,
+    answer_of,
     asked,
+    chatted,
+    continued,
     opened,
     optional_content,
+    question,
     reply,
     system_of,
     thumb,
@@ -30,18 +34,23 @@ SCORES = (
 # The columns that only say whether a pair is a tie.
 TIES = frozenset({"status", *(name for names in SCORES for name in names)})
 
+ANSWERS = ("completion", "response", "answer", "output")  # columns with the answer to the messages of a row
 
 # --- TRL
 
 
 def read_pair(raw: Raw, how: Reading) -> Preference | Unjudged:
     """A preference; if the row has no prompt, the turns that both conversations start with are the prompt."""
-    chosen, rejected = content(raw, "chosen"), content(raw, "rejected")
+    chosen, rejected = answer_of(raw, "chosen"), answer_of(raw, "rejected")
     given = optional_content(raw, "prompt")
-    if given is not None and not _repeats(given, chosen, rejected):
-        fields.same_kind(given, chosen, rejected)
-        return _judged(raw, how, given, chosen, rejected)
-    fields.same_kind(chosen, rejected)
+    if given is not None:
+        answers = (chatted(chosen, how), chatted(rejected, how))
+        prompt, better, worse = continued(question(given, how), *answers)
+        if isinstance(prompt, str) or isinstance(better, str) or isinstance(worse, str) or better == answers[0]:
+            return _judged(raw, how, prompt, better, worse)
+        chosen, rejected = [*prompt, *better], [*prompt, *worse]
+    if isinstance(chosen, str) != isinstance(rejected, str):
+        raise BadField("text and messages in the same row")
     if isinstance(chosen, str) or isinstance(rejected, str):
         return _preference(raw, None, chosen, rejected)
     start = fields.shared(chosen[:-1], rejected[:-1])
@@ -51,14 +60,6 @@ def read_pair(raw: Raw, how: Reading) -> Preference | Unjudged:
         return _judged(raw, how, chosen[:start], chosen[start:], rejected[start:])
     system = system_of(raw)
     return _preference(raw, [{"role": "system", "content": system}] if system else None, chosen, rejected)
-
-
-def _repeats(prompt: Content, *conversations: Content) -> bool:
-    """Whether both conversations start with the prompt's text, as in HuggingFaceH4/ultrafeedback_binarized."""
-    return isinstance(prompt, str) and all(
-        not isinstance(turns, str) and any((turn["content"] or "").strip() == prompt.strip() for turn in turns[:2])
-        for turns in conversations
-    )
 
 
 def _judged(raw: Raw, how: Reading, question: Content, chosen: Content, rejected: Content) -> Preference | Unjudged:
@@ -72,6 +73,8 @@ def _judged(raw: Raw, how: Reading, question: Content, chosen: Content, rejected
 def _preference(raw: Raw, prompt: Content | None, chosen: Content, rejected: Content) -> Preference | Unjudged:
     """The pair with its margin; a tie if the row says so."""
     options = template(raw)
+    if prompt is not None:
+        prompt, chosen, rejected = continued(prompt, chosen, rejected)
     if _is_tied(raw):
         return Unjudged(prompt, TIED, options)
     margin = None if fields.is_missing(raw.get("margin")) else fields.number(raw, "margin")
@@ -110,8 +113,8 @@ def read_thumb(raw: Raw, how: Reading) -> Thumb | Unjudged:
 
 def read_demonstration(raw: Raw, how: Reading) -> Demonstration:
     """A prompt and the completion to imitate."""
-    given, completion = content(raw, "prompt"), content(raw, "completion")
-    fields.same_kind(given, completion)
+    given = question(content(raw, "prompt"), how)
+    given, completion = continued(given, answer_of(raw, "completion"))
     prompt = opened(raw, given, how)
     if isinstance(given, str) and not isinstance(prompt, str):
         completion = reply(completion, how)
@@ -119,19 +122,23 @@ def read_demonstration(raw: Raw, how: Reading) -> Demonstration:
 
 
 def read_messages(raw: Raw, how: Reading) -> Demonstration:
-    """A complete conversation."""
-    found = conversation(fields.need(raw, "messages", "a list of messages"), "messages")
-    return Demonstration(None, with_system(system_of(raw), found), template(raw))
+    """A complete conversation; or one that ends with the user, and the answer to it in a column of its own."""
+    found = _conversation(raw)
+    name = next((name for name in ANSWERS if name in raw), None)
+    if found[-1]["role"] == "user" and name is not None:
+        return Demonstration(found, _turn(raw, name), template(raw))
+    return Demonstration(None, found, template(raw))
 
 
 def read_text(raw: Raw, how: Reading) -> Row:
     """A complete text."""
-    return Demonstration(None, fields.text(raw, "text"))
+    fields.text(raw, "text")
+    return Demonstration(None, content(raw, "text"))
 
 
 def read_prompt(raw: Raw, how: Reading) -> Row:
     """A prompt to answer."""
-    return Prompt(opened(raw, content(raw, "prompt"), how), template=template(raw))
+    return Prompt(opened(raw, question(content(raw, "prompt"), how), how), template=template(raw))
 
 
 # --- Instructions: Stanford Alpaca (https://github.com/tatsu-lab/stanford_alpaca), and LLaMA-Factory's files like it
@@ -154,13 +161,13 @@ def instruction(raw: Raw, how: Reading, given: str = "input") -> Content:
 
 def _response(raw: Raw, name: str, how: Reading) -> Content:
     """The answer in a field; as text it follows `### Response:` as it is."""
-    answer = content(raw, name)
+    answer = answer_of(raw, name)
     return reply(answer, how) if how.chat else answer
 
 
 def _output(raw: Raw, name: str, how: Reading) -> Content:
     """An answer that must be text."""
-    fields.text(raw, name)
+    fields.optional_text(raw, name)
     return _response(raw, name, how)
 
 
@@ -187,7 +194,7 @@ def read_alpaca_responses(raw: Raw, how: Reading) -> Preference | Unjudged:
 
 def read_alpaca_thumb(raw: Raw, how: Reading) -> Thumb | Unjudged:
     """An instruction whose output got a thumb."""
-    return thumb(instruction(raw, how), _response(raw, "output", how), raw, how, "kto_tag", template(raw))
+    return thumb(instruction(raw, how), _response(raw, "output", how), raw, how, _verdict(raw), template(raw))
 
 
 # --- Questions with a system prompt, as in OpenOrca (https://huggingface.co/datasets/Open-Orca/OpenOrca) and
@@ -195,7 +202,9 @@ def read_alpaca_thumb(raw: Raw, how: Reading) -> Thumb | Unjudged:
 
 
 def _question(raw: Raw, how: Reading) -> Content:
-    name = next((name for name in ("question", "input", "instruction") if raw.get(name) is not None), "question")
+    name = next(
+        (name for name in ("question", "instruction", "input") if not fields.is_null(raw.get(name))), "question"
+    )
     if name == "instruction":
         return instruction(raw, how)
     given = content(raw, name)
@@ -204,17 +213,17 @@ def _question(raw: Raw, how: Reading) -> Content:
 
 def read_question_pair(raw: Raw, how: Reading) -> Preference | Unjudged:
     """A question with a better and a worse answer."""
-    return _preference(raw, _question(raw, how), *(reply(content(raw, name), how) for name in ("chosen", "rejected")))
+    return _preference(raw, _question(raw, how), *(reply(answer_of(raw, name), how) for name in ("chosen", "rejected")))
 
 
 def read_question_thumb(raw: Raw, how: Reading) -> Thumb | Unjudged:
     """A question whose answer got a thumb, as axolotl's KTO files have it."""
-    return thumb(_question(raw, how), reply(content(raw, "completion"), how), raw, how, template=template(raw))
+    return thumb(_question(raw, how), reply(answer_of(raw, "completion"), how), raw, how, template=template(raw))
 
 
 def read_orca(raw: Raw, how: Reading) -> Demonstration:
     """A question with the answer to imitate."""
-    return Demonstration(_question(raw, how), reply(content(raw, "response"), how), template(raw))
+    return Demonstration(_question(raw, how), reply(answer_of(raw, "response"), how), template(raw))
 
 
 # --- Conversations: ShareGPT's (as FastChat, axolotl and LLaMA-Factory read it), and OpenAI's
@@ -241,16 +250,21 @@ def read_chat_pair(raw: Raw, how: Reading) -> Preference | Unjudged:
 
 def _turn(raw: Raw, name: str) -> list[Message]:
     """An answer in a conversation, also if it is text."""
-    answer = content(raw, name)
+    answer = answer_of(raw, name)
     return turn(answer) if isinstance(answer, str) else answer
 
 
 def read_chat_thumb(raw: Raw, how: Reading) -> Thumb | Unjudged:
     """A conversation whose last turn got a thumb."""
-    found, name = _conversation(raw), "kto_tag" if "kto_tag" in raw else "label"
+    found, name = _conversation(raw), _verdict(raw)
     if len(found) < 2 or found[-1]["role"] != "assistant":
         raise BadField(f"the conversation must end with the turn of the assistant that {name} is about")
     return thumb(found[:-1], found[-1:], raw, how, name, template(raw))
+
+
+def _verdict(raw: Raw) -> str:
+    """The column that has the thumb."""
+    return "label" if fields.is_null(raw.get("kto_tag")) and "label" in raw else "kto_tag"
 
 
 def read_openai_pair(raw: Raw, how: Reading) -> Preference | Unjudged:

@@ -3,24 +3,17 @@
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
 from collections.abc import Callable, Mapping
 
 from perlcli.data import fields
 from perlcli.data.fields import BadField, SetAside
+from perlcli.data.readers.hh import hh_text, hh_turns, is_hh
 from perlcli.data.readers.reading import TIED, Reading, answered, asked, thumb
-from perlcli.data.rows import Content, Demonstration, Message, Preference, Prompt, Raw, Row, Thumb, Unjudged
+from perlcli.data.rows import Content, Demonstration, Message, Preference, Prompt, Ranking, Raw, Row, Thumb, Unjudged
 from perlcli.text import shorten
 
 # --- Anthropic HH (https://huggingface.co/datasets/Anthropic/hh-rlhf): each conversation is one string
-
-HH_TURN = re.compile(r"\n\n(Human|Assistant): ?")
-
-
-def is_hh(value: object) -> bool:
-    """Whether a value is a conversation as Anthropic HH writes them."""
-    return isinstance(value, str) and value.startswith("\n\nHuman:") and "\n\nAssistant:" in value
 
 
 def read_hh(raw: Raw, how: Reading) -> Row:
@@ -35,22 +28,15 @@ def read_hh(raw: Raw, how: Reading) -> Row:
     if how.chat:
         return Preference(prompt, *answers)
     opening = "\n\nAssistant:"
-    chosen_text, rejected_text = (_hh_text(turns).removeprefix(opening) for turns in answers)
-    return Preference(_hh_text(prompt) + opening, chosen_text, rejected_text)
+    chosen_text, rejected_text = (hh_text(turns).removeprefix(opening) for turns in answers)
+    return Preference(hh_text(prompt) + opening, chosen_text, rejected_text)
 
 
 def _hh_turns(raw: Raw, name: str) -> list[Message]:
     value = fields.need(raw, name, "a conversation as text")
     if not isinstance(value, str) or not is_hh(value):
         raise BadField(f"{name} is not a `\\n\\nHuman: … \\n\\nAssistant: …` text: {shorten(value)}")
-    parts = HH_TURN.split(value)[1:]
-    roles = {"Human": "user", "Assistant": "assistant"}
-    return [{"role": roles[who], "content": said.strip()} for who, said in zip(parts[::2], parts[1::2], strict=True)]
-
-
-def _hh_text(turns: list[Message]) -> str:
-    names = {"user": "Human", "assistant": "Assistant"}
-    return "".join(f"\n\n{names[turn['role']]}: {turn['content']}" for turn in turns)
+    return hh_turns(value)
 
 
 # --- Stanford Human Preferences (https://huggingface.co/datasets/stanfordnlp/SHP; SHP-2 has the same columns)
@@ -171,11 +157,11 @@ def _spelled(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
-def read_dialog(raw: Raw, how: Reading) -> list[Row]:
+def read_dialog(raw: Raw, how: Reading) -> list[Row | Unjudged | Ranking]:
     """A dialog: one row for each thing that the agent says or calls, with everything before it as the prompt. The rows
     have the same form as the reward rows."""
     lines: list[str] = []
-    rows: list[Row] = []
+    rows: list[Row | Unjudged | Ranking] = []
     for turn in fields.listed(raw, "utterances", "turns"):
         for line in _utterance(turn):
             if line.startswith("agent: "):

@@ -6,11 +6,11 @@ import re
 from collections.abc import Mapping, Sequence
 
 from perlcli.data import fields
-from perlcli.data.fields import BadField
-from perlcli.data.readers.messages import content
-from perlcli.data.readers.published import HH_TURN
-from perlcli.data.readers.reading import Reading, answered, asked, opened, reply
-from perlcli.data.rows import Content, Message, Ranking, Raw
+from perlcli.data.fields import UNLABELLED, BadField
+from perlcli.data.readers.hh import HH_TURN, ROLES
+from perlcli.data.readers.messages import content, template
+from perlcli.data.readers.reading import Reading, answer_of, answered, asked, continued, opened, question, reply
+from perlcli.data.rows import Content, Message, Ranking, Raw, Row, Unjudged
 from perlcli.text import shorten
 
 NO_SCORE = ("N/A", "")  # as UltraFeedback has it where the annotator gave none
@@ -34,9 +34,8 @@ def _nectar_prompt(text: str, how: Reading) -> Content:
         return text.rstrip()
     if len(parts) < 3:
         return asked(text, how)
-    roles = {"Human": "user", "Assistant": "assistant"}
     found: list[Message] = [
-        {"role": roles[who], "content": said.strip()} for who, said in zip(parts[1::2], parts[2::2], strict=True)
+        {"role": ROLES[who], "content": said.strip()} for who, said in zip(parts[1::2], parts[2::2], strict=True)
     ]
     return found[:-1] if len(found) > 1 and not found[-1]["content"] else found
 
@@ -79,38 +78,43 @@ def _items(raw: Raw, name: str) -> list[Raw]:
 HELPSTEER_TURN = re.compile(r"\n?<extra_id_1>(User|Assistant)\n")
 
 
-def read_helpsteer2(raw: Raw, how: Reading) -> Ranking:
+def read_helpsteer2(raw: Raw, how: Reading) -> list[Row | Unjudged | Ranking]:
     """HelpSteer and HelpSteer2 (https://huggingface.co/datasets/nvidia/HelpSteer2): responses with five attributes, of
     which helpfulness is the score unless --score-field names another one."""
-    prompt = fields.text(raw, "prompt")
-    parts = HELPSTEER_TURN.split(prompt)
-    if not how.chat or len(parts) == 1:
-        return Ranking(asked(prompt, how), _rows(raw, "response", how.score_field or "helpfulness", how))
-    roles = {"User": "user", "Assistant": "assistant"}
-    turns = [{"role": roles[who], "content": said} for who, said in zip(parts[1::2], parts[2::2], strict=True)]
-    first = {"role": "user", "content": parts[0]}
-    return Ranking([first, *turns], _rows(raw, "response", how.score_field or "helpfulness", how))
+    text = fields.text(raw, "prompt")
+    parts = HELPSTEER_TURN.split(text)
+    prompt: Content = asked(text, how)
+    if how.chat and len(parts) > 1:
+        roles = {"User": "user", "Assistant": "assistant"}
+        turns = [{"role": roles[who], "content": said} for who, said in zip(parts[1::2], parts[2::2], strict=True)]
+        prompt = [{"role": "user", "content": parts[0]}, *turns]
+    return _ranked(raw, opened(raw, prompt, how), "response", how.score_field or "helpfulness", how)
 
 
-def read_scored(raw: Raw, how: Reading) -> Ranking:
+def read_scored(raw: Raw, how: Reading) -> list[Row | Unjudged | Ranking]:
     """Completions with a score."""
-    given = content(raw, "prompt")
+    given = question(content(raw, "prompt"), how)
     prompt = opened(raw, asked(given, how) if isinstance(given, str) else given, how)
-    return Ranking(prompt, _rows(raw, "completion", how.score_field or "score", how))
+    return _ranked(raw, prompt, "completion", how.score_field or "score", how)
 
 
-def _rows(raw: Raw, name: str, score: str, how: Reading) -> list[tuple[Content, float]]:
-    texts, scores = _column(raw, name), _column(raw, score)
-    answers = []
-    for text, value in zip(texts, scores, strict=True):
-        one = {name: text, score: value}
-        answers.append((reply(content(one, name), how), fields.number(one, score)))
-    return answers
+def _ranked(raw: Raw, prompt: Content, name: str, score: str, how: Reading) -> list[Row | Unjudged | Ranking]:
+    """The answers that have a score, and one prompt for each that has none."""
+    options = template(raw)
+    pairs = list(zip(_column(raw, name), _column(raw, score), strict=True))
+    rated = [(answer, value) for answer, value in pairs if not fields.is_missing(value)]
+    rest: list[Row | Unjudged | Ranking] = [Unjudged(prompt, UNLABELLED, options)] * (len(pairs) - len(rated))
+    if not rated:
+        return rest
+    scores = [fields.number({score: value}, score) for _, value in rated]
+    answers = [reply(answer_of({name: answer}, name), how) for answer, _ in rated]
+    start, *answers = continued(prompt, *answers)
+    return [Ranking(start, list(zip(answers, scores, strict=True)), options), *rest]
 
 
 def _column(raw: Raw, name: str) -> list[object]:
     """The values of a column in the rows that were put together."""
-    value = fields.need(raw, name, "a value")
+    value = raw[name] if name in raw else fields.need(raw, name, "a value")
     return value.values if isinstance(value, Together) else [value]
 
 
@@ -124,9 +128,15 @@ class Together:
         return repr(self.values)
 
 
+# What belongs to the prompt of such rows: those that differ in it are read apart.
+CONTEXT = ("system", "system_prompt", "history", "tools", "functions", "chat_template_kwargs")
+
+
 def together(raws: Sequence[Raw], key: str) -> Raw:
-    """Adjacent rows as one, whose columns other than `key` have the values of all of them."""
+    """Adjacent rows as one, whose columns other than those of the prompt have the values of all of them."""
+    same = (key, *CONTEXT)
     columns = dict.fromkeys(column for raw in raws for column in raw)
     return {
-        column: raws[0][key] if column == key else Together([raw.get(column) for raw in raws]) for column in columns
+        column: raws[0].get(column) if column in same else Together([raw.get(column) for raw in raws])
+        for column in columns
     }

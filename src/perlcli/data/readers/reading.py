@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from perlcli.data import fields
 from perlcli.data.fields import UNLABELLED, BadField
+from perlcli.data.readers.hh import hh_turns, is_hh
 from perlcli.data.readers.labels import Labels
 from perlcli.data.readers.messages import content, conversation, turn
 from perlcli.data.rows import Content, Message, Raw, Template, Thumb, Unjudged
@@ -39,6 +40,67 @@ def asked(prompt: str, how: Reading) -> Content:
 def answered(answer: str, how: Reading) -> Content:
     """An answer; as text it starts with the space that separates it from the prompt, as in TRL's data."""
     return turn(answer) if how.chat else " " + answer.strip()
+
+
+LONG, LONG_QUESTION = 10, 4  # characters from which on a prompt that both answers start with is no coincidence
+
+
+def question(given: Content, how: Reading) -> Content:
+    """A prompt as it is; for a chat, a dialog in the text form of Anthropic HH as its turns."""
+    turns = chatted(given, how)
+    if turns is given or isinstance(turns, str) or turns[-1]["content"]:
+        return turns
+    return turns[:-1]  # `Assistant:` is where the answer begins
+
+
+def chatted(given: Content, how: Reading) -> Content:
+    """A content as it is; for a chat, a dialog in the text form of Anthropic HH as its turns."""
+    return hh_turns(given) if how.chat and isinstance(given, str) and is_hh(given) else given
+
+
+def answer_of(raw: Raw, name: str) -> Content:
+    """The answer in a field, empty if the field is: tables have no other way to write an empty answer."""
+    return "" if name in raw and fields.is_null(raw[name]) else content(raw, name)
+
+
+def continued(prompt: Content, *answers: Content) -> tuple[Content, ...]:
+    """A prompt and its answers, all text or all messages: text with messages is the user's turn in a prompt, the
+    assistant's in an answer. Answers that start with the prompt lose it; a system prompt that only they have becomes
+    part of the prompt. Raises BadField if only some of them start with it."""
+    if all(isinstance(item, str) for item in (prompt, *answers)):
+        return (prompt, *_without_text(str(prompt), [str(answer) for answer in answers]))
+    given: list[Message] = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    chats = [turn(answer) if isinstance(answer, str) else answer for answer in answers]
+    starts = [_repeated(given, chat) for chat in chats]
+    if not any(starts):
+        return (given, *chats)
+    opening = chats[0][: starts[0]]
+    if any(chat[:start] != opening for chat, start in zip(chats, starts, strict=True)):
+        raise BadField("the answers do not start with the same turns of the prompt")
+    return (max(given, opening, key=len), *(chat[start:] for chat, start in zip(chats, starts, strict=True)))
+
+
+def _repeated(prompt: list[Message], chat: list[Message]) -> int:
+    """The number of turns that an answer repeats of its prompt: all up to the user's last one, or only its end."""
+    if chat[0]["role"] in ("assistant", "tool"):
+        return 0  # a later turn of the user may repeat the prompt
+    for end in range(1, len(chat)):
+        same = min(end, len(prompt))
+        said = [(message["role"], str(message["content"] or "").strip()) for message in prompt[-same:]]
+        again = [(message["role"], str(message["content"] or "").strip()) for message in chat[end - same : end]]
+        if said == again and any(role == "user" for role, _ in said):
+            return end
+    return 0
+
+
+def _without_text(prompt: str, answers: list[str]) -> list[str]:
+    """Answers without the prompt, if it is long and all of several start with it."""
+    start = prompt.strip()
+    rests = [answer.lstrip()[len(start) :] for answer in answers if answer.lstrip().startswith(start)]
+    least = LONG_QUESTION if start.endswith(("?", ":")) else LONG
+    is_cut = len(answers) > 1 and len(start) >= least and len(rests) == len(answers)
+    # An answer may also begin with the words of the question; a prompt that is repeated ends at its last word.
+    return rests if is_cut and all(rest.strip() and not (start[-1] + rest[0]).isalnum() for rest in rests) else answers
 
 
 def reply(answer: Content, how: Reading) -> Content:
@@ -80,7 +142,7 @@ def _history(raw: Raw) -> list[Message]:
     rounds = raw.get("history")
     if isinstance(rounds, str) and rounds.strip():
         rounds = fields.parsed(raw, "history") if rounds.lstrip().startswith("[") else rounds
-    if not rounds:
+    if fields.is_null(rounds) or not rounds:
         return []
     if isinstance(rounds, list) and isinstance(rounds[0], Mapping):
         return conversation(rounds, "history")
@@ -103,4 +165,4 @@ def thumb(
 
 def optional_content(raw: Raw, name: str) -> Content | None:
     """The value of a field that is text or a conversation; None if it is null or missing."""
-    return None if raw.get(name) is None else content(raw, name)
+    return None if fields.is_null(raw.get(name)) else content(raw, name)
