@@ -52,7 +52,7 @@ class Figures:
 
 def measure(path: Path, rows: int, model: list[str]) -> Figures:
     """Runs `perl data check` in a separate process, and shows its output."""
-    words = [sys.executable, "-m", "perlcli", "data", "check", str(path), *model]
+    words = [sys.executable, "-m", "perlcli", "data", "check", str(path), "--max-length", "1024", *model]
     begin = time.monotonic()
     process = subprocess.Popen(words)
     _, status, usage = os.wait4(process.pid, 0)  # the peak of this process only

@@ -183,7 +183,7 @@ def test_a_file_that_no_command_can_use_ends_with_2(content: str, told: str, per
 @pytest.mark.parametrize(
     ("rows", "hint"),
     [
-        ([{"prompt": "a", "completion": "b"}, {"prompt": "a", "completion": None}], "read as prompt-completion; use"),
+        ([{"prompt": "a", "completion": "b"}, {"prompt": "a", "completion": 5}], "read as prompt-completion; use"),
         ([{"prompt": "a", "context": "b", "answer": "c"}], "to leave it out, --columns prompt=prompt"),
     ],
 )

@@ -38,7 +38,7 @@ class Labels:
     def knows(self, value: object) -> bool:
         """Whether a value is a thumb: by --label-map, --label-threshold or its spelling."""
         word = spelled(value)
-        is_rated = self._threshold is not None and _number(value) is not None
+        is_rated = self._threshold is not None and number_of(value) is not None
         return word in self._map or is_rated or word in WORDS
 
     def read(self, value: object, name: str) -> bool | None:
