@@ -235,14 +235,12 @@ def reward(job: Values) -> Values:
 
 
 def memory_of(record: Values, peak: Any) -> Values:
-    """The peaks of a run in MB. A perlcli whose record doesn't keep that of loading resets the peak after it."""
+    """The peaks of a run in MB."""
     memory = record["memory"]
-    loading = memory.get("loading_mb")
-    if loading is None and peak.on_gpu and peak.resets:
-        loading = peak.resets[0] / 1e6
     before = 0.0 if peak.on_gpu else memory["before_mb"]
     return {
-        "loading_mb": loading, "training_mb": memory["training_mb"], "reserved_mb": memory.get("reserved_mb"),
+        "loading_mb": memory["loading_mb"], "training_mb": memory["training_mb"],
+        "reserved_mb": memory.get("reserved_mb"),
         "peak_mb": peak.overall() / 1e6 - before,
     }  # fmt: skip
 

@@ -242,7 +242,6 @@ class Peak:
     def __init__(self, device: str) -> None:
         self.on_gpu = device == "cuda"
         self.highest = self.reserved = 0
-        self.resets: list[int] = []  # the highest so far at each reset
         if self.on_gpu:
             import torch
 
@@ -265,7 +264,7 @@ class Peak:
 
     def reset(self, *_: Any) -> None:
         """Starts a new peak at what is held now."""
-        self.resets.append(self.overall())
+        self.overall()  # keeps the highest so far
         if self.on_gpu:
             self._reset()
         else:
