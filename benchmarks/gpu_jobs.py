@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 SMALL, LARGE = "small", "large"
-RL, REWARD, INPUTS, SAMPLING = "rl", "reward", "inputs", "sampling"
+MACHINE, RL, REWARD, INPUTS, SAMPLING = "machine", "rl", "reward", "inputs", "sampling"
 FINISHED, NO_MEMORY, NO_GPU, FAILED = "finished", "out of memory", "needs a GPU", "failed"
 FOR_GOOD = (FINISHED, NO_MEMORY, NO_GPU)  # outcomes that no second try would change
 REENTRANT = 'gradient_checkpointing_kwargs={{"use_reentrant": {}}}'
@@ -67,28 +67,28 @@ def every_job(small: str, large: str) -> list[Job]:
         return {"shape": shape, "folder": which, **sizes_of(shape)[kind]}
 
     return [
-        Job("machine", "machine", 15),
-        inputs(SMALL, 14),
-        rl(SMALL, "bfloat16", "perl", 20),
-        rl(SMALL, "bfloat16", "stock", 18),
-        rl(SMALL, "bfloat16", "full", 18),
+        Job(MACHINE, MACHINE, 28),
+        inputs(SMALL, 8),
+        rl(SMALL, "bfloat16", "perl", 56),
+        rl(SMALL, "bfloat16", "stock", 41),
+        rl(SMALL, "bfloat16", "full", 27),
         reward(SMALL, "lora", 14),
         reward(SMALL, "full", 22),
         reward(SMALL, "lora-4bit", 15),
-        Job("tests", "tests", 55),
-        Job("roles", "roles", 50),
-        inputs(LARGE, 38),
-        rl(LARGE, "bfloat16", "perl", 28),
-        rl(LARGE, "bfloat16", "stock", 32),
-        rl(LARGE, "4bit", "perl", 32),
-        rl(LARGE, "4bit", "stock", 36),
+        inputs(LARGE, 44),
+        rl(LARGE, "bfloat16", "perl", 70),
+        rl(LARGE, "bfloat16", "stock", 69),
+        rl(LARGE, "4bit", "perl", 80),
+        rl(LARGE, "4bit", "stock", 84),
+        Job("tests", "tests", 120),
+        Job("roles", "roles", 70),
         sampling("sampling", 30, "as it is", "bare base", "bf16 adapters", "merged copies"),
         reward(SMALL, "lora", 13, "-unchecked"),
         reward(SMALL, "full", 20, "-unchecked"),
-        rl(SMALL, "4bit", "perl", 18),
-        rl(SMALL, "4bit", "stock", 18),
-        sampling("sampling-compiled-merged", 45, "merged copies, compiled"),
-        rl(SMALL, "bfloat16", "perl-4-rewards", 18),
+        rl(SMALL, "4bit", "perl", 45),
+        rl(SMALL, "4bit", "stock", 47),
+        sampling("sampling-compiled-merged", 30, "merged copies, compiled"),
+        rl(SMALL, "bfloat16", "perl-4-rewards", 35),
         reward(SMALL, "lora-8bit", 17, "-non-reentrant", "false"),
         reward(SMALL, "lora-8bit", 17, "-reentrant", "true"),
         reward(LARGE, "lora-4bit", 28),
@@ -96,7 +96,7 @@ def every_job(small: str, large: str) -> list[Job]:
         Job("no-room", "no_room", 25, of(SMALL, REWARD), f"inputs-{SMALL}"),
         Job("resume", "resume", 15),
         Job("precisions", "precisions", 15),
-        rl(LARGE, "bfloat16", "full", 40),
+        rl(LARGE, "bfloat16", "full", 75),
         sampling("sampling-compiled-bf16", 45, "bf16 adapters, compiled"),
         sampling("sampling-compiled", 45, "as it is, compiled"),
     ]

@@ -29,7 +29,7 @@ import gpu_predictions
 import gpu_tables
 import measured
 import shapes
-from gpu_jobs import FAILED, FINISHED, FOR_GOOD, INPUTS, LARGE, SMALL, Job, every_job, sizes_of
+from gpu_jobs import FAILED, FINISHED, FOR_GOOD, INPUTS, LARGE, MACHINE, SMALL, Job, every_job, sizes_of
 
 from perlcli import upstream
 
@@ -187,8 +187,9 @@ class Proof:
         return self.results.get(name, {}).get("outcome") in FOR_GOOD
 
     def was_tried(self, job: Job) -> bool:
-        """Whether a job has already cost its time, so that others come first; unless those others need it."""
-        return job.kind != INPUTS and self.results.get(job.name, {}).get("outcome", LEFT_OUT) != LEFT_OUT
+        """Whether a job has already cost its time, so that others come first; unless those others
+        need it."""
+        return job.kind not in (MACHINE, INPUTS) and self.results.get(job.name, {}).get("outcome", LEFT_OUT) != LEFT_OUT
 
     def add(self, job: Job, result: Result) -> None:
         """Keeps a result, and writes the state and the report again."""
@@ -206,7 +207,7 @@ class Proof:
 
     def write(self) -> Path:
         """Writes the report into both folders; returns its path without extension in the second one."""
-        machine = self.results.get("machine", {})
+        machine = self.results.get(MACHINE, {})
         device = machine.get("device", "unknown GPU")
         about = measured.described(SCRIPT, device=device)
         about |= {"command": self.commands[0], "runs": self.commands[1:]}
@@ -248,7 +249,7 @@ def chosen(jobs: Sequence[Job], patterns: str) -> list[Job]:
     """The jobs that match one of the patterns, and those that they need. Raises SystemExit for one without a match."""
     names = {name for pattern in patterns.split(",") for name in matching(jobs, pattern)}
     names |= {job.needs for job in jobs if job.name in names}
-    return [job for job in jobs if job.name in names | {"machine"}]
+    return [job for job in jobs if job.name in names | {MACHINE}]
 
 
 def matching(jobs: Sequence[Job], pattern: str) -> list[str]:
@@ -260,7 +261,8 @@ def matching(jobs: Sequence[Job], pattern: str) -> list[str]:
 
 
 def run(proof: Proof, workers: Workers, clock: Clock = time.monotonic) -> None:
-    """Runs what isn't done yet, as far as the time reaches: what failed before comes last."""
+    """Runs what isn't done yet, as far as the time reaches: what failed before comes last. Where no command starts on
+    the machine, that is the end: every later job would fail too, and use up the time that a second call needs."""
     given, begin = proof.given, clock()
     scale = max(1.0, given.seconds / SECONDS)  # with more time, each job may take longer: not every GPU is an H100
     todo = sorted((job for job in proof.jobs if not proof.is_done(job.name)), key=proof.was_tried)
@@ -279,6 +281,9 @@ def run(proof: Proof, workers: Workers, clock: Clock = time.monotonic) -> None:
         result = worker.run(order, min(left, scale * (PATIENCE * job.seconds + GRACE)))
         proof.add(job, result | {"seconds": round(clock() - start, 1)})
         print(gpu_tables.line(job.name, proof.results[job.name], job.seconds), flush=True)
+        if job.kind == MACHINE and not proof.is_done(job.name):
+            print("Mend this first: no other job was started.", flush=True)
+            return
 
 
 def blocked(proof: Proof, job: Job, left: float) -> str:

@@ -92,14 +92,18 @@ def drop_weights(run: Path) -> None:
 
 
 def machine(job: Values) -> Values:
-    """The GPU, the driver and the versions; what the estimator and the compiled kernels rely on."""
+    """The GPU, the driver and the versions; what the estimator and the compiled kernels rely on. Fails where a command
+    can't start, such as without a package that one of its libraries imports late."""
     import measured
     import torch
 
-    from perlcli.doctor import torch_checks
+    from perlcli import device
+    from perlcli.cli.app import app
     from perlcli.run import record
 
-    versions = record.package_versions() | ({"driver": torch_checks.driver()} if on_gpu(job) else {})
+    if app(["recipes"], standalone_mode=False):
+        raise SystemExit("perl recipes failed")
+    versions = record.package_versions() | ({"driver": device.driver()} if on_gpu(job) else {})
     found: Values = {"device": measured.device_name(job["device"]), "versions": versions}
     if not on_gpu(job):
         return found
@@ -200,7 +204,7 @@ def rl(job: Values) -> Values:
         return result
     record = json.loads(path.read_text(encoding="utf-8"))
     result["phases"] = {name: value for name, value in record["metrics"].items() if name.startswith("seconds_")}
-    result["own"] = {name: record["memory"].get(name) for name in ("loading_mb", "training_mb")}
+    result["own"] = {"loading_mb": record["memory"].get("loading_mb")}  # one_base.py resets the peak of training
     kl, copies = record["guards"].get("kl_at_start"), record["memory"].get("base_copies")
     result["notes"] = [f"KL {kl:.3g} at the start"] if kl else []
     return result | {"checks": {"KL is 0 at the start": kl == 0, "one copy of the base": copies == 1}}
@@ -348,7 +352,10 @@ def work() -> None:
     """Imports, then does the jobs that arrive as lines of JSON on standard input, and writes each one's result to the
     path that the job names. A job that is to be forked runs in a copy of this process, which waits for the next one;
     any other ends it."""
+    from perlcli import upstream
+
     os.environ |= QUIET
+    upstream.hush()  # as the command does: some jobs load models without it
     import_all()
     for line in sys.stdin:
         job = json.loads(line)

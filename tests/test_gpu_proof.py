@@ -209,7 +209,7 @@ def run(modules: SimpleNamespace, jobs: list[Any], tmp_path: Path) -> Callable[.
 
 def test_no_job_may_take_more_than_the_time_that_is_left(run: Any, modules: SimpleNamespace) -> None:
     proof, fake = run(Fake(seconds=1000.0), "tests,roles", 200.0)
-    assert fake.limits == [65.0, 125.0]  # 3 x 15 + 20, and what is left of 200 minus the reserve
+    assert fake.limits == [104.0, 86.0]  # 3 x 28 + 20, and what is left of 200 minus the reserve
     assert fake.now <= 200 - modules.gpu_proof.RESERVE
     assert proof.results["roles"]["outcome"] == "left out"
     assert proof.results["roles"]["error"] == "only 0 s left"
@@ -223,13 +223,20 @@ def test_a_short_job_uses_the_time_that_is_too_short_for_a_long_one(run: Any) ->
 
 def test_with_more_time_each_job_may_take_longer(run: Any) -> None:
     _, fake = run(Fake(), "machine", 5800.0)
-    assert fake.limits == [650.0]
+    assert fake.limits == [1040.0]
 
 
 def test_jobs_without_their_inputs_are_left_out(run: Any) -> None:
     proof, fake = run(Fake({"inputs-small": "failed"}), "rl-small-bf16-perl,resume")
     assert fake.ran == ["machine", "inputs-small", "resume"]
     assert proof.results["rl-small-bf16-perl"]["error"] == "inputs-small did not finish"
+
+
+def test_a_machine_on_which_no_command_starts_costs_no_more_time(run: Any) -> None:
+    proof, fake = run(Fake({"machine": "failed"}), "resume,precisions")
+    assert fake.ran == ["machine"]
+    assert proof.open == ["machine", "resume", "precisions"]
+    assert run(Fake(), "resume,precisions")[1].ran == ["machine", "resume", "precisions"]
 
 
 def test_a_second_call_runs_what_failed_or_was_left_out(run: Any) -> None:
@@ -243,7 +250,7 @@ def test_a_second_call_runs_what_failed_or_was_left_out(run: Any) -> None:
 
 
 def test_what_failed_comes_after_what_was_left_out(run: Any) -> None:
-    proof, _ = run(Fake({"tests": "cut off"}, seconds=12.0), "tests,inputs-large", 56.0)
+    proof, _ = run(Fake({"tests": "cut off"}, seconds=55.0), "tests,inputs-large", 140.0)
     assert proof.open == ["tests", "inputs-large"]
     _, fake = run(Fake(), "tests,inputs-large")
     assert fake.ran == ["inputs-large", "tests"]

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers.generation import GenerationMixin
 
 from perlcli.run import peaks
 from perlcli.run.record import read_record
@@ -51,3 +52,23 @@ def test_a_run_records_both(perl: Any, llama: Path, rows: dict[str, Path], calls
     assert (found.memory["loading_mb"], found.memory["training_mb"]) == (1.0, 2.0)
     assert found.peak_memory_mb == 2.0
     assert "peak memory 2.00 MB (loading 1.00 MB, training 2.00 MB)" in out
+
+
+def test_what_rl_samples_before_it_trains_is_not_loading(
+    perl: Any, llama: Path, rows: dict[str, Path], calls: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generate = GenerationMixin.generate
+
+    def noted(*args: Any, **options: Any) -> Any:
+        calls.append("generate")
+        return generate(*args, **options)
+
+    monkeypatch.setattr(GenerationMixin, "generate", noted)
+    source = "def reward(completions, **_): return [float(sum(map(ord, str(each)))) for each in completions]\n"
+    Path("sums.py").write_text(source)
+    monkeypatch.syspath_prepend(".")
+    few = ("--max-steps", "1", "--per-device-train-batch-size", "2", "--num-generations", "2")
+    lengths = ("--max-length", "96", "--max-completion-length", "4", "--dtype", "float32")
+    perl("rl", "--model", llama, "--data", rows["pairs"], "--reward", "sums:reward", *few, *lengths)
+    resets = [place for place, call in enumerate(calls) if call == "reset_peak_memory_stats"]
+    assert len(resets) == 2 and resets[-1] < calls.index("generate")

@@ -22,7 +22,7 @@ from perlcli.terminal import say
 from perlcli.training import guards, policies
 from perlcli.training.algorithms import PHASES, TIME, Reinforce, Rloo
 from perlcli.training.judge import REWARD, SUM, Asked, Judge, Probe, probe
-from perlcli.training.loop import describe, train
+from perlcli.training.loop import describe, has_loaded, train
 from perlcli.training.policies import Anchor
 from perlcli.training.prepare import Prepared, filled, prepare, preview, require
 from perlcli.training.rewards import Reward, Weighted, attach_all, find_all
@@ -48,6 +48,7 @@ def run(given: settings.Rl) -> RunRecord | None:
         return None
     with recording(prepared.run) as run:
         trainer, score = build_trainer(prepared, config, rewards, anchor, [row for row, _ in prompts])
+        has_loaded(run)
         first = probe(trainer.model, prepared, score, prompts, is_function=all(reward.function for reward in rewards))
         check_start(trainer, prepared, anchor, first)
         if isinstance(trainer, Reinforce):  # the value model starts by predicting the mean return

@@ -124,6 +124,13 @@ def describe(trainer: Any, run: Run) -> None:
     run.record.trainable_parameters, run.record.total_parameters = roles.count_parameters(trainer.model)
 
 
+def has_loaded(run: Run) -> None:
+    """Keep the peak of loading; on a GPU the peak counts anew from here on. A later call changes nothing: `perl rl`
+    samples before it trains, which isn't loading."""
+    if "loading_mb" not in run.record.memory:
+        run.record.memory["loading_mb"] = peaks.loaded_mb(run.record.memory["before_mb"])
+
+
 def train(trainer: Trainer, run: Run, save: guards.Save) -> None:
     """Train to the end, or until a signal or an error, and save the model in either case. `save` writes the model into
     a folder, from which its files move into the run's once all are complete. Raises Interrupted after a signal,
@@ -138,7 +145,7 @@ def train(trainer: Trainer, run: Run, save: guards.Save) -> None:
     run.parts.append(f"{files.CHECKPOINTS}/{checkpoints.HERE}")
     checkpoint = resume.find(run) if run.record.settings["resume"] else None
     first_step = run.record.steps
-    run.record.memory["loading_mb"] = peaks.loaded_mb(run.record.memory["before_mb"])
+    has_loaded(run)
     try:
         with meter.listening(), without_casts(trainer):
             _train(trainer, run, resumable, checkpoint)
