@@ -250,10 +250,10 @@ def test_a_second_call_runs_what_failed_or_was_left_out(run: Any) -> None:
 
 
 def test_what_failed_comes_after_what_was_left_out(run: Any) -> None:
-    proof, _ = run(Fake({"tests": "cut off"}, seconds=55.0), "tests,inputs-large", 140.0)
-    assert proof.open == ["tests", "inputs-large"]
-    _, fake = run(Fake(), "tests,inputs-large")
-    assert fake.ran == ["inputs-large", "tests"]
+    proof, _ = run(Fake({"tests": "cut off"}, seconds=55.0), "tests,roles", 140.0)
+    assert proof.open == ["tests", "roles"]
+    _, fake = run(Fake(), "tests,roles")
+    assert fake.ran == ["roles", "tests"]
     run(Fake({"inputs-small": "failed"}), "rl-small-bf16-perl")
     assert run(Fake(), "rl-small-bf16-perl")[1].ran == ["inputs-small", "rl-small-bf16-perl"]
 
