@@ -18,7 +18,7 @@ from perlcli.model import tokenizers, weights
 from perlcli.model.sources import locate
 from perlcli.training import policies, reward_model, rewards
 from perlcli.training.prepare import Prepared, prepare
-from perlcli.training.rewards import FunctionReward, TextReward, TokenReward, find
+from perlcli.training.rewards import TextReward, TokenReward, find
 
 CHAT = [{"role": "user", "content": "a large latte"}]
 Ids = list[int]
@@ -295,42 +295,6 @@ def test_text_reward_uses_its_own_chat_template(render: Renderer, gpt2: Path) ->
     TextReward(spy, tokenizer, render, 8)([Prompt(CHAT)] * 2, [ended(render, "tall"), cut])
     texts = [tokenizer.decode(ids) for ids in spy.seen]
     assert texts == [f"[user]a large latte{tokenizer.eos_token}[assistant]tall{end}" for end in ("<|endoftext|>", "")]
-
-
-def test_function_is_called_as_trl_calls_it(render: Renderer) -> None:
-    calls = []
-
-    def reward(**given: Any) -> list[float]:
-        calls.append(given)
-        return [1, True, "2.5"]  # what float() takes
-
-    rows = [Prompt(CHAT, {"order": "x", "n": 1}), Prompt("plain", {"order": "y", "n": 2}), Prompt(CHAT, {"order": "z"})]
-    written = [ended(render, "tall"), ended(render, "small"), render.tokenizer("cut")["input_ids"]]
-    assert FunctionReward(reward, "m:f", render)(rows, written) == [1.0, 1.0, 2.5]
-    (given,) = calls
-    answers = [[{"role": "assistant", "content": "tall"}], "small", [{"role": "assistant", "content": "cut"}]]
-    assert given == {
-        "prompts": [CHAT, "plain", CHAT],
-        "completions": answers,
-        "completion_ids": written,
-        "order": ["x", "y", "z"],
-        "n": [1, 2, None],
-    }
-
-
-@pytest.mark.parametrize(
-    ("gives", "problem"),
-    [
-        (lambda **_: [1.0], "returned 1 rewards for 2 completions"),
-        (lambda **_: 1.0, "failed: TypeError: 'float' object is not iterable"),
-        (lambda **_: ["good", "bad"], "failed: ValueError: could not convert string to float: 'good'"),
-        (lambda prompts: [1.0, 1.0], "failed: TypeError: .*unexpected keyword argument"),
-        (lambda **columns: columns["missing"], "failed: KeyError: 'missing'"),
-    ],
-)
-def test_function_that_gives_no_rewards_is_an_error(gives: Callable[..., Any], problem: str, render: Renderer) -> None:
-    with pytest.raises(PerlError, match=f"^The reward function m:f {problem}"):
-        FunctionReward(gives, "m:f", render)([Prompt("a"), Prompt("b")], [[5], [6]])
 
 
 # Attached

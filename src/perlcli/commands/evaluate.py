@@ -20,9 +20,9 @@ from perlcli.run.record import RunRecord
 from perlcli.terminal import say
 from perlcli.training import policies, reward_model, sampling
 from perlcli.training.guards import Model
-from perlcli.training.judge import Asked, Score
+from perlcli.training.judge import Asked
 from perlcli.training.prepare import Prepared, filled, prepare, preview
-from perlcli.training.rewards import attach_all, find_all
+from perlcli.training.rewards import Weighted, attach_all, find_all
 from perlcli.training.rows import load_data, trained_on
 from perlcli.training.sampling import Ids, Sampling
 
@@ -137,7 +137,9 @@ def _switched(policy: PeftModel, adapter: str | None) -> Iterator[Model]:
         yield policy
 
 
-def answer(prepared: Prepared[settings.Eval], model: Model, prompts: Sequence[Asked], score: Score | None) -> Samples:
+def answer(
+    prepared: Prepared[settings.Eval], model: Model, prompts: Sequence[Asked], score: Weighted | None
+) -> Samples:
     """One sampled completion for each prompt, scored; the seed is the same for every policy."""
     values = prepared.settings
     how = Sampling(filled(values.sampling.temperature), filled(values.sampling.max_completion_length), values.run.seed)

@@ -6,7 +6,7 @@ from __future__ import annotations
 from perlcli.data.checks import drop_repeats, hold_out, overlap, prompts, unpacked
 from perlcli.data.loading import COFFEE, EMBEDDED_ROWS, Intake, gold_check, is_embedded, load, read
 from perlcli.data.render import Renderer
-from perlcli.data.rows import Content, Data, Demonstration, Preference, Prompt, Row, Thumb, text_of
+from perlcli.data.rows import Content, Data, Demonstration, Preference, Prompt, Row, Thumb, text_of, with_all_columns
 
 __all__ = [
     "COFFEE",
@@ -30,4 +30,5 @@ __all__ = [
     "read",
     "text_of",
     "unpacked",
+    "with_all_columns",
 ]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from perlcli.text import clip, counted
@@ -53,6 +53,13 @@ class Prompt:
     prompt: Content
     extra: dict[str, object] = field(default_factory=dict)
     template: Template = field(default_factory=dict)
+
+
+def with_all_columns(rows: Sequence[Prompt]) -> list[Prompt]:
+    """The rows with the same columns in each, None where a row has none, as `datasets` has them: a reward function sees
+    a column in every batch or in none."""
+    names = dict.fromkeys(name for row in rows for name in row.extra)
+    return [replace(row, extra=dict.fromkeys(names) | row.extra) for row in rows]
 
 
 Row = Demonstration | Preference | Thumb | Prompt

@@ -263,9 +263,15 @@ class SamplingSettings:
     """Sampling and reward"""
 
     reward: tuple[str, ...] = place(
-        "What scores completions: folder of a `perl reward` run, module:function, or a sequence classifier. Can be "
-        "given several times, for a weighted sum.",
+        "What scores completions: folder of a `perl reward` run, module:function, file.py:function, a sequence "
+        "classifier, or a server (http://…). Can be given several times, for a weighted sum.",
         default=(),
+    )
+    reward_kwargs: tuple[str, ...] = option(
+        "Keyword arguments of a reward function or server, as JSON or YAML; with several rewards, once for each.",
+        default=(),
+        unset="none",
+        metavar="JSON",
     )
     reward_weights: tuple[float, ...] = option(
         "Weights of the --reward options, in the same order, comma-separated.", default=(), unset="1 each"

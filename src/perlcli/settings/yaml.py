@@ -14,6 +14,7 @@ from perlcli.settings.faults import limit_fault, misfit, type_fault
 from perlcli.settings.types import convert
 from perlcli.text import clip, shorten
 
+KWARGS = ("chat_template_kwargs", "reward_kwargs")  # text on the command line, JSON or YAML; mappings in a file
 LONGEST_PATH = 4096  # characters shown of a path
 LARGEST = 100_000  # bytes: ten times the longest recipe, and as much as PyYAML parses in a second or two
 
@@ -62,6 +63,13 @@ def parse(text: str, name: str) -> object:
         raise PerlError(f"{name} is not valid YAML: {line(error, 600)}") from error
 
 
+def _as_text(given: object) -> object:
+    """Keyword arguments as they are on the command line."""
+    if isinstance(given, list):
+        return [_as_text(item) for item in given]
+    return json.dumps(given) if isinstance(given, dict) else given
+
+
 def checked(stage: type[Any], content: Mapping[object, object], place: str) -> tuple[dict[str, Any], list[str]]:
     """The values that are settings of the stage, as their types, and a line for every fault. Each line starts with
     `place`, which says where the content is."""
@@ -69,8 +77,7 @@ def checked(stage: type[Any], content: Mapping[object, object], place: str) -> t
     values: dict[str, Any] = {}
     faults: list[str] = []
     for key, given in content.items():
-        is_kwargs = key in ("chat_template_kwargs", "chat-template-kwargs") and isinstance(given, dict)
-        value = json.dumps(given) if is_kwargs else given  # on the command line it is text
+        value = _as_text(given) if str(key).replace("-", "_") in KWARGS else given
         shown = clip(key) if isinstance(key, str) else shorten(key)
         name = shown.replace("-", "_")
         name += "_" if iskeyword(name) else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,8 @@ from perlcli.run.files import SAMPLES
 from perlcli.training import sampling
 from perlcli.training.guards import Model
 from perlcli.training.prepare import Prepared, filled
-from perlcli.training.rewards import Scored
+from perlcli.training.reward_functions import Calling
+from perlcli.training.rewards import Scored, Weighted
 from perlcli.training.sampling import Ids, Sampling
 
 REWARD, SUM = "reward", "weighted_sum"  # the judge's names in TRL's metrics, for one reward and for several
@@ -30,13 +32,14 @@ ROUNDS = 5
 SAMPLES_PER_RUN = 20
 Asked = tuple[Prompt, Ids]  # a prompt with its token ids
 LogMetric = Callable[[str, float], None]
-Score = Callable[[Sequence[Prompt], Sequence[Ids]], Scored]
 
 
 class Judge:
     """The reward function that TRL calls: scores completions, keeps samples, stops the run at a NaN or infinity."""
 
-    def __init__(self, prepared: Prepared[settings.Rl], score: Score, rows: list[Prompt], name: str = REWARD) -> None:
+    def __init__(
+        self, prepared: Prepared[settings.Rl], score: Weighted, rows: list[Prompt], name: str = REWARD
+    ) -> None:
         self.run, self.render = prepared.run, prepared.renderer
         self.score, self.rows = score, rows
         self.__name__ = name  # TRL names its metrics by it
@@ -50,12 +53,14 @@ class Judge:
         self, completion_ids: Sequence[Ids], trainer_state: TrainerState, log_metric: LogMetric, **columns: Any
     ) -> list[float | None]:
         """One reward per completion of the batch; `columns` are those of the dataset. Raises RunFailed."""
-        rows = [self.rows[index] for index in columns[ROW]]
-        scored = self.score(rows, completion_ids)
+        rows: list[Prompt] = [self.rows[index] for index in columns[ROW]]
+        logged: dict[str, list[Any]] = {}
+        scored = self.score(rows, completion_ids, Calling(trainer_state, logged.__setitem__, log_metric))
         check_finite(scored.total)
         if len(scored.parts) > 1:
             for name, rewards in scored.parts.items():
-                log_metric(f"rewards/{name}/mean", fmean(rewards))
+                if known := [reward for reward in rewards if reward is not None]:
+                    log_metric(f"rewards/{name}/mean", fmean(known))
         texts = [self.render.text(ids) for ids in completion_ids]
         checks = [data.gold_check(row) for row in rows]
         gold = [check(text) for check, text in zip(checks, texts, strict=True) if check]
@@ -63,8 +68,14 @@ class Judge:
             log_metric("gold", fmean(gold))
         if trainer_state.global_step % max(1, trainer_state.max_steps // SAMPLES_PER_RUN) == 0:
             sample = {"prompt": data.text_of(rows[0].prompt), "policy": texts[0], "reward": scored.total[0]}
-            self.run.append(SAMPLES, {"step": trainer_state.global_step + 1, **sample})
+            extra = {name: values[0] for name, values in logged.items() if name not in ("step", *sample)}
+            self.run.append(SAMPLES, {"step": trainer_state.global_step + 1, **sample, **plain(extra)})
         return list(scored.total)
+
+
+def plain(values: dict[str, Any]) -> dict[str, Any]:
+    """The values as JSON has them; anything else as text."""
+    return dict(json.loads(json.dumps(values, default=str)))
 
 
 def check_finite(rewards: Sequence[float]) -> None:
@@ -99,7 +110,7 @@ class Probe:
 
 
 def probe(
-    model: Model, prepared: Prepared[settings.Rl], score: Score, prompts: Sequence[Asked], *, is_function: bool
+    model: Model, prepared: Prepared[settings.Rl], score: Weighted, prompts: Sequence[Asked], *, is_function: bool
 ) -> Probe:
     """Sample and score a few prompts before the first step. Raises RunFailed if all get the same reward. RLOO learns
     from differences between completions of one prompt, so a reward model that sees none within any prompt fails too. A
@@ -116,7 +127,7 @@ def probe(
         groups = [slice(start, start + width) for start in range(0, len(part), width)]
         if any(map(result.differs, groups)):
             for name, rewards in result.scored.parts.items():
-                if len(result.scored.parts) > 1 and max(rewards) == min(rewards):
+                if len(result.scored.parts) > 1 and len(set(rewards)) == 1:
                     same = f"gives all {len(rewards)} completions the same value: it has no effect so far."
                     prepared.run.note(f"The reward {name} {same}")
             return result
@@ -125,7 +136,7 @@ def probe(
     raise _no_difference(result, len(prompts[:count]), per_prompt)
 
 
-def _answer(model: Model, prepared: Prepared[settings.Rl], score: Score, part: Sequence[Asked], seed: int) -> Probe:
+def _answer(model: Model, prepared: Prepared[settings.Rl], score: Weighted, part: Sequence[Asked], seed: int) -> Probe:
     values = prepared.settings
     how = Sampling(filled(values.sampling.temperature), filled(values.sampling.max_completion_length), seed)
     prompts = [ids for _, ids in part]

@@ -15,7 +15,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel, set_seed
 
 from perlcli import coffee, device, settings
-from perlcli.data import Data, Prompt
+from perlcli.data import Data, Prompt, with_all_columns
 from perlcli.data.render import of_prompt
 from perlcli.errors import PerlError
 from perlcli.model import loading, roles, sources, tokenizers, weights
@@ -66,7 +66,9 @@ def fitting_prompts(
     eval. Raises PerlError if --max-length leaves no room for any prompt."""
     completion, tokens = filled(prepared.settings.sampling.max_completion_length), partial(of_prompt, prepared.renderer)
     columns = fit(prepared, role, rows, tokens, completion=completion, most=PROMPTS)
-    return [(item["row"], item["ids"]) for item in columns]
+    fitting = list(columns)
+    rows_of_all = with_all_columns([item["row"] for item in fitting])
+    return [(row, item["ids"]) for row, item in zip(rows_of_all, fitting, strict=True)]
 
 
 def start_of(folder: str) -> str | None:

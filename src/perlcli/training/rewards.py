@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
+import asyncio
+import functools
 import inspect
-import os
-import re
-import sys
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,20 +17,21 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from perlcli import settings
 from perlcli.data import Prompt, Renderer, text_of
 from perlcli.data.chat import Style
-from perlcli.errors import PerlError, nearest
+from perlcli.errors import PerlError
 from perlcli.model import adapters, roles, scorers, sources, tokenizers, weights
 from perlcli.model.sources import Source
 from perlcli.redaction import hidden
 from perlcli.run import checkpoints
 from perlcli.text import size
-from perlcli.training import rendering, reward_model
+from perlcli.training import http_reward, rendering, reward_functions, reward_model
 from perlcli.training.origin import check_adapter, keep_apart
 from perlcli.training.prepare import Prepared
+from perlcli.training.reward_functions import Calling, FunctionReward, Opinions, keyword_arguments, wait_for
 
-MODULE_FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 PROJECTION = "projection_prng_key"  # seeds the random matrices that all VeRA or RandLoRA adapters of a base share
 Ids = list[int]
-Scorer = Callable[[Sequence[Prompt], Sequence[Ids]], list[float]]  # one reward per completion
+Model = Callable[[Sequence[Prompt], Sequence[Ids]], list[float]]  # a reward model: one score per completion
+Scorer = Model | FunctionReward
 Stage = settings.Rl | settings.Eval
 
 
@@ -54,7 +54,8 @@ class Reward:
         """A digest of the model's weights, or of the function's file; empty if there is neither."""
         if self.source is not None:
             return weights.fingerprint(self.source.place)
-        file = inspect.getsourcefile(inspect.unwrap(self.function)) if inspect.isfunction(self.function) else None
+        function = self.function.func if isinstance(self.function, functools.partial) else self.function
+        file = inspect.getsourcefile(inspect.unwrap(function)) if inspect.isfunction(function) else None
         return checkpoints.checksum(Path(file))[:16] if file and Path(file).is_file() else ""
 
 
@@ -63,7 +64,7 @@ class Scored:
     """The rewards of some completions: the weighted sum, and each reward on its own by name."""
 
     total: list[float]
-    parts: dict[str, list[float]]
+    parts: dict[str, Opinions]
 
 
 def find_all(prepared: Prepared[Stage]) -> list[Reward]:
@@ -72,15 +73,23 @@ def find_all(prepared: Prepared[Stage]) -> list[Reward]:
     if not names:
         hint = "train one with `perl reward` and name its folder, or name a function as module:function"
         raise PerlError("--reward is missing: RL learns nothing without a reward", hint)
-    rewards = [find(name, prepared) for name in names]
+    kwargs = keyword_arguments(prepared.settings.sampling.reward_kwargs, names, is_called)
+    rewards = [find(name, prepared, own) for name, own in zip(names, kwargs, strict=True)]
     prepared.run.record.model["rewards"] = {reward.name: reward.fingerprint for reward in rewards}
     return rewards
 
 
-def find(name: str, prepared: Prepared[Stage]) -> Reward:
-    """What one `--reward` names. Raises PerlError if it can't be a reward."""
-    if MODULE_FUNCTION.fullmatch(name) and not Path(name).exists():
-        return Reward(name, function=_function(name))
+def is_called(name: str) -> bool:
+    """Whether a `--reward` is a function or a server, not a model."""
+    return http_reward.is_url(name) or reward_functions.names_function(name)
+
+
+def find(name: str, prepared: Prepared[Stage], kwargs: Mapping[str, Any] | None = None) -> Reward:
+    """What one `--reward` names; `kwargs` are its keyword arguments. Raises PerlError if it can't be a reward."""
+    if http_reward.is_url(name):
+        return Reward(name, function=http_reward.connect(name, kwargs or {}))
+    if reward_functions.names_function(name):
+        return Reward(name, function=reward_functions.find(name, kwargs or {}))
     source = sources.locate(name, option="--reward", trust_remote_code=prepared.settings.model.trust_remote_code)
     if not source.is_classifier:
         what = "an adapter without a reward head" if source.adapter else "a language model"
@@ -91,21 +100,6 @@ def find(name: str, prepared: Prepared[Stage]) -> Reward:
     apart = _apart(source, prepared)
     _check_record(source, prepared, is_shared=apart is None)
     return Reward(name, source=source, apart=apart)
-
-
-def _function(name: str) -> Callable[..., Any]:
-    module_name, _, attribute = name.partition(":")
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())  # a console script starts without it, `python -m` with it
-    try:
-        module = importlib.import_module(module_name)
-    except (Exception, SystemExit) as error:  # the user's module can raise anything
-        raise PerlError(f"--reward {name}: can't import {module_name}: {type(error).__name__}: {error}") from error
-    function = getattr(module, attribute, None)
-    if not callable(function):
-        names = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-        raise PerlError(f"--reward {name}: {module_name} has no function {attribute}", nearest(attribute, names))
-    return function
 
 
 def _apart(source: Source, prepared: Prepared[Stage]) -> str | None:
@@ -195,32 +189,6 @@ class TextReward:
         return self.own.read_ids(prompt, text, row.template, ended=self.render.ended(written))
 
 
-class FunctionReward:
-    """Calls a reward function as TRL does: prompts, completions, completion_ids and the other columns by name."""
-
-    def __init__(self, function: Callable[..., Any], name: str, render: Renderer) -> None:
-        self.function, self.name, self.render = function, name, render
-
-    def __call__(self, rows: Sequence[Prompt], written: Sequence[Ids]) -> list[float]:
-        """One reward per completion; raises PerlError if the function fails or returns anything else."""
-        texts = [self.render.text(ids) for ids in written]
-        completions = [
-            text if isinstance(row.prompt, str) else [{"role": "assistant", "content": text}]
-            for row, text in zip(rows, texts, strict=True)
-        ]
-        columns = {key: [row.extra.get(key) for row in rows] for key in rows[0].extra}
-        prompts = [row.prompt for row in rows]
-        try:
-            values = self.function(prompts=prompts, completions=completions, completion_ids=list(written), **columns)
-            rewards = [float(value) for value in values]
-        except Exception as error:  # the user's function can raise anything
-            raise PerlError(f"The reward function {self.name} failed: {type(error).__name__}: {error}") from error
-        if len(rewards) != len(rows):
-            problem = f"The reward function {self.name} returned {len(rewards)} rewards for {len(rows)} completions"
-            raise PerlError(problem)
-        return rewards
-
-
 @dataclass(frozen=True)
 class Weighted:
     """The weighted sum of several rewards of the same completions, less the `penalty` for a completion that did not end
@@ -231,14 +199,32 @@ class Weighted:
     penalty: float = 0.0
     ended: Callable[[Ids], bool] = bool
 
-    def __call__(self, rows: Sequence[Prompt], written: Sequence[Ids]) -> Scored:
-        """The sum for each completion, and its parts."""
-        parts = {name: reward(rows, written) for name, reward in self.rewards.items()}
+    def __call__(self, rows: Sequence[Prompt], written: Sequence[Ids], calling: Calling | None = None) -> Scored:
+        """The sum for each completion, and its parts. A reward that has no opinion (None) is left out of it; the sum of
+        none is NaN."""
+        parts = self._parts(rows, written, calling or Calling())
         total = []
         for ids, rewards in zip(written, zip(*parts.values(), strict=True), strict=True):
-            weighted = sum(weight * reward for weight, reward in zip(self.weights, rewards, strict=True))
+            known = [weight * each for weight, each in zip(self.weights, rewards, strict=True) if each is not None]
+            weighted = sum(known) if known else math.nan
             total.append(weighted if self.ended(ids) else weighted - self.penalty)
         return Scored(total, parts)
+
+    def _parts(self, rows: Sequence[Prompt], written: Sequence[Ids], calling: Calling) -> dict[str, Opinions]:
+        """What each reward says, in their order; async functions wait at the same time."""
+        slow: dict[str, FunctionReward] = {}
+        parts: dict[str, Opinions] = {}
+        for name, reward in self.rewards.items():
+            if not isinstance(reward, FunctionReward):
+                parts[name] = list(reward(rows, written))
+            elif reward.is_async:
+                slow[name], parts[name] = reward, []
+            else:
+                parts[name] = reward(rows, written, calling)
+        if slow:
+            opinions = wait_for(_all_of([reward.judge(rows, written, calling) for reward in slow.values()]))
+            parts |= dict(zip(slow, opinions, strict=True))
+        return parts
 
     def bytes(self) -> dict[str, int]:
         """The memory that each reward adds; a function adds none."""
@@ -248,6 +234,11 @@ class Weighted:
             if isinstance(scorer, scorers.SharedScorer | scorers.ClassifierScorer):
                 sizes[name] = scorer.bytes
         return sizes
+
+
+async def _all_of(opinions: Sequence[Coroutine[Any, Any, Opinions]]) -> list[Opinions]:
+    """The results of several coroutines, which wait at the same time."""
+    return list(await asyncio.gather(*opinions))
 
 
 Policy = PeftModel | PreTrainedModel
@@ -279,7 +270,7 @@ def attach(reward: Reward, model: Policy, prepared: Prepared[Stage], batch: int,
     """Load one reward, as `adapter` if it shares the policy's base. Raises PerlError if it or its proof fails."""
     render, note = prepared.renderer, prepared.run.note
     if reward.function is not None:
-        note(f"reward: the function {reward.name}")
+        note(f"reward: the {'server' if http_reward.is_url(reward.name) else 'function'} {reward.name}")
         return FunctionReward(reward.function, reward.name, render)
     assert reward.source is not None
     if not reward.is_shared:

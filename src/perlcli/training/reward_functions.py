@@ -1,0 +1,260 @@
+"""Reward functions: found by name, and called as TRL calls them.
+
+The contract is that of `trl.RLOOTrainer._calculate_rewards`: prompts, completions, completion_ids and the data's other
+columns by name, trainer_state, log_extra and log_metric; one number per completion, or None where the function has no
+opinion; plain or async."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import functools
+import importlib
+import importlib.util
+import inspect
+import json
+import os
+import re
+import sys
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any, TypeVar
+
+from transformers import TrainerState
+
+from perlcli.data import Prompt, Renderer
+from perlcli.errors import PerlError, listing, nearest
+from perlcli.settings.yaml import parse
+from perlcli.text import shorten
+
+MODULE, FILE = r"[A-Za-z_][\w.]*", r".+\.py"
+NAMED = re.compile(rf"({FILE}|{MODULE}):({MODULE})")
+KWARGS = "--reward-kwargs"
+JUDGED = ("prompts", "completions", "completion_ids")  # a function that takes none of them makes one
+Ids = list[int]
+Function = Callable[..., Any]
+Opinions = list[float | None]  # one per completion; None: no opinion
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Calling:
+    """What a reward function may know, and how it logs. Outside of training the state is new, and logs are lost."""
+
+    trainer_state: TrainerState = field(default_factory=TrainerState)
+    log_extra: Callable[[str, list[Any]], None] = lambda column, values: None
+    log_metric: Callable[[str, float], None] = lambda name, value: None
+
+
+def names_function(name: str) -> bool:
+    """Whether a `--reward` has the form module:function or file.py:function."""
+    return NAMED.fullmatch(name) is not None and not Path(name).exists()
+
+
+def find(name: str, given: Mapping[str, Any]) -> Function:
+    """The function that `--reward` names, with the keyword arguments of `--reward-kwargs`. What makes a function (it
+    takes no completions) is called with them. Raises PerlError if there is none, or it can't be called like that."""
+    place, _, attribute = name.rpartition(":")
+    module = _from_file(place, name) if place.endswith(".py") else _from_module(place, name)
+    found: Any = module
+    for part in attribute.split("."):
+        found = getattr(found, part, None)
+    if not callable(found):
+        names = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        raise PerlError(f"--reward {name}: {place} has no function {attribute}", nearest(attribute, names))
+    if not makes_function(found):
+        _check_taken(name, found, given)
+        return functools.partial(found, **given) if given else found
+    _check_taken(name, found, given, all_of=True)
+    try:
+        made = found(**given)
+    except Exception as error:  # the user's code can raise anything
+        raise PerlError(f"--reward {name} failed: {type(error).__name__}: {error}") from error
+    if not callable(made):
+        raise PerlError(
+            f"--reward {name} is no reward function: it takes no completions, and gave {shorten(made)}",
+            "a reward function has a parameter `completions`, and returns a number for each",
+        )
+    return made
+
+
+def makes_function(found: Function) -> bool:
+    """Whether it is a class, or takes nothing that a reward function gets: then it gives a function when called."""
+    parameters = _parameters(found)
+    if isinstance(found, type) or parameters is None:
+        return isinstance(found, type)
+    kinds = {parameter.kind for parameter in parameters.values()}
+    return not kinds & {inspect.Parameter.VAR_KEYWORD} and not set(JUDGED) & parameters.keys()
+
+
+def _parameters(found: Function) -> Mapping[str, inspect.Parameter] | None:
+    """The parameters by name; None for what doesn't tell, such as some functions in C."""
+    try:
+        return inspect.signature(found).parameters
+    except (ValueError, TypeError):
+        return None
+
+
+def _check_taken(name: str, found: Function, given: Mapping[str, Any], *, all_of: bool = False) -> None:
+    """Raises PerlError unless the function takes these keyword arguments; with `all_of`, if it needs more."""
+    try:
+        signature = inspect.signature(found)
+    except (ValueError, TypeError):
+        return
+    try:
+        signature.bind(**given) if all_of else signature.bind_partial(**given)
+    except TypeError as error:
+        wanted = f"{name.rpartition(':')[2]}{signature.replace(return_annotation=inspect.Signature.empty)}"
+        if all_of:
+            needed = [key for key, each in signature.parameters.items() if each.default is each.empty]
+            example = json.dumps(dict.fromkeys(needed or signature.parameters, 1))
+            problem = f"--reward {name} makes a reward function: {error}"
+            raise PerlError(problem, f"it is {wanted}; give it what it needs: {KWARGS} '{example}'") from error
+        raise PerlError(f"{KWARGS}: --reward {name}: {error}", f"it is {wanted}") from error
+
+
+def _from_module(place: str, name: str) -> ModuleType:
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())  # a console script starts without it, `python -m` with it
+    return _imported(lambda: importlib.import_module(place), place, name)
+
+
+def _from_file(place: str, name: str) -> ModuleType:
+    """A module from a file, with the file's folder for what it imports itself."""
+    path = Path(place).expanduser().resolve()
+    if not path.is_file():
+        raise PerlError(f"--reward {name}: there is no file {place}")
+    if str(path.parent) not in sys.path:
+        sys.path.insert(0, str(path.parent))
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    module, loader = importlib.util.module_from_spec(spec), spec.loader
+    sys.modules[path.stem] = module  # dataclasses and pickle look their module up
+
+    def execute() -> ModuleType:
+        loader.exec_module(module)
+        return module
+
+    return _imported(execute, place, name)
+
+
+def _imported(load: Callable[[], ModuleType], place: str, name: str) -> ModuleType:
+    try:
+        return load()
+    except (Exception, SystemExit) as error:  # the user's module can raise anything
+        raise PerlError(f"--reward {name}: can't import {place}: {type(error).__name__}: {error}") from error
+
+
+def keyword_arguments(given: Sequence[str], names: Sequence[str], takes: Callable[[str], bool]) -> list[dict[str, Any]]:
+    """The keyword arguments of each reward in `names`, from the values of --reward-kwargs: one for each --reward, or a
+    single one for the only reward that takes any. Raises PerlError for anything else."""
+    faults, parsed = [], []
+    for text in given:
+        value = parse(text, KWARGS)
+        if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+            faults.append(f"{KWARGS} must be a JSON object, not {shorten(text)}")
+        parsed.append(dict(value) if isinstance(value, dict) else {})
+    if faults:
+        raise PerlError(listing(faults), f"{KWARGS} '{{\"limit\": 100}}'")
+    takers = [index for index, name in enumerate(names) if takes(name)]
+    if len(parsed) == 1 and len(names) > 1 and len(takers) == 1:
+        parsed = [parsed[0] if index in takers else {} for index in range(len(names))]
+    if parsed and len(parsed) != len(names):
+        problem = f"{KWARGS} must be given once for each --reward: {len(names)} times, not {len(parsed)}"
+        raise PerlError(problem, f"{KWARGS} '{{}}' for a reward that needs none")
+    for name, own in zip(names, parsed, strict=False):
+        if own and not takes(name):
+            raise PerlError(f"{KWARGS} {shorten(own)}: --reward {name} is a model, which takes no arguments")
+    return parsed or [{} for _ in names]
+
+
+class FunctionReward:
+    """Calls a reward function. It gets copies: what it changes is seen by no other reward, and by no later call."""
+
+    def __init__(self, function: Function, name: str, render: Renderer) -> None:
+        self.function, self.name, self.render = function, name, render
+        self.fixed = getattr(function, "keywords", {})  # come before columns of the same name
+        parameters = _parameters(function)
+        takes_all = parameters is None or any(each.kind is each.VAR_KEYWORD for each in parameters.values())
+        self.parameters = None if takes_all else parameters
+
+    @property
+    def is_async(self) -> bool:
+        """Whether calling it gives something to wait for."""
+        function = self.function.func if isinstance(self.function, functools.partial) else self.function
+        return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
+
+    def __call__(self, rows: Sequence[Prompt], written: Sequence[Ids], calling: Calling | None = None) -> Opinions:
+        """One reward or None per completion; raises PerlError if the function fails or returns anything else."""
+        calling = calling or Calling()
+        if self.is_async:
+            return wait_for(self.judge(rows, written, calling))
+        arguments = self._arguments(rows, written, calling)
+        try:
+            values = self.function(**arguments)  # not inside of an event loop: the function may run one
+        except Exception as error:  # the user's function can raise anything
+            raise self._raised(error) from error
+        return self._numbers(values, len(rows))
+
+    async def judge(self, rows: Sequence[Prompt], written: Sequence[Ids], calling: Calling) -> Opinions:
+        """The same for an async function, to be waited for."""
+        arguments = self._arguments(rows, written, calling)
+        try:
+            values = await self.function(**arguments)
+        except Exception as error:  # the user's function can raise anything
+            raise self._raised(error) from error
+        return self._numbers(values, len(rows))
+
+    def _arguments(self, rows: Sequence[Prompt], written: Sequence[Ids], calling: Calling) -> dict[str, Any]:
+        """What the function is called with: all of it, or what its parameters name."""
+        texts = [self.render.text(ids) for ids in written]
+        completions = [
+            text if isinstance(row.prompt, str) else [{"role": "assistant", "content": text}]
+            for row, text in zip(rows, texts, strict=True)
+        ]
+        names = dict.fromkeys(name for row in rows for name in row.extra)
+        columns = {name: [row.extra.get(name) for row in rows] for name in names if name not in self.fixed}
+        ours = {"prompts": [row.prompt for row in rows], "completions": completions, "completion_ids": list(written)}
+        copied = copy.deepcopy(columns | ours)
+        told = {name: getattr(calling, name) for name in ("trainer_state", "log_extra", "log_metric")}
+        arguments = copied | told
+        if self.parameters is None:
+            return arguments
+        missing = [
+            name
+            for name, each in self.parameters.items()
+            if each.default is each.empty and each.kind is not each.VAR_POSITIONAL and name not in arguments
+        ]
+        if missing:
+            has = f"the data has {', '.join(columns)}" if columns else "the data has no column besides the prompt"
+            raise self._failed(f"needs the column {missing[0]}: {has}")
+        return {name: value for name, value in arguments.items() if name in self.parameters}
+
+    def _numbers(self, values: object, count: int) -> Opinions:
+        if isinstance(values, str | Mapping) or not isinstance(values, Iterable):
+            raise self._failed(f"returned {shorten(values)}, not a list with a number for each completion")
+        try:
+            rewards = [None if value is None else float(value) for value in values]
+        except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+            raise self._failed(f"returned something that is no number: {type(error).__name__}: {error}") from error
+        if len(rewards) != count:
+            raise self._failed(f"returned {len(rewards)} rewards for {count} completions")
+        return rewards
+
+    def _raised(self, error: Exception) -> PerlError:
+        return self._failed(f"failed: {type(error).__name__}: {error}")
+
+    def _failed(self, what: str) -> PerlError:
+        return PerlError(f"The reward function {self.name} {what}")
+
+
+def wait_for(awaited: Coroutine[Any, Any, Result]) -> Result:
+    """The result of a coroutine. One event loop serves all calls: clients that a function keeps belong to it."""
+    return _runner().run(awaited)
+
+
+@functools.cache
+def _runner() -> asyncio.Runner:
+    return asyncio.Runner()
