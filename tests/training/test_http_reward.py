@@ -88,7 +88,7 @@ def test_a_busy_server_is_asked_again(server: Server) -> None:
     [
         ((400, b"no such model"), "answered 400 Bad Request: 'no such model'"),
         ((500, b"boom"), "answered 500 Internal Server Error: 'boom'"),
-        ((200, b"fine"), "answered with something that is no JSON: 'fine'"),
+        ((200, b"fine"), "answered with something that isn.t JSON: 'fine'"),
         ((200, 1.0), "must answer with a list of numbers, not 1.0"),
         ((200, [True]), "must answer with a list of numbers, not .*True"),
         ((200, {"scores": [1.0]}), "must answer with a list of numbers"),
@@ -130,7 +130,7 @@ def test_a_server_that_is_not_there_is_refused_before_anything_loads(server: Ser
 
 @pytest.mark.parametrize(
     ("url", "problem"),
-    [("http://", "is no address"), ("http://host:99999/", "is no address: Port out of range"),
+    [("http://", "is not an address"), ("http://host:99999/", "is no address: Port out of range"),
      ("http://user:word@127.0.0.1/", "must not have a login in its address")],
 )  # fmt: skip
 def test_a_bad_address_is_refused(url: str, problem: str) -> None:

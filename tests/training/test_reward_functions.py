@@ -107,11 +107,11 @@ def test_what_makes_a_function_says_what_it_needs() -> None:
 
 def test_what_is_no_reward_function(module: Callable[[str], str]) -> None:
     name = module("def none(): return 3\ndef fails(): raise ValueError('no key')\nclass Empty: pass")
-    with pytest.raises(PerlError, match=f"^--reward {name}:none is no reward function: it takes no completions, and g"):
+    with pytest.raises(PerlError, match=f"^--reward {name}:none is not a reward function: it takes no completions, and g"):
         find(f"{name}:none", {})
     with pytest.raises(PerlError, match=f"^--reward {name}:fails failed: ValueError: no key"):
         find(f"{name}:fails", {})
-    with pytest.raises(PerlError, match=f"^--reward {name}:Empty is no reward function"):
+    with pytest.raises(PerlError, match=f"^--reward {name}:Empty is not a reward function"):
         find(f"{name}:Empty", {})
 
 
@@ -258,8 +258,8 @@ def test_functions_see_copies(render: Renderer) -> None:
         (lambda **_: 1.0, "returned 1.0, not a list with a number for each completion"),
         (lambda **_: None, "returned None, not a list"),
         (lambda **_: {"a": 1.0, "b": 1.0}, "returned .*, not a list"),
-        (lambda **_: ["good", "bad"], "returned something that is no number: ValueError: could not convert"),
-        (lambda **_: [{"score": 1.0}] * 2, "returned something that is no number: TypeError"),
+        (lambda **_: ["good", "bad"], "returned something that is not a number: ValueError: could not convert"),
+        (lambda **_: [{"score": 1.0}] * 2, "returned something that is not a number: TypeError"),
         (lambda **columns: columns["missing"], "failed: KeyError: 'missing'"),
     ],
 )

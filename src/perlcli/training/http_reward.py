@@ -75,7 +75,7 @@ class HttpReward:
         try:
             found = answer.json()
         except ValueError as error:
-            raise self._failed(f"answered with something that is no JSON: {shorten(answer.text)}") from error
+            raise self._failed(f"answered with something that isn't JSON: {shorten(answer.text)}") from error
         rewards = found.get("rewards") if isinstance(found, dict) else found
         if not isinstance(rewards, list) or not all(each is None or _is_number(each) for each in rewards):
             raise self._failed(f"must answer with a list of numbers, not {shorten(found)}")
@@ -115,9 +115,9 @@ def _check_address(url: str) -> None:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port or (443 if parts.scheme == "https" else 80)
     except ValueError as error:
-        raise PerlError(f"{problem} is no address: {error}") from error
+        raise PerlError(f"{problem} is not an address: {error}") from error
     if not host:
-        raise PerlError(f"{problem} is no address", "--reward http://localhost:8000/score")
+        raise PerlError(f"{problem} is not an address", "--reward http://localhost:8000/score")
     if parts.username or parts.password:
         raise PerlError(
             "--reward must not have a login in its address: addresses are kept in the run's record",

@@ -74,7 +74,7 @@ def find(name: str, given: Mapping[str, Any]) -> Function:
         raise PerlError(f"--reward {name} failed: {type(error).__name__}: {error}") from error
     if not callable(made):
         raise PerlError(
-            f"--reward {name} is no reward function: it takes no completions, and gave {shorten(made)}",
+            f"--reward {name} is not a reward function: it takes no completions, and gave {shorten(made)}",
             "a reward function has a parameter `completions`, and returns a number for each",
         )
     return made
@@ -238,7 +238,7 @@ class FunctionReward:
         try:
             rewards = [None if value is None else float(value) for value in values]
         except (TypeError, ValueError, RuntimeError, OverflowError) as error:
-            raise self._failed(f"returned something that is no number: {type(error).__name__}: {error}") from error
+            raise self._failed(f"returned something that is not a number: {type(error).__name__}: {error}") from error
         if len(rewards) != count:
             raise self._failed(f"returned {len(rewards)} rewards for {count} completions")
         return rewards
