@@ -11,7 +11,7 @@ from perlcli import device
 from perlcli import settings as definitions
 from perlcli.errors import PerlError
 from perlcli.redaction import hidden_in
-from perlcli.run import checkpoints, disk, liveness
+from perlcli.run import checkpoints, claim, disk, liveness
 from perlcli.run.files import CHECKPOINTS, RECORD, is_half_written
 from perlcli.run.record import SEVERAL, RunRecord, package_versions, read_record
 
@@ -26,11 +26,25 @@ LAST = "--resume without a value takes the last complete checkpoint"
 
 
 def check_output(settings: definitions.Stage) -> None:
-    """Raises PerlError if the run can't write to its output folder, or would destroy its content or mix with it."""
+    """Claims the output folder, unless in a dry run, until the run or the command ends. Raises PerlError if the run
+    can't write to it, if another run is in progress there, or if it would destroy its content or mix with it."""
     values = definitions.flat(settings)
     folder = Path(values["output"]).expanduser()
     _check_writable(folder)
-    if not folder.is_dir() or all(map(is_half_written, folder.iterdir())):
+    if values["dry_run"]:
+        claim.check_free(folder)
+        _check_content(folder, definitions.command_of(settings), values)
+        return
+    claimed = claim.take(folder)  # first: what is checked then can't change
+    try:
+        _check_content(folder, definitions.command_of(settings), values)
+    except PerlError:
+        claimed.release()
+        raise
+
+
+def _check_content(folder: Path, command: str, values: Mapping[str, Any]) -> None:
+    if not folder.is_dir() or all(is_half_written(path) or path.name == claim.LOCK for path in folder.iterdir()):
         _check_named(folder, values)  # else a checkpoint of another run would be taken unchecked
         return
     is_run, resumes, overwrites = (folder / RECORD).exists(), values.get("resume"), values.get("overwrite")
@@ -41,8 +55,9 @@ def check_output(settings: definitions.Stage) -> None:
         hint = "choose another folder, or empty this one yourself"
         raise PerlError(f"--output {folder} is not empty and not a run of perlcli", hint)
     _check_idle(folder)
+    claim.check_free_below(folder)
     if resumes:
-        _check_resumable(folder, definitions.command_of(settings), values)
+        _check_resumable(folder, command, values)
     if overwrites:
         _check_not_read(folder, values)
 
@@ -64,7 +79,8 @@ def _check_not_read(folder: Path, values: Mapping[str, Any]) -> None:
 
 
 def _check_idle(folder: Path) -> None:
-    """Raises PerlError if the folder's run is in progress: two runs would destroy each other's checkpoints."""
+    """Raises PerlError if the record says that the folder's run is in progress: on a disk without locks, a claim can't
+    say it."""
     try:
         record = read_record(folder)
     except PerlError:
