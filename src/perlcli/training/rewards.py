@@ -213,7 +213,7 @@ class FunctionReward:
         try:
             values = self.function(prompts=prompts, completions=completions, completion_ids=list(written), **columns)
             rewards = [float(value) for value in values]
-        except Exception as error:  # the user's function can raise anything
+        except (Exception, SystemExit) as error:  # the user's function can raise anything
             raise PerlError(f"The reward function {self.name} failed: {type(error).__name__}: {error}") from error
         if len(rewards) != len(rows):
             problem = f"The reward function {self.name} returned {len(rewards)} rewards for {len(rows)} completions"

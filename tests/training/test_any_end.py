@@ -1,0 +1,141 @@
+"""Whatever ends a run leaves a checkpoint of its last complete step, from which it resumes to the same end."""
+
+import errno
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.optim import AdamW
+from transformers import Trainer
+from unbroken import differences
+
+from perlcli.run import checkpoints
+from perlcli.training.algorithms import Reinforce
+from perlcli.training.sft_trainer import TokenMeanTrainer
+
+Perl = Callable[..., Any]
+Words = tuple[object, ...]
+STEPS = ("--max-steps", "4", "--max-length", "128", "--lora-r", "4", "--learning-rate", "1e-2")
+REUSE = ("--gradient-accumulation-steps", "2", "--set", "num_iterations=2", "--set", "steps_per_generation=4")
+RL = ("rl", *STEPS, "--max-completion-length", "8", "--per-device-train-batch-size", "4", *REUSE)
+KINDS: dict[str, Words] = {
+    "sft": ("sft", *STEPS, "--per-device-train-batch-size", "8", "--lora-dropout", "0.1"),
+    "rloo": (*RL, "--num-generations", "2"),
+    "reinforce": (*RL, "--algorithm", "reinforce"),
+}
+GPU_FULL = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+ENDS: dict[str, tuple[BaseException, int]] = {
+    "raises": (ValueError("a bad row"), 1),
+    "exits": (SystemExit(3), 3),
+    "out of memory": (GPU_FULL, 1),
+}
+
+
+@pytest.fixture
+def run(perl: Perl, llama: Path, rows: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> Perl:
+    """Runs a kind of run, of four steps with epochs of two or four, into a folder."""
+    monkeypatch.setattr(sys, "path", sys.path[:])
+    Path("letters.py").write_text(
+        "def reward(completion_ids, **columns):\n    return [float(sum(ids) % 7) for ids in completion_ids]\n"
+    )
+
+    def start(kind: str, folder: Path, *more: object, code: int = 0) -> Any:
+        data = ("--data", rows["demonstrations" if kind == "sft" else "prompts"] / "train.jsonl")
+        reward = () if kind == "sft" else ("--reward", "letters:reward")
+        return perl(*KINDS[kind], "--model", llama, *data, *reward, "--output", folder, *more, code=code)
+
+    return start
+
+
+def failing(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, call: int, error: BaseException) -> None:
+    """Makes a method fail in its nth call, after its work."""
+    original, calls = getattr(owner, name), []
+
+    def action(*args: Any, **kwargs: Any) -> Any:
+        result = original(*args, **kwargs)
+        calls.append(name)
+        if len(calls) == call:
+            raise error
+        return result
+
+    monkeypatch.setattr(owner, name, action)
+
+
+def found(folder: Path) -> list[str]:
+    return [path.name for path in checkpoints.found(folder / "checkpoints") if checkpoints.fault(path) is None]
+
+
+def fails_and_resumes(
+    run: Perl, kind: str, folder: Path, place: tuple[Any, str, int], end: tuple[BaseException, int], step: int
+) -> Any:
+    """Ends a run in a call of a method, checks the checkpoint that it leaves and what it says, and resumes it."""
+    run(kind, folder / "unbroken")
+    error, code = end
+    with pytest.MonkeyPatch.context() as patch:
+        failing(patch, *place, error)
+        ended = run(kind, folder / "run", code=code)
+    assert found(folder / "run") == [f"checkpoint-{step}"]
+    command = f"perl {kind if kind == 'sft' else 'rl'} --config {folder}/run/settings.yaml --resume"
+    note = f"Saved checkpoint-{step}, the last complete step: {command} continues from there."
+    assert note in ended.stdout.splitlines()
+    assert json.loads((folder / "run" / "record.json").read_text())["status"] == "failed"
+    assert f"Resuming from step {step} (checkpoint-{step})." in run(kind, folder / "run", "--resume").stdout
+    assert differences(folder / "unbroken", folder / "run") == []
+    return ended
+
+
+def test_memory_that_runs_out_leaves_the_last_step(run: Perl, tmp_path: Path) -> None:
+    place = (TokenMeanTrainer, "compute_loss", 3)
+    ended = fails_and_resumes(run, "sft", tmp_path, place, ENDS["out of memory"], 2)
+    assert "out of memory in a training step" in ended.stderr
+
+
+def test_a_step_within_a_generation_is_left_with_the_rest_of_it(run: Perl, tmp_path: Path) -> None:
+    """With two iterations a generation serves four steps: the third is taken by what the first sampled."""
+    place = (Trainer, "training_step", 6)
+    ended = fails_and_resumes(run, "rloo", tmp_path, place, ENDS["raises"], 2)
+    assert "Error: ValueError: a bad row" in ended.stderr
+
+
+def test_weights_that_were_changing_are_not_saved(run: Perl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    failing(monkeypatch, AdamW, "step", 2, ValueError("half way"))
+    ended = run("sft", tmp_path / "run", code=1)
+    assert found(tmp_path / "run") == []
+    told = "No checkpoint of step 1 could be saved: the run ended while the optimiser changed the weights"
+    assert told in ended.stdout.splitlines()
+
+
+def test_a_checkpoint_that_can_not_be_saved_does_not_hide_the_error(
+    run: Perl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failing(monkeypatch, Trainer, "training_step", 2, ValueError("a bad row"))
+    failing(monkeypatch, Trainer, "_save_rng_state", 1, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+    ended = run("sft", tmp_path / "run", code=1)
+    assert "No checkpoint of step 1 could be saved: [Errno 28] No space left on device" in ended.stdout.splitlines()
+    assert "Error: ValueError: a bad row" in ended.stderr
+    assert not list((tmp_path / "run" / "checkpoints").iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("end", ENDS)
+@pytest.mark.parametrize(
+    ("kind", "owner", "name", "call", "step"),
+    [
+        ("sft", Trainer, "training_step", 2, 1),
+        ("sft", Trainer, "_clip_grad_norm", 3, 2),
+        ("sft", Trainer, "_save_rng_state", 1, 4),
+        ("rloo", Trainer, "training_step", 3, 1),
+        ("rloo", Trainer, "training_step", 6, 2),
+        ("reinforce", Trainer, "training_step", 4, 1),
+        ("reinforce", Reinforce, "learn_values", 3, 2),
+    ],
+)
+def test_any_end_leaves_the_last_step(
+    kind: str, owner: Any, name: str, call: int, step: int, end: str, run: Perl, tmp_path: Path
+) -> None:
+    fails_and_resumes(run, kind, tmp_path, (owner, name, call), ENDS[end], step)
