@@ -2,7 +2,9 @@
 
 import errno
 import json
+import math
 import os
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -44,10 +46,10 @@ def run(perl: Perl, llama: Path, rows: dict[str, Path], monkeypatch: pytest.Monk
         "def reward(completion_ids, **columns):\n    return [float(sum(ids) % 7) for ids in completion_ids]\n"
     )
 
-    def start(kind: str, folder: Path, *more: object, code: int = 0) -> Any:
+    def start(kind: str, folder: Path, *more: object, code: int = 0, reward: str = "letters:reward") -> Any:
         data = ("--data", rows["demonstrations" if kind == "sft" else "prompts"] / "train.jsonl")
-        reward = () if kind == "sft" else ("--reward", "letters:reward")
-        return perl(*KINDS[kind], "--model", llama, *data, *reward, "--output", folder, *more, code=code)
+        scores = () if kind == "sft" else ("--reward", reward)
+        return perl(*KINDS[kind], "--model", llama, *data, *scores, "--output", folder, *more, code=code)
 
     return start
 
@@ -102,6 +104,55 @@ def test_a_step_within_a_generation_is_left_with_the_rest_of_it(run: Perl, tmp_p
     assert "Error: ValueError: a bad row" in ended.stderr
 
 
+FAILS = {  # how a reward function fails for a completion, how that is reported, and the exit code
+    "raises": ("raise ConnectionError('no answer')", "The reward function {} failed: ConnectionError: no answer", 2),
+    "exits": ("sys.exit(3)", "The reward function {} failed: SystemExit: 3", 2),
+    "nan": ("rewards[index] = math.nan", "The reward {} is nan", 1),
+}
+MOODY = """
+import math, sys
+batches = []
+def reward(completions, completion_ids, **columns):
+    if len(completions) > 1:
+        batches.append(1)
+    rewards = [float(sum(ids) % 7) for ids in completion_ids]
+    for index, ids in enumerate(completion_ids):
+        if len(batches) > 3 and sum(ids) % 3 == 0:
+            {}
+    return rewards
+"""
+
+
+@pytest.mark.parametrize("kind", ["rloo", "reinforce"])
+@pytest.mark.parametrize("way", FAILS)
+def test_a_reward_that_fails_leaves_the_last_step_and_can_be_skipped(
+    way: str, kind: str, run: Perl, tmp_path: Path
+) -> None:
+    """The run goes on from there by another decision; what it skips is counted and kept."""
+    ends, problem, code = FAILS[way]
+    module = f"moody_{way}_{kind}"
+    Path(f"{module}.py").write_text(MOODY.format(ends))
+    words = ("--max-steps", "6", "--set", "num_iterations=1", "--set", "steps_per_generation=2")
+    ended = run(kind, tmp_path / "run", *words, code=code, reward=f"{module}:reward")
+    (line,) = [line for line in ended.stderr.splitlines() if line.startswith("Error: ")]
+    named = problem.format(f"{module}:reward")
+    assert re.fullmatch(rf"Error: {named}: the completion ['\"].*['\"] of the prompt ['\"].+['\"]", line)
+    assert "Hint: fix the reward, or --on-reward-error skip leaves such completions out" in ended.stderr
+    (name,) = found(tmp_path / "run")
+    assert f"Saved {name}, the last complete step: " in ended.stdout
+    skips = (*words, "--resume", "--on-reward-error", "skip")
+    assert (
+        "--on-reward-error was stop, now skip." in run(kind, tmp_path / "run", *skips, reward=f"{module}:reward").stdout
+    )
+    errors = [json.loads(line) for line in (tmp_path / "run" / "reward-errors.jsonl").read_text().splitlines()]
+    assert errors and all(row["reward"] is None and row["step"] > int(name[-1]) for row in errors)
+    record = json.loads((tmp_path / "run" / "record.json").read_text())
+    assert record["guards"]["unscored"] == len(errors)
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert sum(row.get("unscored", 0) * 8 for row in rows) == len(errors)
+    assert all(math.isfinite(row["grad_norm"]) for row in rows)
+
+
 def test_weights_that_were_changing_are_not_saved(run: Perl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     failing(monkeypatch, AdamW, "step", 2, ValueError("half way"))
     ended = run("sft", tmp_path / "run", code=1)
@@ -121,21 +172,20 @@ def test_a_checkpoint_that_can_not_be_saved_does_not_hide_the_error(
     assert not list((tmp_path / "run" / "checkpoints").iterdir())
 
 
+PLACES = {  # where a run ends: its kind, the call in which it does, and its last complete step
+    "sft between steps": ("sft", (Trainer, "training_step", 2), 1),
+    "sft with its gradients": ("sft", (Trainer, "_clip_grad_norm", 3), 2),
+    "sft while saving": ("sft", (Trainer, "_save_rng_state", 1), 4),
+    "rloo within a step": ("rloo", (Trainer, "training_step", 3), 1),
+    "rloo within a generation": ("rloo", (Trainer, "training_step", 6), 2),
+    "reinforce within a step": ("reinforce", (Trainer, "training_step", 4), 1),
+    "reinforce before its optimiser": ("reinforce", (Reinforce, "learn_values", 3), 2),
+}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("end", ENDS)
-@pytest.mark.parametrize(
-    ("kind", "owner", "name", "call", "step"),
-    [
-        ("sft", Trainer, "training_step", 2, 1),
-        ("sft", Trainer, "_clip_grad_norm", 3, 2),
-        ("sft", Trainer, "_save_rng_state", 1, 4),
-        ("rloo", Trainer, "training_step", 3, 1),
-        ("rloo", Trainer, "training_step", 6, 2),
-        ("reinforce", Trainer, "training_step", 4, 1),
-        ("reinforce", Reinforce, "learn_values", 3, 2),
-    ],
-)
-def test_any_end_leaves_the_last_step(
-    kind: str, owner: Any, name: str, call: int, step: int, end: str, run: Perl, tmp_path: Path
-) -> None:
-    fails_and_resumes(run, kind, tmp_path, (owner, name, call), ENDS[end], step)
+@pytest.mark.parametrize("place", PLACES)
+def test_any_end_leaves_the_last_step(place: str, end: str, run: Perl, tmp_path: Path) -> None:
+    kind, call, step = PLACES[place]
+    fails_and_resumes(run, kind, tmp_path, call, ENDS[end], step)

@@ -117,9 +117,9 @@ class Run:
             raise lost
 
     def append(self, name: str, row: Mapping[str, Any]) -> None:
-        """Add a line to `metrics.jsonl` or `samples.jsonl`; samples keep the texts of data and model as they are."""
+        """Add a line to a file of rows; samples keep the texts of data and model as they are."""
         self.check_intact()
-        row = row if name == files.SAMPLES else hidden_in(dict(row))
+        row = row if name in files.TEXTS else hidden_in(dict(row))
         with (self.folder / name).open("a", encoding="utf-8") as file:
             file.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")
 

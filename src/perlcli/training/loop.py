@@ -77,7 +77,7 @@ class Meter(TrainerCallback):
     def on_save(self, args: object, state: TrainerState, *_: object, **__: object) -> None:
         """The trainer has written a checkpoint: complete it and move it to its place."""
         self.run.check_intact()
-        for path in (self.run.folder / files.METRICS, self.run.folder / files.SAMPLES):
+        for path in (self.run.folder / name for name in (files.METRICS, *files.TEXTS)):
             if path.exists():
                 disk.sync(path)  # after a power failure, no checkpoint is ahead of them
         limit = self.run.record.settings["save_total_limit"]

@@ -233,7 +233,8 @@ def find(run: Run) -> Path | None:
                 checkpoints.discard(later)  # its steps will be taken again
     step = checkpoints.step_of(checkpoint) if checkpoint else 0
     rows = _cut_off(run.folder / files.METRICS, step)
-    _cut_off(run.folder / files.SAMPLES, step)
+    for name in (files.SAMPLES, files.REWARD_ERRORS):
+        _cut_off(run.folder / name, step)
     run.record.steps, run.record.tokens = step, int(rows[-1]["num_tokens"]) if rows else 0
     if checkpoint:
         run.note(f"Resuming from step {step} ({checkpoint.name}).")

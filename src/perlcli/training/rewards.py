@@ -8,7 +8,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from perlcli.text import size
 from perlcli.training import rendering, reward_model
 from perlcli.training.origin import check_adapter, keep_apart
 from perlcli.training.prepare import Prepared
+from perlcli.training.reward_errors import PATIENCE, OnError, RewardRaised, Scored
 
 MODULE_FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 PROJECTION = "projection_prng_key"  # seeds the random matrices that all VeRA or RandLoRA adapters of a base share
@@ -56,14 +57,6 @@ class Reward:
             return weights.fingerprint(self.source.place)
         file = inspect.getsourcefile(inspect.unwrap(self.function)) if inspect.isfunction(self.function) else None
         return checkpoints.checksum(Path(file))[:16] if file and Path(file).is_file() else ""
-
-
-@dataclass(frozen=True)
-class Scored:
-    """The rewards of some completions: the weighted sum, and each reward on its own by name."""
-
-    total: list[float]
-    parts: dict[str, list[float]]
 
 
 def find_all(prepared: Prepared[Stage]) -> list[Reward]:
@@ -214,7 +207,7 @@ class FunctionReward:
             values = self.function(prompts=prompts, completions=completions, completion_ids=list(written), **columns)
             rewards = [float(value) for value in values]
         except (Exception, SystemExit) as error:  # the user's function can raise anything
-            raise PerlError(f"The reward function {self.name} failed: {type(error).__name__}: {error}") from error
+            raise RewardRaised(f"The reward function {self.name} failed: {type(error).__name__}: {error}") from error
         if len(rewards) != len(rows):
             problem = f"The reward function {self.name} returned {len(rewards)} rewards for {len(rows)} completions"
             raise PerlError(problem)
@@ -224,15 +217,20 @@ class FunctionReward:
 @dataclass(frozen=True)
 class Weighted:
     """The weighted sum of several rewards of the same completions, less the `penalty` for a completion that did not end
-    by itself, which `ended` decides."""
+    by itself, which `ended` decides. `on_error` decides what becomes of completions that can't be scored."""
 
     rewards: Mapping[str, Scorer]
     weights: Sequence[float]
     penalty: float = 0.0
     ended: Callable[[Ids], bool] = bool
+    on_error: OnError = field(default_factory=OnError)
 
     def __call__(self, rows: Sequence[Prompt], written: Sequence[Ids]) -> Scored:
-        """The sum for each completion, and its parts."""
+        """The sum for each completion, and its parts. Raises PerlError for one that can't be scored, unless `on_error`
+        says otherwise."""
+        return self.on_error.scored(rows, written, self._sum)
+
+    def _sum(self, rows: Sequence[Prompt], written: Sequence[Ids]) -> Scored:
         parts = {name: reward(rows, written) for name, reward in self.rewards.items()}
         total = []
         for ids, rewards in zip(written, zip(*parts.values(), strict=True), strict=True):
@@ -264,8 +262,10 @@ def attach_all(chosen: Sequence[Reward], model: Policy, prepared: Prepared[Stage
         rewards[name] = attach(reward, model, prepared, batch, adapter)
         if len(chosen) > 1:
             prepared.run.note(f"  weight {weight:g}, reported as rewards/{name}")
+    is_rl = isinstance(prepared.settings, settings.Rl)
     penalty = prepared.settings.rl.missing_eos_penalty if isinstance(prepared.settings, settings.Rl) else None
-    return Weighted(rewards, shares, penalty or 0.0, prepared.renderer.ended)
+    on_error = OnError(prepared.settings.sampling.on_reward_error, prepared.renderer, PATIENCE if is_rl else 1)
+    return Weighted(rewards, shares, penalty or 0.0, prepared.renderer.ended, on_error)
 
 
 def _short_names(names: Sequence[str]) -> list[str]:
