@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch.optim import AdamW
 from transformers import Trainer
-from unbroken import differences
+from unbroken import differences, end
 
 from perlcli.run import checkpoints
 from perlcli.training.algorithms import Reinforce
@@ -189,3 +189,34 @@ PLACES = {  # where a run ends: its kind, the call in which it does, and its las
 def test_any_end_leaves_the_last_step(place: str, end: str, run: Perl, tmp_path: Path) -> None:
     kind, call, step = PLACES[place]
     fails_and_resumes(run, kind, tmp_path, call, ENDS[end], step)
+
+
+# Another split of the same batch
+
+SPLIT: dict[str, Words] = {
+    "sft": ("sft", *STEPS),
+    "rloo": ("rl", *STEPS, "--max-completion-length", "8", "--num-generations", "2", "--set", "num_iterations=2"),
+}
+SIZES = ("--per-device-train-batch-size", "--gradient-accumulation-steps")
+
+
+@pytest.mark.parametrize("kind", ["sft", pytest.param("rloo", marks=pytest.mark.slow)])
+def test_a_run_resumes_with_another_split_of_its_batch(
+    kind: str, run: Perl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as after it ran out of memory: the same rows in the same order, but for rounding the same end."""
+    monkeypatch.setitem(KINDS, kind, SPLIT[kind])
+    before, after = (SIZES[0], "8", SIZES[1], "1"), (SIZES[0], "4", SIZES[1], "2")
+    run(kind, tmp_path / "unbroken", *before)
+    with pytest.MonkeyPatch.context() as patch:
+        failing(patch, Trainer, "training_step", 2, GPU_FULL)
+        run(kind, tmp_path / "run", *before, code=1)
+    told = run(kind, tmp_path / "run", *after, "--gradient-checkpointing", "true", "--resume").stdout.splitlines()
+    rounds = "results may differ from here on by rounding."
+    assert f"The steps so far took 8 x 1 rows, and from here on 4 x 2: {rounds}" in told
+    assert f"--gradient-checkpointing was false, now true: {rounds}" in told
+    one, other = (end(tmp_path / name) for name in ("unbroken", "run"))
+    assert [row["num_tokens"] for row in one["metrics.jsonl"]] == [row["num_tokens"] for row in other["metrics.jsonl"]]
+    for name, value in one.items():
+        if isinstance(value, torch.Tensor) and not name.startswith("optimizer"):
+            torch.testing.assert_close(other[name], value, atol=1e-3, rtol=1e-3)

@@ -175,7 +175,7 @@ def test_probe_tries_again_if_the_policy_wrote_the_same_each_time(
 
 
 def test_probe_stops_if_no_completion_can_be_scored(probing: Any) -> None:
-    with pytest.raises(RunFailed, match="^The reward could score no completion: it is nan"):
+    with pytest.raises(RunFailed, match=r"^The reward could score no completion: it is nan"):
         probing(lambda i, ids: math.nan)
 
 

@@ -86,12 +86,11 @@ def test_what_can_not_be_scored_is_skipped_or_gets_the_reward_that_was_decided(d
 
 def test_a_function_that_fails_for_a_batch_but_for_no_completion_of_it(judged: Any) -> None:
     def several(texts: list[str]) -> list[float]:
-        assert len(texts) == 1, "one at a time"
+        if len(texts) > 1:
+            raise ValueError("one at a time")
         return [1.0]
 
-    with pytest.raises(
-        RewardRaised, match=r"one at a time: for 4 completions together, but for none of them on its own"
-    ):
+    with pytest.raises(RewardRaised, match=r"time: for 4 completions together, but for none of them on its own$"):
         judged(several, "stop")
     scored = judged(several, "skip")
     assert list(scored.faults) == [0, 1, 2, 3] and scored.known == []
@@ -108,7 +107,7 @@ def test_a_reward_that_is_broken_stops_the_run_whatever_was_decided(judged: Any,
     careful.barren = PATIENCE - 1
     assert careful.scored(ROWS[:1], [[5]], lambda rows, ids: Scored([1.0], {"one": [1.0]})).total == [1.0]
     assert careful.barren == 0
-    with pytest.raises(RunFailed, match="^The reward could score none of the completions"):
+    with pytest.raises(RunFailed, match=r"^The reward could score none of the completions"):
         judged(nan_at(*WORDS), "skip", patience=1)
 
 
@@ -122,7 +121,7 @@ def test_out_of_memory_is_never_skipped(judged: Any) -> None:
 
 
 def test_a_completion_on_which_no_reward_has_an_opinion_is_named(render: Renderer) -> None:
-    with pytest.raises(RunFailed, match="^Every reward is None: the completion"):
+    with pytest.raises(RunFailed, match=r"^Every reward is None: the completion"):
         OnError("stop", render).scored(ROWS[:1], [[5]], lambda rows, ids: Scored([math.nan], {"one": [None]}))  # type: ignore[list-item]
 
 

@@ -42,8 +42,8 @@ Score = Callable[[Sequence[Prompt], Sequence[Ids]], Scored]
 
 @dataclass
 class OnError:
-    """What `--on-reward-error` decides: to stop, to skip a completion or to give it a reward. `barren` counts batches in
-    a row of which nothing could be scored; after `patience` of them the run stops in any case."""
+    """What `--on-reward-error` decides: to stop, to skip a completion or to give it a reward. `barren` counts the last
+    batches of which nothing could be scored; after `patience` of them the run stops in any case."""
 
     decision: str | float = STOP
     render: Renderer | None = None
