@@ -318,6 +318,24 @@ def test_function_is_called_as_trl_calls_it(render: Renderer) -> None:
     }
 
 
+def test_what_a_function_changes_is_seen_by_no_later_call(render: Renderer) -> None:
+    """Such as the conversation that it builds for a judge, in place."""
+    lengths = []
+
+    def reward(prompts: Any, completions: Any, completion_ids: Any, meta: Any) -> list[float]:
+        lengths.append([len(prompts[0]), len(meta[0]), len(completion_ids[0])])
+        prompts[0].append(completions[0][0])
+        meta[0]["calls"] = 1
+        completion_ids[0].clear()
+        prompts.clear()
+        return [1.0]
+
+    rows, written = [Prompt(list(CHAT), {"meta": {}})], [ended(render, "tall")]
+    score = FunctionReward(reward, "m:f", render)
+    assert score(rows, written) == score(rows, written) == [1.0]
+    assert lengths[0] == lengths[1] and lengths[0][:2] == [len(CHAT), 0]
+
+
 @pytest.mark.parametrize(
     ("gives", "problem"),
     [

@@ -121,13 +121,20 @@ def _check_same_settings(folder: Path, old: Mapping[str, Any], new: Mapping[str,
     """Raises PerlError if settings have changed that may not change, or that are `fixed` for this run."""
     old = UNTIL_OPTIONS | dict(old)
     may_change = MAY_CHANGE - fixed
-    if not fixed and prod(_batch(old)) == prod(_batch(new)):
+    if not fixed and _has_same_batches(old, new):
         may_change |= {*BATCH}
     changed = [name for name in new if name not in may_change and old.get(name) != new[name]]
     changes = [f"--{definitions.dashed(name)} was {_shown(old.get(name))}, now {_shown(new[name])}" for name in changed]
     if changes:
         problem = f"--resume: the run in {folder} had different settings: {'; '.join(changes)}"
         raise PerlError(problem, "use the same settings")
+
+
+def _has_same_batches(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    """Whether both settings learn from the same rows in each step, and sample as many at a time: the number of passes
+    that a generation serves is set by name, and would be another number of rows with other passes."""
+    is_apart = any(str(item).startswith("steps_per_generation") for item in new.get("set", ()))
+    return not is_apart and prod(_batch(old)) == prod(_batch(new))
 
 
 def _shown(value: object) -> str:

@@ -22,7 +22,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import Sampler
 from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments
 from trl import RLOOTrainer
-from trl.trainer.utils import RepeatSampler
+from trl.trainer.utils import RepeatSampler, split_tensor_dict
 
 from perlcli import device
 from perlcli.errors import PerlError, RunFailed, line
@@ -131,7 +131,7 @@ class Resumable(TrainerCallback):
         tensors = load_file(checkpoint / FILE)
         self.epoch_start, self.is_resuming = tensors.pop(EPOCH_START, None), True
         if isinstance(self.trainer, KeepsGeneration):
-            self.trainer.take_generation(tensors)
+            self.trainer.take_generation(tensors, checkpoints.state_of(checkpoint)["train_batch_size"])
 
 
 class ForgetsWhole(TrainerCallback):
@@ -167,14 +167,19 @@ class KeepsGeneration(RLOOTrainer):
             tensors |= {f"{index}/{name}": tensor.cpu().clone() for name, tensor in held.items()}
         return tensors
 
-    def take_generation(self, tensors: Tensors) -> None:
-        """Continue within the generation that `generation` described."""
-        self._step = int(tensors.pop("step"))
+    def take_generation(self, tensors: Tensors, rows: int) -> None:
+        """Continue within the generation that `generation` described, with passes of so many `rows`. If passes now have
+        another number of rows, the generation is split again."""
+        args: Any = self.args
+        self._step = int(tensors.pop("step")) * rows // args.train_batch_size
         parts: dict[int, Tensors] = {}
         for key, tensor in tensors.items():
             index, _, name = key.partition("/")
             parts.setdefault(int(index), {})[name] = tensor.to(self.accelerator.device)
         self._buffered_inputs: Any = [parts[index] for index in sorted(parts)] or None
+        if parts and rows != args.train_batch_size:
+            joined = {name: torch.cat([part[name] for part in self._buffered_inputs]) for name in parts[0]}
+            self._buffered_inputs = split_tensor_dict(joined, args.steps_per_generation)
 
 
 class OfEpoch(Sampler[int]):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import inspect
 import os
@@ -202,9 +203,10 @@ class FunctionReward:
             for row, text in zip(rows, texts, strict=True)
         ]
         columns = {key: [row.extra.get(key) for row in rows] for key in rows[0].extra}
-        prompts = [row.prompt for row in rows]
+        given = {**columns, "prompts": [row.prompt for row in rows], "completion_ids": list(written)}
+        own = copy.deepcopy(given)  # what the function changes is seen by no other reward and by no later step
         try:
-            values = self.function(prompts=prompts, completions=completions, completion_ids=list(written), **columns)
+            values = self.function(completions=completions, **own)
             rewards = [float(value) for value in values]
         except (Exception, SystemExit) as error:  # the user's function can raise anything
             raise RewardRaised(f"The reward function {self.name} failed: {type(error).__name__}: {error}") from error
