@@ -196,7 +196,7 @@ def no_memory(folder: Path) -> int:
 
     values = read_config(settings.Reward, folder.with_suffix(".yaml"))
     run = Run(settings.resolve(settings.build(settings.Reward, {**values, "output": str(folder)}), {}))
-    run.claim()
+    run.begin()
     run.record.status, run.record.failure = "failed", "OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB"
     run.record.memory["training_mb"] = 79_200.0
     run.write()

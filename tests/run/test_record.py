@@ -192,7 +192,7 @@ def test_an_overwrite_that_is_killed_leaves_a_run_to_overwrite(
     with monkeypatch.context() as patch, pytest.raises(MemoryError):
         place = lifecycle.shutil if cut == "rmtree" else Path
         patch.setattr(place, cut, lambda *_, **__: (_ for _ in ()).throw(MemoryError))
-        lifecycle.Run(resolved(old_run, overwrite=True)).claim()
+        lifecycle.Run(resolved(old_run, overwrite=True)).begin()
     assert (old_run / "record.json").exists()
     assert (read_record(old_run).status == "running") == (not (old_run / "checkpoints").exists())
     check_output(resolved(old_run, overwrite=True))

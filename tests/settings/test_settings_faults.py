@@ -49,6 +49,8 @@ def test_the_defaults_pass_the_check(command: str) -> None:
         ("reward", {"pos_weight": "many"}, "--pos-weight must be auto, none or a number above 0, not many"),
         ("reward", {"pos_weight": "0"}, "--pos-weight must be auto, none or a number above 0, not 0"),
         ("reward", {"pos_weight": "inf"}, "--pos-weight must be auto, none or a number above 0, not inf"),
+        ("rl", {"on_reward_error": "go"}, "--on-reward-error must be stop, skip or a number, not 'go'"),
+        ("eval", {"on_reward_error": "nan"}, "--on-reward-error must be stop, skip or a number, not 'nan'"),
         ("rl", {"beta": -0.1}, "--beta must be at least 0, not -0.1"),
         ("rl", {"temperature": 0.0}, "--temperature must be above 0, not 0.0"),
         ("rl", {"missing_eos_penalty": -1.0}, "--missing-eos-penalty must be at least 0, not -1.0"),
@@ -68,6 +70,11 @@ def test_the_defaults_pass_the_check(command: str) -> None:
 def test_a_value_or_combination_that_can_not_be_is_told(command: str, given: dict[str, Any], fault: str) -> None:
     (told,) = faults(command, **given)
     assert fault in told
+
+
+@pytest.mark.parametrize("decision", ["stop", "skip", "-1", 0, 2.5])
+def test_a_decision_on_reward_errors_is_a_word_or_a_number(decision: Any) -> None:
+    check(resolve(build(settings.Rl, {"on_reward_error": decision}), {}))
 
 
 @pytest.mark.parametrize("weight", ["auto", "none", "2.5", 2.5, 3])

@@ -1,5 +1,6 @@
 """The judge that TRL calls, and the probe before the first step."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -30,10 +31,11 @@ def judge(render: Renderer) -> Callable[..., Any]:
     kept: list[dict[str, Any]] = []
     run = SimpleNamespace(append=lambda name, row: kept.append(row))
 
-    def make(found: list[float], **parts: list[float]) -> Callable[..., Any]:
-        prepared: Any = SimpleNamespace(renderer=render, run=run)
+    def make(found: list[float], decision: str = "stop", faults: Any = None, **parts: Any) -> Callable[..., Any]:
+        chosen = SimpleNamespace(sampling=SimpleNamespace(on_reward_error=decision))
+        prepared: Any = SimpleNamespace(renderer=render, run=run, settings=chosen)
         rows = [Prompt("a latte", {"order": "add_order_item(latte)"})]
-        judge = Judge(prepared, lambda rows, ids: Scored(found, parts or {"one": found}), rows)
+        judge = Judge(prepared, lambda rows, ids, calling: Scored(found, parts or {"one": found}, faults or {}), rows)
 
         def call(*completions: str) -> tuple[list[float], dict[str, float], list[dict[str, Any]]]:
             logged: dict[str, float] = {}
@@ -61,10 +63,16 @@ def test_judge_logs_the_mean_of_each_of_several_rewards(judge: Any) -> None:
     assert logged == {"gold": 0, "rewards/first/mean": 2, "rewards/second/mean": -0.5}
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_judge_stops_at_a_reward_that_is_nan_or_infinite(judge: Any, value: float) -> None:
-    with pytest.raises(RunFailed, match=r"^The reward is NaN or infinite for some completions"):
-        judge([1.0, value])("a", "b")
+def test_judge_keeps_the_completions_without_a_reward_and_counts_them(judge: Any) -> None:
+    skipped = judge([math.nan, 2.0], "skip", {0: "The reward one is nan"}, one=[math.nan, 2.0], two=[math.nan, 0.0])
+    taken, logged, kept = skipped("a", "b")
+    assert taken == [None, 2.0]
+    assert logged == {"gold": 0, "rewards/one/mean": 2, "rewards/two/mean": 0, "unscored": 0.5}
+    error, sample = kept
+    assert error == {
+        "step": 1, "prompt": "a latte", "policy": "a", "reward": None, "problem": "The reward one is nan",
+    }  # fmt: skip
+    assert sample["reward"] is None
 
 
 # The probe
@@ -97,7 +105,8 @@ def probing(render: Renderer, monkeypatch: pytest.MonkeyPatch) -> Callable[..., 
 
         def scores(part: Any, ids: Any) -> Scored:
             found = [score(i, row) for i, row in enumerate(ids)]
-            return Scored(found, {"one": found, "idle": [0.0] * len(found)})
+            faults = {i: "it is nan" for i, value in enumerate(found) if math.isnan(value)}
+            return Scored(found, {"one": found, "idle": [0.0] * len(found)}, faults)
 
         return probe(None, prepared, scores, rows, is_function=is_function)
 
@@ -165,6 +174,12 @@ def test_probe_tries_again_if_the_policy_wrote_the_same_each_time(
     assert probing(lambda i, ids: float(sum(ids))).prompts[0] == [(PROMPTS * (ROUNDS - 1)) % 20]
 
 
-def test_probe_stops_at_a_reward_that_is_nan(probing: Any) -> None:
-    with pytest.raises(RunFailed, match="is NaN or infinite"):
-        probing(lambda i, ids: float("nan"))
+def test_probe_stops_if_no_completion_can_be_scored(probing: Any) -> None:
+    with pytest.raises(RunFailed, match=r"^The reward could score no completion: it is nan"):
+        probing(lambda i, ids: math.nan)
+
+
+def test_probe_leaves_out_completions_that_can_not_be_scored(probing: Any) -> None:
+    found = probing(lambda i, ids: math.nan if i == 0 else float(i))
+    assert found.summary()["reward_low"] == 1
+    assert probing.notes[-1] == "The reward could not score 1 of 16 completions before the first step: it is nan"

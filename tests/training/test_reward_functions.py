@@ -107,7 +107,9 @@ def test_what_makes_a_function_says_what_it_needs() -> None:
 
 def test_what_is_no_reward_function(module: Callable[[str], str]) -> None:
     name = module("def none(): return 3\ndef fails(): raise ValueError('no key')\nclass Empty: pass")
-    with pytest.raises(PerlError, match=f"^--reward {name}:none is not a reward function: it takes no completions, and g"):
+    with pytest.raises(
+        PerlError, match=f"^--reward {name}:none is not a reward function: it takes no completions, and g"
+    ):
         find(f"{name}:none", {})
     with pytest.raises(PerlError, match=f"^--reward {name}:fails failed: ValueError: no key"):
         find(f"{name}:fails", {})

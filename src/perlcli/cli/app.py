@@ -12,10 +12,12 @@ import typer
 from perlcli import __version__, recipes, settings
 from perlcli.cli.binding import DEBUG_HELP, Command, Group, command
 from perlcli.cli.boundary import with_boundary
+from perlcli.run import launch
 from perlcli.terminal import visible
 
 HELP = "LoRA RLHF from the shell: the open implementation of PERL (arXiv 2403.10704)."
 SUMMARISED = ("sft", "reward", "rl", "eval", "merge")  # the others print their own results
+WRITERS = (*settings.COMMANDS, "data convert")  # what several processes would write at once
 app = typer.Typer(
     name="perl", cls=Group, help=HELP, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None
 )
@@ -47,6 +49,8 @@ app.add_typer(data_app, name="data", short_help="Check, show or convert data bef
 
 def _run(name: str, given: settings.Settings) -> None:
     """Runs a command. Its module is imported only now, so that the help loads no torch."""
+    if name in WRITERS:
+        launch.check(name)
     module = "evaluate" if name == "eval" else re.sub("[- ]", "_", name)
     record = import_module(f"perlcli.commands.{module}").run(given)
     if name in SUMMARISED:

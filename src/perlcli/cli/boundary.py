@@ -14,7 +14,7 @@ import typer
 from typer.core import TyperGroup
 
 from perlcli.errors import PerlError, nearest, reason
-from perlcli.run import disk, out_of_memory
+from perlcli.run import claim, disk, out_of_memory
 from perlcli.terminal import say
 
 if TYPE_CHECKING:
@@ -25,8 +25,8 @@ UsageError = cast(type[Exception], typer.BadParameter.__mro__[1])
 
 
 def with_boundary(action: Callable[[], None], *, debug: bool) -> None:
-    """Runs the action. Errors become lines on standard error and an exit code; --debug adds the traceback. Raises
-    typer.Exit, and with --debug any error that is not a PerlError."""
+    """Runs the action and gives up the folders that it claimed. Errors become lines on standard error and an exit code;
+    --debug adds the traceback. Raises typer.Exit, and with --debug any error that is not a PerlError."""
     try:
         action()
     except PerlError as error:
@@ -47,6 +47,8 @@ def with_boundary(action: Callable[[], None], *, debug: bool) -> None:
             refuse(lost)
         _print("Error: " + _in_words(error))
         raise typer.Exit(1) from None
+    finally:
+        claim.release_all()
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from perlcli.training import policies, reward_model, sampling
 from perlcli.training.guards import Model
 from perlcli.training.judge import Asked
 from perlcli.training.prepare import Prepared, filled, prepare, preview
+from perlcli.training.reward_errors import SKIP
 from perlcli.training.rewards import Weighted, attach_all, find_all
 from perlcli.training.rows import load_data, trained_on
 from perlcli.training.sampling import Ids, Sampling
@@ -36,8 +37,13 @@ class Samples:
 
     written: list[Ids]
     texts: list[str]
-    rewards: list[float]
+    rewards: list[float]  # NaN for a completion that is skipped
     gold: list[bool]
+
+    @property
+    def known(self) -> list[float]:
+        """The rewards without those of skipped completions."""
+        return [reward for reward in self.rewards if not math.isnan(reward)]
 
 
 def run(given: settings.Eval) -> RunRecord | None:
@@ -91,7 +97,7 @@ def evaluate_policy(prepared: Prepared[settings.Eval]) -> RunRecord | None:
         run.record.metrics = measure(prepared, mine, theirs) | kl
         show_samples(prepared, prompts, mine, theirs)
         if mine.rewards:
-            groups = {"policy": mine.rewards} | ({"anchor": theirs.rewards} if theirs is not None else {})
+            groups = {"policy": mine.known} | ({"anchor": theirs.known} if theirs is not None else {})
             plots.histogram(groups, "Rewards on held-out prompts", "reward", run.folder / "plots" / "rewards.png")
         run.record.peak_memory_mb = peaks.peak_mb()
     return run.record
@@ -153,7 +159,15 @@ def answer(
     texts = [prepared.renderer.text(completion) for completion in written]
     checks = [data.gold_check(row) for row in rows]
     gold = [check(text) for check, text in zip(checks, texts, strict=True) if check]
-    return Samples(written, texts, score(rows, written).total if score else [], gold)
+    if score is None:
+        return Samples(written, texts, [], gold)
+    scored = score(rows, written)
+    if scored.faults:
+        count, decision = f"{len(scored.faults)} of {len(rows)} completions", values.sampling.on_reward_error
+        what = "are left out" if decision == SKIP else f"got {float(decision):g}"
+        first = next(iter(scored.faults.values()))
+        prepared.run.note(f"The reward could not score {count}, which {what}: {first}")
+    return Samples(written, texts, scored.total, gold)
 
 
 def measure(prepared: Prepared[settings.Eval], policy: Samples, anchor: Samples | None) -> dict[str, float]:
@@ -169,7 +183,7 @@ def measure(prepared: Prepared[settings.Eval], policy: Samples, anchor: Samples 
 def _quality(samples: Samples, prefix: str) -> dict[str, float]:
     metrics = {}
     if samples.rewards:
-        metrics[f"{prefix}mean_reward"] = fmean(samples.rewards)
+        metrics[f"{prefix}mean_reward"] = fmean(samples.known)
     if samples.gold:
         low, high = stats.wilson(sum(samples.gold), len(samples.gold))
         metrics |= {f"{prefix}gold": fmean(samples.gold), f"{prefix}gold_low": low, f"{prefix}gold_high": high}
@@ -180,7 +194,10 @@ def _wins(policy: Sequence[float], anchor: Sequence[float]) -> dict[str, float]:
     """The share of prompts at which the policy's reward is higher than the anchor's, and the share of ties."""
     if not policy:
         return {}
-    pairs = list(zip(policy, anchor, strict=True))
+    both = zip(policy, anchor, strict=True)
+    pairs = [(mine, theirs) for mine, theirs in both if not math.isnan(mine) and not math.isnan(theirs)]
+    if not pairs:
+        return {}
     wins, ties = sum(mine > theirs for mine, theirs in pairs), sum(mine == theirs for mine, theirs in pairs)
     low, high = stats.wilson(wins, len(pairs))
     return {"wins": wins / len(pairs), "wins_low": low, "wins_high": high, "share_ties": ties / len(pairs)}
@@ -217,7 +234,7 @@ def show_samples(
             if samples is None:
                 continue
             sample[name] = samples.texts[index]
-            if samples.rewards:
+            if samples.rewards and not math.isnan(samples.rewards[index]):
                 sample[f"{name}_reward"] = round(samples.rewards[index], 4)
         prepared.run.append(files.SAMPLES, sample)
         if index < PRINTED:

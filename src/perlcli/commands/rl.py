@@ -21,7 +21,7 @@ from perlcli.run.record import RunRecord
 from perlcli.terminal import say
 from perlcli.training import guards, policies
 from perlcli.training.algorithms import PHASES, TIME, Reinforce, Rloo
-from perlcli.training.judge import REWARD, SUM, Asked, Judge, Probe, probe
+from perlcli.training.judge import REWARD, SUM, Asked, Judge, Probe, note_unscored, probe
 from perlcli.training.loop import describe, has_loaded, train
 from perlcli.training.policies import Anchor
 from perlcli.training.prepare import Prepared, filled, prepare, preview, require
@@ -52,10 +52,11 @@ def run(given: settings.Rl) -> RunRecord | None:
         first = probe(trainer.model, prepared, score, prompts, is_function=all(reward.function for reward in rewards))
         check_start(trainer, prepared, anchor, first)
         if isinstance(trainer, Reinforce):  # the value model starts by predicting the mean return
-            trainer.value.guess((1 - trainer.beta) * fmean(first.scored.total))
+            trainer.value.guess((1 - trainer.beta) * fmean(first.scored.known))
         report_model(trainer, run, score)
         weights = guards.Watch(partial(digests, trainer))
         train(trainer, run, weights.before_saving(partial(save, prepared, trainer)))
+        note_unscored(run, prepared.settings.sampling.on_reward_error)
         run.record.guards |= weights.check()
         run.record.metrics = summary(files.read_rows(run.folder / files.METRICS))
         plots.curves("rl", run.folder / files.METRICS, run.folder / "plots" / "training.png")

@@ -16,6 +16,8 @@ from perlcli.settings.types import is_plain
 
 RECORD, SETTINGS, METRICS, SAMPLES = "record.json", "settings.yaml", "metrics.jsonl", "samples.jsonl"
 CARD, PROOF, MERGE = "README.md", "proof.json", "merge"
+REWARD_ERRORS = "reward-errors.jsonl"  # completions that could not be scored
+TEXTS = (SAMPLES, REWARD_ERRORS)  # keep the texts of data and model as they are
 CHECKPOINTS, PROMPTS = "checkpoints", "prompts.bin"
 HALF = ".half"  # ends the name of a file that is being written
 

@@ -15,19 +15,21 @@ from perlcli import device
 from perlcli import settings as definitions
 from perlcli.errors import Interrupted, PerlError
 from perlcli.redaction import hidden, hidden_in
-from perlcli.run import checkpoints, disk, files, liveness, out_of_memory, output_folder, peaks, signals, summary
+from perlcli.run import checkpoints, claim, disk, files, liveness, out_of_memory, output_folder, peaks, signals, summary
+from perlcli.run.claim import LOCK, Claim
 from perlcli.run.files import CHECKPOINTS, RECORD, SETTINGS, write_whole
 from perlcli.run.record import RunRecord, command_line, find_record, git_commit, package_versions, write_record
 
 
 class Run:
-    """A run in progress: its record and its folder, which is only written to after `claim`."""
+    """A run in progress: its record and its folder, which is only written to after `begin`."""
 
     def __init__(self, settings: definitions.Stage) -> None:
         values = definitions.flat(settings)
         self.folder = Path(values["output"]).expanduser()
         self.before: RunRecord | None = None  # of the run that this one resumes
-        self.parts: list[str] = []  # names that prove that the folder is still this run's; set by `claim`
+        self.parts: list[str] = []  # names that prove that the folder is still this run's; set by `begin`
+        self.claim: Claim | None = None  # on the folder, while the run lives
         self.prompts = b""  # digests of the training prompts, for later evaluations
         self._clock = time.monotonic()
         seed = values.get("seed", 0)
@@ -52,7 +54,7 @@ class Run:
         for remark in device.remarks(values, takes_dtype=takes_dtype):
             self.note(remark)
 
-    def claim(self) -> None:
+    def begin(self) -> None:
         """Take over the folder; nothing is written before."""
         values, is_new = self.record.settings, bool(self.record.settings.get("overwrite"))
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -60,6 +62,8 @@ class Run:
         self.record.memory["before_mb"] = peaks.begin()
         if is_new:  # first: if this run is killed, it must not have the old checkpoints
             shutil.rmtree(self.folder / CHECKPOINTS, ignore_errors=True)
+        if self.claim is not None and not self.claim.is_locked:
+            self.note(f"The disk of {self.folder} can't lock files: don't start a second run there meanwhile.")
         self.write()  # before emptying the folder: without a record it would be refused next time
         if is_new:
             _empty(self.folder)
@@ -95,34 +99,48 @@ class Run:
 
     @property
     def is_intact(self) -> bool:
-        """Whether the folder is still this run's: if it is deleted and a library creates it again, it has no record."""
-        return (self.folder / RECORD).exists()
+        """Whether the folder is still this run's: if it is deleted and a library creates it again, it has no record; if
+        another run does, that has the claim."""
+        return (self.folder / RECORD).exists() and not self.is_taken
+
+    @property
+    def is_taken(self) -> bool:
+        """Whether the folder was deleted and another run has claimed the new one of its name."""
+        return self.claim is not None and self.claim.is_lost
 
     def check_intact(self) -> None:
         """Raises RunFailed if the folder or a part of it was deleted."""
         lost = disk.vanished(self.folder, self.parts, self.how_to_continue)
+        if lost is None and self.is_taken:
+            lost = disk.gone(self.folder, "another run uses the folder now: choose another --output")
         if lost is not None:
             raise lost
 
     def append(self, name: str, row: Mapping[str, Any]) -> None:
-        """Add a line to `metrics.jsonl` or `samples.jsonl`; samples keep the texts of data and model as they are."""
+        """Add a line to a file of rows; samples keep the texts of data and model as they are."""
         self.check_intact()
-        row = row if name == files.SAMPLES else hidden_in(dict(row))
+        row = row if name in files.TEXTS else hidden_in(dict(row))
         with (self.folder / name).open("a", encoding="utf-8") as file:
             file.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")
 
 
 @contextmanager
 def recording(run: Run) -> Iterator[Run]:
-    """Claim the run's folder and record how the run ends. Raises PerlError if the resumed run had other data or another
-    base, RunFailed if memory runs out, the disk fails or the folder is deleted, and Interrupted on a signal to stop."""
+    """Hold the claim on the run's folder and record how the run ends. Raises PerlError if another run has the folder or
+    the resumed run had other data or another base, RunFailed if memory runs out, the disk fails or the folder is
+    deleted, and Interrupted on a signal to stop."""
+    with claim.used(run.folder) as run.claim:
+        yield from _recording(run)
+
+
+def _recording(run: Run) -> Iterator[Run]:
     old = find_record(str(run.folder)) if run.record.settings.get("resume") else None
     if old is not None:
         output_folder.check_same(old, run.record, run.note)
         run.before, run.record.started = old, old.started
     try:
         with signals.heard(signals.stop):  # training replaces this: it finishes its step first
-            run.claim()
+            run.begin()
             yield run
             if (run.folder / files.CARD).exists() or run.record.command == files.MERGE:
                 write_whole(run.folder / files.CARD, [hidden(summary.card(run.record))])
@@ -145,6 +163,8 @@ def _keep_failure(run: Run, error: BaseException) -> None:
     """Record why a run ended, if its folder and disk still allow it."""
     run.record.status = "interrupted" if isinstance(error, Interrupted) else "failed"
     run.record.failure = error.problem if isinstance(error, PerlError) else f"{type(error).__name__}: {error}"
+    if run.is_taken:
+        return
     with suppress(OSError):  # a failing disk is reported by the error itself
         checkpoints.clear(run.folder / CHECKPOINTS)  # frees space for the record
     if run.is_intact:
@@ -157,9 +177,9 @@ def _keep_failure(run: Run, error: BaseException) -> None:
 
 
 def _empty(folder: Path) -> None:
-    """Delete everything in a folder except the record."""
+    """Delete everything in a folder except the record and the claim."""
     for entry in folder.iterdir():
-        if entry.name == RECORD:
+        if entry.name in (RECORD, LOCK):
             continue
         if entry.is_dir() and not entry.is_symlink():
             shutil.rmtree(entry)

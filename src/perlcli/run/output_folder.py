@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -11,26 +12,42 @@ from perlcli import device
 from perlcli import settings as definitions
 from perlcli.errors import PerlError
 from perlcli.redaction import hidden_in
-from perlcli.run import checkpoints, disk, liveness
+from perlcli.run import checkpoints, claim, disk, liveness
 from perlcli.run.files import CHECKPOINTS, RECORD, is_half_written
 from perlcli.run.record import SEVERAL, RunRecord, package_versions, read_record
 
 FUNCTION = "the reward function "
 LENGTH = {"max_steps", "num_train_epochs"}
+ERRORS = {"on_reward_error"}  # a run that stopped at one can go on with another decision
 RUNNING = {"save_steps", "save_total_limit", "report_to", "output", "trust_remote_code", "strict", "recipe"}
 MEMORY = {"gradient_checkpointing"}  # the same gradients
-MAY_CHANGE = LENGTH | RUNNING | MEMORY | {"max_eval_samples", *definitions.ONCE}
+BATCH = ("per_device_train_batch_size", "gradient_accumulation_steps")  # their product may not change
+MAY_CHANGE = LENGTH | ERRORS | RUNNING | MEMORY | {"max_eval_samples", *definitions.ONCE}
 UNTIL_OPTIONS = {"optim": "adamw_torch_fused"}  # what a run had before these were options
 NEW_RUN = "start a new run with another --output"
 LAST = "--resume without a value takes the last complete checkpoint"
 
 
 def check_output(settings: definitions.Stage) -> None:
-    """Raises PerlError if the run can't write to its output folder, or would destroy its content or mix with it."""
+    """Claims the output folder, unless in a dry run, until the run or the command ends. Raises PerlError if the run
+    can't write to it, if another run is in progress there, or if it would destroy its content or mix with it."""
     values = definitions.flat(settings)
     folder = Path(values["output"]).expanduser()
     _check_writable(folder)
-    if not folder.is_dir() or all(map(is_half_written, folder.iterdir())):
+    if values["dry_run"]:
+        claim.check_free(folder)
+        _check_content(folder, definitions.command_of(settings), values)
+        return
+    claimed = claim.take(folder)  # first: what is checked then can't change
+    try:
+        _check_content(folder, definitions.command_of(settings), values)
+    except PerlError:
+        claimed.release()
+        raise
+
+
+def _check_content(folder: Path, command: str, values: Mapping[str, Any]) -> None:
+    if not folder.is_dir() or all(is_half_written(path) or path.name == claim.LOCK for path in folder.iterdir()):
         _check_named(folder, values)  # else a checkpoint of another run would be taken unchecked
         return
     is_run, resumes, overwrites = (folder / RECORD).exists(), values.get("resume"), values.get("overwrite")
@@ -41,8 +58,9 @@ def check_output(settings: definitions.Stage) -> None:
         hint = "choose another folder, or empty this one yourself"
         raise PerlError(f"--output {folder} is not empty and not a run of perlcli", hint)
     _check_idle(folder)
+    claim.check_free_below(folder)
     if resumes:
-        _check_resumable(folder, definitions.command_of(settings), values)
+        _check_resumable(folder, command, values)
     if overwrites:
         _check_not_read(folder, values)
 
@@ -64,7 +82,8 @@ def _check_not_read(folder: Path, values: Mapping[str, Any]) -> None:
 
 
 def _check_idle(folder: Path) -> None:
-    """Raises PerlError if the folder's run is in progress: two runs would destroy each other's checkpoints."""
+    """Raises PerlError if the record says that the folder's run is in progress: on a disk without locks, a claim can't
+    say it."""
     try:
         record = read_record(folder)
     except PerlError:
@@ -101,11 +120,21 @@ def _check_resumable(folder: Path, command: str, values: Mapping[str, Any]) -> N
 def _check_same_settings(folder: Path, old: Mapping[str, Any], new: Mapping[str, Any], fixed: set[str]) -> None:
     """Raises PerlError if settings have changed that may not change, or that are `fixed` for this run."""
     old = UNTIL_OPTIONS | dict(old)
-    changed = [name for name in new if name not in MAY_CHANGE - fixed and old.get(name) != new[name]]
+    may_change = MAY_CHANGE - fixed
+    if not fixed and _has_same_batches(old, new):
+        may_change |= {*BATCH}
+    changed = [name for name in new if name not in may_change and old.get(name) != new[name]]
     changes = [f"--{definitions.dashed(name)} was {_shown(old.get(name))}, now {_shown(new[name])}" for name in changed]
     if changes:
         problem = f"--resume: the run in {folder} had different settings: {'; '.join(changes)}"
         raise PerlError(problem, "use the same settings")
+
+
+def _has_same_batches(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    """Whether both settings learn from the same rows in each step, and sample as many at a time: the number of passes
+    that a generation serves is set by name, and would be another number of rows with other passes."""
+    is_apart = any(str(item).startswith("steps_per_generation") for item in new.get("set", ()))
+    return not is_apart and prod(_batch(old)) == prod(_batch(new))
 
 
 def _shown(value: object) -> str:
@@ -167,10 +196,32 @@ def check_same(old: RunRecord, now: RunRecord, note: Callable[[str], None]) -> N
     if changes:
         problem = f"--resume: the run in {now.settings['output']} had different inputs: {'; '.join(changes)}"
         raise PerlError(problem, f"use the same files, or {NEW_RUN}")
+    for change in _other_ways(old.settings, now.settings, old.trl_settings):
+        note(change)
     before, here = old.versions | old.device, package_versions() | device.identity(now.device)
     moved = [f"{name} {before[name]}, now {here[name]}" for name in here if before.get(name, here[name]) != here[name]]
     if moved:
         note(f"The steps so far ran with {'; '.join(moved)}: results may differ by rounding.")
+
+
+def _other_ways(old: Mapping[str, Any], new: Mapping[str, Any], trl: Mapping[str, Any]) -> Iterator[str]:
+    """What a resumed run does in another way than before, in sentences."""
+    rounds = "results may differ from here on by rounding"
+    if _batch(old) and _batch(old) != _batch(new):
+        (rows, passes), (now_rows, now_passes) = _batch(old), _batch(new)
+        yield f"The steps so far took {rows} x {passes} rows, and from here on {now_rows} x {now_passes}: {rounds}."
+    wanted = new.get("gradient_checkpointing")
+    was = {True: "true", False: "false"}.get(trl.get("gradient_checkpointing", ""), wanted)
+    if wanted in ("true", "false") and was != wanted:
+        yield f"--gradient-checkpointing was {was}, now {wanted}: {rounds}."
+    for name in sorted(ERRORS & new.keys()):
+        if old.get(name, new[name]) != new[name]:
+            yield f"--{definitions.dashed(name)} was {_shown(old[name])}, now {_shown(new[name])}."
+
+
+def _batch(values: Mapping[str, Any]) -> tuple[int, ...]:
+    """Rows per pass and passes per step; empty if the command has none."""
+    return tuple(int(values[name]) for name in BATCH if values.get(name))
 
 
 def _inputs(record: RunRecord) -> Iterator[tuple[str, Any]]:

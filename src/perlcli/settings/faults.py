@@ -116,6 +116,9 @@ def _reward_conflicts(values: Values) -> Iterator[str]:
         yield f"--reward-weights has {len(weights)} weights for {len(names)} --reward"
     if weights and not any(weights):
         yield "--reward-weights are all 0: nothing would be learned"
+    decision = values.get("on_reward_error", "stop")
+    if decision not in ("stop", "skip") and not _is_finite(decision):
+        yield f"--on-reward-error must be stop, skip or a number, not {shorten(decision)}"
     yield from (f"--reward {name} is given twice" for name in dict.fromkeys(names) if names.count(name) > 1)
 
 
@@ -150,7 +153,11 @@ def _generation_conflicts(values: Values) -> Iterator[str]:
 
 
 def _is_positive(text: str) -> bool:
+    return _is_finite(text) and float(text) > 0
+
+
+def _is_finite(text: str | float) -> bool:
     try:
-        return 0 < float(text) < float("inf")
+        return abs(float(text)) < float("inf")
     except ValueError:
         return False

@@ -276,6 +276,12 @@ class SamplingSettings:
     reward_weights: tuple[float, ...] = option(
         "Weights of the --reward options, in the same order, comma-separated.", default=(), unset="1 each"
     )
+    on_reward_error: str | float = option(
+        "What becomes of a completion that can't be scored, because the reward raises an error or is NaN, infinite or "
+        "None: stop the run, skip the completion, or give it a reward of X.",
+        default="stop",
+        metavar="[stop|skip|X]",
+    )
     temperature: float | None = option("Sampling temperature.", unset="0.7, as in the paper", gt=0)
     max_completion_length: int | None = option("Maximum tokens per completion.", unset="128", gt=0)
 

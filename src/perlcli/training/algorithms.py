@@ -121,7 +121,9 @@ class Reinforce(Rloo):
         if self.reward_clip_range:
             rewards = rewards.clamp(*self.reward_clip_range)
 
-        batch["returns"] = returns(rewards, (old - anchor) * mask, self.beta) * mask
+        is_scored = ~rewards.isnan()  # a skipped completion teaches neither the policy nor the value model
+        mask = batch["completion_mask"] = mask * is_scored.unsqueeze(1).to(mask.dtype)
+        batch["returns"] = returns(rewards.nan_to_num(), (old - anchor) * mask, self.beta) * mask
         size = self.args.per_device_train_batch_size
         starts = range(0, len(batch["prompt_ids"]), size)  # in parts that fit the device
         parts = [{name: batch[name][start : start + size] for name in WRITTEN} for start in starts]

@@ -19,6 +19,7 @@ from urllib3.util import Retry
 
 from perlcli.errors import PerlError
 from perlcli.text import clip, shorten
+from perlcli.training.reward_errors import RewardRaised
 
 BUSY = (408, 425, 429, 500, 502, 503, 504)  # worth another try; any other error stays what it is
 PAUSE, LONGEST_PAUSE = 0.5, 30.0  # seconds between two tries: at first, doubled each time, at most
@@ -69,7 +70,9 @@ class HttpReward:
         try:
             answer = self.session.post(self.url, data=sent.encode(), headers=headers, timeout=self.timeout)
         except requests.RequestException as error:
-            raise self._failed(f"did not answer, after {self.retries + 1} tries: {_cause(error)}") from error
+            # not RewardRaised, after which each completion would be tried on its own
+            problem = f"The reward server {self.url} did not answer, after {self.retries + 1} tries: {_cause(error)}"
+            raise PerlError(problem) from error
         if not answer.ok:
             raise self._failed(f"answered {answer.status_code} {answer.reason}: {shorten(answer.text)}")
         try:
@@ -83,8 +86,8 @@ class HttpReward:
             raise self._failed(f"answered with {len(rewards)} rewards for {count} completions")
         return rewards
 
-    def _failed(self, what: str) -> PerlError:
-        return PerlError(f"The reward server {self.url} {what}")
+    def _failed(self, what: str) -> RewardRaised:
+        return RewardRaised(f"The reward server {self.url} {what}")
 
 
 def connect(url: str, given: Mapping[str, Any]) -> HttpReward:

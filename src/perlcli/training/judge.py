@@ -15,12 +15,15 @@ from transformers import TrainerState
 from perlcli import data, settings
 from perlcli.data import Prompt
 from perlcli.errors import RunFailed
-from perlcli.run.files import SAMPLES
+from perlcli.run.files import REWARD_ERRORS, SAMPLES, read_rows
+from perlcli.run.lifecycle import Run
+from perlcli.text import counted
 from perlcli.training import sampling
 from perlcli.training.guards import Model
 from perlcli.training.prepare import Prepared, filled
+from perlcli.training.reward_errors import SKIP, STOP, Scored
 from perlcli.training.reward_functions import Calling
-from perlcli.training.rewards import Scored, Weighted
+from perlcli.training.rewards import Weighted
 from perlcli.training.sampling import Ids, Sampling
 
 REWARD, SUM = "reward", "weighted_sum"  # the judge's names in TRL's metrics, for one reward and for several
@@ -29,19 +32,21 @@ PROMPTS, PER_PROMPT = 4, 4  # what a probe samples; without groups it takes one 
 # How many times to probe, on other prompts each time, if that may help: a function can be hard to please, and a policy
 # that writes the same to a prompt every time says nothing about the reward.
 ROUNDS = 5
+UNSCORED = "unscored"  # in the metrics of a step: share of its completions; in the record's guards: their count
 SAMPLES_PER_RUN = 20
 Asked = tuple[Prompt, Ids]  # a prompt with its token ids
 LogMetric = Callable[[str, float], None]
 
 
 class Judge:
-    """The reward function that TRL calls: scores completions, keeps samples, stops the run at a NaN or infinity."""
+    """The reward function that TRL calls: scores completions, keeps samples and the completions without a reward."""
 
     def __init__(
         self, prepared: Prepared[settings.Rl], score: Weighted, rows: list[Prompt], name: str = REWARD
     ) -> None:
         self.run, self.render = prepared.run, prepared.renderer
         self.score, self.rows = score, rows
+        self.decision = prepared.settings.sampling.on_reward_error
         self.__name__ = name  # TRL names its metrics by it
 
     def dataset(self) -> Dataset:
@@ -52,25 +57,31 @@ class Judge:
     def __call__(
         self, completion_ids: Sequence[Ids], trainer_state: TrainerState, log_metric: LogMetric, **columns: Any
     ) -> list[float | None]:
-        """One reward per completion of the batch; `columns` are those of the dataset. Raises RunFailed."""
+        """One reward per completion of the batch, None for one that is skipped; `columns` are those of the dataset.
+        Raises PerlError for one that can't be scored, unless `--on-reward-error` says otherwise."""
         rows: list[Prompt] = [self.rows[index] for index in columns[ROW]]
         logged: dict[str, list[Any]] = {}
         scored = self.score(rows, completion_ids, Calling(trainer_state, logged.__setitem__, log_metric))
-        check_finite(scored.total)
         if len(scored.parts) > 1:
             for name, rewards in scored.parts.items():
-                if known := [reward for reward in rewards if reward is not None]:
+                if known := [reward for reward in rewards if reward is not None and math.isfinite(reward)]:
                     log_metric(f"rewards/{name}/mean", fmean(known))
         texts = [self.render.text(ids) for ids in completion_ids]
         checks = [data.gold_check(row) for row in rows]
         gold = [check(text) for check, text in zip(checks, texts, strict=True) if check]
         if gold:
             log_metric("gold", fmean(gold))
+        step, sums = trainer_state.global_step + 1, [None if math.isnan(value) else value for value in scored.total]
+        for index, fault in scored.faults.items():
+            row = {"prompt": data.text_of(rows[index].prompt), "policy": texts[index], "reward": sums[index]}
+            self.run.append(REWARD_ERRORS, {"step": step, **row, "problem": fault})
+        if self.decision != STOP:
+            log_metric(UNSCORED, len(scored.faults) / len(rows))
         if trainer_state.global_step % max(1, trainer_state.max_steps // SAMPLES_PER_RUN) == 0:
-            sample = {"prompt": data.text_of(rows[0].prompt), "policy": texts[0], "reward": scored.total[0]}
+            sample = {"prompt": data.text_of(rows[0].prompt), "policy": texts[0], "reward": sums[0]}
             extra = {name: values[0] for name, values in logged.items() if name not in ("step", *sample)}
-            self.run.append(SAMPLES, {"step": trainer_state.global_step + 1, **sample, **plain(extra)})
-        return list(scored.total)
+            self.run.append(SAMPLES, {"step": step, **sample, **plain(extra)})
+        return sums
 
 
 def plain(values: dict[str, Any]) -> dict[str, Any]:
@@ -78,10 +89,15 @@ def plain(values: dict[str, Any]) -> dict[str, Any]:
     return dict(json.loads(json.dumps(values, default=str)))
 
 
-def check_finite(rewards: Sequence[float]) -> None:
-    """Raises RunFailed if a reward is NaN or infinite."""
-    if not all(map(math.isfinite, rewards)):
-        raise RunFailed("The reward is NaN or infinite for some completions", "check the reward model or function")
+def note_unscored(run: Run, decision: str | float) -> None:
+    """Note how many completions had no reward of their own in a run, and count them in the record."""
+    count = len(read_rows(run.folder / REWARD_ERRORS))
+    if decision == STOP:
+        return
+    run.record.guards[UNSCORED] = count
+    if count:
+        what = "were skipped" if decision == SKIP else f"got {float(decision):g}"
+        run.note(f"{counted(count, 'completion')} could not be scored and {what}: see {run.folder / REWARD_ERRORS}.")
 
 
 @dataclass(frozen=True)
@@ -96,7 +112,8 @@ class Probe:
         """Whether different completions got different rewards; equal ones differ by rounding, which teaches nothing."""
         texts = [(*prompt, -1, *ids) for prompt, ids in zip(self.prompts[part], self.written[part], strict=True)]
         rewards = dict(zip(texts, self.scored.total[part], strict=True)).values()
-        return max(rewards) > min(rewards)
+        known = [value for value in rewards if not math.isnan(value)]
+        return bool(known) and max(known) > min(known)
 
     def varies(self, part: slice) -> bool:
         """Whether there are different completions."""
@@ -104,7 +121,7 @@ class Probe:
 
     def summary(self) -> dict[str, float]:
         """The probe as a run's record keeps it."""
-        rewards = self.scored.total
+        rewards = self.scored.known
         figures = {"reward_low": min(rewards), "reward_mean": fmean(rewards), "reward_high": max(rewards)}
         return {"completions": len(rewards), **figures}
 
@@ -122,7 +139,6 @@ def probe(
     for turn in range(ROUNDS):
         part = [prompts[(turn * count + i) % len(prompts)] for i in range(count) for _ in range(per_prompt)]
         result = _answer(model, prepared, score, part, values.run.seed + turn)
-        check_finite(result.scored.total)
         width = per_prompt if is_grouped and not is_function else len(part)
         groups = [slice(start, start + width) for start in range(0, len(part), width)]
         if any(map(result.differs, groups)):
@@ -130,6 +146,9 @@ def probe(
                 if len(result.scored.parts) > 1 and len(set(rewards)) == 1:
                     same = f"gives all {len(rewards)} completions the same value: it has no effect so far."
                     prepared.run.note(f"The reward {name} {same}")
+            if result.scored.faults:
+                failed = f"{len(result.scored.faults)} of {len(part)} completions before the first step"
+                prepared.run.note(f"The reward could not score {failed}: {next(iter(result.scored.faults.values()))}")
             return result
         if not is_function and any(map(result.varies, groups)):
             break
@@ -147,7 +166,9 @@ def _answer(model: Model, prepared: Prepared[settings.Rl], score: Weighted, part
 
 
 def _no_difference(result: Probe, prompts: int, per_prompt: int) -> RunFailed:
-    rewards, everything = result.scored.total, slice(None)
+    rewards, everything = result.scored.known, slice(None)
+    if not rewards:
+        return RunFailed(f"The reward could score no completion: {result.scored.faults[0]}", "check the reward")
     if not result.differs(everything) and result.varies(everything):
         return RunFailed(
             f"The reward gives all {len(rewards)} completions the same value ({rewards[0]:.4g}): nothing to learn",

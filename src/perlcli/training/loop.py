@@ -63,7 +63,9 @@ class Meter(TrainerCallback):
         if logs is None or "loss" not in logs:
             return
         record = self.run.record
-        record.steps, record.tokens = state.global_step, self.earlier_tokens + int(logs.get("num_tokens") or 0)
+        # TRL's RL only logs it at a step that samples; the state's count is the same, and there at every step
+        tokens = logs.get("num_tokens", state.num_input_tokens_seen)
+        record.steps, record.tokens = state.global_step, self.earlier_tokens + int(tokens or 0)
         seconds = dict(zip((metrics.STEP, metrics.STEP_CPU), self.step_seconds, strict=True))
         self.run.append(files.METRICS, {"step": state.global_step, **logs, **seconds, "num_tokens": record.tokens})
         if self.progress:
@@ -75,7 +77,7 @@ class Meter(TrainerCallback):
     def on_save(self, args: object, state: TrainerState, *_: object, **__: object) -> None:
         """The trainer has written a checkpoint: complete it and move it to its place."""
         self.run.check_intact()
-        for path in (self.run.folder / files.METRICS, self.run.folder / files.SAMPLES):
+        for path in (self.run.folder / name for name in (files.METRICS, *files.TEXTS)):
             if path.exists():
                 disk.sync(path)  # after a power failure, no checkpoint is ahead of them
         limit = self.run.record.settings["save_total_limit"]
@@ -139,7 +141,8 @@ def train(trainer: Trainer, run: Run, save: guards.Save) -> None:
     resumable = resume.Resumable(trainer)
     trainer.remove_callback(PrinterCallback)
     skipped = guards.SkippedSteps(run)
-    for callback in (skipped, resumable, meter):  # in this order: a checkpoint is sealed once everything is in it
+    # in this order: a checkpoint is sealed once everything is in it; gradients are checked before weights may change
+    for callback in (skipped, resumable, meter, resumable.last):
         trainer.add_callback(callback)
     checkpoints.begin(run.folder / files.CHECKPOINTS)
     run.parts.append(f"{files.CHECKPOINTS}/{checkpoints.HERE}")
@@ -149,8 +152,9 @@ def train(trainer: Trainer, run: Run, save: guards.Save) -> None:
     try:
         with meter.listening(), without_casts(trainer):
             _train(trainer, run, resumable, checkpoint)
-    except (PerlError, KeyboardInterrupt):  # PerlError also from a reward function that fails during training
-        if run.is_intact:
+    except BaseException as error:  # whatever ends a run leaves its last complete step
+        resumable.save_whole_step(run, error)
+        if isinstance(error, PerlError | KeyboardInterrupt) and run.is_intact:  # PerlError also from a reward function
             _save(trainer, run, save)
         raise
     finally:

@@ -28,6 +28,7 @@ from perlcli.data import Prompt, Renderer
 from perlcli.errors import PerlError, listing, nearest
 from perlcli.settings.yaml import parse
 from perlcli.text import shorten
+from perlcli.training.reward_errors import Opinions, RewardRaised
 
 MODULE, FILE = r"[A-Za-z_][\w.]*", r".+\.py"
 NAMED = re.compile(rf"({FILE}|{MODULE}):({MODULE})")
@@ -35,7 +36,6 @@ KWARGS = "--reward-kwargs"
 JUDGED = ("prompts", "completions", "completion_ids")  # a function that takes none of them makes one
 Ids = list[int]
 Function = Callable[..., Any]
-Opinions = list[float | None]  # one per completion; None: no opinion
 Result = TypeVar("Result")
 
 
@@ -194,7 +194,9 @@ class FunctionReward:
         arguments = self._arguments(rows, written, calling)
         try:
             values = self.function(**arguments)  # not inside of an event loop: the function may run one
-        except Exception as error:  # the user's function can raise anything
+        except PerlError:  # of a server
+            raise
+        except (Exception, SystemExit) as error:  # the user's function can raise anything
             raise self._raised(error) from error
         return self._numbers(values, len(rows))
 
@@ -203,7 +205,9 @@ class FunctionReward:
         arguments = self._arguments(rows, written, calling)
         try:
             values = await self.function(**arguments)
-        except Exception as error:  # the user's function can raise anything
+        except PerlError:  # of a server
+            raise
+        except (Exception, SystemExit) as error:  # the user's function can raise anything
             raise self._raised(error) from error
         return self._numbers(values, len(rows))
 
@@ -243,8 +247,8 @@ class FunctionReward:
             raise self._failed(f"returned {len(rewards)} rewards for {count} completions")
         return rewards
 
-    def _raised(self, error: Exception) -> PerlError:
-        return self._failed(f"failed: {type(error).__name__}: {error}")
+    def _raised(self, error: BaseException) -> RewardRaised:
+        return RewardRaised(f"The reward function {self.name} failed: {type(error).__name__}: {error}")
 
     def _failed(self, what: str) -> PerlError:
         return PerlError(f"The reward function {self.name} {what}")

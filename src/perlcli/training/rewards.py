@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import inspect
 import math
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,8 @@ from perlcli.text import size
 from perlcli.training import http_reward, rendering, reward_functions, reward_model
 from perlcli.training.origin import check_adapter, keep_apart
 from perlcli.training.prepare import Prepared
-from perlcli.training.reward_functions import Calling, FunctionReward, Opinions, keyword_arguments, wait_for
+from perlcli.training.reward_errors import PATIENCE, OnError, Opinions, Scored
+from perlcli.training.reward_functions import Calling, FunctionReward, keyword_arguments, wait_for
 
 PROJECTION = "projection_prng_key"  # seeds the random matrices that all VeRA or RandLoRA adapters of a base share
 Ids = list[int]
@@ -54,17 +55,9 @@ class Reward:
         """A digest of the model's weights, or of the function's file; empty if there is neither."""
         if self.source is not None:
             return weights.fingerprint(self.source.place)
-        function = self.function.func if isinstance(self.function, functools.partial) else self.function
+        function = self.function.func if isinstance(self.function, partial) else self.function
         file = inspect.getsourcefile(inspect.unwrap(function)) if inspect.isfunction(function) else None
         return checkpoints.checksum(Path(file))[:16] if file and Path(file).is_file() else ""
-
-
-@dataclass(frozen=True)
-class Scored:
-    """The rewards of some completions: the weighted sum, and each reward on its own by name."""
-
-    total: list[float]
-    parts: dict[str, Opinions]
 
 
 def find_all(prepared: Prepared[Stage]) -> list[Reward]:
@@ -192,17 +185,21 @@ class TextReward:
 @dataclass(frozen=True)
 class Weighted:
     """The weighted sum of several rewards of the same completions, less the `penalty` for a completion that did not end
-    by itself, which `ended` decides."""
+    by itself, which `ended` decides. `on_error` decides what becomes of completions that can't be scored."""
 
     rewards: Mapping[str, Scorer]
     weights: Sequence[float]
     penalty: float = 0.0
     ended: Callable[[Ids], bool] = bool
+    on_error: OnError = field(default_factory=OnError)
 
     def __call__(self, rows: Sequence[Prompt], written: Sequence[Ids], calling: Calling | None = None) -> Scored:
-        """The sum for each completion, and its parts. A reward that has no opinion (None) is left out of it; the sum of
-        none is NaN."""
-        parts = self._parts(rows, written, calling or Calling())
+        """The sum for each completion, and its parts. A reward that has no opinion (None) is left out of it. Raises
+        PerlError for a completion that can't be scored, unless `on_error` says otherwise."""
+        return self.on_error.scored(rows, written, partial(self._sum, calling or Calling()))
+
+    def _sum(self, calling: Calling, rows: Sequence[Prompt], written: Sequence[Ids]) -> Scored:
+        parts = self._parts(rows, written, calling)
         total = []
         for ids, rewards in zip(written, zip(*parts.values(), strict=True), strict=True):
             known = [weight * each for weight, each in zip(self.weights, rewards, strict=True) if each is not None]
@@ -255,8 +252,10 @@ def attach_all(chosen: Sequence[Reward], model: Policy, prepared: Prepared[Stage
         rewards[name] = attach(reward, model, prepared, batch, adapter)
         if len(chosen) > 1:
             prepared.run.note(f"  weight {weight:g}, reported as rewards/{name}")
+    is_rl = isinstance(prepared.settings, settings.Rl)
     penalty = prepared.settings.rl.missing_eos_penalty if isinstance(prepared.settings, settings.Rl) else None
-    return Weighted(rewards, shares, penalty or 0.0, prepared.renderer.ended)
+    on_error = OnError(prepared.settings.sampling.on_reward_error, prepared.renderer, PATIENCE if is_rl else 1)
+    return Weighted(rewards, shares, penalty or 0.0, prepared.renderer.ended, on_error)
 
 
 def _short_names(names: Sequence[str]) -> list[str]:
