@@ -130,7 +130,7 @@ def test_a_server_that_is_not_there_is_refused_before_anything_loads(server: Ser
 
 @pytest.mark.parametrize(
     ("url", "problem"),
-    [("http://", "is not an address"), ("http://host:99999/", "is no address: Port out of range"),
+    [("http://", "is not an address"), ("http://host:99999/", "is not an address: Port out of range"),
      ("http://user:word@127.0.0.1/", "must not have a login in its address")],
 )  # fmt: skip
 def test_a_bad_address_is_refused(url: str, problem: str) -> None:

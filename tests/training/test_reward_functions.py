@@ -18,6 +18,7 @@ from perlcli.model import tokenizers
 from perlcli.model.sources import locate
 from perlcli.run.record import read_record
 from perlcli.training import reward_functions
+from perlcli.training.reward_errors import OnError
 from perlcli.training.reward_functions import Calling, FunctionReward, find, keyword_arguments
 from perlcli.training.rewards import Weighted
 
@@ -273,7 +274,7 @@ def test_function_that_gives_no_rewards_is_an_error(gives: Callable[..., Any], p
 def test_a_reward_without_an_opinion_is_left_out_of_the_sum(render: Renderer) -> None:
     one = FunctionReward(lambda **_: [None, None], "one", render)
     two = FunctionReward(lambda **_: [3.0, None], "two", render)
-    scored = Weighted({"one": one, "two": two}, (1.0, 2.0))(*TWO)
+    scored = Weighted({"one": one, "two": two}, (1.0, 2.0), on_error=OnError("skip"))(*TWO)
     assert scored.total[0] == 6.0 and math.isnan(scored.total[1])
     assert scored.parts == {"one": [None, None], "two": [3.0, None]}
 

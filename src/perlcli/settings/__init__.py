@@ -11,7 +11,6 @@ from perlcli.settings.commands import (
     COMMANDS,
     DATA_COMMANDS,
     RUNLESS_COMMANDS,
-    CompareFull,
     DataCheck,
     DataConvert,
     DataShow,
@@ -27,6 +26,7 @@ from perlcli.settings.commands import (
     Stage,
     command_of,
 )
+from perlcli.settings.comparing import CompareFull
 from perlcli.settings.declaring import Option, dashed, flat, names, options
 from perlcli.settings.defaults import GENERAL, LEARNING_RATES
 from perlcli.settings.faults import check, limit_faults, misfit, place_fault

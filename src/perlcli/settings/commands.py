@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from perlcli.settings import stages
+from perlcli.settings.comparing import Compared, CompareFull
 from perlcli.settings.declaring import flag, option, option_of, place
-from perlcli.settings.stages import ATTENTION, Algorithm, Checkpointing, DataFormat, Dtype, OnLong, Pairs, Use
-
-Compared = Literal["sft", "reward", "rl", "all"]
+from perlcli.settings.stages import Algorithm, Checkpointing, DataFormat, Dtype, OnLong, Pairs, Use
 
 
 @dataclass(frozen=True)
@@ -64,85 +63,6 @@ class Quickstart:
 
     quickstart: QuickstartSettings = QuickstartSettings()
     run: stages.RunSettings = stages.RunSettings()
-
-
-@dataclass(frozen=True)
-class CompareSettings:
-    """Comparison"""
-
-    stage: Compared | None = option(
-        "What to compare; with all, each stage builds on the one before.", argument=True, unset="required"
-    )
-    arms: str = option(
-        "Training methods to compare, comma-separated: full, or lora or dora, each also with -8bit or -4bit.",
-        default="full,lora",
-    )
-    full_learning_rate: float | None = option(
-        "Peak learning rate of full tuning.", unset="a tenth of --learning-rate, as in the paper", gt=0
-    )
-    repeats: int = option("How often to time each run; the arms take turns.", default=1, gt=0)
-    estimate: bool = flag("Only predict each arm's peak memory from the model's config; run nothing.")
-    gpu: str | None = option(
-        "With --estimate: GPU memory to fit into: 24, 24GB or 24GiB.", unset="the GPU of this machine"
-    )
-
-
-@dataclass(frozen=True)
-class ComparedModelSettings:
-    """Model"""
-
-    model: str | None = place(
-        "Models, comma-separated; each is compared separately.", short="-m", unset="the embedded coffee base"
-    )
-    dtype: Dtype = option_of(stages.ModelSettings, "dtype")
-    trust_remote_code: bool = option_of(stages.ModelSettings, "trust_remote_code")
-
-
-@dataclass(frozen=True)
-class ComparedLoraSettings:
-    """Adapter"""
-
-    lora_r: tuple[int, ...] = option("Ranks, comma-separated; each is a separate arm.", default=(), unset="16", gt=0)
-    lora_alpha: int | None = option_of(stages.LoraSettings, "lora_alpha")
-    lora_dropout: float | None = option_of(stages.LoraSettings, "lora_dropout")
-    lora_target_modules: str | None = option(
-        "Sets of modules, an arm for each: `attention` (every attention projection), `all-linear`, or module names. "
-        "attention,all-linear are two sets; q_proj,v_proj is one; semicolons separate any sets.",
-        unset=ATTENTION,
-    )
-
-
-@dataclass(frozen=True)
-class ComparedRunSettings:
-    """Run"""
-
-    output: str | None = option_of(stages.RunSettings, "output")
-    seed: tuple[int, ...] = option(
-        "Seeds, comma-separated; each arm runs once with each seed.", default=(), unset="0", ge=0, lt=2**32
-    )
-    dry_run: bool = option_of(stages.RunSettings, "dry_run")
-    overwrite: bool = option_of(stages.RunSettings, "overwrite")
-
-
-@dataclass(frozen=True)
-class CompareFull:
-    """Compare LoRA with full tuning: memory, speed and quality of each arm, next to the paper's ratios.
-
-    Example: perl compare-full reward --model HuggingFaceTB/SmolLM2-135M-Instruct --data pairs.jsonl --lora-r 1,4,16"""
-
-    compare: CompareSettings = CompareSettings()
-    model: ComparedModelSettings = ComparedModelSettings()
-    data: stages.DataSettings = stages.DataSettings()
-    loss: stages.LossSettings = stages.LossSettings()
-    held_out: stages.HeldOutSettings = stages.HeldOutSettings()
-    thumbs: stages.ThumbsSettings = stages.ThumbsSettings()
-    sampling: stages.SamplingSettings = stages.SamplingSettings()
-    rl: stages.RlSettings = stages.RlSettings()
-    lora: ComparedLoraSettings = ComparedLoraSettings()
-    train: stages.TrainSettings = stages.TrainSettings()
-    recipe: stages.RecipeSettings = stages.RecipeSettings()
-    run: ComparedRunSettings = ComparedRunSettings()
-    keep: stages.KeepSettings = stages.KeepSettings()
 
 
 @dataclass(frozen=True)
