@@ -1,5 +1,5 @@
-"""The head of a reward model: a linear layer that reads one score at a text's last token. It is that of the family's
-own class for sequence classification, or for a family without a class that can be used, ours on the causal model."""
+"""The head of a reward model, which reads a score at a text's last token: that of the family's class for sequence
+classification, or ours on the causal model where the family has none that fits."""
 
 from __future__ import annotations
 
