@@ -176,10 +176,11 @@ class KeepsGeneration(RLOOTrainer):
         for key, tensor in tensors.items():
             index, _, name = key.partition("/")
             parts.setdefault(int(index), {})[name] = tensor.to(self.accelerator.device)
-        self._buffered_inputs: Any = [parts[index] for index in sorted(parts)] or None
-        if parts and rows != args.train_batch_size:
-            joined = {name: torch.cat([part[name] for part in self._buffered_inputs]) for name in parts[0]}
-            self._buffered_inputs = split_tensor_dict(joined, args.steps_per_generation)
+        held: list[Any] = [parts[index] for index in sorted(parts)]
+        if held and rows != args.train_batch_size:
+            joined: Any = {name: torch.cat([part[name] for part in held]) for name in held[0]}
+            held = split_tensor_dict(joined, args.steps_per_generation)
+        self._buffered_inputs: Any = held or None
 
 
 class OfEpoch(Sampler[int]):
