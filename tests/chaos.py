@@ -391,14 +391,14 @@ def keep(chaos: Chaos, output: Path, about: dict[str, Any], seconds: float) -> N
     """Write the report as the benchmarks write theirs."""
     import measured
 
-    exact, killed = (sum(kill.again == "exact" for kill in chaos.kills), [k for k in chaos.kills if k.way == KILL])
-    others = len(chaos.kills) - len(killed)
+    exact = sum(kill.again == "exact" for kill in chaos.kills)
+    killed = sum(kill.way == KILL for kill in chaos.kills)
     content = {"about": about | {"seconds": round(seconds)}, "kills": [asdict(kill) for kill in chaos.kills]}
     text = (
-        f"{len(killed)} kills with SIGKILL at random moments, some runs killed up to three times, and {others} ends by "
-        f"an injected error, exit or lack of memory, each of which had to leave its last complete step; after {exact} of "
-        "them the run, resumed, ended bit-equal to an unbroken one in weights, optimiser, metrics and samples. The "
-        f"phase is the one that the run was in when it was killed.\n\n{table(chaos)}"
+        f"{killed} kills with SIGKILL at random moments, some runs killed up to three times, and "
+        f"{len(chaos.kills) - killed} ends by an injected error, exit or lack of memory, each of which had to leave its last complete step; after "
+        f"{exact} of them the run, resumed, ended bit-equal to an unbroken one in weights, optimiser, metrics and "
+        f"samples. The phase is the one that the run was in when it was killed.\n\n{table(chaos)}"
     )
     measured.write(output, content, text)
 
