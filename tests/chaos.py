@@ -396,8 +396,8 @@ def keep(chaos: Chaos, output: Path, about: dict[str, Any], seconds: float) -> N
     content = {"about": about | {"seconds": round(seconds)}, "kills": [asdict(kill) for kill in chaos.kills]}
     text = (
         f"{killed} kills with SIGKILL at random moments, some runs killed up to three times, and "
-        f"{len(chaos.kills) - killed} ends by an injected error, exit or lack of memory, each of which had to leave its "
-        f"last complete step; after {exact} of them the run, resumed, ended bit-equal to an unbroken one in weights, "
+        f"{len(chaos.kills) - killed} ends by an injected error, exit or lack of memory, each of which had to leave "
+        f"its last complete step; after {exact} of them the run, resumed, ended bit-equal to an unbroken one in weights, "
         "optimiser, metrics and samples. The phase is the one that the run was in when it was killed.\n\n"
         f"{table(chaos)}"
     )
