@@ -397,8 +397,8 @@ def keep(chaos: Chaos, output: Path, about: dict[str, Any], seconds: float) -> N
     text = (
         f"{killed} kills with SIGKILL at random moments, some runs killed up to three times, and "
         f"{len(chaos.kills) - killed} ends by an injected error, exit or lack of memory, each of which had to leave "
-        f"its last complete step; after {exact} of them the run, resumed, ended bit-equal to an unbroken one in weights, "
-        "optimiser, metrics and samples. The phase is the one that the run was in when it was killed.\n\n"
+        f"its last complete step; after {exact} of them the run, resumed, ended bit-equal to an unbroken one in "
+        "weights, optimiser, metrics and samples. The phase is the one that the run was in when it was killed.\n\n"
         f"{table(chaos)}"
     )
     measured.write(output, content, text)
