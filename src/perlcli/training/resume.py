@@ -96,6 +96,8 @@ class Resumable(TrainerCallback):
             run.check_intact()
             if self.whole is None:
                 raise RunFailed("the run ended while the optimiser changed the weights")
+            if _last_step(run) != step:
+                raise RunFailed(f"its line in {files.METRICS} could not be written")
             if out_of_memory.failure(error) is not None:
                 self._make_room(error)
             self._go_back(self.whole)
@@ -270,6 +272,11 @@ def _replan_learning_rate(scheduler: Any) -> None:
 def _fault(checkpoint: Path) -> str | None:
     """Why training can't resume from a complete checkpoint, or None."""
     return None if (checkpoint / FILE).exists() else "was written by another version of perlcli"
+
+
+def _last_step(run: Run) -> int:
+    """The last step with metrics; 0 without any."""
+    return max((int(row.get("step", 0)) for row in files.read_rows(run.folder / files.METRICS)), default=0)
 
 
 def _cut_off(path: Path, step: int) -> list[dict[str, Any]]:
