@@ -1,6 +1,7 @@
-"""Kills runs with SIGKILL at random moments of random phases, resumes each, and compares its end with an unbroken one.
+"""Ends runs in every phase, resumes each, and compares its end with an unbroken one. They are killed with SIGKILL at
+random moments of random phases, or an error, an exit or a lack of memory is injected.
 
-    python tests/chaos.py --kills 48 --output benchmarks/results/cpu-chaos
+    python tests/chaos.py --kills 48 --ends 108 --output benchmarks/results/cpu-chaos
 
 Runs are forked from one process that has loaded the libraries, so that most of a run is its work. A run says in memory
 that it shares with this process which phase it is in; the moment of a kill is drawn from a phase, one of the times that
@@ -30,6 +31,7 @@ from typing import Any
 from unittest import mock
 
 PHASES = ("loading", "sampling", "scoring", "learning", "saving", "ending")
+KILL, WAYS = "kill", ("raise", "exit", "out of memory")
 LIMIT = 300  # seconds, of one run
 STEPS_IN_ALL = 5
 STEPS = (
@@ -115,21 +117,43 @@ class Moment:
     delay: float
 
 
+@dataclass(frozen=True)
+class Fault:
+    """An injected end: in a phase, when a run enters it for the nth time; in most phases after the work is done."""
+
+    phase: int
+    nth: int
+    way: str
+
+    def raise_in(self, phase: int, count: int) -> None:
+        """End the run if this is the place."""
+        if (phase, count) != (self.phase, self.nth):
+            return
+        if self.way == "exit":
+            raise SystemExit(3)
+        if self.way == "raise":
+            raise ValueError("injected")
+        import torch
+
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+
 @dataclass
 class Kill:
-    """A kill that took place."""
+    """A kill or an injected end that took place."""
 
     stage: str
     phase: str  # that the run was in, which may follow the phase that was drawn
     steps: int  # of its newest checkpoint
     again: str = "exact"  # what became of the run
+    way: str = KILL
 
 
-def marked(board: Board) -> Iterator[Any]:
-    """The patches that make a run report its phases."""
+def marked(board: Board, fault: Fault | None) -> Iterator[Any]:
+    """The patches that make a run report its phases, and end in one of them."""
     from transformers import Trainer
 
-    from perlcli.run import checkpoints
+    from perlcli.run import checkpoints, lifecycle
     from perlcli.training import loop
     from perlcli.training.algorithms import Rloo
 
@@ -141,25 +165,37 @@ def marked(board: Board) -> Iterator[Any]:
         (checkpoints, "keep", "saving"),
     ]
     for owner, name, phase in places:
-        yield mock.patch.object(owner, name, timed(getattr(owner, name), board, PHASES.index(phase)))
-    train = loop._train
+        yield mock.patch.object(owner, name, timed(getattr(owner, name), board, PHASES.index(phase), fault))
+    train, begin = loop._train, lifecycle.Run.begin
 
     def training(*args: Any) -> None:
         train(*args)
         board.enter(PHASES.index("ending"))  # until the process is gone
+        if fault:
+            fault.raise_in(PHASES.index("ending"), 1)
+
+    def beginning(run: Any) -> None:
+        begin(run)
+        if fault:
+            fault.raise_in(PHASES.index("loading"), 1)
 
     yield mock.patch.object(loop, "_train", training)
+    yield mock.patch.object(lifecycle.Run, "begin", beginning)
 
 
-def timed(function: Callable[..., Any], board: Board, phase: int) -> Callable[..., Any]:
+def timed(function: Callable[..., Any], board: Board, phase: int, fault: Fault | None) -> Callable[..., Any]:
     def call(*args: Any, **kwargs: Any) -> Any:
         with board.inside(phase):
-            return function(*args, **kwargs)
+            count = board.read(phase)[0]
+            result = function(*args, **kwargs)
+            if fault:
+                fault.raise_in(phase, count)
+            return result
 
     return call
 
 
-def start(words: Sequence[str], board: Board, log: Path) -> int:
+def start(words: Sequence[str], board: Board, log: Path, fault: Fault | None = None) -> int:
     """Fork a run of perlcli; returns its process id."""
     board.begin()
     child = os.fork()
@@ -170,7 +206,7 @@ def start(words: Sequence[str], board: Board, log: Path) -> int:
         place = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         for stream in (1, 2):
             os.dup2(place, stream)
-        for patch in marked(board):
+        for patch in marked(board, fault):
             patch.start()
         from perlcli.cli.app import app
 
@@ -256,9 +292,42 @@ class Chaos:
             report(kill)
         shutil.rmtree(run)
 
+    def end(self, stage: str, phase: str, way: str, report: Callable[[Kill], None]) -> None:
+        """End one run of a stage by an injected fault, check that it left its last complete step, resume it, and
+        compare its end."""
+        run, place = self._place(stage, "run"), PHASES.index(phase)
+        line = [*self.words(stage), "--save-steps", "50", "--output", str(run)]
+        count = self.visits[stage][place][0]
+        fault = Fault(place, self.random.randint(1, max(1, count)), way)
+        if phase == "saving":  # once: there is only the checkpoint of the last step
+            fault = Fault(place, self.random.randint(1, 2), way)
+        code, _ = wait(start(line, self.board, self._log(stage), fault), self.board, None)
+        assert code == (3 if way == "exit" else 1), self._log(stage).read_text()[-3000:]
+        steps = [json.loads(row)["step"] for row in lines_of(run / "metrics.jsonl")]
+        ended = Kill(stage, phase, self._steps(run), way=way)
+        if ended.steps != max(steps, default=0):
+            ended.again = f"no checkpoint of step {max(steps)}"
+        self._finish([*line, "--resume"])
+        wrong = self._differences(stage)
+        ended.again = "differs: " + ", ".join(wrong[:3]) if wrong else ended.again
+        self.kills.append(ended)
+        report(ended)
+        shutil.rmtree(run)
+
+    def ends(self, stages: Sequence[str]) -> Iterator[tuple[str, str, str]]:
+        """Stages, phases and ways to end, without repeating a pair of phase and way until all have had their turn."""
+        while True:
+            places = [(phase, way) for phase in PHASES for way in WAYS]
+            self.random.shuffle(places)
+            for phase, way in places:
+                has = [stage for stage in stages if self.visits[stage][PHASES.index(phase)][0]]
+                if has:
+                    yield self.random.choice(has), phase, way
+
     def _moment(self, stage: str, done: Sequence[Kill], steps: int) -> Moment:
         """A moment still to come in one of the phases of a stage that were hit least."""
-        hits = Counter(PHASES.index(kill.phase) for kill in [*self.kills, *done] if kill.stage == stage)
+        kills = [kill for kill in [*self.kills, *done] if kill.stage == stage and kill.way == KILL]
+        hits = Counter(PHASES.index(kill.phase) for kill in kills)
         phases = [phase for phase, (count, _) in enumerate(self.visits[stage]) if count]
         phase = self.random.choice([phase for phase in phases if hits[phase] == min(hits[other] for other in phases)])
         count, seconds = self.visits[stage][phase]
@@ -291,6 +360,10 @@ class Chaos:
         return self.folder / f"{stage} log"
 
 
+def lines_of(path: Path) -> list[str]:
+    return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+
+
 def warm() -> None:
     """Import once what every run imports."""
     os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
@@ -305,12 +378,12 @@ def warm() -> None:
 
 
 def table(chaos: Chaos) -> str:
-    """The kills by stage and phase."""
-    counts = Counter((kill.stage, kill.phase) for kill in chaos.kills)
-    rows = [
-        f"| {stage} | " + " | ".join(str(counts[stage, phase] or "") for phase in PHASES) + " |"
-        for stage in chaos.visits
-    ]
+    """The kills by stage and phase, and below them the injected ends by their way and phase."""
+    kills = Counter((kill.stage, kill.phase) for kill in chaos.kills if kill.way == KILL)
+    ends = Counter((kill.way, kill.phase) for kill in chaos.kills)
+    counts = [(stage, [kills[stage, phase] for phase in PHASES]) for stage in chaos.visits]
+    counts += [(f"any, {way}", [ends[way, phase] for phase in PHASES]) for way in WAYS]
+    rows = [f"| {name} | " + " | ".join(str(count or "") for count in row) + " |" for name, row in counts if any(row)]
     return "\n".join([f"| run | {' | '.join(PHASES)} |", f"| --- |{' ---: |' * len(PHASES)}", *rows])
 
 
@@ -319,11 +392,14 @@ def keep(chaos: Chaos, output: Path, about: dict[str, Any], seconds: float) -> N
     import measured
 
     exact = sum(kill.again == "exact" for kill in chaos.kills)
+    killed = sum(kill.way == KILL for kill in chaos.kills)
     content = {"about": about | {"seconds": round(seconds)}, "kills": [asdict(kill) for kill in chaos.kills]}
     text = (
-        f"{len(chaos.kills)} kills with SIGKILL at random moments, some runs killed up to three times; after {exact} "
-        "of them the run, resumed, ended bit-equal to an unbroken one in weights, optimiser, metrics and samples. The "
-        f"phase is the one that the run was in when it was killed.\n\n{table(chaos)}"
+        f"{killed} kills with SIGKILL at random moments, some runs killed up to three times, and "
+        f"{len(chaos.kills) - killed} ends by an injected error, exit or lack of memory, each of which had to leave "
+        f"its last complete step; after {exact} of them the run, resumed, ended bit-equal to an unbroken one in "
+        "weights, optimiser, metrics and samples. The phase is the one that the run was in when it was killed.\n\n"
+        f"{table(chaos)}"
     )
     measured.write(output, content, text)
 
@@ -331,6 +407,7 @@ def keep(chaos: Chaos, output: Path, about: dict[str, Any], seconds: float) -> N
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--kills", type=int, default=48, help="at least so many: every kind of run is tried as often")
+    parser.add_argument("--ends", type=int, default=0, help="so many injected errors, exits and lacks of memory")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--stages", nargs="*", default=list(STAGES), choices=list(STAGES))
     parser.add_argument("--output", type=Path, help="write a report here, as .md and .json")
@@ -348,6 +425,8 @@ def main() -> int:
         while len(chaos.kills) < arguments.kills:
             for stage in arguments.stages:
                 chaos.trial(stage, chaos.random.randint(1, 3), partial(print, flush=True))
+        for _, (stage, phase, way) in zip(range(arguments.ends), chaos.ends(arguments.stages), strict=False):
+            chaos.end(stage, phase, way, partial(print, flush=True))
         if arguments.output:
             keep(chaos, arguments.output, about, time.monotonic() - begun)
         print(table(chaos))

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 
 import chaos
@@ -11,14 +12,18 @@ from chaos import PHASES, Board
 
 
 @pytest.mark.slow
-def test_killed_runs_resume_to_the_same_end(tmp_path: Path) -> None:
-    command = [sys.executable, chaos.__file__, "--kills", "12", "--seed", "1", "--output", str(tmp_path / "report")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=1500, check=False)
+def test_runs_that_end_in_any_way_resume_to_the_same_end(tmp_path: Path) -> None:
+    words = ["--kills", "12", "--ends", "18", "--seed", "1", "--output", str(tmp_path / "report")]
+    done = subprocess.run(
+        [sys.executable, chaos.__file__, *words], capture_output=True, text=True, timeout=2400, check=False
+    )
     assert done.returncode == 0, f"{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
     report = json.loads((tmp_path / "report.json").read_text())
     kills, about = report["kills"], report["about"]
-    assert about["command"].startswith("python tests/chaos.py --kills 12 --seed 1") and about["seconds"] > 0
-    assert len(kills) >= 12 and {kill["stage"] for kill in kills} == set(chaos.STAGES)
+    assert about["command"].startswith("python tests/chaos.py --kills 12 --ends 18 --seed 1") and about["seconds"] > 0
+    ended = [kill for kill in kills if kill["way"] != chaos.KILL]
+    assert {(kill["phase"], kill["way"]) for kill in ended} == set(product(PHASES, chaos.WAYS))
+    assert len(kills) >= 12 + 18 and {kill["stage"] for kill in kills} == set(chaos.STAGES)
     assert all(kill["again"] == "exact" for kill in kills)
     assert "| reinforce |" in (tmp_path / "report.md").read_text()
 

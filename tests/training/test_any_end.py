@@ -234,3 +234,27 @@ def test_a_generation_of_so_many_passes_keeps_its_split(run: Perl, tmp_path: Pat
     run("rloo", tmp_path / "run", code=1)
     refused = run("rloo", tmp_path / "run", SIZES[0], "2", SIZES[1], "4", "--resume", code=2)
     assert "had different settings: --per-device-train-batch-size was 4, now 2" in refused.stderr
+
+
+# Tokens of steps that share a generation
+
+
+@pytest.mark.parametrize(
+    "sharing",
+    [
+        ("num_iterations=2", "steps_per_generation=4"),
+        pytest.param(("num_iterations=2", "steps_per_generation=1"), marks=pytest.mark.slow),
+        pytest.param(("num_iterations=1", "steps_per_generation=8"), marks=pytest.mark.slow),
+    ],
+)
+def test_every_step_has_the_tokens_so_far(sharing: tuple[str, ...], run: Perl, tmp_path: Path) -> None:
+    """Also a step that only learns from what an earlier one sampled, where TRL logs no count."""
+    words = [word for item in sharing for word in ("--set", item)]
+    per_step = int(sharing[0][-1]) * int(sharing[1][-1]) / 2  # steps of two passes that a generation serves
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(KINDS, "rloo", ("rl", *STEPS, *RL[9:15], "--num-generations", "2", *words))
+        run("rloo", tmp_path / "run")
+    tokens = [json.loads(line)["num_tokens"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert tokens == sorted(tokens) and tokens[0] > 0
+    assert len(set(tokens)) == max(1, math.ceil(4 / max(per_step, 1)))
+    assert json.loads((tmp_path / "run" / "record.json").read_text())["tokens"] == tokens[-1]

@@ -254,9 +254,11 @@ def test_reward_function_that_fails_during_training_leaves_the_last_good_adapter
 def test_resumed_run_drops_the_metrics_after_its_checkpoint(sft: Perl, after_pass: Any, tmp_path: Path) -> None:
     sft(tmp_path / "whole")
     after_pass(SFTTrainer, 4, spoil_gradient)
-    sft(tmp_path / "run", "--save-steps", "2", code=1)
+    sft(tmp_path / "run", "--save-steps", "2", "--save-total-limit", "4", code=1)
     assert steps(tmp_path / "run") == [1, 2, 3]
-    sft(tmp_path / "run", "--save-steps", "2", "--resume")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "checkpoint-3")
+    told = sft(tmp_path / "run", "--save-steps", "2", "--resume").stdout
+    assert "Resuming from step 2" in told
     assert steps(tmp_path / "run") == [1, 2, 3, 4]
     assert_equal_weights(tmp_path / "run", tmp_path / "whole")
 
@@ -264,7 +266,7 @@ def test_resumed_run_drops_the_metrics_after_its_checkpoint(sft: Perl, after_pas
 @pytest.mark.slow
 def test_resume_without_a_checkpoint_starts_over(sft: Perl, after_pass: Any, tmp_path: Path) -> None:
     sft(tmp_path / "whole")
-    after_pass(SFTTrainer, 3, spoil_gradient)
+    after_pass(SFTTrainer, 1, spoil_gradient)
     sft(tmp_path / "run", code=1)
     assert not list((tmp_path / "run").glob("checkpoints/checkpoint-*"))
     assert "No checkpoint found; starting from the beginning." in sft(tmp_path / "run", "--resume").stdout

@@ -133,8 +133,9 @@ def _marked(claim: Claim) -> Claim:
     """The claim, with who has it written into its file."""
     started = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
     mark = {"pid": os.getpid(), "host": platform.node(), "started": started}
-    os.truncate(claim.place, 0)
-    os.pwrite(claim.place, json.dumps(mark).encode(), 0)
+    with suppress(OSError):  # a full disk: the run reports it when it writes its record
+        os.truncate(claim.place, 0)
+        os.pwrite(claim.place, json.dumps(mark).encode(), 0)
     _claims[claim.file] = claim
     return claim
 

@@ -70,7 +70,7 @@ class RunRecord:
     )
     data: dict[str, dict[str, Any]] = said("What happened to the rows of train and eval: see below.", factory=dict)
     steps: int = said("Optimiser steps done.", 0)
-    tokens: int = said("Tokens trained on, prompts and completions.", 0)
+    tokens: int = said("Tokens trained on, prompts and completions; in RL once each, when they are sampled.", 0)
     peak_memory_mb: float = said("Peak memory: allocated by CUDA on a GPU, the process's resident set on a CPU.", 0.0)
     trainable_parameters: int = said("Trainable parameters.", 0)
     total_parameters: int = said("Parameters in memory, each counted once.", 0)
@@ -86,7 +86,8 @@ class RunRecord:
     )
     guards: dict[str, Any] = said(
         "Results of the checks: shift of each reward from its proof, the probe before the first step, KL at the start, "
-        "what trained, and that nothing else changed; skipped_steps: in which a gradient overflowed in float16.",
+        "what trained, and that nothing else changed; skipped_steps: in which a gradient overflowed in float16; "
+        "unscored: completions without a reward, with --on-reward-error.",
         factory=dict,
     )
     notes: list[str] = said("Notes of the run about its choices: kind of data, sharing, warnings.", factory=list)

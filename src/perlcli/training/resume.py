@@ -96,6 +96,8 @@ class Resumable(TrainerCallback):
             run.check_intact()
             if self.whole is None:
                 raise RunFailed("the run ended while the optimiser changed the weights")
+            if _last_step(run) != step:
+                raise RunFailed(f"its line in {files.METRICS} could not be written")
             if out_of_memory.failure(error) is not None:
                 self._make_room(error)
             self._go_back(self.whole)
@@ -176,10 +178,11 @@ class KeepsGeneration(RLOOTrainer):
         for key, tensor in tensors.items():
             index, _, name = key.partition("/")
             parts.setdefault(int(index), {})[name] = tensor.to(self.accelerator.device)
-        self._buffered_inputs: Any = [parts[index] for index in sorted(parts)] or None
-        if parts and rows != args.train_batch_size:
-            joined = {name: torch.cat([part[name] for part in self._buffered_inputs]) for name in parts[0]}
-            self._buffered_inputs = split_tensor_dict(joined, args.steps_per_generation)
+        held: list[Any] = [parts[index] for index in sorted(parts)]
+        if held and rows != args.train_batch_size:
+            joined: Any = {name: torch.cat([part[name] for part in held]) for name in held[0]}
+            held = split_tensor_dict(joined, args.steps_per_generation)
+        self._buffered_inputs: Any = held or None
 
 
 class OfEpoch(Sampler[int]):
@@ -269,6 +272,11 @@ def _replan_learning_rate(scheduler: Any) -> None:
 def _fault(checkpoint: Path) -> str | None:
     """Why training can't resume from a complete checkpoint, or None."""
     return None if (checkpoint / FILE).exists() else "was written by another version of perlcli"
+
+
+def _last_step(run: Run) -> int:
+    """The last step with metrics; 0 without any."""
+    return max((int(row.get("step", 0)) for row in files.read_rows(run.folder / files.METRICS)), default=0)
 
 
 def _cut_off(path: Path, step: int) -> list[dict[str, Any]]:
