@@ -91,7 +91,7 @@ def load_adapter(model: PreTrainedModel, folder: str, *, trainable: bool) -> Pef
     """The model with a saved adapter. Raises PerlError if the adapter doesn't fit the model."""
     with _fitting(folder), warnings.catch_warnings():
         warnings.filterwarnings("error", message="Found missing adapter keys", category=UserWarning)
-        renamed = names_of_the_whole(model, folder)
+        renamed = names_in_complete(model, folder)
         adapted = PeftModel.from_pretrained(model, folder, is_trainable=trainable, key_mapping=renamed)
     adapted.peft_config[POLICY].base_model_name_or_path = model.name_or_path  # where it is now, not where it was
     return as_float32(adapted, head=trainable)
@@ -103,7 +103,7 @@ def add_adapter(model: PeftModel, folder: str, name: str) -> None:
     base: Any = model.get_base_model()
     # peft's initialisation would shift the random stream that samples completions
     with _fitting(folder), device.fork_rng():
-        renamed = names_of_the_whole(base, folder)
+        renamed = names_in_complete(base, folder)
         result = model.load_adapter(folder, name, is_trainable=False, key_mapping=renamed)
     missing = [key for key in result.missing_keys if not is_base(key)]  # peft would leave these as initialised
     if missing:
@@ -113,9 +113,9 @@ def add_adapter(model: PeftModel, folder: str, name: str) -> None:
     as_float32(model)
 
 
-def names_of_the_whole(model: PreTrainedModel, folder: str) -> dict[str, str] | None:
+def names_in_complete(model: PreTrainedModel, folder: str) -> dict[str, str] | None:
     """How peft must rename the weights of an adapter that was trained on a multimodal model's causal class, which holds
-    the language model alone and names its modules differently (Qwen3.5); None if it need not."""
+    only the language model and names its modules differently (Qwen3.5); None if it need not."""
     inner, file = model.get_input_embeddings(), file_of(folder, ADAPTER_WEIGHTS)
     reader = next((name.rpartition(".")[0] for name, module in model.named_modules() if module is inner), "")
     if not model.config.sub_configs or file is None:

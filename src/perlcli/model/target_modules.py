@@ -64,7 +64,7 @@ def target_modules(model: nn.Module, wanted: str, option: str = "--lora-target-m
 
 
 def without_text(model: nn.Module) -> str | None:
-    """A regular expression for the modules that text alone never reaches: towers for images and sound, what projects
+    """A regular expression for the modules that text never reaches: towers for images and sound, what projects
     their output, and layers that attend to them. None for a model that only reads text."""
     if not isinstance(model, PreTrainedModel) or not model.config.sub_configs:
         return None
