@@ -170,6 +170,17 @@ def test_layers_that_only_attend_to_images_get_no_adapter() -> None:
     assert is_adapted_in(model, "model.language_model")
 
 
+def test_cross_attention_outside_of_the_layers_gets_no_adapter_either() -> None:
+    vision = {"embed_dim": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4}
+    small = {name: TEXT[name] for name in ("vocab_size", "hidden_size", "intermediate_size", "num_attention_heads")}
+    config = AutoConfig.for_model("idefics", **small, num_hidden_layers=2, vision_config=vision | IMAGE)
+    model = skeleton(sources.Source("x", "x", config))
+    assert model is not None
+    assert target_modules(model, "attention") == ["k_proj", "o_proj", "q_proj", "v_proj"]
+    adapters.try_on(LORA, model, "CAUSAL_LM")
+    assert is_adapted_in(model, "model.layers")
+
+
 @pytest.mark.parametrize("family", ["llama", "gpt2", "opt", "qwen3_5_text"])
 def test_a_model_that_only_reads_text_has_no_towers(family: str) -> None:
     model = skeleton(sources.Source("x", "x", AutoConfig.for_model(family)))

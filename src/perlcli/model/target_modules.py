@@ -22,7 +22,7 @@ if TYPE_CHECKING:  # peft takes seconds to import, and a base needs none of it
     from peft import PeftConfig
 
 ATTENTION_BLOCK = re.compile(r"(attn|attention)(?!\w*norm)", re.IGNORECASE)  # but not post_attention_layernorm
-CROSS_ATTENTION = re.compile(r"^cross_?att", re.IGNORECASE)
+CROSS_ATTENTION = re.compile(r"cross_?att", re.IGNORECASE)
 HEADS = ("classifier", "score")  # what peft itself writes as modules_to_save of a reward
 NO_TEXT = "where no text arrives: training on text would never change its adapter"
 ALL_LINEAR = "all-linear"
