@@ -77,7 +77,7 @@ def without_text(model: nn.Module) -> str | None:
         roots += [child for child in module.children() if child not in kept and child is not getattr(module, part)]
         module = getattr(module, part)
     roots += [part for part in decoder.children() if _holds_a_tower(part, model.config)]
-    roots += [layer for layer in decoder.modules() if _only_attends_elsewhere(layer)]
+    roots += [layer for layer in decoder.modules() if layer is not decoder and _only_attends_elsewhere(layer)]
     paths = "|".join(re.escape(names[root]) for root in roots if names[root])
     return rf"(.*\.)?({paths})(\..*)?" if paths else None
 
