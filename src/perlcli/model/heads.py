@@ -22,7 +22,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 from perlcli.errors import PerlError
 from perlcli.model import sources, weights
-from perlcli.model.adapters import HEADS
+from perlcli.model.target_modules import HEADS
 from perlcli.model.sources import Source
 
 SCORE = "score"  # what most classes, and ours, call the head

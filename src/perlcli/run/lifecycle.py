@@ -13,7 +13,7 @@ from typing import Any
 
 from perlcli import device
 from perlcli import settings as definitions
-from perlcli.errors import Interrupted, PerlError
+from perlcli.errors import Interrupted, PerlError, reason
 from perlcli.redaction import hidden, hidden_in
 from perlcli.run import (
     checkpoints,
@@ -128,6 +128,19 @@ class Run:
         if lost is not None:
             raise lost
 
+    @contextmanager
+    def extra(self, what: str) -> Iterator[None]:
+        """Make something that a run is complete without, such as samples or plots: if it fails, out of memory included,
+        a note says why and the run goes on. Raises what a failing disk, a deleted folder or a signal raises."""
+        try:
+            yield
+        except Exception as error:
+            if disk.failure(error, self.folder, self.parts, self.how_to_continue) is not None:
+                raise
+            known = out_of_memory.failure(error, self.record) or error
+            why = known.problem if isinstance(known, PerlError) else reason(known)
+            self.note(f"{what} could not be made: {why}.")
+
     def append(self, name: str, row: Mapping[str, Any]) -> None:
         """Add a line to a file of rows; samples keep the texts of data and model as they are."""
         self.check_intact()
@@ -156,7 +169,8 @@ def _recording(run: Run) -> Iterator[Run]:
             yield run
             needs_card = run.record.command == files.MERGE or loaders.CAUSAL_HEAD in run.record.model
             if (run.folder / files.CARD).exists() or needs_card:
-                write_whole(run.folder / files.CARD, [hidden(summary.card(run.record))])
+                with run.extra("The model card"):
+                    write_whole(run.folder / files.CARD, [hidden(summary.card(run.record))])
             checkpoints.clear(run.folder / CHECKPOINTS)
             run.record.status, run.record.files = "finished", files.file_bytes(run.folder)
             run.write()
