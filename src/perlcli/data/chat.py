@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 Rendering = str | list[int]  # text, or the token ids of a tokenizer that renders conversations itself
 Span = tuple[int, int]
-DATED = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
+CODES = ("-d", "-m", "-j", *"aAbBcdDeFGhHIjmMpSTuUVwWxXyYZ")  # of strftime; those of the time are midnight
 MARKED = re.compile(r"\{%-?\s*generation\s*-?%\}")
 OTHER_TEMPLATE = "use another --chat-template"
 # What `apply_chat_template` decides itself, so that no row or option may.
@@ -86,12 +86,15 @@ class Chat:
     ) -> Rendering:
         messages = [{key: value for key, value in each.items() if key != "weight"} for each in messages]
         options = self.options(template)
+        if self.is_text:
+            jinja = self.source(options) if source is None else source
+            options |= {"chat_template": self._dated(jinja)}
 
         def render(given: list[Message]) -> Rendering:
             apply: Any = self.tokenizer.apply_chat_template
             if not self.is_text:
                 return list(apply(given, tokenize=True, return_dict=True, **options, **flags)["input_ids"])
-            return str(apply(given, tokenize=False, chat_template=self.source(options, source), **options, **flags))
+            return str(apply(given, tokenize=False, **options, **flags))
 
         try:
             rendered = render(messages)
@@ -115,14 +118,18 @@ class Chat:
             raise RowRefused(f"chat_template_kwargs can't set {', '.join(taken)}", "leave it out")
         return options
 
-    def source(self, options: Template, source: str | None = None) -> str:
-        """The Jinja source of this template, or another's, with the style's date in place of today's."""
-        if source is None:
-            source = str(cast(Any, self.tokenizer).get_chat_template(None, options.get("tools")))
+    def source(self, options: Template) -> str:
+        """The Jinja source of the template for rows with these options."""
+        return str(cast(Any, self.tokenizer).get_chat_template(None, options.get("tools")))
+
+    def _dated(self, source: str) -> str:
+        """The Jinja source of a template, with the style's date in place of today's: a macro of the same name hides the
+        function of transformers, which turns functions among a template's variables into text."""
         if not prints_date(source):
             return source
         day = date.fromisoformat(self.style.date) if self.style.date else date.today()
-        return DATED.sub(lambda call: json.dumps(day.strftime(call[2])), source)
+        replaced = "".join(f".replace('%{code}', {day.strftime(f'%{code}')!r})" for code in CODES)
+        return f"{{% macro strftime_now(format) %}}{{{{ format{replaced} }}}}{{% endmacro %}}\n{source}"
 
     def text(self, rendering: Rendering) -> str:
         """A rendering as text, special tokens included."""
@@ -167,7 +174,7 @@ class Chat:
             if source is None or not MARKED.search(source):
                 continue
             render = cast(Callable[..., Any], render_jinja_template)
-            given = {**self.tokenizer.special_tokens_map, **options, "chat_template": self.source(options, source)}
+            given = {**self.tokenizer.special_tokens_map, **options, "chat_template": self._dated(source)}
             with suppress(Exception):
                 texts, places = render([cleaned], return_assistant_tokens_mask=True, **given)
                 if texts[0] == full:

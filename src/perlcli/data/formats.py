@@ -215,6 +215,14 @@ FORMATS = (
         compared.read_arena_55k,
         "LMSYS's 55k battles",
     ),
+    Format(
+        "verdicts",
+        (),
+        ALL,
+        compared.read_verdict,
+        "two answers and the better one: `response_a`, `response_b`, `winner`, or names like these",
+        compared.has_verdict,
+    ),
     Format("nectar", ("prompt", "answers"), ALL, ranked.read_nectar, "Nectar: a ranking", _lists("answers", "answer")),
     Format(
         "ultrafeedback",

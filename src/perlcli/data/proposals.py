@@ -146,7 +146,7 @@ def _is_verdict(path: str) -> bool:
 
 def _works(raw: Raw, columns: Mapping[str, str], use: str) -> bool:
     """Whether the row can be read with these columns; what its label means is a question for --label-map."""
-    taken, _ = chosen(raw, columns)
+    taken, *_ = chosen(raw, columns)
     if "label" in taken:
         taken["label"] = True
     known = detect(taken)
