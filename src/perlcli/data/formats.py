@@ -215,14 +215,6 @@ FORMATS = (
         compared.read_arena_55k,
         "LMSYS's 55k battles",
     ),
-    Format(
-        "verdicts",
-        (),
-        ALL,
-        compared.read_verdict,
-        "two answers and the better one: `response_a`, `response_b`, `winner`, or names like these",
-        compared.has_verdict,
-    ),
     Format("nectar", ("prompt", "answers"), ALL, ranked.read_nectar, "Nectar: a ranking", _lists("answers", "answer")),
     Format(
         "ultrafeedback",
@@ -267,6 +259,14 @@ FORMATS = (
         ALL,
         annotated.read_label_studio_min,
         "Label Studio's JSON_MIN",
+    ),
+    Format(
+        "verdicts",
+        (),
+        ALL,
+        compared.read_verdict,
+        "two answers and the better one: `response_a`, `response_b`, `winner`, or names like these",
+        compared.has_verdict,
     ),
     Format(
         "taskmaster",
