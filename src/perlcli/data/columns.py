@@ -27,7 +27,6 @@ TARGETS = (
     "tools",
     "margin",
 )
-ASKED = ("prompt", "messages", "conversations", "text", "system", "history", "tools")  # of these, the prompt's
 # Columns that are part of the question, or change what a row means: a reader that doesn't use them would be wrong.
 QUESTIONS = ("system", "system_prompt", "instruction", "input", "question", "context", "history", "tools")
 MEANINGS = ("kto_tag", "weight", "margin", "train", "role")
@@ -155,13 +154,12 @@ def _unquoted(name: str) -> str:
 
 
 def chosen(raw: Raw, names: Mapping[str, str]) -> tuple[dict[str, object], dict[str, object], dict[str, object]]:
-    """The columns of a row that `--columns` names, under their new names; the other columns; and those of the first
-    that have a new name but are no part of the prompt, under their own names, as reward functions know them. Raises
-    BadField if the row lacks one."""
+    """The columns of a row that `--columns` names, under their new names; the other columns; and the column of the
+    completion under its own name, as reward functions know it. Raises BadField if the row lacks one."""
     taken = {name: at(raw, column) for name, column in names.items()}
     tops = {name: column if column in raw else column.partition(".")[0] for name, column in names.items()}
-    asked = {top for name, top in tops.items() if name in ASKED}
-    own = {top: raw[top] for name, top in tops.items() if top not in asked and top not in names}
+    answer = tops.get("completion", "completion")
+    own = {answer: raw[answer]} if answer not in names and list(tops.values()).count(answer) == 1 else {}
     return taken, {name: value for name, value in raw.items() if name not in tops.values()}, own
 
 
