@@ -94,6 +94,8 @@ def not_used(source: str, column: str, format_name: str, use: str, raw: Raw) -> 
     """The error for a column that would be ignored; the hint leaves it out of the row's other columns."""
     problem = f"{source} has the column {column}, which the format {format_name} does not read"
     why = "only text can be used" if column in MEDIA else "it may be part of the question, or change what a row means"
+    if column == "role":
+        why = "the messages of a conversation belong into one row, as a list called messages"
     return PerlError(problem, f"{why}: {_without(column, raw, use)}")
 
 

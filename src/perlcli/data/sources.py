@@ -98,9 +98,25 @@ def _read_file(path: Path) -> Rows:
     suffix = next((suffix for suffix in SUFFIXES if path.name.endswith(suffix)), None)
     if suffix is None:
         raise PerlError(f"{path}: unknown file type", f"supported endings: {', '.join(SUFFIXES)}")
+    if fault := _placeholder(path):
+        raise PerlError(*fault)
     if suffix == ".xlsx":
         return read_excel(path)
     return _read_parquet(path) if suffix == ".parquet" else _read_text(path, suffix)
+
+
+def _placeholder(path: Path) -> tuple[str, str] | None:
+    """What is wrong with a file that a download left in place of the data, and what to do; None if nothing is."""
+    try:
+        with path.open("rb") as stream:
+            start = stream.read(100).lstrip().lower()
+    except OSError as error:
+        raise _cant_read(path, error) from error
+    if start.startswith(b"version https://git-lfs."):
+        return f"{path} is a pointer of Git LFS, not the data", "git lfs pull in its repository"
+    if start.startswith((b"<!doctype html", b"<html")):
+        return f"{path} is a web page, not data", "download the file itself, on the Hub by its resolve/ address"
+    return None
 
 
 def _read_text(path: Path, suffix: str) -> Rows:
