@@ -108,10 +108,9 @@ def _turns(item: object) -> list[object]:
     if not isinstance(item, Mapping) or {"role", "from"} & set(item) or not {"input", "output"} <= set(item):
         return [item]
     parts = {"system": item.get("system"), "user": item["input"], "assistant": item["output"]}
-    said: list[object] = [
-        {"role": role, "content": part} for role, part in parts.items() if not fields.is_missing(part)
-    ]
-    return [*said, *([{**item, "role": None}] if set(item) - {"system", "input", "output"} else [])]
+    if set(item) - {"system", "input", "output"}:
+        return [item]
+    return [{"role": role, "content": said} for role, said in parts.items() if not fields.is_missing(said)]
 
 
 def turn(answer: str) -> list[Message]:
