@@ -29,7 +29,7 @@ def test_an_empty_prompt_next_to_complete_conversations_is_no_turn(empty: Any) -
     ("raw", "use", "found"),
     [
         ({"prompt": "", "completion": "b"}, "sft", "an empty prompt, which becomes an empty user turn"),
-        ({"prompt": None, "chosen": "b", "rejected": "c"}, "reward", "no prompt, so its text is no turn of a chat"),
+        ({"prompt": None, "chosen": "b", "rejected": "c"}, "reward", "no prompt, so its text is not part of a chat"),
     ],
 )
 def test_a_text_without_a_prompt_is_reported(raw: Raw, use: str, found: str) -> None:

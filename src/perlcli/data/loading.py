@@ -115,7 +115,7 @@ class Intake:
         """Note rows that would be chats if their prompt weren't missing or empty."""
         is_there = "prompt" in raw and self.how.chat and self.use != "rl"
         if is_there and any(row.prompt is None and isinstance(completions(row)[0], str) for row in rows):
-            self._find("no prompt, so its text is no turn of a chat", number)
+            self._find("no prompt, so its text is not part of a chat", number)
         if is_there and any(row.prompt is not None and is_blank(row.prompt) for row in rows):
             self._find("an empty prompt, which becomes an empty user turn", number)
 
