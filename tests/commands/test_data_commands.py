@@ -84,10 +84,10 @@ def test_check_names_the_keys_of_messages_that_the_template_does_not_read(
 
 
 def test_check_says_why_a_stage_has_no_columns(perl: Any, llama: Path, tmp_path: Path, write: Any) -> None:
-    path = write(tmp_path / "a.jsonl", [{"prompt": "a", "response_a": "b", "response_b": "c", "winner": "A"}])
+    path = write(tmp_path / "a.jsonl", [{"prompt": "a", "response_a": "b", "response_b": "c"}])
     found = perl("data", "check", path, "--model", llama).stdout
     assert answers(found) == {"sft": "no", "reward": "no", "rl": "yes", "eval": "yes"}
-    assert found.count("Hint: response_a and response_b may both be answers: write them as prompt, chosen and") == 2
+    assert found.count("Hint: response_a and response_b may both be answers: write them as chosen and") == 2
 
 
 def test_check_says_a_fault_once(perl: Any, llama: Path, tmp_path: Path, write: Any) -> None:

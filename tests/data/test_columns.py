@@ -199,7 +199,7 @@ def test_an_unknown_format_gets_a_proposal_that_works(raw: Raw, use: str, way: A
     ("raw", "use", "told"),
     [
         ({"question": "a", "answer_1": "b", "answer_2": "c"}, "reward", "answer_1 and answer_2 may both be answers"),
-        ({"instruction": "a", "input": "b", "output": "c"}, "reward", "instruction and input may both be parts of the"),
+        ({"instruction": "a", "query": "b", "answer": "c"}, "sft", "instruction and query may both be parts of the"),
     ],
 )
 def test_columns_that_no_option_can_name_are_named(raw: Raw, use: str, told: str) -> None:

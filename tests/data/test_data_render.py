@@ -7,8 +7,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from perlcli import coffee
-from perlcli.data import Demonstration, Renderer
-from perlcli.data.chat import RowRefused, Style
+from perlcli.data import Demonstration, Preference, Renderer, chat
+from perlcli.data.chat import Chat, RowRefused, Style
 from perlcli.data.render import IGNORED, of_demonstration
 from perlcli.errors import PerlError
 
@@ -256,3 +256,20 @@ def test_a_template_that_refuses_the_messages_is_an_error() -> None:
 def test_a_tokenizer_without_eos_is_an_error() -> None:
     with pytest.raises(PerlError, match="has no EOS token, so a policy could never stop\nHint: use a model"):
         Renderer(tokenizer(CHATML, eos=None))
+
+
+def test_what_stages_share_is_rendered_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    render, calls, original = Renderer(CHATS["tail"]), [], Chat._rendered
+
+    def counted(self: Chat, messages: Any, *more: Any) -> Any:
+        calls.append(messages)
+        return original(self, messages, *more)
+
+    monkeypatch.setattr(Chat, "_rendered", counted)
+    pair = render.rendered(Preference(user("a"), agent("b"), agent("c")))
+    before = len(calls)
+    assert render.rendered(Demonstration(user("a"), agent("b")))[0] == pair[0]
+    assert render.prompt_ids(user("a")) == pair[0][0] and len(calls) == before
+    monkeypatch.setattr(chat, "LATEST", 1)
+    assert render.rendered(Demonstration(user("a"), agent("d")))[0][0] == pair[0][0]
+    assert render.template._latest == {} and render.template._kept == 0

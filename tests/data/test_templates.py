@@ -248,6 +248,15 @@ def test_a_template_that_prints_the_date_prints_the_runs(name: str) -> None:
     assert made.decode(learned).startswith(texts[0])
 
 
+def test_a_date_whose_form_the_template_computes_is_the_runs() -> None:
+    made = tokenizer("qwen2_5")
+    made.chat_template = "{% set form = '%-d' ~ ' %b' %}{{ strftime_now(form) if strftime_now is defined }}\n" + str(
+        made.chat_template
+    )
+    ids = Renderer(made, style=Style(date="2024-03-05")).prompt_ids(ask("Q1"))
+    assert made.decode(ids).startswith("5 Mar<|im_start|>")
+
+
 def test_messages_with_weight_0_are_not_learned() -> None:
     made = tokenizer("llama3_2")
     talk = ask("Q1") + answer("A1", weight=0) + ask("Q2") + answer("A2", weight=1)

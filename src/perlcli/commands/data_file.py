@@ -10,6 +10,7 @@ from typing import Any
 from perlcli import data, settings, upstream
 from perlcli.data import Data, Renderer
 from perlcli.data.choice import UnknownFormat
+from perlcli.data.columns import COLUMNS as COLUMN_WAYS
 from perlcli.data.dialogs import LossOn
 from perlcli.data.fitting import Fitting, Room
 from perlcli.data.render import Columns, of_demonstration, of_preference, of_prompt
@@ -76,7 +77,9 @@ def unusable(file: str, faults: Sequence[PerlError]) -> PerlError:
     if len(unknown) == len(faults):
         best = next((fault for fault in unknown if fault.is_specific), unknown[0])
         start = f"No command can use {title(file)}, which {best.found}:"
-        return PerlError("\n".join([start, *(fault.needed for fault in unknown)]), best.hint)
+        ways = f"--columns {COLUMN_WAYS['sft']} for perl sft, {COLUMN_WAYS['reward']} for perl reward"
+        hint = best.hint if best.is_specific else f"name the columns, {ways}; docs/data.md lists the formats"
+        return PerlError("\n".join([start, *(fault.needed for fault in unknown)]), hint)
     in_rows = [fault for fault in faults if not isinstance(fault, UnknownFormat)]  # nearest to what can be used
     return PerlError("\n".join([f"No command can use {title(file)}:", *problems]), in_rows[0].hint)
 

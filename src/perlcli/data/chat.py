@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 
 Rendering = str | list[int]  # text, or the token ids of a tokenizer that renders conversations itself
 Span = tuple[int, int]
-DATED = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
+CODES = ("-d", "-m", "-j", *"aAbBcdDeFGhHIjmMpSTuUVwWxXyYZ")  # of strftime; those of the time are midnight
 MARKED = re.compile(r"\{%-?\s*generation\s*-?%\}")
+LATEST = 2**21  # characters of the latest conversations and their renderings
 OTHER_TEMPLATE = "use another --chat-template"
 # What `apply_chat_template` decides itself, so that no row or option may.
 RESERVED = {"conversation", "messages", "chat_template", "add_generation_prompt", "continue_final_message", "tokenize"}
@@ -50,7 +51,8 @@ class Chat:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, ends: Sequence[int], style: Style) -> None:
         self.tokenizer, self.style, self.end_ids = tokenizer, style, tuple(ends)
         self.ends = tuple(str(tokenizer.convert_ids_to_tokens(token)) for token in ends)
-        self._latest: tuple[list[Message], Template, Rendering] = [], {}, ""
+        self._latest: dict[str, Rendering] = {}
+        self._kept = 0  # characters in `_latest`
         self.traits = Traits(lambda messages, template: self.text(self.conversation(messages, template)))
 
     @cached_property
@@ -63,14 +65,9 @@ class Chat:
     def prompt(self, messages: list[Message], template: Template) -> Rendering:
         """What a policy is given: the template opens the assistant's turn, or leaves a last one open to be continued.
         Raises RowRefused if it can't be rendered."""
-        if self._latest[0] is messages and self._latest[1] == template:  # the completions of a pair share their prompt
-            return self._latest[2]
         if is_open(messages):
-            given = self._render(messages, template, {"continue_final_message": True})
-        else:
-            given = self.asked(messages, template)
-        self._latest = messages, template, given
-        return given
+            return self._render(messages, template, {"continue_final_message": True})
+        return self.asked(messages, template)
 
     def asked(self, messages: list[Message], template: Template) -> Rendering:
         """A conversation to which the assistant answers next. Raises RowRefused if it can't be rendered."""
@@ -84,14 +81,32 @@ class Chat:
     def _render(
         self, messages: list[Message], template: Template, flags: dict[str, bool], source: str | None = None
     ) -> Rendering:
+        """A conversation as the template renders it, of which the latest are kept: the completions of a pair share
+        their prompt, and in `perl data check` the stages share their rows."""
+        key = repr((messages, template, flags, source is None))
+        known = self._latest.get(key)
+        if known is None:
+            known = self._latest[key] = self._rendered(messages, template, flags, source)
+            self._kept += len(key) + len(known)
+        while self._kept > LATEST:
+            oldest = next(iter(self._latest))
+            self._kept -= len(oldest) + len(self._latest.pop(oldest))
+        return known
+
+    def _rendered(
+        self, messages: list[Message], template: Template, flags: dict[str, bool], source: str | None
+    ) -> Rendering:
         messages = [{key: value for key, value in each.items() if key != "weight"} for each in messages]
         options = self.options(template)
+        if self.is_text:
+            jinja = self.source(options) if source is None else source
+            options |= {"chat_template": self._dated(jinja)}
 
         def render(given: list[Message]) -> Rendering:
             apply: Any = self.tokenizer.apply_chat_template
             if not self.is_text:
                 return list(apply(given, tokenize=True, return_dict=True, **options, **flags)["input_ids"])
-            return str(apply(given, tokenize=False, chat_template=self.source(options, source), **options, **flags))
+            return str(apply(given, tokenize=False, **options, **flags))
 
         try:
             rendered = render(messages)
@@ -115,14 +130,18 @@ class Chat:
             raise RowRefused(f"chat_template_kwargs can't set {', '.join(taken)}", "leave it out")
         return options
 
-    def source(self, options: Template, source: str | None = None) -> str:
-        """The Jinja source of this template, or another's, with the style's date in place of today's."""
-        if source is None:
-            source = str(cast(Any, self.tokenizer).get_chat_template(None, options.get("tools")))
+    def source(self, options: Template) -> str:
+        """The Jinja source of the template for rows with these options."""
+        return str(cast(Any, self.tokenizer).get_chat_template(None, options.get("tools")))
+
+    def _dated(self, source: str) -> str:
+        """The Jinja source of a template, with the style's date in place of today's: a macro of the same name hides the
+        function of transformers, which turns functions among a template's variables into text."""
         if not prints_date(source):
             return source
         day = date.fromisoformat(self.style.date) if self.style.date else date.today()
-        return DATED.sub(lambda call: json.dumps(day.strftime(call[2])), source)
+        replaced = "".join(f".replace('%{code}', {day.strftime(f'%{code}')!r})" for code in CODES)
+        return f"{{% macro strftime_now(format) %}}{{{{ format{replaced} }}}}{{% endmacro %}}\n{source}"
 
     def text(self, rendering: Rendering) -> str:
         """A rendering as text, special tokens included."""
@@ -167,7 +186,7 @@ class Chat:
             if source is None or not MARKED.search(source):
                 continue
             render = cast(Callable[..., Any], render_jinja_template)
-            given = {**self.tokenizer.special_tokens_map, **options, "chat_template": self.source(options, source)}
+            given = {**self.tokenizer.special_tokens_map, **options, "chat_template": self._dated(source)}
             with suppress(Exception):
                 texts, places = render([cleaned], return_assistant_tokens_mask=True, **given)
                 if texts[0] == full:

@@ -26,7 +26,7 @@ class UnknownFormat(PerlError):
     def __init__(self, source: str, raw: Raw, use: str) -> None:
         self.found, self.needed = f"has the columns {shown(raw)}", f"`perl {use}` needs {NEEDS[use]}"
         self.way = proposal(raw, use)
-        problem = "" if self.way else rivals(raw)
+        problem = "" if self.way else rivals(raw, use)
         self.is_specific = bool(self.way or problem)  # whether the hint is about these columns
         hint = problem or f"name the columns, {self.way or f'--columns {COLUMNS[use]}'}"
         super().__init__(f"{source} {self.found}; {self.needed}", f"{hint}; docs/data.md lists the formats")

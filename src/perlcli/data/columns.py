@@ -94,6 +94,8 @@ def not_used(source: str, column: str, format_name: str, use: str, raw: Raw) -> 
     """The error for a column that would be ignored; the hint leaves it out of the row's other columns."""
     problem = f"{source} has the column {column}, which the format {format_name} does not read"
     why = "only text can be used" if column in MEDIA else "it may be part of the question, or change what a row means"
+    if column == "role":
+        why = "the messages of a conversation belong into one row, as a list called messages"
     return PerlError(problem, f"{why}: {_without(column, raw, use)}")
 
 
@@ -153,12 +155,14 @@ def _unquoted(name: str) -> str:
     return name[1:-1] if len(name) > 1 and name[0] == name[-1] and name[0] in "\"'" else name
 
 
-def chosen(raw: Raw, names: Mapping[str, str]) -> tuple[dict[str, object], dict[str, object]]:
-    """The columns of a row that `--columns` names, under their new names, and the other columns. Raises BadField if the
-    row lacks one."""
+def chosen(raw: Raw, names: Mapping[str, str]) -> tuple[dict[str, object], dict[str, object], dict[str, object]]:
+    """The columns of a row that `--columns` names, under their new names; the other columns; and the column of the
+    completion under its own name, as reward functions know it. Raises BadField if the row lacks one."""
     taken = {name: at(raw, column) for name, column in names.items()}
-    tops = {column if column in raw else column.partition(".")[0] for column in names.values()}
-    return taken, {name: value for name, value in raw.items() if name not in tops}
+    tops = {name: column if column in raw else column.partition(".")[0] for name, column in names.items()}
+    answer = tops.get("completion", "completion")
+    own = {answer: raw[answer]} if answer not in names and list(tops.values()).count(answer) == 1 else {}
+    return taken, {name: value for name, value in raw.items() if name not in tops.values()}, own
 
 
 def at(raw: Raw, path: str) -> object:

@@ -139,8 +139,10 @@ class _Talk:
             if thought and not contains(written, thought):
                 problem = f"The chat template does not render the reasoning of the answer, {thought.strip()!r:.60}"
                 raise RowRefused(problem, LAST_ONLY if place < len(self.messages) - 1 else _elsewhere(message))
+            if not thought:
+                continue
             before = chat.opening(template) + written[: max(written.find(thought.strip()), 0)]
-            if thought and before.count(OPENED) > 1:
+            if before.count(OPENED) > 1:
                 problem = "The chat template opens a <think> block of its own before the one in the answer"
                 raise RowRefused(problem, "put the reasoning into reasoning_content")
 

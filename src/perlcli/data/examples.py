@@ -48,6 +48,7 @@ EXAMPLES: dict[str, list[dict[str, Any]]] = {
     "arena-55k": [
         {"prompt": '["2+2?"]', "response_a": '["4"]', "response_b": '["5"]', "winner_model_a": 1, "winner_model_b": 0}
     ],
+    "verdicts": [{"prompt": "2+2?", "response_a": "4", "response_b": "5", "winner": "model_a"}],
     "nectar": [
         {
             "prompt": "\n\nHuman: 2+2?\n\nAssistant: ",

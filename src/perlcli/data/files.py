@@ -184,7 +184,8 @@ class _List:
         if self._peek():
             raise self._broken("Extra data", self.at)
         if others:
-            raise Unreadable(f"line {first}", f"several lists of rows: {', '.join([found, *others])}")
+            names = ", ".join([found, *others])
+            raise Unreadable(f"line {first}", f"several lists of rows: {names} (write each to a file of its own)")
 
     def rows(self) -> Rows:
         """The rows of the list. Raises Unreadable if it can't be read to its end."""

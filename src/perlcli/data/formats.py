@@ -261,6 +261,14 @@ FORMATS = (
         "Label Studio's JSON_MIN",
     ),
     Format(
+        "verdicts",
+        (),
+        ALL,
+        compared.read_verdict,
+        "two answers and the better one: `response_a`, `response_b`, `winner`, or names like these",
+        compared.has_verdict,
+    ),
+    Format(
         "taskmaster",
         ("context", "generation", "reward"),
         ALL,

@@ -14,15 +14,15 @@ from perlcli.data.fields import BadField, SetAside, is_null
 from perlcli.data.files import Rows
 from perlcli.data.formats import NAMES, PAIR, Format, detect
 from perlcli.data.readers.messages import READ, keys_of
-from perlcli.data.readers.plain import TIES, contradicted
+from perlcli.data.readers.plain import TIES, contradicted, strange_status
 from perlcli.data.readers.published import shp_limits
 from perlcli.data.readers.ranked import CONTEXT, together
 from perlcli.data.readers.reading import TIED, reading
-from perlcli.data.rows import Data, DataReport, Prompt, Raw, Row, SourceRow, is_empty
+from perlcli.data.rows import Data, DataReport, Prompt, Raw, Row, SourceRow, completions, is_blank, is_empty
 from perlcli.data.uses import OWN, converted
 from perlcli.errors import PerlError
 from perlcli.settings import DataSettings
-from perlcli.text import counted
+from perlcli.text import counted, shorten
 
 EMPTY = "with an empty completion"
 SHOWN_FAULTS = 10
@@ -45,7 +45,7 @@ class Intake:
     `options` says how the source is read; its limits for SHP also apply to held-out data in that format."""
 
     def __init__(self, source: str | None, use: str, split: str, *, chat: bool, options: DataSettings) -> None:
-        name = f"{EMBEDDED}, {split}" if is_embedded(source) else sources.title(str(source))
+        name = f"{EMBEDDED}, {split}" if is_embedded(source) else sources.named(str(source), split, options)
         limits = (options.shp_score_ratio, options.shp_per_post)
         self.use, self.how, self._wanted = use, reading(options, chat=chat), options.data_format
         self.report, self.fault_count = DataReport(name, ""), 0
@@ -71,7 +71,7 @@ class Intake:
         try:
             if self._format.name == "shp":
                 self._limit(item.raw)
-            made = converted(self._format, watched, self.use, self.how, {**item.raw, **item.rest})
+            made = converted(self._format, watched, self.use, self.how, {**item.raw, **item.rest, **item.renamed})
         except SetAside as why:
             made = [str(why)]
         except BadField as fault:
@@ -80,6 +80,7 @@ class Intake:
         if is_pair:
             self._note_scores(number, item.raw, is_tie=TIED in made)
         rows = [row for row in made if not isinstance(row, str)]
+        self._note_prompts(number, item.raw, rows)
         self._note(item, watched, rows)
         self.report.take(len(made), item.count)
         for reason in made:
@@ -94,7 +95,7 @@ class Intake:
         """Note what was not read of a row. Raises PerlError if that is part of the question."""
         unused = watched.unused()
         self._used |= watched.used
-        self._unused |= dict.fromkeys([*unused, *item.rest])
+        self._unused |= dict.fromkeys([*unused, *item.rest, *(item.renamed if self.use == "rl" else ())])
         self._keys |= keys_of(decoded(value) for name, value in (item.raw or {}).items() if name in watched.used)
         column = ignored(unused, self.use, rows) if unused else None
         if column and self._format:
@@ -104,9 +105,22 @@ class Intake:
         """Note what the scores of a pair say: they are used for ties, and do not change which answer is chosen."""
         if is_tie:
             self._used |= TIES
+        kept = ", and the pair is kept as it is"
         if names := contradicted(raw):
-            text = f"{names[0]} is lower than {names[1]}, and the pair is kept as it is"
-            self.report.findings.setdefault(text, []).append(number)
+            self._find(f"{names[0]} is lower than {names[1]}{kept}", number)
+        if status := strange_status(raw):
+            self._find(f"the status is {shorten(status, 30)}{kept}", number)
+
+    def _note_prompts(self, number: int, raw: Raw, rows: list[Row]) -> None:
+        """Note rows that would be chats if their prompt weren't missing or empty."""
+        is_there = "prompt" in raw and self.how.chat and self.use != "rl"
+        if is_there and any(row.prompt is None and isinstance(completions(row)[0], str) for row in rows):
+            self._find("no prompt, so its text is not part of a chat", number)
+        if is_there and any(row.prompt is not None and is_blank(row.prompt) for row in rows):
+            self._find("an empty prompt, which becomes an empty user turn", number)
+
+    def _find(self, text: str, number: int) -> None:
+        self.report.findings.setdefault(text, []).append(number)
 
     def _refuse(self, fault: str) -> list[Row]:
         self.fault_count += 1
@@ -199,10 +213,10 @@ def _renamed(item: SourceRow, names: Mapping[str, str]) -> SourceRow:
     if item.raw is None:
         return item
     try:
-        taken, rest = chosen(item.raw, names)
+        taken, rest, renamed = chosen(item.raw, names)
     except BadField as fault:
         return SourceRow(item.place, None, str(fault))
-    return SourceRow(item.place, taken, rest=rest)
+    return SourceRow(item.place, taken, rest=rest, renamed=renamed)
 
 
 def _continues(first: SourceRow, item: SourceRow, key: str | None) -> bool:
@@ -217,7 +231,7 @@ def _grouped(group: list[SourceRow], key: str | None) -> SourceRow:
         return first
     raw = together([item.raw for item in group if item.raw is not None], key)
     place = first.place if len(group) == 1 else f"{first.place} to {group[-1].place.rpartition(', ')[2]}"
-    return SourceRow(place, raw, count=len(group), rest=first.rest)
+    return SourceRow(place, raw, count=len(group), rest=first.rest, renamed=first.renamed)
 
 
 def is_embedded(source: str | None) -> bool:

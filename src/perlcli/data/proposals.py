@@ -27,14 +27,17 @@ WORDS = {
     "score": "score reward",
     "label": "label rating thumb thumbs feedback verdict stars vote",
     "messages": "messages conversation chat dialog dialogue",
-    "prompt": "prompt question query instruction input ask asked request user problem task",
-    "completion": "completion answer response output reply assistant bot solution summary",
+    "prompt": "prompt question query instruction input inputs ask asked request user problem",
+    "completion": "completion answer response output reply assistant bot solution summary target targets",
     "text": "text document content body",
 }
 ONLY = {"q": "prompt", "a": "completion"}  # names of one letter; `model_a` is no answer
 # The last word of columns about a row, and words of judgements that no option can name.
 ABOUT = words_in("id ids index idx model name count type kind source url date time length tokens lang")
+# Words of columns that are a thumb if they are true or false.
+VERDICTS = words_in("safe correct acceptable accepted approved passed helpful desirable")
 JUDGEMENTS = words_in("preference winner winning preferred better choice verdict judgement")
+CHOICES = ("choices", "options")  # of a question
 PAIRS = (("prompt", "chosen", "rejected"), ("chosen", "rejected"))
 JUDGED = (("prompt", "completion", "score"), ("prompt", "completion", "label"))
 NEEDED = {
@@ -65,14 +68,26 @@ def proposal(raw: Raw, use: str) -> str:
     return f"--columns {given if SPACED.fullmatch(given) else shlex.quote(given)}"
 
 
-def rivals(raw: Raw) -> str:
-    """What to do about columns of which several may be the prompt or the completion; empty if there are none."""
+def rivals(raw: Raw, use: str) -> str:
+    """What to do about columns of which several may be the prompt or the completion; empty if there are none, or if a
+    stage needs more than these."""
     found = candidates({name: value for name, value in raw.items() if not isinstance(value, Mapping)})
-    if len(answers := found.get("completion", [])) > 1:
-        return f"{_listed(answers)} be answers: write them as prompt, chosen and rejected, the better one first"
-    if len(prompts := found.get("prompt", [])) > 1:
+    answers, prompts = found.get("completion", []), found.get("prompt", [])
+    if len(answers) > 1 and use != "rl" and len({SIDE.sub("", name) for name in answers}) == 1:
+        way = "write them as chosen and rejected, the better one first, or name the better one in a column winner"
+        return f"{_listed(answers)} be answers: {way}"
+    is_enough = use != "reward" or "label" in found or "score" in found
+    if len(answers) > 1 and use != "rl" and len(prompts) == 1 and is_enough:
+        given = {"prompt": prompts[0], "completion": answers[0]}
+        given |= {} if use == "sft" else {name: found[name][0] for name in ("score", "label") if name in found}
+        columns = ",".join(f"{name}={_quoted(column)}" for name, column in given.items())
+        return f"{_listed(answers)} be the answer: choose one, such as --columns {columns}"
+    if len(prompts) > 1 and is_enough:
         return f"{_listed(prompts)} be parts of the prompt: join them into one column"
     return ""
+
+
+SIDE = re.compile(r"[_ -]?(?:\d+|[a-zA-Z])$")  # what tells several answers apart
 
 
 def _listed(columns: list[str]) -> str:
@@ -105,6 +120,8 @@ def _target(words: list[str], value: object) -> str:
     """What a column with these words in its name is; empty if that is unknown, or its value is of another kind."""
     if len(words) == 1 and words[0] in ONLY:
         return ONLY[words[0]]
+    if isinstance(value, bool) and VERDICTS.intersection(words):
+        return "label"
     names = [name for name, known in WORDS.items() if words_in(known).intersection(words)]
     judges = [name for name in names if name in ("score", "label")]
     if judges:
@@ -133,7 +150,7 @@ def left_out(raw: Raw, found: Mapping[str, list[str]], columns: Mapping[str, str
     receive what `perl rl` leaves out, so there only the question counts."""
     named = ("system", "prompt") if use == "rl" else ("system", "prompt", "chosen", "rejected", "score", "label")
     others = [path for name in (*named, "messages") for path in found.get(name, [])]
-    known = {*MEDIA, *QUESTIONS, *(() if use == "rl" else MEANINGS)}
+    known = {*MEDIA, *QUESTIONS, *CHOICES, *(() if use == "rl" else MEANINGS)}
     others += [str(name) for name in raw if str(name).lower() in known or (use != "rl" and _is_verdict(str(name)))]
     return [path for path in others if path not in columns.values()]
 
@@ -146,7 +163,7 @@ def _is_verdict(path: str) -> bool:
 
 def _works(raw: Raw, columns: Mapping[str, str], use: str) -> bool:
     """Whether the row can be read with these columns; what its label means is a question for --label-map."""
-    taken, _ = chosen(raw, columns)
+    taken, *_ = chosen(raw, columns)
     if "label" in taken:
         taken["label"] = True
     known = detect(taken)

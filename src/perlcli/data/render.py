@@ -97,13 +97,17 @@ class Renderer:
             with suppress(PerlError):  # it is raised again when the row is needed
                 self._foreseen[id(row), learn] = row, self._dialogs(row, learn)
         texts: dict[str, None] = {}
+        starts: dict[str, None] = {}
         chats: dict[str, None] = {}
         for row, found in self._foreseen.values():
+            is_chat = self._is_chat(row)
             for each in found:
-                known = chats if self._is_chat(row) else texts
-                known |= {text: None for text in (each.start, each.full) if isinstance(text, str) and text}
+                for text, known in ((each.start, starts), (each.full, chats)):
+                    if isinstance(text, str) and text:
+                        (known if is_chat else texts)[text] = None
         self.encoder.foresee(list(texts), special=True)
         self.encoder.foresee(list(chats), special=False, with_places=learn is not None)
+        self.encoder.foresee(list(starts), special=False)
 
     def forget(self) -> None:
         """Free what `foresee` encoded."""

@@ -145,6 +145,7 @@ class SourceRow:
     fault: str = ""
     count: int = 1  # rows of the source that it was put together from
     rest: Raw = field(default_factory=dict)  # columns that --columns leaves out
+    renamed: Raw = field(default_factory=dict)  # the completion that it reads, under its own name
 
 
 @dataclass

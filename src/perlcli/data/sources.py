@@ -65,15 +65,28 @@ def title(source: str) -> str:
 
 def has_split(source: str | None, side: str, options: DataSettings = ANY) -> bool:
     """Whether a folder or Hub dataset has a split for the side, other than `options.split`."""
+    split = next(iter(_splits(source, side, options)), None)
+    return split is not None and split != options.split
+
+
+def named(source: str, side: str, options: DataSettings = ANY) -> str:
+    """The source's name in the report of one side; of a folder with several splits for it, also which is read."""
+    if not Path(source).expanduser().is_dir() or options.split is not None:
+        return title(source)
+    first, *others = _splits(source, side, options) or [""]
+    return f"{source} ({first}, not {' or '.join(others)})" if others else source
+
+
+def _splits(source: str | None, side: str, options: DataSettings) -> list[str]:
+    """The splits of a folder or Hub dataset that could be the side; the first is read."""
     if source is None or source == STDIN:
-        return False
+        return []
     path = Path(source).expanduser()
     if path.is_dir():
         names = _saved_splits(path) or [name for name in SPLIT_NAMES[side] if _split_files(path, name)]
     else:
         names = _hub_splits(source, options) if not path.exists() and _is_hub_name(source) else []
-    split = next((name for name in SPLIT_NAMES[side] if name in names), None)
-    return split is not None and split != options.split
+    return [name for name in SPLIT_NAMES[side] if name in names]
 
 
 def _is_hub_name(source: str) -> bool:
@@ -85,9 +98,25 @@ def _read_file(path: Path) -> Rows:
     suffix = next((suffix for suffix in SUFFIXES if path.name.endswith(suffix)), None)
     if suffix is None:
         raise PerlError(f"{path}: unknown file type", f"supported endings: {', '.join(SUFFIXES)}")
+    if fault := _placeholder(path):
+        raise PerlError(*fault)
     if suffix == ".xlsx":
         return read_excel(path)
     return _read_parquet(path) if suffix == ".parquet" else _read_text(path, suffix)
+
+
+def _placeholder(path: Path) -> tuple[str, str] | None:
+    """What is wrong with a file that a download left in place of the data, and what to do; None if nothing is."""
+    try:
+        with path.open("rb") as stream:
+            start = stream.read(100).lstrip().lower()
+    except OSError as error:
+        raise _cant_read(path, error) from error
+    if start.startswith(b"version https://git-lfs."):
+        return f"{path} is a pointer of Git LFS, not the data", "git lfs pull in its repository"
+    if start.startswith((b"<!doctype html", b"<html")):
+        return f"{path} is a web page, not data", "download the file itself, on the Hub by its resolve/ address"
+    return None
 
 
 def _read_text(path: Path, suffix: str) -> Rows:

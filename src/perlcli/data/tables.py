@@ -53,7 +53,8 @@ def read_csv(stream: BufferedReader, name: str) -> Rows:
                 fault = f"expected {expected}, found {len(cells)}"
                 yield Unreadable(f"line {reader.line_num}", fault).row(name)
     except csv.Error as error:
-        yield Unreadable(f"line {reader.line_num}", f"not valid CSV ({error})").row(name)
+        why = "a carriage return in a line: end lines with LF or CRLF" if "new-line" in str(error) else error
+        yield Unreadable(f"line {reader.line_num}", f"not valid CSV ({why})").row(name)
     except Unreadable as error:
         yield error.row(name)
 

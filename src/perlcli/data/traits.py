@@ -41,7 +41,7 @@ def before_reasoning(message: Message) -> str:
 def contains(text: str, part: str, times: int = 1) -> bool:
     """Whether a rendering contains a part so many times, whatever the template did to white space and quotes."""
     part = part.strip()
-    if not part or any(text.count(form) >= times for form in (part, json.dumps(part, ensure_ascii=False)[1:-1])):
+    if not part or text.count(part) >= times or text.count(json.dumps(part, ensure_ascii=False)[1:-1]) >= times:
         return True
     squeezed = SQUEEZED.sub("", part)
     return not squeezed or SQUEEZED.sub("", text).count(squeezed) >= times
@@ -57,8 +57,9 @@ class Traits:
     def lost(self, messages: list[Message], text: str, options: Template) -> str:
         """What the rendering of a conversation leaves out, in words; empty if nothing. Reasoning is not looked at."""
         parts = [(message, part) for message in messages for part in (before_reasoning(message), said(message))]
+        given = "\0".join(part for _, part in parts)
         for message, part in parts:
-            times = sum(other.count(part.strip()) for _, other in parts) if part.strip() else 0  # in other messages too
+            times = given.count(part.strip()) if part.strip() else 0  # in other messages too
             if not contains(text, part, times):
                 return f"the {message['role']} message {part!r:.60}"
             calls = message.get("tool_calls") or ()

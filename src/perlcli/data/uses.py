@@ -8,12 +8,11 @@ from itertools import combinations, takewhile
 from perlcli.data import fields
 from perlcli.data.fields import BadField
 from perlcli.data.formats import Format
-from perlcli.data.readers.reading import TIED, Reading
+from perlcli.data.readers.reading import ALONE, TIED, Reading
 from perlcli.data.rows import Content, Demonstration, Preference, Prompt, Ranking, Raw, Row, Thumb, Unjudged, is_blank
 
 Read = Row | Unjudged | Ranking
 Made = Row | str  # a row for the stage, or the reason why there is none
-ALONE = "without another answer to compare"
 DOWN = "with a thumbs down"
 WORSE = "with a better answer to the same prompt"
 WORSE_ANSWERS = ("rejected", "rejected_response")

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
+from collections import ChainMap
+from typing import Any, cast
+
 from perlcli.data import fields
 from perlcli.data.fields import UNLABELLED, BadField
 from perlcli.data.readers.messages import content, conversation, turn
-from perlcli.data.readers.plain import read_pair
-from perlcli.data.readers.reading import TIED, Reading, answered, asked, opened, reply
+from perlcli.data.readers.plain import read_chat_pair, read_pair, read_question_pair
+from perlcli.data.readers.reading import ALONE, TIED, Reading, answered, asked, opened, question, reply
 from perlcli.data.rows import Content, Preference, Ranking, Raw, Unjudged
 from perlcli.text import shorten
 
@@ -122,6 +126,64 @@ def _rounds(raw: Raw, name: str) -> list[str]:
     return found
 
 
+# --- Two answers in columns that differ in their last letter or digit, and a column that says which is better
+
+REPLY = "response|answer|completion|output|generation|reply|summary"
+ANSWER = re.compile(rf"((?:\w*[_ -])?(?:{REPLY}))(?:[_ -]?(\d)|[_ -]?([ab])|[_ -]([c-z]))", re.IGNORECASE)
+SIDES = (("a", "b"), ("1", "2"), ("0", "1"))
+VERDICTS = ("winner", "preferred", "preference", "better", "choice", "verdict", "label")
+NEITHER = ("tie", "both", "neither", "equal", "same", "draw")
+
+
+def has_verdict(raw: Raw) -> bool:
+    """Whether a row has two answers, a question and a column with the verdict."""
+    asks = ("messages", "prompt", "question", "instruction", "input")
+    has_question = any(raw.get(name) is not None for name in asks)
+    return has_question and bool(_sides(raw)) and any(name in raw for name in VERDICTS)
+
+
+def _sides(raw: Raw) -> list[tuple[str, str]]:
+    """The last letter or digit and the name of the two columns with answers; empty if there aren't exactly two."""
+    matches = [match for name in raw if (match := ANSWER.fullmatch(name))]
+    found = sorted((_side(match), match[0]) for match in matches)
+    is_one_stem = len({match[1] for match in matches}) == 1
+    return found if is_one_stem and tuple(side for side, _ in found) in SIDES else []
+
+
+def _side(match: re.Match[str]) -> str:
+    return (match[2] or match[3] or match[4]).lower()
+
+
+def read_verdict(raw: Raw, how: Reading) -> Preference | Unjudged:
+    """Two answers and the better one, which --score-field names if several columns could."""
+    (one, first), (other, second) = _sides(raw)
+    verdict = how.score_field or next(name for name in VERDICTS if name in raw)
+    won = None if fields.is_missing(raw.get(verdict)) else _winner(raw, verdict, (one, other))
+    better, worse = (second, first) if won == other else (first, second)
+    row = ChainMap({"chosen": raw[better], "rejected": raw[worse]}, cast(Any, raw))
+    reader = read_chat_pair if "messages" in raw else read_question_pair if raw.get("prompt") is None else read_pair
+    pair = reader(row, how)
+    if fields.is_missing(raw.get(verdict)):
+        return Unjudged(pair.prompt, UNLABELLED, pair.template)
+    if won is None:
+        return Unjudged(pair.prompt, TIED, pair.template)
+    return Unjudged(pair.prompt, ALONE, pair.template) if fields.is_null(raw[worse]) else pair
+
+
+def _winner(raw: Raw, verdict: str, sides: tuple[str, str]) -> str | None:
+    """The side that a verdict names by itself or by the end of a name, such as `model_a`; None for a tie."""
+    value = raw[verdict]
+    word = str(value).strip().lower() if isinstance(value, str | int) and not isinstance(value, bool) else ""
+    if word.startswith(NEITHER):
+        return None
+    side = re.split(r"[_ -]", word)[-1]
+    if side not in sides and (match := ANSWER.fullmatch(word)):
+        side = _side(match)
+    if side not in sides:
+        raise BadField(f"{verdict} must be {sides[0]}, {sides[1]} or tie, not {shorten(value)}")
+    return side
+
+
 # --- Lists of good and bad answers
 
 
@@ -142,6 +204,6 @@ def read_lists(raw: Raw, how: Reading) -> Ranking:
             if not isinstance(item, str):
                 raise BadField(f"{name} contains {shorten(item)}, which is not text")
             answers.append((item, score))
-    given = content(raw, "prompt")
+    given = question(content(raw, "prompt"), how)
     prompt = opened(raw, asked(given, how) if isinstance(given, str) else given, how)
     return Ranking(prompt, [(reply(answer, how), score) for answer, score in answers], is_graded=False)

@@ -40,6 +40,8 @@ READ = (
 )
 # OpenAI's weight and axolotl's train say which turns are learned; function_call is OpenAI's older tool_calls.
 OWN = ("role", "content", "from", "value", "weight", "train", "function_call")
+TEXTS = ("text", "input_text", "output_text")  # the types of parts that are text, also of OpenAI's Responses API
+THOUGHTS = {"thinking": "thinking", "reasoning": "text"}  # of parts that are reasoning, and which key has it
 IMAGES = ("image", "video", "audio", "input_image", "input_audio", "file")  # how the types of other parts start
 
 
@@ -98,7 +100,17 @@ def conversation(value: object, name: str) -> list[Message]:
         value = [value]
     if not isinstance(value, list) or not value:
         raise BadField(f"{name} must be {CONTENT}, not {shorten(value)}")
-    return [_message(item, name) for item in value]
+    return [_message(item, name) for round in value for item in _turns(round)]
+
+
+def _turns(item: object) -> list[object]:
+    """A message; or the two of a round with `input` and `output`, as Capybara has them, some with a `system` prompt."""
+    if not isinstance(item, Mapping) or {"role", "from"} & set(item) or not {"input", "output"} <= set(item):
+        return [item]
+    parts = {"system": item.get("system"), "user": item["input"], "assistant": item["output"]}
+    if set(item) - {"system", "input", "output"}:
+        return [item]
+    return [{"role": role, "content": said} for role, said in parts.items() if not fields.is_missing(said)]
 
 
 def turn(answer: str) -> list[Message]:
@@ -131,6 +143,8 @@ def _message(item: object, name: str) -> Message:
     calls = _calls(item, name)
     more = {key: item[key] for key in READ if item.get(key) is not None}
     more |= {"tool_calls": calls} if calls else {}
+    if thought := _thought(item.get("content")):
+        more.setdefault("reasoning_content", thought)
     if not calls:
         more.pop("tool_calls", None)
     said = _text(item.get("content"), name, may_be_null=bool(calls))
@@ -163,12 +177,25 @@ def _text(value: object, name: str, *, may_be_null: bool) -> str | None:
     texts = []
     for part in value:
         kind = part.get("type", "text")
+        if _is_thought(part):
+            continue  # it is the message's reasoning
         if isinstance(kind, str) and kind.startswith(IMAGES):
             raise BadField(f"{name} has a message with a part of type {kind}: only text can be used")
-        if kind != "text" or not isinstance(part.get("text"), str):
+        if kind not in TEXTS or not isinstance(part.get("text"), str):
             raise BadField(f"{name} has a message with a part that is not text: {shorten(part)}")
         texts.append(part["text"])
     return "".join(texts)
+
+
+def _thought(value: object) -> str:
+    """The reasoning among the parts of a message's content, as Anthropic's and open models' APIs return it."""
+    parts = value if isinstance(value, list) else []
+    return "\n\n".join(str(part[THOUGHTS[part["type"]]]) for part in parts if _is_thought(part))
+
+
+def _is_thought(part: object) -> bool:
+    kind = part.get("type") if isinstance(part, Mapping) else None
+    return isinstance(part, Mapping) and kind in tuple(THOUGHTS) and isinstance(part.get(THOUGHTS[str(kind)]), str)
 
 
 def _weight(item: Raw) -> Message:

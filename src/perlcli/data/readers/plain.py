@@ -15,7 +15,7 @@ from perlcli.data.readers.reading import (
     chatted,
     continued,
     opened,
-    optional_content,
+    prompt_of,
     question,
     reply,
     system_of,
@@ -31,8 +31,9 @@ SCORES = (
     ("chosen-rating", "rejected-rating"),
     ("chosen_rating", "rejected_rating"),
 )
-# The columns that only say whether a pair is a tie.
+# The columns that only say whether a pair is a tie; of `status` also whether its answers were swapped since.
 TIES = frozenset({"status", *(name for names in SCORES for name in names)})
+STATUSES = ("tie", "unchanged", "swapped")
 
 ANSWERS = ("completion", "response", "answer", "output")  # columns with the answer to the messages of a row
 
@@ -42,7 +43,7 @@ ANSWERS = ("completion", "response", "answer", "output")  # columns with the ans
 def read_pair(raw: Raw, how: Reading) -> Preference | Unjudged:
     """A preference; if the row has no prompt, the turns that both conversations start with are the prompt."""
     chosen, rejected = answer_of(raw, "chosen"), answer_of(raw, "rejected")
-    given = optional_content(raw, "prompt")
+    given = prompt_of(raw, chosen, rejected)
     if given is not None:
         answers = (chatted(chosen, how), chatted(rejected, how))
         prompt, better, worse = continued(question(given, how), *answers)
@@ -97,6 +98,12 @@ def _scores(raw: Raw) -> list[tuple[tuple[str, str], tuple[object, object]]]:
     return found
 
 
+def strange_status(raw: Raw) -> str:
+    """The status of a pair if it is text of unknown meaning; else empty."""
+    status = raw.get("status")
+    return status if isinstance(status, str) and status.strip() not in ("", *STATUSES) else ""
+
+
 def contradicted(raw: Raw) -> tuple[str, str] | None:
     """The names of two scores of which the one of the chosen answer is lower; None if there are none."""
     for names, (one, other) in _scores(raw):
@@ -107,14 +114,20 @@ def contradicted(raw: Raw) -> tuple[str, str] | None:
 
 def read_thumb(raw: Raw, how: Reading) -> Thumb | Unjudged:
     """A completion with its label."""
-    demonstration = read_demonstration(raw, how)
-    return thumb(demonstration.prompt or "", demonstration.completion, raw, how, template=demonstration.template)
+    read = read_demonstration(raw, how)
+    if read.prompt is None and not isinstance(read.completion, str):
+        *prompt, answer = read.completion
+        return thumb(prompt, [answer], raw, how, template=read.template)
+    return thumb(read.prompt or "", read.completion, raw, how, template=read.template)
 
 
 def read_demonstration(raw: Raw, how: Reading) -> Demonstration:
     """A prompt and the completion to imitate."""
-    given = question(content(raw, "prompt"), how)
-    given, completion = continued(given, answer_of(raw, "completion"))
+    completion = answer_of(raw, "completion")
+    found = prompt_of(raw, completion) if "prompt" in raw and raw["prompt"] is not None else content(raw, "prompt")
+    if found is None and not isinstance(completion, str):
+        return Demonstration(None, with_system(system_of(raw), completion), template(raw))
+    given, completion = continued(question(found or "", how), completion)
     prompt = opened(raw, given, how)
     if isinstance(given, str) and not isinstance(prompt, str):
         completion = reply(completion, how)
@@ -257,6 +270,9 @@ def _turn(raw: Raw, name: str) -> list[Message]:
 def read_chat_thumb(raw: Raw, how: Reading) -> Thumb | Unjudged:
     """A conversation whose last turn got a thumb."""
     found, name = _conversation(raw), _verdict(raw)
+    answer = next((column for column in ANSWERS if column in raw), None)
+    if found[-1]["role"] == "user" and answer is not None:
+        found += _turn(raw, answer)
     if len(found) < 2 or found[-1]["role"] != "assistant":
         raise BadField(f"the conversation must end with the turn of the assistant that {name} is about")
     return thumb(found[:-1], found[-1:], raw, how, name, template(raw))

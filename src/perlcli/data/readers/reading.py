@@ -14,7 +14,9 @@ from perlcli.data.rows import Content, Message, Raw, Template, Thumb, Unjudged
 from perlcli.settings import DataSettings
 from perlcli.text import shorten
 
-TIED = "with tied scores"  # the reason in the report
+# Reasons in the report.
+TIED = "with tied scores"
+ALONE = "without another answer to compare"
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +165,12 @@ def thumb(
     return Unjudged(prompt, UNLABELLED, more) if up is None else Thumb(prompt, completion, up, more)
 
 
-def optional_content(raw: Raw, name: str) -> Content | None:
-    """The value of a field that is text or a conversation; None if it is null or missing."""
-    return None if fields.is_null(raw.get(name)) else content(raw, name)
+def prompt_of(raw: Raw, *answers: Content) -> Content | None:
+    """The prompt in its field; None if it is null or missing, or empty next to answers that are complete
+    conversations."""
+    value = raw.get("prompt")
+    openers = ("system", "developer", "user")
+    is_said = all(not isinstance(answer, str) and answer[0]["role"] in openers for answer in answers)
+    if fields.is_null(value) or (is_said and (value == [] or (isinstance(value, str) and not value.strip()))):
+        return None
+    return content(raw, "prompt")
