@@ -70,6 +70,7 @@ class Fitting:
         self._lengths: Counter[int] = Counter()
         self._refused: list[int] = []
         self._left_out = 0
+        self._unembedded: RowRefused | None = None
         self.faults: list[tuple[int, RowRefused]] = []  # rows that can't be rendered
 
     def take(self, rows: Sequence[Numbered]) -> Iterator[tuple[int, Row, Columns]]:
@@ -92,7 +93,8 @@ class Fitting:
         item = self.tokens(row)
         for ids in item.values():
             if self.render and isinstance(ids, list) and (fault := self.render.unembedded(ids)):
-                raise RowRefused(fault, NOT_ITS_TOKENIZER)
+                self._unembedded = self._unembedded or RowRefused(fault, NOT_ITS_TOKENIZER)
+                raise self._unembedded  # with the same token for all rows, so that they are one fault
         self._note(number, row)
         length = length_of(item)
         self._lengths[length] += 1

@@ -61,7 +61,7 @@ class Renderer:
             )
         self.eos_ids = tuple(dict.fromkeys([tokenizer.eos_token_id, *eos_ids]))
         if fault := self.unembedded([tokenizer.eos_token_id]):
-            raise PerlError(f"{fault}: it is the EOS token of {tokenizer.name_or_path}", NOT_ITS_TOKENIZER)
+            raise PerlError(f"{fault} and is the EOS token of {tokenizer.name_or_path}", NOT_ITS_TOKENIZER)
         self.template = Chat(tokenizer, self.eos_ids, self.style)
         self.encoder = Encoder(tokenizer)
         self.findings: list[str] = []  # of the latest row, for the load report
@@ -73,7 +73,7 @@ class Renderer:
         if self.embedded is None or beyond < self.embedded:
             return ""
         token = shorten(self.tokenizer.convert_ids_to_tokens(beyond))
-        return f"The token {token} has id {beyond:,}, but the model has embeddings only for {self.embedded:,} tokens"
+        return f"The model has embeddings for {self.embedded:,} tokens only, and none for {token}, which has id {beyond:,}"
 
     @property
     def cache(self) -> TokenCache | None:

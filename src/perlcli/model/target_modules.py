@@ -25,6 +25,7 @@ if TYPE_CHECKING:  # peft takes seconds to import, and a base needs none of it
 
 ATTENTION_BLOCK = re.compile(r"(attn|attention)(?!\w*norm)", re.IGNORECASE)  # but not post_attention_layernorm
 ATTENTION_CLASS = re.compile(r"Attention$")  # for blocks with another name, such as `mixer` and `temporal_block`
+EXPERTS = re.compile(r"experts$", re.IGNORECASE)
 CROSS_ATTENTION = re.compile(r"^cross_?att", re.IGNORECASE)
 # As an operand or argument, also transposed or in another dtype; not a part of it, nor its shape.
 WEIGHT_READ = re.compile(r"self\.(\w+)\.weight\b(?!\[|\.(?!(?:t|T|mT|to|type|float|transpose|view)\b))")
@@ -151,6 +152,16 @@ def _only_attends_elsewhere(layer: nn.Module) -> bool:
     """Whether a layer's only attention is to something else than text (Mllama): text passes by it."""
     attention = [name for name, _ in layer.named_children() if ATTENTION_BLOCK.search(name)]
     return bool(attention) and all(CROSS_ATTENTION.search(name) for name in attention)
+
+
+def experts(model: nn.Module) -> list[str]:
+    """The ends of the names of parameters that hold the weights of all experts of a layer: (experts, out, in)."""
+    found = set()
+    for name, module in model.named_modules():
+        if EXPERTS.search(type(module).__name__) or EXPERTS.search(name.rpartition(".")[2]):
+            held = [own for own, parameter in module.named_parameters(recurse=False) if parameter.dim() == 3]
+            found |= {f"{name.rpartition('.')[2]}.{own}" for own in held}
+    return sorted(found)
 
 
 def _ends_with(name: str, tail: str) -> bool:

@@ -122,6 +122,8 @@ def _apart(source: Source, prepared: Prepared[Stage]) -> str | None:
     if kind != policy_kind:
         kinds = f"it is {adapters.name_of(kind)}, the policy's adapter is {adapters.name_of(policy_kind)}"
         return f"on a copy of {name}: {kinds}, and peft allows one type per base"
+    if clash := adapters.apart(policy, its):
+        return f"on a copy of {name} ({clash})"
     if policy is not None and getattr(policy, PROJECTION, None) != getattr(its, PROJECTION, None):
         return f"on a copy of {name}: its {PROJECTION} differs from the policy's"
     return None
