@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase, TrainingArguments
 from perlcli import coffee, data, device, recipes, settings, upstream
 from perlcli.data import Renderer
 from perlcli.errors import PerlError
+from perlcli.memory import prediction
 from perlcli.model import adapters, checks, context, quantised, sources, tokenizers
 from perlcli.model.sources import Source
 from perlcli.run import disk
@@ -87,6 +88,7 @@ def prepare(given: Given) -> Prepared[Given]:
         run.note("No --model: using the embedded coffee base, a toy with 0.9 M parameters.")
     for note in found:
         run.note(note)
+    note_held(resolved, source, run)
     if unread := rendering.unread(style.options, tokenizer):
         run.note(f"{rendering.KWARGS}: the chat template does not read {', '.join(unread)}.")
     renderer = tokenizers.renderer(source, tokenizer, style)
@@ -96,6 +98,18 @@ def prepare(given: Given) -> Prepared[Given]:
         if closed:
             run.note(f"Tokens are not cached for the next run: {closed} (HF_HOME sets another folder).")
     return Prepared(resolved, source, tokenizer, renderer, run, adapter)
+
+
+def note_held(resolved: settings.Training | settings.Eval, source: Source, run: Run) -> None:
+    """Note and record how much of a quantised base is in 4 or 8 bits: of a mixture of experts it can be little."""
+    bits, dtype = 4 if resolved.model.load_in_4bit else 8, device.dtype_name(resolved.model)
+    if not (resolved.model.load_in_4bit or resolved.model.load_in_8bit):
+        return
+    trust, is_scored = resolved.model.trust_remote_code, source.is_classifier or isinstance(resolved, settings.Reward)
+    shape = prediction.shape_of(source.config, source.base_name, trust_remote_code=trust)
+    inside, rest = prediction.held(shape, bits, dtype, head=not is_scored)
+    run.record.model["held_bytes"] = {f"{bits}-bit": inside, dtype: rest}
+    run.note(prediction.held_line(shape, bits, dtype, head=not is_scored))
 
 
 def locate(given: settings.Training | settings.Eval) -> Source:
