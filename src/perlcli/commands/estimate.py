@@ -105,7 +105,9 @@ def text(shape: Shape, rows: Rows, limit: int | None) -> str:
 
 def of_experts(shape: Shape, rows: Rows) -> str:
     """What is particular to a mixture of experts."""
-    lines = ["A mixture of experts: every token goes to as many experts, and transformers multiplies all of them at once."]
+    lines = [
+        "A mixture of experts: every token goes to as many experts, and transformers multiplies all of them at once."
+    ]
     lines += ["So the routing doesn't change the memory: the expected and the worst case are the same."]
     quantised = {(row.plan.arm.bits, row.plan.dtype) for each in rows.values() for row in each if row.plan.arm.bits}
     lines += [held_line(shape, bits, dtype) for bits, dtype in sorted(quantised)]

@@ -73,7 +73,9 @@ class Renderer:
         if self.embedded is None or beyond < self.embedded:
             return ""
         token = shorten(self.tokenizer.convert_ids_to_tokens(beyond))
-        return f"The model has embeddings for {self.embedded:,} tokens only, and none for {token}, which has id {beyond:,}"
+        return (
+            f"The model has embeddings for {self.embedded:,} tokens only, and none for {token}, which has id {beyond:,}"
+        )
 
     @property
     def cache(self) -> TokenCache | None:

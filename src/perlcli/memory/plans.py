@@ -122,7 +122,6 @@ class Model:
             anchor=self.source.adapter is not None,
         )
 
-
     def check(self, given: settings.Training, arm: Arm) -> None:
         """Raises PerlError for what a run under this arm would refuse before it loads the model."""
         source, bits = self.source, quantised.bits_of(self.source.config)

@@ -128,7 +128,7 @@ def shape_of(config: PreTrainedConfig, name: str = "", *, trust_remote_code: boo
         problem = f"{name or config.model_type} can't be built as a causal language model: {type(error).__name__}"
         raise PerlError(problem, "name a causal language model") from error
     head = model.get_output_embeddings()
-    linear = [m for m in model.modules() if isinstance(m, nn.Linear | Conv1D) and m is not head]
+    linear = [m for m in model.modules() if skeletons.is_quantisable(m) and m is not head]
     sizes = [p.numel() for p in model.parameters()]  # tied ones once
     tied = head is None or head.weight is model.get_input_embeddings().weight
     of_head = 0 if tied else sum(p.numel() for p in head.parameters())

@@ -6,7 +6,7 @@ import copy
 import functools
 import json
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeGuard
 
 import torch
 from peft import LoraConfig, TaskType, get_peft_model
@@ -97,6 +97,11 @@ def _layers_differ(config: PreTrainedConfig) -> bool:
         model = causal_class(config).from_config(config)
     shapes = [[tuple(p.shape) for p in layer.parameters()] for layer in layers_of(model)]
     return any(shape != shapes[0] for shape in shapes)
+
+
+def is_quantisable(module: nn.Module) -> TypeGuard[nn.Linear | Conv1D]:
+    """Whether bitsandbytes quantises modules of this class: not of one derived from nn.Linear."""
+    return type(module) is nn.Linear or isinstance(module, Conv1D)
 
 
 def layers_of(model: PreTrainedModel) -> list[nn.Module]:

@@ -23,7 +23,6 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import Cache
-from transformers.pytorch_utils import Conv1D
 
 from perlcli.errors import PerlError
 from perlcli.memory import skeletons, tracking
@@ -177,7 +176,7 @@ def _quantised(model: PreTrainedModel) -> set[int]:
     return {
         id(module.weight)
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear | Conv1D)
+        if skeletons.is_quantisable(module)
         and module is not head
         and "lora_" not in name
         and not name.startswith("score")

@@ -16,7 +16,14 @@ from perlcli.model.sources import Source
 from perlcli.settings import GENERAL
 
 # The names that configs have for the tokens of a row; transformers maps most others to the first.
-FIELDS = ("max_position_embeddings", "max_seq_len", "n_positions", "max_target_positions", "max_sequence_length", "n_ctx")
+FIELDS = (
+    "max_position_embeddings",
+    "max_seq_len",
+    "n_positions",
+    "max_target_positions",
+    "max_sequence_length",
+    "n_ctx",
+)
 POSITIONS = re.compile(r"(^|[._])(wpe|\w*pos\w*)$")  # tables of positions: wpe, embed_positions, pos_encoding …
 
 
