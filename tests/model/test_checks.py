@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import AutoConfig, AutoTokenizer, LlamaConfig
+from transformers import AutoConfig, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from perlcli.errors import PerlError
 from perlcli.model import checks, tokenizers
@@ -31,11 +31,10 @@ def test_a_config_that_no_model_can_be_built_from_is_refused() -> None:
 
 @pytest.fixture
 def short(tmp_path: Path, llama: Path) -> Path:
-    """A Llama with a few embeddings less than its tokenizer has tokens; there are no weights."""
+    """A Llama with fewer embeddings than its tokenizer has tokens."""
     folder = tmp_path / "short"
     AutoTokenizer.from_pretrained(llama).save_pretrained(folder)
-    LlamaConfig.from_pretrained(llama, vocab_size=300).save_pretrained(folder)
-    (folder / "model.safetensors").touch()
+    LlamaForCausalLM(LlamaConfig.from_pretrained(llama, vocab_size=300)).save_pretrained(folder)
     return folder
 
 

@@ -43,7 +43,7 @@ def test_a_table_of_positions_ends_where_the_model_stops(kind: str) -> None:
     config = AutoConfig.for_model(kind, **TABLES[kind])
     source = Source(kind, kind, config)
     assert context.check(source, 64, skeleton(source)) is None
-    with pytest.raises(PerlError, match="must be at most 64, for which .* has positions, not 65"):
+    with pytest.raises(PerlError, match=r"must be at most 64, for which .* has positions, not 65"):
         context.check(source, 65, skeleton(source))
     assert context.proposed(source) == {"max_length": 64}
     model = AutoModelForCausalLM.from_config(config).eval()

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from transformers import BitsAndBytesConfig, PreTrainedConfig
 from transformers.quantizers import AutoHfQuantizer, AutoQuantizationConfig
+from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from perlcli.errors import PerlError, line
 from perlcli.model.sources import Source
@@ -86,7 +87,7 @@ def _method(values: dict[str, Any]) -> str:
     return shorten(enum_value(values["quant_method"])).strip("'\"")
 
 
-def _converting(values: dict[str, Any]) -> Any:
+def _converting(values: dict[str, Any]) -> QuantizationConfigMixin:
     return AutoQuantizationConfig.from_dict(values | {DEQUANTIZE: True})
 
 

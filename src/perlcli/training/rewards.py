@@ -115,15 +115,13 @@ def _apart(source: Source, prepared: Prepared[Stage]) -> str | None:
         return f"on its own base ({name})"
     if isinstance(prepared.settings, settings.Rl) and prepared.settings.lora.full:
         return f"on its own base ({name}), because --full trains the policy's"
-    fault = adapters.why_alone(its)
+    fault = adapters.why_alone(its) or adapters.apart(policy, its)
     if fault is not None:
         return f"on a copy of {name} ({fault})"
     kind, policy_kind = sources.kind_of(its), sources.kind_of(policy) if policy is not None else "LORA"
     if kind != policy_kind:
         kinds = f"it is {adapters.name_of(kind)}, the policy's adapter is {adapters.name_of(policy_kind)}"
         return f"on a copy of {name}: {kinds}, and peft allows one type per base"
-    if clash := adapters.apart(policy, its):
-        return f"on a copy of {name} ({clash})"
     if policy is not None and getattr(policy, PROJECTION, None) != getattr(its, PROJECTION, None):
         return f"on a copy of {name}: its {PROJECTION} differs from the policy's"
     return None
