@@ -122,7 +122,7 @@ def start(prepared: Prepared[settings.Reward]) -> guards.Model:
     model = loading.load_classifier(source, values.model, prepared.tokenizer.pad_token_id)
     loaded(prepared)
     if values.lora.full:
-        return model.float().requires_grad_(True)  # bfloat16 weights would round small updates away
+        return loading.train_all(model)
     if source.adapter:
         return roles.load_adapter(model, source.adapter, trainable=True)
     return roles.new_adapter(model, values.lora, "SEQ_CLS")

@@ -26,7 +26,7 @@ if TYPE_CHECKING:  # peft takes seconds to import, and a base needs none of it
 ATTENTION_BLOCK = re.compile(r"(attn|attention)(?!\w*norm)", re.IGNORECASE)  # but not post_attention_layernorm
 ATTENTION_CLASS = re.compile(r"Attention$")  # for blocks with another name, such as `mixer` and `temporal_block`
 EXPERTS = re.compile(r"experts$", re.IGNORECASE)
-CROSS_ATTENTION = re.compile(r"^cross_?att", re.IGNORECASE)
+CROSS_ATTENTION = re.compile(r"cross_?att", re.IGNORECASE)
 # As an operand or argument, also transposed or in another dtype; not a part of it, nor its shape.
 WEIGHT_READ = re.compile(r"self\.(\w+)\.weight\b(?!\[|\.(?!(?:t|T|mT|to|type|float|transpose|view)\b))")
 HEADS = ("classifier", "score")  # what peft itself writes as modules_to_save of a reward
@@ -123,7 +123,7 @@ def _handed_on(kind: type) -> frozenset[str]:
 
 
 def without_text(model: nn.Module) -> str | None:
-    """A regular expression for the modules that text alone never reaches: towers for images and sound, what projects
+    """A regular expression for the modules that text never reaches: towers for images and sound, what projects
     their output, and layers that attend to them. None for a model that only reads text."""
     if not isinstance(model, PreTrainedModel) or not model.config.sub_configs:
         return None
@@ -136,7 +136,7 @@ def without_text(model: nn.Module) -> str | None:
         roots += [child for child in module.children() if child not in kept and child is not getattr(module, part)]
         module = getattr(module, part)
     roots += [part for part in decoder.children() if _holds_a_tower(part, model.config)]
-    roots += [layer for layer in decoder.modules() if _only_attends_elsewhere(layer)]
+    roots += [layer for layer in decoder.modules() if layer is not decoder and _only_attends_elsewhere(layer)]
     paths = "|".join(re.escape(names[root]) for root in roots if names[root])
     return rf"(.*\.)?({paths})(\..*)?" if paths else None
 
