@@ -69,6 +69,9 @@ def _load(kind: Any, source: Source, settings: ModelSettings, **options: Any) ->
         raise PerlError(f"The model {where} can't be loaded: {fault}") from error
     _keep_autograd(model)
     model.requires_grad_(False)
+    if quantised.is_converted(source.config):  # some methods leave matrices in the dtype of their scales
+        for parameter in model.parameters():
+            parameter.data = parameter.data.to(dtype) if parameter.dim() > 1 else parameter.data
     return model
 
 

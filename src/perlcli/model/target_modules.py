@@ -8,7 +8,7 @@ import inspect
 import re
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -108,9 +108,9 @@ def read_directly(model: nn.Module) -> set[str]:
 
 
 @functools.cache
-def _handed_on(kind: type) -> frozenset[str]:
+def _handed_on(kind: Hashable) -> frozenset[str]:
     """The names of submodules whose `weight` a class's methods read, other than for its dtype, shape or device."""
-    if kind.__module__.partition(".")[0] == "torch":
+    if str(kind.__module__).partition(".")[0] == "torch":
         return frozenset()
     found: set[str] = set()
     for name, method in vars(kind).items():
