@@ -6,18 +6,19 @@ import copy
 import functools
 import json
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeGuard
 
 import torch
 from peft import LoraConfig, TaskType, get_peft_model
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 from transformers.pytorch_utils import Conv1D
 
 from perlcli.model import heads, roles
+from perlcli.model.adapters import reach_experts
 from perlcli.model.auto_classes import causal_class
-from perlcli.model.target_modules import without_text
+from perlcli.model.target_modules import ALL_LINEAR, without_text
 
 RUN_LAYERS = 3  # the middle one represents all but the first and the last
 Kind = Literal["sft", "reward", "rl", "value", "prefill", "decode"]
@@ -88,14 +89,14 @@ def _shortened(hashed: HashedConfig) -> PreTrainedConfig:
 
 def _layers_differ(config: PreTrainedConfig) -> bool:
     with torch.device("meta"), no_init_weights():
-        model = AutoModelForCausalLM.from_config(config)
+        model = causal_class(config).from_config(config)
     shapes = [[tuple(p.shape) for p in layer.parameters()] for layer in layers_of(model)]
     return any(shape != shapes[0] for shape in shapes)
 
 
-def has_experts(model: nn.Module) -> bool:
-    """Whether tokens are routed to experts by their content, so that memory depends on the data."""
-    return any("experts" in name.split(".") for name, _ in model.named_modules())
+def is_quantisable(module: nn.Module) -> TypeGuard[nn.Linear | Conv1D]:
+    """Whether bitsandbytes quantises modules of this class: not of one derived from nn.Linear."""
+    return type(module) is nn.Linear or isinstance(module, Conv1D)
 
 
 def layers_of(model: PreTrainedModel) -> list[nn.Module]:
@@ -139,5 +140,7 @@ def with_adapter(model: PreTrainedModel, step: Step) -> nn.Module:
         task_type=TaskType.SEQ_CLS if step.kind == "reward" else TaskType.CAUSAL_LM,
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
     )
+    if step.targets == ALL_LINEAR:
+        reach_experts(lora, model)
     with torch.device("meta"), no_init_weights():
         return roles.as_float32(get_peft_model(model, lora))
