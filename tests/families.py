@@ -60,15 +60,15 @@ TOKEN_IDS = tuple(
 
 CHATML, IMAGES = "chatml", "multimodal"
 KINDS = {
-    "dense": """llama mistral ministral3 qwen2 qwen3 gemma gemma2 gemma3_text gemma4_text phi phi3 gpt2 gpt_neo gpt_neox
-        gptj gpt_bigcode opt bloom mpt falcon ctrl xglm biogpt stablelm starcoder2 olmo2 granite cohere cohere2 glm4
-        nemotron smollm3 seed_oss ernie4_5 exaone4 apertus""",
-    "mixture of experts": """mixtral qwen2_moe qwen3_moe gpt_oss olmoe phimoe deepseek_v3 glm4_moe granitemoe
-        hunyuan_v1_moe minimax ernie4_5_moe llama4_text""",
+    "dense": """llama mistral qwen2 qwen3 gemma gemma2 gemma3_text gemma4_text phi phi3 gpt2 gpt_neox gpt_bigcode opt
+        bloom mpt falcon ctrl xglm biogpt starcoder2 olmo2 granite cohere2 glm4 nemotron smollm3 seed_oss ernie4_5
+        exaone4 apertus""",
+    "mixture of experts": """mixtral qwen2_moe qwen3_moe gpt_oss olmoe phimoe deepseek_v3 glm4_moe granitemoe minimax
+        ernie4_5_moe llama4_text""",
     "hybrid": """jamba bamba falcon_h1 granitemoehybrid nemotron_h recurrent_gemma zamba2 lfm2 qwen3_next
         qwen3_5_moe_text""",
     "state-space": "mamba mamba2 falcon_mamba rwkv",
-    IMAGES: "gemma3 gemma4 qwen3_5 llama4 mistral3 qwen3_vl qwen2_5_vl llava smolvlm internvl",
+    IMAGES: "gemma3 gemma4 qwen3_5 llama4 mistral3 qwen3_vl qwen2_5_vl llava smolvlm",
 }
 LINEAR = {"layer_types": ["linear_attention", "full_attention"]}
 SLIDING = {"layer_types": ["sliding_attention", "full_attention"]}
@@ -81,7 +81,6 @@ OWN: dict[str, Config] = {
     "deepseek_v3": LATENT,
     "gemma4": SLIDING | {"num_kv_shared_layers": 0},
     "gemma4_text": SLIDING | {"num_kv_shared_layers": 0},
-    "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
     "granitemoehybrid": {"layer_types": ["mamba", "attention"]},
     "lfm2": {"layer_types": ["conv", "full_attention"]},
     "llama4": LLAMA4,
@@ -97,7 +96,6 @@ OWN: dict[str, Config] = {
 }
 # The chat templates that trl packages for some of them; the others have ChatML
 TEMPLATES = {
-    "cohere": "cohere",
     "cohere2": "cohere2",
     "gemma": "gemma",
     "gemma2": "gemma",
@@ -197,7 +195,6 @@ ENDS = {
     "llama3": ("<|begin_of_text|>", "<|eot_id|>"),
     "gemma": ("<bos>", "<end_of_turn>"),
     "gemma3": ("<bos>", "<end_of_turn>"),
-    "cohere": ("<BOS_TOKEN>", "<|END_OF_TURN_TOKEN|>"),
     "cohere2": ("<BOS_TOKEN>", "<|END_OF_TURN_TOKEN|>"),
     "phi3": ("<s>", "<|end|>"),
     "glm4moe": (None, "<|endoftext|>"),

@@ -1,4 +1,4 @@
-"""Every family does in every stage what docs/models.md says, and a dozen have the figures of plain transformers and peft."""
+"""Every family does in every stage what docs/models.md says. A dozen give the figures of plain transformers and peft."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import family_runs
 import pytest
-from families import FAMILIES, IMAGES, KINDS
+from families import FAMILIES, KINDS
 from family_runs import OK, STAGES, Outcome
 
 BY_NAME = {family.name: family for family in FAMILIES}
@@ -28,8 +28,7 @@ COMPARED = (
     "qwen3_5",
 )
 IN_4_BITS = ("llama", "qwen3_moe", "granite", "gemma3")
-# How far the figures may differ: first losses, scores, and logits of the merged model, each relative to its size from 1.
-# float32 differs in the order of its sums.
+# How far they may differ: the first loss, scores, and logits of the merged model
 TOLERANCE = {"float32": (1e-5, 4e-8, 1e-4), "bfloat16": (2e-3, 1e-6, 0.05), "4-bit": (2e-3, 1e-6, 0.05)}
 FLAGS = {"float32": (), "bfloat16": ("--dtype", "bfloat16"), "4-bit": ("--load-in-4bit",)}
 # A library's warning is not an outcome, and the command line shows it.
@@ -128,8 +127,7 @@ def tokenizer_of(folder: Path) -> Any:
 
 
 def scores(folder: Path, data: Path, precision: str) -> float:
-    """The largest difference between the scores that the reward's folder proves and those of the plain libraries: by the
-    family's class for classification, or without one by the backbone and the head."""
+    """The largest difference between the scores in the reward's folder and those of the backbone, adapter and head."""
     import torch
     from peft import PeftModel
     from safetensors.torch import load_file
