@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from perlcli import device
 from perlcli.errors import PerlError, line
-from perlcli.model import weights
+from perlcli.model import faults, weights
 from perlcli.model.sources import Source
 from perlcli.run import out_of_memory
 from perlcli.settings import ModelSettings
@@ -58,6 +58,10 @@ def _load(kind: Any, where: str, settings: ModelSettings, **options: Any) -> Pre
             raise torch.OutOfMemoryError(fault) from error
         raise PerlError(f"The model {where} can't be loaded: {fault}") from error
     _keep_autograd(model)
+    faults.mend(model)
+    config = model.config.get_text_config()
+    if getattr(config, "output_router_logits", False):  # as saved after training; their loss fails while sampling
+        config.output_router_logits = False
     model.requires_grad_(False)
     return model
 
