@@ -147,8 +147,8 @@ def scores(folder: Path, data: Path, precision: str) -> float:
 
 
 def logits(folder: Path, data: Path, precision: str) -> float:
-    """The largest difference between the logits of the merged model and those of the adapted one in float32; in 16 bits,
-    where merging rounds, those of peft's own merge. As a share of the largest logit."""
+    """How far the merged model's logits are from those of the adapted one, as a share of the largest. In 16 bits, where
+    merging rounds, from those of peft's own merge."""
     import torch
     from peft import PeftModel
 
