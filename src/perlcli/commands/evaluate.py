@@ -92,7 +92,8 @@ def evaluate_policy(prepared: Prepared[settings.Eval]) -> RunRecord | None:
         show_samples(prepared, prompts, mine, theirs)
         if mine.rewards:
             groups = {"policy": mine.rewards} | ({"anchor": theirs.rewards} if theirs is not None else {})
-            plots.histogram(groups, "Rewards on held-out prompts", "reward", run.folder / "plots" / "rewards.png")
+            with run.extra("The plots"):
+                plots.histogram(groups, "Rewards on held-out prompts", "reward", run.folder / "plots" / "rewards.png")
         run.record.peak_memory_mb = peaks.peak_mb()
     return run.record
 

@@ -15,12 +15,13 @@ from trl import RewardConfig, RewardTrainer
 
 from perlcli import device, settings
 from perlcli.errors import PerlError, RunFailed
-from perlcli.model import adapters, loading, roles, scorers, sources
+from perlcli.model import adapters, dropout, loading, roles, scorers, sources
 from perlcli.model.tokenizers import padded
 from perlcli.run import files, plots
 from perlcli.run.lifecycle import recording
 from perlcli.run.record import RunRecord
 from perlcli.training import guards, reward_model
+from perlcli.training.lending import Lent
 from perlcli.training.loop import describe, train
 from perlcli.training.prepare import Prepared, loaded, prepare, preview, require
 from perlcli.training.rows import load_sides
@@ -47,7 +48,8 @@ def run(given: settings.Reward) -> RunRecord | None:
         proof = learn(prepared, config, train_set, weight)
         scorer = prove(prepared, proof)
         run.record.metrics |= reward_model.measure(prepared, scorer, eval_rows)
-        plots.curves("reward", run.folder / files.METRICS, run.folder / "plots" / "training.png")
+        with run.extra("The plots"):
+            plots.curves("reward", run.folder / files.METRICS, run.folder / "plots" / "training.png")
     return run.record
 
 
@@ -83,8 +85,8 @@ def pos_weight(prepared: Prepared[settings.Reward], config: RewardConfig, rows: 
 
 
 def learn(prepared: Prepared[settings.Reward], config: RewardConfig, rows: Dataset, weight: float | None) -> Proof:
-    """Train and save; gives the first training rows with the scores of the trained model as it is in memory, without
-    training's autocast. The model is freed when this returns."""
+    """Train and save; gives the first training rows with the scores of the trained model as it is in memory. The model
+    is freed when this returns."""
     trainer = build_trainer(prepared, config, rows, weight)
     describe(trainer, prepared.run)
     role, name = ("", "reward model") if prepared.settings.lora.full else (roles.POLICY, "reward adapter")
@@ -93,8 +95,8 @@ def learn(prepared: Prepared[settings.Reward], config: RewardConfig, rows: Datas
     weights.check()
     first = rows.select(range(min(PROOF_ROWS, len(rows))))
     proof = [ids for row in first for ids in reward_model.id_lists(row)]
-    model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
-    return proof, scorers.ClassifierScorer(model, prepared.tokenizer.pad_token_id)(proof)
+    trainer.lent.give_back()  # without training's autocast
+    return proof, scorers.ClassifierScorer(trainer.model, prepared.tokenizer.pad_token_id)(proof)
 
 
 def build_trainer(
@@ -102,6 +104,7 @@ def build_trainer(
 ) -> Any:
     """TRL's trainer for pairs, or with a `pos_weight` ours for thumbs, on the base with a head and what trains."""
     model, tokenizer = start(prepared), prepared.tokenizer
+    lent = Lent(model)
     trainer: Any
     with roles.unrounded(model):
         if pos_weight is None:
@@ -110,7 +113,12 @@ def build_trainer(
             collate = partial(thumbs_batch, tokenizer.pad_token_id)
             trainer = ThumbsTrainer(model, config, collate, train_dataset=rows, processing_class=tokenizer)
             trainer.pos_weight = pos_weight
+    trainer.lent = lent
     roles.as_float32(trainer.model)
+    if config.disable_dropout:
+        dropout.turn_off(trainer.model)
+        if left := dropout.remains(trainer.model):
+            prepared.run.note(f"{left}.")
     roles.set_adapter_dropout(trainer.model, adapters.dropout_of(prepared.settings.lora, "SEQ_CLS"))
     return trainer
 

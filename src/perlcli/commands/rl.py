@@ -12,8 +12,8 @@ from trl import RLOOConfig
 
 from perlcli import device, settings
 from perlcli.data import Prompt
-from perlcli.errors import PerlError
-from perlcli.model import adapters, roles
+from perlcli.errors import PerlError, RunFailed
+from perlcli.model import adapters, dropout, roles
 from perlcli.run import files, plots
 from perlcli.run.lifecycle import Run, recording
 from perlcli.run.metrics import renamed
@@ -22,6 +22,7 @@ from perlcli.terminal import say
 from perlcli.training import guards, policies
 from perlcli.training.algorithms import PHASES, TIME, Reinforce, Rloo
 from perlcli.training.judge import REWARD, SUM, Asked, Judge, Probe, probe
+from perlcli.training.lending import Lent
 from perlcli.training.loop import describe, train
 from perlcli.training.policies import Anchor
 from perlcli.training.prepare import Prepared, filled, prepare, preview, require
@@ -57,7 +58,8 @@ def run(given: settings.Rl) -> RunRecord | None:
         train(trainer, run, weights.before_saving(partial(save, prepared, trainer)))
         run.record.guards |= weights.check()
         run.record.metrics = summary(files.read_rows(run.folder / files.METRICS))
-        plots.curves("rl", run.folder / files.METRICS, run.folder / "plots" / "training.png")
+        with run.extra("The plots"):
+            plots.curves("rl", run.folder / files.METRICS, run.folder / "plots" / "training.png")
     return run.record
 
 
@@ -109,6 +111,7 @@ def build_trainer(
     values, run = prepared.settings, prepared.run
     is_reinforce = values.rl.algorithm == "reinforce"
     model = policies.start(prepared)
+    lent = Lent(model)
     score = attach_all(rewards, model, prepared, config.per_device_train_batch_size)
     run.note(f"anchor: {anchor.words}")
     judge = Judge(prepared, score, rows, REWARD if len(rewards) == 1 else SUM)
@@ -116,7 +119,12 @@ def build_trainer(
     value = ValueModel(model, filled(values.rl.value_learning_rate)) if is_reinforce else None
     with policies.named_after(model, anchor, config), roles.unrounded(model):
         trainer: Any = Rloo(model, judge, config) if value is None else Reinforce(model, judge, config, value)
+    trainer.lent = lent
     policies.set_anchor(trainer, anchor, prepared)
+    if config.disable_dropout:
+        dropout.turn_off(trainer.model)
+        if left := dropout.remains(trainer.model):
+            raise RunFailed(f"{left}: it can't be compared with its anchor", "train another model")
     if not values.lora.full:
         roles.keep_only_policy_trainable(trainer.model)
         roles.set_adapter_dropout(trainer.model, adapters.dropout_of(values.lora, "CAUSAL_LM"))

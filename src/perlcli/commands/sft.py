@@ -17,6 +17,7 @@ from perlcli.run.lifecycle import recording
 from perlcli.run.metrics import renamed
 from perlcli.run.record import RunRecord
 from perlcli.training import guards, policies, sampling
+from perlcli.training.lending import Lent
 from perlcli.training.loop import describe, train, without_casts
 from perlcli.training.prepare import Prepared, prepare, preview, require
 from perlcli.training.rows import dataset, load_sides
@@ -44,8 +45,11 @@ def run(given: settings.Sft) -> RunRecord | None:
         describe(trainer, run)
         train(trainer, run, partial(policies.save, prepared))
         run.record.metrics = measure(trainer, files.read_rows(run.folder / files.METRICS), eval_set)
-        write_samples(prepared, trainer.model, held_out or rows)
-        plots.curves("sft", run.folder / files.METRICS, run.folder / "plots" / "training.png")
+        trainer.lent.give_back()
+        with run.extra("The samples"):
+            write_samples(prepared, trainer.model, held_out or rows)
+        with run.extra("The plots"):
+            plots.curves("sft", run.folder / files.METRICS, run.folder / "plots" / "training.png")
     return run.record
 
 
@@ -63,8 +67,10 @@ def tokens(rows: data.Data, prepared: Prepared[settings.Sft], role: str) -> Data
 def build_trainer(prepared: Prepared[settings.Sft], config: SFTConfig, rows: Dataset) -> Any:
     """TRL's trainer on the base with the adapter that trains, or under --full with all of its weights."""
     model = policies.start(prepared)
+    lent = Lent(model)
     with roles.unrounded(model):
         trainer: Any = TokenMeanTrainer(model, config, train_dataset=rows, processing_class=prepared.tokenizer)
+    trainer.lent = lent
     roles.as_float32(trainer.model)
     check_apart(trainer)
     return trainer

@@ -29,7 +29,7 @@ from perlcli.errors import PerlError
 from perlcli.memory import skeletons, tracking
 from perlcli.memory.skeletons import LEARNING, RUN_LAYERS, HashedConfig, Step
 from perlcli.memory.tracking import ACTIVATIONS, CACHE, GRADIENTS, LOGITS, TAGS, Kernels, Live
-from perlcli.model import roles
+from perlcli.model import dropout, roles
 
 SHORT_RUN = "a short real run reports its peak: perl reward … --max-steps 2"
 
@@ -53,16 +53,11 @@ class Traced:
 
 def trace(config: PreTrainedConfig, step: Step, *, trust_remote_code: bool = False) -> Traced:
     """What this step holds, for the model of this config. Raises PerlError if its code can't run without data."""
-    if step.kind == "sft" and not step.cuda and not step.autocast and not has_dropout(config):
+    if step.kind == "sft" and not step.cuda and not step.autocast and not dropout.has_any(config):
         step = replace(step, kind="rl")  # a CPU's head takes every token there too: one run serves both
     if step.kind == "rl" and not step.cuda:
         step = replace(step, completion=0)
     return _trace(HashedConfig(config, trust_remote_code=trust_remote_code), step)
-
-
-def has_dropout(config: PreTrainedConfig) -> bool:
-    """Whether any dropout probability in the config is above 0."""
-    return any("drop" in name and isinstance(value, int | float) and value for name, value in config.to_dict().items())
 
 
 @functools.lru_cache(maxsize=256)
@@ -110,10 +105,8 @@ def _run(hashed: HashedConfig, step: Step) -> torch.Tensor:
 def _set_up(model: nn.Module, inner: PreTrainedModel, step: Step, quantised: set[int]) -> None:
     """Put the model in the state in which the step starts: training mode, checkpointing, earlier gradients."""
     model.train()
-    if step.kind != "sft":  # TRL's reward and RL trainers turn dropout off
-        for module in model.modules():
-            if isinstance(module, nn.Dropout):
-                module.p = 0.0
+    if step.kind != "sft":  # `perl reward` and `perl rl` turn dropout off
+        dropout.turn_off(model)
     if step.checkpointing and step.kind in LEARNING:
         inner.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": step.reentrant})
         inner.enable_input_require_grads()

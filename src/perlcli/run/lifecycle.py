@@ -13,7 +13,7 @@ from typing import Any
 
 from perlcli import device
 from perlcli import settings as definitions
-from perlcli.errors import Interrupted, PerlError
+from perlcli.errors import Interrupted, PerlError, reason
 from perlcli.redaction import hidden, hidden_in
 from perlcli.run import checkpoints, disk, files, liveness, out_of_memory, output_folder, peaks, signals, summary
 from perlcli.run.files import CHECKPOINTS, RECORD, SETTINGS, write_whole
@@ -104,6 +104,19 @@ class Run:
         if lost is not None:
             raise lost
 
+    @contextmanager
+    def extra(self, what: str) -> Iterator[None]:
+        """Make something that a run is complete without, such as samples or plots: if it fails, out of memory included,
+        a note says why and the run goes on. Raises what a failing disk, a deleted folder or a signal raises."""
+        try:
+            yield
+        except Exception as error:
+            if disk.failure(error, self.folder, self.parts, self.how_to_continue) is not None:
+                raise
+            known = out_of_memory.failure(error, self.record) or error
+            why = known.problem if isinstance(known, PerlError) else reason(known)
+            self.note(f"{what} could not be made: {why}.")
+
     def append(self, name: str, row: Mapping[str, Any]) -> None:
         """Add a line to `metrics.jsonl` or `samples.jsonl`; samples keep the texts of data and model as they are."""
         self.check_intact()
@@ -125,7 +138,8 @@ def recording(run: Run) -> Iterator[Run]:
             run.claim()
             yield run
             if (run.folder / files.CARD).exists() or run.record.command == files.MERGE:
-                write_whole(run.folder / files.CARD, [hidden(summary.card(run.record))])
+                with run.extra("The model card"):
+                    write_whole(run.folder / files.CARD, [hidden(summary.card(run.record))])
             checkpoints.clear(run.folder / CHECKPOINTS)
             run.record.status, run.record.files = "finished", files.file_bytes(run.folder)
             run.write()

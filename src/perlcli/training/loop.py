@@ -125,9 +125,10 @@ def describe(trainer: Any, run: Run) -> None:
 
 
 def train(trainer: Trainer, run: Run, save: guards.Save) -> None:
-    """Train to the end, or until a signal or an error, and save the model in either case. `save` writes the model into
-    a folder, from which its files move into the run's once all are complete. Raises Interrupted after a signal,
-    RunFailed at a NaN or infinite loss or gradient, and PerlError from a reward function."""
+    """Train to the end, or until a signal or an error, and save the model in either case. `save` writes the model, with
+    the state that it had before it was lent to the trainer (`trainer.lent`), into a folder, from which its files move
+    into the run's once all are complete. Raises Interrupted after a signal, RunFailed at a NaN or infinite loss or
+    gradient, and PerlError from a reward function."""
     meter = Meter(run, restores_tokens=isinstance(trainer, RLOOTrainer))
     resumable = resume.Resumable(trainer)
     trainer.remove_callback(PrinterCallback)
@@ -195,6 +196,6 @@ def _train(trainer: Trainer, run: Run, resumable: resume.Resumable, checkpoint: 
 
 def _save(trainer: Trainer, run: Run, save: guards.Save) -> None:
     """Save the model; files of the same names are replaced only once the new ones are complete."""
-    model: Any = trainer.model
-    with disk.aside(run.folder) as side:
-        save(model, side)
+    held: Any = trainer
+    with held.lent.given_back(), disk.aside(run.folder) as side:
+        save(held.model, side)

@@ -142,7 +142,8 @@ def measure(prepared: Prepared[Stage], scorer: Scorer, rows: list[Columns] | Non
         groups = {"thumbs up": [s for s, up in labelled if up], "thumbs down": [s for s, up in labelled if not up]}
         metrics = stats.thumb_metrics(scores, [up for _, up in labelled], first_lengths)
     groups = {name: part for name, part in groups.items() if part}
-    plots.histogram(groups, "Held-out scores", "score", prepared.run.folder / "plots" / "scores.png")
+    with prepared.run.extra("The plots"):
+        plots.histogram(groups, "Held-out scores", "score", prepared.run.folder / "plots" / "scores.png")
     _write_samples(prepared, rows, scores)
     return metrics
 
