@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -13,12 +14,13 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftConfig, get_peft_model
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING
+from peft.tuners.tuners_utils import check_target_module_exists
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from perlcli.errors import PerlError, line, nearest
 from perlcli.model.sources import kind_of
-from perlcli.model.target_modules import patterns_fault, target_modules
+from perlcli.model.target_modules import ALL_LINEAR, HEADS, NO_TEXT, patterns_fault, target_modules, without_text
 from perlcli.model.weights import ADAPTER_CONFIG
 from perlcli.settings import ATTENTION, LoraSettings, ModelSettings
 from perlcli.settings.types import describe, fits, is_plain
@@ -74,7 +76,6 @@ FIELDS = {
     **dict.fromkeys(("arrow_config", "kasa_config", "use_qalora", "megatron_config"), UNPROVEN),
 }
 IGNORED = {"base_model_name_or_path", "revision", "auto_mapping", "peft_version", "inference_mode", "runtime_config"}
-HEADS = ("classifier", "score")  # what peft itself writes as modules_to_save of a reward
 SIZES = ("r", "lora_alpha", "alpha", "oft_block_size")
 HINT = "docs/adapters.md lists the types and fields that --peft accepts"
 
@@ -122,11 +123,36 @@ def on_model(lora: LoraSettings, model: nn.Module, task: str) -> PeftConfig:
         config.target_modules = target_modules(model, ATTENTION)
     elif not isinstance(config.target_modules, str):  # a string is a regular expression, which peft reads
         target_modules(model, ",".join(sorted(config.target_modules)), option=f"--peft {lora.peft}: target_modules")
+    _leave_out_towers(config, model, where=f"--peft {lora.peft}")
     if kind_of(config) == "IA3" and config.feedforward_modules is None:
         config.feedforward_modules = []
     if hasattr(config, "fan_in_fan_out"):
         config.fan_in_fan_out = any(isinstance(module, Conv1D) for module in model.modules())
     return config
+
+
+def _leave_out_towers(config: Any, model: nn.Module, where: str) -> None:
+    """Keep the adapter off modules that text never reaches. Raises PerlError if an expression of the user's chooses
+    one."""
+    silent = without_text(model)
+    if silent is None:
+        return
+    chosen = [
+        name for name, _ in model.named_modules() if name and re.fullmatch(silent, name) and _is_chosen(config, name)
+    ]
+    if not chosen:
+        return
+    if isinstance(config.target_modules, str) and config.target_modules != ALL_LINEAR:
+        problem = f"{where}: target_modules {shorten(config.target_modules)} matches {chosen[0]}, {NO_TEXT}"
+        raise PerlError(problem, f'in the file: "exclude_modules": {json.dumps(silent)}')
+    own = config.exclude_modules
+    if own and not isinstance(own, str):
+        own = rf"(.*\.)?({'|'.join(map(re.escape, sorted(own)))})"  # as peft matches a list
+    config.exclude_modules = f"{own}|{silent}" if own else silent
+
+
+def _is_chosen(config: Any, name: str) -> bool:
+    return config.target_modules == ALL_LINEAR or bool(check_target_module_exists(config, name))
 
 
 def dropout_of(lora: LoraSettings, task: str) -> float:

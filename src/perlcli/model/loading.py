@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, BitsAndBytesConfig, PreTrainedModel
+from transformers import AutoModelForSequenceClassification, BitsAndBytesConfig, PreTrainedModel
 
 from perlcli import device
 from perlcli.errors import PerlError, line
 from perlcli.model import weights
+from perlcli.model.auto_classes import causal_class
 from perlcli.model.sources import Source
 from perlcli.run import out_of_memory
 from perlcli.settings import ModelSettings
@@ -20,8 +21,9 @@ from perlcli.text import clip, one_line
 
 
 def load_causal(source: Source, settings: ModelSettings) -> PreTrainedModel:
-    """The base as a causal language model, frozen, on the device. Raises PerlError if it can't be loaded."""
-    return _load(AutoModelForCausalLM, source.base, settings)
+    """The base as a language model, frozen, on the device; a multimodal one completely. Raises PerlError if it can't be
+    loaded."""
+    return _load(causal_class(source.config), source.base, settings)
 
 
 def load_classifier(source: Source, settings: ModelSettings, pad_token_id: int) -> PreTrainedModel:

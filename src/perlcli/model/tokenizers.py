@@ -16,7 +16,8 @@ from perlcli.data.cache import TokenCache
 from perlcli.data.chat import Style
 from perlcli.errors import PerlError, line
 from perlcli.model import weights
-from perlcli.model.sources import NEEDS_TRUST, TRUST, Source, architectures
+from perlcli.model.auto_classes import architectures
+from perlcli.model.sources import NEEDS_TRUST, TRUST, Source
 from perlcli.settings.types import fits
 from perlcli.settings.yaml import read_text
 from perlcli.text import shorten
