@@ -20,7 +20,7 @@ from perlcli.run.output_folder import check_output
 from perlcli.run.record import RunRecord, read_record
 from perlcli.settings import Dtype, ModelSettings
 from perlcli.terminal import say
-from perlcli.training import merging
+from perlcli.training import merging, reward_model
 from perlcli.training.merging import Merging
 from perlcli.training.origin import check_fingerprint, check_tokenizer, trained_in
 from perlcli.training.prepare import Prepared
@@ -62,6 +62,7 @@ def write(prepared: Merging, values: ModelSettings) -> None:
     if trained and as_trained:
         merging.note_shift(prepared, trained, used, as_trained, wanted)
     run.record.total_parameters = roles.count_parameters(merged)[1]
+    reward_model.keep_head(run, merged)
     merged.save_pretrained(str(run.folder))
     prepared.tokenizer.save_pretrained(str(run.folder))
     del merged

@@ -12,7 +12,7 @@ from transformers import AutoModelForSequenceClassification, BitsAndBytesConfig,
 
 from perlcli import device
 from perlcli.errors import PerlError, line
-from perlcli.model import weights
+from perlcli.model import heads, weights
 from perlcli.model.auto_classes import causal_class
 from perlcli.model.sources import Source
 from perlcli.run import out_of_memory
@@ -28,7 +28,11 @@ def load_causal(source: Source, settings: ModelSettings) -> PreTrainedModel:
 
 def load_classifier(source: Source, settings: ModelSettings, pad_token_id: int) -> PreTrainedModel:
     """The base, frozen, with a head for one score: its own or a fresh one. Raises PerlError if it can't be loaded."""
-    model = _load(AutoModelForSequenceClassification, source.base, settings, num_labels=1)
+    if heads.is_on_causal(source, full=True, trust_remote_code=settings.trust_remote_code):
+        weight = heads.saved(source.base) if source.adapter is None and source.is_classifier else None
+        model = heads.put_on(load_causal(source, settings), getattr(torch, device.dtype_name(settings)), weight)
+    else:
+        model = _load(AutoModelForSequenceClassification, source.base, settings, num_labels=1)
     config = model.config.get_text_config()
     config.pad_token_id = pad_token_id
     config.use_cache = False  # a score needs no cache of keys and values, which can be larger than the model

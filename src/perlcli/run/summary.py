@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from perlcli.run import files, metrics
+from perlcli.run import files, loaders, metrics
 from perlcli.run.record import RunRecord
 from perlcli.terminal import say
 from perlcli.text import counted, inline, markdown_table, megabytes
@@ -76,7 +76,9 @@ def card(record: RunRecord) -> str:
     if record.command == files.MERGE:
         header = ["library_name: transformers", "tags: [perl, trl]"]
         adapter = inline(record.model["name"])
-        done = f"the adapter {adapter} added to the base's weights: an ordinary model of transformers"
+        done = f"the adapter {adapter} added to the base's weights"
+        if loaders.CAUSAL_HEAD not in record.model:
+            done += ": an ordinary model of transformers"
     if HUB_NAME.fullmatch(name):
         header.append(f"base_model: {name}")
     sources = [f"- {role}: {inline(data['source'])} ({data['kept']} rows)\n" for role, data in record.data.items()]
@@ -86,6 +88,7 @@ def card(record: RunRecord) -> str:
         f"# perl {record.command}",
         f"Made by `perl {record.command}` (perlcli {version}) on the base {inline(name)}.",
         f"{''.join(sources)}- {done}",
+        *loaders.paragraphs(record),
         markdown_table(("metric", "value"), figures),
         "`settings.yaml` repeats the run; `record.json` has every setting and version.\n",
     ]
