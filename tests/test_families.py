@@ -1,4 +1,4 @@
-"""Every family through every stage, as docs/models.md says, and its figures compared with plain transformers and peft."""
+"""Every family does in every stage what docs/models.md says. A dozen give the figures of plain transformers and peft."""
 
 from __future__ import annotations
 
@@ -6,16 +6,29 @@ import json
 from pathlib import Path
 from typing import Any
 
-import families
+import family_runs
 import pytest
-from families import FAMILIES, OK, STAGES, Family, Outcome
+from families import FAMILIES, KINDS
+from family_runs import OK, STAGES, Outcome
 
 BY_NAME = {family.name: family for family in FAMILIES}
 # A dozen of all kinds, whose figures are computed again without perlcli.
-COMPARED = ("llama", "qwen3", "gpt2", "opt", "granite", "cohere2", "qwen3_moe", "olmoe", "falcon_h1", "lfm2", "gemma3", "qwen3_5")
+COMPARED = (
+    "llama",
+    "qwen3",
+    "gpt2",
+    "opt",
+    "granite",
+    "cohere2",
+    "qwen3_moe",
+    "olmoe",
+    "falcon_h1",
+    "lfm2",
+    "gemma3",
+    "qwen3_5",
+)
 IN_4_BITS = ("llama", "qwen3_moe", "granite", "gemma3")
-# How far the figures may differ: first losses, scores, and logits of the merged model, each relative to its size from 1.
-# float32 differs in the order of its sums.
+# How far they may differ: the first loss, scores, and logits of the merged model
 TOLERANCE = {"float32": (1e-5, 4e-8, 1e-4), "bfloat16": (2e-3, 1e-6, 0.05), "4-bit": (2e-3, 1e-6, 0.05)}
 FLAGS = {"float32": (), "bfloat16": ("--dtype", "bfloat16"), "4-bit": ("--load-in-4bit",)}
 # A library's warning is not an outcome, and the command line shows it.
@@ -25,15 +38,15 @@ pytestmark = [pytest.mark.filterwarnings("ignore")]
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data")
-    families.write_data(folder)
+    family_runs.write_data(folder)
     return folder
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", BY_NAME)
 def test_a_family_does_what_the_page_says(name: str, data: Path, tmp_path: Path) -> None:
-    outcomes = families.run_family(BY_NAME[name], data, tmp_path)
-    assert families.entry(outcomes) == families.read_page()["families"][name]
+    outcomes = family_runs.run_family(BY_NAME[name], data, tmp_path)
+    assert family_runs.entry(outcomes) == family_runs.read_page()["families"][name]
     if name in COMPARED:
         compare(tmp_path, data, "float32", outcomes)
 
@@ -45,24 +58,24 @@ CASES = [(name, "bfloat16") for name in COMPARED] + [(name, "4-bit") for name in
 @pytest.mark.parametrize(("name", "precision"), CASES)
 def test_figures_are_those_of_plain_libraries(name: str, precision: str, data: Path, tmp_path: Path) -> None:
     stages = ("sft", "reward", "merge")
-    outcomes = families.run_family(BY_NAME[name], data, tmp_path, stages, FLAGS[precision])
+    outcomes = family_runs.run_family(BY_NAME[name], data, tmp_path, stages, FLAGS[precision])
     assert {outcome.stage: outcome.text for outcome in outcomes if outcome.result != OK} == {}
     compare(tmp_path, data, precision, outcomes)
 
 
 def test_the_page_has_every_family_and_no_failure() -> None:
-    entries = families.read_page()["families"]
+    entries = family_runs.read_page()["families"]
     assert list(entries) == list(BY_NAME)
     assert len(entries) >= 45
-    assert {family.kind for family in FAMILIES} == {*families.KINDS}
-    assert [name for name, entry in entries.items() if families.FAILED in json.dumps(entry)] == []
+    assert {family.kind for family in FAMILIES} == {*KINDS}
+    assert [name for name, entry in entries.items() if family_runs.FAILED in json.dumps(entry)] == []
     assert [name for name, entry in entries.items() if tuple(entry) != STAGES] == []
 
 
 def test_the_page_was_made_with_the_versions_of_the_constraints() -> None:
     text = (Path(__file__).parents[1] / "constraints.txt").read_text(encoding="utf-8")
     wanted = dict(line.split("==") for line in text.splitlines() if "==" in line and not line.startswith("#"))
-    assert families.read_page()["versions"] == {name: wanted[name] for name in families.LIBRARIES}
+    assert family_runs.read_page()["versions"] == {name: wanted[name] for name in family_runs.LIBRARIES}
 
 
 # The same figures, without perlcli
@@ -114,8 +127,7 @@ def tokenizer_of(folder: Path) -> Any:
 
 
 def scores(folder: Path, data: Path, precision: str) -> float:
-    """The largest difference between the scores that the reward's folder proves and those of the plain libraries: by the
-    family's class for classification, or without one by the backbone and the head."""
+    """The largest difference between the scores in the reward's folder and those of the backbone, adapter and head."""
     import torch
     from peft import PeftModel
     from safetensors.torch import load_file
