@@ -19,7 +19,7 @@ from perlcli.run.lifecycle import Run, recording
 from perlcli.run.metrics import renamed
 from perlcli.run.record import RunRecord
 from perlcli.terminal import say
-from perlcli.training import guards, policies
+from perlcli.training import guards, logits, policies
 from perlcli.training.algorithms import PHASES, TIME, Reinforce, Rloo
 from perlcli.training.judge import REWARD, SUM, Asked, Judge, Probe, probe
 from perlcli.training.lending import Lent
@@ -125,6 +125,7 @@ def build_trainer(
         dropout.turn_off(trainer.model)
         if left := dropout.remains(trainer.model):
             raise RunFailed(f"{left}: it can't be compared with its anchor", "train another model")
+    logits.check(trainer, run)
     if not values.lora.full:
         roles.keep_only_policy_trainable(trainer.model)
         roles.set_adapter_dropout(trainer.model, adapters.dropout_of(values.lora, "CAUSAL_LM"))

@@ -16,7 +16,7 @@ from perlcli.run import files, plots
 from perlcli.run.lifecycle import recording
 from perlcli.run.metrics import renamed
 from perlcli.run.record import RunRecord
-from perlcli.training import guards, policies, sampling
+from perlcli.training import guards, logits, policies, sampling
 from perlcli.training.lending import Lent
 from perlcli.training.loop import describe, train, without_casts
 from perlcli.training.prepare import Prepared, prepare, preview, require
@@ -72,6 +72,7 @@ def build_trainer(prepared: Prepared[settings.Sft], config: SFTConfig, rows: Dat
         trainer: Any = TokenMeanTrainer(model, config, train_dataset=rows, processing_class=prepared.tokenizer)
     trainer.lent = lent
     roles.as_float32(trainer.model)
+    logits.check(trainer, prepared.run)
     check_apart(trainer)
     return trainer
 

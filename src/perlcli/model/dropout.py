@@ -35,7 +35,7 @@ def turn_off(model: nn.Module) -> None:
             module.p = 0.0
 
 
-def remains(model: Any) -> str | None:
+def remains(model: Any) -> str | None:  # noqa: ANN401
     """What is left of it, in words: how far logits differ between one forward pass in evaluation mode and two in
     training mode, on a few tokens. None if they are the same but for rounding. Leaves modes and random state as they
     are."""

@@ -64,6 +64,9 @@ def _load(kind: Any, where: str, settings: ModelSettings, **options: Any) -> Pre
             raise torch.OutOfMemoryError(fault) from error
         raise PerlError(f"The model {where} can't be loaded: {fault}") from error
     _keep_autograd(model)
+    config = model.config.get_text_config()
+    if getattr(config, "output_router_logits", False):  # as saved after training; their loss fails while sampling
+        config.output_router_logits = False
     model.requires_grad_(False)
     return model
 

@@ -19,6 +19,7 @@ from perlcli.model import roles
 from perlcli.model.tokenizers import padded
 from perlcli.training.guards import Model
 from perlcli.training.judge import Judge
+from perlcli.training.logits import wrapped
 from perlcli.training.loop import clocks
 from perlcli.training.resume import KeepsGeneration
 from perlcli.training.value_model import Batch, ValueModel
@@ -32,6 +33,8 @@ LogProbs = tuple[torch.Tensor, Any, Any]  # with entropies and auxiliary loss, o
 
 class Rloo(KeepsGeneration):
     """TRL's RLOO, which also logs the seconds spent on sampling, scoring, anchor (both log-probs) and learning."""
+
+    own_logits = False  # whether log-probs are computed from the model's own logits (`logits.check`)
 
     def __init__(self, model: Model, judge: Judge, config: RLOOConfig) -> None:
         super().__init__(model, judge, config, train_dataset=judge.dataset(), processing_class=judge.render.tokenizer)
@@ -52,11 +55,11 @@ class Rloo(KeepsGeneration):
         with self.clock.phase("scoring"), roles.casting(self._policy, on=True):  # as the stand-alone reward model
             return super()._calculate_rewards(*args)
 
-    def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> LogProbs:
+    def _get_per_token_logps_and_entropies(self, model: nn.Module, *args: Any, **kwargs: Any) -> LogProbs:
         """Log-probs, and on request entropies, both (rows, completion tokens); and on request the auxiliary loss."""
         is_learning = torch.is_grad_enabled()
         with nullcontext() if is_learning else self.clock.phase("anchor"):
-            return super()._get_per_token_logps_and_entropies(*args, **kwargs)
+            return super()._get_per_token_logps_and_entropies(wrapped(self, model), *args, **kwargs)
 
     def kl_to_anchor(self, prompts: Sequence[list[int]], written: Sequence[list[int]]) -> float:
         """KL(policy || anchor) per token on some completions, by the same computation that training uses."""

@@ -64,7 +64,7 @@ class Lent:
             part.write(values)
 
 
-def _parts(model: Any) -> Iterator[Part]:
+def _parts(model: Any) -> Iterator[Part]:  # noqa: ANN401
     """What of a model a trainer may change."""
     holders = [getattr(model, "generation_config", None)]
     for module in model.modules():

@@ -10,6 +10,7 @@ from torch import nn
 from trl import SFTConfig, SFTTrainer
 
 from perlcli.errors import PerlError, RunFailed, line
+from perlcli.training.logits import wrapped
 
 # Families that don't keep the rows of a packed sequence apart (transformers 5.23): they build masks or position biases
 # from the attention mask alone, which packing leaves out, or carry a state from row to row. `leak` measures it.
@@ -26,10 +27,16 @@ class TokenMeanTrainer(SFTTrainer):
     batches, so that a batch of short rows counts as much as one of long rows (transformers `evaluation_loop`, TRL 1.16
     `SFTTrainer.log`)."""
 
+    own_logits = False  # whether the loss is computed from the model's own logits (`logits.check`)
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
         super().__init__(*args, **kwargs)
         self._tokens = 0
         self._sums: dict[str, float] = {}
+
+    def compute_loss(self, model: nn.Module, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        """TRL's loss; with the model's outputs if asked for."""
+        return super().compute_loss(wrapped(self, model), *args, **kwargs)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:  # noqa: ANN401
         """The held-out figures, each a mean over all tokens that are predicted."""
