@@ -80,7 +80,7 @@ def check(trainer: Trainer, run: Run) -> None:
     if held.aux_loss_enabled:
         inputs["output_router_logits"] = True
     try:
-        why = _fault(model, inputs, ids)
+        why = _fault(held, inputs, ids)
     finally:
         model.train(was_training)
     if why is None:
@@ -92,15 +92,16 @@ def check(trainer: Trainer, run: Run) -> None:
         run.note("The model gives no load-balancing loss: its experts are not balanced in training.")
 
 
-def _fault(model: Any, inputs: dict[str, Any], labels: torch.Tensor) -> str | None:
-    """What is wrong with the fused output layer on this model; None if nothing is."""
+def _fault(trainer: Any, inputs: dict[str, Any], labels: torch.Tensor) -> str | None:
+    """What is wrong with the fused output layer on the trainer's model; None if nothing is."""
+    model, temperature = trainer.model, getattr(trainer, "temperature", 1.0)
     try:
         fused = model(**inputs, labels=labels, fused_lm_head=True).log_probs
     except Exception as error:  # code of TRL and of any model
         if out_of_memory.is_cause(error):
             raise
         return f"fails on this model ({line(error)})"
-    logits = model(**inputs).logits.float()
+    logits = model(**inputs).logits.float() / temperature
     own = logits[:, :-1].log_softmax(dim=-1).gather(2, labels[:, 1:].unsqueeze(2))[..., 0]
     moved = float((fused - own).abs().max())
     limit = max(ROUNDING, torch.finfo(model.dtype).eps) * float(logits.abs().max())
