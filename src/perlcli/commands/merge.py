@@ -10,7 +10,7 @@ from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 
 from perlcli import device, settings, upstream
 from perlcli.errors import PerlError
-from perlcli.model import roles, sources, tokenizers
+from perlcli.model import roles, sources, tokenizers, weights
 from perlcli.model.sources import Source
 from perlcli.model.weights import ADAPTER_CONFIG
 from perlcli.run import peaks
@@ -65,6 +65,7 @@ def write(prepared: Merging, values: ModelSettings) -> None:
     reward_model.keep_head(run, merged)
     merged.save_pretrained(str(run.folder))
     prepared.tokenizer.save_pretrained(str(run.folder))
+    weights.copy_processor(prepared.source.base, run.folder)
     del merged
     gc.collect()
     merging.prove(prepared, values, rows, wanted)

@@ -16,6 +16,8 @@ from transformers.initialization import no_init_weights
 from transformers.pytorch_utils import Conv1D
 
 from perlcli.model import roles
+from perlcli.model.auto_classes import causal_class
+from perlcli.model.target_modules import without_text
 
 RUN_LAYERS = 3  # the middle one represents all but the first and the last
 Kind = Literal["sft", "reward", "rl", "value", "prefill", "decode"]
@@ -99,13 +101,13 @@ def has_experts(model: nn.Module) -> bool:
 def layers_of(model: PreTrainedModel) -> list[nn.Module]:
     """The model's layers, in order."""
     wanted = int(model.config.get_text_config().num_hidden_layers)
-    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
+    lists = [module for module in model.get_decoder().modules() if isinstance(module, nn.ModuleList)]
     return next((list(layers) for layers in lists if len(layers) == wanted), [])
 
 
 def bare(config: PreTrainedConfig, step: Step, *, trust_remote_code: bool = False) -> PreTrainedModel:
     """The model of this step without an adapter, on the meta device, with gradients only for full tuning."""
-    kind = AutoModelForSequenceClassification if step.kind == "reward" else AutoModelForCausalLM
+    kind = AutoModelForSequenceClassification if step.kind == "reward" else causal_class(config)
     config = copy.deepcopy(config)
     config.num_labels = 1
     config.get_text_config().pad_token_id = 0
@@ -127,6 +129,7 @@ def with_adapter(model: PreTrainedModel, step: Step) -> nn.Module:
         lora_alpha=step.rank,
         use_dora=step.dora,
         target_modules=step.targets if isinstance(step.targets, str) else list(step.targets),
+        exclude_modules=without_text(model),
         task_type=TaskType.SEQ_CLS if step.kind == "reward" else TaskType.CAUSAL_LM,
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import traceback
 from typing import Any
 
@@ -15,6 +16,7 @@ from perlcli.errors import PerlError, line
 from perlcli.model import heads, weights
 from perlcli.model.auto_classes import causal_class
 from perlcli.model.sources import Source
+from perlcli.model.target_modules import without_text
 from perlcli.run import out_of_memory
 from perlcli.settings import ModelSettings
 from perlcli.text import clip, one_line
@@ -36,6 +38,17 @@ def load_classifier(source: Source, settings: ModelSettings, pad_token_id: int) 
     config = model.config.get_text_config()
     config.pad_token_id = pad_token_id
     config.use_cache = False  # a score needs no cache of keys and values, which can be larger than the model
+    return model
+
+
+def train_all(model: PreTrainedModel) -> PreTrainedModel:
+    """The model with float32 weights that all train (bfloat16 would round small updates away), but for the towers of a
+    multimodal model, which text never reaches."""
+    model.float().requires_grad_(True)
+    silent = without_text(model)
+    for name, module in model.named_modules():
+        if silent is not None and name and re.fullmatch(silent, name):
+            module.requires_grad_(False)
     return model
 
 

@@ -16,7 +16,7 @@ from perlcli.data.cache import TokenCache
 from perlcli.data.chat import Style
 from perlcli.errors import PerlError, line
 from perlcli.model import weights
-from perlcli.model.auto_classes import architectures
+from perlcli.model.auto_classes import architectures, causal_class
 from perlcli.model.sources import NEEDS_TRUST, TRUST, Source
 from perlcli.settings.types import fits
 from perlcli.settings.yaml import read_text
@@ -160,6 +160,7 @@ def describe(source: Source, tokenizer: PreTrainedTokenizerBase) -> dict[str, ob
         "base": source.base_name,
         "adapter": source.adapter,
         "architecture": [*architectures(source.config), source.config.model_type][0],
+        "auto_class": causal_class(source.config).__name__,
         "fingerprint": source.fingerprint,
         "tokenizer": tokenizer_fingerprint(tokenizer),
         "adapter_fingerprint": source.adapter_fingerprint,

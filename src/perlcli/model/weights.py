@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shutil
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -19,6 +20,7 @@ if TYPE_CHECKING:  # torch takes seconds to import
 ADAPTER_WEIGHTS, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 PLACES = {"base_model_name_or_path", "revision"}  # in an adapter's config: where its base is, not what it does
 INDEX, SHARD = "model.safetensors.index.json", re.compile(r"\w[\w.-]*\.safetensors")
+PROCESSORS = ("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json")
 PICKLES = {"pytorch_model*.bin": "model*.safetensors", "adapter_model.bin": ADAPTER_WEIGHTS}  # and what we read instead
 CONVERT = "if you trust it, load it with transformers or peft and save it with save_pretrained(NEW) as safetensors"
 LONGEST_HEADER = 100_000_000  # bytes: safetensors' own limit
@@ -87,6 +89,15 @@ def tensor(where: str, name: str) -> torch.Tensor:
     except (OSError, RuntimeError, SafetensorError) as error:
         raise PerlError(f"{file} can't be read: {line(error)}") from error
     return value
+
+
+def copy_processor(base: str, folder: Path) -> None:
+    """Copy what prepares a multimodal base's images and sound into the folder of a model made from it. Text needs none
+    of it, and transformers can't write it without the libraries that it uses."""
+    for name in PROCESSORS:
+        file = file_of(base, name)
+        if file is not None:
+            shutil.copyfile(file, folder / name)
 
 
 Stamp = tuple[Path, int, int, int]  # a file with its inode, size and time of last change

@@ -40,7 +40,7 @@ def start(prepared: Prepared[settings.Sft | settings.Rl]) -> Any:
     model = loading.load_causal(prepared.source, prepared.settings.model)
     loaded(prepared)
     if prepared.settings.lora.full:
-        return model.float().requires_grad_(True)  # bfloat16 weights would round small updates away
+        return loading.train_all(model)
     if prepared.source.adapter:
         return roles.load_adapter(model, prepared.source.adapter, trainable=True)
     return roles.new_adapter(model, prepared.settings.lora, "CAUSAL_LM")
@@ -51,6 +51,7 @@ def save(prepared: Prepared[settings.Sft | settings.Rl], model: Any, folder: Pat
     if prepared.settings.lora.full:
         roles.round_weights(model, getattr(torch, device.dtype_name(prepared.settings.model)))
         model.save_pretrained(str(folder))
+        weights.copy_processor(prepared.source.base, folder)
     else:
         roles.save_adapter(model, folder)
     prepared.tokenizer.save_pretrained(str(folder))
