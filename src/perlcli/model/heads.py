@@ -10,7 +10,12 @@ from typing import Any
 import torch
 import transformers
 from torch import nn
-from transformers import AutoModelForSequenceClassification, PreTrainedModel
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+)
 from transformers.initialization import no_init_weights
 from transformers.modeling_outputs import SequenceClassifierOutput
 
@@ -29,11 +34,14 @@ class CausalHead:
     names, so that an adapter that is trained here fits the causal model; the output layer is not used."""
 
     def forward(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **options: Any
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        **options: Any,  # noqa: ANN401 (what the decoder takes)
     ) -> SequenceClassifierOutput:
-        """Scores as `logits`, (rows, 1), for `input_ids` and `attention_mask`, (rows, tokens). As in the classes of
-        transformers, the score is read at the last token other than padding."""
-        model: Any = self
+        """Scores as `logits`, (rows, 1), of `input_ids` and `attention_mask`, (rows, tokens). As the classes of
+        transformers do, it reads them at the last token other than padding."""
+        model: Any = self  # a PreTrainedModel, which this class is only ever mixed into
         options = {name: value for name, value in options.items() if value is not None and name != "return_dict"}
         outputs = decoder_of(model)(input_ids=input_ids, attention_mask=attention_mask, **options)
         scores = model.score(outputs.last_hidden_state)
@@ -56,9 +64,9 @@ def _inside(model: PreTrainedModel) -> PreTrainedModel:
     """The next model inside a model, towards its text decoder; the model itself if there is none."""
     base: Any = model.base_model
     if base is not model:
-        return base  # type: ignore[no-any-return]
+        return base
     if model.config.get_text_config() is not model.config:
-        return model.get_decoder()  # type: ignore[no-any-return]
+        return model.get_decoder()
     if model.get_output_embeddings() is None:
         return model
     # the output layer lies next to it: llama4's causal class names a module as its base model that it doesn't have
@@ -114,8 +122,10 @@ def is_on_causal(source: Source, *, full: bool = False, trust_remote_code: bool 
     of the model is trained and saved, not only an adapter and the head. Raises PerlError if neither can be."""
     own, causal = classifier(source, trust_remote_code=trust_remote_code), _causal(source, trust_remote_code)
     outside = _outside(own) if own is not None else set()
-    if own is None and causal is None:
-        kind = source.config.model_type
+    kind, known = source.config.model_type, type(source.config)
+    if own is None and causal is None:  # no class, or one that can't be built without weights: loading will say why
+        if known in MODEL_FOR_CAUSAL_LM_MAPPING or getattr(source.config, "auto_map", None):
+            return known not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
         problem = f"{source.base_name} ({kind}) can't be a reward model: transformers has no causal language model"
         raise PerlError(f"{problem} and no sequence classifier of this family", "name a causal language model")
     if own is None or causal is None:

@@ -46,8 +46,8 @@ with torch.no_grad():
     scores = torch.nn.functional.linear(hidden[range(len(last)), last].float(), head.float())[:, 0]
 """
 WHY = (
-    "The score is a linear layer, `score.weight`, at the text's last token. transformers has no sequence classifier for "
-    "it, so load the causal model and the head:"
+    "The score is a linear layer, `score.weight`, that reads a text's last token. transformers has no class for it: "
+    "load the causal language model and the layer."
 )
 
 
