@@ -81,6 +81,7 @@ OWN: dict[str, Config] = {
     "deepseek_v3": LATENT,
     "gemma4": SLIDING | {"num_kv_shared_layers": 0},
     "gemma4_text": SLIDING | {"num_kv_shared_layers": 0},
+    "gpt2": dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0),  # its first loss is compared
     "granitemoehybrid": {"layer_types": ["mamba", "attention"]},
     "lfm2": {"layer_types": ["conv", "full_attention"]},
     "llama4": LLAMA4,

@@ -14,18 +14,8 @@ from family_runs import OK, STAGES, Outcome
 BY_NAME = {family.name: family for family in FAMILIES}
 # A dozen of all kinds, whose figures are computed again without perlcli.
 COMPARED = (
-    "llama",
-    "qwen3",
-    "gpt2",
-    "opt",
-    "granite",
-    "cohere2",
-    "qwen3_moe",
-    "olmoe",
-    "falcon_h1",
-    "lfm2",
-    "gemma3",
-    "qwen3_5",
+    *("llama", "qwen3", "gemma2", "gpt2", "granite", "cohere2", "qwen3_moe", "olmoe", "falcon_h1", "lfm2"),
+    *("mamba", "gemma3", "qwen3_5"),
 )
 IN_4_BITS = ("llama", "qwen3_moe", "granite", "gemma3")
 # How far they may differ: the first loss, scores, and logits of the merged model
@@ -108,9 +98,16 @@ def losses(folder: Path, data: Path, precision: str) -> float:
     mask = torch.tensor([[1] * len(ids) + [0] * (length - len(ids)) for ids in texts])
     padded = torch.tensor([ids + [tokenizer.pad_token_id] * (length - len(ids)) for ids in texts])
     targets = torch.tensor([row + [-100] * (length - len(row)) for row in labels])
+    model = plain(folder / "base", precision)
+    # Training adds the loss that balances a router's experts, as transformers does where it is asked for it.
+    weight = getattr(model.config.get_text_config(), "router_aux_loss_coef", None)
     with torch.no_grad():
-        logits = plain(folder / "base", precision)(input_ids=padded, attention_mask=mask).logits.float()
+        output = model(
+            input_ids=padded, attention_mask=mask, **({} if weight is None else {"output_router_logits": True})
+        )
+    logits = output.logits.float()
     loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), targets[:, 1:].flatten())
+    loss += (weight or 0) * getattr(output, "aux_loss", 0)
     first = json.loads((folder / "sft" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[0])
     return abs(float(loss) - first["loss"])
 
