@@ -97,7 +97,6 @@ OWN: dict[str, Config] = {
 }
 # The chat templates that trl packages for some of them; the others have ChatML
 TEMPLATES = {
-    "cohere2": "cohere2",
     "gemma": "gemma",
     "gemma2": "gemma",
     "gemma3": "gemma3",
@@ -196,7 +195,6 @@ ENDS = {
     "llama3": ("<|begin_of_text|>", "<|eot_id|>"),
     "gemma": ("<bos>", "<end_of_turn>"),
     "gemma3": ("<bos>", "<end_of_turn>"),
-    "cohere2": ("<BOS_TOKEN>", "<|END_OF_TURN_TOKEN|>"),
     "phi3": ("<s>", "<|end|>"),
     "glm4moe": (None, "<|endoftext|>"),
     "gptoss": ("<|startoftext|>", "<|return|>"),
@@ -214,9 +212,6 @@ OTHER_TOKENS = (
     "<|user|>",
     "<|assistant|>",
     "<|system|>",
-    "<|START_OF_TURN_TOKEN|>",
-    "<|USER_TOKEN|>",
-    "<|CHATBOT_TOKEN|>",
 )
 
 
