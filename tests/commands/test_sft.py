@@ -10,7 +10,7 @@ import torch
 from conftest import SHORT
 from peft import PeftModel
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 from trl import SFTTrainer
 
 from perlcli import coffee, data
@@ -106,6 +106,31 @@ def test_metrics_and_samples_are_lines_of_json(sft_run: Path) -> None:
         (row["prompt"][0]["content"], row["completion"][0]["content"]) for row in wanted
     ]
     assert all(row["policy"] for row in samples)
+
+
+def test_samples_plots_and_card_that_fail_leave_a_run_that_trained(
+    perl: Perl, llama: Path, rows: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(error: Exception) -> Callable[..., Any]:
+        def fail(*_: Any, **__: Any) -> Any:
+            raise error
+
+        return fail
+
+    monkeypatch.setattr(LlamaForCausalLM, "generate", fails(torch.OutOfMemoryError("CUDA out of memory")))
+    monkeypatch.setattr("perlcli.run.plots.curves", fails(ValueError("no font")))
+    monkeypatch.setattr("perlcli.run.summary.card", fails(KeyError("loss")))
+    result = perl("sft", "-m", llama, "-d", rows["demonstrations"], "-o", "run", *SHORT)
+    found = read_record(Path("run"))
+    assert (found.status, found.failure) == ("finished", None)
+    assert found.notes[-3:] == [
+        "The samples could not be made: The GPU's memory is too small (out of memory while sampling).",
+        "The plots could not be made: ValueError: no font.",
+        "The model card could not be made: KeyError: 'loss'.",
+    ]
+    assert all(note in result.stdout for note in found.notes)
+    assert "eval_loss" in found.metrics
+    assert (Path("run") / "adapter_model.safetensors").exists()
 
 
 def test_settings_of_a_run_rerun_it(sft_run: Path, perl: Perl, tmp_path: Path) -> None:

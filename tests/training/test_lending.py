@@ -40,7 +40,11 @@ def state(model: Any) -> dict[str, Any]:
     found = {name: (module.training, len(module._forward_hooks)) for name, module in model.named_modules()}
     own = {name: "forward" in vars(module) for name, module in model.named_modules()}
     checkpointed = {name: getattr(module, "gradient_checkpointing", None) for name, module in model.named_modules()}
-    return {"modules": (found, own, checkpointed), "config": model.config.to_dict(), "of": vars(model.generation_config)}
+    return {
+        "modules": (found, own, checkpointed),
+        "config": model.config.to_dict(),
+        "of": vars(model.generation_config),
+    }
 
 
 def change(model: Any) -> None:

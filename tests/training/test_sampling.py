@@ -45,6 +45,16 @@ def test_sampling_keeps_the_mode_and_the_random_state(model: Any, render: Render
         assert model.training is training
 
 
+def test_sampling_that_fails_keeps_the_mode(
+    model: Any, render: Renderer, still_random: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(model, "generate", lambda **_: 1 / 0)
+    model.train()
+    with pytest.raises(ZeroDivisionError):
+        sampling.sample(model, render, PROMPTS, Sampling(1.0, 4, 0))
+    assert model.training
+
+
 def test_sampling_only_depends_on_its_seed(model: Any, render: Renderer) -> None:
     first = sampling.sample(model, render, PROMPTS, Sampling(1.0, 8, 3))
     torch.rand(5)

@@ -13,7 +13,7 @@ from transformers import AutoModelForSequenceClassification, BitsAndBytesConfig,
 
 from perlcli import device
 from perlcli.errors import PerlError, line
-from perlcli.model import heads, weights
+from perlcli.model import faults, heads, weights
 from perlcli.model.auto_classes import causal_class
 from perlcli.model.sources import Source
 from perlcli.model.target_modules import without_text
@@ -77,6 +77,7 @@ def _load(kind: Any, where: str, settings: ModelSettings, **options: Any) -> Pre
             raise torch.OutOfMemoryError(fault) from error
         raise PerlError(f"The model {where} can't be loaded: {fault}") from error
     _keep_autograd(model)
+    faults.mend(model)
     config = model.config.get_text_config()
     if getattr(config, "output_router_logits", False):  # as saved after training; their loss fails while sampling
         config.output_router_logits = False

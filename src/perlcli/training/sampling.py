@@ -57,11 +57,13 @@ def sample(model: Model, render: Renderer, prompts: Sequence[Ids], how: Sampling
     )
     was_training = model.training
     model.eval()
-    with device.fork_rng():
-        torch.manual_seed(how.seed)
-        generate: Any = model.generate  # peft's wrapper passes it on
-        out = generate(input_ids=ids, attention_mask=mask, generation_config=config)
-    model.train(was_training)
+    try:
+        with device.fork_rng():
+            torch.manual_seed(how.seed)
+            generate: Any = model.generate  # peft's wrapper passes it on
+            out = generate(input_ids=ids, attention_mask=mask, generation_config=config)
+    finally:
+        model.train(was_training)
     written: list[Ids] = out[:, ids.shape[1] :].tolist()
     ends = [next((i for i, token in enumerate(row) if token in render.eos_ids), len(row) - 1) for row in written]
     return [row[: end + 1] for row, end in zip(written, ends, strict=True)]
