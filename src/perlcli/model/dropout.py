@@ -13,8 +13,8 @@ from transformers import PreTrainedConfig
 from perlcli import device
 
 # How probabilities and widths of noise are named: attention_dropout, resid_pdrop, layerdrop, drop_path_rate;
-# jitter_noise of Mixtral's routers and input_jitter_noise of Phi-MoE's, but not its router_jitter_noise, which chooses experts in
-# evaluation too. The adapters' own dropout has its own option.
+# jitter_noise of Mixtral's routers and input_jitter_noise of Phi-MoE's, but not the latter's router_jitter_noise, which
+# chooses experts in evaluation too. The adapters' own dropout has its own option.
 RANDOM = re.compile(r"drop|(?<!router_)jitter")
 IDS = [[2, 3, 5, 7, 11, 13, 17, 19]]
 # How far rounding may move the logits between two equal passes, as a share of the largest: in float32, else.
