@@ -32,7 +32,7 @@ def causal_class(config: PreTrainedConfig) -> Any:
     """The Auto class that loads all of a checkpoint as a language model: the one whose class the config names, else the
     first that knows the config; AutoModelForCausalLM if none does.
 
-    A multimodal checkpoint may have a class for its language model alone (Qwen3.5, Llama 4). It names modules
+    A multimodal checkpoint may also have a class for only its language model (Qwen3.5, Llama 4). It names modules
     differently from the checkpoint and from its sequence classifier, and leaves the towers out of a merge.
     """
     known = {kind: names for kind, names in CLASSES.items() if type(config) in names and _continues(config, kind)}

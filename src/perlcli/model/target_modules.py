@@ -22,7 +22,7 @@ if TYPE_CHECKING:  # peft takes seconds to import, and a base needs none of it
     from peft import PeftConfig
 
 ATTENTION_BLOCK = re.compile(r"(attn|attention)(?!\w*norm)", re.IGNORECASE)  # but not post_attention_layernorm
-CROSS_ATTENTION = re.compile(r"^cross_?att", re.IGNORECASE)
+CROSS_ATTENTION = re.compile(r"cross_?att", re.IGNORECASE)
 HEADS = ("classifier", "score")  # what peft itself writes as modules_to_save of a reward
 NO_TEXT = "where no text arrives: training on text would never change its adapter"
 ALL_LINEAR = "all-linear"
@@ -64,7 +64,7 @@ def target_modules(model: nn.Module, wanted: str, option: str = "--lora-target-m
 
 
 def without_text(model: nn.Module) -> str | None:
-    """A regular expression for the modules that text alone never reaches: towers for images and sound, what projects
+    """A regular expression for the modules that text never reaches: towers for images and sound, what projects
     their output, and layers that attend to them. None for a model that only reads text."""
     if not isinstance(model, PreTrainedModel) or not model.config.sub_configs:
         return None
@@ -77,7 +77,7 @@ def without_text(model: nn.Module) -> str | None:
         roots += [child for child in module.children() if child not in kept and child is not getattr(module, part)]
         module = getattr(module, part)
     roots += [part for part in decoder.children() if _holds_a_tower(part, model.config)]
-    roots += [layer for layer in decoder.modules() if _only_attends_elsewhere(layer)]
+    roots += [layer for layer in decoder.modules() if layer is not decoder and _only_attends_elsewhere(layer)]
     paths = "|".join(re.escape(names[root]) for root in roots if names[root])
     return rf"(.*\.)?({paths})(\..*)?" if paths else None
 

@@ -11,6 +11,7 @@ from perlcli.terminal import say
 from perlcli.text import counted, inline, markdown_table, megabytes
 
 SECONDS = "seconds_"
+POLICIES = ("sft", "rl")  # commands that make one
 HUB_NAME = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
 
 
@@ -90,6 +91,21 @@ def card(record: RunRecord) -> str:
         f"{''.join(sources)}- {done}",
         *loaders.paragraphs(record),
         markdown_table(("metric", "value"), figures),
+        *_loading(record, name),
         "`settings.yaml` repeats the run; `record.json` has every setting and version.\n",
     ]
     return "\n\n".join(paragraphs)
+
+
+def _loading(record: RunRecord, base: str) -> list[str]:
+    """How plain transformers and peft load a policy that the run made; nothing for other runs."""
+    kind = record.model.get("auto_class")
+    if not kind or record.command not in (*POLICIES, files.MERGE) or "score_range" in record.metrics:
+        return []
+    if record.command == files.MERGE or record.settings.get("full"):
+        lines = [f"from transformers import {kind}\n", f'model = {kind}.from_pretrained("FOLDER")']
+    else:
+        place = base if HUB_NAME.fullmatch(base) else "BASE"
+        lines = ["from peft import PeftModel", f"from transformers import {kind}\n"]
+        lines += [f'base = {kind}.from_pretrained("{place}")', 'model = PeftModel.from_pretrained(base, "FOLDER")']
+    return ["\n".join(["```python", *lines, "```"])]
