@@ -1,4 +1,4 @@
-"""Every family does in every stage what docs/models.md says; a dozen give the figures of plain transformers and peft."""
+"""Every family does what docs/models.md says, and a dozen give the figures of plain transformers and peft."""
 
 from __future__ import annotations
 
