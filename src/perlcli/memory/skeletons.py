@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from transformers.initialization import no_init_weights
 from transformers.pytorch_utils import Conv1D
 
-from perlcli.model import roles
+from perlcli.model import heads, roles
 from perlcli.model.auto_classes import causal_class
 from perlcli.model.target_modules import without_text
 
@@ -107,7 +107,8 @@ def layers_of(model: PreTrainedModel) -> list[nn.Module]:
 
 def bare(config: PreTrainedConfig, step: Step, *, trust_remote_code: bool = False) -> PreTrainedModel:
     """The model of this step without an adapter, on the meta device, with gradients only for full tuning."""
-    kind = AutoModelForSequenceClassification if step.kind == "reward" else causal_class(config)
+    on_causal = step.kind == "reward" and heads.needs_causal(config, trust_remote_code=trust_remote_code)
+    kind: Any = AutoModelForSequenceClassification if step.kind == "reward" and not on_causal else causal_class(config)
     config = copy.deepcopy(config)
     config.num_labels = 1
     config.get_text_config().pad_token_id = 0
@@ -116,7 +117,11 @@ def bare(config: PreTrainedConfig, step: Step, *, trust_remote_code: bool = Fals
             config, dtype=torch_dtype(step.dtype), trust_remote_code=trust_remote_code
         )
         model.tie_weights()  # which initialising would do
-    model.requires_grad_(step.rank == 0)
+        if on_causal:
+            heads.put_on(model, model.dtype)
+    model.requires_grad_(False)
+    for parameter in heads.scored(model) if step.rank == 0 else ():
+        parameter.requires_grad_(True)
     return model
 
 

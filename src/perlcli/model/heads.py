@@ -1,5 +1,5 @@
-"""The head of a reward model: a linear layer that reads one score at a text's last token. It is that of the family's
-own class for sequence classification, or for a family without a class that can be used, ours on the causal model."""
+"""The head of a reward model, which reads a score at a text's last token: that of the family's class for sequence
+classification, or ours on the causal model where the family has none that fits."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
     AutoModelForSequenceClassification,
+    PreTrainedConfig,
     PreTrainedModel,
 )
 from transformers.initialization import no_init_weights
@@ -144,6 +145,16 @@ def _check_saved(source: Source, outside: set[str], *, is_needed: bool) -> None:
     if is_needed and unsaved and not source.is_classifier:
         problem = f"{source.base_name} can't get a reward adapter: its class starts with a random {unsaved[0]}"
         raise PerlError(f"{problem}, which an adapter does not contain", "train all of it with --full")
+
+
+def needs_causal(config: PreTrainedConfig, *, trust_remote_code: bool = False) -> bool:
+    """Whether a fresh reward model with this config has our head on the causal model. Never raises."""
+    fresh = copy.deepcopy(config)
+    fresh.architectures = None
+    try:
+        return is_on_causal(Source("", "", fresh), full=True, trust_remote_code=trust_remote_code)
+    except PerlError:  # no model of this family can be made: building it will say so
+        return False
 
 
 def classifier(source: Source, *, trust_remote_code: bool = False) -> PreTrainedModel | None:

@@ -11,7 +11,7 @@ from peft import PeftModel
 from torch import nn
 
 from perlcli.errors import PerlError
-from perlcli.model import heads
+from perlcli.model import heads, weights
 from perlcli.model.adapters import HEADS
 from perlcli.model.roles import REWARD, adapter_bytes, add_adapter, bytes_of, device_of, switched
 from perlcli.model.tokenizers import batches_by_length, padded
@@ -37,7 +37,12 @@ def attach_reward(policy: PeftModel, folder: str, name: str = REWARD) -> torch.T
 def read_head(folder: str) -> torch.Tensor:
     """The weight of the head in a reward adapter's folder, (1, hidden). Raises PerlError if it can't be read, or has no
     head: TRL's default task type saves none."""
-    head = heads.saved(folder)
+    if weights.file_of(folder, weights.ADAPTER_WEIGHTS) is None:
+        raise PerlError(f"The reward adapter {folder} can't be read: it has no {weights.ADAPTER_WEIGHTS}")
+    try:
+        head = heads.saved(folder)
+    except PerlError as error:
+        raise PerlError(f"The reward adapter {folder} can't be read: {error.problem}") from error
     if head is None:
         hint = "train it with `perl reward`, or with task_type=SEQ_CLS"
         raise PerlError(f"The adapter {folder} has no reward head", hint)

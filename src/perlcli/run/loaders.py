@@ -59,11 +59,22 @@ def paragraphs(record: RunRecord) -> list[str]:
     is_adapter = record.command != files.MERGE and not record.settings.get("full")
     precision = record.device.get("precision", "")
     options = f', dtype="{precision}"' if "bit" not in precision else ""
-    values = {**names, "base": json.dumps(record.model.get("base", "")), "options": options}
-    code = (OF_ADAPTER if is_adapter else OF_MODEL).format(**values) + SCORES.format(**values)
-    found = [WHY, f"```python\n{code}```"]
+    start = OF_ADAPTER if is_adapter else OF_MODEL
+    found = [WHY, _block(start, {**names, "base": str(record.model.get("base", "")), "options": options})]
     if is_adapter and "bit" in precision:
         found.append(
             f"It was trained on its base in {precision}: pass the same `quantization_config`, or scores shift."
         )
     return found
+
+
+def example() -> str:
+    """The code for an adapter on a base of the Hub, for the documentation."""
+    base = "ibm-granite/granite-3.3-2b-base"
+    values = {"class": "GraniteForCausalLM", "decoder": "model", "base": base, "options": ', dtype="bfloat16"'}
+    return _block(OF_ADAPTER, values)
+
+
+def _block(start: str, values: Mapping[str, str]) -> str:
+    values = {**values, "base": json.dumps(values["base"])}
+    return f"```python\n{start.format(**values)}{SCORES.format(**values)}```"
