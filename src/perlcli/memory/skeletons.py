@@ -6,18 +6,24 @@ import copy
 import functools
 import json
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeGuard
 
 import torch
 from peft import LoraConfig, TaskType, get_peft_model
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    AutoModelForSequenceClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers.initialization import no_init_weights
 from transformers.pytorch_utils import Conv1D
 
 from perlcli.model import heads, roles
+from perlcli.model.adapters import reach_experts
 from perlcli.model.auto_classes import causal_class
-from perlcli.model.target_modules import without_text
+from perlcli.model.target_modules import ALL_LINEAR, without_text
 
 RUN_LAYERS = 3  # the middle one represents all but the first and the last
 Kind = Literal["sft", "reward", "rl", "value", "prefill", "decode"]
@@ -88,14 +94,14 @@ def _shortened(hashed: HashedConfig) -> PreTrainedConfig:
 
 def _layers_differ(config: PreTrainedConfig) -> bool:
     with torch.device("meta"), no_init_weights():
-        model = AutoModelForCausalLM.from_config(config)
+        model = causal_class(config).from_config(config)
     shapes = [[tuple(p.shape) for p in layer.parameters()] for layer in layers_of(model)]
     return any(shape != shapes[0] for shape in shapes)
 
 
-def has_experts(model: nn.Module) -> bool:
-    """Whether tokens are routed to experts by their content, so that memory depends on the data."""
-    return any("experts" in name.split(".") for name, _ in model.named_modules())
+def is_quantisable(module: nn.Module) -> TypeGuard[nn.Linear | Conv1D]:
+    """Whether bitsandbytes quantises modules of this class: not of one derived from nn.Linear."""
+    return type(module) is nn.Linear or isinstance(module, Conv1D)
 
 
 def layers_of(model: PreTrainedModel) -> list[nn.Module]:
@@ -129,14 +135,20 @@ def with_adapter(model: PreTrainedModel, step: Step) -> nn.Module:
     """The model with the step's adapter in float32, on the meta device; the model itself for full tuning."""
     if step.rank == 0:
         return model
+    has_own_head = step.kind == "reward" and type(model.config) in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
     lora = LoraConfig(
         r=step.rank,
         lora_alpha=step.rank,
         use_dora=step.dora,
         target_modules=step.targets if isinstance(step.targets, str) else list(step.targets),
         exclude_modules=without_text(model),
-        task_type=TaskType.SEQ_CLS if step.kind == "reward" else TaskType.CAUSAL_LM,
+        task_type=TaskType.SEQ_CLS if has_own_head else TaskType.CAUSAL_LM,
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
     )
+    if step.targets == ALL_LINEAR:
+        reach_experts(lora, model)
     with torch.device("meta"), no_init_weights():
-        return roles.as_float32(get_peft_model(model, lora))
+        adapted = get_peft_model(model, lora)
+        if step.kind == "reward" and not has_own_head:  # as peft's for a sequence classifier
+            model.get_output_embeddings().requires_grad_(True)
+        return roles.as_float32(adapted)

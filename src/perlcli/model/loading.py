@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoModelForSequenceClassification, BitsAndBytesConfig, PreTrainedModel
+from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from perlcli import device
 from perlcli.errors import PerlError, line
-from perlcli.model import faults, heads, weights
+from perlcli.model import faults, heads, quantised, weights
 from perlcli.model.auto_classes import causal_class
 from perlcli.model.sources import Source
 from perlcli.model.target_modules import without_text
@@ -25,7 +25,7 @@ from perlcli.text import clip, one_line
 def load_causal(source: Source, settings: ModelSettings) -> PreTrainedModel:
     """The base as a language model, frozen, on the device; a multimodal one completely. Raises PerlError if it can't be
     loaded."""
-    return _load(causal_class(source.config), source.base, settings)
+    return _load(causal_class(source.config), source, settings)
 
 
 def load_classifier(source: Source, settings: ModelSettings, pad_token_id: int) -> PreTrainedModel:
@@ -34,7 +34,7 @@ def load_classifier(source: Source, settings: ModelSettings, pad_token_id: int) 
         weight = heads.saved(source.base) if source.adapter is None and source.is_classifier else None
         model = heads.put_on(load_causal(source, settings), getattr(torch, device.dtype_name(settings)), weight)
     else:
-        model = _load(AutoModelForSequenceClassification, source.base, settings, num_labels=1)
+        model = _load(AutoModelForSequenceClassification, source, settings, num_labels=1)
     config = model.config.get_text_config()
     config.pad_token_id = pad_token_id
     config.use_cache = False  # a score needs no cache of keys and values, which can be larger than the model
@@ -52,17 +52,12 @@ def train_all(model: PreTrainedModel) -> PreTrainedModel:
     return model
 
 
-def _load(kind: Any, where: str, settings: ModelSettings, **options: Any) -> PreTrainedModel:
-    dtype = getattr(torch, device.dtype_name(settings))
-    if settings.load_in_8bit:
-        options["quantization_config"] = BitsAndBytesConfig(load_in_8bit=True)
-    elif settings.load_in_4bit:
-        options["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
-        )
+def _load(kind: Any, source: Source, settings: ModelSettings, **options: Any) -> PreTrainedModel:
+    where, dtype = source.base, getattr(torch, device.dtype_name(settings))
+    options |= quantised.load_options(source, settings, dtype)
     if device.kind() == "cuda":
         options["device_map"] = {"": torch.cuda.current_device()}  # straight to the GPU, not through the host's memory
-    elif "quantization_config" in options:
+    elif "quantization_config" in options or quantised.bits_of(source.config):
         options["device_map"] = "cpu"
     weights.check(where)
     try:

@@ -140,13 +140,16 @@ def task_of(config: PeftConfig) -> str:
 def skeleton(source: Source, *, trust_remote_code: bool = False) -> nn.Module | None:
     """The base's modules without weights, to look at names and shapes; None if it can't be built without weights."""
     try:
-        with torch.device("meta"):
-            model: nn.Module = causal_class(source.config).from_config(
-                source.config, trust_remote_code=trust_remote_code
-            )
-            return model
-    except Exception:  # not a language model, or modelling code that computes while it is built: loading it will say so
+        return built(source, trust_remote_code=trust_remote_code)
+    except Exception:  # not a language model, or modelling code that computes while it is built: `checks` says so
         return None
+
+
+def built(source: Source, *, trust_remote_code: bool = False) -> nn.Module:
+    """The base's modules without weights. Raises what transformers or the model's own code raises if it can't be."""
+    with torch.device("meta"):
+        model: nn.Module = causal_class(source.config).from_config(source.config, trust_remote_code=trust_remote_code)
+    return model
 
 
 def same_base(one: Source, other: Source) -> bool:

@@ -64,8 +64,9 @@ class RunRecord:
     model: dict[str, Any] = said(
         "name as given, base, adapter it started from, architecture, auto_class (which loads it in transformers); "
         "fingerprints of the base's weights, the adapter, the tokenizer, the anchor (if given) and the rewards (for a "
-        "function: of its file); rendering: how rows became tokens (chat, chat_template_kwargs, date, "
-        "loss_on); peft: the content of the --peft file.",
+        "function: of its file); held_bytes: of a quantised base, the bytes in 4 or 8 bits and those in another dtype; "
+        "rendering: how rows became tokens (chat, chat_template_kwargs, date, loss_on); peft: the content of the "
+        "--peft file.",
         factory=dict,
     )
     data: dict[str, dict[str, Any]] = said("What happened to the rows of train and eval: see below.", factory=dict)
