@@ -114,7 +114,7 @@ def layers_of(model: PreTrainedModel) -> list[nn.Module]:
 def bare(config: PreTrainedConfig, step: Step, *, trust_remote_code: bool = False) -> PreTrainedModel:
     """The model of this step without an adapter, on the meta device, with gradients only for full tuning."""
     on_causal = step.kind == "reward" and heads.needs_causal(config, trust_remote_code=trust_remote_code)
-    kind: Any = AutoModelForSequenceClassification if step.kind == "reward" and not on_causal else causal_class(config)
+    kind = AutoModelForSequenceClassification if step.kind == "reward" and not on_causal else causal_class(config)
     config = copy.deepcopy(config)
     config.num_labels = 1
     config.get_text_config().pad_token_id = 0
