@@ -18,7 +18,7 @@ LIGHT = (
     "text", "errors", "redaction", "stats", "upstream", "interpreter", "terminal", "settings", "settings.types",
     "settings.yaml", "device", "coffee", "recipes", "run.record", "run.files", "run.output_folder",
     "run.lifecycle", "run.checkpoints", "run.disk", "run.liveness", "run.signals", "run.progress", "run.plots",
-    "run.summary", "data", "doctor.checks", "doctor.torch_checks", "comparison.results",
+    "run.summary", "run.loaders", "data", "doctor.checks", "doctor.torch_checks", "comparison.results",
     "comparison.render.files", "commands.report", "commands.runs", "commands.doctor", "cli.binding", "cli.boundary",
     "cli.app", "entry",
 )  # fmt: skip

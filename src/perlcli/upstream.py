@@ -40,6 +40,9 @@ WARNINGS = (
     (r"Already found a `peft_config` attribute.*", UserWarning),
     # torch, of a GPU that it can't use: the first lines of a run and perl doctor say it, with the reason
     (r"CUDA initialization: .*", UserWarning),
+    # peft 0.21, of the pattern that it writes itself for an adapter on experts, and then applies to their parameters
+    # (peft/tuners/tuners_utils.py looks for it among modules only): until it looks among parameters too
+    (r"The following (rank|alpha)_pattern keys did not match any targeted module.*\[.\.\*\\+\.\w+.\]", RuntimeWarning),
     # torch.jit in a dependency, on Python versions that deprecate what it uses
     (r".*torch\.jit.*", DeprecationWarning),
 )

@@ -16,10 +16,21 @@ from perlcli.commands import reward, rl, sft
 from perlcli.data import Prompt
 from perlcli.errors import PerlError
 from perlcli.memory import plans, skeletons, trace, tracking
-from perlcli.memory.prediction import Plan, largest_batch, predict, settled, shape_of, takes, weight_bytes, workspace
+from perlcli.memory.prediction import (
+    Plan,
+    held,
+    largest_batch,
+    predict,
+    settled,
+    shape_of,
+    takes,
+    weight_bytes,
+    workspace,
+)
 from perlcli.memory.skeletons import Step
 from perlcli.memory.tracking import Live
-from perlcli.model import roles, sources, target_modules
+from perlcli.model import loading, roles, sources, target_modules
+from perlcli.settings import ModelSettings
 from perlcli.training import policies, prepare, rewards
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -381,21 +392,79 @@ def test_one_run_tells_of_every_batch(deep: Path, monkeypatch: pytest.MonkeyPatc
     trace._trace.cache_clear()
 
 
-def test_experts_are_refused(perl: Any, tmp_path: Path) -> None:
-    from transformers import MixtralConfig
+@pytest.fixture(scope="module")
+def mixture(tmp_path_factory: pytest.TempPathFactory, llama: Path) -> Path:
+    """A random mixture of experts of five layers."""
+    from transformers import AutoTokenizer, MixtralConfig, MixtralForCausalLM
 
-    MixtralConfig(
-        vocab_size=400,
-        hidden_size=64,
-        intermediate_size=96,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        num_local_experts=4,
-        max_position_embeddings=256,
-    ).save_pretrained(tmp_path / "moe")
-    words = ("estimate", "--model", tmp_path / "moe", "--gpu", "24GB", "--max-length", "200")
-    assert "routes tokens to experts by their content" in perl(*words, code=2).output
+    folder = tmp_path_factory.mktemp("models") / "mixture"
+    like = MixtralConfig.from_pretrained(llama, num_hidden_layers=5, num_local_experts=4, intermediate_size=96)
+    like.architectures = None
+    MixtralForCausalLM(like).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(llama).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("arm", [FULL, LORA], ids=["full", "lora"])
+def test_a_step_of_a_mixture_holds_what_was_predicted(mixture: Path, arm: Arm) -> None:
+    predicted = held_in_steps(mixture, plan_for("reward", arm))
+    assert predicted == pytest.approx(measured(reward_trainer(mixture, arm)), rel=0.05)
+
+
+def test_a_mixture_is_predicted_with_what_bits_leave_out(perl: Any, mixture: Path) -> None:
+    words = ("estimate", "sft", "--model", mixture, "--max-length", "32", "--arms", "lora,lora-4bit")
+    out = perl(*words).output
+    assert "the expected and the worst case are the same" in out
+    assert re.search(r"Of the base, .* are in 4 bits and .* stay in bfloat16, as bitsandbytes leaves out experts", out)
+
+
+SIZES = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 128}
+GQA = {**SIZES, "num_key_value_heads": 2, "intermediate_size": 64, "head_dim": 16, "pad_token_id": 0}
+MOE = {**GQA, "moe_intermediate_size": 32}
+FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": GQA,
+    "gpt2": {"n_embd": 64, "n_layer": 2, "n_head": 4, "vocab_size": 128},
+    "bloom": {"hidden_size": 64, "n_layer": 2, "n_head": 4, "vocab_size": 128},
+    "gemma2": GQA,
+    "mixtral": {**GQA, "num_local_experts": 4},
+    "qwen3_moe": {**MOE, "num_experts": 4},
+    "gpt_oss": {**GQA, "num_local_experts": 4},
+    "lfm2": {**GQA, "layer_types": ["conv", "full_attention"], "block_ff_dim": 64},
+    "mamba": {"hidden_size": 64, "num_hidden_layers": 2, "vocab_size": 128, "state_size": 8},
+    "nemotron_h": {**GQA, "layers_block_type": ["mamba", "attention"], "mamba_num_heads": 4, "mamba_head_dim": 16},
+    "recurrent_gemma": {**GQA, "lru_width": 64, "block_types": ["recurrent", "attention"]},
+}
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_the_bytes_of_weights_are_those_of_the_loaded_model(tmp_path: Path, kind: str) -> None:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **FAMILIES[kind])).save_pretrained(tmp_path)
+    source = sources.locate(str(tmp_path))
+    shape = shape_of(source.config)
+    for bits, given in {0: ModelSettings(dtype="bfloat16"), 4: ModelSettings(load_in_4bit=True)}.items():
+        model = loading.load_causal(source, given)
+        assert weight_bytes(shape, bits, "bfloat16") == roles.bytes_of(model.parameters())
+        quantised = roles.bytes_of(p for p in model.parameters() if p.dtype == torch.uint8)
+        assert bits == 0 or held(shape, bits, "bfloat16") == (quantised, weight_bytes(shape, 4, "bfloat16") - quantised)
+
+
+def test_estimate_refuses_what_the_run_would(perl: Any, gpt2: Path) -> None:
+    words = ("estimate", "sft", "--model", gpt2, "--arms", "lora", "--max-length")
+    assert "--max-length must be at most 256, for which" in perl(*words, "300", code=2).output
+
+
+@pytest.mark.parametrize("kind", ["granite", "mamba2"])
+def test_families_without_a_classifier_or_keys_and_values_are_predicted(kind: str) -> None:
+    from transformers import AutoConfig
+
+    given = GQA if kind == "granite" else {**SIZES, "num_heads": 8, "head_dim": 16, "expand": 2, "state_size": 8}
+    config = AutoConfig.for_model(kind, **given)
+    targets = ("q_proj", "v_proj") if kind == "granite" else ("in_proj",)
+    of_reward = predict(shape_of(config), plan_for("reward", LORA, targets))
+    assert of_reward.adapters["policy"] > predict(shape_of(config), plan_for("sft", LORA, targets)).adapters["policy"]
+    assert max(phase.parts.get("cache", 0) for phase in predict(shape_of(config), plan_for("rl", LORA, targets)).phases)
 
 
 def test_code_that_asks_for_data_is_refused(deep: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -49,7 +49,7 @@ def test_a_gpu_that_is_too_small_is_not_called_a_fault_of_the_model(
 
     base_model = loading.load_causal(locate(str(llama)), ModelSettings())
     monkeypatch.setattr(roles.PeftModel, "from_pretrained", full)
-    monkeypatch.setattr(loading.AutoModelForCausalLM, "from_pretrained", full)
+    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", full)
     with pytest.raises(torch.OutOfMemoryError):
         loading.load_causal(locate(str(llama)), ModelSettings())
     with pytest.raises(torch.OutOfMemoryError):

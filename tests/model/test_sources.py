@@ -13,7 +13,7 @@ from models import adapter_folder, in_hub_cache
 
 from perlcli import coffee
 from perlcli.errors import PerlError
-from perlcli.model import loading, roles, sources, weights
+from perlcli.model import auto_classes, loading, roles, sources, weights
 from perlcli.model.sources import Source, locate
 from perlcli.run import record as run_record
 from perlcli.settings import LoraSettings, ModelSettings
@@ -173,8 +173,10 @@ def test_a_config_of_an_adapter_that_is_nested_too_deeply_is_an_error(tmp_path: 
 
 
 def test_architectures_that_are_not_names_are_ignored() -> None:
-    assert sources.architectures(SimpleNamespace(architectures=[41, None, "LlamaForCausalLM"])) == ["LlamaForCausalLM"]
-    assert sources.architectures(SimpleNamespace(architectures="Llama")) == []
+    assert auto_classes.architectures(SimpleNamespace(architectures=[41, None, "LlamaForCausalLM"])) == [
+        "LlamaForCausalLM"
+    ]
+    assert auto_classes.architectures(SimpleNamespace(architectures="Llama")) == []
 
 
 def test_a_run_reads_each_record_and_each_weight_file_once(

@@ -1,18 +1,20 @@
 """The modules that get an adapter: every attention projection of any architecture, or those that are named."""
 
+import dataclasses
 import signal
 import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
+from peft import get_peft_model
 from torch import nn
 from transformers import AutoConfig
 
 from perlcli.errors import PerlError
-from perlcli.model import loading, roles
+from perlcli.model import adapters, loading, roles
 from perlcli.model.sources import Source, locate, skeleton
-from perlcli.model.target_modules import expression_fault, target_modules
+from perlcli.model.target_modules import expression_fault, read_directly, target_modules
 from perlcli.settings import LoraSettings, ModelSettings
 
 LORA = LoraSettings(lora_r=2, lora_alpha=4, lora_dropout=0.0, lora_target_modules="attention")
@@ -85,10 +87,64 @@ def test_gpt2_adapter_lies_on_attention_and_not_on_the_mlp(gpt2: Path) -> None:
     assert model.peft_config["default"].fan_in_fan_out
 
 
-@pytest.mark.parametrize("kind", ["mamba", "xlstm"])
-def test_error_for_an_architecture_without_attention_lists_its_modules(kind: str) -> None:
-    with pytest.raises(PerlError, match=r"^No attention found in .*; its linear modules: .*out_proj.*\nHint: .*--lora"):
-        target_modules(named(AutoConfig.for_model(kind)), "attention")
+@pytest.mark.parametrize("kind", ["mamba", "mamba2", "falcon_mamba"])
+def test_state_spaces_are_adapted_where_every_kernel_calls_the_module(kind: str) -> None:
+    model = named(AutoConfig.for_model(kind))
+    assert target_modules(model, "attention") == target_modules(model, "all-linear") == ["in_proj"]
+    with pytest.raises(
+        PerlError, match=r"out_proj is .*, whose weight the model's code reads itself.*\nHint: .*in_proj$"
+    ):
+        target_modules(model, "out_proj")
+    assert adapters.try_on(LORA, model, "CAUSAL_LM")
+
+
+SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        AutoConfig.for_model("nemotron_h", **SMALL, layers_block_type=["mamba", "attention"]),
+        AutoConfig.for_model("recurrent_gemma", **SMALL, lru_width=32, block_types=["recurrent", "attention"]),
+    ],
+    ids=lambda config: config.model_type,
+)
+def test_attention_is_known_by_its_class_where_no_name_says_so(config: Any) -> None:
+    assert target_modules(named(config), "attention") == SPLIT
+
+
+@pytest.mark.parametrize("kind", ["bamba", "falcon_h1"])
+def test_all_linear_of_a_hybrid_leaves_out_what_its_kernels_read(kind: str) -> None:
+    layers = {"attn_layer_indices": [1]} if kind == "bamba" else {}
+    model = named(AutoConfig.for_model(kind, **SMALL, **layers))
+    names = target_modules(model, "all-linear")
+    assert {"in_proj", *SPLIT} <= set(names)
+    assert "out_proj" not in names
+    assert adapters.try_on(dataclasses.replace(LORA, lora_target_modules="all-linear"), model, "CAUSAL_LM")
+
+
+def test_the_output_head_is_neither_adapted_nor_proposed() -> None:
+    model = named(AutoConfig.for_model("llama"))
+    with pytest.raises(
+        PerlError, match=r"lm_head is the output head, whose weight the loss reads itself.*\nHint: "
+    ) as e:
+        target_modules(model, "lm_head")
+    assert "lm_head" not in e.value.hint
+    with pytest.raises(PerlError) as missing:
+        target_modules(model, "q")
+    assert "lm_head" not in missing.value.hint
+
+
+def test_a_part_of_a_weight_and_its_shape_are_not_the_weight() -> None:
+    assert read_directly(named(AutoConfig.for_model("bloom"))) == set()
+
+
+@pytest.mark.parametrize("kind", ["qwen2_moe", "qwen3_moe", "gpt_oss"])
+def test_all_linear_reaches_the_experts(kind: str) -> None:
+    model = named(AutoConfig.for_model(kind, **SMALL, head_dim=8, vocab_size=64))
+    config = adapters.on_model(dataclasses.replace(LORA, lora_target_modules="all-linear"), model, "CAUSAL_LM")
+    adapted = get_peft_model(model, config)
+    assert any(".experts.lora_A." in name for name, _ in adapted.named_parameters())
 
 
 def test_norm_named_after_attention_is_not_attention() -> None:

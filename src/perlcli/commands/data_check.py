@@ -29,11 +29,13 @@ def run(given: settings.DataCheck) -> None:
     """Print for each command whether it can use the file, with the report. Raises PerlError if none can."""
     values = settings.resolve(given, data_file.proposed(given))
     settings.check(values)
-    file, render = data_file.name_of(values), data_file.renderer(values)
+    file, remarks, render = data_file.name_of(values), data_file.remarks(values), data_file.renderer(values)
     usable, faults = reports(values, file, render)
     if not usable:
         raise data_file.unusable(file, [faults[use] for use in data_file.USES])
     say(f"{title(file)}, with the tokenizer of {values.model.model or 'the embedded coffee base'}\n")
+    for remark in remarks:
+        say(f"{remark}\n")
     said: dict[str, str] = {}  # each fault once, with the first command that has it
     for use in STAGES:
         if use in usable:

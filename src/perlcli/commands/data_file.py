@@ -16,7 +16,7 @@ from perlcli.data.render import Columns, of_demonstration, of_preference, of_pro
 from perlcli.data.rows import DataReport
 from perlcli.data.sources import STDIN, title
 from perlcli.errors import PerlError
-from perlcli.model import context, sources
+from perlcli.model import checks, context, quantised, sources
 from perlcli.training import rendering
 
 USES: tuple[settings.Use, ...] = ("reward", "sft", "rl")  # the first that can use a file says most about it
@@ -42,7 +42,16 @@ def renderer(given: settings.DataCheck | settings.DataShow) -> Renderer:
 
 def proposed(given: settings.DataCheck) -> dict[str, Any]:
     """What the model of `--model` proposes for options that are unset. Raises PerlError if it can't be read."""
-    return context.proposed(sources.locate(given.model.model, trust_remote_code=given.model.trust_remote_code))
+    trust = given.model.trust_remote_code
+    return context.proposed(sources.locate(given.model.model, trust_remote_code=trust), trust_remote_code=trust)
+
+
+def remarks(values: settings.DataCheck) -> list[str]:
+    """What a run would note about `--model`. Raises PerlError if it would refuse it."""
+    trust = values.model.trust_remote_code
+    source = sources.locate(values.model.model, trust_remote_code=trust)
+    given = settings.ModelSettings(trust_remote_code=trust, **quantised.proposed(source))
+    return checks.check(source, given, longest=values.length.max_length)
 
 
 def options_of(given: settings.OfData, side: str = "train") -> settings.DataSettings:

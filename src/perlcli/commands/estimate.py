@@ -14,7 +14,7 @@ from perlcli.arms import Arm
 from perlcli.errors import PerlError
 from perlcli.memory import plans
 from perlcli.memory.plans import Row
-from perlcli.memory.prediction import Shape, device_bytes, workspace
+from perlcli.memory.prediction import Shape, device_bytes, held_line, workspace
 from perlcli.terminal import say
 
 STAGES: tuple[settings.Use, ...] = get_args(settings.Use)
@@ -97,8 +97,21 @@ def text(shape: Shape, rows: Rows, limit: int | None) -> str:
         parts.append(f"{line}\n\n{plans.table(arm_rows, limit)}")
         advised = filter(None, (plans.advice(shape, row, limit) for row in arm_rows))
         parts += ["\n".join(advised)]
+    if shape.experts:
+        parts.append(of_experts(shape, rows))
     parts.append(assumed(rows))
     return "\n\n".join(filter(None, parts))
+
+
+def of_experts(shape: Shape, rows: Rows) -> str:
+    """What is particular to a mixture of experts."""
+    lines = [
+        "A mixture of experts: every token goes to as many experts, and transformers multiplies all of them at once."
+    ]
+    lines += ["So the routing doesn't change the memory: the expected and the worst case are the same."]
+    quantised = {(row.plan.arm.bits, row.plan.dtype) for each in rows.values() for row in each if row.plan.arm.bits}
+    lines += [held_line(shape, bits, dtype) for bits, dtype in sorted(quantised)]
+    return "\n".join(lines)
 
 
 def assumed(rows: Rows) -> str:

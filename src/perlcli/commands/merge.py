@@ -10,7 +10,7 @@ from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 
 from perlcli import device, settings, upstream
 from perlcli.errors import PerlError
-from perlcli.model import roles, sources, tokenizers
+from perlcli.model import roles, sources, tokenizers, weights
 from perlcli.model.sources import Source
 from perlcli.model.weights import ADAPTER_CONFIG
 from perlcli.run import peaks
@@ -20,7 +20,7 @@ from perlcli.run.output_folder import check_output
 from perlcli.run.record import RunRecord, read_record
 from perlcli.settings import Dtype, ModelSettings
 from perlcli.terminal import say
-from perlcli.training import merging
+from perlcli.training import merging, reward_model
 from perlcli.training.merging import Merging
 from perlcli.training.origin import check_fingerprint, check_tokenizer, trained_in
 from perlcli.training.prepare import Prepared
@@ -62,8 +62,10 @@ def write(prepared: Merging, values: ModelSettings) -> None:
     if trained and as_trained:
         merging.note_shift(prepared, trained, used, as_trained, wanted)
     run.record.total_parameters = roles.count_parameters(merged)[1]
+    reward_model.keep_head(run, merged)
     merged.save_pretrained(str(run.folder))
     prepared.tokenizer.save_pretrained(str(run.folder))
+    weights.copy_processor(prepared.source.base, run.folder)
     del merged
     gc.collect()
     merging.prove(prepared, values, rows, wanted)

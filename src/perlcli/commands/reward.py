@@ -15,7 +15,7 @@ from trl import RewardConfig, RewardTrainer
 
 from perlcli import device, settings
 from perlcli.errors import PerlError, RunFailed
-from perlcli.model import adapters, dropout, loading, roles, scorers, sources
+from perlcli.model import adapters, dropout, heads, loading, roles, scorers, sources
 from perlcli.model.tokenizers import padded
 from perlcli.run import files, plots
 from perlcli.run.lifecycle import recording
@@ -36,6 +36,7 @@ def run(given: settings.Reward) -> RunRecord | None:
     """Train a reward model and prove that its folder gives the same scores; None for a dry run."""
     prepared = prepare(given)
     require(prepared, policy=False)
+    reward_model.note_head(prepared)
     config = trainer_args(prepared.settings)
     rows, held_out = load_sides(prepared, "reward")
     train_set = reward_model.table(rows, prepared, "train")
@@ -129,8 +130,11 @@ def start(prepared: Prepared[settings.Reward]) -> guards.Model:
     set_seed(values.run.seed)  # head and adapter are initialised at random
     model = loading.load_classifier(source, values.model, prepared.tokenizer.pad_token_id)
     loaded(prepared)
+    reward_model.keep_head(prepared.run, model)
     if values.lora.full:
-        return model.float().requires_grad_(True)  # bfloat16 weights would round small updates away
+        for parameter in heads.scored(model):
+            parameter.requires_grad_(True)
+        return model.float()  # bfloat16 weights would round small updates away
     if source.adapter:
         return roles.load_adapter(model, source.adapter, trainable=True)
     return roles.new_adapter(model, values.lora, "SEQ_CLS")

@@ -12,7 +12,7 @@ from typing import Any
 from perlcli.data.chat import RowRefused
 from perlcli.data.checks import percentiles, restrict
 from perlcli.data.dialogs import LossOn
-from perlcli.data.render import IGNORED, Columns, Renderer
+from perlcli.data.render import IGNORED, NOT_ITS_TOKENIZER, Columns, Renderer
 from perlcli.data.rows import Content, Data, DataReport, Row
 from perlcli.errors import PerlError, listing
 from perlcli.text import counted
@@ -70,6 +70,7 @@ class Fitting:
         self._lengths: Counter[int] = Counter()
         self._refused: list[int] = []
         self._left_out = 0
+        self._unembedded: RowRefused | None = None
         self.faults: list[tuple[int, RowRefused]] = []  # rows that can't be rendered
 
     def take(self, rows: Sequence[Numbered]) -> Iterator[tuple[int, Row, Columns]]:
@@ -90,6 +91,10 @@ class Fitting:
     def _fit(self, number: int, row: Row) -> tuple[Row | None, Columns]:
         """A row as it is used, None if it is not, and its columns. Raises RowRefused if it can't be rendered."""
         item = self.tokens(row)
+        for ids in item.values():
+            if self.render and isinstance(ids, list) and (fault := self.render.unembedded(ids)):
+                self._unembedded = self._unembedded or RowRefused(fault, NOT_ITS_TOKENIZER)
+                raise self._unembedded  # with the same token for all rows, so that they are one fault
         self._note(number, row)
         length = length_of(item)
         self._lengths[length] += 1

@@ -20,6 +20,7 @@ from perlcli.data.encoding import Encoder
 from perlcli.data.rows import Content, Demonstration, Message, Preference, Prompt, Row, Template, Thumb, completions
 from perlcli.data.traits import CLOSED, OPENED
 from perlcli.errors import PerlError
+from perlcli.text import shorten
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -34,28 +35,47 @@ SPLIT = "the answer's first characters are encoded apart from the prompt, as a p
 BLANK = "the white space before an answer is part of a token of the template, and is not learned"
 AS_CHAT = "rendered as chats: prompt = user turn, completion = assistant turn (--no-chat joins the text)"
 AS_TEXT = "rendered as text: prompt and completion joined (--chat makes them turns of a chat)"
+NOT_ITS_TOKENIZER = "use the model with the tokenizer that it was trained with"
 NO_TEMPLATE = "rendered as text: prompt and completion joined, as the model has no chat template"
 BY_TEMPLATE = "rendered by the model's chat template"
 
 
 class Renderer:
     """Turns prompts and completions into token ids with one tokenizer, in the given `style`. `eos_ids` are ids that end
-    a completion in addition to the tokenizer's EOS. Raises PerlError if it has none."""
+    a completion in addition to the tokenizer's EOS, `embedded` is the number of tokens that the model has embeddings
+    for. Raises PerlError if the tokenizer has no EOS, or the model no embedding for it."""
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, eos_ids: Sequence[int] = (), style: Style | None = None
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        eos_ids: Sequence[int] = (),
+        style: Style | None = None,
+        *,
+        embedded: int | None = None,
     ) -> None:
-        self.tokenizer, self.style = tokenizer, style or Style()
+        self.tokenizer, self.style, self.embedded = tokenizer, style or Style(), embedded
         if tokenizer.eos_token_id is None:
             raise PerlError(
                 f"The tokenizer of {tokenizer.name_or_path} has no EOS token, so a policy could never stop",
                 "use a model whose tokenizer has an EOS token",
             )
         self.eos_ids = tuple(dict.fromkeys([tokenizer.eos_token_id, *eos_ids]))
+        if fault := self.unembedded([tokenizer.eos_token_id]):
+            raise PerlError(f"{fault} and is the EOS token of {tokenizer.name_or_path}", NOT_ITS_TOKENIZER)
         self.template = Chat(tokenizer, self.eos_ids, self.style)
         self.encoder = Encoder(tokenizer)
         self.findings: list[str] = []  # of the latest row, for the load report
         self._foreseen: dict[tuple[int, LossOn | None], tuple[Row, list[Dialog]]] = {}
+
+    def unembedded(self, ids: Sequence[int]) -> str:
+        """What is wrong with the first token that the model has no embedding for; empty if it has one for each."""
+        beyond = max(ids, default=0)
+        if self.embedded is None or beyond < self.embedded:
+            return ""
+        token = shorten(self.tokenizer.convert_ids_to_tokens(beyond))
+        return (
+            f"The model has embeddings for {self.embedded:,} tokens only, and none for {token}, which has id {beyond:,}"
+        )
 
     @property
     def cache(self) -> TokenCache | None:

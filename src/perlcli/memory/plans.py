@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +15,7 @@ from perlcli.errors import PerlError
 from perlcli.memory import optimisers, prediction
 from perlcli.memory.prediction import Plan, Prediction, Shape
 from perlcli.memory.tracking import CACHE
-from perlcli.model import adapters, sources
+from perlcli.model import adapters, checks, context, quantised, sources
 from perlcli.model.target_modules import target_modules
 from perlcli.settings.yaml import parse
 from perlcli.text import clip, plain_table
@@ -53,6 +54,7 @@ class Model:
 
     def __init__(self, name: str | None, *, trust_remote_code: bool = False) -> None:
         self.source = sources.locate(name, trust_remote_code=trust_remote_code)
+        checks.modules(self.source, trust_remote_code=trust_remote_code)
         self.shape = prediction.shape_of(self.source.config, self.source.base_name, trust_remote_code=trust_remote_code)
         skeleton = sources.skeleton(self.source, trust_remote_code=trust_remote_code)
         if skeleton is None:
@@ -94,6 +96,7 @@ class Model:
         this runs on. Raises PerlError for modules that the model lacks."""
         if on_gpu is None:
             on_gpu = prediction.device_bytes() is not None
+        self.check(given, arm)
         words = arm.target_modules or str(given.lora.lora_target_modules)
         names = () if arm.is_full else target_modules(self.skeleton, words)
         plan = Plan(
@@ -118,6 +121,23 @@ class Model:
             rewards=len(given.sampling.reward),
             anchor=self.source.adapter is not None,
         )
+
+    def check(self, given: settings.Training, arm: Arm) -> None:
+        """Raises PerlError for what a run under this arm would refuse before it loads the model."""
+        source, bits = self.source, quantised.bits_of(self.source.config)
+        if bits and arm.bits != bits and not arm.is_full:
+            held = f"{source.base_name} is stored in {bits} bits, so that the arm {arm.name} can't be run"
+            raise PerlError(held, f"--arms lora-{bits}bit")
+        quantised.check(source, given.model, full=arm.is_full)
+        if given.data.max_length:
+            context.check(source, given.data.max_length, self.skeleton)
+        if arm.is_full or source.adapter is not None:
+            return
+        words = arm.target_modules or str(given.lora.lora_target_modules)
+        lora = replace(
+            given.lora, lora_r=arm.rank, lora_alpha=arm.rank, use_dora=arm.is_dora, lora_target_modules=words, peft=None
+        )
+        adapters.try_on(lora, copy.deepcopy(self.skeleton), "CAUSAL_LM")
 
 
 def is_reentrant(given: settings.Training) -> bool:

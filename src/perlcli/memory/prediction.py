@@ -21,6 +21,8 @@ from perlcli.memory import optimisers, skeletons, trace
 from perlcli.memory.optimisers import Tensors
 from perlcli.memory.skeletons import Kind, Step
 from perlcli.memory.tracking import GRADIENTS
+from perlcli.model.target_modules import experts
+from perlcli.text import size
 
 SIZES = {"float32": 4, "bfloat16": 2, "float16": 2}
 BLOCK, NESTED, CODE = 64, 256, 256  # bitsandbytes' NF4: values per scale, scales per second scale, code's entries
@@ -43,6 +45,7 @@ class Shape:
     hidden: int
     largest: int  # parameters of the largest tensor
     stored: str  # the dtype of the files, by the config
+    experts: int  # parameters of experts, which are in no linear module
     config: PreTrainedConfig = field(compare=False, repr=False)
     trust_remote_code: bool = False
 
@@ -118,17 +121,14 @@ class Prediction:
 
 def shape_of(config: PreTrainedConfig, name: str = "", *, trust_remote_code: bool = False) -> Shape:
     """The shape of the model of this config, from its modules without weights. Raises PerlError for anything but a
-    causal language model, and for a mixture of experts."""
+    causal language model."""
     try:
         model = skeletons.bare(config, Step("sft", 2), trust_remote_code=trust_remote_code)
     except Exception as error:  # the library's, or remote code's own
         problem = f"{name or config.model_type} can't be built as a causal language model: {type(error).__name__}"
         raise PerlError(problem, "name a causal language model") from error
-    if skeletons.has_experts(model):
-        problem = "routes tokens to experts by their content, so its memory depends on the data"
-        raise PerlError(f"{name or config.model_type} {problem}", trace.SHORT_RUN)
     head = model.get_output_embeddings()
-    linear = [m for m in model.modules() if isinstance(m, nn.Linear | Conv1D) and m is not head]
+    linear = [m for m in model.modules() if skeletons.is_quantisable(m) and m is not head]
     sizes = [p.numel() for p in model.parameters()]  # tied ones once
     tied = head is None or head.weight is model.get_input_embeddings().weight
     of_head = 0 if tied else sum(p.numel() for p in head.parameters())
@@ -139,15 +139,36 @@ def shape_of(config: PreTrainedConfig, name: str = "", *, trust_remote_code: boo
         head=of_head,
         hidden=int(config.get_text_config().hidden_size),
         largest=max(sizes),
+        experts=_in_experts(model),
         stored=str(getattr(config, "dtype", None) or "float32").removeprefix("torch."),
         config=copy.deepcopy(config),
         trust_remote_code=trust_remote_code,
     )
 
 
+def _in_experts(model: nn.Module) -> int:
+    ends = experts(model)
+    return sum(p.numel() for name, p in model.named_parameters() if any(f".{name}".endswith(f".{end}") for end in ends))
+
+
 def _out_in(module: nn.Linear | Conv1D) -> tuple[int, int]:
     rows, columns = module.weight.shape
     return (int(columns), int(rows)) if isinstance(module, Conv1D) else (int(rows), int(columns))
+
+
+def held(shape: Shape, bits: int, dtype: str, *, head: bool = True) -> tuple[int, int]:
+    """The bytes of a quantised base that are in `bits` bits, and those that stay in `dtype`: bitsandbytes quantises the
+    linear modules only, and neither embeddings nor the experts of a mixture."""
+    rest = (shape.rest + (shape.head if head else 0)) * SIZES[dtype]
+    return weight_bytes(shape, bits, dtype, head=head) - rest, rest
+
+
+def held_line(shape: Shape, bits: int, dtype: str, *, head: bool = True) -> str:
+    """The same in words."""
+    inside, rest = held(shape, bits, dtype, head=head)
+    line = f"Of the base, {size(inside)} are in {bits} bits and {size(rest)} stay in {dtype}"
+    of_experts = f", as bitsandbytes leaves out experts ({size(shape.experts * SIZES[dtype])})" if shape.experts else ""
+    return f"{line}{of_experts}."
 
 
 def weight_bytes(shape: Shape, bits: int, dtype: str, *, head: bool = True) -> int:

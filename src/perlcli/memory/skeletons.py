@@ -6,16 +6,24 @@ import copy
 import functools
 import json
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeGuard
 
 import torch
 from peft import LoraConfig, TaskType, get_peft_model
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    AutoModelForSequenceClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers.initialization import no_init_weights
 from transformers.pytorch_utils import Conv1D
 
-from perlcli.model import roles
+from perlcli.model import heads, roles
+from perlcli.model.adapters import reach_experts
+from perlcli.model.auto_classes import causal_class
+from perlcli.model.target_modules import ALL_LINEAR, without_text
 
 RUN_LAYERS = 3  # the middle one represents all but the first and the last
 Kind = Literal["sft", "reward", "rl", "value", "prefill", "decode"]
@@ -86,26 +94,27 @@ def _shortened(hashed: HashedConfig) -> PreTrainedConfig:
 
 def _layers_differ(config: PreTrainedConfig) -> bool:
     with torch.device("meta"), no_init_weights():
-        model = AutoModelForCausalLM.from_config(config)
+        model = causal_class(config).from_config(config)
     shapes = [[tuple(p.shape) for p in layer.parameters()] for layer in layers_of(model)]
     return any(shape != shapes[0] for shape in shapes)
 
 
-def has_experts(model: nn.Module) -> bool:
-    """Whether tokens are routed to experts by their content, so that memory depends on the data."""
-    return any("experts" in name.split(".") for name, _ in model.named_modules())
+def is_quantisable(module: nn.Module) -> TypeGuard[nn.Linear | Conv1D]:
+    """Whether bitsandbytes quantises modules of this class: not of one derived from nn.Linear."""
+    return type(module) is nn.Linear or isinstance(module, Conv1D)
 
 
 def layers_of(model: PreTrainedModel) -> list[nn.Module]:
     """The model's layers, in order."""
     wanted = int(model.config.get_text_config().num_hidden_layers)
-    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
+    lists = [module for module in model.get_decoder().modules() if isinstance(module, nn.ModuleList)]
     return next((list(layers) for layers in lists if len(layers) == wanted), [])
 
 
 def bare(config: PreTrainedConfig, step: Step, *, trust_remote_code: bool = False) -> PreTrainedModel:
     """The model of this step without an adapter, on the meta device, with gradients only for full tuning."""
-    kind = AutoModelForSequenceClassification if step.kind == "reward" else AutoModelForCausalLM
+    on_causal = step.kind == "reward" and heads.needs_causal(config, trust_remote_code=trust_remote_code)
+    kind = AutoModelForSequenceClassification if step.kind == "reward" and not on_causal else causal_class(config)
     config = copy.deepcopy(config)
     config.num_labels = 1
     config.get_text_config().pad_token_id = 0
@@ -114,7 +123,11 @@ def bare(config: PreTrainedConfig, step: Step, *, trust_remote_code: bool = Fals
             config, dtype=torch_dtype(step.dtype), trust_remote_code=trust_remote_code
         )
         model.tie_weights()  # which initialising would do
-    model.requires_grad_(step.rank == 0)
+        if on_causal:
+            heads.put_on(model, model.dtype)
+    model.requires_grad_(False)
+    for parameter in heads.scored(model) if step.rank == 0 else ():
+        parameter.requires_grad_(True)
     return model
 
 
@@ -122,13 +135,20 @@ def with_adapter(model: PreTrainedModel, step: Step) -> nn.Module:
     """The model with the step's adapter in float32, on the meta device; the model itself for full tuning."""
     if step.rank == 0:
         return model
+    has_own_head = step.kind == "reward" and type(model.config) in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
     lora = LoraConfig(
         r=step.rank,
         lora_alpha=step.rank,
         use_dora=step.dora,
         target_modules=step.targets if isinstance(step.targets, str) else list(step.targets),
-        task_type=TaskType.SEQ_CLS if step.kind == "reward" else TaskType.CAUSAL_LM,
+        exclude_modules=without_text(model),
+        task_type=TaskType.SEQ_CLS if has_own_head else TaskType.CAUSAL_LM,
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
     )
+    if step.targets == ALL_LINEAR:
+        reach_experts(lora, model)
     with torch.device("meta"), no_init_weights():
-        return roles.as_float32(get_peft_model(model, lora))
+        adapted = get_peft_model(model, lora)
+        if step.kind == "reward" and not has_own_head:  # as peft's for a sequence classifier
+            model.get_output_embeddings().requires_grad_(True)
+        return roles.as_float32(adapted)

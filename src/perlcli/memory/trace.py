@@ -23,7 +23,6 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import Cache
-from transformers.pytorch_utils import Conv1D
 
 from perlcli.errors import PerlError
 from perlcli.memory import skeletons, tracking
@@ -31,6 +30,8 @@ from perlcli.memory.skeletons import LEARNING, RUN_LAYERS, HashedConfig, Step
 from perlcli.memory.tracking import ACTIVATIONS, CACHE, GRADIENTS, LOGITS, TAGS, Kernels, Live
 from perlcli.model import dropout, roles
 
+CACHES = ("past_key_values", "cache_params")  # as models of attention and of state spaces call what they keep
+Named = tuple[str, Cache]
 SHORT_RUN = "a short real run reports its peak: perl reward … --max-steps 2"
 
 
@@ -87,7 +88,7 @@ def _run(hashed: HashedConfig, step: Step) -> torch.Tensor:
         live.ignore([*model.parameters(), *model.buffers()])
         if cache is not None:
             live.tag = CACHE
-            for tensor in tensors_of(cache):
+            for tensor in tensors_of(cache[1]):
                 live.add(tensor)
             live.tag = ACTIVATIONS
         with _undisturbed(), Kernels(step, quantised), live, _learning(model, step, live):
@@ -168,7 +169,7 @@ def _quantised(model: PreTrainedModel) -> set[int]:
     return {
         id(module.weight)
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear | Conv1D)
+        if skeletons.is_quantisable(module)
         and module is not head
         and "lora_" not in name
         and not name.startswith("score")
@@ -198,7 +199,7 @@ def _learning(model: nn.Module, step: Step, live: Live) -> Iterator[None]:
 
 
 def _forward(
-    model: nn.Module, inner: PreTrainedModel, step: Step, live: Live, cache: Cache | None
+    model: nn.Module, inner: PreTrainedModel, step: Step, live: Live, cache: Named | None
 ) -> torch.Tensor | None:
     """Run the step's forward pass; gives the loss of a training step, None for sampling."""
     if step.kind in ("prefill", "decode"):
@@ -209,7 +210,7 @@ def _forward(
     if step.kind == "reward":
         logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits.squeeze(-1)
         return nn.functional.logsigmoid(logits).mean()  # chosen and rejected are in one batch
-    hidden = inner.base_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state[:, :-1]
+    hidden = _body(inner)(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state[:, :-1]
     if step.kind == "value":
         with torch.autocast("cpu", enabled=False):
             value_head = nn.Parameter(torch.empty(1, hidden.size(-1)))
@@ -219,24 +220,38 @@ def _forward(
     return tracking.Head.apply(rows.reshape(-1, rows.size(-1)), head.weight, step, live).sum()
 
 
-def _sample(model: nn.Module, step: Step, live: Live, cache: Cache | None) -> None:
+def _body(inner: PreTrainedModel) -> Any:
+    """The model without its output head, and without the towers of a multimodal one."""
+    found = next((body for body in (inner.get_decoder(), inner.base_model) if body is not inner), None)
+    embeddings = inner.get_input_embeddings()
+    return found or next(part for part in inner.children() if embeddings in part.modules())
+
+
+def _sample(model: nn.Module, step: Step, live: Live, cache: Named | None) -> None:
     """Sample a token for every row: after reading the prompt, or with a full cache."""
-    ids = torch.ones(tracking.ROWS, 1 if step.kind == "decode" else step.length, dtype=torch.long)
+    kept = {} if cache is None else {cache[0]: cache[1]}
+    ids = torch.ones(tracking.ROWS, 1 if kept else step.length, dtype=torch.long)  # all again without a cache
     mask = torch.ones(tracking.ROWS, step.length, dtype=torch.long)
     with torch.no_grad():
-        out = model(input_ids=ids, attention_mask=mask, use_cache=True, past_key_values=cache, logits_to_keep=1)
-        for tensor in tensors_of(out.past_key_values):
+        out = model(input_ids=ids, attention_mask=mask, use_cache=True, logits_to_keep=1, **kept)
+        made = _kept(out)
+        for tensor in tensors_of(made[1]) if made is not None else ():
             live.retag(tensor, CACHE)
         live.tag = LOGITS
         scores = out.logits[:, -1].to(torch.float32, copy=True)
         nn.functional.softmax(scores / 0.7, dim=-1).multinomial(1)
 
 
-def _cache(inner: PreTrainedModel, step: Step) -> Cache:
-    """The keys and values of all tokens but the last."""
+def _cache(inner: PreTrainedModel, step: Step) -> Named | None:
+    """The keys and values of all tokens but the last, or other states."""
     ids = torch.ones(tracking.ROWS, step.length - 1, dtype=torch.long)
-    with torch.no_grad(), _autocast(step):
-        return inner(input_ids=ids, use_cache=True, logits_to_keep=1).past_key_values
+    with torch.no_grad(), _autocast(step), Kernels(step, set()):
+        return _kept(inner(input_ids=ids, use_cache=True, logits_to_keep=1))
+
+
+def _kept(out: Any) -> Named | None:
+    """The cache that a forward pass returns, with its name; None if it keeps none."""
+    return next(((name, out[name]) for name in CACHES if out.get(name) is not None), None)
 
 
 def tensors_of(cache: Cache) -> list[torch.Tensor]:
@@ -265,7 +280,7 @@ class _Marks:
             self.forward.append(len(self.live.events))
 
     def _after(self, is_last: bool, module: nn.Module, inputs: object, output: Any) -> None:
-        hidden: torch.Tensor = output[0] if isinstance(output, tuple) else output
+        hidden: torch.Tensor = output[0] if isinstance(output, tuple | list) else output
         if is_last and not self.end:
             self.end = len(self.live.events)
         if hidden.requires_grad:

@@ -107,6 +107,8 @@ class Kernels(TorchFunctionMode):
         functional = nn.functional
         if self.step.bits and func is functional.linear and id(args[1]) in self.quantised:
             return (_EightBits if self.step.bits == 8 else _FourBits).apply(args[0], args[1])
+        if func in (functional.grouped_mm, torch._grouped_mm):  # without data it takes bfloat16 only
+            return _Grouped.apply(args[0], args[1])
         if self.step.cuda and func is functional.scaled_dot_product_attention:
             mask = args[3] if len(args) > 3 else kwargs.get("attn_mask")
             dtype = self.step.computes_in
@@ -130,6 +132,20 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         return *(torch.empty_like(tensor) for tensor in ctx.saved_tensors[:3]), None
+
+
+class _Grouped(torch.autograd.Function):
+    """The memory of a product of (rows, in) by the experts' (experts, in, out), whichever expert each row goes to."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(rows, weight)
+        return torch.empty(rows.shape[0], weight.shape[-1], dtype=rows.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        rows, weight = ctx.saved_tensors
+        return torch.empty_like(rows), torch.empty_like(weight) if ctx.needs_input_grad[1] else None
 
 
 class _FourBits(torch.autograd.Function):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
+import re
 import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -13,12 +15,22 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftConfig, get_peft_model
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING
+from peft.tuners.tuners_utils import check_target_module_exists
+from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from perlcli.errors import PerlError, line, nearest
 from perlcli.model.sources import kind_of
-from perlcli.model.target_modules import patterns_fault, target_modules
+from perlcli.model.target_modules import (
+    ALL_LINEAR,
+    HEADS,
+    NO_TEXT,
+    experts,
+    patterns_fault,
+    target_modules,
+    without_text,
+)
 from perlcli.model.weights import ADAPTER_CONFIG
 from perlcli.settings import ATTENTION, LoraSettings, ModelSettings
 from perlcli.settings.types import describe, fits, is_plain
@@ -66,7 +78,6 @@ FIELDS = {
     "bias": "it trains the biases of the base, which other roles share",
     "modules_to_save": "it trains modules of the base; a reward's head is always trained and need not be listed",
     "trainable_token_indices": "it trains embeddings of the base, which other roles share",
-    "target_parameters": "peft allows only one such adapter per base, and every role needs its own",
     "layer_replication": "it changes the layers of the base, which other roles share",
     "alora_invocation_tokens": "it only acts after certain tokens, which TRL doesn't pass on to peft",
     **dict.fromkeys(("loftq_config", "corda_config", "lora_ga_config"), MOVED),
@@ -74,7 +85,6 @@ FIELDS = {
     **dict.fromkeys(("arrow_config", "kasa_config", "use_qalora", "megatron_config"), UNPROVEN),
 }
 IGNORED = {"base_model_name_or_path", "revision", "auto_mapping", "peft_version", "inference_mode", "runtime_config"}
-HEADS = ("classifier", "score")  # what peft itself writes as modules_to_save of a reward
 SIZES = ("r", "lora_alpha", "alpha", "oft_block_size")
 HINT = "docs/adapters.md lists the types and fields that --peft accepts"
 
@@ -118,15 +128,61 @@ def on_model(lora: LoraSettings, model: nn.Module, task: str) -> PeftConfig:
     config: Any = asked(lora, task)
     if lora.peft is None:
         config.target_modules = target_modules(model, str(lora.lora_target_modules))
+        if lora.lora_target_modules == ALL_LINEAR:
+            reach_experts(config, model)
     elif config.target_modules is None:
         config.target_modules = target_modules(model, ATTENTION)
     elif not isinstance(config.target_modules, str):  # a string is a regular expression, which peft reads
         target_modules(model, ",".join(sorted(config.target_modules)), option=f"--peft {lora.peft}: target_modules")
+    _leave_out_towers(config, model, where=f"--peft {lora.peft}")
     if kind_of(config) == "IA3" and config.feedforward_modules is None:
         config.feedforward_modules = []
     if hasattr(config, "fan_in_fan_out"):
         config.fan_in_fan_out = any(isinstance(module, Conv1D) for module in model.modules())
     return config
+
+
+def reach_experts(config: LoraConfig, model: nn.Module) -> None:
+    """Put a LoRA adapter for all linear modules on the experts too, whose weights transformers keeps in parameters for
+    all of a layer. peft does so itself for the families that had linear modules before transformers 5."""
+    known = experts(model)
+    by_peft = copy.copy(config)
+    convert_peft_config_for_transformers(by_peft, model, None)
+    if known and not by_peft.target_parameters:
+        config.target_parameters = known
+
+
+def apart(one: PeftConfig | None, other: PeftConfig | None) -> str | None:
+    """Why two adapters can't be on one base; None if they can. peft nests the layers of parameters, so that all its
+    adapters have to name the same ones."""
+    mine, its = (set(getattr(config, "target_parameters", None) or ()) for config in (one, other))
+    if not mine or not its or mine == its:
+        return None
+    return f"target_parameters={shorten(sorted(its))}, but {shorten(sorted(mine))} on the same base"
+
+
+def _leave_out_towers(config: Any, model: nn.Module, where: str) -> None:
+    """Keep the adapter off modules that text never reaches. Raises PerlError if an expression of the user's chooses
+    one."""
+    silent = without_text(model)
+    if silent is None:
+        return
+    chosen = [
+        name for name, _ in model.named_modules() if name and re.fullmatch(silent, name) and _is_chosen(config, name)
+    ]
+    if not chosen:
+        return
+    if isinstance(config.target_modules, str) and config.target_modules != ALL_LINEAR:
+        problem = f"{where}: target_modules {shorten(config.target_modules)} matches {chosen[0]}, {NO_TEXT}"
+        raise PerlError(problem, f'in the file: "exclude_modules": {json.dumps(silent)}')
+    own = config.exclude_modules
+    if own and not isinstance(own, str):
+        own = rf"(.*\.)?({'|'.join(map(re.escape, sorted(own)))})"  # as peft matches a list
+    config.exclude_modules = f"{own}|{silent}" if own else silent
+
+
+def _is_chosen(config: Any, name: str) -> bool:
+    return config.target_modules == ALL_LINEAR or bool(check_target_module_exists(config, name))
 
 
 def dropout_of(lora: LoraSettings, task: str) -> float:

@@ -2,48 +2,62 @@
 
 from __future__ import annotations
 
+import re
 import traceback
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, BitsAndBytesConfig, PreTrainedModel
+from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from perlcli import device
 from perlcli.errors import PerlError, line
-from perlcli.model import faults, weights
+from perlcli.model import faults, heads, quantised, weights
+from perlcli.model.auto_classes import causal_class
 from perlcli.model.sources import Source
+from perlcli.model.target_modules import without_text
 from perlcli.run import out_of_memory
 from perlcli.settings import ModelSettings
 from perlcli.text import clip, one_line
 
 
 def load_causal(source: Source, settings: ModelSettings) -> PreTrainedModel:
-    """The base as a causal language model, frozen, on the device. Raises PerlError if it can't be loaded."""
-    return _load(AutoModelForCausalLM, source.base, settings)
+    """The base as a language model, frozen, on the device; a multimodal one completely. Raises PerlError if it can't be
+    loaded."""
+    return _load(causal_class(source.config), source, settings)
 
 
 def load_classifier(source: Source, settings: ModelSettings, pad_token_id: int) -> PreTrainedModel:
     """The base, frozen, with a head for one score: its own or a fresh one. Raises PerlError if it can't be loaded."""
-    model = _load(AutoModelForSequenceClassification, source.base, settings, num_labels=1)
+    if heads.is_on_causal(source, full=True, trust_remote_code=settings.trust_remote_code):
+        weight = heads.saved(source.base) if source.adapter is None and source.is_classifier else None
+        model = heads.put_on(load_causal(source, settings), getattr(torch, device.dtype_name(settings)), weight)
+    else:
+        model = _load(AutoModelForSequenceClassification, source, settings, num_labels=1)
     config = model.config.get_text_config()
     config.pad_token_id = pad_token_id
     config.use_cache = False  # a score needs no cache of keys and values, which can be larger than the model
     return model
 
 
-def _load(kind: Any, where: str, settings: ModelSettings, **options: Any) -> PreTrainedModel:
-    dtype = getattr(torch, device.dtype_name(settings))
-    if settings.load_in_8bit:
-        options["quantization_config"] = BitsAndBytesConfig(load_in_8bit=True)
-    elif settings.load_in_4bit:
-        options["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
-        )
+def train_all(model: PreTrainedModel) -> PreTrainedModel:
+    """The model with float32 weights that all train (bfloat16 would round small updates away), but for the towers of a
+    multimodal model, which text never reaches."""
+    model.float().requires_grad_(True)
+    silent = without_text(model)
+    for name, module in model.named_modules():
+        if silent is not None and name and re.fullmatch(silent, name):
+            module.requires_grad_(False)
+    return model
+
+
+def _load(kind: Any, source: Source, settings: ModelSettings, **options: Any) -> PreTrainedModel:
+    where, dtype = source.base, getattr(torch, device.dtype_name(settings))
+    options |= quantised.load_options(source, settings, dtype)
     if device.kind() == "cuda":
         options["device_map"] = {"": torch.cuda.current_device()}  # straight to the GPU, not through the host's memory
-    elif "quantization_config" in options:
+    elif "quantization_config" in options or quantised.bits_of(source.config):
         options["device_map"] = "cpu"
     weights.check(where)
     try:

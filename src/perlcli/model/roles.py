@@ -13,7 +13,7 @@ import torch
 from peft import PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -21,11 +21,13 @@ from perlcli import device
 from perlcli.errors import PerlError, line
 from perlcli.model import adapters
 from perlcli.model.sources import check_adapter_weights
+from perlcli.model.weights import ADAPTER_WEIGHTS, file_of
 from perlcli.redaction import hidden
 from perlcli.run.files import CARD
 from perlcli.settings import LoraSettings
 
 POLICY, ANCHOR, REWARD, VALUE = "default", "ref", "reward", "value"  # the first two are the names that TRL uses
+OF_PEFT, IN_CAUSAL = "base_model.model.", "model.layers."
 OF_ADAPTERS = re.compile(rf"(^|\.)(({'|'.join(map(re.escape, adapters.PREFIXES))})\w*|modules_to_save)(\.|$)")
 
 
@@ -89,7 +91,8 @@ def load_adapter(model: PreTrainedModel, folder: str, *, trainable: bool) -> Pef
     """The model with a saved adapter. Raises PerlError if the adapter doesn't fit the model."""
     with _fitting(folder), warnings.catch_warnings():
         warnings.filterwarnings("error", message="Found missing adapter keys", category=UserWarning)
-        adapted = PeftModel.from_pretrained(model, folder, is_trainable=trainable)
+        renamed = names_in_complete(model, folder)
+        adapted = PeftModel.from_pretrained(model, folder, is_trainable=trainable, key_mapping=renamed)
     adapted.peft_config[POLICY].base_model_name_or_path = model.name_or_path  # where it is now, not where it was
     return as_float32(adapted, head=trainable)
 
@@ -97,15 +100,31 @@ def load_adapter(model: PreTrainedModel, folder: str, *, trainable: bool) -> Pef
 def add_adapter(model: PeftModel, folder: str, name: str) -> None:
     """Add a saved adapter, frozen, next to the policy's, which stays active. Raises PerlError if it doesn't fit."""
     was_training = model.training
+    base: Any = model.get_base_model()
     # peft's initialisation would shift the random stream that samples completions
     with _fitting(folder), device.fork_rng():
-        result = model.load_adapter(folder, name, is_trainable=False)
+        renamed = names_in_complete(base, folder)
+        result = model.load_adapter(folder, name, is_trainable=False, key_mapping=renamed)
     missing = [key for key in result.missing_keys if not is_base(key)]  # peft would leave these as initialised
     if missing:
         raise PerlError(f"The adapter {folder} does not fit its base: it lacks {missing[0]} ({len(missing)} in total)")
     model.train(was_training)
     model.set_adapter(POLICY)
     as_float32(model)
+
+
+def names_in_complete(model: PreTrainedModel, folder: str) -> dict[str, str] | None:
+    """How peft must rename the weights of an adapter that was trained on a multimodal model's causal class, which holds
+    only the language model and names its modules differently (Qwen3.5); None if it need not."""
+    inner, file = model.get_input_embeddings(), file_of(folder, ADAPTER_WEIGHTS)
+    reader = next((name.rpartition(".")[0] for name, module in model.named_modules() if module is inner), "")
+    if not model.config.sub_configs or file is None:
+        return None
+    with safe_open(str(file), framework="pt") as opened:
+        names = [name.removeprefix(OF_PEFT) for name in opened.keys()]  # noqa: SIM118 (not a mapping)
+    if reader == "model" or not any(name.startswith(IN_CAUSAL) for name in names):
+        return None
+    return {f"^{re.escape(IN_CAUSAL)}": f"{reader}.layers."}
 
 
 @contextmanager

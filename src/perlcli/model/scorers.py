@@ -8,16 +8,14 @@ from typing import Any, Protocol
 
 import torch
 from peft import PeftModel
-from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from perlcli.errors import PerlError
+from perlcli.model import heads, weights
+from perlcli.model.adapters import HEADS
 from perlcli.model.roles import REWARD, adapter_bytes, add_adapter, bytes_of, device_of, switched
 from perlcli.model.tokenizers import batches_by_length, padded
-from perlcli.model.weights import ADAPTER_WEIGHTS, file_of
 
-SCORE = "score"  # the head of most sequence classifiers
-HEAD = f"{SCORE}.weight"
 Rows = Sequence[list[int]]
 
 
@@ -39,13 +37,12 @@ def attach_reward(policy: PeftModel, folder: str, name: str = REWARD) -> torch.T
 def read_head(folder: str) -> torch.Tensor:
     """The weight of the head in a reward adapter's folder, (1, hidden). Raises PerlError if it can't be read, or has no
     head: TRL's default task type saves none."""
+    if weights.file_of(folder, weights.ADAPTER_WEIGHTS) is None:
+        raise PerlError(f"The reward adapter {folder} can't be read: it has no {weights.ADAPTER_WEIGHTS}")
     try:
-        with safe_open(str(file_of(folder, ADAPTER_WEIGHTS)), framework="pt") as file:
-            name = next((key for key in file.keys() if key.endswith(HEAD)), None)  # noqa: SIM118 (not a mapping)
-            # Cloned: in the mapped file it may be unaligned, and CPU kernels then round differently.
-            head = file.get_tensor(name).clone() if name else None
-    except (OSError, RuntimeError, SafetensorError) as error:
-        raise PerlError(f"The reward adapter {folder} can't be read: {error}") from error
+        head = heads.saved(folder)
+    except PerlError as error:
+        raise PerlError(f"The reward adapter {folder} can't be read: {error.problem}") from error
     if head is None:
         hint = "train it with `perl reward`, or with task_type=SEQ_CLS"
         raise PerlError(f"The adapter {folder} has no reward head", hint)
@@ -74,8 +71,8 @@ class SharedScorer:
 
     def _scores(self, rows: Rows) -> list[float]:
         ids, mask = padded(rows, self.pad, self.head.device)
-        backbone: Any = self.policy.get_base_model().base_model
-        hidden = backbone(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+        base: Any = self.policy.get_base_model()
+        hidden = heads.decoder_of(base)(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
         scores = nn.functional.linear(hidden.float(), self.head)
         return at_last(scores, mask if self.unread is None else mask * (ids != self.unread))
 
@@ -115,15 +112,16 @@ class ClassifierScorer:
 @contextmanager
 def _float32_head(model: nn.Module) -> Iterator[None]:
     """Let the classifier's linear head multiply in float32, whatever its dtype; where the model reads the score stays
-    its own business. A head of another shape or name than most models have computes as it is."""
+    its own business. A head of several layers, or another name than decoders have, computes as it is."""
 
     def multiply(head: nn.Linear, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
         bias = None if head.bias is None else head.bias.float()
         return nn.functional.linear(inputs[0].float(), head.weight.float(), bias)
 
     named = model.named_modules()
-    heads = [module for name, module in named if type(module) is nn.Linear and SCORE in name.split(".")]
-    hooks = [head.register_forward_hook(multiply) for head in heads]
+    linear = [(set(name.split(".")), module) for name, module in named if type(module) is nn.Linear]
+    ours = [each for parts, each in linear if heads.SCORE in parts or (each.bias is None and parts & set(HEADS))]
+    hooks = [head.register_forward_hook(multiply) for head in ours]
     try:
         yield
     finally:
@@ -133,7 +131,7 @@ def _float32_head(model: nn.Module) -> Iterator[None]:
 
 def at_last(scores: torch.Tensor, mask: torch.Tensor) -> list[float]:
     """The score at each row's last unmasked token, from scores of shape (rows, tokens, 1) and a mask (rows, tokens)."""
-    last = (mask * torch.arange(mask.shape[1], device=mask.device)).argmax(dim=1)
+    last = heads.last_of(mask)
     read: list[float] = scores[torch.arange(len(last)), last, 0].float().tolist()
     return read
 

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig
 
 from perlcli import coffee
 from perlcli.errors import PerlError, line
 from perlcli.model import weights
+from perlcli.model.auto_classes import architectures, causal_class
 from perlcli.model.target_modules import patterns_fault
 from perlcli.model.weights import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from perlcli.run.record import RunRecord, find_record
@@ -136,19 +137,19 @@ def task_of(config: PeftConfig) -> str:
     return enum_value(config.task_type)
 
 
-def architectures(config: PreTrainedConfig) -> list[str]:
-    """The model classes that a config names; empty if it names none."""
-    names = config.architectures
-    return [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
-
-
 def skeleton(source: Source, *, trust_remote_code: bool = False) -> nn.Module | None:
     """The base's modules without weights, to look at names and shapes; None if it can't be built without weights."""
     try:
-        with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(source.config, trust_remote_code=trust_remote_code)
-    except Exception:  # not a causal LM, or modelling code that computes while it is built: loading it will say so
+        return built(source, trust_remote_code=trust_remote_code)
+    except Exception:  # not a language model, or modelling code that computes while it is built: `checks` says so
         return None
+
+
+def built(source: Source, *, trust_remote_code: bool = False) -> nn.Module:
+    """The base's modules without weights. Raises what transformers or the model's own code raises if it can't be."""
+    with torch.device("meta"):
+        model: nn.Module = causal_class(source.config).from_config(source.config, trust_remote_code=trust_remote_code)
+    return model
 
 
 def same_base(one: Source, other: Source) -> bool:

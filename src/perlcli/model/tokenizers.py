@@ -16,7 +16,8 @@ from perlcli.data.cache import TokenCache
 from perlcli.data.chat import Style
 from perlcli.errors import PerlError, line
 from perlcli.model import weights
-from perlcli.model.sources import NEEDS_TRUST, TRUST, Source, architectures
+from perlcli.model.auto_classes import architectures, causal_class
+from perlcli.model.sources import NEEDS_TRUST, TRUST, Source
 from perlcli.settings.types import fits
 from perlcli.settings.yaml import read_text
 from perlcli.text import shorten
@@ -28,8 +29,14 @@ def load_tokenizer(source: Source, *, trust_remote_code: bool = False) -> PreTra
     """The tokenizer in the adapter's folder if it has one, else the base's; it pads with a token other than EOS. Raises
     PerlError if there is no usable tokenizer."""
     tokenizer = _saved_tokenizer(source, trust_remote_code)
-    choose_pad(tokenizer)
+    choose_pad(tokenizer, embedded(source))
     return tokenizer
+
+
+def embedded(source: Source) -> int | None:
+    """How many tokens the base has embeddings for, by its config; None if that doesn't say."""
+    count = getattr(source.config.get_text_config(), "vocab_size", None)
+    return count if isinstance(count, int) and count > 0 else None
 
 
 def score_pad(source: Source, *, trust_remote_code: bool = False) -> int:
@@ -41,7 +48,7 @@ def score_pad(source: Source, *, trust_remote_code: bool = False) -> int:
     tokenizer = _saved_tokenizer(source, trust_remote_code)
     if source.adapter is not None and tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
         return int(tokenizer.eos_token_id)
-    choose_pad(tokenizer)
+    choose_pad(tokenizer, embedded(source))
     return int(tokenizer.pad_token_id)
 
 
@@ -64,15 +71,19 @@ def has_tokenizer(source: Source) -> bool:
     return source.adapter is not None and weights.file_of(source.adapter, TOKENIZER_CONFIG) is not None
 
 
-def choose_pad(tokenizer: PreTrainedTokenizerBase) -> None:
+def choose_pad(tokenizer: PreTrainedTokenizerBase, embedded: int | None = None) -> None:
     """Give the tokenizer a padding token other than EOS, at which rewards are read: its own, else its unk or another
-    special token that the chat template doesn't use, else a NUL byte. Raises PerlError if there is none."""
-    if tokenizer.pad_token_id not in (None, tokenizer.eos_token_id):
+    special token that the chat template doesn't use, else a NUL byte; one of the `embedded` tokens for which the model
+    has embeddings. Raises PerlError if there is none."""
+    own, known = tokenizer.pad_token_id, tokenizer.get_vocab()
+    limit = len(known) + 1 if embedded is None else embedded
+    if own not in (None, tokenizer.eos_token_id) and own < limit:
         return
     template = str(tokenizer.chat_template or "")
     special = map(str, [*tokenizer.all_special_tokens, *tokenizer.added_tokens_decoder.values()])
     candidates = [tokenizer.unk_token, *(token for token in special if token not in template), "<0x00>", "Ā"]
-    usable = set(tokenizer.get_vocab()) - {tokenizer.eos_token, tokenizer.bos_token, ""}
+    usable = {token for token, number in known.items() if number < limit}
+    usable -= {tokenizer.eos_token, tokenizer.bos_token, tokenizer.pad_token, ""}
     pad = next((token for token in candidates if token in usable), None)
     if pad is None:
         raise PerlError(f"The tokenizer of {tokenizer.name_or_path} has no token besides EOS to pad with")
@@ -104,7 +115,7 @@ def use_template(tokenizer: PreTrainedTokenizerBase, path: str | None) -> None:
 
 def renderer(source: Source, tokenizer: PreTrainedTokenizerBase, style: Style | None = None) -> Renderer:
     """The renderer for this model, which knows every token that ends what the model writes."""
-    return Renderer(tokenizer, eos_ids(source), style)
+    return Renderer(tokenizer, eos_ids(source), style, embedded=embedded(source))
 
 
 def token_cache(tokenizer: PreTrainedTokenizerBase) -> TokenCache | None:
@@ -159,6 +170,7 @@ def describe(source: Source, tokenizer: PreTrainedTokenizerBase) -> dict[str, ob
         "base": source.base_name,
         "adapter": source.adapter,
         "architecture": [*architectures(source.config), source.config.model_type][0],
+        "auto_class": causal_class(source.config).__name__,
         "fingerprint": source.fingerprint,
         "tokenizer": tokenizer_fingerprint(tokenizer),
         "adapter_fingerprint": source.adapter_fingerprint,

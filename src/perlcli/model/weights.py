@@ -5,16 +5,22 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shutil
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from perlcli.errors import PerlError, line
 from perlcli.text import shorten
 
+if TYPE_CHECKING:  # torch takes seconds to import
+    import torch
+
 ADAPTER_WEIGHTS, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 PLACES = {"base_model_name_or_path", "revision"}  # in an adapter's config: where its base is, not what it does
 INDEX, SHARD = "model.safetensors.index.json", re.compile(r"\w[\w.-]*\.safetensors")
+PROCESSORS = ("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json")
 PICKLES = {"pytorch_model*.bin": "model*.safetensors", "adapter_model.bin": ADAPTER_WEIGHTS}  # and what we read instead
 CONVERT = "if you trust it, load it with transformers or peft and save it with save_pretrained(NEW) as safetensors"
 LONGEST_HEADER = 100_000_000  # bytes: safetensors' own limit
@@ -54,6 +60,44 @@ def file_of(place: str, name: str) -> Path | None:
         return Path(hf_hub_download(place, name))
     except (HFValidationError, HfHubHTTPError, OSError):
         return None
+
+
+def names(where: str) -> dict[str, Path]:
+    """The names of the tensors in the weights that are here, an adapter's or a base's, with the file of each; empty if
+    none are. An adapter's are downloaded if necessary. Raises PerlError for damaged files."""
+    adapter = file_of(where, ADAPTER_WEIGHTS)
+    found: dict[str, Path] = {}
+    for file in [adapter] if adapter is not None else _weight_files(where):
+        try:
+            with file.open("rb") as opened:
+                header = json.loads(opened.read(min(int.from_bytes(opened.read(8), "little"), LONGEST_HEADER)))
+            found |= dict.fromkeys((name for name in header if name != "__metadata__"), file)
+        except (OSError, ValueError, TypeError, RecursionError) as error:
+            raise PerlError(f"{file} can't be read: {line(error)}") from error
+    return found
+
+
+def tensor(where: str, name: str) -> torch.Tensor:
+    """One tensor of these weights, in memory of its own: in a mapped file it may be unaligned, and CPU kernels then
+    round differently. Raises PerlError if it can't be read."""
+    from safetensors import SafetensorError, safe_open
+
+    file = names(where)[name]
+    try:
+        with safe_open(str(file), framework="pt") as opened:
+            value: torch.Tensor = opened.get_tensor(name).clone()
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise PerlError(f"{file} can't be read: {line(error)}") from error
+    return value
+
+
+def copy_processor(base: str, folder: Path) -> None:
+    """Copy what prepares a multimodal base's images and sound into the folder of a model made from it. Text needs none
+    of it, and transformers can't write it without the libraries that it uses."""
+    for name in PROCESSORS:
+        file = file_of(base, name)
+        if file is not None:
+            shutil.copyfile(file, folder / name)
 
 
 Stamp = tuple[Path, int, int, int]  # a file with its inode, size and time of last change

@@ -15,7 +15,18 @@ from perlcli import device
 from perlcli import settings as definitions
 from perlcli.errors import Interrupted, PerlError, reason
 from perlcli.redaction import hidden, hidden_in
-from perlcli.run import checkpoints, disk, files, liveness, out_of_memory, output_folder, peaks, signals, summary
+from perlcli.run import (
+    checkpoints,
+    disk,
+    files,
+    liveness,
+    loaders,
+    out_of_memory,
+    output_folder,
+    peaks,
+    signals,
+    summary,
+)
 from perlcli.run.files import CHECKPOINTS, RECORD, SETTINGS, write_whole
 from perlcli.run.record import RunRecord, command_line, find_record, git_commit, package_versions, write_record
 
@@ -137,7 +148,8 @@ def recording(run: Run) -> Iterator[Run]:
         with signals.heard(signals.stop):  # training replaces this: it finishes its step first
             run.claim()
             yield run
-            if (run.folder / files.CARD).exists() or run.record.command == files.MERGE:
+            needs_card = run.record.command == files.MERGE or loaders.CAUSAL_HEAD in run.record.model
+            if (run.folder / files.CARD).exists() or needs_card:
                 with run.extra("The model card"):
                     write_whole(run.folder / files.CARD, [hidden(summary.card(run.record))])
             checkpoints.clear(run.folder / CHECKPOINTS)

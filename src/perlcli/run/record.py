@@ -62,9 +62,10 @@ class RunRecord:
         factory=dict,
     )
     model: dict[str, Any] = said(
-        "name as given, base, adapter it started from, architecture; fingerprints of the base's weights, the adapter, "
-        "the tokenizer, the anchor (if given) and the rewards (for a function: of its file); rendering: how rows "
-        "became tokens (chat, chat_template_kwargs, date, loss_on); peft: the content of the "
+        "name as given, base, adapter it started from, architecture, auto_class (which loads it in transformers); "
+        "fingerprints of the base's weights, the adapter, the tokenizer, the anchor (if given) and the rewards (for a "
+        "function: of its file); held_bytes: of a quantised base, the bytes in 4 or 8 bits and those in another dtype; "
+        "rendering: how rows became tokens (chat, chat_template_kwargs, date, loss_on); peft: the content of the "
         "--peft file.",
         factory=dict,
     )

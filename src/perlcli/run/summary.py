@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from perlcli.run import files, metrics
+from perlcli.run import files, loaders, metrics
 from perlcli.run.record import RunRecord
 from perlcli.terminal import say
 from perlcli.text import counted, inline, markdown_table, megabytes
 
 SECONDS = "seconds_"
+POLICIES = ("sft", "rl")  # commands that make one
 HUB_NAME = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
 
 
@@ -76,7 +77,9 @@ def card(record: RunRecord) -> str:
     if record.command == files.MERGE:
         header = ["library_name: transformers", "tags: [perl, trl]"]
         adapter = inline(record.model["name"])
-        done = f"the adapter {adapter} added to the base's weights: an ordinary model of transformers"
+        done = f"the adapter {adapter} added to the base's weights"
+        if loaders.CAUSAL_HEAD not in record.model:
+            done += ": an ordinary model of transformers"
     if HUB_NAME.fullmatch(name):
         header.append(f"base_model: {name}")
     sources = [f"- {role}: {inline(data['source'])} ({data['kept']} rows)\n" for role, data in record.data.items()]
@@ -86,7 +89,23 @@ def card(record: RunRecord) -> str:
         f"# perl {record.command}",
         f"Made by `perl {record.command}` (perlcli {version}) on the base {inline(name)}.",
         f"{''.join(sources)}- {done}",
+        *loaders.paragraphs(record),
         markdown_table(("metric", "value"), figures),
+        *_loading(record, name),
         "`settings.yaml` repeats the run; `record.json` has every setting and version.\n",
     ]
     return "\n\n".join(paragraphs)
+
+
+def _loading(record: RunRecord, base: str) -> list[str]:
+    """How plain transformers and peft load a policy that the run made; nothing for other runs."""
+    kind = record.model.get("auto_class")
+    if not kind or record.command not in (*POLICIES, files.MERGE) or "score_range" in record.metrics:
+        return []
+    if record.command == files.MERGE or record.settings.get("full"):
+        lines = [f"from transformers import {kind}\n", f'model = {kind}.from_pretrained("FOLDER")']
+    else:
+        place = base if HUB_NAME.fullmatch(base) else "BASE"
+        lines = ["from peft import PeftModel", f"from transformers import {kind}\n"]
+        lines += [f'base = {kind}.from_pretrained("{place}")', 'model = PeftModel.from_pretrained(base, "FOLDER")']
+    return ["\n".join(["```python", *lines, "```"])]

@@ -213,11 +213,9 @@ def base_copies(model: nn.Module) -> float:
     """How many copies of the base's layers are in memory, in any precision: 1 if every role shares them. This is the
     size of all live tensors with the shape of one of the base's layer matrices, divided by the size of the base's own.
     Views of one storage count once; gradients and optimiser states don't count."""
-    own: Counter[Shape] = Counter()
-    for name, parameter in model.named_parameters():
-        shape = _shape(parameter)
-        if roles.is_base(name) and IN_LAYER.search(name) and len(shape) > 1:
-            own[shape] += 1
+    shapes = {name: _shape(parameter) for name, parameter in model.named_parameters() if roles.is_base(name)}
+    in_layers = {shape for name, shape in shapes.items() if IN_LAYER.search(name) and len(shape) > 1}
+    own = Counter(shape for shape in shapes.values() if shape in in_layers)  # a projector may have a layer's shape
     adapters = {id(parameter) for name, parameter in model.named_parameters() if not roles.is_base(name)}
     live = _count_live(set(own), adapters)
     size = {shape: torch.Size(shape).numel() for shape in own}

@@ -20,7 +20,8 @@ from perlcli import device, settings
 from perlcli.errors import PerlError, RunFailed, line
 from perlcli.model import loading, roles, sources
 from perlcli.model.sources import Source
-from perlcli.run.files import SAMPLES
+from perlcli.run import loaders
+from perlcli.run.files import CARD, SAMPLES
 from perlcli.settings import ModelSettings
 from perlcli.training import guards
 from perlcli.training.origin import check_fingerprint
@@ -214,5 +215,7 @@ def prove(prepared: Merging, values: ModelSettings, rows: list[Ids], wanted: Log
     if not all(map(torch.equal, wanted, reloaded)):
         shift = largest_difference(wanted, reloaded)
         raise RunFailed(f"The saved model is not the merged one: loaded afresh, its logits differ by up to {shift:.3g}")
-    word = "scores" if source.is_classifier else "logits"
-    run.note(f"Loaded afresh from {run.folder} in plain transformers: the same {word}, bit for bit.")
+    word, how = "scores" if source.is_classifier else "logits", "in plain transformers"
+    if loaders.CAUSAL_HEAD in run.record.model:
+        how = f"as a causal model with a head, by the code in its {CARD}"
+    run.note(f"Loaded afresh from {run.folder} {how}: the same {word}, bit for bit.")

@@ -12,7 +12,6 @@ from perlcli import device, settings
 from perlcli.errors import PerlError
 from perlcli.model import adapters, sources, tokenizers, weights
 from perlcli.model.sources import Source
-from perlcli.model.target_modules import target_modules
 from perlcli.redaction import hidden_in
 from perlcli.run.files import PROOF
 from perlcli.run.lifecycle import Run
@@ -43,10 +42,8 @@ def _new_adapter(resolved: settings.Training, source: Source) -> PeftConfig:
     lora, task = resolved.lora, task_of(resolved)
     config = adapters.asked(lora, task)
     model = sources.skeleton(source, trust_remote_code=resolved.model.trust_remote_code)
-    if model is not None and lora.peft is not None:
+    if model is not None:
         adapters.try_on(lora, model, task)
-    elif model is not None:
-        target_modules(model, str(lora.lora_target_modules))
     return config
 
 

@@ -18,7 +18,7 @@ from perlcli import coffee, device, settings
 from perlcli.data import Data, Prompt
 from perlcli.data.render import of_prompt
 from perlcli.errors import PerlError
-from perlcli.model import loading, roles, sources, tokenizers, weights
+from perlcli.model import adapters, loading, roles, sources, tokenizers, weights
 from perlcli.run.record import RunRecord, find_record
 from perlcli.settings import BASE, SFT
 from perlcli.training import rendering
@@ -40,7 +40,7 @@ def start(prepared: Prepared[settings.Sft | settings.Rl]) -> Any:
     model = loading.load_causal(prepared.source, prepared.settings.model)
     loaded(prepared)
     if prepared.settings.lora.full:
-        return model.float().requires_grad_(True)  # bfloat16 weights would round small updates away
+        return loading.train_all(model)
     if prepared.source.adapter:
         return roles.load_adapter(model, prepared.source.adapter, trainable=True)
     return roles.new_adapter(model, prepared.settings.lora, "CAUSAL_LM")
@@ -51,6 +51,7 @@ def save(prepared: Prepared[settings.Sft | settings.Rl], model: Any, folder: Pat
     if prepared.settings.lora.full:
         roles.round_weights(model, getattr(torch, device.dtype_name(prepared.settings.model)))
         model.save_pretrained(str(folder))
+        weights.copy_processor(prepared.source.base, folder)
     else:
         roles.save_adapter(model, folder)
     prepared.tokenizer.save_pretrained(str(folder))
@@ -118,6 +119,8 @@ def find_anchor(prepared: Prepared[settings.Rl]) -> Anchor:
     if not sources.same_base(source, prepared.source):
         problem = f"--anchor {wanted} is on the base {source.base_name}, the policy on {prepared.source.base_name}"
         raise PerlError(problem, "the anchor shares the policy's base: name an adapter on the same base")
+    if clash := adapters.apart(prepared.adapter, source.adapter_config):
+        raise PerlError(f"--anchor {wanted} can't share the policy's base: {clash}", f"--anchor {SFT}")
     check_adapter(source, prepared.run, prepared.settings.model)
     return Anchor(wanted, source.adapter == start, adapter=source.adapter)
 

@@ -12,7 +12,8 @@ from transformers import PreTrainedTokenizerBase, TrainingArguments
 from perlcli import coffee, data, device, recipes, settings, upstream
 from perlcli.data import Renderer
 from perlcli.errors import PerlError
-from perlcli.model import adapters, context, sources, tokenizers
+from perlcli.memory import prediction
+from perlcli.model import adapters, checks, context, quantised, sources, tokenizers
 from perlcli.model.sources import Source
 from perlcli.run import disk
 from perlcli.run.lifecycle import Run
@@ -61,12 +62,14 @@ def prepare(given: Given) -> Prepared[Given]:
     proposed = {"output": _eval_folder(source)} if isinstance(given, settings.Eval) else {}
     is_example = source.is_embedded and data.is_embedded(given.data.data) and given.recipe.recipe is None
     preset = coffee.SETTINGS[settings.command_of(given)] if is_example else {}
-    presets = (origin.adapter_settings(given, source), proposed, preset, context.proposed(source))
+    trust, is_full = given.model.trust_remote_code, not isinstance(given, settings.Eval) and given.lora.full
+    own = origin.adapter_settings(given, source), quantised.proposed(source)
+    presets = (*own, proposed, preset, context.proposed(source, trust_remote_code=trust))
+    quantised.check(source, given.model, full=is_full)
     resolved: Given = settings.resolve(given, *presets)
     settings.check(resolved)
     device.check(resolved.model)
-    trust, longest = given.model.trust_remote_code, filled(resolved.data.max_length)
-    beyond = context.check(source, longest, trust_remote_code=trust)
+    found = checks.check(source, resolved.model, longest=resolved.data.max_length, full=is_full)
     check_output(resolved)
     origin.keep_apart(resolved, source)
     adapter = origin.adapter_of(resolved, source)
@@ -74,7 +77,6 @@ def prepare(given: Given) -> Prepared[Given]:
     tokenizers.use_template(tokenizer, resolved.data.chat_template)
     origin.check_tokenizer(source, tokenizer)
     run = Run(resolved)
-    is_full = not isinstance(resolved, settings.Eval) and resolved.lora.full
     run.note_device(resolved.model, takes_dtype=not is_full)
     resolved = checkpointing.decided(resolved, run)
     style = rendering.resumed(rendering.style_of(resolved.data, source, tokenizer), run)
@@ -84,8 +86,9 @@ def prepare(given: Given) -> Prepared[Given]:
     origin.keep_file(resolved, run)
     if given.model.model is None:
         run.note("No --model: using the embedded coffee base, a toy with 0.9 M parameters.")
-    if beyond is not None:
-        run.note(beyond)
+    for note in found:
+        run.note(note)
+    note_held(resolved, source, run)
     if unread := rendering.unread(style.options, tokenizer):
         run.note(f"{rendering.KWARGS}: the chat template does not read {', '.join(unread)}.")
     renderer = tokenizers.renderer(source, tokenizer, style)
@@ -95,6 +98,18 @@ def prepare(given: Given) -> Prepared[Given]:
         if closed:
             run.note(f"Tokens are not cached for the next run: {closed} (HF_HOME sets another folder).")
     return Prepared(resolved, source, tokenizer, renderer, run, adapter)
+
+
+def note_held(resolved: settings.Training | settings.Eval, source: Source, run: Run) -> None:
+    """Note and record how much of a quantised base is in 4 or 8 bits: of a mixture of experts it can be little."""
+    bits, dtype = 4 if resolved.model.load_in_4bit else 8, device.dtype_name(resolved.model)
+    if not (resolved.model.load_in_4bit or resolved.model.load_in_8bit):
+        return
+    trust, is_scored = resolved.model.trust_remote_code, source.is_classifier or isinstance(resolved, settings.Reward)
+    shape = prediction.shape_of(source.config, source.base_name, trust_remote_code=trust)
+    inside, rest = prediction.held(shape, bits, dtype, head=not is_scored)
+    run.record.model["held_bytes"] = {f"{bits}-bit": inside, dtype: rest}
+    run.note(prediction.held_line(shape, bits, dtype, head=not is_scored))
 
 
 def locate(given: settings.Training | settings.Eval) -> Source:

@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
+from torch import nn
 
 from perlcli import device, settings, stats
 from perlcli.data import Data, Preference
 from perlcli.data.render import Columns, of_preference
 from perlcli.errors import PerlError, RunFailed
-from perlcli.model import loading, roles, scorers, sources, tokenizers
+from perlcli.model import heads, loading, roles, scorers, sources, tokenizers
 from perlcli.model.scorers import Scorer
-from perlcli.run import plots
+from perlcli.run import loaders, plots
 from perlcli.run.files import PROOF, SAMPLES, write_json
 from perlcli.run.lifecycle import Run
 from perlcli.run.progress import Progress
@@ -47,6 +48,21 @@ def table(rows: Data, prepared: Prepared[Stage], role: str) -> Dataset:
     if missing:
         prepared.run.note(f"{counted(missing, 'pair')} without a margin, of {len(margins):,}: their margin is 0.")
     return dataset(prepared, role, rows, lambda row: {**render(row), "margin": row.margin or 0.0})
+
+
+def note_head(prepared: Prepared[settings.Reward]) -> None:
+    """Note if the head is trained on the causal model. Raises PerlError if this family can be no reward model."""
+    source, values = prepared.source, prepared.settings
+    trust = values.model.trust_remote_code
+    if heads.is_on_causal(source, full=values.lora.full, trust_remote_code=trust):
+        prepared.run.note("The score's head is on the causal model; the model card shows how to load it.")
+
+
+def keep_head(run: Run, model: nn.Module) -> None:
+    """Keep in the record how to load a head on the causal model; the model card shows it."""
+    described = heads.described(model)
+    if described is not None:
+        run.record.model[loaders.CAUSAL_HEAD] = described
 
 
 def id_lists(row: Columns) -> list[list[int]]:

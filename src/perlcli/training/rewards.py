@@ -19,7 +19,7 @@ from perlcli import settings
 from perlcli.data import Prompt, Renderer, text_of
 from perlcli.data.chat import Style
 from perlcli.errors import PerlError, nearest
-from perlcli.model import adapters, roles, scorers, sources, tokenizers, weights
+from perlcli.model import adapters, heads, roles, scorers, sources, tokenizers, weights
 from perlcli.model.sources import Source
 from perlcli.redaction import hidden
 from perlcli.run import checkpoints
@@ -87,6 +87,7 @@ def find(name: str, prepared: Prepared[Stage]) -> Reward:
         raise PerlError(f"--reward {name} is {what}, not a reward model", "train one with `perl reward`")
     if source.adapter is None and source.config.num_labels != 1:
         raise PerlError(f"--reward {source.name} has {source.config.num_labels} labels, but a reward is a single score")
+    heads.is_on_causal(source, full=True, trust_remote_code=prepared.settings.model.trust_remote_code)
     keep_apart(prepared.settings, source)
     apart = _apart(source, prepared)
     _check_record(source, prepared, is_shared=apart is None)
@@ -115,7 +116,7 @@ def _apart(source: Source, prepared: Prepared[Stage]) -> str | None:
         return f"on its own base ({name})"
     if isinstance(prepared.settings, settings.Rl) and prepared.settings.lora.full:
         return f"on its own base ({name}), because --full trains the policy's"
-    fault = adapters.why_alone(its)
+    fault = adapters.why_alone(its) or adapters.apart(policy, its) or heads.why_alone(source)
     if fault is not None:
         return f"on a copy of {name} ({fault})"
     kind, policy_kind = sources.kind_of(its), sources.kind_of(policy) if policy is not None else "LORA"

@@ -15,7 +15,7 @@ from torch import nn
 
 from perlcli import device
 from perlcli.errors import RunFailed
-from perlcli.model import roles
+from perlcli.model import heads, roles
 
 HEAD_FILE = "value_head.safetensors"
 Autocast = AbstractContextManager[object]
@@ -84,10 +84,10 @@ class ValueModel:
         return total
 
     def _values(self, batch: Batch) -> torch.Tensor:
-        backbone: Any = self.policy.get_base_model().base_model
+        base: Any = self.policy.get_base_model()
         ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)
         mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1)
-        hidden = backbone(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+        hidden = heads.decoder_of(base)(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
         before = hidden[:, -batch["completion_ids"].size(1) - 1 : -1]  # the state from which each token was sampled
         with torch.autocast(ids.device.type, enabled=False):
             return self.head(before.float())[:, :, 0]
