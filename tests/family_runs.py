@@ -111,7 +111,7 @@ def run_stage(line: Sequence[str], output: Path) -> Outcome:
     code, foretold = run([*line, "--output", str(output), "--dry-run"])
     if (code, foretold) != (2, error):
         return Outcome(line[0], FAILED, f"refused, but not by --dry-run: {error}", seconds)
-    return Outcome(line[0], REFUSED, error.replace(str(output.parent / "base"), "MODEL"), seconds)
+    return Outcome(line[0], REFUSED, error.replace(f"{output.parent}/", ""), seconds)
 
 
 def run(line: Sequence[str]) -> tuple[int, str]:
