@@ -35,5 +35,5 @@ def test_layers_that_share_a_weight_are_refused(tmp_path: Path) -> None:
     base = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
     lora = LoraConfig(target_modules=["q_proj"], r=2, task_type="CAUSAL_LM")
     get_peft_model(base, lora).save_pretrained(tmp_path / "a")
-    with pytest.raises(PerlError, match="layers.1.* and .*layers.3.* share a weight"):
+    with pytest.raises(PerlError, match=r"layers.1.* and .*layers.3.* share a weight"):
         merging.check_unshared(locate(str(tmp_path / "a")))

@@ -90,8 +90,8 @@ def share_same_order(some: Logits, others: Logits) -> float:
 
 
 def check_unshared(source: Source, *, trust_remote_code: bool = False) -> None:
-    """Raises PerlError if several layers share a weight (Zamba 2) and each has an adapter of its own to it: a merged model
-    has room for one. Tied embeddings are not meant: `untie` gives the output its own."""
+    """Raises PerlError if several layers share a weight (Zamba 2) and each has an adapter of its own to it: a merged
+    model has room for one. Tied embeddings are not meant: `untie` gives the output its own."""
     model = sources.skeleton(source, trust_remote_code=trust_remote_code)
     if not isinstance(model, PreTrainedModel) or source.adapter is None:
         return
