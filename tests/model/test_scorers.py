@@ -8,9 +8,9 @@ import torch
 from conftest import PAD, PRECISIONS, ROWS
 from models import LORA, load_policy, saved_reward, scramble
 from peft import PeftModel
-from transformers import BertConfig, BertForSequenceClassification
+from transformers import AutoConfig, AutoModelForCausalLM, BertConfig, BertForSequenceClassification
 
-from perlcli.model import loading, roles, scorers
+from perlcli.model import heads, loading, roles, scorers
 from perlcli.model.sources import locate
 from perlcli.model.tokenizers import padded
 from perlcli.settings import ModelSettings
@@ -173,3 +173,19 @@ def test_a_classifier_with_another_head_scores_as_it_does_itself() -> None:
     model = BertForSequenceClassification(config).bfloat16().eval()
     rows = many_rows(8)
     assert scorers.ClassifierScorer(model, PAD)(rows) == by_the_models_own_head(model, rows)
+
+
+def test_a_head_in_bfloat16_reads_states_in_float32() -> None:
+    """Mamba's last hidden states are float32 in every precision of the base."""
+    torch.manual_seed(0)
+    config = AutoConfig.for_model("mamba", vocab_size=256, hidden_size=32, num_hidden_layers=2, pad_token_id=PAD)
+    model = heads.put_on(AutoModelForCausalLM.from_config(config), torch.bfloat16).bfloat16()
+    head = model.score.weight
+    scores = scorers.ClassifierScorer(model, PAD)(ROWS)
+    assert model.score.weight is head
+    assert head.dtype == torch.bfloat16
+    ids, mask = padded(ROWS, PAD, head.device)
+    with torch.no_grad():
+        hidden = model.backbone(input_ids=ids, attention_mask=mask).last_hidden_state
+    assert hidden.dtype == torch.float32
+    assert scores == scorers.at_last(hidden @ head.float().T, mask)

@@ -91,6 +91,7 @@ def find(given: settings.Merge) -> Merging:
     source = sources.locate(name, option="The adapter", trust_remote_code=trust)
     _check_mergeable(source)
     check_fingerprint(source)
+    merging.check_unshared(source, trust_remote_code=trust)
     resolved: settings.Merge = settings.resolve(given, {"output": _default_output(name)})
     settings.check(resolved)
     _check_apart(source, str(resolved.run.output))

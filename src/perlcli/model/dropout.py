@@ -12,9 +12,10 @@ from transformers import PreTrainedConfig
 
 from perlcli import device
 
-# How probabilities and widths of noise are named: attention_dropout, resid_pdrop, layerdrop, drop_path_rate; and what
-# Mixtral's and Phi-MoE's routers multiply with, router_jitter_noise. The adapters' own dropout has its own option.
-RANDOM = re.compile(r"drop|jitter")
+# How probabilities and widths of noise are named: attention_dropout, resid_pdrop, layerdrop, drop_path_rate;
+# jitter_noise of Mixtral's routers and input_jitter_noise of Phi-MoE's, but not the latter's router_jitter_noise, which
+# chooses experts in evaluation too. The adapters' own dropout has its own option.
+RANDOM = re.compile(r"drop|(?<!router_)jitter")
 IDS = [[2, 3, 5, 7, 11, 13, 17, 19]]
 # How far rounding may move the logits between two equal passes, as a share of the largest: in float32, else.
 ROUNDING, COARSE = 1e-5, 2e-2
@@ -42,7 +43,7 @@ def remains(model: Any) -> str | None:  # noqa: ANN401
     ids = torch.tensor(IDS, device=model.get_input_embeddings().weight.device)
     found = []
     try:
-        with device.fork_rng(), torch.no_grad():
+        with device.fork_rng(), torch.no_grad(), _mixed(model.dtype, ids.device):
             model.train()
             for _ in range(2):
                 found.append(model(input_ids=ids, use_cache=False).logits.float())
@@ -53,6 +54,11 @@ def remains(model: Any) -> str | None:  # noqa: ANN401
     if moved > (ROUNDING if model.dtype == torch.float32 else COARSE):
         return f"With dropout off, this model's logits still differ by {moved:.1%} from one training pass to the next"
     return None
+
+
+def _mixed(dtype: torch.dtype, where: torch.device) -> torch.autocast:
+    """Training's autocast: without it, a head in float32 can't read what a base in 16 bits gives."""
+    return torch.autocast(where.type, dtype=dtype, enabled=dtype in (torch.bfloat16, torch.float16))
 
 
 def has_any(config: PreTrainedConfig) -> bool:

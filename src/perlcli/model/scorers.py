@@ -114,19 +114,24 @@ def _float32_head(model: nn.Module) -> Iterator[None]:
     """Let the classifier's linear head multiply in float32, whatever its dtype; where the model reads the score stays
     its own business. A head of several layers, or another name than decoders have, computes as it is."""
 
-    def multiply(head: nn.Linear, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
-        bias = None if head.bias is None else head.bias.float()
-        return nn.functional.linear(inputs[0].float(), head.weight.float(), bias)
-
     named = model.named_modules()
     linear = [(set(name.split(".")), module) for name, module in named if type(module) is nn.Linear]
     ours = [each for parts, each in linear if heads.SCORE in parts or (each.bias is None and parts & set(HEADS))]
-    hooks = [head.register_forward_hook(multiply) for head in ours]
+    kept = [(parameter, parameter.data) for head in ours for parameter in head.parameters()]
+    hooks = [head.register_forward_pre_hook(_from_float32) for head in ours]
     try:
+        for parameter, data in kept:
+            parameter.data = data.float()
         yield
     finally:
+        for parameter, data in kept:
+            parameter.data = data
         for hook in hooks:
             hook.remove()
+
+
+def _from_float32(head: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    return (inputs[0].float(), *inputs[1:])  # Mamba's hidden states are float32 on a base in bfloat16
 
 
 def at_last(scores: torch.Tensor, mask: torch.Tensor) -> list[float]:

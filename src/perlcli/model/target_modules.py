@@ -101,7 +101,7 @@ def read_directly(model: nn.Module) -> set[str]:
     mixers: an adapter on them would be passed by where that kernel is installed. peft refuses some of them by name."""
     found = set()
     for name, block in model.named_modules():
-        for child in _handed_on(type(block)):
+        for child in _handed_on(type(block)):  # type: ignore[arg-type]
             if isinstance(getattr(block, child, None), nn.Linear | Conv1D):
                 found.add(f"{name}.{child}" if name else child)
     return found

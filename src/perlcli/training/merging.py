@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from perlcli import device, settings
 from perlcli.errors import PerlError, RunFailed, line
-from perlcli.model import loading, roles, sources
+from perlcli.model import loading, roles, sources, weights
 from perlcli.model.sources import Source
 from perlcli.run import loaders
 from perlcli.run.files import CARD, SAMPLES
@@ -89,6 +89,27 @@ def share_same_order(some: Logits, others: Logits) -> float:
     return fmean([bool((a[0] > b[0]) == (a[1] > b[1])) for a, b in pairs] or [True])
 
 
+def check_unshared(source: Source, *, trust_remote_code: bool = False) -> None:
+    """Raises PerlError if several layers share a weight (Zamba 2) and each has an adapter of its own to it: a merged
+    model has room for one. Tied embeddings are not meant: `untie` gives the output its own."""
+    model = sources.skeleton(source, trust_remote_code=trust_remote_code)
+    if not isinstance(model, PreTrainedModel) or source.adapter is None:
+        return
+    model.tie_weights()  # which initialising would do
+    named = (name.removeprefix(roles.OF_PEFT) for name in weights.names(source.adapter))
+    adapted = {name[: found.start()] for name in named if (found := roles.OF_ADAPTERS.search(name))}
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    first = {id(end.weight): "" for end in ends if end is not None}
+    for name, weight in model.named_parameters(remove_duplicate=False):
+        module = name.rpartition(".")[0]
+        if module not in adapted:
+            continue
+        other = first.setdefault(id(weight), module)
+        if other and other != module:
+            problem = f"{source.name} can't be merged: {other} and {module} share a weight, each with its own adapter"
+            raise PerlError(problem, "use it on its base with peft")
+
+
 def load(prepared: Merging, values: ModelSettings, source: Source) -> PreTrainedModel:
     """A source's base: a causal LM, or a classifier with one score. Raises PerlError if it can't be loaded."""
     if source.is_classifier:
@@ -134,7 +155,7 @@ def merge(model: PeftModel, prepared: Merging, rows: list[Ids]) -> PreTrainedMod
     """The merged model, compared with the adapted one on these rows; raises RunFailed if they are not the same."""
     untie(model)
     tuner: Any = model.base_model
-    before, weights = logits(model, rows), base_weights(model)
+    before, matrices = logits(model, rows), base_weights(model)
     if not prepared.source.is_classifier:  # the head of a bare base is untrained
         with model.disable_adapter():
             prepared.run.record.metrics["adapter_effect"] = largest_difference(before, logits(model, rows))
@@ -145,7 +166,7 @@ def merge(model: PeftModel, prepared: Merging, rows: list[Ids]) -> PreTrainedMod
     except (ValueError, NotImplementedError, AttributeError, TypeError, RuntimeError) as error:
         raise RunFailed(f"peft can't merge {prepared.source.name}: {line(error)}") from error
     dtype = str(merged.dtype).removeprefix("torch.")
-    if weights == base_weights(merged):
+    if matrices == base_weights(merged):
         problem = f"Merging changed no weight: in {dtype} the adapter is lost to rounding"
         raise RunFailed(problem, "perl merge --dtype float32 keeps it")
     note_difference(prepared, dtype, before, logits(merged, rows))

@@ -103,7 +103,7 @@ def _apart(source: Source, prepared: Prepared[Stage]) -> str | None:
         return f"on its own base ({name})"
     if isinstance(prepared.settings, settings.Rl) and prepared.settings.lora.full:
         return f"on its own base ({name}), because --full trains the policy's"
-    fault = adapters.why_alone(its) or heads.why_alone(source) or adapters.apart(policy, its)
+    fault = adapters.why_alone(its) or adapters.apart(policy, its) or heads.why_alone(source)
     if fault is not None:
         return f"on a copy of {name} ({fault})"
     kind, policy_kind = sources.kind_of(its), sources.kind_of(policy) if policy is not None else "LORA"
