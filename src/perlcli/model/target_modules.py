@@ -3,12 +3,11 @@ Regular expressions from a file are tried before they are used: some take years 
 
 from __future__ import annotations
 
-import functools
 import inspect
 import re
 import signal
 import threading
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -100,17 +99,17 @@ def read_directly(model: nn.Module) -> set[str]:
     """The linear modules whose weight the code of their block hands to a kernel in some path, such as those of Mamba's
     mixers: an adapter on them would be passed by where that kernel is installed. peft refuses some of them by name."""
     found = set()
+    kinds = {kind: _handed_on(kind) for kind in {type(module) for module in model.modules()}}
     for name, block in model.named_modules():
-        for child in _handed_on(type(block)):  # type: ignore[arg-type]
+        for child in kinds[type(block)]:
             if isinstance(getattr(block, child, None), nn.Linear | Conv1D):
                 found.add(f"{name}.{child}" if name else child)
     return found
 
 
-@functools.cache
-def _handed_on(kind: Hashable) -> frozenset[str]:
+def _handed_on(kind: type) -> frozenset[str]:
     """The names of submodules whose `weight` a class's methods read, other than for its dtype, shape or device."""
-    if str(kind.__module__).partition(".")[0] == "torch":
+    if kind.__module__.partition(".")[0] == "torch":
         return frozenset()
     found: set[str] = set()
     for name, method in vars(kind).items():
