@@ -409,7 +409,7 @@ def test_an_output_that_is_not_empty_is_left_alone(tmp_path: Path, pairs: Path) 
     assert list(tmp_path.iterdir()) == [pairs]
 
 
-@pytest.mark.parametrize("words", [["sft"], ["reward"], ["rl", "--reward", "math:fsum"]], ids=" ".join)
+@pytest.mark.parametrize("words", [["sft"], ["reward"], ["rl", "--reward", "perlcli.coffee:reward"]], ids=" ".join)
 def test_a_dry_run_tells_what_would_happen_and_writes_nothing(out: Path, pairs: Path, words: list[str]) -> None:
     found = perl(*words, "--data", pairs, "--output", out, "--dry-run", "--lora-r", 4)
     assert found.exit_code == 0, found.output

@@ -81,6 +81,7 @@ def test_record_describes_the_run(sft_run: Path, llama: Path, rows: dict[str, Pa
         "base": str(llama),
         "adapter": None,
         "architecture": "LlamaForCausalLM",
+        "auto_class": "AutoModelForCausalLM",
         "fingerprint": fingerprint(str(llama)),
         "adapter_fingerprint": None,
         "tokenizer": tokenizers.tokenizer_fingerprint(AutoTokenizer.from_pretrained(llama)),

@@ -323,7 +323,7 @@ def test_each_command_says_what_it_needs(
 ) -> None:
     path = tmp_path / "a.jsonl"
     path.write_bytes(lines(content))
-    words = ["--reward", "math:fsum"] if command == "rl" else []
+    words = ["--reward", "perlcli.coffee:reward"] if command == "rl" else []
     assert told.replace("{path}", str(path)) in refused(command, path, *words)
 
 

@@ -294,7 +294,7 @@ def test_a_stage_that_needs_another_first_says_which(perl: Perl, sft_run: Path, 
     assert "Hint: `perl reward --recipe tldr` creates it; or give another --reward" in said
     mine = recipe("reward: {output: here}\nrl: {reward: here}")
     assert "`perl reward --recipe mine.yaml` creates it" in perl("rl", "--recipe", mine, code=2).stderr
-    said = perl("rl", "--recipe", "tldr", "--model", "./nowhere", "--reward", "math:fsum", code=2).stderr
+    said = perl("rl", "--recipe", "tldr", "--model", "./nowhere", "--reward", "perlcli.coffee:reward", code=2).stderr
     assert said.startswith("Error: --model ./nowhere does not exist")
 
 

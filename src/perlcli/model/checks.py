@@ -12,12 +12,17 @@ from perlcli.model.sources import Source
 from perlcli.settings import ModelSettings
 
 
-def modules(source: Source, *, option: str = "--model", trust_remote_code: bool = False) -> nn.Module | None:
-    """The base's modules without weights; None for code of its own that needs weights to be built. Raises PerlError if
-    transformers has no class for it, or can't build it."""
+def modules(
+    source: Source, *, option: str = "--model", scored: bool = False, trust_remote_code: bool = False
+) -> nn.Module | None:
+    """The base's modules without weights; None for code of its own that needs weights to be built, and for what is to
+    be `scored` and has only a sequence classifier, if any (`heads` decides). Raises PerlError if transformers has no
+    class for it, or can't build it."""
     kind, config = causal_class(source.config), source.config
     own = getattr(config, "auto_map", None)
     if type(config) not in CLASSES[kind] and not own:
+        if scored:
+            return None
         problem = f"{option} {source.name} is {config.model_type}, for which transformers {__version__} has no class"
         raise PerlError(f"{problem} of causal language models", "name a causal language model")
     try:
@@ -30,13 +35,13 @@ def modules(source: Source, *, option: str = "--model", trust_remote_code: bool 
 
 
 def check(
-    source: Source, given: ModelSettings, *, longest: int | None = None, full: bool = False, option: str = "--model"
+    source: Source, given: ModelSettings, *, longest: int | None = None, full: bool = False, scored: bool = False
 ) -> list[str]:
-    """What to note about a base before it loads. Raises PerlError if it can't be loaded as the settings ask for, or
-    can't read rows of `longest` tokens."""
+    """What to note about a base before it loads; `scored` if it is, or becomes, a reward model. Raises
+    PerlError if it can't be loaded as the settings ask for, or can't read rows of `longest` tokens."""
     trust = given.trust_remote_code
-    notes = [quantised.check(source, given, full=full, option=option)]
-    model = modules(source, option=option, trust_remote_code=trust)
+    notes = [quantised.check(source, given, full=full)]
+    model = modules(source, scored=scored, trust_remote_code=trust)
     if longest is not None:
         notes.append(context.check(source, longest, model))
     return [note for note in notes if note is not None]

@@ -77,7 +77,7 @@ def checked(stage: type[Any], content: Mapping[object, object], place: str) -> t
     values: dict[str, Any] = {}
     faults: list[str] = []
     for key, given in content.items():
-        value = _as_text(given) if str(key).replace("-", "_") in KWARGS else given
+        value = _as_text(given) if isinstance(key, str) and key.replace("-", "_") in KWARGS else given
         shown = clip(key) if isinstance(key, str) else shorten(key)
         name = shown.replace("-", "_")
         name += "_" if iskeyword(name) else ""
