@@ -75,14 +75,16 @@ def test_every_module_of_dropout_and_noise_is_turned_off() -> None:
     assert (module.token_dropout, module.backdrop, module.width) == (True, None, 0.5)
 
 
-def test_evaluation_stays_as_it_is() -> None:
-    """Phi-MoE's router_jitter_noise is a limit by which its router chooses experts."""
+def test_a_router_that_draws_experts_chooses_as_in_evaluation() -> None:
+    """Phi-MoE's does in training; its router_jitter_noise is a limit by which it chooses in evaluation too."""
     sizes = {**WIDE, "num_local_experts": 4, "router_jitter_noise": 0.3, "initializer_range": 0.2}
     model = tiny("phimoe", **SIZE, **sizes).eval()
     ids = torch.arange(4, 40).unsqueeze(0)
     with torch.no_grad():
         before = model(input_ids=ids).logits
+        assert dropout.remains(model) is not None
         dropout.turn_off(model)
+        assert dropout.remains(model) is None
         assert torch.equal(model(input_ids=ids).logits, before)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Iterator, MutableMapping
 from typing import Any
@@ -26,7 +27,7 @@ def turn_off(model: nn.Module) -> None:
 
     TRL's `disable_dropout` (1.16) sets `nn.Dropout.p` only. Many families call `F.dropout` with a number that they read
     from the config, or from a module's attribute that was copied from it (OPT, XGLM, BioGPT, Seed-OSS), or skip layers
-    (`layerdrop`).
+    (`layerdrop`). Phi-MoE's router draws the experts of each token in training; it chooses the best as in evaluation.
     """
     for module in model.modules():
         for holder in _holders(module):
@@ -34,6 +35,20 @@ def turn_off(model: nn.Module) -> None:
                 holder[name] = 0.0
         if isinstance(module, nn.modules.dropout._DropoutNd):
             module.p = 0.0
+        if _has_modes(module) and _as_in_evaluation not in module._forward_pre_hooks.values():
+            module.register_forward_pre_hook(_as_in_evaluation)
+
+
+def _has_modes(module: nn.Module) -> bool:
+    """Whether a layer of a model's own code computes something else in training."""
+    kind = type(module)
+    if kind.__module__.startswith(("torch.", "peft.")) or next(module.children(), None) is not None:
+        return False
+    return "training" in getattr(inspect.unwrap(kind.forward), "__code__", compile("", "", "exec")).co_names
+
+
+def _as_in_evaluation(module: nn.Module, _: object) -> None:
+    module.training = False
 
 
 def remains(model: Any) -> str | None:  # noqa: ANN401
