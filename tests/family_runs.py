@@ -194,6 +194,7 @@ def main(names: Sequence[str]) -> None:
         write_data(Path(top))
         for family in chosen:
             outcomes = run_family(family, Path(top), Path(top) / family.name)
+            gc.freeze()  # the libraries' objects, over which each collection would walk
             print(family.name, *(f"{outcome.stage}={outcome.result}({outcome.seconds:.1f})" for outcome in outcomes))
             errors = (f"    {outcome.stage} {outcome}\n" for outcome in outcomes if outcome.error)
             print(*errors, sep="", end="", flush=True)

@@ -19,7 +19,7 @@ COMPARED = (
 )
 IN_4_BITS = ("llama", "qwen3_moe", "granite", "gemma3")
 # How far they may differ: first losses, scores and merges. In bfloat16, training computes some sums in float32
-# (autocast) that plain inference rounds; the limit is below the distance between bfloat16 numbers of the size of the losses.
+# (autocast) that plain inference rounds; two bfloat16 numbers of the size of the losses differ by more than the limit.
 TOLERANCE = {"float32": (1e-5, 4e-8, 1e-5), "bfloat16": (1e-2, 4e-8, 0), "4-bit": (1e-2, 4e-8, 0)}
 FLAGS = {"float32": (), "bfloat16": ("--dtype", "bfloat16"), "4-bit": ("--load-in-4bit",)}
 # A library's warning is not an outcome, and the command line shows it.

@@ -22,8 +22,8 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 from perlcli.errors import PerlError
 from perlcli.model import sources, weights
-from perlcli.model.adapters import HEADS
 from perlcli.model.sources import Source
+from perlcli.model.target_modules import HEADS
 
 SCORE = "score"  # what most classes, and ours, call the head
 WEIGHTS = tuple(f"{head}.weight" for head in HEADS)

@@ -12,8 +12,8 @@ from torch import nn
 
 from perlcli.errors import PerlError
 from perlcli.model import heads, weights
-from perlcli.model.adapters import HEADS
 from perlcli.model.roles import REWARD, adapter_bytes, add_adapter, bytes_of, device_of, switched
+from perlcli.model.target_modules import HEADS
 from perlcli.model.tokenizers import batches_by_length, padded
 
 Rows = Sequence[list[int]]
