@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import AutoConfig, AutoModelForCausalLM
 from trl.trainer.utils import disable_dropout_in_model
 
 from perlcli.model import adapters, dropout, roles
@@ -86,13 +86,6 @@ def test_a_router_that_draws_experts_chooses_as_in_evaluation() -> None:
         dropout.turn_off(model)
         assert dropout.remains(model) is None
         assert torch.equal(model(input_ids=ids).logits, before)
-
-
-def test_a_base_in_bfloat16_with_a_head_in_float32_is_checked() -> None:
-    sizes = {**SIZE, **WIDE, "num_labels": 1}
-    model = AutoModelForSequenceClassification.from_config(AutoConfig.for_model("llama", **sizes)).bfloat16()
-    lora = LoraSettings(lora_r=2, lora_alpha=2, lora_target_modules="attention")
-    assert dropout.remains(roles.new_adapter(model, lora, "SEQ_CLS")) is None
 
 
 def test_an_adapter_s_own_dropout_can_be_set_again() -> None:

@@ -118,7 +118,9 @@ def build_trainer(
     roles.as_float32(trainer.model)
     if config.disable_dropout:
         dropout.turn_off(trainer.model)
-        if left := dropout.remains(trainer.model):
+        with trainer.accelerator.autocast():  # a head in float32 needs it
+            left = dropout.remains(trainer.model)
+        if left:
             prepared.run.note(f"{left}.")
     roles.set_adapter_dropout(trainer.model, adapters.dropout_of(prepared.settings.lora, "SEQ_CLS"))
     return trainer

@@ -123,7 +123,9 @@ def build_trainer(
     policies.set_anchor(trainer, anchor, prepared)
     if config.disable_dropout:
         dropout.turn_off(trainer.model)
-        if left := dropout.remains(trainer.model):
+        with trainer.accelerator.autocast():
+            left = dropout.remains(trainer.model)
+        if left:
             raise RunFailed(f"{left}: it can't be compared with its anchor", "train another model")
     logits.check(trainer, run)
     if not values.lora.full:
