@@ -24,7 +24,7 @@ from unittest import mock
 from families import FAMILIES, QUESTIONS, Family, build
 
 OUTCOMES = Path(__file__).parents[1] / "docs" / "models.json"
-LIBRARIES = ("transformers", "trl", "peft", "torch")
+LIBRARIES = ("transformers", "trl", "peft")
 STAGES = ("sft", "reward", "rl", "eval", "merge")
 OK, REFUSED, FAILED, NOTHING = "ok", "refused", "failed", "-"  # NOTHING: no earlier stage left what this one needs
 # Batches of all rows, so that the first one has the same rows in any order

@@ -239,7 +239,10 @@ REFUSED = {
     "biases": ({"peft_type": "LORA", "bias": "all"}, "bias='all': it trains the biases of the base, which other"),
     "modules": ({"peft_type": "LORA", "modules_to_save": ["lm_head"]}, "modules_to_save=['lm_head']: it trains mod"),
     "tokens": ({"peft_type": "LORA", "trainable_token_indices": [3]}, "trainable_token_indices=[3]: it trains emb"),
-    "parameters": ({"peft_type": "LORA", "target_parameters": ["a"]}, "target_parameters=['a']: peft allows only"),
+    "parameters": (
+        {"peft_type": "LORA", "target_parameters": ["a"]},
+        "target_parameters=['a'] were set but no parameter was matched",
+    ),
     "layers": ({"peft_type": "LORA", "layer_replication": [[0, 2]]}, "layer_replication=[[0, 2]]: it changes the lay"),
     "activation": ({"peft_type": "LORA", "alora_invocation_tokens": [3]}, "it only acts after certain tokens"),
     "qalora": ({"peft_type": "LORA", "use_qalora": True}, f"use_qalora=True: {adapters.UNPROVEN}"),

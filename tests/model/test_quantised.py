@@ -1,11 +1,14 @@
 """Bases that are stored quantised: recorded as what they are, and refused where they can't be trained."""
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, LlamaConfig
 
 from perlcli.errors import PerlError
@@ -78,10 +81,28 @@ def test_methods_that_keep_weights_quantised_are_refused(values: dict[str, Any])
         quantised.check(named(**values), ModelSettings())
 
 
+def test_a_base_in_fp8_is_held_in_the_dtype_asked_for(llama: Path, tmp_path: Path) -> None:
+    weights, scaled = load_file(llama / "model.safetensors"), {}
+    for name, weight in weights.items():
+        scaled[name] = weight
+        if name.endswith("proj.weight"):
+            scale = weight.abs().max() / 448
+            scaled[name], scaled[f"{name}_scale_inv"] = (weight / scale).to(torch.float8_e4m3fn), scale.reshape(1, 1)
+    shutil.copytree(llama, tmp_path, dirs_exist_ok=True)
+    save_file(scaled, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((llama / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "fp8", "weight_block_size": [128, 128]}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    model = loading.load_causal(locate(str(tmp_path)), ModelSettings(dtype="bfloat16"))
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    for name, parameter in model.named_parameters():
+        assert torch.allclose(parameter.float(), weights[name], atol=0.05 * float(weights[name].abs().max()))
+
+
 @pytest.mark.parametrize("method", ["mxfp4", "fp8"])
-def test_methods_that_transformers_converts_are_loaded_in_16_bits(method: str) -> None:
+def test_methods_that_transformers_converts_are_loaded_without_them(method: str) -> None:
     source = named(quant_method=method)
-    assert "converted to 16 bits while it loads" in str(quantised.check(source, ModelSettings(), full=True))
+    assert "its weights are converted while it loads" in str(quantised.check(source, ModelSettings(), full=True))
     assert quantised.load_options(source, ModelSettings(), torch.bfloat16)["quantization_config"].dequantize
     with pytest.raises(PerlError, match=f"--load-in-4bit: x is stored quantised by {method}"):
         quantised.check(source, ModelSettings(load_in_4bit=True))

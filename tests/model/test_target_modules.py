@@ -115,7 +115,7 @@ def test_attention_is_known_by_its_class_where_no_name_says_so(config: Any) -> N
 
 @pytest.mark.parametrize("kind", ["bamba", "falcon_h1"])
 def test_all_linear_of_a_hybrid_leaves_out_what_its_kernels_read(kind: str) -> None:
-    layers = {"attn_layer_indices": [1]} if kind == "bamba" else {}
+    layers = {"attn_layer_indices": [1], "mamba_n_heads": 4} if kind == "bamba" else {}
     model = named(AutoConfig.for_model(kind, **SMALL, **layers))
     names = target_modules(model, "all-linear")
     assert {"in_proj", *SPLIT} <= set(names)

@@ -139,13 +139,15 @@ class _Grouped(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, weight: Tensor) -> Tensor:
-        ctx.save_for_backward(rows, weight)
+        needs_rows = ctx.needs_input_grad[1]  # only for the weight's gradient
+        ctx.save_for_backward(*((rows, weight) if needs_rows else (weight,)))
         return torch.empty(rows.shape[0], weight.shape[-1], dtype=rows.dtype)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        rows, weight = ctx.saved_tensors
-        return torch.empty_like(rows), torch.empty_like(weight) if ctx.needs_input_grad[1] else None
+        *_, weight = ctx.saved_tensors
+        to_rows = torch.empty(gradient.shape[0], weight.shape[1], dtype=gradient.dtype)
+        return to_rows, torch.empty_like(weight) if ctx.needs_input_grad[1] else None
 
 
 class _FourBits(torch.autograd.Function):

@@ -77,6 +77,10 @@ def _load(kind: Any, source: Source, settings: ModelSettings, **options: Any) ->
     if getattr(config, "output_router_logits", False):  # as saved after training; their loss fails while sampling
         config.output_router_logits = False
     model.requires_grad_(False)
+    if quantised.is_converted(source.config):  # some methods leave weights in the dtype of the file or their scales
+        kept: Any = getattr(model, "_keep_in_fp32_modules_strict", None) or ()
+        for name, parameter in model.named_parameters():
+            parameter.data = parameter.data if any(each in name for each in kept) else parameter.data.to(dtype)
     return model
 
 

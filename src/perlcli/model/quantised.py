@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from transformers import BitsAndBytesConfig, PreTrainedConfig
-from transformers.quantizers import AutoHfQuantizer, AutoQuantizationConfig
+from transformers.quantizers.auto import AutoHfQuantizer, AutoQuantizationConfig
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from perlcli.errors import PerlError, line
@@ -63,9 +63,9 @@ def check(source: Source, given: ModelSettings, *, full: bool = False, option: s
         raise PerlError(problem, ORIGINAL)
     if given.load_in_4bit or given.load_in_8bit:
         asked = 4 if given.load_in_4bit else 8
-        problem = f"--load-in-{asked}bit: {name} is stored quantised by {method}, which transformers won't convert"
-        raise PerlError(problem, "leave the option out, which loads it in 16 bits")
-    return f"{name} is stored quantised by {method}; it is converted to 16 bits while it loads."
+        problem = f"--load-in-{asked}bit: {name} is stored quantised by {method}, which transformers only converts"
+        raise PerlError(problem, "leave the option out, or name its unquantised original")
+    return f"{name} is stored quantised by {method}; its weights are converted while it loads."
 
 
 def load_options(source: Source, given: ModelSettings, dtype: torch.dtype) -> dict[str, Any]:
@@ -81,6 +81,11 @@ def load_options(source: Source, given: ModelSettings, dtype: torch.dtype) -> di
         four = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True, "bnb_4bit_compute_dtype": dtype}
         return {"quantization_config": BitsAndBytesConfig(load_in_4bit=True, **four)}
     return {}
+
+
+def is_converted(config: PreTrainedConfig) -> bool:
+    """Whether a base is stored quantised, and its weights are converted while it loads."""
+    return bool(stored(config)) and not bits_of(config)
 
 
 def _method(values: dict[str, Any]) -> str:

@@ -3,7 +3,6 @@ Regular expressions from a file are tried before they are used: some take years 
 
 from __future__ import annotations
 
-import functools
 import inspect
 import re
 import signal
@@ -100,14 +99,14 @@ def read_directly(model: nn.Module) -> set[str]:
     """The linear modules whose weight the code of their block hands to a kernel in some path, such as those of Mamba's
     mixers: an adapter on them would be passed by where that kernel is installed. peft refuses some of them by name."""
     found = set()
+    kinds = {kind: _handed_on(kind) for kind in {type(module) for module in model.modules()}}
     for name, block in model.named_modules():
-        for child in _handed_on(type(block)):
+        for child in kinds[type(block)]:
             if isinstance(getattr(block, child, None), nn.Linear | Conv1D):
                 found.add(f"{name}.{child}" if name else child)
     return found
 
 
-@functools.cache
 def _handed_on(kind: type) -> frozenset[str]:
     """The names of submodules whose `weight` a class's methods read, other than for its dtype, shape or device."""
     if kind.__module__.partition(".")[0] == "torch":
