@@ -24,7 +24,7 @@ from unittest import mock
 from families import FAMILIES, QUESTIONS, Family, build
 
 OUTCOMES = Path(__file__).parents[1] / "docs" / "models.json"
-LIBRARIES = ("transformers", "trl", "peft", "torch")
+LIBRARIES = ("transformers", "trl", "peft")
 STAGES = ("sft", "reward", "rl", "eval", "merge")
 OK, REFUSED, FAILED, NOTHING = "ok", "refused", "failed", "-"  # NOTHING: no earlier stage left what this one needs
 # Batches of all rows, so that the first one has the same rows in any order
@@ -194,6 +194,7 @@ def main(names: Sequence[str]) -> None:
         write_data(Path(top))
         for family in chosen:
             outcomes = run_family(family, Path(top), Path(top) / family.name)
+            gc.freeze()  # the libraries' objects, over which each collection would walk
             print(family.name, *(f"{outcome.stage}={outcome.result}({outcome.seconds:.1f})" for outcome in outcomes))
             errors = (f"    {outcome.stage} {outcome}\n" for outcome in outcomes if outcome.error)
             print(*errors, sep="", end="", flush=True)

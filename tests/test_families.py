@@ -18,8 +18,9 @@ COMPARED = (
     *("mamba", "gemma3", "qwen3_5"),
 )
 IN_4_BITS = ("llama", "qwen3_moe", "granite", "gemma3")
-# How far they may differ: the first loss, scores, and logits of the merged model
-TOLERANCE = {"float32": (1e-5, 4e-8, 1e-4), "bfloat16": (2e-3, 1e-6, 0.05), "4-bit": (2e-3, 1e-6, 0.05)}
+# How far they may differ: first losses, scores and merges. In bfloat16, training computes some sums in float32
+# (autocast) that plain inference rounds; two bfloat16 numbers of the size of the losses differ by more than the limit.
+TOLERANCE = {"float32": (1e-5, 4e-8, 1e-5), "bfloat16": (1e-2, 4e-8, 0), "4-bit": (1e-2, 4e-8, 0)}
 FLAGS = {"float32": (), "bfloat16": ("--dtype", "bfloat16"), "4-bit": ("--load-in-4bit",)}
 # A library's warning is not an outcome, and the command line shows it.
 pytestmark = [pytest.mark.filterwarnings("ignore")]
@@ -75,7 +76,7 @@ def compare(folder: Path, data: Path, precision: str, outcomes: list[Outcome]) -
     """First loss, scores and merged logits of runs in this precision next to those of the plain libraries."""
     good = {outcome.stage for outcome in outcomes if outcome.result == OK}
     tolerances = dict(zip(("sft", "reward", "merge"), TOLERANCE[precision], strict=True))
-    figures = {"sft": losses, "reward": scores, "merge": logits}
+    figures = {"sft": losses, "reward": scores, "merge": merges}
     differences = {stage: figures[stage](folder, data, precision) for stage in figures if stage in good}
     print(folder.name, precision, differences)
     assert {stage: value for stage, value in differences.items() if value > tolerances[stage]} == {}
@@ -146,9 +147,9 @@ def scores(folder: Path, data: Path, precision: str) -> float:
     return float((values[torch.arange(len(last)), last] - ours).abs().max())
 
 
-def logits(folder: Path, data: Path, precision: str) -> float:
-    """How far the merged model's logits are from those of the adapted one, as a share of the largest. In 16 bits, where
-    merging rounds, from those of peft's own merge."""
+def merges(folder: Path, data: Path, precision: str) -> float:
+    """How far the merged model's logits are from those of the adapted one, as a share of the largest. Merging rounds in
+    16 bits: there, how far its weights are from those that peft merges."""
     import torch
     from peft import PeftModel
 
@@ -156,11 +157,12 @@ def logits(folder: Path, data: Path, precision: str) -> float:
     adapter = next(folder / stage for stage in ("rl", "sft") if (folder / stage).exists())
     wanted: Any = PeftModel.from_pretrained(plain(folder / "base", str(merged.dtype).removeprefix("torch.")), adapter)
     if merged.dtype != torch.float32:
-        wanted = wanted.merge_and_unload()
+        theirs = wanted.merge_and_unload(safe_merge=True).state_dict()
+        return max(float((weight - theirs[name]).abs().max()) for name, weight in merged.state_dict().items())
     ids = torch.arange(40, 72).unsqueeze(0)
     with torch.no_grad():
-        ours, theirs = (model.eval()(input_ids=ids).logits.float() for model in (merged, wanted))
-    return float((ours - theirs).abs().max() / max(1.0, float(theirs.abs().max())))
+        ours, adapted = (model.eval()(input_ids=ids).logits for model in (merged, wanted))
+    return float((ours - adapted).abs().max() / max(1.0, float(adapted.abs().max())))
 
 
 def plain(folder: Path, precision: str) -> Any:

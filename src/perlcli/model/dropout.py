@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Iterator, MutableMapping
 from typing import Any
@@ -26,7 +27,7 @@ def turn_off(model: nn.Module) -> None:
 
     TRL's `disable_dropout` (1.16) sets `nn.Dropout.p` only. Many families call `F.dropout` with a number that they read
     from the config, or from a module's attribute that was copied from it (OPT, XGLM, BioGPT, Seed-OSS), or skip layers
-    (`layerdrop`).
+    (`layerdrop`). Phi-MoE's router draws the experts of each token in training; it chooses the best as in evaluation.
     """
     for module in model.modules():
         for holder in _holders(module):
@@ -34,6 +35,20 @@ def turn_off(model: nn.Module) -> None:
                 holder[name] = 0.0
         if isinstance(module, nn.modules.dropout._DropoutNd):
             module.p = 0.0
+        if _has_modes(module) and _as_in_evaluation not in module._forward_pre_hooks.values():
+            module.register_forward_pre_hook(_as_in_evaluation)
+
+
+def _has_modes(module: nn.Module) -> bool:
+    """Whether a layer of a model's own code computes something else in training."""
+    kind = type(module)
+    if kind.__module__.startswith(("torch.", "peft.")) or next(module.children(), None) is not None:
+        return False
+    return "training" in getattr(inspect.unwrap(kind.forward), "__code__", compile("", "", "exec")).co_names
+
+
+def _as_in_evaluation(module: nn.Module, _: object) -> None:
+    module.training = False
 
 
 def remains(model: Any) -> str | None:  # noqa: ANN401
@@ -43,7 +58,7 @@ def remains(model: Any) -> str | None:  # noqa: ANN401
     ids = torch.tensor(IDS, device=model.get_input_embeddings().weight.device)
     found = []
     try:
-        with device.fork_rng(), torch.no_grad(), _mixed(model.dtype, ids.device):
+        with device.fork_rng(), torch.no_grad():
             model.train()
             for _ in range(2):
                 found.append(model(input_ids=ids, use_cache=False).logits.float())
@@ -54,11 +69,6 @@ def remains(model: Any) -> str | None:  # noqa: ANN401
     if moved > (ROUNDING if model.dtype == torch.float32 else COARSE):
         return f"With dropout off, this model's logits still differ by {moved:.1%} from one training pass to the next"
     return None
-
-
-def _mixed(dtype: torch.dtype, where: torch.device) -> torch.autocast:
-    """Training's autocast: without it, a head in float32 can't read what a base in 16 bits gives."""
-    return torch.autocast(where.type, dtype=dtype, enabled=dtype in (torch.bfloat16, torch.float16))
 
 
 def has_any(config: PreTrainedConfig) -> bool:
