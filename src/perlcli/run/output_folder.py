@@ -34,11 +34,12 @@ def check_output(settings: definitions.Stage) -> None:
     values = definitions.flat(settings)
     folder = Path(values["output"]).expanduser()
     _check_writable(folder)
+    claim.check_free(folder)
+    _check_replaceable(folder, values)  # a folder that isn't a run's is left as it is: without a claim in it, too
     if values["dry_run"]:
-        claim.check_free(folder)
         _check_content(folder, definitions.command_of(settings), values)
         return
-    claimed = claim.take(folder)  # first: what is checked then can't change
+    claimed = claim.take(folder)  # what is checked now can't change
     try:
         _check_content(folder, definitions.command_of(settings), values)
     except PerlError:
@@ -47,22 +48,32 @@ def check_output(settings: definitions.Stage) -> None:
 
 
 def _check_content(folder: Path, command: str, values: Mapping[str, Any]) -> None:
-    if not folder.is_dir() or all(is_half_written(path) or path.name == claim.LOCK for path in folder.iterdir()):
+    if _is_empty(folder):
         _check_named(folder, values)  # else a checkpoint of another run would be taken unchecked
         return
-    is_run, resumes, overwrites = (folder / RECORD).exists(), values.get("resume"), values.get("overwrite")
-    if not resumes and not overwrites:
-        resume = "--resume to continue, " if "resume" in values else ""
-        raise PerlError(f"--output {folder} is not empty", f"{resume}--overwrite to replace it, or another --output")
-    if not is_run:
-        hint = "choose another folder, or empty this one yourself"
-        raise PerlError(f"--output {folder} is not empty and not a run of perlcli", hint)
+    _check_replaceable(folder, values)
     _check_idle(folder)
     claim.check_free_below(folder)
-    if resumes:
+    if values.get("resume"):
         _check_resumable(folder, command, values)
-    if overwrites:
+    if values.get("overwrite"):
         _check_not_read(folder, values)
+
+
+def _is_empty(folder: Path) -> bool:
+    return not folder.is_dir() or all(is_half_written(path) or path.name == claim.LOCK for path in folder.iterdir())
+
+
+def _check_replaceable(folder: Path, values: Mapping[str, Any]) -> None:
+    """Raises PerlError for content that the run may neither continue nor replace."""
+    if _is_empty(folder):
+        return
+    if not values.get("resume") and not values.get("overwrite"):
+        resume = "--resume to continue, " if "resume" in values else ""
+        raise PerlError(f"--output {folder} is not empty", f"{resume}--overwrite to replace it, or another --output")
+    if not (folder / RECORD).exists():
+        hint = "choose another folder, or empty this one yourself"
+        raise PerlError(f"--output {folder} is not empty and not a run of perlcli", hint)
 
 
 def _check_writable(folder: Path) -> None:
