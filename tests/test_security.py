@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoConfig
 
 from perlcli import redaction, settings, terminal
 from perlcli import text as markdown
@@ -104,7 +105,7 @@ def test_a_model_as_a_pickle_is_rejected(
     output = perl("sft", "--model", model, "--data", rows["demonstrations"], *SHORT, code=2).output
     assert f"the weights are a pickle, {name}" in output and "save_pretrained" in output
     with pytest.raises(PerlError, match="pickle"):  # also without `locate`
-        loading.load_causal(sources.Source("m", str(model), None), ModelSettings())
+        loading.load_causal(sources.Source("m", str(model), AutoConfig.from_pretrained(model)), ModelSettings())
 
 
 def test_a_safetensors_index_that_names_a_pickle_is_rejected(

@@ -14,7 +14,7 @@ from perlcli.run.lifecycle import Run
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
     made = Run(settings.build(settings.Sft, {"output": str(tmp_path / "run")}))
-    made.claim()
+    made.begin()
     return made
 
 

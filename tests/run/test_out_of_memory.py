@@ -53,7 +53,6 @@ def fail(llama: Path, sft_run: Path, reward_run: Path, rows: dict[str, Path], pe
         ("sft --load-in-4bit", "quantising", "while loading the base in {precision}", "perl estimate predicts"),
         ("sft --full", "loading", "while loading the base in {precision}", "Hint: try an adapter instead of --full"),
         ("sft", "learning", "in a training step", f"{BATCH}, "),
-        ("sft", "sampling", "while sampling", LOAD[:9]),
         ("sft", "evaluating", "in evaluation", BATCH),
         ("sft", "saving", "while saving", LOAD),
         ("reward", "loading", "while loading the base in {precision}", LOAD),
@@ -77,6 +76,15 @@ def test_a_gpu_without_room_is_one_error_of_the_run(command: str, place: str, wh
     assert (record.device["precision"] == "4-bit") == ("4bit" in command)
     named = {word.strip(",").removeprefix("--") for word in error.split() if word.startswith("--")}
     assert named <= {settings.dashed(name) for name in settings.names(settings.ALL_COMMANDS[record.command])}
+
+
+def test_a_gpu_without_room_for_samples_is_a_note(llama: Path, rows: dict[str, Path], perl: Any, no_room: Any) -> None:
+    no_room("sampling")
+    perl("sft", "--model", llama, "--data", rows["demonstrations"], *TWO_STEPS, "--output", "run")
+    record = read_record(Path("run"))
+    assert (record.status, record.steps) == ("finished", 2)
+    problem = f"The GPU's memory is too small (out of memory while sampling){FIGURES}"
+    assert f"The samples could not be made: {problem}." in record.notes
 
 
 CPU = RuntimeError("[enforce fail at alloc_cpu.cpp:117] . DefaultCPUAllocator: can't allocate memory: you tried to "

@@ -98,15 +98,13 @@ class Chat:
     ) -> Rendering:
         messages = [{key: value for key, value in each.items() if key != "weight"} for each in messages]
         options = self.options(template)
-        if self.is_text:
-            jinja = self.source(options) if source is None else source
-            options |= {"chat_template": self._dated(jinja)}
 
         def render(given: list[Message]) -> Rendering:
             apply: Any = self.tokenizer.apply_chat_template
             if not self.is_text:
                 return list(apply(given, tokenize=True, return_dict=True, **options, **flags)["input_ids"])
-            return str(apply(given, tokenize=False, **options, **flags))
+            jinja = self._dated(self.source(options) if source is None else source)
+            return str(apply(given, tokenize=False, chat_template=jinja, **options, **flags))
 
         try:
             rendered = render(messages)
