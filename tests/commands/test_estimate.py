@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from perlcli import arms, settings
 from perlcli.arms import Arm
@@ -86,6 +87,16 @@ def test_weights_and_adapters_to_the_byte(llama: Path, kind: str) -> None:
     found = predict(shape_of(prepared.source.config), plan_for("sft", arm))
     assert found.weights["base"] == roles.bytes_of(p for n, p in model.named_parameters() if roles.is_base(n))
     assert found.adapters["policy"] == roles.adapter_bytes(model, roles.POLICY)
+
+
+def test_a_reward_on_the_causal_model_keeps_its_output_head() -> None:
+    """Of a family without a sequence classifier; that of others leaves it out."""
+    sizes = {"vocab_size": 96, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "tie_word_embeddings": False}
+    for family, left_out in (("granite", 0), ("llama", 96 * 16)):
+        config = AutoConfig.for_model(family, **sizes, **heads)
+        assert shape_of(config).head == left_out
+        assert shape_of(config).parameters == AutoModelForCausalLM.from_config(config).num_parameters()
 
 
 @pytest.mark.parametrize("arm", [FULL, LORA], ids=["full", "lora"])

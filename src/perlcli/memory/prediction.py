@@ -21,6 +21,7 @@ from perlcli.memory import optimisers, skeletons, trace
 from perlcli.memory.optimisers import Tensors
 from perlcli.memory.skeletons import Kind, Step
 from perlcli.memory.tracking import GRADIENTS
+from perlcli.model import heads
 from perlcli.model.target_modules import experts
 from perlcli.text import size
 
@@ -41,7 +42,7 @@ class Shape:
     name: str
     linear: tuple[tuple[int, int], ...]  # (out, in) of each weight that bitsandbytes would quantise
     rest: int  # parameters of embeddings, norms, biases
-    head: int  # parameters of the output head that are not the embeddings'
+    head: int  # parameters of the output head that are not the embeddings', where a reward model leaves it out
     hidden: int
     largest: int  # parameters of the largest tensor
     stored: str  # the dtype of the files, by the config
@@ -131,7 +132,8 @@ def shape_of(config: PreTrainedConfig, name: str = "", *, trust_remote_code: boo
     linear = [m for m in model.modules() if skeletons.is_quantisable(m) and m is not head]
     sizes = [p.numel() for p in model.parameters()]  # tied ones once
     tied = head is None or head.weight is model.get_input_embeddings().weight
-    of_head = 0 if tied else sum(p.numel() for p in head.parameters())
+    stays = heads.needs_causal(config, trust_remote_code=trust_remote_code)  # a reward's head is next to it
+    of_head = 0 if tied or stays else sum(p.numel() for p in head.parameters())
     return Shape(
         name=name,
         linear=tuple(_out_in(module) for module in linear),
