@@ -119,6 +119,17 @@ def test_classifier_of_several_labels_is_not_a_reward(prepared: Prepared, classi
         find(str(tmp_path), prepared)
 
 
+def test_adapter_of_several_labels_is_not_a_reward(prepared: Prepared, reward_run: Path, tmp_path: Path) -> None:
+    """Otherwise the first label's score would be taken."""
+    shutil.copytree(reward_run, tmp_path / "two")
+    path = tmp_path / "two" / "adapter_model.safetensors"
+    tensors = load_file(path)
+    (name,) = (name for name in tensors if name.endswith("score.weight"))
+    save_file(tensors | {name: tensors[name].repeat(2, 1)}, path, {"format": "pt"})
+    with pytest.raises(PerlError, match="can't be read: it has 2 labels, but a reward is a single score"):
+        find(str(tmp_path / "two"), prepared)
+
+
 # Shared or separate
 
 

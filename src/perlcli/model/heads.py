@@ -204,6 +204,10 @@ def why_alone(source: Source) -> str | None:
 
 def saved(place: str) -> torch.Tensor | None:
     """The weight of the head that a reward model's folder has, (1, hidden); None if there is none. Raises PerlError if
-    the folder can't be read."""
+    the folder can't be read, or the head gives more than one score."""
     name = next((name for name in weights.names(place) if name.removeprefix(OF_ADAPTER) in WEIGHTS), None)
-    return None if name is None else weights.tensor(place, name)
+    head = None if name is None else weights.tensor(place, name)
+    if head is not None and len(head) != 1:
+        problem = f"it has {len(head)} labels, but a reward is a single score"
+        raise PerlError(problem, "name a model with one label")
+    return head
