@@ -19,14 +19,11 @@ from urllib3.util import Retry
 
 from perlcli.errors import PerlError
 from perlcli.text import clip, shorten
-from perlcli.training.reward_errors import RewardRaised
+from perlcli.training.reward_errors import KWARGS, RewardRaised
 
 BUSY = (408, 425, 429, 500, 502, 503, 504)  # worth another try; any other error stays what it is
 PAUSE, LONGEST_PAUSE = 0.5, 30.0  # seconds between two tries: at first, doubled each time, at most
-KWARGS = "--reward-kwargs"
 TOLD = ("completion_ids", "trainer_state", "log_extra", "log_metric")  # what a server doesn't get
-
-
 TAKEN: dict[str, tuple[str, Callable[[Any], bool]]] = {  # keyword arguments: what each must be
     "timeout": ("a number of seconds above 0", lambda value: _is_number(value) and value > 0),
     "retries": ("a number from 0", lambda value: type(value) is int and value >= 0),

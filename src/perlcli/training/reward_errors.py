@@ -13,6 +13,7 @@ from perlcli.run import out_of_memory
 from perlcli.text import clip
 
 STOP, SKIP = "stop", "skip"
+KWARGS = "--reward-kwargs"
 SHOWN = 200  # characters of each text in an error
 PATIENCE = 3  # batches in a row of which nothing could be scored: then the reward is broken, not a completion
 Ids = list[int]

@@ -28,11 +28,10 @@ from perlcli.data import Prompt, Renderer
 from perlcli.errors import PerlError, listing, nearest
 from perlcli.settings.yaml import parse
 from perlcli.text import shorten
-from perlcli.training.reward_errors import Opinions, RewardRaised
+from perlcli.training.reward_errors import KWARGS, Opinions, RewardRaised
 
 MODULE, FILE = r"[A-Za-z_][\w.]*", r".+\.py"
 NAMED = re.compile(rf"({FILE}|{MODULE}):({MODULE})")
-KWARGS = "--reward-kwargs"
 JUDGED = ("prompts", "completions", "completion_ids")  # a function that takes none of them makes one
 Ids = list[int]
 Function = Callable[..., Any]
