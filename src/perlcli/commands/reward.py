@@ -116,12 +116,8 @@ def build_trainer(
             trainer.pos_weight = pos_weight
     trainer.lent = lent
     roles.as_float32(trainer.model)
-    if config.disable_dropout:
-        dropout.turn_off(trainer.model)
-        with trainer.accelerator.autocast():  # a head in float32 needs it
-            left = dropout.remains(trainer.model)
-        if left:
-            prepared.run.note(f"{left}.")
+    if config.disable_dropout and (left := dropout.left_in(trainer)):
+        prepared.run.note(f"{left}.")
     roles.set_adapter_dropout(trainer.model, adapters.dropout_of(prepared.settings.lora, "SEQ_CLS"))
     return trainer
 

@@ -123,12 +123,8 @@ def build_trainer(
         trainer: Any = Rloo(model, judge, config) if value is None else Reinforce(model, judge, config, value)
     trainer.lent = lent
     policies.set_anchor(trainer, anchor, prepared)
-    if config.disable_dropout:
-        dropout.turn_off(trainer.model)
-        with trainer.accelerator.autocast():
-            left = dropout.remains(trainer.model)
-        if left:
-            raise RunFailed(f"{left}: it can't be compared with its anchor", "train another model")
+    if config.disable_dropout and (left := dropout.left_in(trainer)):
+        raise RunFailed(f"{left}: it can't be compared with its anchor", "train another model")
     logits.check(trainer, run)
     if not values.lora.full:
         roles.keep_only_policy_trainable(trainer.model)

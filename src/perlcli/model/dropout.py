@@ -51,6 +51,14 @@ def _as_in_evaluation(module: nn.Module, _: object) -> None:
     module.training = False
 
 
+def left_in(trainer: Any) -> str | None:  # noqa: ANN401
+    """Turn off dropout in a trainer's model, and say what is left of it, if anything; under the trainer's autocast,
+    which a head in float32 needs."""
+    turn_off(trainer.model)
+    with trainer.accelerator.autocast():
+        return remains(trainer.model)
+
+
 def remains(model: Any) -> str | None:  # noqa: ANN401
     """What is left of it, in words: how far logits differ between two equal forward passes in training mode, on a few
     tokens. None if they are the same but for rounding. Leaves modes and random state as they are."""
