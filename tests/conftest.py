@@ -336,3 +336,27 @@ def arm_of() -> Callable[..., Any]:
         return ArmResult(name=name, runs=[run(name, seed, seconds, metrics or {}, of_run) for seed in seeds], **values)
 
     return arm
+
+
+@pytest.fixture(scope="session")
+def render(llama: Path) -> Any:
+    """The renderer of the tiny Llama."""
+    from perlcli.model import tokenizers
+    from perlcli.model.sources import locate
+
+    source = locate(str(llama))
+    return tokenizers.renderer(source, tokenizers.load_tokenizer(source))
+
+
+@pytest.fixture
+def module(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Callable[[str], str]:
+    """Writes a module of the user's into the working directory, and gives its name."""
+    name = "user_" + "".join(letter for letter in request.node.name if letter.isalnum())[:60]
+    monkeypatch.setattr(sys, "path", sys.path[:])
+
+    def write(text: str) -> str:
+        Path(f"{name}.py").write_text(text)
+        sys.modules.pop(name, None)
+        return name
+
+    return write

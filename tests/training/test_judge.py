@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,19 +9,11 @@ import pytest
 
 from perlcli.data import Prompt, Renderer
 from perlcli.errors import RunFailed
-from perlcli.model import tokenizers
-from perlcli.model.sources import locate
 from perlcli.training import sampling
 from perlcli.training.judge import PER_PROMPT, PROMPTS, ROUNDS, Judge, probe
 from perlcli.training.rewards import Scored
 
 Ids = list[int]
-
-
-@pytest.fixture
-def render(llama: Path) -> Renderer:
-    source = locate(str(llama))
-    return tokenizers.renderer(source, tokenizers.load_tokenizer(source))
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,20 +9,12 @@ import torch
 
 from perlcli.data import Prompt, Renderer
 from perlcli.errors import PerlError, RunFailed
-from perlcli.model import tokenizers
-from perlcli.model.sources import locate
 from perlcli.run import out_of_memory
 from perlcli.training.reward_errors import PATIENCE, OnError, RewardRaised, Scored
 from perlcli.training.rewards import FunctionReward, Weighted
 
 ROWS = [Prompt(f"order {index}") for index in range(4)]
 WORDS = ("tall", "small", "large", "hot")
-
-
-@pytest.fixture
-def render(llama: Path) -> Renderer:
-    source = locate(str(llama))
-    return tokenizers.renderer(source, tokenizers.load_tokenizer(source))
 
 
 @pytest.fixture

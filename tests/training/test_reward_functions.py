@@ -14,8 +14,6 @@ from transformers import TrainerState
 
 from perlcli.data import Prompt, Renderer, with_all_columns
 from perlcli.errors import PerlError
-from perlcli.model import tokenizers
-from perlcli.model.sources import locate
 from perlcli.run.record import read_record
 from perlcli.training import reward_functions
 from perlcli.training.reward_errors import OnError
@@ -25,26 +23,6 @@ from perlcli.training.rewards import Weighted
 CHAT = [{"role": "user", "content": "a large latte"}]
 TWO = ([Prompt("a"), Prompt("b")], [[5], [6]])
 Perl = Callable[..., Any]
-
-
-@pytest.fixture(scope="module")
-def render(llama: Path) -> Renderer:
-    source = locate(str(llama))
-    return tokenizers.renderer(source, tokenizers.load_tokenizer(source))
-
-
-@pytest.fixture
-def module(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Callable[[str], str]:
-    """Writes a module of the user's into the working directory, and gives its name."""
-    name = "fn_" + "".join(letter for letter in request.node.name if letter.isalnum())[:60]
-    monkeypatch.setattr(sys, "path", sys.path[:])
-
-    def write(text: str) -> str:
-        Path(f"{name}.py").write_text(text)
-        sys.modules.pop(name, None)
-        return name
-
-    return write
 
 
 def called(function: Any, render: Renderer, *given: Any) -> list[float | None]:

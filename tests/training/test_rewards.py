@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -33,26 +32,6 @@ def planned(folder: Path, rows: dict[str, Path], **given: Any) -> Prepared:
 @pytest.fixture
 def prepared(llama: Path, rows: dict[str, Path]) -> Prepared:
     return planned(llama, rows)
-
-
-@pytest.fixture
-def render(llama: Path) -> Renderer:
-    source = locate(str(llama))
-    return tokenizers.renderer(source, tokenizers.load_tokenizer(source))
-
-
-@pytest.fixture
-def module(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Callable[[str], str]:
-    """Writes a module of the user's into the working directory, and gives its name."""
-    name = "user_" + "".join(letter for letter in request.node.name if letter.isalnum())
-    monkeypatch.setattr(sys, "path", sys.path[:])
-
-    def write(text: str) -> str:
-        Path(f"{name}.py").write_text(text)
-        sys.modules.pop(name, None)
-        return name
-
-    return write
 
 
 class Spy:
