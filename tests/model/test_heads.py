@@ -137,6 +137,17 @@ def test_an_encoder_keeps_its_own_class_and_scores_on_a_base_of_its_own(tmp_path
     assert heads.why_alone(locate(folder)) == "its head has more than one weight: classifier.bias, classifier.weight"
 
 
+def test_a_language_model_without_its_classs_pooler_gets_our_head(tmp_path: Path) -> None:
+    """BERT's pooler would start at random, and the adapter of a reward model doesn't contain it."""
+    causal = AutoModelForCausalLM.from_config(AutoConfig.for_model("bert", **BERT, is_decoder=True))
+    causal.save_pretrained(tmp_path)
+    assert heads.is_on_causal(locate(str(tmp_path)))
+    own = AutoModelForSequenceClassification.from_config(AutoConfig.for_model("bert", **BERT))
+    own.config.architectures = ["BertForPreTraining"]  # as the Hub has it, with a pooler
+    own.bert.save_pretrained(tmp_path / "with pooler")
+    assert not heads.is_on_causal(locate(str(tmp_path / "with pooler")))
+
+
 def test_a_classifier_of_two_layers_that_comes_trained_keeps_them(tmp_path: Path) -> None:
     model = AutoModelForSequenceClassification.from_config(config_of("modernbert-decoder"))
     model.save_pretrained(tmp_path)

@@ -105,8 +105,21 @@ def test_adapter_of_several_labels_is_not_a_reward(prepared: Prepared, reward_ru
     tensors = load_file(path)
     (name,) = (name for name in tensors if name.endswith("score.weight"))
     save_file(tensors | {name: tensors[name].repeat(2, 1)}, path, {"format": "pt"})
-    with pytest.raises(PerlError, match="can't be read: it has 2 labels, but a reward is a single score"):
+    with pytest.raises(PerlError, match="two has 2 labels, but a reward is a single score"):
         find(str(tmp_path / "two"), prepared)
+
+
+def test_adapter_with_a_head_of_several_layers_is_found(prepared: Prepared, reward_run: Path, tmp_path: Path) -> None:
+    """RoBERTa's, for example, which scores on a base of its own."""
+    shutil.copytree(reward_run, tmp_path / "deep")
+    path = tmp_path / "deep" / "adapter_model.safetensors"
+    tensors = load_file(path)
+    (name,) = (name for name in tensors if name.endswith("score.weight"))
+    deep = name.replace("score.weight", "classifier")
+    head = {f"{deep}.dense.weight": torch.ones(8, 64), f"{deep}.out_proj.weight": torch.ones(1, 8)}
+    save_file({key: value for key, value in tensors.items() if key != name} | head, path, {"format": "pt"})
+    found = find(str(tmp_path / "deep"), prepared)
+    assert found.apart is not None and "its head has more than one weight" in found.apart
 
 
 # Shared or separate

@@ -122,7 +122,7 @@ def is_on_causal(source: Source, *, full: bool = False, trust_remote_code: bool 
     """Whether a reward model's head is ours on the causal model, and not that of the family's own class. `full` if all
     of the model is trained and saved, not only an adapter and the head. Raises PerlError if neither can be."""
     own, causal = classifier(source, trust_remote_code=trust_remote_code), _causal(source, trust_remote_code)
-    outside = _outside(own) if own is not None else set()
+    outside = _outside(own) | _absent(own, source) if own is not None else set()
     kind, known = source.config.model_type, type(source.config)
     if own is None and causal is None:  # no class, or one that can't be built without weights: loading will say why
         if known in MODEL_FOR_CAUSAL_LM_MAPPING or getattr(source.config, "auto_map", None):
@@ -184,6 +184,15 @@ def _outside(model: PreTrainedModel) -> set[str]:
     return {name.partition(".")[0] for name, _ in model.named_parameters() if not name.startswith(inside)}
 
 
+def _absent(model: PreTrainedModel, source: Source) -> set[str]:
+    """The parts of a classifier's base that a language model's weights don't have, such as BERT's pooler: they would
+    start at random, and an adapter does not contain them. Empty if the weights are not here."""
+    names = weights.names(source.base) if source.base and not source.is_classifier else {}
+    held = {part for name in names for part in name.split(".")}
+    parts = model.base_model.named_children()
+    return {name for name, part in parts if names and name not in held and any(True for _ in part.parameters())}
+
+
 def heads_in(source: Source) -> set[str]:
     """The weights of the head that a saved reward model has: `score.weight`, or `classifier.weight` and so on; empty
     for any other model, and if its files are not here. Raises PerlError if they can't be read."""
@@ -208,6 +217,6 @@ def saved(place: str) -> torch.Tensor | None:
     name = next((name for name in weights.names(place) if name.removeprefix(OF_ADAPTER) in WEIGHTS), None)
     head = None if name is None else weights.tensor(place, name)
     if head is not None and len(head) != 1:
-        problem = f"it has {len(head)} labels, but a reward is a single score"
+        problem = f"{place} has {len(head)} labels, but a reward is a single score"
         raise PerlError(problem, "name a model with one label")
     return head

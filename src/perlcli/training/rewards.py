@@ -90,7 +90,7 @@ def find(name: str, prepared: Prepared[Stage], kwargs: Mapping[str, Any] | None 
     if source.adapter is None and source.config.num_labels != 1:
         raise PerlError(f"--reward {source.name} has {source.config.num_labels} labels, but a reward is a single score")
     if source.adapter is not None and Path(source.adapter).is_dir():  # else it would be downloaded, also by a dry run
-        scorers.read_head(source.adapter)
+        heads.saved(source.adapter)  # refuses one of several labels
     heads.is_on_causal(source, full=True, trust_remote_code=prepared.settings.model.trust_remote_code)
     keep_apart(prepared.settings, source)
     apart = _apart(source, prepared)
