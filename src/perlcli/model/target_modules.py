@@ -30,8 +30,8 @@ CROSS_ATTENTION = re.compile(r"cross_?att", re.IGNORECASE)
 WEIGHT_READ = re.compile(r"self\.(\w+)\.weight\b(?!\[|\.(?!(?:t|T|mT|to|type|float|transpose|view)\b))")
 HEADS = ("classifier", "score")  # what peft itself writes as modules_to_save of a reward
 NO_TEXT = "where no text arrives: training on text would never change its adapter"
-READ = "whose weight the model's code reads itself: it would pass by an adapter"
-AT_THE_HEAD = "the output head, whose weight the loss reads itself: it would pass by an adapter"
+READ = "whose weight the model's code reads itself: an adapter on it would be bypassed"
+AT_THE_HEAD = "the output head, whose weight the loss reads itself: an adapter on it would be bypassed"
 ALL_LINEAR = "all-linear"
 SECONDS = 2.0  # processor time for one expression on all names; an ordinary one takes microseconds
 
@@ -97,7 +97,7 @@ def _in_blocks(model: nn.Module, linear: Sequence[str]) -> list[str]:
 
 def read_directly(model: nn.Module) -> set[str]:
     """The linear modules whose weight the code of their block hands to a kernel in some path, such as those of Mamba's
-    mixers: an adapter on them would be passed by where that kernel is installed. peft refuses some of them by name."""
+    mixers: an adapter on them would be bypassed where that kernel is installed. peft refuses some of them by name."""
     found = set()
     kinds = {kind: _handed_on(kind) for kind in {type(module) for module in model.modules()}}
     for name, block in model.named_modules():
