@@ -1,5 +1,6 @@
 """Whatever ends a run leaves a checkpoint of its last complete step, from which it resumes to the same end."""
 
+import copy
 import errno
 import json
 import math
@@ -62,7 +63,7 @@ def failing(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, call: int, e
         result = original(*args, **kwargs)
         calls.append(name)
         if len(calls) == call:
-            raise error
+            raise copy.copy(error)  # an error of the module would keep the run's models, by its traceback
         return result
 
     monkeypatch.setattr(owner, name, action)
