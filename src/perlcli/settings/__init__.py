@@ -31,13 +31,11 @@ from perlcli.settings.declaring import Option, dashed, flat, names, options
 from perlcli.settings.defaults import GENERAL, LEARNING_RATES
 from perlcli.settings.faults import check, limit_faults, misfit, place_fault
 from perlcli.settings.precedence import build, layered, resolve
+from perlcli.settings.running import LATEST, ONCE
+from perlcli.settings.sampling import BASE, SFT
 from perlcli.settings.stages import (
     ATTENTION,
-    BASE,
-    LATEST,
     LORA,
-    ONCE,
-    SFT,
     DataFormat,
     DataSettings,
     Dtype,

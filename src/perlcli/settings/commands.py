@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from perlcli.settings import stages
+from perlcli.settings import running, sampling, stages
 from perlcli.settings.comparing import Compared, CompareFull
 from perlcli.settings.declaring import flag, option, option_of, place
-from perlcli.settings.stages import Algorithm, Checkpointing, DataFormat, Dtype, OnLong, Pairs, Use
+from perlcli.settings.sampling import Algorithm
+from perlcli.settings.stages import Checkpointing, DataFormat, Dtype, OnLong, Pairs, Use
 
 
 @dataclass(frozen=True)
@@ -31,8 +32,8 @@ class MergeRunSettings:
     """Run"""
 
     output: str | None = place("Folder for the merged model.", short="-o", unset="ADAPTER-merged, next to the adapter")
-    dry_run: bool = option_of(stages.RunSettings, "dry_run")
-    overwrite: bool = option_of(stages.RunSettings, "overwrite")
+    dry_run: bool = option_of(running.RunSettings, "dry_run")
+    overwrite: bool = option_of(running.RunSettings, "overwrite")
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class Quickstart:
     Example: perl quickstart"""
 
     quickstart: QuickstartSettings = QuickstartSettings()
-    run: stages.RunSettings = stages.RunSettings()
+    run: running.RunSettings = running.RunSettings()
 
 
 @dataclass(frozen=True)
@@ -252,9 +253,9 @@ class EstimateTrainSettings:
 class EstimateRlSettings:
     """Sampling and reward"""
 
-    algorithm: Algorithm = option_of(stages.RlSettings, "algorithm")
-    num_generations: int | None = option_of(stages.RlSettings, "num_generations")
-    max_completion_length: int | None = option_of(stages.SamplingSettings, "max_completion_length")
+    algorithm: Algorithm = option_of(sampling.RlSettings, "algorithm")
+    num_generations: int | None = option_of(sampling.RlSettings, "num_generations")
+    max_completion_length: int | None = option_of(sampling.SamplingSettings, "max_completion_length")
     rewards: int = option("Number of reward models, each an adapter on the same base.", default=1, gt=0)
 
 

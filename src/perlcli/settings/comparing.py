@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from perlcli.settings import stages
+from perlcli.settings import running, sampling, stages
 from perlcli.settings.declaring import flag, option, option_of, place
+from perlcli.settings.sampling import RlSettings
 from perlcli.settings.stages import ATTENTION, Dtype
 
 Compared = Literal["sft", "reward", "rl", "all"]
@@ -48,20 +49,20 @@ class ComparedModelSettings:
 class ComparedSamplingSettings:
     """Sampling and reward"""
 
-    reward: tuple[str, ...] = option_of(stages.SamplingSettings, "reward")
-    reward_kwargs: tuple[str, ...] = option_of(stages.SamplingSettings, "reward_kwargs")
-    reward_weights: tuple[float, ...] = option_of(stages.SamplingSettings, "reward_weights")
-    temperature: float | None = option_of(stages.SamplingSettings, "temperature")
-    max_completion_length: int | None = option_of(stages.SamplingSettings, "max_completion_length")
+    reward: tuple[str, ...] = option_of(sampling.SamplingSettings, "reward")
+    reward_kwargs: tuple[str, ...] = option_of(sampling.SamplingSettings, "reward_kwargs")
+    reward_weights: tuple[float, ...] = option_of(sampling.SamplingSettings, "reward_weights")
+    temperature: float | None = option_of(sampling.SamplingSettings, "temperature")
+    max_completion_length: int | None = option_of(sampling.SamplingSettings, "max_completion_length")
 
 
 @dataclass(frozen=True)
 class ComparedKeepSettings:
     """Run"""
 
-    resume: str | None = option_of(stages.KeepSettings, "resume")
-    save_steps: int = option_of(stages.KeepSettings, "save_steps")
-    report_to: str = option_of(stages.KeepSettings, "report_to")
+    resume: str | None = option_of(running.KeepSettings, "resume")
+    save_steps: int = option_of(running.KeepSettings, "save_steps")
+    report_to: str = option_of(running.KeepSettings, "report_to")
 
 
 @dataclass(frozen=True)
@@ -82,12 +83,12 @@ class ComparedLoraSettings:
 class ComparedRunSettings:
     """Run"""
 
-    output: str | None = option_of(stages.RunSettings, "output")
+    output: str | None = option_of(running.RunSettings, "output")
     seed: tuple[int, ...] = option(
         "Seeds, comma-separated; each arm runs once with each seed.", default=(), unset="0", ge=0, lt=2**32
     )
-    dry_run: bool = option_of(stages.RunSettings, "dry_run")
-    overwrite: bool = option_of(stages.RunSettings, "overwrite")
+    dry_run: bool = option_of(running.RunSettings, "dry_run")
+    overwrite: bool = option_of(running.RunSettings, "overwrite")
 
 
 @dataclass(frozen=True)
@@ -103,9 +104,9 @@ class CompareFull:
     held_out: stages.HeldOutSettings = stages.HeldOutSettings()
     thumbs: stages.ThumbsSettings = stages.ThumbsSettings()
     sampling: ComparedSamplingSettings = ComparedSamplingSettings()
-    rl: stages.RlSettings = stages.RlSettings()
+    rl: RlSettings = RlSettings()
     lora: ComparedLoraSettings = ComparedLoraSettings()
     train: stages.TrainSettings = stages.TrainSettings()
-    recipe: stages.RecipeSettings = stages.RecipeSettings()
+    recipe: running.RecipeSettings = running.RecipeSettings()
     run: ComparedRunSettings = ComparedRunSettings()
     keep: ComparedKeepSettings = ComparedKeepSettings()
