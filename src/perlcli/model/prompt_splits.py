@@ -80,9 +80,6 @@ def _ragged(ids: Ids, rows: list[list[int]], groups: list[Group], common: list[i
         first, second = index * wide + wide - common[index], len(before) * wide + line * deep
         own = [*range(first, first + common[index]), *range(second, second + len(after[line]))]
         places[row][: len(own)] = own
-            *range(first, first + common[index]),
-            *range(second, second + len(after[line])),
-        ]
     start_mask = _table([[1] * count for count in common], wide, on_left=True)
     rest_mask = _table([[1] * len(part) for part in after], deep)
     start_positions = [[max(0, place - wide + count) for place in range(wide)] for count in common]
