@@ -13,17 +13,26 @@ from torch import nn
 from perlcli.errors import PerlError
 from perlcli.model import heads, weights
 from perlcli.model.roles import REWARD, adapter_bytes, add_adapter, bytes_of, device_of, switched
+from perlcli.model.shared_prompts import Sharer
 from perlcli.model.target_modules import HEADS
 from perlcli.model.tokenizers import batches_by_length, padded
 
 Rows = Sequence[list[int]]
+Groups = Sequence[int]  # for each row, a number that rows with the same prompt have in common
 
 
 class Scorer(Protocol):
     """Scores rows of token ids, `size` at a time (None: all in one batch)."""
 
-    def __call__(self, rows: Rows, size: int | None = None, done: Callable[[int], None] | None = None) -> list[float]:
-        """One score per row, in order; `done` is called with the number of rows scored so far."""
+    def __call__(
+        self,
+        rows: Rows,
+        size: int | None = None,
+        done: Callable[[int], None] | None = None,
+        groups: Groups | None = None,
+    ) -> list[float]:
+        """One score per row, in order; `done` is called with the number of rows scored so far. Rows of one group are
+        scored together and share the forward pass of what they start with."""
 
 
 def attach_reward(policy: PeftModel, folder: str, name: str = REWARD) -> torch.Tensor:
@@ -57,6 +66,7 @@ class SharedScorer:
         self, policy: PeftModel, head: torch.Tensor, pad: int, unread: int | None = None, adapter: str = REWARD
     ) -> None:
         self.policy, self.head, self.pad, self.unread, self.adapter = policy, head, pad, unread, adapter
+        self.sharer = Sharer(policy)
 
     @property
     def bytes(self) -> int:
@@ -64,15 +74,23 @@ class SharedScorer:
         return adapter_bytes(self.policy, self.adapter) + self.head.numel() * self.head.element_size()
 
     @torch.no_grad()
-    def __call__(self, rows: Rows, size: int | None = None, done: Callable[[int], None] | None = None) -> list[float]:
-        """One reward per row, float32; equal to those of the reward model on its own base for the same batches."""
+    def __call__(
+        self,
+        rows: Rows,
+        size: int | None = None,
+        done: Callable[[int], None] | None = None,
+        groups: Groups | None = None,
+    ) -> list[float]:
+        """One reward per row, float32; without groups, equal to those of the reward model on its own base for the same
+        batches."""
         with switched(self.policy, self.adapter), torch.autocast(self.head.device.type, enabled=False):
-            return in_batches(self._scores, rows, size, done)
+            return in_batches(self._scores, rows, size, done, groups)
 
-    def _scores(self, rows: Rows) -> list[float]:
+    def _scores(self, rows: Rows, groups: Groups) -> list[float]:
         ids, mask = padded(rows, self.pad, self.head.device)
         base: Any = self.policy.get_base_model()
-        hidden = heads.decoder_of(base)(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+        with self.sharer.groups(groups):
+            hidden = heads.decoder_of(base)(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
         scores = nn.functional.linear(hidden.float(), self.head)
         return at_last(scores, mask if self.unread is None else mask * (ids != self.unread))
 
@@ -82,7 +100,7 @@ class ClassifierScorer:
     product: in bfloat16 it would round scores to three digits, so it is taken in float32."""
 
     def __init__(self, model: nn.Module, pad_token_id: int) -> None:
-        self.model, self.pad = model, pad_token_id
+        self.model, self.pad, self.sharer = model, pad_token_id, Sharer(model)
 
     @property
     def bytes(self) -> int:
@@ -90,12 +108,18 @@ class ClassifierScorer:
         return bytes_of(self.model.parameters())
 
     @torch.no_grad()
-    def __call__(self, rows: Rows, size: int | None = None, done: Callable[[int], None] | None = None) -> list[float]:
+    def __call__(
+        self,
+        rows: Rows,
+        size: int | None = None,
+        done: Callable[[int], None] | None = None,
+        groups: Groups | None = None,
+    ) -> list[float]:
         """One reward per row, float32."""
         was_training = self.model.training
         self.model.eval()
         with _float32_head(self.model), torch.autocast(self._device.type, enabled=False):
-            scores = in_batches(self._scores, rows, size, done)
+            scores = in_batches(self._scores, rows, size, done, groups)
         self.model.train(was_training)
         return scores
 
@@ -103,9 +127,11 @@ class ClassifierScorer:
     def _device(self) -> torch.device:
         return next(self.model.parameters()).device
 
-    def _scores(self, rows: Rows) -> list[float]:
+    def _scores(self, rows: Rows, groups: Groups) -> list[float]:
         ids, mask = padded(rows, self.pad, self._device)
-        scores: list[float] = self.model(input_ids=ids, attention_mask=mask).logits[:, 0].float().tolist()
+        with self.sharer.groups(groups):
+            logits = self.model(input_ids=ids, attention_mask=mask).logits
+        scores: list[float] = logits[:, 0].float().tolist()
         return scores
 
 
@@ -142,12 +168,19 @@ def at_last(scores: torch.Tensor, mask: torch.Tensor) -> list[float]:
 
 
 def in_batches(
-    score: Callable[[Rows], list[float]], rows: Rows, size: int | None, done: Callable[[int], None] | None = None
+    score: Callable[[Rows, Groups], list[float]],
+    rows: Rows,
+    size: int | None,
+    done: Callable[[int], None] | None = None,
+    groups: Groups | None = None,
 ) -> list[float]:
-    """Scores of many rows, in order, from batches of `size` rows of similar length."""
+    """Scores of many rows, in order, from batches of `size` rows of similar length; rows of one group are together.
+    `score` gets the rows of a batch with their groups; without groups, each row has its own."""
     scores, count = [0.0] * len(rows), 0
-    for part in batches_by_length(rows, size):
-        for index, value in zip(part, score([rows[index] for index in part]), strict=True):
+    numbers = range(len(rows)) if groups is None else groups
+    for part in batches_by_length(rows, size, groups):
+        values = score([rows[index] for index in part], [numbers[index] for index in part])
+        for index, value in zip(part, values, strict=True):
             scores[index] = value
         count += len(part)
         if done is not None:

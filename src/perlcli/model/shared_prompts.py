@@ -8,8 +8,9 @@ a prompt of P tokens with G completions of R tokens. The results are those of se
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,22 +67,30 @@ class Sharer:
     def __init__(self, model: nn.Module, *, is_on: bool = True) -> None:
         self.model, self.is_on = model, is_on
         self.count, self.why_not = Count(), ""
+        self._was_tried = False
 
-    def columns(self, columns: int) -> Any:  # noqa: ANN401
+    @property
+    def shares(self) -> bool:
+        """Whether rows share their starts."""
+        return self.is_on and not self.why_not
+
+    def columns(self, columns: int) -> AbstractContextManager[None]:
         """Inside, rows with the same tokens in the first `columns` share them."""
         return self._sharing(Starts(columns=columns))
 
-    def groups(self, numbers: Sequence[int]) -> Any:  # noqa: ANN401
+    def groups(self, numbers: Sequence[int]) -> AbstractContextManager[None]:
         """Inside, the rows of each group share what all of them start with; `numbers` has the group of each row."""
-        return self._sharing(Starts(groups=numbers))
+        return nullcontext() if len(set(numbers)) == len(numbers) else self._sharing(Starts(groups=numbers))
 
-    def prefill(self) -> Any:  # noqa: ANN401
+    def prefill(self) -> AbstractContextManager[None]:
         """Inside, sampling reads equal prompts once, before it writes their completions."""
         return self._sharing(Starts(is_prefill=True))
 
     @contextmanager
     def _sharing(self, starts: Starts) -> Iterator[None]:
-        if not self.is_on or self.why_not:
+        if not self._was_tried:
+            self.try_out()
+        if not self.shares:
             yield
             return
         with ExitStack() as stack:
@@ -92,9 +101,12 @@ class Sharer:
     @contextmanager
     def _replaced(self, decoder: nn.Module, starts: Starts) -> Iterator[None]:
         own, forward = vars(decoder).get("forward"), decoder.forward
+        names = list(inspect.signature(forward).parameters)
 
         def shared(*args: Any, **inputs: Any) -> Any:  # noqa: ANN401
-            return forward(*args, **inputs) if args or self.why_not else self._read(decoder, forward, starts, inputs)
+            if self.why_not:
+                return forward(*args, **inputs)
+            return self._read(decoder, forward, starts, dict(zip(names, args, strict=False)) | inputs)
 
         decoder.forward = shared
         try:
@@ -142,12 +154,15 @@ class Sharer:
     def try_out(self) -> None:
         """Try sharing on a few tokens, also with gradients if the model trains; `why_not` then says if it can't share,
         because its cache holds more than keys and values, or its results differ by more than rounding."""
+        self._was_tried = True
         if not self.is_on:
             return
         decoder = decoders_of(self.model)[-1]
         weight: Any = self.model.get_input_embeddings().weight  # type: ignore[operator]
         ids = torch.tensor(TRIED, device=weight.device) % len(weight)
-        count = self.count
+        count, self.count = self.count, Count()
+        modes = [(module, module.training) for module in self.model.modules()]
+        self.model.eval()  # without dropout
         try:
             alone = _states_and_gradients(decoder, ids)
             with self.groups([0, 0, 1, 1]):
@@ -159,6 +174,8 @@ class Sharer:
             return
         finally:
             self.count = count
+            for module, was_training in modes:
+                module.training = was_training
         limit = ROUNDING if alone[0].dtype == torch.float32 else COARSE
         moved = max(float((a - b).norm() / b.norm().clamp(min=1e-12)) for a, b in zip(shared, alone, strict=True))
         if not self.why_not and not moved <= limit:
@@ -232,9 +249,10 @@ def _joined(start: torch.Tensor, rest: torch.Tensor, places: torch.Tensor) -> to
 def _equal_prompts(inputs: dict[str, Any]) -> list[list[int]] | None:
     """The rows of the first pass of sampling, by equal prompts; None for another pass, or if none are equal."""
     given = {name: value for name, value in inputs.items() if value is not None}
-    if not {"input_ids", "attention_mask", "past_key_values"} <= given.keys():
+    if not {"input_ids", "past_key_values"} <= given.keys():
         return None
-    ids, mask, cache = given["input_ids"], given["attention_mask"], given["past_key_values"]
+    ids, cache = given["input_ids"], given["past_key_values"]
+    mask = given.get("attention_mask", torch.ones_like(ids))
     if not can_share(cache) or cache.get_seq_length() or not isinstance(mask, torch.Tensor) or mask.shape != ids.shape:
         return None
     unknown = {name for name in given if name not in TAKEN_BY_PREFILL and isinstance(given[name], torch.Tensor)}

@@ -153,13 +153,22 @@ def padded(
     return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
 
 
-def batches_by_length(rows: Sequence[Sequence[int]], size: int | None) -> list[list[int]]:
+def batches_by_length(
+    rows: Sequence[Sequence[int]], size: int | None, groups: Sequence[int] | None = None
+) -> list[list[int]]:
     """The places of the rows in batches of `size`: rows of similar length are together, which saves padding, and the
-    longest come first, so that too little memory shows at once. Without a size, one batch in the order given."""
+    longest come first, so that too little memory shows at once. Without a size, one batch in the order given. With
+    `groups`, a number for each row, rows of one group are together and count as long as their longest."""
     places = list(range(len(rows)))
     if size is None:
         return [places]
-    places.sort(key=lambda place: -len(rows[place]))
+    if groups is None:
+        places.sort(key=lambda place: -len(rows[place]))
+    else:
+        longest: dict[int, int] = {}
+        for group, row in zip(groups, rows, strict=True):
+            longest[group] = max(longest.get(group, 0), len(row))
+        places.sort(key=lambda place: (-longest[groups[place]], groups[place], -len(rows[place])))
     return [places[start : start + size] for start in range(0, len(rows), size)]
 
 

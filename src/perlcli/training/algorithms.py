@@ -16,6 +16,8 @@ from transformers import TrainerCallback
 from trl import RLOOConfig
 
 from perlcli.model import roles
+from perlcli.model.prompt_splits import grouped
+from perlcli.model.shared_prompts import Sharer
 from perlcli.model.tokenizers import padded
 from perlcli.training.guards import Model
 from perlcli.training.judge import Judge
@@ -36,30 +38,47 @@ class Rloo(KeepsGeneration):
 
     own_logits = False  # whether log-probs are computed from the model's own logits (`logits.check`)
 
-    def __init__(self, model: Model, judge: Judge, config: RLOOConfig) -> None:
+    def __init__(self, model: Model, judge: Judge, config: RLOOConfig, sharer: Sharer) -> None:
         super().__init__(model, judge, config, train_dataset=judge.dataset(), processing_class=judge.render.tokenizer)
         self._policy: Any = self.model
+        self.sharer = sharer
         self.clock = Clock(self)
         self.add_callback(self.clock)
 
     def _generate(self, prompts: list[Any]) -> Any:
-        with self.clock.phase("sampling"), roles.casting(self._policy, on=True):  # TRL samples outside autocast
+        casting = roles.casting(self._policy, on=True)  # TRL samples outside autocast
+        with self.clock.phase("sampling"), casting, self.sharer.prefill():
             return super()._generate(prompts)
 
     def _tokenize_prompts(self, prompts: list[Any]) -> tuple[list[Any], None, dict[str, Any]]:
         """The prompts, which are token ids already: TRL would render all alike, and add a second BOS to text."""
         return prompts, None, {}
 
+    def _prepare_inputs(self, generation_batch: Any) -> Any:
+        """The next pass's batch. TRL shuffles the completions of a generation over its passes; with shared prompts,
+        those of one prompt then come together again."""
+        before = self._buffered_inputs
+        inputs = super()._prepare_inputs(generation_batch)
+        if not self.sharer.shares or self._buffered_inputs is before:
+            return inputs
+        self._buffered_inputs = by_prompt(self._buffered_inputs)
+        args: Any = self.args
+        return self._buffered_inputs[self._step % args.steps_per_generation]
+
     def _calculate_rewards(self, *args: Any) -> torch.Tensor:
         """The rewards, (rows, reward functions)."""
         with self.clock.phase("scoring"), roles.casting(self._policy, on=True):  # as the stand-alone reward model
             return super()._calculate_rewards(*args)
 
-    def _get_per_token_logps_and_entropies(self, model: nn.Module, *args: Any, **kwargs: Any) -> LogProbs:
-        """Log-probs, and on request entropies, both (rows, completion tokens); and on request the auxiliary loss."""
-        is_learning = torch.is_grad_enabled()
-        with nullcontext() if is_learning else self.clock.phase("anchor"):
-            return super()._get_per_token_logps_and_entropies(wrapped(self, model), *args, **kwargs)
+    def _get_per_token_logps_and_entropies(
+        self, model: nn.Module, input_ids: torch.Tensor, mask: torch.Tensor, width: int, *args: Any, **kwargs: Any
+    ) -> LogProbs:
+        """Log-probs, and on request entropies, both (rows, completion tokens); and on request the auxiliary loss. The
+        last `width` columns are completions."""
+        clock = nullcontext() if torch.is_grad_enabled() else self.clock.phase("anchor")
+        with clock, self.sharer.columns(input_ids.shape[1] - width):
+            called = wrapped(self, model)
+            return super()._get_per_token_logps_and_entropies(called, input_ids, mask, width, *args, **kwargs)
 
     def kl_to_anchor(self, prompts: Sequence[list[int]], written: Sequence[list[int]]) -> float:
         """KL(policy || anchor) per token on some completions, by the same computation that training uses."""
@@ -84,8 +103,8 @@ class Reinforce(Rloo):
     The return of a token is (1 - beta) x reward, minus beta x the log-ratios to the anchor from that token on, so that
     the objective is E[(1 - beta) r - beta KL] (paper, section 2.3; the algorithm is from RLAIF, arXiv 2309.00267)."""
 
-    def __init__(self, model: Model, judge: Judge, config: RLOOConfig, value: ValueModel) -> None:
-        super().__init__(model, judge, config)
+    def __init__(self, model: Model, judge: Judge, config: RLOOConfig, sharer: Sharer, value: ValueModel) -> None:
+        super().__init__(model, judge, config, sharer)
         self.value = value
         self._rewards = torch.empty(0)  # (rows,), of the last generation batch
         self._log_probs: list[torch.Tensor] = []  # of the policy that sampled, then of the anchor
@@ -207,6 +226,19 @@ def explained(wanted: torch.Tensor, predicted: torch.Tensor, mask: torch.Tensor)
     target, error = wanted[mask.bool()], (wanted - predicted)[mask.bool()]
     variance = float(target.var()) if target.numel() > 1 else 0.0
     return 1 - float(error.var()) / variance if variance > 0 else 0.0
+
+
+def by_prompt(parts: Sequence[Batch]) -> list[Batch]:
+    """The parts of a generation, with the completions of each prompt together: in the first one's place."""
+    names = [name for name, value in parts[0].items() if isinstance(value, torch.Tensor)]
+    rows = {name: torch.cat([part[name] for part in parts]) for name in names}
+    prompts = torch.cat([rows["prompt_ids"] * rows["prompt_mask"], rows["prompt_mask"]], dim=1).tolist()
+    order = [row for group in grouped([tuple(prompt) for prompt in prompts]) for row in group]
+    size = len(order) // len(parts)
+    return [
+        part | {name: rows[name][order[start : start + size]] for name in names}
+        for part, start in zip(parts, range(0, len(order), size), strict=True)
+    ]
 
 
 def side_by_side(

@@ -16,6 +16,7 @@ from torch import nn
 from perlcli import device
 from perlcli.errors import RunFailed
 from perlcli.model import heads, roles
+from perlcli.model.shared_prompts import Sharer
 
 HEAD_FILE = "value_head.safetensors"
 Autocast = AbstractContextManager[object]
@@ -26,8 +27,8 @@ class ValueModel:
     """Predicts, at every position of a completion, the return that is still to come (paper, section 2.3). The adapter
     has the policy's rank and target modules. It and the head start by predicting 0 and are kept in float32."""
 
-    def __init__(self, policy: PeftModel, learning_rate: float) -> None:
-        self.policy, self.learning_rate = policy, learning_rate
+    def __init__(self, policy: PeftModel, learning_rate: float, sharer: Sharer) -> None:
+        self.policy, self.learning_rate, self.sharer = policy, learning_rate, sharer
         config = copy.deepcopy(policy.peft_config[roles.POLICY])
         config.inference_mode = False
         was_training = policy.training
@@ -87,7 +88,8 @@ class ValueModel:
         base: Any = self.policy.get_base_model()
         ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)
         mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1)
-        hidden = heads.decoder_of(base)(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+        with self.sharer.columns(batch["prompt_ids"].shape[1]):
+            hidden = heads.decoder_of(base)(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
         before = hidden[:, -batch["completion_ids"].size(1) - 1 : -1]  # the state from which each token was sampled
         with torch.autocast(ids.device.type, enabled=False):
             return self.head(before.float())[:, :, 0]
