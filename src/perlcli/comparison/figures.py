@@ -105,7 +105,7 @@ def summarise(arm: ArmResult, stage: str) -> ArmResult:
     """The arm with the figures of its finished runs; if none finished, with the reason."""
     done = arm.finished
     if not done:
-        arm.failure = _ending(arm.runs[0]) if arm.runs else "not run yet"
+        arm.failure = "; ".join(dict.fromkeys(map(_ending, arm.runs))) or "not run yet"
         return arm
     if len(done) < len(arm.runs):
         endings = "; ".join(dict.fromkeys(_ending(run) for run in arm.runs if run.status != "finished"))

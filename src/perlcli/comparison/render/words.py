@@ -119,7 +119,9 @@ def chosen(comparison: Comparison) -> ArmResult | None:
     def order(arm: ArmResult) -> tuple[float, ...]:
         by_kind = {LORA: 0, FULL: 2}.get(arm.kind, 1)
         is_quantised = arm.precision in ("4-bit", "8-bit")
-        return not arm.ratios, arm.is_baseline, -size[arm.model], by_kind, is_quantised, abs((arm.rank or 0) - 16)
+        later = -comparison.arms.index(arm) if comparison.stage == "eval" else 0  # of a pipeline's policies, the last
+        rank = abs((arm.rank or 0) - 16)
+        return not arm.ratios, arm.is_baseline, -size[arm.model], by_kind, is_quantised, rank, later
 
     return min((arm for arm in comparison.arms if not arm.failure), key=order, default=None)
 
