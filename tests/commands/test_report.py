@@ -279,6 +279,7 @@ def test_a_folder_of_runs_is_a_pipeline(pipeline: None, make: Make, perl: Any, t
     assert "Left out: runs/broken (its record can't be read)" in text
     found = results.read(tmp_path / "out" / "report.json")
     assert [comparison.stage for comparison in found.comparisons] == ["sft", "reward", "rl", "eval"]
+    assert found.title == "Gold: SFT 20.0%, RL 60.0%"
     assert [(row.name, row.run, row.prompts, row.figures["gold"], row.kl) for row in found.pipeline] == [
         ("SFT", "a-eval", 40, 0.2, None),
         ("RL", "a-eval", 40, 0.6, 0.25),

@@ -17,7 +17,7 @@ from perlcli.comparison.render import files, terminal, words
 from perlcli.comparison.results import ArmResult, Comparison, Report
 from perlcli.errors import PerlError
 from perlcli.redaction import homes
-from perlcli.run import lineage, summary
+from perlcli.run import lineage, metrics, summary
 from perlcli.run.files import RECORD
 from perlcli.run.lineage import origin
 from perlcli.run.record import RunRecord, read_record
@@ -175,7 +175,7 @@ def of_runs(runs: Runs, target: Path | None) -> Report:
     if target is not None:
         command += ["--output", str(target)]
     return Report(
-        title=f"{len(runs)} runs side by side" if len(runs) > 1 else f"perl {first.command}: {next(iter(runs))}",
+        title=title_of(runs, policies),
         command=shlex.join(command),
         status="finished",
         started=first.started,
@@ -186,6 +186,17 @@ def of_runs(runs: Runs, target: Path | None) -> Report:
         comparisons=[compare(stage, stages[stage], target) for stage in STAGES if stage in stages],
         pipeline=policies if len(policies) > 1 else [],
     )
+
+
+def title_of(runs: Runs, policies: Sequence[results.PolicyFigures]) -> str:
+    """A report's title: the policies' key figure, or else what it shows."""
+    for name in ("gold", "mean_reward"):
+        known = [policy for policy in policies if name in policy.figures]
+        if len(known) > 1:
+            figures = ", ".join(f"{policy.name} {words.quality(name, policy.figures[name])}" for policy in known)
+            return f"{metrics.words(name).capitalize()}: {figures}"
+    name, record = next(iter(runs.items()))
+    return f"{len(runs)} runs side by side" if len(runs) > 1 else f"perl {record.command}: {name}"
 
 
 def compare(stage: str, runs: Runs, target: Path | None) -> Comparison:

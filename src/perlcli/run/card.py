@@ -226,7 +226,7 @@ def _limits(record: RunRecord, trained: RunRecord | None) -> str:
         lines.append(f"{zero}. Texts must be rendered as in training.")
     if trained is not None and trained.command == "rl":
         lines.append(
-            "The reward stands in for people's judgement: a policy can raise it without getting better. Read samples."
+            "The reward only imitates people's judgement: a policy can raise it without getting better. Read samples."
         )
     if trained is not None and trained.model.get("base") == coffee.NAME:
         lines.append("The base is a toy that only knows coffee orders.")
