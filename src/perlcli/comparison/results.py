@@ -171,6 +171,7 @@ def read(path: Path) -> Report:
         report: Report = _built(Report, content)
     except (TypeError, KeyError, AttributeError) as error:
         raise PerlError(f"{path} is not a report of perlcli: {error}") from error
+    report.schema_version = SCHEMA_VERSION  # as it would be written again
     for comparison in report.comparisons:
         if comparison.stage not in METRICS:  # it becomes part of file names
             raise PerlError(f"{path} is not a report of perlcli: unknown stage {shorten(comparison.stage)}")
