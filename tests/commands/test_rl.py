@@ -485,7 +485,7 @@ def test_full_tuning_saves_a_plain_model_and_loads_the_reward_separately(
     words = (*SHORT, "--full", "--learning-rate", "1e-4")
     result = perl("rl", "-m", llama, "--reward", reward_run, "-d", rows["prompts"], "-o", "run", *words)
     assert "on its own base" in result.stdout
-    assert files(Path("run")) == RUN | {"config.json", "generation_config.json", "model.safetensors"}
+    assert files(Path("run")) == RUN | {"README.md", "config.json", "generation_config.json", "model.safetensors"}
     assert metrics(Path("run"))[0]["kl"] == 0
     tuned, before = AutoModelForCausalLM.from_pretrained("run"), AutoModelForCausalLM.from_pretrained(llama)
     assert not torch.equal(tuned.model.embed_tokens.weight, before.model.embed_tokens.weight)

@@ -243,10 +243,9 @@ def test_a_model_card_replaces_the_blank_one(tmp_path: Path, base: str, is_on_th
         run.record.data = {"train": {"source": "pairs.jsonl", "kept": 7}}
         run.record.metrics = {"accuracy": 0.91237, "kind": "pairs", "eval_loss": None}
     _, front, text = (tmp_path / "README.md").read_text(encoding="utf-8").split("---\n", 2)
-    expected = {"library_name": "peft", "tags": ["perl", "lora", "trl"]}
-    assert yaml.safe_load(front) == {**expected, **({"base_model": base} if is_on_the_hub else {})}
-    assert "- train: pairs.jsonl (7 rows)" in text
-    assert [line for line in text.splitlines() if line.startswith("| ")][2:] == ["| accuracy | 0.9124 |"]
+    assert yaml.safe_load(front).get("base_model") == (base if is_on_the_hub else None)
+    assert "- training data: pairs.jsonl, 7 rows" in text
+    assert "| accuracy | 91.2% |" in text and "[More" not in text
 
 
 @pytest.mark.parametrize("place", ["new", "new/below", "empty"])

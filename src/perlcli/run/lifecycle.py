@@ -14,20 +14,8 @@ from typing import Any
 from perlcli import device
 from perlcli import settings as definitions
 from perlcli.errors import Interrupted, PerlError, reason
-from perlcli.redaction import hidden, hidden_in
-from perlcli.run import (
-    checkpoints,
-    claim,
-    disk,
-    files,
-    liveness,
-    loaders,
-    out_of_memory,
-    output_folder,
-    peaks,
-    signals,
-    summary,
-)
+from perlcli.redaction import hidden_in
+from perlcli.run import card, checkpoints, claim, disk, files, liveness, out_of_memory, output_folder, peaks, signals
 from perlcli.run.claim import LOCK, Claim
 from perlcli.run.files import CHECKPOINTS, RECORD, SETTINGS, write_whole
 from perlcli.run.record import RunRecord, command_line, find_record, git_commit, package_versions, write_record
@@ -167,10 +155,9 @@ def _recording(run: Run) -> Iterator[Run]:
         with signals.heard(signals.stop):  # training replaces this: it finishes its step first
             run.begin()
             yield run
-            needs_card = run.record.command == files.MERGE or loaders.CAUSAL_HEAD in run.record.model
-            if (run.folder / files.CARD).exists() or needs_card:
+            if (run.folder / files.CARD).exists() or any(run.folder.glob("*.safetensors")):  # it saved a model
                 with run.extra("The model card"):
-                    write_whole(run.folder / files.CARD, [hidden(summary.card(run.record))])
+                    write_whole(run.folder / files.CARD, [card.text(run.record)])
             checkpoints.clear(run.folder / CHECKPOINTS)
             run.record.status, run.record.files = "finished", files.file_bytes(run.folder)
             run.write()

@@ -183,7 +183,9 @@ class RunsSettings:
     """Runs"""
 
     run: tuple[str, ...] = place(
-        "Folders of runs to compare, of any stage, or the folder of one comparison.", default=(), argument=True
+        "Folders of runs to compare, of any stage; a folder that contains runs; or the folder of one comparison.",
+        default=(),
+        argument=True,
     )
 
 
