@@ -13,7 +13,7 @@ from perlcli.errors import PerlError
 from perlcli.model import roles, sources, tokenizers, weights
 from perlcli.model.sources import Source
 from perlcli.model.weights import ADAPTER_CONFIG
-from perlcli.run import peaks
+from perlcli.run import disk, peaks
 from perlcli.run.files import RECORD
 from perlcli.run.lifecycle import Run, recording
 from perlcli.run.output_folder import check_output
@@ -63,21 +63,22 @@ def write(prepared: Merging, values: ModelSettings) -> None:
         merging.note_shift(prepared, trained, used, as_trained, wanted)
     run.record.total_parameters = roles.count_parameters(merged)[1]
     reward_model.keep_head(run, merged)
-    merged.save_pretrained(str(run.folder))
-    prepared.tokenizer.save_pretrained(str(run.folder))
-    weights.copy_processor(prepared.source.base, run.folder)
+    with disk.aside(run.folder) as side:
+        merged.save_pretrained(str(side))
+        prepared.tokenizer.save_pretrained(str(side))
+        weights.copy_processor(prepared.source.base, side)
     del merged
     gc.collect()
     merging.prove(prepared, values, rows, wanted)
 
 
 def precision_of(prepared: Merging) -> ModelSettings:
-    """How to load the base to merge into: as it was trained or is stored, but never quantised."""
+    """How to load the base to merge into: as it is stored, whatever it was trained in, and never quantised."""
     wanted = prepared.settings.merge.dtype
     if wanted == "auto":
-        own = trained_in(prepared.source)
-        stored = str(getattr(prepared.source.config, "dtype", None)).removeprefix("torch.")
-        wanted = own.dtype if own else next((dtype for dtype in DTYPES if dtype == stored), "float32")
+        said = str(getattr(prepared.source.config, "dtype", None)).removeprefix("torch.")
+        stored = weights.dtype(prepared.source.base) or said
+        wanted = next((dtype for dtype in DTYPES if dtype == stored), "float32")
     return ModelSettings(dtype=wanted, trust_remote_code=prepared.settings.merge.trust_remote_code)
 
 

@@ -20,8 +20,8 @@ class MergeSettings:
         "Adapter to merge: folder of a run, or folder or Hub id of a LoRA adapter.", argument=True
     )
     dtype: Dtype = option(
-        "Precision of the merged weights; auto is that of the base in the run (bfloat16 if it was quantised), or as "
-        "the base is stored if there is no record of the run.",
+        "Precision of the merged weights; auto is the precision that the base is stored in, also if it was quantised "
+        "or had another precision in training.",
         default="auto",
     )
     trust_remote_code: bool = option_of(stages.ModelSettings, "trust_remote_code")
