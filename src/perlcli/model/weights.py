@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # torch takes seconds to import
     import torch
 
 ADAPTER_WEIGHTS, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+VALUE_HEAD = "value_head.safetensors"  # next to the adapter of a value model
 PLACES = {"base_model_name_or_path", "revision"}  # in an adapter's config: where its base is, not what it does
 INDEX, SHARD = "model.safetensors.index.json", re.compile(r"\w[\w.-]*\.safetensors")
 PROCESSORS = ("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json")
