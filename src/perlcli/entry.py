@@ -55,7 +55,7 @@ def perl() -> int:
 def perlcli() -> int:
     """Runs the console script `perlcli`, which is always ours. Prints the version without loading the commands. Without
     arguments it is `--help`, and `help COMMAND` is `COMMAND --help`."""
-    if asks_for_help(sys.argv[1:]):
+    if asks_for_help(sys.argv[1:]) and not os.environ.get(COMPLETION_VARIABLE):
         sys.argv[1:] = [*sys.argv[2:], "--help"]
     if sys.argv[1:2] == ["--version"]:
         from perlcli import __version__

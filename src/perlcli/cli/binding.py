@@ -16,6 +16,7 @@ from typer.core import TyperArgument, TyperCommand, TyperGroup
 from perlcli import recipes, upstream
 from perlcli import settings as definitions
 from perlcli.cli.boundary import usage_errors, with_boundary
+from perlcli.cli.completion import offer
 from perlcli.errors import PerlError, nearest
 from perlcli.run.files import RECORD, SETTINGS
 from perlcli.settings import Option, Settings, dashed
@@ -132,7 +133,9 @@ def _parameter(item: Option, default: str) -> inspect.Parameter:
     kind: object = bool if is_flag else list[str] if item.type == tuple[str, ...] else str
     if item.argument:
         shown = f"{shown_name(item)} {_choices_shown(item)}".rstrip()
-        information = typer.Argument(help=item.help, rich_help_panel=item.panel, show_default=False, metavar=shown)
+        information = typer.Argument(
+            help=item.help, rich_help_panel=item.panel, show_default=False, metavar=shown, autocompletion=offer(item)
+        )
     else:
         information = typer.Option(
             *_spellings(item),
@@ -140,6 +143,7 @@ def _parameter(item: Option, default: str) -> inspect.Parameter:
             rich_help_panel=item.panel,
             show_default=False,
             metavar=None if is_flag else _metavar(item),
+            autocompletion=None if is_flag else offer(item),
         )
     return _keyword(item.name, Annotated[kind | None, information], None)  # type: ignore[operator]
 

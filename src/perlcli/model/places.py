@@ -13,6 +13,7 @@ from perlcli.model import weights
 from perlcli.model.weights import ADAPTER_CONFIG
 
 CONFIG = "config.json"
+FOLDER = "name the folder of a model, of an adapter or of a run"
 NETWORK = "check the name and the network"
 
 
@@ -49,7 +50,7 @@ def find(name: str, option: str = "--model") -> Place:
     weights.check(where, option)
     is_adapter = (path / ADAPTER_CONFIG).exists()
     if not is_adapter and not (path / CONFIG).exists():
-        raise PerlError(f"{option} {where} can't be read as a model: it has no {CONFIG}", inside(where) or NETWORK)
+        raise PerlError(f"{option} {where} can't be read as a model: it has no {CONFIG}", inside(where) or FOLDER)
     return Place(where, is_adapter)
 
 
