@@ -20,8 +20,9 @@ LIGHT = (
     "run.lifecycle", "run.claim", "run.launch",
     "run.checkpoints", "run.disk", "run.liveness", "run.signals", "run.progress", "run.plots",
     "run.summary", "run.card", "run.lineage", "run.setup", "run.loaders",
-    "data", "doctor.checks", "doctor.torch_checks", "comparison.results",
-    "comparison.render.files", "commands.report", "commands.runs", "commands.doctor", "cli.binding", "cli.boundary",
+    "data", "doctor.checks", "doctor.torch_checks", "comparison.results", "comparison.render.files",
+    "commands.early", "model.places", "model.weights", "training.reward_names", "training.trackers",
+    "commands.report", "commands.runs", "commands.doctor", "cli.binding", "cli.completion", "cli.boundary",
     "cli.app", "entry",
 )  # fmt: skip
 HEAVY = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "matplotlib", "numpy")

@@ -16,7 +16,7 @@ import yaml
 
 from perlcli import settings
 from perlcli.errors import Interrupted, PerlError, RunFailed
-from perlcli.run import files, lifecycle, liveness, signals
+from perlcli.run import checkpoints, disk, files, lifecycle, liveness, signals
 from perlcli.run.files import write_json
 from perlcli.run.lifecycle import recording
 from perlcli.run.output_folder import check_output
@@ -64,7 +64,30 @@ def test_json_replaces_the_file_and_leaves_nothing_beside_it(tmp_path: Path) -> 
         write_json(tmp_path / "x.json", content)
         assert json.loads((tmp_path / "x.json").read_text(encoding="utf-8")) == content
     assert names(tmp_path) == {"x.json"}
-    assert (tmp_path / "x.json").stat().st_mode & 0o777 == 0o644
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
+def test_files_have_the_permissions_of_the_umask(umask: int, tmp_path: Path) -> None:
+    before = os.umask(umask)
+    try:
+        write_json(tmp_path / "record.json", {})
+        with disk.aside(tmp_path) as side:
+            for name in ("model.safetensors", "value/head.safetensors"):  # as safetensors 0.8 leaves them
+                (side / name).parent.mkdir(exist_ok=True)
+                (side / name).touch(mode=0o600)
+        (tmp_path / "checkpoint-1").mkdir()
+        (tmp_path / "checkpoint-1" / "adapter_model.safetensors").touch(mode=0o600)
+        (tmp_path / "secret").touch(mode=0o600)
+        (tmp_path / "checkpoint-1" / "link").symlink_to(tmp_path / "secret")
+        checkpoints.seal(tmp_path / "checkpoint-1")
+        assert os.umask(umask) == umask  # reading it changed nothing
+    finally:
+        os.umask(before)
+    files = [path for path in tmp_path.rglob("*") if path.is_file() and path.name not in ("secret", "link")]
+    weights = ("model.safetensors", "head.safetensors", "adapter_model.safetensors")
+    assert {path.name for path in files} == {"record.json", "manifest.json", *weights}
+    assert {path.stat().st_mode & 0o777 for path in files} == {0o666 & ~umask}
+    assert (tmp_path / "secret").stat().st_mode & 0o777 == 0o600  # what a link leads to isn't the run's
 
 
 def test_a_file_is_on_the_disk_before_it_takes_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -143,5 +143,5 @@ def test_what_trl_rejects_is_reported(stage: str, item: str) -> None:
 
 
 def test_missing_tracker_is_reported() -> None:
-    with pytest.raises(PerlError, match=r"^--report-to wanbd: not installed or unknown\nHint: installed trackers: "):
+    with pytest.raises(PerlError, match=r"^--report-to must be the names of experiment trackers, not 'wanbd'\nHint: "):
         config("sft", report_to="none, wanbd")

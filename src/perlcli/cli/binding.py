@@ -16,9 +16,11 @@ from typer.core import TyperArgument, TyperCommand, TyperGroup
 from perlcli import recipes, upstream
 from perlcli import settings as definitions
 from perlcli.cli.boundary import usage_errors, with_boundary
+from perlcli.cli.completion import offer
 from perlcli.errors import PerlError, nearest
 from perlcli.run.files import RECORD, SETTINGS
 from perlcli.settings import Option, Settings, dashed
+from perlcli.settings.defaults import words
 from perlcli.settings.faults import type_fault
 from perlcli.settings.types import choices, convert, fits, inner
 from perlcli.settings.yaml import read_config
@@ -47,7 +49,7 @@ def command(app: typer.Typer, name: str, action: Callable[[Any], None]) -> None:
         upstream.hush()  # before a stage imports the noisy libraries
         with_boundary(lambda: action(_settings(stage, config, given)), debug=debug)
 
-    parameters = _parameters(stage)
+    parameters = _parameters(stage, name)
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {item.name: item.annotation for item in parameters}
     run.__doc__ = stage.__doc__
@@ -114,31 +116,34 @@ def _with_dashes(argument: str) -> str:
     return name.replace("_", "-") + equals + value if name.startswith("--") else argument
 
 
-def _parameters(stage: type[Settings]) -> list[inspect.Parameter]:
+def _parameters(stage: type[Settings], command: str) -> list[inspect.Parameter]:
     config = typer.Option("--config", "-c", help=CONFIG_HELP, rich_help_panel="Run", metavar="FILE")
     debug = typer.Option("--debug", help=DEBUG_HELP, rich_help_panel="Run")
     return [
-        *(_parameter(item) for item in definitions.options(stage)),
+        *(_parameter(item, shown_default(item, command)) for item in definitions.options(stage)),
         _keyword("config", Annotated[str | None, config], None),
         _keyword("debug", Annotated[bool, debug], False),
     ]
 
 
 @cache
-def _parameter(item: Option) -> inspect.Parameter:
-    """The Typer parameter of an option: a flag or text. Its default is None, which means that it was not given."""
+def _parameter(item: Option, default: str) -> inspect.Parameter:
+    """The Typer parameter of an option: a flag or text. It is None if it was not given; `default` is for the help."""
     is_flag = inner(item.type) is bool
     kind: object = bool if is_flag else list[str] if item.type == tuple[str, ...] else str
     if item.argument:
         shown = f"{shown_name(item)} {_choices_shown(item)}".rstrip()
-        information = typer.Argument(help=item.help, rich_help_panel=item.panel, show_default=False, metavar=shown)
+        information = typer.Argument(
+            help=item.help, rich_help_panel=item.panel, show_default=False, metavar=shown, autocompletion=offer(item)
+        )
     else:
         information = typer.Option(
             *_spellings(item),
-            help=_help(item),
+            help=_help(item, default),
             rich_help_panel=item.panel,
             show_default=False,
             metavar=None if is_flag else _metavar(item),
+            autocompletion=None if is_flag else offer(item),
         )
     return _keyword(item.name, Annotated[kind | None, information], None)  # type: ignore[operator]
 
@@ -150,13 +155,13 @@ def _spellings(item: Option) -> list[str]:
     return [name, item.short] if item.short else [name]
 
 
-def _help(item: Option) -> str:
+def _help(item: Option, default: str) -> str:
     """An option's help with its default, and with its choices if they are too long to stand next to its name."""
     parts = [item.help]
     if choices(item.type) and not _choices_shown(item):
         parts.append(f"One of {', '.join(choices(item.type))}.")
-    if shown_default(item):
-        parts.append(f"(default: {shown_default(item)})")
+    if default:
+        parts.append(f"(default: {default})")
     return " ".join(parts)
 
 
@@ -182,8 +187,10 @@ def shown_name(item: Option) -> str:
     return item.shown + ("..." if takes_many else "")
 
 
-def shown_default(item: Option) -> str:
-    """What the help gives as an option's default; empty if there is nothing to say."""
+def shown_default(item: Option, command: str) -> str:
+    """What the help of a command gives as an option's default; empty if there is nothing to say."""
+    if "{}" in item.unset:
+        return item.unset.replace("{}", words(command, item.name))
     has_default = item.default is not None and item.default is not False and item.default != ()
     return item.unset or (str(item.default) if has_default else "")
 

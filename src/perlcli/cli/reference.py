@@ -56,17 +56,17 @@ def _command(name: str) -> str:
     stage = settings.ALL_COMMANDS[name]
     lines = [f"## perl {name}", "", *(line.strip() for line in str(stage.__doc__).splitlines())]
     for panel, items in groupby(settings.options(stage), key=lambda item: item.panel):
-        rows = [_row(item) for item in items]
+        rows = [_row(item, name) for item in items]
         if panel == "Run":
             rows += [("`--config`, `-c`", "text", "", CONFIG_HELP), ("`--debug`", "flag", "", DEBUG_HELP)]
         lines += ["", f"**{panel}**", "", markdown_table(("option", "value", "default", "meaning"), rows)]
     return "\n".join(lines)
 
 
-def _row(item: settings.Option) -> tuple[str, ...]:
+def _row(item: settings.Option, command: str) -> tuple[str, ...]:
     short = f", `{item.short}`" if item.short else f" (in YAML `{item.name}`)" if item.argument else ""
     kind = "flag" if item.type is bool else describe(item.type)
-    return f"`{shown_name(item)}`{short}", kind, shown_default(item), item.help
+    return f"`{shown_name(item)}`{short}", kind, shown_default(item, command), item.help
 
 
 def rooms() -> str:

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from perlcli import settings
-from perlcli.commands import data_file
+from perlcli.commands import data_file, early
 from perlcli.data import Preference, Prompt, Thumb
 from perlcli.data.columns import QUESTIONS
 from perlcli.data.formats import detect
@@ -19,7 +19,7 @@ from perlcli.text import counted, shorten
 
 def run(given: settings.DataConvert) -> None:
     """Write the converted rows and print the report. Raises PerlError if the rows can't be used or written."""
-    file = data_file.name_of(given)
+    file = early.file_name(given)
     path = Path(given.run.output or f"{Path(file).name.partition('.')[0]}-trl.jsonl").expanduser()
     check_path(path, file, overwrite=given.run.overwrite)
     use, loaded = data_file.load(given, given.convert.for_, chat=not given.convert.text)

@@ -174,6 +174,29 @@ def load(
     return data
 
 
+def check_given(source: str | None, model: str) -> None:
+    """Raises PerlError if no data is given for another model than the embedded one."""
+    if source is None:
+        hint = f"--data FILE, or --data {COFFEE} for the embedded data"
+        raise PerlError(f"--data is missing for the model {model}", hint)
+
+
+def check_start(source: str | None, use: str, split: str, options: DataSettings) -> None:
+    """Raises PerlError if a source can't be there, or if its first row is in no format for the use, as far as that can
+    be seen without loading a library: of Parquet, Excel, Hub datasets and standard input it can't."""
+    if is_embedded(source):
+        return
+    name = str(source)
+    if name and name != sources.STDIN:
+        sources.check_there(name)
+    if name and not sources.is_quick(name, split, options):
+        return
+    with closing(read(source, use, split, options)) as items:
+        _, first = next(numbered(items, options), (0, None))
+    if first is not None and first.raw is not None:
+        choose(first.raw, use, sources.named(name, split, options), options.data_format)
+
+
 def read(source: str | None, use: str, split: str, options: DataSettings) -> Rows:
     """The source's rows as they are, which the caller must close; only the embedded rows depend on the use. Raises
     PerlError if the source can't be read."""

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from perlcli.run.disk import sync, sync_names
+from perlcli.run.disk import grant, sync, sync_names
 
 SIDE = ".writing"  # where the trainer writes, below the folder of checkpoints
 HERE = ".here"  # marks the folder during a run: if it is deleted and the trainer creates it again, the mark is missing
@@ -65,6 +65,8 @@ def seal(checkpoint: Path) -> None:
             path.unlink()
     files = files_of(checkpoint)
     for path in files:
+        if not path.is_symlink():  # whose file isn't the run's
+            grant(path)
         sync(path)
     sums = {str(path.relative_to(checkpoint)): checksum(path) for path in files}
     manifest = checkpoint / MANIFEST

@@ -69,7 +69,7 @@ class ComparedKeepSettings:
 class ComparedLoraSettings:
     """Adapter"""
 
-    lora_r: tuple[int, ...] = option("Ranks, comma-separated; each is a separate arm.", default=(), unset="16", gt=0)
+    lora_r: tuple[int, ...] = option("Ranks, comma-separated; each is a separate arm.", default=(), unset="{}", gt=0)
     lora_alpha: int | None = option_of(stages.LoraSettings, "lora_alpha")
     lora_dropout: float | None = option_of(stages.LoraSettings, "lora_dropout")
     lora_target_modules: str | None = option(

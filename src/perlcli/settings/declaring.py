@@ -36,7 +36,7 @@ class Option:
     default: Any
     help: str
     short: str = ""
-    unset: str = ""  # what None means, for the help
+    unset: str = ""  # what None means, for the help; `{}` is the default of the command (`defaults.words`)
     argument: bool = False  # given by position, not by name
     metavar: str = ""  # stands for the value in the help, instead of the word for its type
     gt: float | None = None  # the value must be above this

@@ -20,7 +20,7 @@ from typing import Any, TypeVar, get_origin, get_type_hints
 from perlcli.errors import PerlError, nearest
 from perlcli.settings.commands import Settings, command_of
 from perlcli.settings.declaring import Values, flat, options
-from perlcli.settings.defaults import GENERAL, LEARNING_RATES
+from perlcli.settings.defaults import of_command
 from perlcli.settings.faults import misfit
 
 LENGTH = {"max_steps", "num_train_epochs"}
@@ -78,12 +78,7 @@ def resolve(settings: AnyStage, *presets: Values) -> AnyStage:
 
 def _defaults(command: str, given: Values) -> dict[str, Any]:
     """The defaults of a stage over the general ones."""
-    defaults: dict[str, Any] = GENERAL | {"output": f"runs/{command}"}
-    if command == "rl":
-        defaults["gradient_accumulation_steps"] = 4
-    if command in LEARNING_RATES:
-        lora_rate, full_rate = LEARNING_RATES[command]
-        defaults["learning_rate"] = full_rate if given.get("full") else lora_rate
+    defaults = of_command(command, full=bool(given.get("full")))
     void = _void(given) - LENGTH  # --max-steps overrides the epochs, which keep their default
     return {name: value for name, value in defaults.items() if name not in void}
 

@@ -25,9 +25,7 @@ class RecipeSettings:
 class RunSettings:
     """Run"""
 
-    output: str | None = place(
-        "Output folder of the run.", short="-o", unset="runs/COMMAND; eval: eval-MODEL next to the run"
-    )
+    output: str | None = place("Output folder of the run.", short="-o", unset="{}")
     seed: int = option("Seed for initialisation, data order and sampling.", default=0, ge=0, lt=2**32)
     dry_run: bool = flag("Only check and print the settings: load no weights, train nothing, write nothing.")
     overwrite: bool = flag("Replace a non-empty output folder.")

@@ -35,8 +35,8 @@ class SamplingSettings:
         default="stop",
         metavar="[stop|skip|X]",
     )
-    temperature: float | None = option("Sampling temperature.", unset="0.7, as in the paper", gt=0)
-    max_completion_length: int | None = option("Maximum tokens per completion.", unset="128", gt=0)
+    temperature: float | None = option("Sampling temperature.", unset="{}, as in the paper", gt=0)
+    max_completion_length: int | None = option("Maximum tokens per completion.", unset="{}", gt=0)
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,8 @@ class RlSettings:
         "per prompt, and the baseline comes from a value model, a separate adapter on the same base.",
         default="rloo",
     )
-    num_generations: int | None = option("Completions per prompt.", unset="4, reinforce: 1", gt=0)
-    beta: float | None = option("Weight of the KL penalty towards the anchor.", unset="0.05, as in the paper", ge=0)
+    num_generations: int | None = option("Completions per prompt.", unset="{}, reinforce: 1", gt=0)
+    beta: float | None = option("Weight of the KL penalty towards the anchor.", unset="{}, as in the paper", ge=0)
     anchor: str | None = place(
         "Reference model of the KL penalty: sft (the policy that RL starts from), base, or the folder of a policy on "
         "the same base.",
@@ -68,4 +68,4 @@ class EvalSettings:
     """Evaluation"""
 
     max_samples: int | None = option("Evaluate on at most this many rows.", unset="all; 256 prompts for a policy", gt=0)
-    per_device_eval_batch_size: int | None = option("Batch size per device.", unset="16", gt=0)
+    per_device_eval_batch_size: int | None = option("Batch size per device.", unset="{}", gt=0)

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Generic, TypeVar
 
 from peft import PeftConfig
 from transformers import PreTrainedTokenizerBase, TrainingArguments
 
 from perlcli import coffee, data, device, recipes, settings, upstream
-from perlcli.data import Renderer
+from perlcli.data import Renderer, loading
 from perlcli.errors import PerlError
 from perlcli.memory import prediction
 from perlcli.model import adapters, checks, context, quantised, sources, tokenizers
 from perlcli.model.sources import Source
-from perlcli.run import disk
+from perlcli.run import disk, output_folder
 from perlcli.run.lifecycle import Run
-from perlcli.run.output_folder import check_output
 from perlcli.terminal import say
 from perlcli.text import enum_value
 from perlcli.training import checkpointing, origin, rendering
@@ -54,12 +52,11 @@ def prepare(given: Given) -> Prepared[Given]:
     """A stage's settings, resolved and checked against model, machine and folder. Raises PerlError for a fault."""
     upstream.hush_bars()
     source = locate(given)
-    if given.data.data is None and not source.is_embedded:
-        hint = f"--data FILE, or --data {data.COFFEE} for the embedded data"
-        raise PerlError(f"--data is missing for the model {source.name}", hint)
     if source.is_embedded:
         device.spare_threads()
-    proposed = {"output": _eval_folder(source)} if isinstance(given, settings.Eval) else {}
+    else:
+        loading.check_given(given.data.data, source.name)
+    proposed = {"output": output_folder.of_eval(given.model.model)} if isinstance(given, settings.Eval) else {}
     is_example = source.is_embedded and data.is_embedded(given.data.data) and given.recipe.recipe is None
     preset = coffee.SETTINGS[settings.command_of(given)] if is_example else {}
     trust, is_full = given.model.trust_remote_code, not isinstance(given, settings.Eval) and given.lora.full
@@ -71,7 +68,7 @@ def prepare(given: Given) -> Prepared[Given]:
     device.check(resolved.model)
     is_scored = source.is_classifier or isinstance(resolved, settings.Reward)
     found = checks.check(source, resolved.model, longest=resolved.data.max_length, full=is_full, scored=is_scored)
-    check_output(resolved)
+    output_folder.check_output(resolved)
     origin.keep_apart(resolved, source)
     adapter = origin.adapter_of(resolved, source)
     tokenizer = tokenizers.load_tokenizer(source, trust_remote_code=trust)
@@ -123,13 +120,6 @@ def locate(given: settings.Training | settings.Eval) -> Source:
         for reward in given.sampling.reward:
             recipes.check_made(recipe, "--reward", reward)
     return source
-
-
-def _eval_folder(source: Source) -> str:
-    """The default folder of an evaluation: next to the run that it measures, otherwise in `runs`."""
-    name = Path(source.place).name
-    folder = Path("runs") if source.record is None else Path(source.name).expanduser().parent
-    return str(folder / f"eval-{data.COFFEE if name == coffee.BASE.name else name}")
 
 
 def loaded(prepared: Prepared[settings.Training | settings.Eval | settings.Merge]) -> None:

@@ -23,7 +23,7 @@ from perlcli.model.sources import Source
 from perlcli.redaction import hidden
 from perlcli.run import checkpoints
 from perlcli.text import size
-from perlcli.training import http_reward, rendering, reward_functions, reward_model
+from perlcli.training import http_reward, rendering, reward_functions, reward_model, reward_names
 from perlcli.training.origin import check_adapter, keep_apart
 from perlcli.training.prepare import Prepared
 from perlcli.training.reward_errors import PATIENCE, OnError, Opinions, Scored
@@ -63,25 +63,18 @@ class Reward:
 def find_all(prepared: Prepared[Stage]) -> list[Reward]:
     """What each `--reward` names, before weights are loaded. Raises PerlError if there is none, or one is unusable."""
     names = prepared.settings.sampling.reward
-    if not names:
-        hint = "train one with `perl reward` and name its folder, or name a function as module:function"
-        raise PerlError("--reward is missing: RL learns nothing without a reward", hint)
-    kwargs = keyword_arguments(prepared.settings.sampling.reward_kwargs, names, is_called)
+    reward_names.check_given(names)
+    kwargs = keyword_arguments(prepared.settings.sampling.reward_kwargs, names, reward_names.is_called)
     rewards = [find(name, prepared, own) for name, own in zip(names, kwargs, strict=True)]
     prepared.run.record.model["rewards"] = {reward.name: reward.fingerprint for reward in rewards}
     return rewards
 
 
-def is_called(name: str) -> bool:
-    """Whether a `--reward` is a function or a server, not a model."""
-    return http_reward.is_url(name) or reward_functions.names_function(name)
-
-
 def find(name: str, prepared: Prepared[Stage], kwargs: Mapping[str, Any] | None = None) -> Reward:
     """What one `--reward` names; `kwargs` are its keyword arguments. Raises PerlError if it can't be a reward."""
-    if http_reward.is_url(name):
+    if reward_names.is_url(name):
         return Reward(name, function=http_reward.connect(name, kwargs or {}))
-    if reward_functions.names_function(name):
+    if reward_names.names_function(name):
         return Reward(name, function=reward_functions.find(name, kwargs or {}))
     source = sources.locate(name, option="--reward", trust_remote_code=prepared.settings.model.trust_remote_code)
     if not source.is_classifier:
@@ -272,7 +265,7 @@ def attach(reward: Reward, model: Policy, prepared: Prepared[Stage], batch: int,
     """Load one reward, as `adapter` if it shares the policy's base. Raises PerlError if it or its proof fails."""
     render, note = prepared.renderer, prepared.run.note
     if reward.function is not None:
-        note(f"reward: the {'server' if http_reward.is_url(reward.name) else 'function'} {reward.name}")
+        note(f"reward: the {'server' if reward_names.is_url(reward.name) else 'function'} {reward.name}")
         return FunctionReward(reward.function, reward.name, render)
     assert reward.source is not None
     if not reward.is_shared:

@@ -20,6 +20,7 @@ from perlcli.run import checkpoints, files
 from perlcli.settings.types import convert, describe, fits
 from perlcli.settings.yaml import parse
 from perlcli.text import clip, enum_value, shorten
+from perlcli.training import trackers
 
 USUAL = "--optim adamw_torch_fused, adamw_8bit, paged_adamw_8bit, adafactor or sgd"
 FUSED_BACKWARD = ("lomo", "adalomo")
@@ -68,7 +69,7 @@ def trl_config(kind: type[Config], given: settings.Training, extra: Mapping[str,
         "logging_steps": 1,
         "logging_nan_inf_filter": False,  # otherwise a NaN or infinite loss is logged as 0
         "disable_tqdm": True,
-        "report_to": [name.strip() for name in given.keep.report_to.split(",")],
+        "report_to": trackers.names(given.keep.report_to),
         "seed": given.run.seed,
         "use_cpu": not on_gpu,
         "bf16": dtype == "bfloat16",
@@ -80,7 +81,7 @@ def trl_config(kind: type[Config], given: settings.Training, extra: Mapping[str,
     if plans.is_reentrant(given) and plans.own_kwargs(given) is None:
         values["gradient_checkpointing_kwargs"] = {"use_reentrant": True}
     check_optimiser(values["optim"], on_gpu=on_gpu)
-    check_trackers(values["report_to"])
+    trackers.check(given.keep.report_to)
     values |= overrides(train.set, kind, {option.name for option in settings.options(type(given))})
     if "trust_remote_code" in names:
         values["trust_remote_code"] = given.model.trust_remote_code  # for the reference model that TRL loads itself
@@ -118,17 +119,6 @@ def check_installed(config: TrainingArguments) -> None:
         Trainer.get_optimizer_cls_and_kwargs(config)
     except (ImportError, ValueError) as error:
         raise PerlError(f"--optim {enum_value(config.optim)} can't be used: {reason(error)}", USUAL) from error
-
-
-def check_trackers(names: list[str]) -> None:
-    """Raises PerlError for a tracker that transformers doesn't know or that isn't installed."""
-    from transformers.integrations.integration_utils import get_available_reporting_integrations
-
-    installed = get_available_reporting_integrations()
-    missing = [name for name in names if name not in ("none", "all", *installed)]
-    if missing:
-        problem = f"--report-to {', '.join(missing)}: not installed or unknown"
-        raise PerlError(problem, f"installed trackers: {', '.join(installed) or 'none'}")
 
 
 def overrides(items: tuple[str, ...], kind: type[Any], own: set[str]) -> dict[str, Any]:
