@@ -7,7 +7,7 @@ import hashlib
 import json
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from copy import deepcopy
 
 from perlcli.data.rows import Content, Data, DataReport, Message, Numbers, Preference, Row, Thumb, completions
@@ -15,7 +15,9 @@ from perlcli.errors import PerlError
 from perlcli.text import counted, one_line
 
 REPEATED = "repeating an earlier row"
+TRAINED = "with a prompt that the model was trained on"
 DIGEST_BYTES = 16
+SHARE, FEWEST, MOST = 0.05, 32, 1000  # of the prompts: the share held out by default, and its limits
 PERCENTILES = (50, 90, 99)
 ADDED = ("margin", "template")  # what rows without them had no field for when the first records were written
 
@@ -167,6 +169,19 @@ def overlap(train: Data, held_out: Data) -> Numbers:
     return prompts(held_out).found_in(prompts(train))
 
 
+def drop_overlap(data: Data) -> None:
+    """Leave out the held-out rows whose prompt was trained on, which `report.overlap` numbers. Raises PerlError if none
+    is left."""
+    trained = set(data.report.overlap)
+    for number in data.numbers:
+        if number in trained:
+            data.report.drop(TRAINED, number)
+    restrict(data, [place for place, number in enumerate(data.numbers) if number not in trained])
+    if not data.rows:
+        hint = "evaluate on other data, or leave out --skip-trained"
+        raise PerlError(f"--skip-trained leaves no row of {data.report.source}: the model was trained on all", hint)
+
+
 def percentiles(lengths: Iterable[int]) -> dict[str, int]:
     """The 50th, 90th and 99th percentile of the lengths, and the longest; `lengths` may be a Counter."""
     ordered = sorted(Counter(lengths).elements())
@@ -192,11 +207,32 @@ def hold_out(data: Data, fraction: float) -> tuple[Data, Data]:
             f"{counted(len(counts), 'distinct prompt')}, and rows with the same prompt stay together",
             "give held-out rows with --eval-data",
         )
+    return _sides(data, digests, chosen, f"{fraction:g} held out by prompt")
+
+
+def hold_out_some(data: Data) -> tuple[Data, Data] | None:
+    """The same with the default share: `SHARE` of the prompts, at least `FEWEST` and at most `MOST`. None where that
+    would be more than a third of the prompts or of the rows."""
+    digests = [prompt_digest(row) for row in data.rows]
+    counts, taken = Counter(digests), 0
+    wanted = min(MOST, max(FEWEST, round(SHARE * len(counts))))
+    chosen: set[bytes] = set()
+    for digest in sorted(counts):
+        if len(chosen) < wanted and 3 * (taken + counts[digest]) <= len(digests):
+            chosen.add(digest)
+            taken += counts[digest]
+    if len(chosen) < wanted or 3 * wanted > len(counts):
+        return None
+    return _sides(data, digests, chosen, f"{counted(wanted, 'prompt')} of {len(counts):,} held out")
+
+
+def _sides(data: Data, digests: Sequence[bytes], chosen: Collection[bytes], words: str) -> tuple[Data, Data]:
+    """The rows whose prompt is not among the chosen, and those whose prompt is."""
     held_out = _side(data, [place for place, digest in enumerate(digests) if digest in chosen])
     train = _side(data, [place for place, digest in enumerate(digests) if digest not in chosen])
-    train.report.held_out = taken
-    held_out.report.source += f", {fraction:g} held out by prompt"
-    held_out.report.read, held_out.report.extra, held_out.report.dropped = taken, 0, {}
+    train.report.held_out = len(held_out.rows)
+    held_out.report.source += f", {words}"
+    held_out.report.read, held_out.report.extra, held_out.report.dropped = len(held_out.rows), 0, {}
     return train, held_out
 
 
