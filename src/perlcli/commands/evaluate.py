@@ -88,9 +88,9 @@ def evaluate_policy(prepared: Prepared[settings.Eval]) -> RunRecord | None:
 def load_questions(
     prepared: Prepared[settings.Eval], *, is_scored: bool
 ) -> tuple[list[Asked], held_out_loss.Answers | None]:
-    """The held-out prompts; and if nothing judges what a policy writes to them, the held-out answers, as far as the
-    data has any. Data without prompts, such as plain text, is measured on its answers only. Raises PerlError if the rows
-    serve neither."""
+    """The held-out prompts; and if nothing judges what a policy writes to them, the held-out answers, if the
+    data has any. Data without prompts, such as plain text, is measured on its answers only. Raises PerlError if the
+    rows serve neither."""
     prompts: list[Asked] = []
     fault: PerlError | None = None
     try:

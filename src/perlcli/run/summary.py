@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from perlcli.run import files, loaders, metrics
+from perlcli.run import files, loaders, metrics, next_steps
 from perlcli.run.record import RunRecord
 from perlcli.terminal import say
 from perlcli.text import counted, inline, markdown_table, megabytes
@@ -16,9 +16,9 @@ HUB_NAME = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
 
 
 def show(record: RunRecord | None) -> None:
-    """Print the summary of a finished run; nothing for a dry run."""
+    """Print the summary of a finished run and what to type next; nothing for a dry run."""
     if record is not None:
-        say(text(record))
+        say("\n".join(filter(None, (text(record), next_steps.text(record)))))
 
 
 def text(record: RunRecord) -> str:
