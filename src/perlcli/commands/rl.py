@@ -120,7 +120,7 @@ def exam_of(prepared: Prepared[settings.Rl], config: RLOOConfig, held_out: Data)
 def evaluate(trainer: Any, exam: Exam, score: Weighted, anchor: Anchor) -> None:
     """Compare the trained policy with its anchor on the held-out prompts, as `perl eval` does, and say the verdict."""
     trainer.lent.give_back()
-    words = anchor.words if trainer.beta else f"{exam.prepared.source.name}, where RL starts"
+    words = anchor.words if trainer.beta else f"{exam.prepared.source.name}, where RL started"
     opponent = None
     if isinstance(trainer.model, PeftModel):
         name = roles.ANCHOR if roles.ANCHOR in trainer.model.peft_config else None

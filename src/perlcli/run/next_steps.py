@@ -102,7 +102,8 @@ def _evaluation(record: RunRecord, folder: str) -> Words:
     if "eval" not in record.data or source == STDIN or record.command not in ("sft", "reward", "rl"):
         return []
     if train.get("held_out") and not values.get("eval_data"):
-        others = ["--skip-trained", *_split(values)]
+        # rows that were too long to train on are still in the data
+        others = ["--skip-trained", *_split(values), "--on-long", values.get("on_long") or "drop"]
     names = [*OF_MODEL, *(OF_DATA if source == values.get("data") else OF_DATA[:-1])]
     names += [*OF_REWARD, *OF_LENGTH] if record.command == "rl" else []
     words = ["perl", "eval", "--model", folder, *_options(record, names), *_data(record, source)]

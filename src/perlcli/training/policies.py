@@ -97,6 +97,11 @@ def _tuned_from(record: RunRecord | None) -> str | None:
     return str(coffee.BASE) if record.model["name"] == coffee.NAME else os.path.expanduser(str(record.model["name"]))
 
 
+def the_base(name: str) -> str:
+    """A base for people, by its name."""
+    return f"the {name}" if name == coffee.NAME else f"the base {name}"
+
+
 @dataclass(frozen=True)
 class Anchor:
     """The reference model of the KL penalty, found but not loaded."""
@@ -116,9 +121,10 @@ def find_anchor(prepared: Prepared[settings.Rl]) -> Anchor:
         return _full_anchor(wanted, prepared)
     start = prepared.source.adapter
     if wanted == SFT:
-        return Anchor(f"{'' if start else 'the base '}{prepared.source.name}, where RL starts", True, adapter=start)
+        name = prepared.source.name if start else the_base(prepared.source.base_name)
+        return Anchor(f"{name}, where RL starts", True, adapter=start)
     if wanted == BASE:
-        return Anchor(f"the base {prepared.source.base_name}", start is None)
+        return Anchor(the_base(prepared.source.base_name), start is None)
     source = _locate_anchor(wanted, prepared)
     if not sources.same_base(source, prepared.source):
         problem = f"--anchor {wanted} is on the base {source.base_name}, the policy on {prepared.source.base_name}"
@@ -208,7 +214,7 @@ def attach_anchor(model: PeftModel, policy: sources.Source) -> tuple[str | None,
     the bare base) and a description. Raises PerlError if it doesn't fit the base."""
     folder = Path(policy.place) / ANCHOR_FOLDER
     if policy.adapter is None or not (folder / weights.ADAPTER_CONFIG).exists():
-        return None, f"the base {policy.base_name}"
+        return None, the_base(policy.base_name)
     roles.add_adapter(model, str(folder), roles.ANCHOR)
     wanted = policy.record.settings.get("anchor") if policy.record is not None else None
     if wanted not in (None, SFT):
