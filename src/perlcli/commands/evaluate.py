@@ -31,6 +31,8 @@ NAMED = 40  # characters of the anchor's name in a plot
 def run(given: settings.Eval) -> RunRecord | None:
     """Measure what `--model` is: a reward model or a policy; None for a dry run."""
     prepared = prepare(given)
+    if prepared.settings.eval.skip_trained and not trained_on(prepared.source):
+        prepared.run.note("--skip-trained has no effect: nothing records which prompts the model was trained on.")
     if not prepared.source.is_classifier:
         return evaluate_policy(prepared)
     if prepared.settings.sampling.reward:
@@ -130,11 +132,11 @@ def exam_of(prepared: Prepared[settings.Eval], prompts: list[Asked]) -> Exam:
 
 def load_held_out(prepared: Prepared[settings.Eval], use: str) -> data.Data:
     """The held-out rows; their report counts prompts that the model was trained on, which --skip-trained leaves out."""
-    held_out = load_data(prepared, use, "test")
-    if trained := trained_on(prepared.source):
-        held_out.report.overlap = data.prompts(held_out).found_in(data.unpacked(trained))
+    held_out, trained = load_data(prepared, use, "test"), trained_on(prepared.source)
     if prepared.settings.eval.skip_trained:
-        data.drop_overlap(held_out)
+        data.drop_trained(held_out, data.unpacked(trained))
+    elif trained:
+        held_out.report.overlap = data.prompts(held_out).found_in(data.unpacked(trained))
     return held_out
 
 

@@ -169,14 +169,15 @@ def overlap(train: Data, held_out: Data) -> Numbers:
     return prompts(held_out).found_in(prompts(train))
 
 
-def drop_overlap(data: Data) -> None:
-    """Leave out the held-out rows whose prompt was trained on, which `report.overlap` numbers. Raises PerlError if none
-    is left."""
-    trained = set(data.report.overlap)
-    for number in data.numbers:
-        if number in trained:
+def drop_trained(data: Data, trained: Iterable[bytes]) -> None:
+    """Leave out the rows whose prompt is among the packed digests. Raises PerlError if none is left."""
+    digests, left = set(trained), []
+    for place, (number, row) in enumerate(zip(data.numbers, data.rows, strict=True)):
+        if prompt_digest(row)[:DIGEST_BYTES] in digests:
             data.report.drop(TRAINED, number)
-    restrict(data, [place for place, number in enumerate(data.numbers) if number not in trained])
+        else:
+            left.append(place)
+    restrict(data, left)
     if not data.rows:
         hint = "evaluate on other data, or leave out --skip-trained"
         raise PerlError(f"--skip-trained leaves no row of {data.report.source}: the model was trained on all", hint)
@@ -190,10 +191,11 @@ def percentiles(lengths: Iterable[int]) -> dict[str, int]:
 
 
 def hold_out(data: Data, fraction: float) -> tuple[Data, Data]:
-    """The rows to train on, and about `fraction` of all rows to evaluate on. All rows of a prompt go to the same side.
-    The prompts with the lowest digests are held out until they make up the fraction, so the choice depends only on the
-    prompts, not on their order or a seed. Raises PerlError if no row would be left to train on."""
-    digests = [prompt_digest(row) for row in data.rows]
+    """The rows to train on, and about `fraction` of all rows to evaluate on. All rows of a prompt go to the same side,
+    and so do all rows that one row of the source became, such as the steps of a dialog. The prompts with the lowest
+    digests are held out until they make up the fraction, so the choice depends only on the prompts, not on their order
+    or a seed. Raises PerlError if no row would be left to train on."""
+    digests = _units(data)
     counts, wanted, taken = Counter(digests), fraction * len(digests), 0
     chosen: set[bytes] = set()
     for digest in sorted(counts):
@@ -213,7 +215,7 @@ def hold_out(data: Data, fraction: float) -> tuple[Data, Data]:
 def hold_out_some(data: Data) -> tuple[Data, Data] | None:
     """The same with the default share: `SHARE` of the prompts, at least `FEWEST` and at most `MOST`. None where that
     would be more than a third of the prompts or of the rows."""
-    digests = [prompt_digest(row) for row in data.rows]
+    digests = _units(data)
     counts, taken = Counter(digests), 0
     wanted = min(MOST, max(FEWEST, round(SHARE * len(counts))))
     chosen: set[bytes] = set()
@@ -223,7 +225,25 @@ def hold_out_some(data: Data) -> tuple[Data, Data] | None:
             taken += counts[digest]
     if len(chosen) < wanted or 3 * wanted > len(counts):
         return None
-    return _sides(data, digests, chosen, f"{counted(wanted, 'prompt')} of {len(counts):,} held out")
+    return _sides(data, digests, chosen, "held out by prompt")
+
+
+def _units(data: Data) -> list[bytes]:
+    """For each row the lowest digest among the prompts that must stay together with its own."""
+    leaders: dict[bytes, bytes] = {}
+    firsts: dict[int, bytes] = {}  # of the rows of the source
+
+    def leader(digest: bytes) -> bytes:
+        while (above := leaders.setdefault(digest, digest)) != digest:
+            leaders[digest] = leaders[above]
+            digest = above
+        return digest
+
+    digests = [prompt_digest(row) for row in data.rows]
+    for number, digest in zip(data.numbers, digests, strict=True):
+        low, high = sorted((leader(firsts.setdefault(number, digest)), leader(digest)))
+        leaders[high] = low
+    return [leader(digest) for digest in digests]
 
 
 def _sides(data: Data, digests: Sequence[bytes], chosen: Collection[bytes], words: str) -> tuple[Data, Data]:
