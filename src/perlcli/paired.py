@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from perlcli.stats import Z95
 
-# Student's 97.5th percentile for 1 and 2 degrees of freedom, where the expansion in `t95` is too coarse.
-T95 = {1: 12.7062, 2: 4.30265}
+# Student's 97.5th percentile for few degrees of freedom, where the expansion in `t95` is too coarse.
+T95 = {1: 12.7062, 2: 4.30265, 3: 3.18245, 4: 2.77645}
 Groups = Sequence[Hashable]  # the prompt of each pair: pairs of one prompt are not independent
 
 

@@ -8,7 +8,7 @@ import pytest
 from row_samples import of, pairs
 
 from perlcli import data
-from perlcli.data import Demonstration, Preference, Prompt, Thumb, checks
+from perlcli.data import Data, Demonstration, Preference, Prompt, Thumb, checks
 from perlcli.errors import PerlError
 
 SAID = [{"role": "user", "content": "hi"}]
