@@ -248,7 +248,7 @@ def test_plain_text_is_measured_by_its_loss_only(perl: Perl, sft_run: Path, writ
     source = write(Path("rows.jsonl"), [{"text": f"a latte and {count} teas"} for count in range(4)])
     result = perl("eval", "-m", sft_run, "-d", source, "-o", "run", *BRIEF)
     assert "No samples, lengths or KL: " in result.stdout
-    assert LOSS < set(read_record(Path("run")).metrics)
+    assert set(read_record(Path("run")).metrics) > LOSS
     assert "mean_length" not in read_record(Path("run")).metrics
     assert not (Path("run") / "samples.jsonl").exists()
 
@@ -384,7 +384,9 @@ def test_the_verdict_names_the_opponent_and_needs_an_interval(
 ) -> None:
     policy, anchor = samples_of(mine), samples_of(theirs, token=6)
     case = exam([[place] for place in range(len(mine))])
-    (verdict,) = policy_metrics.verdicts(policy_metrics.compare(case.prompts, policy, anchor), policy, anchor, "runs/sft")
+    (verdict,) = policy_metrics.verdicts(
+        policy_metrics.compare(case.prompts, policy, anchor), policy, anchor, "runs/sft"
+    )
     assert verdict.startswith(f"Better than its anchor (runs/sft) by the reward: {reply} (95 % interval ")
 
 

@@ -96,7 +96,10 @@ def test_data_that_a_user_must_bring_has_a_name_in_capitals() -> None:
 def test_data_from_standard_input_is_not_read_again() -> None:
     settings = {"output": "runs/reward", "data": "-", "max_length": 1024}
     record = RunRecord(command="reward", settings=settings)
-    record.model, record.data = {"base": "org/base"}, {"train": {"serves": ["reward", "rl"], "held_out": 32}, "eval": {}}
+    record.model, record.data = (
+        {"base": "org/base"},
+        {"train": {"serves": ["reward", "rl"], "held_out": 32}, "eval": {}},
+    )
     assert next_steps.text(record).splitlines()[1:] == [
         "  perl rl --model org/base --reward runs/reward --data PROMPTS.jsonl --output runs/rl",
         "  perl report runs/reward",
@@ -106,11 +109,15 @@ def test_data_from_standard_input_is_not_read_again() -> None:
 def test_the_source_is_described_again() -> None:
     settings = {"output": "runs/reward", "data": "org/data", "split": None, "max_length": 99, "columns": "prompt=q"}
     record = RunRecord(command="reward", settings=settings | {"subset": "en", "on_long": "truncate"})
-    record.model, record.data = {"base": "org/base"}, {"train": {"serves": ["reward", "rl"], "held_out": 32}, "eval": {}}
+    record.model, record.data = (
+        {"base": "org/base"},
+        {"train": {"serves": ["reward", "rl"], "held_out": 32}, "eval": {}},
+    )
     assert next_steps.text(record).splitlines()[1:3] == [
         "  perl eval --model runs/reward --columns prompt=q --subset en --data org/data --max-length 99 --skip-trained "
         "--split train --on-long truncate",
-        "  perl rl --model org/base --reward runs/reward --columns prompt=q --subset en --data org/data --output runs/rl",
+        "  perl rl --model org/base --reward runs/reward --columns prompt=q --subset en --data org/data "
+        "--output runs/rl",
     ]
 
 
