@@ -5,11 +5,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from row_samples import pairs
 
-from perlcli import data
 from perlcli.run.record import RunRecord, write_record
-from perlcli.settings import DataSettings, HeldOutSettings
+from perlcli.settings import DataSettings
+from perlcli.settings.stages import HeldOutSettings
 from perlcli.training import rows
 
 
@@ -19,12 +18,13 @@ from perlcli.training import rows
     ids=["new", "begun without held-out rows", "resumed"],
 )
 def test_a_resumed_run_holds_out_what_it_did(
-    resume: str | None, before: int, held_out: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    resume: str | None, before: int, held_out: int, tmp_path: Path, write: Any
 ) -> None:
     write_record(tmp_path, RunRecord(data={"train": {"held_out": before}}))
-    monkeypatch.setattr(data, "load", lambda *_, **__: pairs(*(f"prompt {place}" for place in range(100))))
+    answers = {"chosen": "yes", "rejected": "no"}
+    source = write(tmp_path / "pairs.jsonl", [{"prompt": f"prompt {place}", **answers} for place in range(100)])
     settings = SimpleNamespace(
-        data=DataSettings(data="x.jsonl"), held_out=HeldOutSettings(), keep=SimpleNamespace(resume=resume)
+        data=DataSettings(data=str(source)), held_out=HeldOutSettings(), keep=SimpleNamespace(resume=resume)
     )
     run = SimpleNamespace(folder=tmp_path, note=lambda text: None)
     prepared: Any = SimpleNamespace(settings=settings, run=run, renderer=SimpleNamespace(makes_turns=True))
