@@ -235,10 +235,12 @@ def test_value_model_is_saved_next_to_the_policy(run: Path, files: Callable[[Pat
     assert head["weight"].any()
 
 
-def test_policy_of_reinforce_is_evaluated(run: Path, perl: Perl, reward_run: Path, rows: dict[str, Path]) -> None:
+def test_policy_of_reinforce_is_evaluated(
+    run: Path, perl: Perl, sft_run: Path, reward_run: Path, rows: dict[str, Path]
+) -> None:
     words = ("--reward", reward_run, "--data", rows["prompts"], "--max-completion-length", "6", "--max-length", "128")
     result = perl("eval", "--model", run, *words, "--output", "eval")
-    assert "anchor: the policy that RL started from" in result.stdout
+    assert f"anchor: {sft_run}, where RL started" in result.stdout
     assert AutoTokenizer.from_pretrained(run).chat_template
 
 

@@ -18,6 +18,7 @@ ROOMS = {
     "errors": "errors that the user can fix",
     "redaction": "removes home folders and secrets from what is saved and printed",
     "stats": "the figures of reward models and policies",
+    "paired": "intervals of the differences between two policies",
     "upstream": "silences the libraries that perlcli uses, and sets up torch's allocator",
     "interpreter": "finds the Perl interpreter",
     "terminal": "printing",

@@ -12,6 +12,7 @@ from perlcli.data.columns import QUESTIONS
 from perlcli.data.formats import detect
 from perlcli.data.rows import Row, Template
 from perlcli.errors import PerlError
+from perlcli.run import next_steps
 from perlcli.run.files import write_whole
 from perlcli.terminal import say
 from perlcli.text import counted, shorten
@@ -28,6 +29,7 @@ def run(given: settings.DataConvert) -> None:
     for line in loaded.report.lines():
         say(line)
     say(f"Wrote {path}: {counted(len(rows), 'row')} with {', '.join(rows[0])}, for perl {use}")
+    say(next_steps.after_convert(path, use))
 
 
 def check_path(path: Path, file: str, *, overwrite: bool) -> None:

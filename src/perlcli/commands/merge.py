@@ -24,7 +24,7 @@ from perlcli.training import merging, reward_model
 from perlcli.training.merging import Merging
 from perlcli.training.origin import check_fingerprint, check_tokenizer, trained_in
 from perlcli.training.prepare import Prepared
-from perlcli.training.rendering import own_style
+from perlcli.training.rendering import RENDERING, own_style
 from perlcli.training.rows import trained_on
 
 DTYPES: tuple[Dtype, ...] = ("float32", "float16", "bfloat16")
@@ -102,7 +102,8 @@ def find(given: settings.Merge) -> Merging:
     )
     prepared.run.prompts = trained_on(source)
     prepared.run.note_device(precision_of(prepared))
-    prepared.run.record.model = tokenizers.describe(source, tokenizer)
+    own = source.record.model.get(RENDERING) if source.record is not None else None
+    prepared.run.record.model = tokenizers.describe(source, tokenizer) | ({} if own is None else {RENDERING: own})
     if source.record is not None and source.record.status != "finished":
         prepared.run.note(f"The run {name} did not finish ({source.record.status}): merging the adapter that it saved.")
     return prepared

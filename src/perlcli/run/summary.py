@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from perlcli.run import metrics
+from perlcli.run import metrics, next_steps
 from perlcli.run.record import RunRecord
 from perlcli.terminal import say
 from perlcli.text import counted, megabytes
@@ -14,9 +14,9 @@ SECONDS = "seconds_"
 
 
 def show(record: RunRecord | None) -> None:
-    """Print the summary of a finished run; nothing for a dry run."""
+    """Print the summary of a finished run and what to type next; nothing for a dry run."""
     if record is not None:
-        say(text(record))
+        say("\n".join(filter(None, (text(record), next_steps.text(record)))))
 
 
 def text(record: RunRecord, folder: Path | None = None) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from perlcli.settings.declaring import option, place
+from perlcli.settings.declaring import flag, option, place
 
 Algorithm = Literal["rloo", "reinforce"]
 SFT, BASE = "sft", "base"  # the anchors that have a name
@@ -69,3 +69,4 @@ class EvalSettings:
 
     max_samples: int | None = option("Evaluate on at most this many rows.", unset="all; 256 prompts for a policy", gt=0)
     per_device_eval_batch_size: int | None = option("Batch size per device.", unset="{}", gt=0)
+    skip_trained: bool = flag("Leave out rows whose prompt the model was trained on, in any of its stages.")

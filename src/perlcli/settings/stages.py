@@ -148,13 +148,13 @@ class HeldOutSettings:
     )
     eval_fraction: float | None = option(
         "Hold out this share of --data instead. Rows are chosen by content, and rows with the same prompt stay "
-        "together.",
-        unset="none",
-        gt=0,
+        "together. 0 trains on all rows and evaluates on none.",
+        unset="without a test split 5 % of the prompts, at least 32, if there are three times as many",
+        ge=0,
         lt=1,
     )
     max_eval_samples: int | None = option(
-        "Evaluate on at most this many held-out rows (the first ones).", unset="all", gt=0
+        "Evaluate on at most this many held-out rows (the first ones).", unset="all; rl: 64 prompts", gt=0
     )
 
 
@@ -261,6 +261,7 @@ class Rl:
     data: DataSettings = DataSettings()
     sampling: SamplingSettings = SamplingSettings()
     rl: RlSettings = RlSettings()
+    held_out: HeldOutSettings = HeldOutSettings()
     lora: LoraSettings = LoraSettings()
     train: TrainSettings = TrainSettings()
     recipe: RecipeSettings = RecipeSettings()
