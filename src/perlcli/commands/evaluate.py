@@ -25,7 +25,8 @@ from perlcli.training.prepare import Prepared, filled, prepare, preview
 from perlcli.training.reward_errors import SKIP
 from perlcli.training.rewards import Weighted, attach_all, find_all
 from perlcli.training.rows import load_data, trained_on
-from perlcli.training.sampling import Ids, Sampling
+from perlcli.training.sampling import Ids
+from perlcli.training.stops import Ends
 
 SAMPLED, PRINTED, WIDTH = 20, 3, 300  # samples to keep, of those to print, and how many characters of each text
 Anchor = Callable[[], AbstractContextManager[Model]]  # inside the context, the model is the anchor
@@ -84,6 +85,7 @@ def evaluate_policy(prepared: Prepared[settings.Eval]) -> RunRecord | None:
     if prepared.is_dry:
         preview(prepared)
         return None
+    sampling.note(prepared)
     with recording(prepared.run) as run:
         model, anchor = load_policy(prepared, is_shared=any(reward.is_shared for reward in rewards))
         size = filled(prepared.settings.eval.per_device_eval_batch_size)
@@ -149,7 +151,7 @@ def answer(
 ) -> Samples:
     """One sampled completion for each prompt, scored; the seed is the same for every policy."""
     values = prepared.settings
-    how = Sampling(filled(values.sampling.temperature), filled(values.sampling.max_completion_length), values.run.seed)
+    how, ends = sampling.asked(values.sampling, values.run.seed), Ends(prepared.renderer, values.sampling.stop)
     rows, ids = [row for row, _ in prompts], [ids for _, ids in prompts]
     written: list[Ids] = []
     with Progress("eval", len(prompts)) as progress:
@@ -157,12 +159,13 @@ def answer(
         for batch in sampling.sample_batches(model, prepared.renderer, ids, how, size):
             written += batch
             progress.update(len(written), {})
-    texts = [prepared.renderer.text(completion) for completion in written]
+    read = [ends.answer(completion) for completion in written]
+    texts = [prepared.renderer.text(completion) for completion in read]
     checks = [data.gold_check(row) for row in rows]
     gold = [check(text) for check, text in zip(checks, texts, strict=True) if check]
     if score is None:
         return Samples(written, texts, [], gold)
-    scored = score(rows, written)
+    scored = score(rows, read)
     if scored.faults:
         count, decision = f"{len(scored.faults)} of {len(rows)} completions", values.sampling.on_reward_error
         what = "are left out" if decision == SKIP else f"got {float(decision):g}"
@@ -177,7 +180,8 @@ def measure(prepared: Prepared[settings.Eval], policy: Samples, anchor: Samples 
     if anchor is not None:
         metrics |= _quality(anchor, "anchor_") | _wins(policy.rewards, anchor.rewards)
     metrics["mean_length"] = fmean(map(len, policy.written))
-    metrics["share_truncated"] = fmean(not prepared.renderer.ended(ids) for ids in policy.written)
+    ends = Ends(prepared.renderer, prepared.settings.sampling.stop)
+    metrics["share_truncated"] = fmean(not ends.ended(ids) for ids in policy.written)
     return metrics | {f"distinct_{n}": stats.distinct(policy.written, n) for n in (1, 2)}
 
 

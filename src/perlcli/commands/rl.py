@@ -19,7 +19,7 @@ from perlcli.run.lifecycle import Run, recording
 from perlcli.run.metrics import renamed
 from perlcli.run.record import RunRecord
 from perlcli.terminal import say
-from perlcli.training import guards, logits, policies
+from perlcli.training import guards, logits, policies, sampling
 from perlcli.training.algorithms import PHASES, TIME, Reinforce, Rloo
 from perlcli.training.judge import REWARD, SUM, Asked, Judge, Probe, note_unscored, probe
 from perlcli.training.lending import Lent
@@ -43,6 +43,7 @@ def run(given: settings.Rl) -> RunRecord | None:
     anchor = policies.find_anchor(prepared)
     prompts = load_prompts(prepared, config)
     note_slow_sampling(prepared)
+    sampling.note(prepared)
     if prepared.is_dry:
         say(f"algorithm: {prepared.settings.rl.algorithm}; anchor: {anchor.words}")
         preview(prepared, config)
@@ -69,7 +70,7 @@ def trainer_args(given: settings.Rl) -> RLOOConfig:
     """The TRL config of these settings. Raises PerlError for values that don't suit the algorithm."""
     fields = {
         "beta": given.rl.beta,
-        "temperature": given.sampling.temperature,
+        **sampling.asked(given.sampling, 0).distribution(),
         "num_generations": given.rl.num_generations,
         "max_completion_length": given.sampling.max_completion_length,
         "disable_dropout": True,  # with dropout, policy and anchor would differ by chance where they are equal

@@ -64,7 +64,13 @@ def prepare(given: Given) -> Prepared[Given]:
     preset = coffee.SETTINGS[settings.command_of(given)] if is_example else {}
     trust, is_full = given.model.trust_remote_code, not isinstance(given, settings.Eval) and given.lora.full
     own = origin.adapter_settings(given, source), quantised.proposed(source)
-    presets = (*own, proposed, preset, context.proposed(source, trust_remote_code=trust))
+    presets = (
+        *own,
+        proposed,
+        origin.sampling_settings(given, source),
+        preset,
+        context.proposed(source, trust_remote_code=trust),
+    )
     quantised.check(source, given.model, full=is_full)
     resolved: Given = settings.resolve(given, *presets)
     settings.check(resolved)
