@@ -15,7 +15,7 @@ STAGES: dict[str, tuple[Any, Any, Any]] = {
     "reward": (settings.Reward, reward, RewardConfig),
     "rl": (settings.Rl, rl, RLOOConfig),
 }
-OWN = {"learning_rate", "max_steps"}
+OWN = set(settings.names(settings.Rl))
 
 
 def config(stage: str, **given: Any) -> Any:
@@ -89,8 +89,10 @@ PARSED: dict[str, tuple[str, Any]] = {
     "run_name=null": ("run_name", None),
     "run_name={": ("run_name", "{"),
     "run_name='7'": ("run_name", "7"),
-    "reward_weights=[0.5, 2]": ("reward_weights", [0.5, 2]),
-    "generation_kwargs={min_new_tokens: 3}": ("generation_kwargs", {"min_new_tokens": 3}),
+    "reward_clip_range=[-1, 2]": ("reward_clip_range", (-1, 2)),
+    "generation_kwargs={use_cache: false}": ("generation_kwargs", {"use_cache": False}),
+    "generation_kwargs='{\"prefill_chunk_size\": 8}'": ("generation_kwargs", {"prefill_chunk_size": 8}),
+    "lr_scheduler_kwargs={lr_end: 1e-6}": ("lr_scheduler_kwargs", {"lr_end": 1e-6}),
 }
 
 
@@ -107,15 +109,15 @@ REFUSED = {
     "wait_decay=1": "--set wait_decay: RLOOConfig has no such field. Did you mean weight_decay?",
     "zzz=1": "--set zzz: RLOOConfig has no such field.",
     "learning_rate=1": "--set learning_rate: use the option --learning-rate",
-    "bf16=true": "--set bf16: perlcli sets this itself",
-    "use_vllm=true": "--set use_vllm: perlcli sets this itself",
+    "bf16=true": "--set bf16: use the option --dtype",
+    "use_vllm=true": "--set use_vllm can't be used: vLLM would hold the policy a second time",
     "weight_decay=much": "--set weight_decay: must be a number, not 'much'",
     "weight_decay=true": "--set weight_decay: must be a number, not True",
     "weight_decay=": "--set weight_decay: must be a number, not None",
     "dataloader_num_workers=1.5": "--set dataloader_num_workers: must be a whole number, not 1.5",
     "shuffle_dataset=1": "--set shuffle_dataset: must be true or false, not 1",
-    "ignore_data_skip=true": "--set ignore_data_skip: perlcli sets this itself",
-    "reward_weights=2": "--set reward_weights: must be list, not 2",
+    "ignore_data_skip=true": "--set ignore_data_skip can't be used: a resumed run ends as an uninterrupted one",
+    "reward_clip_range=2": "--set reward_clip_range: must be a list: a number, a number, not 2",
 }
 
 

@@ -76,7 +76,7 @@ def trainer_args(given: settings.Rl) -> RLOOConfig:
         "disable_dropout": True,  # with dropout, policy and anchor would differ by chance where they are equal
     }
     if given.rl.algorithm != "reinforce":
-        return trl_config(RLOOConfig, given, fields)
+        return ending_alike(trl_config(RLOOConfig, given, fields), given)
     size, passes = int(given.train.per_device_train_batch_size or 1), given.train.gradient_accumulation_steps or 1
     if size * passes < 2:
         raise PerlError("--algorithm reinforce needs at least 2 completions per step", "raise the batch size")
@@ -87,6 +87,14 @@ def trainer_args(given: settings.Rl) -> RLOOConfig:
     if config.fp16 and not config.max_grad_norm:  # gradients stay scaled then, and the value model's are not
         problem = "--set max_grad_norm=0 can't be combined with --algorithm reinforce in float16"
         raise PerlError(problem, "--dtype bfloat16")
+    return ending_alike(config, given)
+
+
+def ending_alike(config: RLOOConfig, given: settings.Rl) -> RLOOConfig:
+    """The config. Raises PerlError if TRL would take completions that end with a stop string for truncated ones."""
+    if config.mask_truncated_completions and any(given.sampling.stop):
+        problem = "--set mask_truncated_completions=true can't be combined with --stop"
+        raise PerlError(f"{problem}: TRL would mask completions that end with a stop string")
     return config
 
 

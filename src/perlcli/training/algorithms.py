@@ -61,7 +61,7 @@ class Rloo(KeepsGeneration):
 
     def _count_ends(self, written: list[list[int]]) -> None:
         """Correct the metrics in which TRL counts a completion that ends with a stop string as truncated."""
-        metrics = self._metrics["train" if self.model.training else "eval"]
+        metrics = self._metrics["train" if self._policy.training else "eval"]
         lengths = [len(ids) for ids in written if self.ends.ended(ids)] or [0]
         figures = {"mean": fmean(lengths), "min": min(lengths), "max": max(lengths)}
         metrics["completions/clipped_ratio"][-1] = fmean(not self.ends.ended(ids) for ids in written)

@@ -18,6 +18,7 @@ from transformers import GenerationConfig
 from perlcli import device, settings
 from perlcli.data import Renderer
 from perlcli.model.tokenizers import batches_by_length, padded
+from perlcli.settings.sampling import SamplingSettings
 from perlcli.text import shorten
 from perlcli.training import origin
 from perlcli.training.guards import Model
@@ -52,7 +53,7 @@ class Sampling:
         return {name: getattr(self, name) for name in names} | {"min_p": self.min_p or None}
 
 
-def asked(values: settings.SamplingSettings, seed: int) -> Sampling:
+def asked(values: SamplingSettings, seed: int) -> Sampling:
     """How to sample by these settings."""
     chosen = {name: getattr(values, name) for name in FULL if getattr(values, name) is not None}
     length = filled(values.max_completion_length)
@@ -75,7 +76,7 @@ def note(prepared: Prepared[settings.Rl | settings.Eval]) -> None:
             run.note(f"--stop {text!r} has a backslash, not {name}: in bash, $'{escape}' is {name}.")
 
 
-def _compare_with_run(prepared: Prepared[Any], values: settings.SamplingSettings) -> None:
+def _compare_with_run(prepared: Prepared[Any], values: SamplingSettings) -> None:
     """Note whether an evaluation samples as the RL run that trained its policy did."""
     source = prepared.source
     trained = origin.sampling_settings(prepared.settings, source)
@@ -89,10 +90,11 @@ def _compare_with_run(prepared: Prepared[Any], values: settings.SamplingSettings
         prepared.run.note(f"Completions are sampled {words}.")
 
 
-def _shown(name: str, value: Any) -> str:
+def _shown(name: str, value: float | Sequence[str] | None) -> str:
     """The value of a sampling option in words; unset and off are the same."""
     if name == "stop":
-        return ", ".join(shorten(text) for text in value or () if text) or "''"
+        texts = value if isinstance(value, Sequence) else ()
+        return ", ".join(shorten(text) for text in texts if text) or "''"
     return f"{FULL.get(name) if value is None else value:g}"
 
 
@@ -124,10 +126,10 @@ def sample(model: Model, render: Renderer, prompts: Sequence[Ids], how: Sampling
 
 
 @contextmanager
-def without_habits(model: Any) -> Iterator[None]:
+def without_habits(model: Model) -> Iterator[None]:
     """Take away what the model's own generation config adds to sampling: transformers fills in from it whatever its
     caller leaves unset (the repetition penalty of Qwen2.5-Instruct, suppressed tokens, …)."""
-    inner = model.get_base_model() if isinstance(model, PeftModel) else model
+    inner: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     own = inner.generation_config
     standard = GenerationConfig().to_dict().keys() - set(HARMLESS)
     kept = {name: value for name, value in own.to_dict().items() if name not in standard}

@@ -13,6 +13,7 @@ import torch
 from transformers import StoppingCriteria, StoppingCriteriaList
 
 from perlcli.data import Renderer
+from perlcli.training.guards import Model
 
 MARGIN = 8  # tokens before the longest stop string that are decoded with it, as the first of a text may lose its space
 Ids = list[int]
@@ -28,7 +29,7 @@ class Ends:
         self.window = max((len(text.encode()) for text in self.stop), default=0) + MARGIN
 
     def stops(self, written: Ids) -> bool:
-        """Whether a stop string is among the last tokens. In a completion that was not cut yet, later tokens hide it."""
+        """Whether a stop string is among the last tokens, as it is in a completion that was cut after it."""
         if not self.stop or not written:
             return False
         text = self._decoded(written[-self.window :])
@@ -84,7 +85,7 @@ class AtStop(StoppingCriteria):
 
 
 @contextmanager
-def stopping(model: Any, ends: Ends) -> Iterator[None]:
+def stopping(model: Model, ends: Ends) -> Iterator[None]:
     """Lets every `model.generate` inside end at the stop strings.
 
     A workaround: TRL gives `generate` neither the tokenizer that `stop_strings` needs nor criteria (TRL 1.16,
@@ -93,13 +94,14 @@ def stopping(model: Any, ends: Ends) -> Iterator[None]:
     if not ends.stop:
         yield
         return
-    generate = model.generate
+    patched: Any = model
+    generate = patched.generate
 
-    def ending(*args: Any, **kwargs: Any) -> Any:
+    def ending(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
         return generate(*args, **kwargs, stopping_criteria=ends.criteria(kwargs["input_ids"].shape[1]))
 
-    model.generate = ending
+    patched.generate = ending
     try:
         yield
     finally:
-        del model.generate
+        del patched.generate
