@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from conftest import TWO_STEPS
 
-from perlcli import coffee, data
+from perlcli import coffee, data, settings
 from perlcli.commands import evaluate
 from perlcli.model import loading, roles
 from perlcli.model.sources import locate
@@ -268,7 +268,9 @@ def test_metrics_of_a_case_worked_out_by_hand() -> None:
         [[5, 6, 2], [5, 5], [7, 8, 9], [4, 2]], ["a", "b", "c", "d"], [1.0, 2.0, 3.0, 4.0], [True] * 3 + [False]
     )
     theirs = evaluate.Samples([[5], [6], [7], [8]], list("wxyz"), [0.0, 2.0, 4.0, 3.0], [True, False, False, False])
-    prepared: Any = SimpleNamespace(renderer=SimpleNamespace(ended=lambda ids: ids[-1] == 2))
+    render = SimpleNamespace(ended=lambda ids: ids[-1] == 2)
+    given = SimpleNamespace(sampling=settings.Eval().sampling)
+    prepared: Any = SimpleNamespace(renderer=render, settings=given)
     found = evaluate.measure(prepared, mine, theirs)
     assert set(found) == QUALITY | WRITTEN | AGAINST
     wanted = {
