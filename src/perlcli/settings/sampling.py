@@ -82,7 +82,7 @@ class RlSettings:
         unset=SFT,
     )
     missing_eos_penalty: float | None = option(
-        "Subtracted from the reward of a completion that has no end-of-sequence token.", unset="none", ge=0
+        "Subtracted from the reward of a completion that ends with neither EOS nor a --stop text.", unset="none", ge=0
     )
     value_learning_rate: float | None = option(
         "Peak learning rate of the value model, with --algorithm reinforce.", unset="same as --learning-rate", gt=0

@@ -69,6 +69,7 @@ REFUSED = _by_name(
         "perlcli measures memory itself": "skip_memory_metrics",
         "perlcli checks losses and gradients itself": "debug",
         "training keeps no cache": "use_cache",
+        "--set packing=true leaves out padding and keeps rows apart": "padding_free",
         "use --set gradient_checkpointing_kwargs": "activation_checkpointing_kwargs",
         "it computes the base's layers differently from the model that is saved": "use_liger_kernel "
         "liger_kernel_config",
@@ -96,7 +97,7 @@ ALLOWED = {
         # rows and batches
         "data_seed dataloader_drop_last dataloader_multiprocessing_context dataloader_num_workers",
         "dataloader_persistent_workers dataloader_pin_memory dataloader_prefetch_factor length_column_name packing",
-        "packing_strategy pad_to_multiple_of padding_free per_device_eval_batch_size shuffle_dataset",
+        "packing_strategy pad_to_multiple_of per_device_eval_batch_size shuffle_dataset",
         "train_sampling_strategy",
         # loss
         "center_rewards_coefficient disable_dropout epsilon epsilon_high label_smoothing_factor loss_type",
