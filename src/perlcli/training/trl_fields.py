@@ -78,7 +78,12 @@ REFUSED = _by_name(
 NO_EFFECT = "it has no effect in this stage"
 REFUSED_BY: dict[str, dict[str, str]] = {  # in a single config
     "SFTConfig": {},
-    "RewardConfig": _by_name({NO_EFFECT: "label_smoothing_factor per_device_eval_batch_size"}),
+    "RewardConfig": _by_name(
+        {
+            NO_EFFECT: "label_smoothing_factor per_device_eval_batch_size",
+            "transformers can't group pairs by their length": "train_sampling_strategy length_column_name",
+        }
+    ),
     "RLOOConfig": _by_name(
         {
             NO_EFFECT: "label_smoothing_factor per_device_eval_batch_size data_seed train_sampling_strategy "
