@@ -187,7 +187,8 @@ RUN = {"temperature": 1.3, "top_p": 0.9, "stop": ["a", "b"], "top_k": None, "max
             "rl",
             {"stop": ("",), "top_p": 1.0, "top_k": 5, "max_completion_length": 9},
             (1.3, 1.0, ("",), 9),
-            "Completions are sampled differently from {}: --top-p 1, not 0.9; --top-k 5, not 0; --stop '', not 'a', 'b'.",
+            "Completions are sampled differently from {}: --top-p 1, not 0.9; --top-k 5, not 0; "
+            "--stop '', not 'a', 'b'.",
         ),
     ],
     ids=["as in the run", "the run didn't sample", "differently"],

@@ -59,18 +59,11 @@ def prepare(given: Given) -> Prepared[Given]:
         raise PerlError(f"--data is missing for the model {source.name}", hint)
     if source.is_embedded:
         device.spare_threads()
-    proposed = {"output": _eval_folder(source)} if isinstance(given, settings.Eval) else {}
     is_example = source.is_embedded and data.is_embedded(given.data.data) and given.recipe.recipe is None
     preset = coffee.SETTINGS[settings.command_of(given)] if is_example else {}
     trust, is_full = given.model.trust_remote_code, not isinstance(given, settings.Eval) and given.lora.full
     own = origin.adapter_settings(given, source), quantised.proposed(source)
-    presets = (
-        *own,
-        proposed,
-        origin.sampling_settings(given, source),
-        preset,
-        context.proposed(source, trust_remote_code=trust),
-    )
+    presets = (*own, _of_eval(given, source), preset, context.proposed(source, trust_remote_code=trust))
     quantised.check(source, given.model, full=is_full)
     resolved: Given = settings.resolve(given, *presets)
     settings.check(resolved)
@@ -129,6 +122,13 @@ def locate(given: settings.Training | settings.Eval) -> Source:
         for reward in given.sampling.reward:
             recipes.check_made(recipe, "--reward", reward)
     return source
+
+
+def _of_eval(given: settings.Training | settings.Eval, source: Source) -> dict[str, object]:
+    """What an evaluation takes from the run that it measures."""
+    if not isinstance(given, settings.Eval):
+        return {}
+    return {"output": _eval_folder(source)} | origin.sampling_settings(given, source)
 
 
 def _eval_folder(source: Source) -> str:
