@@ -248,6 +248,9 @@ NESTED = {
         "sft",
         "lr_scheduler_type=reduce_lr_on_plateau",
     ): "lr_scheduler_type=reduce_lr_on_plateau can't be used: it needs ",
+    ("sft", "loss_type=hinge"): "loss_type must be one of nll, dft, not 'hinge'",
+    ("sft", "padding_free=true"): "padding_free can't be used: --set packing=true leaves out padding and keeps rows ",
+    ("reward", "train_sampling_strategy=group_by_length"): "train_sampling_strategy can't be used: transformers can't ",
     ("sft", "optim_args=momentum"): "optim_args must be NAME=VALUE, comma-separated, not 'momentum'",
     ("sft", "optim_args=momentum=0.9"): "optim_args: --optim adamw_torch_fused doesn't read momentum",
     (

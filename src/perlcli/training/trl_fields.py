@@ -132,6 +132,7 @@ def why_refused(name: str, config: str, own: set[str]) -> str:
 # Values
 
 EVALUATING = ("reduce_lr_on_plateau", "greedy")  # schedules that need a figure from evaluation
+LOSSES = ("nll", "dft")  # of SFTTrainer, which checks the name once the model is loaded (TRL 1.16)
 MAPPINGS = ("gradient_checkpointing_kwargs", "generation_kwargs", "lr_scheduler_kwargs")
 SCIENTIFIC = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
 
@@ -198,6 +199,8 @@ def nested(name: str, value: Any) -> Iterator[str]:  # noqa: ANN401
         yield from _cache(name, value)
     if name == "lr_scheduler_type" and value in EVALUATING:
         yield f"{name}={value} can't be used: it needs figures from evaluation, which comes after training"
+    if name == "loss_type" and value not in LOSSES:
+        yield f"{name} must be one of {', '.join(LOSSES)}, not {shorten(value)}"
     if name == "optim_args" and not all(
         re.fullmatch(r"\s*\w+\s*=[^=]+", part) for part in str(value or "a=1").split(",")
     ):
