@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -11,12 +12,13 @@ from typing import Any
 import pytest
 from conftest import TWO_STEPS
 
-from perlcli import coffee, data
+from perlcli import coffee, data, settings
 from perlcli.model import loading, roles
 from perlcli.model.sources import locate
 from perlcli.run.record import read_record
 from perlcli.settings import LoraSettings, ModelSettings
 from perlcli.training import policies, policy_metrics, sampling
+from perlcli.training.prepare import prepare
 
 Perl = Callable[..., Any]
 RUN = {"record.json", "settings.yaml", "samples.jsonl"}
@@ -183,6 +185,59 @@ def test_evaluation_only_depends_on_its_seed(rl_run: Path, measured: Any) -> Non
     first = measured(rl_run)
     assert measured(rl_run, output="again") == first
     assert measured(rl_run, "--seed", "5", output="other") != first
+
+
+OF_RUN = {"temperature": 1.3, "top_p": 0.9, "stop": ["a", "b"], "top_k": None, "max_completion_length": 9}
+
+
+@pytest.mark.parametrize(
+    ("command", "given", "sampled", "note"),
+    [
+        ("rl", {}, (1.3, 0.9, ("a", "b"), 9), "Completions are sampled as in {}."),
+        ("sft", {}, (0.7, None, (), 128), None),
+        (
+            "rl",
+            {"stop": ("",), "top_p": 1.0, "top_k": 5, "max_completion_length": 9},
+            (1.3, 1.0, ("",), 9),
+            "Completions are sampled differently from {}: --top-p 1, not 0.9; --top-k 5, not 0; "
+            "--stop '', not 'a', 'b'.",
+        ),
+    ],
+    ids=["as in the run", "the run didn't sample", "differently"],
+)
+def test_a_policy_is_sampled_as_its_run_sampled(
+    sft_run: Path, rows: dict[str, Path], command: str, given: dict[str, Any], sampled: Any, note: str | None
+) -> None:
+    folder = Path("policy")
+    shutil.copytree(sft_run, folder)
+    record = json.loads((folder / "record.json").read_text())
+    record["command"], record["settings"] = command, record["settings"] | OF_RUN
+    (folder / "record.json").write_text(json.dumps(record))
+    values = {"model": str(folder), "data": str(rows["prompts"]), "output": "out", **given}
+    prepared = prepare(settings.build(settings.Eval, values))
+    found = prepared.settings.sampling
+    assert (found.temperature, found.top_p, found.stop, found.max_completion_length) == sampled
+    sampling.note(prepared)
+    notes = [text for text in prepared.run.record.notes if text.startswith("Completions")]
+    assert notes == ([note.format(folder)] if note else [])
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        ({"top_k": 0, "min_p": 0.0, "stop": ("a",), "temperature": 2.0}, None),
+        ({"top_p": 0.9, "repetition_penalty": 1.1}, "sampled with --top-p 0.9 --repetition-penalty 1.1."),
+        ({"stop": (r"\nHuman:",)}, r"--stop '\\nHuman:' has a backslash, not a newline: in bash, $'\n' is a newline."),
+    ],
+)
+def test_sampling_from_another_distribution_is_noted(given: dict[str, Any], wanted: str | None) -> None:
+    notes: list[str] = []
+    kept = settings.resolve(settings.build(settings.Eval, given), {})
+    sampling.note(
+        SimpleNamespace(settings=kept, run=SimpleNamespace(note=notes.append), source=SimpleNamespace(record=None))
+    )  # type: ignore[arg-type]
+    assert len(notes) == (wanted is not None)
+    assert wanted is None or notes[0].endswith(wanted)
 
 
 def test_divergence_does_not_depend_on_the_batch_size(rl_run: Path, measured: Any, monkeypatch: Any) -> None:

@@ -15,14 +15,13 @@ from perlcli.run.lifecycle import recording
 from perlcli.run.record import RunRecord
 from perlcli.terminal import say
 from perlcli.text import shorten
-from perlcli.training import held_out_loss, policies, policy_metrics, reward_model
+from perlcli.training import held_out_loss, policies, policy_metrics, reward_model, sampling
 from perlcli.training.guards import Model
 from perlcli.training.judge import Asked
 from perlcli.training.policy_metrics import Exam, Opponent, Result
 from perlcli.training.prepare import Prepared, filled, prepare, preview
 from perlcli.training.rewards import attach_all, find_all
 from perlcli.training.rows import load_data, trained_on
-from perlcli.training.sampling import Sampling
 
 SAMPLED, PRINTED, WIDTH = 20, 3, 300  # samples to keep, of those to print, and how many characters of each text
 NAMED = 40  # characters of the anchor's name in a plot
@@ -67,6 +66,7 @@ def evaluate_policy(prepared: Prepared[settings.Eval]) -> RunRecord | None:
     if prepared.is_dry:
         preview(prepared)
         return None
+    sampling.note(prepared)
     with recording(prepared.run) as run:
         model, opponent = load_policy(prepared, is_shared=any(reward.is_shared for reward in rewards))
         exam = exam_of(prepared, prompts)
@@ -126,7 +126,7 @@ def load_answers(prepared: Prepared[settings.Eval]) -> held_out_loss.Answers | N
 def exam_of(prepared: Prepared[settings.Eval], prompts: list[Asked]) -> Exam:
     """The prompts with the sampling that the settings ask for."""
     values = prepared.settings
-    how = Sampling(filled(values.sampling.temperature), filled(values.sampling.max_completion_length), values.run.seed)
+    how = sampling.asked(values.sampling, values.run.seed)
     return Exam(prepared, prompts, how, filled(values.eval.per_device_eval_batch_size))
 
 

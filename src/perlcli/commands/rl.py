@@ -21,7 +21,7 @@ from perlcli.run.lifecycle import Run, recording
 from perlcli.run.metrics import OF_RL, renamed
 from perlcli.run.record import RunRecord
 from perlcli.terminal import say
-from perlcli.training import guards, logits, policies, policy_metrics
+from perlcli.training import guards, logits, policies, policy_metrics, sampling
 from perlcli.training.algorithms import PHASES, TIME, Reinforce, Rloo
 from perlcli.training.judge import REWARD, SUM, Asked, Judge, Probe, note_unscored, probe
 from perlcli.training.lending import Lent
@@ -31,7 +31,6 @@ from perlcli.training.policy_metrics import Exam, Opponent
 from perlcli.training.prepare import Prepared, filled, prepare, preview, require
 from perlcli.training.rewards import Reward, Weighted, attach_all, find_all
 from perlcli.training.rows import load_sides
-from perlcli.training.sampling import Sampling
 from perlcli.training.trl_config import trl_config
 from perlcli.training.value_model import ValueModel
 
@@ -51,6 +50,7 @@ def run(given: settings.Rl) -> RunRecord | None:
     prompts = load_prompts(prepared, config, rows)
     exam = exam_of(prepared, config, held_out) if held_out is not None else None
     note_slow_sampling(prepared)
+    sampling.note(prepared)
     if prepared.is_dry:
         say(f"algorithm: {prepared.settings.rl.algorithm}; anchor: {anchor.words}")
         preview(prepared, config)
@@ -80,13 +80,13 @@ def trainer_args(given: settings.Rl) -> RLOOConfig:
     """The TRL config of these settings. Raises PerlError for values that don't suit the algorithm."""
     fields = {
         "beta": given.rl.beta,
-        "temperature": given.sampling.temperature,
+        **sampling.asked(given.sampling, 0).distribution(),
         "num_generations": given.rl.num_generations,
         "max_completion_length": given.sampling.max_completion_length,
         "disable_dropout": True,  # with dropout, policy and anchor would differ by chance where they are equal
     }
     if given.rl.algorithm != "reinforce":
-        return trl_config(RLOOConfig, given, fields)
+        return ending_alike(trl_config(RLOOConfig, given, fields), given)
     size, passes = int(given.train.per_device_train_batch_size or 1), given.train.gradient_accumulation_steps or 1
     if size * passes < 2:
         raise PerlError("--algorithm reinforce needs at least 2 completions per step", "raise the batch size")
@@ -97,6 +97,14 @@ def trainer_args(given: settings.Rl) -> RLOOConfig:
     if config.fp16 and not config.max_grad_norm:  # gradients stay scaled then, and the value model's are not
         problem = "--set max_grad_norm=0 can't be combined with --algorithm reinforce in float16"
         raise PerlError(problem, "--dtype bfloat16")
+    return ending_alike(config, given)
+
+
+def ending_alike(config: RLOOConfig, given: settings.Rl) -> RLOOConfig:
+    """The config. Raises PerlError if TRL would take completions that end with a stop string for truncated ones."""
+    if config.mask_truncated_completions and any(given.sampling.stop):
+        problem = "--set mask_truncated_completions=true can't be combined with --stop"
+        raise PerlError(f"{problem}: TRL would mask completions that end with a stop string")
     return config
 
 
@@ -112,8 +120,8 @@ def load_prompts(prepared: Prepared[settings.Rl], config: RLOOConfig, rows: Data
 
 def exam_of(prepared: Prepared[settings.Rl], config: RLOOConfig, held_out: Data) -> Exam:
     """The held-out prompts, answered as in training, with the seed of the run."""
-    sampling, prompts = prepared.settings.sampling, policies.fitting_prompts(prepared, held_out, "eval")
-    how = Sampling(filled(sampling.temperature), filled(sampling.max_completion_length), prepared.settings.run.seed)
+    prompts = policies.fitting_prompts(prepared, held_out, "eval")
+    how = sampling.asked(prepared.settings.sampling, prepared.settings.run.seed)
     return Exam(prepared, prompts, how, config.per_device_train_batch_size)
 
 

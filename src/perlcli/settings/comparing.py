@@ -53,6 +53,11 @@ class ComparedSamplingSettings:
     reward_kwargs: tuple[str, ...] = option_of(sampling.SamplingSettings, "reward_kwargs")
     reward_weights: tuple[float, ...] = option_of(sampling.SamplingSettings, "reward_weights")
     temperature: float | None = option_of(sampling.SamplingSettings, "temperature")
+    top_p: float | None = option_of(sampling.SamplingSettings, "top_p")
+    top_k: int | None = option_of(sampling.SamplingSettings, "top_k")
+    min_p: float | None = option_of(sampling.SamplingSettings, "min_p")
+    repetition_penalty: float | None = option_of(sampling.SamplingSettings, "repetition_penalty")
+    stop: tuple[str, ...] = option_of(sampling.SamplingSettings, "stop")
     max_completion_length: int | None = option_of(sampling.SamplingSettings, "max_completion_length")
 
 

@@ -20,6 +20,7 @@ class Facts(TypedDict, total=False):
     metavar: str
     gt: float
     ge: float
+    le: float
     lt: float
     place: bool
     default: Any
@@ -41,6 +42,7 @@ class Option:
     metavar: str = ""  # stands for the value in the help, instead of the word for its type
     gt: float | None = None  # the value must be above this
     ge: float | None = None  # the value must be at least this
+    le: float | None = None  # the value must be at most this
     lt: float | None = None  # the value must be below this
     place: bool = False  # names a file, a folder or something on the Hub
 

@@ -63,7 +63,7 @@ def resolve(settings: AnyStage, *presets: Values) -> AnyStage:
     """The same settings with every unset option filled from the presets, the strongest first, else by default. Raises
     PerlError for preset values that no option can have."""
     values = flat(settings)
-    given = {name: value for name, value in values.items() if value is not None and value is not False}
+    given = {name: value for name, value in values.items() if value is not None and value is not False and value != ()}
     implied = {"num_generations": 1} if given.get("algorithm") == "reinforce" else {}
     chosen = layered(given, implied, *presets)
     filled = _defaults(command_of(settings), given) | chosen

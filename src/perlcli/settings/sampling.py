@@ -36,6 +36,32 @@ class SamplingSettings:
         metavar="[stop|skip|X]",
     )
     temperature: float | None = option("Sampling temperature.", unset="{}, as in the paper", gt=0)
+    top_p: float | None = option(
+        "Sample only from the most likely tokens that together have this probability.",
+        unset="1: all tokens",
+        gt=0,
+        le=1,
+    )
+    top_k: int | None = option("Sample only from this many most likely tokens.", unset="0: all tokens", ge=0)
+    min_p: float | None = option(
+        "Sample only from tokens that are at least this times as likely as the most likely one.",
+        unset="0: all tokens",
+        ge=0,
+        lt=1,
+    )
+    repetition_penalty: float | None = option(
+        "Divide the logits of tokens that the prompt or the completion already has by this number (negative logits are "
+        "multiplied).",
+        unset="1: no penalty",
+        gt=0,
+    )
+    stop: tuple[str, ...] = option(
+        "End a completion at this text, as if at EOS; the reward reads what comes before it. Can be given several "
+        "times; '' means none.",
+        default=(),
+        unset="none",
+        metavar="TEXT",
+    )
     max_completion_length: int | None = option("Maximum tokens per completion.", unset="{}", gt=0)
 
 
@@ -56,7 +82,7 @@ class RlSettings:
         unset=SFT,
     )
     missing_eos_penalty: float | None = option(
-        "Subtracted from the reward of a completion that has no end-of-sequence token.", unset="none", ge=0
+        "Subtracted from the reward of a completion that ends with neither EOS nor a --stop text.", unset="none", ge=0
     )
     value_learning_rate: float | None = option(
         "Peak learning rate of the value model, with --algorithm reinforce.", unset="same as --learning-rate", gt=0

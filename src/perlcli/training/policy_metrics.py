@@ -19,6 +19,7 @@ from perlcli.training.prepare import Prepared
 from perlcli.training.reward_errors import SKIP
 from perlcli.training.rewards import Weighted
 from perlcli.training.sampling import Ids, Sampling
+from perlcli.training.stops import Ends
 
 NET, GOLD, REWARD = "net_win_rate", "gold_difference", "mean_reward_difference"
 # Replies to "better than its anchor", by the sign of the interval.
@@ -45,6 +46,11 @@ class Exam:
     prompts: Sequence[Asked]
     how: Sampling
     size: int
+
+    @property
+    def ends(self) -> Ends:
+        """Where completions end."""
+        return Ends(self.prepared.renderer, self.how.stop)
 
     @property
     def ids(self) -> list[Ids]:
@@ -98,12 +104,13 @@ def answer(exam: Exam, model: Model, score: Weighted | None) -> Samples:
         for batch in sampling.sample_batches(model, render, exam.ids, exam.how, exam.size):
             written += batch
             progress.update(len(written), {})
-    texts = [render.text(completion) for completion in written]
+    read = [exam.ends.answer(completion) for completion in written]
+    texts = [render.text(completion) for completion in read]
     checks = [data.gold_check(row) for row in rows]
     gold = [check(text) for check, text in zip(checks, texts, strict=True) if check]
     if score is None:
         return Samples(written, texts, [], gold)
-    scored = score(rows, written)
+    scored = score(rows, read)
     if scored.faults:
         count = f"{len(scored.faults)} of {len(rows)} completions"
         decision = exam.prepared.settings.sampling.on_reward_error
@@ -131,7 +138,7 @@ def measure(exam: Exam, policy: Samples, anchor: Samples | None) -> dict[str, fl
     for prefix, samples in (("", policy), ("anchor_", anchor)):
         if samples is not None:
             metrics[f"{prefix}mean_length"] = fmean(map(len, samples.written))
-            cut = (not exam.prepared.renderer.ended(ids) for ids in samples.written)
+            cut = (not exam.ends.ended(ids) for ids in samples.written)
             metrics[f"{prefix}share_truncated"] = fmean(cut)
     return metrics | {f"distinct_{n}": stats.distinct(policy.written, n) for n in (1, 2)}
 

@@ -56,12 +56,11 @@ def prepare(given: Given) -> Prepared[Given]:
         device.spare_threads()
     else:
         loading.check_given(given.data.data, source.name)
-    proposed = {"output": output_folder.of_eval(given.model.model)} if isinstance(given, settings.Eval) else {}
     is_example = source.is_embedded and data.is_embedded(given.data.data) and given.recipe.recipe is None
     preset = coffee.SETTINGS[settings.command_of(given)] if is_example else {}
     trust, is_full = given.model.trust_remote_code, not isinstance(given, settings.Eval) and given.lora.full
     own = origin.adapter_settings(given, source), quantised.proposed(source)
-    presets = (*own, proposed, preset, context.proposed(source, trust_remote_code=trust))
+    presets = (*own, _of_eval(given, source), preset, context.proposed(source, trust_remote_code=trust))
     quantised.check(source, given.model, full=is_full)
     resolved: Given = settings.resolve(given, *presets)
     settings.check(resolved)
@@ -120,6 +119,13 @@ def locate(given: settings.Training | settings.Eval) -> Source:
         for reward in given.sampling.reward:
             recipes.check_made(recipe, "--reward", reward)
     return source
+
+
+def _of_eval(given: settings.Training | settings.Eval, source: Source) -> dict[str, object]:
+    """What an evaluation takes from the run that it measures."""
+    if not isinstance(given, settings.Eval):
+        return {}
+    return {"output": output_folder.of_eval(given.model.model)} | origin.sampling_settings(given, source)
 
 
 def loaded(prepared: Prepared[settings.Training | settings.Eval | settings.Merge]) -> None:
