@@ -124,15 +124,27 @@ def test_whether_a_running_record_is_killed_depends_on_its_process(
     assert (found.status, found.steps, found.total, found.metric) == (status, 7, 40, ("accuracy", 0.07))
 
 
+def saved(folder: Path) -> Path:
+    """The folder with a complete checkpoint, and an incomplete one behind it."""
+    for step in (2, 4):
+        (folder / "checkpoints" / f"checkpoint-{step}").mkdir(parents=True)
+    (folder / "checkpoints" / "checkpoint-2" / "manifest.json").write_text("{}")
+    return folder
+
+
 def test_a_killed_run_has_the_command_that_continues_it(make: Make, top: Path) -> None:
-    make("a b", process=DEAD, **BEGUN)
+    saved(make("a b", process=DEAD, **BEGUN))
+    make("early", hour=5, process=DEAD, **BEGUN)
+    make("compared", hour=5, command="compare-full", process=DEAD, **BEGUN)
     make("merge", command="merge", process=DEAD, **BEGUN)
     make("far", process={"host": "other"}, **BEGUN)
-    make("bad", hour=6, status="failed", failure="no\nroom \x1b[2Jleft")
+    saved(make("bad", hour=6, status="failed", failure="no\nroom \x1b[2Jleft"))
     shown = runs.text(runs.read(top, {}), top, NOW, None)
     assert (
         f"killed: its process is gone; to continue: perl reward --config '{top}/a b/settings.yaml' --resume\n" in shown
     )
+    assert f"{top}/early: killed: its process is gone; nothing saved yet\n" in shown
+    assert f"gone; to continue: perl compare-full --config {top}/compared/settings.yaml --resume\n" in shown
     assert f"{top}/merge: killed: its process is gone\n" in shown
     assert "running?: on another machine, so it may be running or not; last written 0 s ago\n" in shown
     resume = f"; to continue: perl reward --config {top}/bad/settings.yaml --resume"
@@ -141,7 +153,7 @@ def test_a_killed_run_has_the_command_that_continues_it(make: Make, top: Path) -
 
 def test_notes_are_limited_to_the_newest_and_the_rest_counted(make: Make, top: Path) -> None:
     for number in range(runs.NOTES + 2):
-        make(f"r{number}", hour=number, process=DEAD, **BEGUN)
+        saved(make(f"r{number}", hour=number, process=DEAD, **BEGUN))
     shown = runs.text(runs.read(top, {}), top, NOW, None).splitlines()
     assert "… and 2 more: see --json" in shown
     assert sum("to continue: " in line for line in shown) == runs.NOTES

@@ -43,6 +43,11 @@ class KeepSettings:
         metavar="[CHECKPOINT]",
     )
     save_steps: int = option("Steps between checkpoints.", default=500, gt=0)
+    save_minutes: float = option(
+        "Also save a checkpoint when a step ends so many minutes after the last one; 0: only by --save-steps.",
+        default=10.0,
+        ge=0,
+    )
     save_total_limit: int = option("Number of checkpoints to keep (the newest).", default=2, gt=0)
     report_to: str = option(
         "Experiment trackers, comma-separated, named as in transformers (tensorboard, wandb, …).", default="none"
