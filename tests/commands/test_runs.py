@@ -134,8 +134,6 @@ def saved(folder: Path) -> Path:
 
 def test_a_killed_run_has_the_command_that_continues_it(make: Make, top: Path) -> None:
     saved(make("a b", process=DEAD, **BEGUN))
-    make("early", hour=5, process=DEAD, **BEGUN)
-    make("compared", hour=5, command="compare-full", process=DEAD, **BEGUN)
     make("merge", command="merge", process=DEAD, **BEGUN)
     make("far", process={"host": "other"}, **BEGUN)
     saved(make("bad", hour=6, status="failed", failure="no\nroom \x1b[2Jleft"))
@@ -143,12 +141,21 @@ def test_a_killed_run_has_the_command_that_continues_it(make: Make, top: Path) -
     assert (
         f"killed: its process is gone; to continue: perl reward --config '{top}/a b/settings.yaml' --resume\n" in shown
     )
-    assert f"{top}/early: killed: its process is gone; nothing saved yet\n" in shown
-    assert f"gone; to continue: perl compare-full --config {top}/compared/settings.yaml --resume\n" in shown
     assert f"{top}/merge: killed: its process is gone\n" in shown
     assert "running?: on another machine, so it may be running or not; last written 0 s ago\n" in shown
     resume = f"; to continue: perl reward --config {top}/bad/settings.yaml --resume"
     assert shown.endswith(f"failed: no room [2Jleft{resume}")
+
+
+def test_a_run_that_ended_before_a_checkpoint_promises_no_resume(make: Make, top: Path) -> None:
+    make("early", hour=5, process=DEAD, **BEGUN)
+    make("failed", hour=6, status="failed", failure="no room")
+    make("compared", hour=7, command="compare-full", process=DEAD, **BEGUN)
+    (top / "early" / "checkpoints" / "checkpoint-1").mkdir(parents=True)  # killed while it was written
+    shown = runs.text(runs.read(top, {}), top, NOW, None)
+    assert f"{top}/early: killed: its process is gone; nothing saved yet\n" in shown
+    assert f"{top}/failed: failed: no room; nothing saved yet\n" in shown
+    assert shown.endswith(f"gone; to continue: perl compare-full --config {top}/compared/settings.yaml --resume")
 
 
 def test_notes_are_limited_to_the_newest_and_the_rest_counted(make: Make, top: Path) -> None:

@@ -5,9 +5,12 @@ import math
 import os
 import shutil
 import signal
+import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,6 +23,8 @@ from unbroken import differences, killed_after
 
 from perlcli.errors import RunFailed
 from perlcli.model import roles
+from perlcli.run import signals
+from perlcli.training import loop
 from perlcli.training.loop import Meter
 
 Perl = Callable[..., Any]
@@ -205,7 +210,7 @@ def test_ctrl_c_is_answered_within_a_second_while_a_step_computes(signals_sent: 
     assert record(Path("run"))["status"] == "interrupted"
 
 
-@pytest.mark.parametrize(("minutes", "kept"), [("10", [4]), ("1", [2, 3, 4]), ("0", [4])])
+@pytest.mark.parametrize(("minutes", "kept"), [("10", [4]), ("1", [2, 4]), ("0", [4])])
 def test_checkpoints_are_saved_by_time(
     minutes: str, kept: list[int], sft: Perl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -218,17 +223,16 @@ def test_checkpoints_are_saved_by_time(
         return original(self, *args, **kwargs)
 
     monkeypatch.setattr(SFTTrainer, "training_step", training_step)
-    monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: clock[0], **KEPT_CLOCKS))
+    others = {"perf_counter": time.perf_counter, "process_time": time.process_time}
+    monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: clock[0], **others))
     sft(tmp_path / "run", "--save-minutes", minutes, "--save-total-limit", "9")
     found = sorted(int(path.name[11:]) for path in (tmp_path / "run" / "checkpoints").glob("checkpoint-*"))
-    assert found == [step for step in kept if step != 3]  # 90 s after the one of step 2 is step 4
+    assert found == kept
 
 
-def test_a_checkpoint_by_time_resumes_exactly(sft: Perl, after_pass: Any, tmp_path: Path) -> None:
+def test_a_checkpoint_by_time_resumes_exactly(sft: Perl, tmp_path: Path) -> None:
     sft(tmp_path / "whole")
-    after_pass(SFTTrainer, 4, lambda model, loss: os.kill(os.getpid(), signal.SIGINT))
-    result = sft(tmp_path / "run", "--save-minutes", "1e-9", "--save-total-limit", "9", code=1)
-    assert "Saved checkpoint" not in result.stdout  # step 3 has one
+    sft(tmp_path / "run", "--save-minutes", "1e-9", "--save-total-limit", "9")
     sft(tmp_path / "run", "--resume", tmp_path / "run" / "checkpoints" / "checkpoint-2", "--save-minutes", "5")
     assert_equal_weights(tmp_path / "run", tmp_path / "whole")
 

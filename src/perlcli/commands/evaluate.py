@@ -21,7 +21,8 @@ from perlcli.terminal import say
 from perlcli.training import policies, reward_model, sampling
 from perlcli.training.guards import Model
 from perlcli.training.judge import Asked
-from perlcli.training.prepare import Prepared, filled, prepare, preview
+from perlcli.training.dry_run import preview
+from perlcli.training.prepare import Prepared, filled, prepare
 from perlcli.training.reward_errors import SKIP
 from perlcli.training.rewards import Weighted, attach_all, find_all
 from perlcli.training.rows import load_data, trained_on

@@ -19,13 +19,14 @@ from perlcli.run.lifecycle import Run, recording
 from perlcli.run.metrics import renamed
 from perlcli.run.record import RunRecord
 from perlcli.terminal import say
-from perlcli.training import guards, logits, policies
+from perlcli.training import auto_batch, guards, logits, policies
 from perlcli.training.algorithms import PHASES, TIME, Reinforce, Rloo
+from perlcli.training.dry_run import Lengths, preview
 from perlcli.training.judge import REWARD, SUM, Asked, Judge, Probe, note_unscored, probe
 from perlcli.training.lending import Lent
 from perlcli.training.loop import describe, has_loaded, train
 from perlcli.training.policies import Anchor
-from perlcli.training.prepare import Prepared, filled, prepare, preview, require
+from perlcli.training.prepare import Prepared, filled, prepare, require
 from perlcli.training.rewards import Reward, Weighted, attach_all, find_all
 from perlcli.training.rows import load_data
 from perlcli.training.trl_config import trl_config
@@ -43,9 +44,12 @@ def run(given: settings.Rl) -> RunRecord | None:
     anchor = policies.find_anchor(prepared)
     prompts = load_prompts(prepared, config)
     note_slow_sampling(prepared)
+    lengths = Lengths.of([ids for _, ids in prompts])
+    prepared = auto_batch.settled(prepared, trainer_args, lengths.longest)
+    config = trainer_args(prepared.settings)
     if prepared.is_dry:
         say(f"algorithm: {prepared.settings.rl.algorithm}; anchor: {anchor.words}")
-        preview(prepared, config)
+        preview(prepared, config, lengths)
         return None
     with recording(prepared.run) as run:
         trainer, score = build_trainer(prepared, config, rewards, anchor, [row for row, _ in prompts])

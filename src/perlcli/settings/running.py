@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from perlcli.settings.declaring import flag, option, place
 
 LATEST = "latest"  # what --resume means without a checkpoint
-ONCE = ("dry_run", "overwrite", "resume")  # apply to one call and do not describe the run
+ONCE = ("dry_run", "time", "overwrite", "resume", "auto_batch")  # apply to one call and do not describe the run
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,7 @@ class RunSettings:
 class KeepSettings:
     """Run"""
 
+    time: bool = flag("With --dry-run: also load the model, time two steps and guess how long the run takes.")
     resume: str | None = place(
         "Resume from the last complete checkpoint in the output folder, or from the given CHECKPOINT.",
         unset="start a new run",
