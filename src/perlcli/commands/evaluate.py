@@ -19,9 +19,9 @@ from perlcli.run.progress import Progress
 from perlcli.run.record import RunRecord
 from perlcli.terminal import say
 from perlcli.training import policies, reward_model, sampling
+from perlcli.training.dry_run import preview
 from perlcli.training.guards import Model
 from perlcli.training.judge import Asked
-from perlcli.training.dry_run import preview
 from perlcli.training.prepare import Prepared, filled, prepare
 from perlcli.training.reward_errors import SKIP
 from perlcli.training.rewards import Weighted, attach_all, find_all

@@ -19,7 +19,7 @@ from perlcli.comparison.processes import end_with_parent
 from perlcli.errors import PerlError
 from perlcli.run import claim, files, out_of_memory
 from perlcli.run.out_of_memory import OutOfMemory
-from perlcli.settings.yaml import read_config, parse
+from perlcli.settings.yaml import parse, read_config
 from perlcli.training import policies, reward_model
 from perlcli.training.dry_run import IDS
 from perlcli.training.loop import clocks, without_casts

@@ -32,15 +32,7 @@ from perlcli.run import (
 )
 from perlcli.run.claim import LOCK, Claim
 from perlcli.run.files import CHECKPOINTS, RECORD, SETTINGS, write_whole
-from perlcli.run.record import (
-    SEVERAL,
-    RunRecord,
-    command_line,
-    find_record,
-    git_commit,
-    package_versions,
-    write_record,
-)
+from perlcli.run.record import SEVERAL, RunRecord, command_line, find_record, git_commit, package_versions, write_record
 
 
 class Run:
@@ -146,8 +138,8 @@ class Run:
         return reported
 
     def end_now(self, number: int) -> NoReturn:
-        """End the process although it is busy in a library's computation: keep in the record that it was stopped, say so
-        and exit. For a thread, from which the main thread can't be interrupted."""
+        """End the process although it is busy in a library's computation: the record keeps that it was
+        stopped. For a thread, from which the main thread can't be interrupted."""
         reported = self.stopped(signals.Signalled(number))
         _keep_failure(self, reported)
         disk.tell(str(reported), error=True)

@@ -77,7 +77,7 @@ def _bar(progress: Progress):  # type: ignore[no-untyped-def]  # rich is importe
     from rich.text import Text
 
     class Left(ProgressColumn):
-        """The time that is left. rich's own column knows the pace of the last 30 s only, in which a step may not end."""
+        """The time that is left. rich's own column knows only the last 30 s, in which no step may end."""
 
         max_refresh = 0.5
 

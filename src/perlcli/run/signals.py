@@ -49,8 +49,8 @@ def heard(answer: Callable[[int], object]) -> Iterator[None]:
 
 @contextmanager
 def answered_at_once(answer: Callable[[int], object], overdue: Callable[[int], object]) -> Iterator[None]:
-    """Call `answer` with 1, 2, … as signals to stop arrive inside, and `overdue` with the last one's number some seconds
-    after the second. Both are called from another thread, since Python runs a handler only between its own
+    """Call `answer` with 1, 2, … as signals to stop arrive inside, and `overdue` with the last one's number a few
+    seconds after the second. Both are called from another thread, since Python runs a handler only between its own
     instructions: a backward pass is one call, which can take minutes. To be used inside `heard`, which sets handlers
     for these signals. Does nothing except in the main thread."""
     if threading.current_thread() is not threading.main_thread():

@@ -1,5 +1,5 @@
-"""Finds the batch for `--auto-batch`: the largest split of the same effective batch that fits, as memory is predicted and
-as a trial confirms it."""
+"""Finds the batch for `--auto-batch`: the largest split of the same effective batch that fits, by the predicted memory
+and by a trial."""
 
 from __future__ import annotations
 
@@ -82,8 +82,8 @@ def _split_of(values: Any) -> Split:  # noqa: ANN401
 
 
 def _found(values: settings.Training, config_of: ConfigOf, longest: int, run: Run) -> Split:
-    """The largest split that is predicted to fit and whose trial has enough memory; after one that has not, the batch is
-    halved."""
+    """The largest split that is predicted to fit and whose trial has enough memory. After each that has not, the batch
+    is halved."""
     every = splits(values, config_of)
     left = _predicted(values, every, longest, run) or every[-1:]
     while left:

@@ -142,7 +142,9 @@ def _output_line(values: settings.Training) -> str:
     minutes = values.keep.save_minutes
     often = f"every {values.keep.save_steps:,} steps" + (f" or {minutes:g} minutes" if minutes else "")
     checkpoints = f"checkpoints {often}, the last {values.keep.save_total_limit} kept"
-    return f"output: {values.run.output}: {kept}, {files.RECORD}, {files.SETTINGS}, {files.METRICS}, plots; {checkpoints}"
+    return (
+        f"output: {values.run.output}: {kept}, {files.RECORD}, {files.SETTINGS}, {files.METRICS}, plots; {checkpoints}"
+    )
 
 
 def _time_line(found: trial.Trial, steps: int | None) -> str:
