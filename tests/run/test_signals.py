@@ -45,10 +45,13 @@ def busy() -> None:
 def test_a_signal_is_answered_while_the_main_thread_is_busy() -> None:
     answers: list[tuple[int, float]] = []
     took: list[float] = []
-    with signals.heard(lambda number: took.append(time.monotonic())):
-        with signals.answered_at_once(lambda count: answers.append((count, time.monotonic())), print):
-            threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()
-            busy()
+
+    def answer(count: int) -> None:
+        answers.append((count, time.monotonic()))
+
+    with signals.heard(lambda number: took.append(time.monotonic())), signals.answered_at_once(answer, print):
+        threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()
+        busy()
     assert [count for count, _ in answers] == [1]
     assert answers[0][1] < took[0]
     assert signal.set_wakeup_fd(-1) == -1

@@ -71,8 +71,8 @@ def preview(
 
 
 def steps_of(config: TrainingArguments, rows: int) -> int | None:
-    """The optimiser steps of a run on so many rows, as transformers counts them (`set_initial_training_values`); None if
-    TRL packs the rows, and so decides later how many there are."""
+    """The optimiser steps of a run on so many rows, as transformers counts them (`set_initial_training_values`); None
+    if TRL packs the rows, and so decides later how many there are."""
     if config.max_steps > 0:
         return int(config.max_steps)
     if getattr(config, "packing", False):
@@ -142,9 +142,8 @@ def _output_line(values: settings.Training) -> str:
     minutes = values.keep.save_minutes
     often = f"every {values.keep.save_steps:,} steps" + (f" or {minutes:g} minutes" if minutes else "")
     checkpoints = f"checkpoints {often}, the last {values.keep.save_total_limit} kept"
-    return (
-        f"output: {values.run.output}: {kept}, {files.RECORD}, {files.SETTINGS}, {files.METRICS}, plots; {checkpoints}"
-    )
+    names = ", ".join((kept, files.RECORD, files.SETTINGS, files.METRICS, "plots"))
+    return f"output: {values.run.output}\nfiles: {names}; {checkpoints}"
 
 
 def _time_line(found: trial.Trial, steps: int | None) -> str:
