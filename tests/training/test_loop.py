@@ -230,10 +230,14 @@ def test_checkpoints_are_saved_by_time(
     assert found == kept
 
 
-def test_a_checkpoint_by_time_resumes_exactly(sft: Perl, tmp_path: Path) -> None:
+def test_a_checkpoint_by_time_resumes_exactly(sft: Perl, after_pass: Any, tmp_path: Path) -> None:
+    def fail(model: Any, loss: torch.Tensor) -> torch.Tensor:
+        raise ValueError("a bad row")
+
     sft(tmp_path / "whole")
-    sft(tmp_path / "run", "--save-minutes", "1e-9", "--save-total-limit", "9")
-    sft(tmp_path / "run", "--resume", tmp_path / "run" / "checkpoints" / "checkpoint-2", "--save-minutes", "5")
+    after_pass(SFTTrainer, 3, fail)
+    assert "Saved checkpoint" not in sft(tmp_path / "run", "--save-minutes", "1e-9", code=1).stdout  # it has one
+    assert "Resuming from step 2" in sft(tmp_path / "run", "--resume").stdout
     assert_equal_weights(tmp_path / "run", tmp_path / "whole")
 
 
