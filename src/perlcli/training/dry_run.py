@@ -6,7 +6,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from datasets import Dataset
 from transformers import TrainingArguments
@@ -61,7 +60,7 @@ def preview(
     say(_adapter_line(prepared, values))
     say(_training_line(values, config, lengths))
     say(_data_line(values, lengths))
-    say(f"memory: {memory_line(prepared, values, lengths.longest)}")
+    say(f"memory: {memory_line(values, lengths.longest)}")
     say(_output_line(values))
     if not values.keep.time:
         say("Dry run: nothing was loaded, trained or written.")
@@ -108,7 +107,7 @@ def _data_line(values: settings.Training, lengths: Lengths) -> str:
     return f"data: {counted(count, 'row')}, {total:,} tokens ({mean})"
 
 
-def memory_line(prepared: Prepared[Any], values: settings.Training, longest: int) -> str:
+def memory_line(values: settings.Training, longest: int) -> str:
     """The peak that `perl estimate` predicts for rows of --max-length, and for the longest that there are (`longest`
     tokens); whether that fits into the memory that is free."""
     completion = int(values.sampling.max_completion_length or 0) if isinstance(values, settings.Rl) else 0
@@ -126,7 +125,8 @@ def memory_line(prepared: Prepared[Any], values: settings.Training, longest: int
     words = f"{size(row.peak)} predicted for rows of {most:,} tokens"
     if length < most:
         words += f", {size(needed)} for the longest here ({length:,})"
-    others = [name for name in (values.sampling.reward if completion else ()) if not model.counts(name)]
+    rewards = values.sampling.reward if isinstance(values, settings.Rl) else ()
+    others = [name for name in rewards if not model.counts(name)]
     left_out = f"; without {', '.join(others)}, which has a base of its own" if others else ""
     return f"{words}; {size(free)} free: {verdict}{left_out}"
 
