@@ -258,10 +258,11 @@ def test_settings_that_were_written_read_back_the_same(stage: str, tmp_path: Pat
         (PerlError("bad value", "type this"), 2, ["Error: bad value", "Hint: type this"]),
         (PerlError("bad value"), 2, ["Error: bad value"]),
         (RunFailed("it broke", "try that"), 1, ["Error: it broke", "Hint: try that"]),
-        (Interrupted("stopped at 3", "perl … --resume"), 130, ["Error: stopped at 3", "Hint: perl … --resume"]),
+        (Interrupted("Stopped", "perl … --resume"), 130, ["Stopped: perl … --resume continues."]),
+        (Interrupted("Stopped", "perl …", is_saved=False), 130, ["Stopped: perl … starts again."]),
         (KeyboardInterrupt(), 130, ["Stopped."]),
     ],
-    ids=["user", "user without hint", "run", "interrupted", "Ctrl-C"],
+    ids=["user", "user without hint", "run", "interrupted", "interrupted before it saved", "Ctrl-C"],
 )
 def test_an_error_is_two_lines_and_an_exit_code(error: BaseException, code: int, lines: list[str]) -> None:
     result = call(raising(error))

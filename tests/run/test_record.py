@@ -169,7 +169,7 @@ def test_the_record_says_running_while_the_run_goes_on(tmp_path: Path) -> None:
         (RunFailed("The loss is NaN", "try less"), "failed", "The loss is NaN"),
         (ValueError("inside"), "failed", "ValueError: inside"),
         (SystemExit(3), "failed", "SystemExit: 3"),
-        (Interrupted("Stopped at step 3 and saved"), "interrupted", "Stopped at step 3 and saved"),
+        (Interrupted("Stopped at step 3, saved"), "interrupted", "Stopped at step 3, saved"),
     ],
 )
 def test_the_record_keeps_how_a_run_ended(tmp_path: Path, error: BaseException, status: str, failure: str) -> None:
@@ -186,9 +186,10 @@ def test_a_signal_outside_of_training_ends_the_run_with_a_hint(number: int, code
     before = [signal.getsignal(each) for each in signals.STOPS]
     with pytest.raises(Interrupted) as caught, recording(lifecycle.Run(resolved(tmp_path))):
         os.kill(os.getpid(), number)
-    assert (caught.value.exit_code, caught.value.problem) == (code, "Stopped")
-    assert caught.value.hint == f"perl sft --config {tmp_path}/settings.yaml --resume"
-    assert (read_record(tmp_path).status, read_record(tmp_path).failure) == ("interrupted", "Stopped")
+    problem = "Stopped before the first step was complete, nothing saved yet"
+    assert (caught.value.exit_code, caught.value.problem) == (code, problem)
+    assert str(caught.value) == f"{problem}: perl sft --config {tmp_path}/settings.yaml --overwrite starts again."
+    assert (read_record(tmp_path).status, read_record(tmp_path).failure) == ("interrupted", problem)
     assert [signal.getsignal(each) for each in signals.STOPS] == before
 
 

@@ -16,10 +16,11 @@ from perlcli.run.record import RunRecord
 from perlcli.terminal import say
 from perlcli.text import shorten
 from perlcli.training import held_out_loss, policies, policy_metrics, reward_model, sampling
+from perlcli.training.dry_run import preview
 from perlcli.training.guards import Model
 from perlcli.training.judge import Asked
 from perlcli.training.policy_metrics import Exam, Opponent, Result
-from perlcli.training.prepare import Prepared, filled, prepare, preview
+from perlcli.training.prepare import Prepared, filled, prepare
 from perlcli.training.rewards import attach_all, find_all
 from perlcli.training.rows import load_data, trained_on
 

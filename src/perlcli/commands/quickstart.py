@@ -58,7 +58,8 @@ def run(given: settings.Quickstart) -> RunRecord | None:
         try:
             records = run_stages(out, given)
         except Interrupted as stopped:
-            stopped.hint = pipeline.resume_command  # not the command that resumes the stage
+            # not how the stage is resumed: the pipeline keeps the stages that have finished
+            stopped.problem, stopped.hint, stopped.is_saved = "Stopped", pipeline.resume_command, True
             raise
         pipeline.record.metrics = figures(records)
         pipeline.record.peak_memory_mb = max(record.peak_memory_mb for record in records.values())

@@ -28,7 +28,7 @@ STAGES = ("sft", "reward", "rl", "eval")
 UNFINISHED = "still running, or killed"
 Runs = Mapping[str, RunRecord]  # by the folder as it was given
 # What steers a call or names a place: runs that differ only in these are runs of one arm.
-SAME = {"seed", "output", *settings.ONCE, "save_steps", "report_to", "recipe", "strict"}
+SAME = {"seed", "output", *settings.ONCE, "save_steps", "save_minutes", "report_to", "recipe", "strict"}
 
 
 def run(given: settings.Report) -> None:

@@ -21,14 +21,15 @@ from perlcli.run.lifecycle import Run, recording
 from perlcli.run.metrics import OF_RL, renamed
 from perlcli.run.record import RunRecord
 from perlcli.terminal import say
-from perlcli.training import guards, logits, policies, policy_metrics, sampling
+from perlcli.training import auto_batch, guards, logits, policies, policy_metrics, sampling
 from perlcli.training.algorithms import PHASES, TIME, Reinforce, Rloo
+from perlcli.training.dry_run import Lengths, preview
 from perlcli.training.judge import REWARD, SUM, Asked, Judge, Probe, note_unscored, probe
 from perlcli.training.lending import Lent
 from perlcli.training.loop import describe, has_loaded, train
 from perlcli.training.policies import Anchor
 from perlcli.training.policy_metrics import Exam, Opponent
-from perlcli.training.prepare import Prepared, filled, prepare, preview, require
+from perlcli.training.prepare import Prepared, filled, prepare, require
 from perlcli.training.rewards import Reward, Weighted, attach_all, find_all
 from perlcli.training.rows import load_sides
 from perlcli.training.trl_config import trl_config
@@ -48,12 +49,15 @@ def run(given: settings.Rl) -> RunRecord | None:
     anchor = policies.find_anchor(prepared)
     rows, held_out = load_sides(prepared, "rl")
     prompts = load_prompts(prepared, config, rows)
-    exam = exam_of(prepared, config, held_out) if held_out is not None else None
     note_slow_sampling(prepared)
     sampling.note(prepared)
+    lengths = Lengths.of([ids for _, ids in prompts])
+    prepared = auto_batch.settled(prepared, trainer_args, lengths.longest)
+    config = trainer_args(prepared.settings)
+    exam = exam_of(prepared, config, held_out) if held_out is not None else None
     if prepared.is_dry:
         say(f"algorithm: {prepared.settings.rl.algorithm}; anchor: {anchor.words}")
-        preview(prepared, config)
+        preview(prepared, config, lengths)
         return None
     with recording(prepared.run) as run:
         trainer, score = build_trainer(prepared, config, rewards, anchor, [row for row, _ in prompts])

@@ -114,6 +114,11 @@ def found(folder: Path) -> list[Path]:
     return sorted(own, key=step_of, reverse=True)
 
 
+def last_step(folder: Path) -> int | None:
+    """The step of the newest checkpoint that was written completely; None without one. Reads no weights."""
+    return next((step_of(checkpoint) for checkpoint in found(folder) if (checkpoint / MANIFEST).is_file()), None)
+
+
 def step_of(checkpoint: Path) -> int:
     """The step of a checkpoint."""
     return int(checkpoint.name.rpartition("-")[2])

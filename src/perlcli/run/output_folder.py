@@ -19,7 +19,8 @@ from perlcli.run.record import SEVERAL, RunRecord, package_versions, read_record
 FUNCTION = "the reward function "
 LENGTH = {"max_steps", "num_train_epochs"}
 ERRORS = {"on_reward_error"}  # a run that stopped at one can go on with another decision
-RUNNING = {"save_steps", "save_total_limit", "report_to", "output", "trust_remote_code", "strict", "recipe"}
+SAVING = {"save_steps", "save_minutes", "save_total_limit"}
+RUNNING = SAVING | {"report_to", "output", "trust_remote_code", "strict", "recipe"}
 MEMORY = {"gradient_checkpointing"}  # the same gradients
 BATCH = ("per_device_train_batch_size", "gradient_accumulation_steps")  # their product may not change
 MAY_CHANGE = LENGTH | ERRORS | RUNNING | MEMORY | {"max_eval_samples", *definitions.ONCE}

@@ -67,6 +67,7 @@ class ComparedKeepSettings:
 
     resume: str | None = option_of(running.KeepSettings, "resume")
     save_steps: int = option_of(running.KeepSettings, "save_steps")
+    save_minutes: float = option_of(running.KeepSettings, "save_minutes")
     report_to: str = option_of(running.KeepSettings, "report_to")
 
 

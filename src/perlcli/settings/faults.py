@@ -94,6 +94,7 @@ def _conflicts(values: Values) -> Iterator[str]:
         yield "--overwrite and --resume can't be combined"
     if values.get("eval_fraction") is not None and values.get("eval_data") is not None:
         yield "--eval-data and --eval-fraction can't be combined: each chooses the held-out rows"
+    yield from _trial_conflicts(values)
     yield from _reward_conflicts(values)
     yield from _sampling_conflicts(values)
     yield from _algorithm_conflicts(values)
@@ -101,6 +102,14 @@ def _conflicts(values: Values) -> Iterator[str]:
     weight = values.get("pos_weight", "none")
     if weight not in ("auto", "none") and not _is_positive(weight):
         yield f"--pos-weight must be auto, none or a number above 0, not {weight}"
+
+
+def _trial_conflicts(values: Values) -> Iterator[str]:
+    if values.get("time") and not values.get("dry_run"):
+        yield "--time only applies with --dry-run"
+    for name in ("auto_batch", "time"):
+        if values.get(name) and values.get("data") == "-":
+            yield f"--{dashed(name)} reads --data a second time, which standard input can't be"
 
 
 def _adapter_conflicts(values: Values) -> Iterator[str]:

@@ -207,6 +207,16 @@ class TrainSettings:
 
 
 @dataclass(frozen=True)
+class BatchSettings:
+    """Training"""
+
+    auto_batch: bool = flag(
+        "Find the largest batch that fits: by the predicted memory, and by a step on the longest rows. The effective "
+        "batch (batch size x accumulation) stays the same."
+    )
+
+
+@dataclass(frozen=True)
 class ThumbsSettings:
     """Thumbs"""
 
@@ -229,6 +239,7 @@ class Sft:
     held_out: HeldOutSettings = HeldOutSettings()
     lora: LoraSettings = LoraSettings()
     train: TrainSettings = TrainSettings()
+    batch: BatchSettings = BatchSettings()
     recipe: RecipeSettings = RecipeSettings()
     run: RunSettings = RunSettings()
     keep: KeepSettings = KeepSettings()
@@ -246,6 +257,7 @@ class Reward:
     thumbs: ThumbsSettings = ThumbsSettings()
     lora: LoraSettings = LoraSettings()
     train: TrainSettings = TrainSettings()
+    batch: BatchSettings = BatchSettings()
     recipe: RecipeSettings = RecipeSettings()
     run: RunSettings = RunSettings()
     keep: KeepSettings = KeepSettings()
@@ -264,6 +276,7 @@ class Rl:
     held_out: HeldOutSettings = HeldOutSettings()
     lora: LoraSettings = LoraSettings()
     train: TrainSettings = TrainSettings()
+    batch: BatchSettings = BatchSettings()
     recipe: RecipeSettings = RecipeSettings()
     run: RunSettings = RunSettings()
     keep: KeepSettings = KeepSettings()

@@ -1,4 +1,4 @@
-"""What every stage does before it loads weights: find the model, resolve the settings, check them; and `--dry-run`."""
+"""What every stage does before it loads weights: find the model, resolve the settings, check them."""
 
 from __future__ import annotations
 
@@ -6,18 +6,16 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from peft import PeftConfig
-from transformers import PreTrainedTokenizerBase, TrainingArguments
+from transformers import PreTrainedTokenizerBase
 
 from perlcli import coffee, data, device, recipes, settings, upstream
 from perlcli.data import Renderer, loading
 from perlcli.errors import PerlError
 from perlcli.memory import prediction
-from perlcli.model import adapters, checks, context, quantised, sources, tokenizers
+from perlcli.model import checks, context, quantised, sources, tokenizers
 from perlcli.model.sources import Source
 from perlcli.run import disk, output_folder
 from perlcli.run.lifecycle import Run
-from perlcli.terminal import say
-from perlcli.text import enum_value
 from perlcli.training import checkpointing, origin, rendering
 
 S_co = TypeVar("S_co", bound=settings.Training | settings.Eval | settings.Merge, covariant=True)
@@ -143,34 +141,3 @@ def require(prepared: Prepared[settings.Training], *, policy: bool) -> None:
     if not policy and source.adapter and not source.is_classifier:
         hint = f"train the reward on its base: --model {source.base}"
         raise PerlError(f"--model {source.name} is a policy's adapter", hint)
-
-
-def preview(prepared: Prepared[settings.Training | settings.Eval], config: TrainingArguments | None = None) -> None:
-    """Print what a run would do; `config` is TRL's if it would train."""
-    source, values = prepared.source, prepared.settings
-    if values.recipe.recipe is not None:
-        say(f"recipe: {values.recipe.recipe}")
-    say(f"model: {source.name} (base {source.base_name})")
-    if not isinstance(values, settings.Eval):
-        say(_training_line(prepared, values))
-    if config is not None:
-        length = f"{config.max_steps} steps" if config.max_steps > 0 else f"{config.num_train_epochs:g} epoch(s)"
-        schedule = enum_value(config.lr_scheduler_type)
-        size = config.per_device_train_batch_size * config.gradient_accumulation_steps
-        say(f"training: {length} of {size} rows, learning rate {config.learning_rate:g} ({schedule})")
-    say(f"output: {values.run.output}\nDry run: nothing was loaded, trained or written.")
-
-
-def _training_line(prepared: Prepared[settings.Training | settings.Eval], values: settings.Training) -> str:
-    lora, source = values.lora, prepared.source
-    model = sources.skeleton(source, trust_remote_code=values.model.trust_remote_code)
-    total = sum(parameter.numel() for parameter in model.parameters()) if model is not None else 0
-    if prepared.adapter is None:
-        return f"full tuning: all {f'{total:,} ' if total else ''}parameters train"
-    line = f"adapter: {adapters.words(prepared.adapter)}"
-    if source.adapter or model is None:
-        return line
-    modules = getattr(adapters.on_model(lora, model, origin.task_of(values)), "target_modules", "")
-    names = modules if isinstance(modules, str) else ", ".join(modules)
-    trained = adapters.try_on(lora, model, origin.task_of(values))
-    return f"{line} on {names}; {trained:,} parameters train, {total:,} stay frozen"
