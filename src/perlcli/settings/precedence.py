@@ -9,8 +9,8 @@
 7. the general defaults
 
 1 and 2 are both the user's: the command line replaces the values of --config name by name (`over`). Further down, a
-stronger layer also voids what its choices leave without meaning (`layered`). `recipes.fill` puts 1 and 2 over 3 before the
-settings are built, and `resolve` puts the result over the rest once the model is known.
+stronger layer also voids what its choices leave without meaning (`layered`). `recipes.fill` puts 1 and 2 over 3 before
+the settings are built, and `resolve` puts the result over the rest once the model is known.
 """
 
 from __future__ import annotations

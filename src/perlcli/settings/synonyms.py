@@ -125,8 +125,8 @@ def _words(name: str, option: str, value: object, found: Name) -> str:
         return "--set" if there == name else f"--set {there}"
     if isinstance(value, bool):
         return f"--{dashed(option)}" if value else f"--no-{dashed(option)}"
-    is_other = found.read is not None and isinstance(value, str)
-    return f"--{dashed(option)} {clip(value)}" if is_other else f"--{dashed(option)}"
+    is_other = found.read is not None
+    return f"--{dashed(option)} {clip(value)}" if is_other and isinstance(value, str) else f"--{dashed(option)}"
 
 
 def _settle(option: str, own: list[Claim], claimed: list[Claim], result: Translation) -> None:
