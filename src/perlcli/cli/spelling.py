@@ -82,7 +82,8 @@ def _read_name(line: Words, word: str) -> None:
     shown, equals, value = word.partition("=")
     name = shown[2:].replace("-", "_")
     negated = name.removeprefix("no_")
-    theirs = entry(name, line.command, line.options)
+    is_ours = shown in line.parameters and name not in line.options  # --debug, --config
+    theirs = None if is_ours else entry(name, line.command, line.options)
     if theirs is not None:
         given = [value] if equals else line.following(theirs.kind)
         if theirs.kind == "many":

@@ -116,7 +116,7 @@ COMMON = (
     "neftune_noise_alpha optim_args optim_target_modules pad_to_multiple_of per_device_eval_batch_size project "
     "run_name skip_memory_metrics tf32 torch_compile torch_compile_backend torch_compile_mode torch_empty_cache_steps "
     "trackio_bucket_id trackio_space_id trackio_static_space_id train_sampling_strategy use_cache use_liger_kernel "
-    "warmup_steps weight_decay debug label_names length_column_name prediction_loss_only include_for_metrics"
+    "warmup_steps weight_decay label_names length_column_name prediction_loss_only include_for_metrics"
 )
 OWN = {
     "sft": "activation_offloading loss_type packing packing_strategy padding_free router_aux_loss_coef shuffle_dataset",
@@ -133,7 +133,7 @@ FLAGS = _names(
     "tf32 torch_compile use_cache use_liger_kernel prediction_loss_only activation_offloading packing padding_free "
     "shuffle_dataset disable_dropout mask_truncated_completions normalize_advantages"
 )
-MANY = _names("debug include_for_metrics label_names optim_target_modules reward_clip_range")
+MANY = _names("include_for_metrics label_names optim_target_modules reward_clip_range")
 
 
 class Facts(TypedDict, total=False):
@@ -224,6 +224,7 @@ REFUSED: Mapping[str, Name] = {
     **_flags("enable_jit_checkpoint", why="Ctrl-C and SIGTERM save a checkpoint already"),
     **_flags("restore_callback_states_from_checkpoint", why="--resume restores them"),
     **_flags("overwrite_output_dir", why="use --overwrite, which replaces the folder"),
+    "debug": Name(kind="many", why="use --set debug=…; --debug shows the traceback of an error", fine=("",)),
     "logging_dir": Name(why="metrics are in the output folder; trackers have environment variables for their folders"),
     "env": Name(why="a settings file sets no environment variables; put them before the command: NAME=VALUE perl …"),
     **_all("num_processes num_machines", why=OUTSIDE, fine=(1,)),

@@ -99,6 +99,8 @@ def _as_typed(name: str, given: object) -> object:
         given = [f"{_part(key)}={_part(value)}" for key, value in given.items()]
     elif isinstance(given, list) and name in COMMAS:
         given = [_part(item, ",") for item in given]
+    if name == "report_to" and given == []:
+        return "none"
     return ",".join(given) if isinstance(given, list) and name in COMMAS else given
 
 
