@@ -32,6 +32,7 @@ class Words:
     own: list[tuple[object, Any]] = field(default_factory=list)  # the command's options
     theirs: dict[str, Any] = field(default_factory=dict)  # of another tool
     unknown: list[str] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)
 
     def following(self, kind: Kind) -> list[str]:
         """Takes the words that belong to the option before them."""
@@ -73,7 +74,10 @@ def read(
                 value = line.following("one")
                 line.kept += value
                 line.own += [(parameters[word].name, each) for each in value]
-    found = translate(command, options, [*line.own, *line.theirs.items()])
+    own = [item for item in line.own if item[0] in options]
+    found = translate(command, options, [*own, *line.theirs.items()])
+    found.own += [item for item in line.own if item[0] not in options]  # --config
+    found.faults = [*line.faults, *found.faults]
     return [*line.kept, *_as_words(found.added, options)], found, line.unknown
 
 
@@ -86,7 +90,9 @@ def _read_name(line: Words, word: str) -> None:
     theirs = None if is_ours else entry(name, line.command, line.options)
     if theirs is not None:
         given = [value] if equals else line.following(theirs.kind)
-        if theirs.kind == "many":
+        if not given and theirs.kind != "flag":
+            line.faults.append(f"Option '{shown}' requires an argument")
+        elif theirs.kind == "many":
             line.theirs[name] = [*line.theirs.get(name, ()), *given]
         else:
             line.theirs[name] = given[0] if given else "true"
