@@ -36,8 +36,8 @@ def refused(line: str) -> list[str]:
 # The arguments that trl's documentation and scripts show, with other values.
 DOCUMENTED = {
     "sft": "--model_name_or_path org/base --dataset_name org/rows --learning_rate 2.0e-4 --num_train_epochs 2 "
-    "--packing --per_device_train_batch_size 2 --gradient_accumulation_steps 4 --eos_token <|im_end|> --eval_strategy steps "
-    "--eval_steps 50 --use_peft --lora_r 32 --lora_alpha 8 --output_dir out",
+    "--packing --per_device_train_batch_size 2 --gradient_accumulation_steps 4 --eos_token <|im_end|> "
+    "--eval_strategy steps --eval_steps 50 --use_peft --lora_r 32 --lora_alpha 8 --output_dir out",
     "reward": "--model_name_or_path org/base --dataset_name org/rows --output_dir out --per_device_train_batch_size 4 "
     "--learning_rate 1.0e-4 --logging_steps 25 --eval_strategy steps --eval_steps 50 --max_length 512 --use_peft "
     "--lora_task_type SEQ_CLS --lora_r 32 --lora_alpha 8 --center_rewards_coefficient 0.01 --bf16 True",
