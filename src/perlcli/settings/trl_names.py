@@ -201,7 +201,7 @@ REFUSED: Mapping[str, Name] = {
     "dataset_kwargs": Name(why="rows are rendered before TRL's trainer; see --columns and --chat", fine=({},)),
     "truncation_mode": Name(why="use --on-long: drop, truncate (never cuts the completion) or error"),
     "max_prompt_length": Name(why="use --max-length, which counts the prompt and the completion together"),
-    "eval_packing": Name(kind="flag", why="held-out rows are never packed, so that each counts alone", fine=(False,)),
+    "eval_packing": Name(kind="flag", why="held-out rows are never packed", fine=(False,)),
     **_flags("load_best_model_at_end", why=f"the last weights are kept: {EVALUATED}; see --save-total-limit"),
     **_flags("push_to_hub hub_always_push hub_private_repo", why=PUBLISHED),
     **_all("hub_model_id hub_token hub_strategy hub_revision", why=PUBLISHED),

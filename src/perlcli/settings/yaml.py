@@ -105,7 +105,7 @@ def _as_typed(name: str, given: object) -> object:
 
 
 def _part(value: object, separators: str = ",=") -> str:
-    """An item of a list or mapping. Raises ValueError if it is no text or number, or has a separator in it."""
+    """An item of a list or mapping. Raises ValueError for other types, and for a separator in it."""
     if not isinstance(value, str | int | float) or isinstance(value, bool) or not str(value):
         raise ValueError(f"must have texts as its items, not {shorten(value)} (put words like yes and no in quotes)")
     if any(separator in str(value) for separator in separators):
