@@ -127,7 +127,8 @@ def test_a_config_has_the_names_of_the_options(text: str, config: Callable[[str]
 
 def test_the_command_line_wins_over_the_config(config: Callable[[str], Path]) -> None:
     path = config("lora_r: 8\nseed: 2\nset: [a=1]")
-    assert given("--config", path, "--lora-r", 4, "--set", "b=2") == {"lora_r": 4, "seed": 2, "set": ("b=2",)}
+    assert given("--config", path, "--lora-r", 4, "--set", "b=2") == {"lora_r": 4, "seed": 2, "set": ("a=1", "b=2")}
+    assert given("--config", path, "--set", "a=3")["set"] == ("a=3",)
 
 
 def test_a_config_may_hold_every_kind_of_value(config: Callable[[str], Path]) -> None:

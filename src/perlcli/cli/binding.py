@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import sys
 import typing
 from collections.abc import Callable, Mapping
 from functools import cache
@@ -15,15 +16,19 @@ from typer.core import TyperArgument, TyperCommand, TyperGroup
 
 from perlcli import recipes, upstream
 from perlcli import settings as definitions
-from perlcli.cli.boundary import usage_errors, with_boundary
+from perlcli.cli import spelling
+from perlcli.cli.boundary import refuse, usage_errors, with_boundary
 from perlcli.cli.completion import offer
 from perlcli.errors import PerlError, nearest
 from perlcli.run.files import RECORD, SETTINGS
 from perlcli.settings import Option, Settings, dashed
 from perlcli.settings.defaults import words
 from perlcli.settings.faults import type_fault
+from perlcli.settings.precedence import over
+from perlcli.settings.synonyms import Translation, summary
 from perlcli.settings.types import choices, convert, fits, inner
-from perlcli.settings.yaml import read_config
+from perlcli.settings.yaml import read_translated, translated
+from perlcli.terminal import say
 from perlcli.text import clip, one_line
 
 if TYPE_CHECKING:
@@ -37,6 +42,7 @@ DEBUG_HELP = "Show the traceback of an error."
 METAVARS = {int: "N", float: "X"}
 LONGEST_CHOICES = 45  # characters of choices that fit next to an option's name; longer ones go into its help
 WHOLE = re.compile(r"[-+]?\d{1,20}")
+NAMES = "perlcli.names"  # where a context keeps the names of trl that its command line has
 Given = bool | str | list[str] | None  # what the command line has for an option
 
 
@@ -45,11 +51,11 @@ def command(app: typer.Typer, name: str, action: Callable[[Any], None]) -> None:
     of two words, such as `data check`, is the name of the app."""
     stage = definitions.ALL_COMMANDS[name]
 
-    def run(config: str | None, debug: bool, **given: Given) -> None:
+    def run(context: typer.Context, config: str | None, debug: bool, **given: Given) -> None:
         upstream.hush()  # before a stage imports the noisy libraries
-        with_boundary(lambda: action(_settings(stage, config, given)), debug=debug)
+        with_boundary(lambda: action(_settings(stage, config, given, context.meta.get(NAMES))), debug=debug)
 
-    parameters = _parameters(stage, name)
+    parameters = [_keyword("context", typer.Context, inspect.Parameter.empty), *_parameters(stage, name)]
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {item.name: item.annotation for item in parameters}
     run.__doc__ = stage.__doc__
@@ -77,7 +83,7 @@ class Command(TyperCommand):
 
     def parse_args(self, ctx: Context, args: list[str]) -> list[str]:
         with usage_errors(ctx):
-            return super().parse_args(ctx, args)
+            return super().parse_args(ctx, _as_options(ctx, args))
 
     def collect_usage_pieces(self, ctx: Context) -> list[str]:
         """Arguments by their bare names: Typer would put brackets around one that a YAML file may hold instead."""
@@ -96,6 +102,34 @@ class Command(TyperCommand):
         for panel, records in panels.items():
             with formatter.section(panel):
                 formatter.write_dl(records)
+
+
+def _as_options(ctx: Context, args: list[str]) -> list[str]:
+    """The words of a command line with the names of trl as options. Raises typer.Exit for names that nobody knows, with
+    those of the --config file."""
+    parent = ctx.parent
+    within = [parent.info_name] if parent is not None and parent.parent is not None else []
+    name = " ".join(map(str, [*within, ctx.info_name]))
+    stage = definitions.ALL_COMMANDS.get(name)
+    if stage is None or ctx.resilient_parsing or "--help" in args:
+        return args
+    options = {item.name: item for item in definitions.options(stage)}
+    parameters = {word: item for item in ctx.command.get_params(ctx) for word in (*item.opts, *item.secondary_opts)}
+    words, found, unknown = spelling.read(name, options, parameters, args)
+    lines = [*spelling.unknown_names(unknown, name, options), *found.faults]
+    if lines:
+        config = dict(found.own).get("config")
+        refuse(spelling.fault([*lines, *(_faults_of(stage, Path(config)) if config else [])], name))
+    ctx.meta[NAMES] = found
+    return words
+
+
+def _faults_of(stage: type[Settings], config: Path) -> list[str]:
+    """What is wrong with a --config file."""
+    try:
+        return translated(stage, config)[1].faults
+    except PerlError as error:
+        return [error.problem]
 
 
 def _with_checkpoint(arguments: list[str]) -> list[str]:
@@ -195,17 +229,23 @@ def shown_default(item: Option, command: str) -> str:
     return item.unset or (str(item.default) if has_default else "")
 
 
-def _keyword(name: str, annotation: object, default: bool | None) -> inspect.Parameter:
+def _keyword(name: str, annotation: object, default: object) -> inspect.Parameter:
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
-def _settings(stage: type[Settings], config: str | None, given: Mapping[str, Given]) -> Settings:
-    """The settings of a command line over its --config and its recipe. Raises PerlError."""
-    values = read_config(stage, Path(config)) if config else {}
+def _settings(
+    stage: type[Settings], config: str | None, given: Mapping[str, Given], named: Translation | None
+) -> Settings:
+    """The settings of a command line over its --config and its recipe. `named` are the names of trl on the command
+    line. Raises PerlError."""
+    values, found = read_translated(stage, Path(config)) if config else ({}, None)
     place = Path(config or "")
     if given.get("resume") is not None and place.name == SETTINGS and (place.parent / RECORD).exists():
         values["output"] = str(place.parent)  # the run may have been moved since
-    return definitions.build(stage, recipes.fill(stage, values | _typed(stage, given)))
+    filled = recipes.fill(stage, over(_typed(stage, given), values))
+    for each in summary([item for item in (found, named) if item is not None], filled):
+        say(each, file=sys.stderr)
+    return definitions.build(stage, filled)
 
 
 def _typed(stage: type[Settings], given: Mapping[str, Given]) -> dict[str, Any]:

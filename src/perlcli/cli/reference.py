@@ -8,6 +8,8 @@ from pathlib import Path
 
 from perlcli import recipes, settings
 from perlcli.cli.binding import CONFIG_HELP, DEBUG_HELP, shown_default, shown_name
+from perlcli.settings import trl_names
+from perlcli.settings.naming import PASSED
 from perlcli.settings.types import describe
 from perlcli.text import markdown_table, one_line
 
@@ -51,6 +53,18 @@ def recipe_table() -> str:
     shelf = [recipes.read(name) for name in recipes.names()]
     rows = [(f"`{recipe.name}`", recipe.title, ", ".join(recipe.stages)) for recipe in shelf]
     return markdown_table(("recipe", "task", "stages"), rows)
+
+
+def names_of_trl() -> str:
+    """What each name of trl becomes, as Markdown; the names that are options of perlcli too are left out."""
+    rows: dict[str, list[str]] = {}
+    for name, found in trl_names.NAMES.items():
+        option = f"`--{settings.dashed(found.option)}{' ' + found.field if found.option == PASSED else ''}`"
+        words = option if found.option else f"refused: {found.why}" if found.why else f"no effect: {found.note}"
+        rows.setdefault(words.removesuffix(": ").rstrip(), []).append(f"`{name}`")
+    for command, fields in trl_names.FIELDS.items():
+        rows[f"passed on by `perl {command}`, as with `--set`"] = [f"`{name}`" for name in sorted(fields)]
+    return markdown_table(("trl", "perlcli"), [(", ".join(names), words) for words, names in rows.items()])
 
 
 def _command(name: str) -> str:

@@ -243,10 +243,12 @@ def write_settings(path: Path, values: Mapping[str, Any]) -> None:
     """Write the YAML that repeats this run with `--config`, without options that only concern one call."""
     import yaml
 
+    from perlcli.settings.yaml_loader import Dumper
+
     keeps_unset = bool(values.get("recipe"))  # so that the recipe does not fill it in again
     kept = {
         name: list(value) if isinstance(value, tuple) else value
         for name, value in values.items()
         if name not in definitions.ONCE and (keeps_unset or value is not None)
     }
-    write_whole(path, [yaml.safe_dump(hidden_in(kept), sort_keys=False, allow_unicode=True)])
+    write_whole(path, [yaml.dump(hidden_in(kept), Dumper=Dumper, sort_keys=False, allow_unicode=True)])

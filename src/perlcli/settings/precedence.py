@@ -8,9 +8,9 @@
 6. the defaults of the stage
 7. the general defaults
 
-1 and 2 are both the user's: the command line replaces the values of --config name by name. Further down, a stronger
-layer also voids what its choices leave without meaning (`layered`). `recipes.fill` puts 1 and 2 over 3 before the
-settings are built, and `resolve` puts the result over the rest once the model is known.
+1 and 2 are both the user's: the command line replaces the values of --config name by name (`over`). Further down, a
+stronger layer also voids what its choices leave without meaning (`layered`). `recipes.fill` puts 1 and 2 over 3 before
+the settings are built, and `resolve` puts the result over the rest once the model is known.
 """
 
 from __future__ import annotations
@@ -40,13 +40,21 @@ def layered(*layers: Values) -> dict[str, Any]:
     merged: dict[str, Any] = {}
     for weaker in layers:
         void = _void(merged)
-        stronger = merged.get("set", ())
-        given = {field.partition("=")[0] for field in stronger}
-        fields = (*(field for field in weaker.get("set", ()) if field.partition("=")[0] not in given), *stronger)
-        merged = {name: value for name, value in weaker.items() if name not in void} | merged
-        if fields:
-            merged["set"] = fields
+        merged = over(merged, {name: value for name, value in weaker.items() if name not in void})
     return merged
+
+
+def over(stronger: Values, weaker: Values) -> dict[str, Any]:
+    """Stronger values over weaker ones, name by name; the fields of --set are names too."""
+    merged = {**weaker, **stronger}
+    given = {_field(item) for item in stronger.get("set", ())}
+    if fields := (*(item for item in weaker.get("set", ()) if _field(item) not in given), *stronger.get("set", ())):
+        merged["set"] = fields
+    return merged
+
+
+def _field(item: str) -> str:
+    return item.partition("=")[0].strip().replace("-", "_")
 
 
 def _void(given: Values) -> set[str]:
