@@ -69,7 +69,7 @@ def test_only_the_first_of_several_processes_says_so(
     monkeypatch.setattr(time, "sleep", waited.append)
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv(name, "1")
-    with pytest.raises(SystemExit, match="^2$"):
+    with pytest.raises(SystemExit, match=r"^2$"):
         launch.check("sft")
     assert waited == [launch.PATIENCE] and "".join(capsys.readouterr()) == ""
 

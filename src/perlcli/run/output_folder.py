@@ -23,7 +23,8 @@ RUNNING = {"save_steps", "save_total_limit", "report_to", "output", "trust_remot
 MEMORY = {"gradient_checkpointing"}  # the same gradients
 BATCH = ("per_device_train_batch_size", "gradient_accumulation_steps")  # their product may not change
 MAY_CHANGE = LENGTH | ERRORS | RUNNING | MEMORY | {"max_eval_samples", *definitions.ONCE}
-UNTIL_OPTIONS = {"optim": "adamw_torch_fused"}  # what a run had before these were options
+# What a run had before these were options.
+UNTIL_OPTIONS: dict[str, Any] = {"optim": "adamw_torch_fused", "reward_label": ()}
 NEW_RUN = "start a new run with another --output"
 LAST = "--resume without a value takes the last complete checkpoint"
 
