@@ -10,6 +10,7 @@ from perlcli import data, settings
 from perlcli.data.sources import STDIN
 from perlcli.errors import PerlError
 from perlcli.model import loading, roles, sources
+from perlcli.model.labels import OPTION, Label, choose
 from perlcli.run import files, peaks, plots
 from perlcli.run.lifecycle import recording
 from perlcli.run.record import RunRecord
@@ -45,18 +46,30 @@ def run(given: settings.Eval) -> RunRecord | None:
 
 def evaluate_reward(prepared: Prepared[settings.Eval]) -> RunRecord | None:
     """Accuracy, AUC, balanced accuracy, margin and the correlation of score with length."""
+    label = chosen_label(prepared)
     held_out = load_held_out(prepared, "reward")
     rows = reward_model.tokens(held_out, prepared, "eval")
     if prepared.is_dry:
         preview(prepared)
         return None
     with recording(prepared.run) as run:
-        scorer = reward_model.load(prepared.source, prepared.settings.model)
+        scorer = reward_model.load(prepared.source, prepared.settings.model, label.index)
         reward_model.check_proof(prepared.source, scorer, run, prepared.settings.model)
         run.record.total_parameters = roles.count_parameters(scorer.model)[1]
         run.record.metrics = reward_model.measure(prepared, scorer, rows)
         run.record.peak_memory_mb = peaks.peak_mb()
     return run.record
+
+
+def chosen_label(prepared: Prepared[settings.Eval]) -> Label:
+    """The label of the reward model that is measured. Raises PerlError if one of several must be named."""
+    given = prepared.settings.sampling.reward_label
+    if len(given) > 1:
+        raise PerlError(f"{OPTION} must be given once for --model, not {len(given)} times")
+    label = choose(given[0] if given else None, prepared.source, f"--model {prepared.source.name}")
+    if label.words:
+        prepared.run.note(f"The score of {prepared.source.name} is {label.words}.")
+    return label
 
 
 def evaluate_policy(prepared: Prepared[settings.Eval]) -> RunRecord | None:

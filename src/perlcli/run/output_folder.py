@@ -24,7 +24,8 @@ RUNNING = SAVING | {"report_to", "output", "trust_remote_code", "strict", "recip
 MEMORY = {"gradient_checkpointing"}  # the same gradients
 BATCH = ("per_device_train_batch_size", "gradient_accumulation_steps")  # their product may not change
 MAY_CHANGE = LENGTH | ERRORS | RUNNING | MEMORY | {"max_eval_samples", *definitions.ONCE}
-UNTIL_OPTIONS = {"optim": "adamw_torch_fused", "stop": ()}  # what a run had before these were options
+# What a run had before these were options.
+UNTIL_OPTIONS: dict[str, Any] = {"optim": "adamw_torch_fused", "stop": (), "reward_label": ()}
 EMBEDDED = "coffee"  # the embedded base in the name of an evaluation's folder
 NEW_RUN = "start a new run with another --output"
 LAST = "--resume without a value takes the last complete checkpoint"

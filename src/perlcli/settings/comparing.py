@@ -51,6 +51,7 @@ class ComparedSamplingSettings:
 
     reward: tuple[str, ...] = option_of(sampling.SamplingSettings, "reward")
     reward_kwargs: tuple[str, ...] = option_of(sampling.SamplingSettings, "reward_kwargs")
+    reward_label: tuple[str, ...] = option_of(sampling.SamplingSettings, "reward_label")
     reward_weights: tuple[float, ...] = option_of(sampling.SamplingSettings, "reward_weights")
     temperature: float | None = option_of(sampling.SamplingSettings, "temperature")
     top_p: float | None = option_of(sampling.SamplingSettings, "top_p")

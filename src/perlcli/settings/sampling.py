@@ -26,6 +26,13 @@ class SamplingSettings:
         unset="none",
         metavar="JSON",
     )
+    reward_label: tuple[str, ...] = option(
+        "Label of a classifier whose logit is the reward, by name or index; with several rewards, once for each (none "
+        "for one without labels).",
+        default=(),
+        unset="the only label",
+        metavar="NAME|INDEX",
+    )
     reward_weights: tuple[float, ...] = option(
         "Weights of the --reward options, in the same order, comma-separated.", default=(), unset="1 each"
     )
