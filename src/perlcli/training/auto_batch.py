@@ -42,7 +42,7 @@ def settled(prepared: Prepared[Given], config_of: ConfigOf, longest: int) -> Pre
 
 def splits(values: settings.Training, config_of: ConfigOf) -> list[Split]:
     """The splits of the effective batch, the largest batch first. For rl those that sample as many completions at a
-    time, in whole groups, as the given one."""
+    time, keeping groups together, as the given one."""
     batch, passes = _split_of(settings.flat(values))
     total = batch * passes
     every = [(rows, total // rows) for rows in range(total, 0, -1) if total % rows == 0]
