@@ -1,5 +1,6 @@
 """What the tests share: an offline, single-threaded process, tiny models, and one run of each stage."""
 
+import base64
 import gc
 import json
 import os
@@ -15,6 +16,7 @@ from typer.testing import CliRunner, Result
 
 from perlcli import coffee, upstream
 from perlcli.cli.app import app
+from perlcli.run import plots
 from perlcli.settings import ModelSettings
 
 # The libraries read these once, when a test first imports them: one thread (spinning OpenMP threads make shared cores
@@ -77,6 +79,28 @@ def _has_gpu() -> bool:
 def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every test works in its own folder."""
     monkeypatch.chdir(tmp_path)
+
+
+DRAWN = plots.png
+DOT = base64.b64decode(
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+)  # a picture of one pixel
+
+
+@pytest.fixture(scope="session", autouse=True)
+def undrawn() -> Iterator[None]:
+    """Pictures are put together but not drawn, which takes a third of a short run's time, except in tests marked
+    `draws` or `slow`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plots, "png", lambda figure: DOT)
+        yield
+
+
+@pytest.fixture(autouse=True)
+def draws(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draws the pictures of such a test."""
+    if request.node.get_closest_marker("draws") or request.node.get_closest_marker("slow"):
+        monkeypatch.setattr(plots, "png", DRAWN)
 
 
 @cache  # once: even counting what was frozen walks over all of it

@@ -338,6 +338,85 @@ def test_no_suggestion_for_files_options_and_other_words(ours: Path, fake: Path,
         assert call([ours, first], environment(ours, fake), cwd=tmp_path).stderr == b""
 
 
+# A person at a terminal
+
+
+def on_terminal(command: list, env: dict[str, str], cwd: Path) -> tuple[int, str]:
+    """The exit code and the output of a command whose standard input and output are a terminal."""
+    leader, follower = os.openpty()
+    try:
+        process = subprocess.Popen(command, env=env, cwd=cwd, stdin=follower, stdout=follower, stderr=follower)
+    finally:
+        os.close(follower)
+    shown = b""
+    try:
+        while part := os.read(leader, 4096):
+            shown += part
+    except OSError:  # EIO: the other end is closed
+        pass
+    finally:
+        os.close(leader)
+    return process.wait(60), shown.decode().replace("\r\n", "\n")
+
+
+@pytest.mark.parametrize("arguments", [[], ["-h"], ["help"]], ids=str)
+def test_help_is_ours_on_a_terminal(arguments: list[str], ours: Path, fake: Path, tmp_path: Path) -> None:
+    code, shown = on_terminal([ours, *arguments], environment(ours, fake), tmp_path)
+    assert (code, "quickstart" in shown, "fake perl" in shown) == (0, True, False)
+
+
+def test_help_of_a_command_on_a_terminal(ours: Path, fake: Path, tmp_path: Path) -> None:
+    code, shown = on_terminal([ours, "help", "merge"], environment(ours, fake), tmp_path)
+    assert (code, shown.splitlines()[0]) == (0, "Usage: perl merge [OPTIONS] ADAPTER")
+
+
+@pytest.mark.parametrize(
+    ("word", "hint"),
+    [
+        ("chat", "did you mean 'perl eval'?"),
+        ("generate", "did you mean 'perl eval'?"),
+        ("train", "did you mean 'perl sft'?"),
+        ("rewrad", "did you mean 'perl reward'?"),
+        ("QUICKSTART", "did you mean 'perl quickstart'?"),
+        ("zzz", "'perl --help' lists the commands"),
+    ],
+)
+def test_an_unknown_word_on_a_terminal_is_one_sentence(
+    word: str, hint: str, ours: Path, fake: Path, tmp_path: Path
+) -> None:
+    code, shown = on_terminal([ours, word, "--model", "x"], environment(ours, fake), tmp_path)
+    assert (code, shown) == (2, f"perlcli: there is no command '{word}' and no file of that name; {hint}\n")
+
+
+@pytest.mark.parametrize("arguments", [["chat"], ["help"], ["./chat"], ["-e", "1"], ["-v"], ["no.pl"], ["a/b"], ["-"]])
+def test_scripts_and_options_on_a_terminal_are_perls(
+    arguments: list[str], ours: Path, fake: Path, tmp_path: Path
+) -> None:
+    for name in ("chat", "help"):  # scripts of these names
+        (tmp_path / name).touch()
+    code, shown = on_terminal([ours, *arguments], environment(ours, fake), tmp_path)
+    assert (code, shown) == (3, "".join(f"{line}\n" for line in ("fake perl", *arguments)))
+
+
+def test_pipes_on_a_terminal_are_perls(ours: Path, fake: Path, tmp_path: Path) -> None:
+    shell = "echo 'print 1' | perl; perl chat < /dev/null; perl help < /dev/null"
+    pipes = [part.replace("/dev/null", os.devnull) for part in shell.split("; ")]
+    shown = [on_terminal(["/bin/sh", "-c", pipe], environment(ours, fake, Path("/bin/x")), tmp_path) for pipe in pipes]
+    assert shown == [(3, "fake perl\n"), (3, "fake perl\nchat\n"), (3, "fake perl\nhelp\n")]
+
+
+def test_what_is_meant_is_a_command() -> None:
+    assert {*entry.MEANT.values()} <= {*entry.COMMANDS, *entry.OPTIONS}
+    assert not {*entry.MEANT} & {*entry.COMMANDS}
+
+
+def test_help_is_another_word_for_the_option(commands: list[list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
+    for words in ([], ["-h"], ["help"], ["help", "sft"]):
+        monkeypatch.setattr(sys, "argv", ["perlcli", *words])
+        entry.perlcli()
+    assert [call[1:] for call in commands] == [["--help"], ["--help"], ["--help"], ["sft", "--help"]]
+
+
 # What it costs
 
 

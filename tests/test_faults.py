@@ -235,7 +235,7 @@ def test_a_disk_that_is_full_from_the_start_leaves_the_old_run_unchanged(
     before = {name: (tmp_path / "run" / name).read_bytes() for name in names}
     with room(0):
         lines = told(perl(*words("sft", "run"), "--resume", code=1))
-        assert told(perl(*words("sft", "new"), code=1))[1].endswith("the same command with --resume")
+        assert told(perl(*words("sft", "new"), code=1))[1].endswith(", then the same command")
     assert lines[0] == f"Error: Can't write to {tmp_path}/run: the limit on the size of a file is reached"
     assert {name: (tmp_path / "run" / name).read_bytes() for name in names} == before
     assert not (tmp_path / "new").exists()

@@ -19,8 +19,10 @@ LIGHT = (
     "settings.yaml", "device", "coffee", "recipes", "run.record", "run.files", "run.output_folder",
     "run.lifecycle", "run.claim", "run.launch",
     "run.checkpoints", "run.disk", "run.liveness", "run.signals", "run.progress", "run.plots",
-    "run.summary", "run.loaders", "data", "doctor.checks", "doctor.torch_checks", "comparison.results",
-    "comparison.render.files", "commands.report", "commands.runs", "commands.doctor", "cli.binding", "cli.boundary",
+    "run.summary", "run.card", "run.lineage", "run.setup", "run.loaders",
+    "data", "doctor.checks", "doctor.torch_checks", "comparison.results", "comparison.render.files",
+    "commands.early", "model.places", "model.weights", "training.reward_names", "training.trackers",
+    "commands.report", "commands.runs", "commands.doctor", "cli.binding", "cli.completion", "cli.boundary",
     "cli.app", "entry",
 )  # fmt: skip
 HEAVY = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "matplotlib", "numpy")

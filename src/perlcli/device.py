@@ -81,13 +81,18 @@ def precision(settings: ModelSettings) -> str:
 
 def check(settings: ModelSettings) -> None:
     """Raises PerlError if the machine lacks what the settings ask for."""
-    if (settings.load_in_4bit or settings.load_in_8bit) and importlib.util.find_spec("bitsandbytes") is None:
-        bits = "4" if settings.load_in_4bit else "8"
-        raise PerlError(f"--load-in-{bits}bit needs bitsandbytes, which isn't installed", "pip install bitsandbytes")
+    check_installed(settings)
     if kind() == "cpu" and settings.dtype == "float16":
         raise PerlError("--dtype float16 needs a GPU: its range is too small for training on a CPU", "--dtype bfloat16")
     if kind() == "cuda" and settings.dtype == "bfloat16" and not has_bf16():
         raise PerlError("This GPU does not support --dtype bfloat16", "--dtype float16 or float32")
+
+
+def check_installed(settings: ModelSettings) -> None:
+    """Raises PerlError if a library that the settings ask for is missing. Loads none."""
+    if (settings.load_in_4bit or settings.load_in_8bit) and importlib.util.find_spec("bitsandbytes") is None:
+        bits = "4" if settings.load_in_4bit else "8"
+        raise PerlError(f"--load-in-{bits}bit needs bitsandbytes, which isn't installed", "pip install bitsandbytes")
 
 
 def describe(settings: ModelSettings, *, measures_memory: bool = True) -> dict[str, Any]:

@@ -31,9 +31,18 @@ class RunFailed(PerlError):
 
 
 class Interrupted(PerlError):
-    """A run that the user stopped. Its last good state is saved."""
+    """A run that the user stopped. The hint is the command that continues it, or if nothing is saved (`is_saved`) that
+    starts it again."""
 
     exit_code = 130
+
+    def __init__(self, problem: str, hint: str = "", *, is_saved: bool = True) -> None:
+        super().__init__(problem, hint)
+        self.is_saved = is_saved
+
+    def __str__(self) -> str:
+        ending = f": {self.hint} {'continues' if self.is_saved else 'starts again'}" if self.hint else ""
+        return f"{self.problem}{ending}."
 
 
 def reason(error: Exception) -> str:

@@ -34,6 +34,14 @@ def megabytes(mb: float) -> str:
     return size(mb * 1e6)
 
 
+def duration(seconds: float) -> str:
+    """A time span as people say it: `40 s`, `12 min`, `3 h 20 min`."""
+    if seconds < 99.5:
+        return f"{max(0.0, seconds):.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60:,} h {minutes % 60} min"
+
+
 def one_line(text: str) -> str:
     """The text in one line, with single spaces."""
     return " ".join(text.split())

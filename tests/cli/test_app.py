@@ -252,7 +252,7 @@ def adapter(tmp_path: Path) -> Callable[..., Path]:
         (["--set", "lr_schedule_type=cosine"], "RewardConfig has no such field. Did you mean lr_scheduler_type?"),
         (["--set", "learning_rate=1"], "--set learning_rate: use the option --learning-rate"),
         (["--set", "learning-rate=1"], "--set learning_rate: use the option --learning-rate"),
-        (["--set", "output_dir=x"], "--set output_dir: perlcli sets this itself"),
+        (["--set", "output_dir=x"], "--set output_dir: use the option --output"),
         (["--set", "max_grad_norm=much"], "--set max_grad_norm: must be a number, not 'much'"),
         (["--set", "dataloader_drop_last=1"], "--set dataloader_drop_last: must be true or false, not 1"),
         (["--set", "warmup_steps"], "--set warmup_steps: expected NAME=VALUE"),

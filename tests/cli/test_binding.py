@@ -127,7 +127,8 @@ def test_a_config_has_the_names_of_the_options(text: str, config: Callable[[str]
 
 def test_the_command_line_wins_over_the_config(config: Callable[[str], Path]) -> None:
     path = config("lora_r: 8\nseed: 2\nset: [a=1]")
-    assert given("--config", path, "--lora-r", 4, "--set", "b=2") == {"lora_r": 4, "seed": 2, "set": ("b=2",)}
+    assert given("--config", path, "--lora-r", 4, "--set", "b=2") == {"lora_r": 4, "seed": 2, "set": ("a=1", "b=2")}
+    assert given("--config", path, "--set", "a=3")["set"] == ("a=3",)
 
 
 def test_a_config_may_hold_every_kind_of_value(config: Callable[[str], Path]) -> None:
@@ -258,10 +259,11 @@ def test_settings_that_were_written_read_back_the_same(stage: str, tmp_path: Pat
         (PerlError("bad value", "type this"), 2, ["Error: bad value", "Hint: type this"]),
         (PerlError("bad value"), 2, ["Error: bad value"]),
         (RunFailed("it broke", "try that"), 1, ["Error: it broke", "Hint: try that"]),
-        (Interrupted("stopped at 3", "perl … --resume"), 130, ["Error: stopped at 3", "Hint: perl … --resume"]),
+        (Interrupted("Stopped", "perl … --resume"), 130, ["Stopped: perl … --resume continues."]),
+        (Interrupted("Stopped", "perl …", is_saved=False), 130, ["Stopped: perl … starts again."]),
         (KeyboardInterrupt(), 130, ["Stopped."]),
     ],
-    ids=["user", "user without hint", "run", "interrupted", "Ctrl-C"],
+    ids=["user", "user without hint", "run", "interrupted", "interrupted before it saved", "Ctrl-C"],
 )
 def test_an_error_is_two_lines_and_an_exit_code(error: BaseException, code: int, lines: list[str]) -> None:
     result = call(raising(error))

@@ -160,9 +160,8 @@ def test_only_the_policy_of_rl_is_merged(perl: Perl, rl_run: Path, llama: Path, 
 def test_card_says_what_it_is_and_the_settings_run_it_again(perl: Perl, sft_run: Path) -> None:
     perl("merge", sft_run, "--output", "out", "--dtype", "bfloat16")
     _, front, text = Path("out/README.md").read_text().split("---\n", 2)
-    assert yaml.safe_load(front) == {"library_name": "transformers", "tags": ["perl", "trl"]}
-    assert f"the adapter {sft_run} added to the base's weights" in text
-    assert "steps" not in text
+    assert yaml.safe_load(front)["library_name"] == "transformers"
+    assert f"The adapter {sft_run.name} added to the weights of its base" in text and str(sft_run) not in text
     settings = {"adapter": str(sft_run), "dtype": "bfloat16", "trust_remote_code": False, "output": "out"}
     assert yaml.safe_load(Path("out/settings.yaml").read_text()) == settings
     perl("merge", "--config", "out/settings.yaml", "--output", "again")
@@ -196,11 +195,13 @@ def test_merged_models_go_into_every_other_command(
 @quiet_8bit
 @pytest.mark.parametrize("bits", ["4", "8"])
 @pytest.mark.parametrize("command", ["sft", "reward"])
-def test_quantised_run_is_merged_into_16_bit_weights_and_the_shift_is_noted(
+def test_quantised_run_is_merged_into_the_stored_weights_and_the_shift_is_noted(
     command: str, bits: str, perl: Perl, llama: Path, rows: dict[str, Path]
 ) -> None:
+    plain_policy(llama, dtype=torch.bfloat16).save_pretrained("base")
+    AutoTokenizer.from_pretrained(llama).save_pretrained("base")
     data = rows[{"sft": "demonstrations", "reward": "pairs"}[command]]
-    run = trained(perl, command, llama, data, f"--load-in-{bits}bit")
+    run = trained(perl, command, Path("base"), data, f"--load-in-{bits}bit")
     result = perl("merge", run, "--output", "out")
     record, stored = read_record(Path("out")), load_file("out/model.safetensors")
     assert {tensor.dtype for tensor in stored.values()} == {torch.bfloat16}
@@ -225,13 +226,29 @@ def test_quantised_run_is_merged_into_16_bit_weights_and_the_shift_is_noted(
 
 
 @pytest.mark.slow
-def test_merged_weights_have_the_precision_of_the_runs_base(perl: Perl, llama: Path, rows: dict[str, Path]) -> None:
-    run = trained(perl, "sft", llama, rows["demonstrations"], "--dtype", "bfloat16")
-    perl("merge", run, "--output", "out")
+@pytest.mark.parametrize(("stored", "trained_in"), [("bfloat16", "float32"), ("float32", "bfloat16")])
+def test_merged_weights_keep_the_precision_that_the_base_is_stored_in(
+    stored: str, trained_in: str, perl: Perl, llama: Path, rows: dict[str, Path]
+) -> None:
+    plain_policy(llama, dtype=getattr(torch, stored)).save_pretrained("base")
+    AutoTokenizer.from_pretrained(llama).save_pretrained("base")
+    run = trained(perl, "sft", Path("base"), rows["demonstrations"], "--dtype", trained_in)
+    result = perl("merge", run, "--output", "out")
+    assert {tensor.dtype for tensor in load_file("out/model.safetensors").values()} == {getattr(torch, stored)}
+    assert f"trained on its base in {trained_in} and is merged into {stored} weights" in result.stdout
+    perl("merge", run, "--output", "asked", "--dtype", trained_in)
+    assert plain_policy(Path("asked")).dtype == getattr(torch, trained_in)
+
+
+def test_a_base_whose_config_names_no_dtype_is_merged_as_it_is_stored(
+    perl: Perl, llama: Path, peft_adapter: Any
+) -> None:
+    plain_policy(llama, dtype=torch.bfloat16).save_pretrained("base")
+    AutoTokenizer.from_pretrained(llama).save_pretrained("base")
+    config = json.loads(Path("base/config.json").read_text())
+    Path("base/config.json").write_text(json.dumps({name: config[name] for name in config if name != "dtype"}))
+    perl("merge", peft_adapter(Path("base").resolve(), target_modules=["q_proj"]), "--output", "out")
     assert {tensor.dtype for tensor in load_file("out/model.safetensors").values()} == {torch.bfloat16}
-    assert set(read_record(Path("out")).metrics) == POLICY
-    perl("merge", run, "--output", "wide", "--dtype", "float32")
-    assert plain_policy(Path("wide")).dtype == torch.float32
 
 
 def test_another_precision_than_the_runs_is_compared_with_it(perl: Perl, sft_run: Path) -> None:

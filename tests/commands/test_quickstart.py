@@ -72,7 +72,7 @@ def test_each_stage_uses_those_before(quick: tuple[Path, str]) -> None:
     assert (found.settings["model"], found.settings["reward"]) == (str(folder / "sft"), [str(folder / "reward")])
     assert any("an adapter on the policy's base" in note for note in found.notes)
     assert read_record(folder / "eval-rl").settings["model"] == str(folder / "rl")
-    assert "anchor: the policy that RL started from" in read_record(folder / "eval-rl").notes
+    assert f"anchor: {folder / 'sft'}, where RL started" in read_record(folder / "eval-rl").notes
 
 
 def test_record_holds_the_figures_of_the_stages(quick: tuple[Path, str]) -> None:

@@ -12,6 +12,7 @@ import pytest
 from perlcli.commands import report
 from perlcli.comparison import results
 from perlcli.comparison.render import files as render_files
+from perlcli.comparison.render import words
 from perlcli.comparison.results import Report
 from perlcli.run.files import METRICS, RECORD, write_json
 from perlcli.run.metrics import STEP, STEP_CPU
@@ -135,9 +136,9 @@ def test_each_stage_is_a_comparison_of_its_own_and_an_evaluation_knows_its_run(m
     measured = make("eval-full", {"model": str(trained), "data": "x"}, **evaluated)
     other = make("eval-other", {"model": "org/hub", "data": "x"}, **evaluated)
     found = built(measured, trained, other)
-    assert [comparison.stage for comparison in found.comparisons] == ["eval", "reward"]
-    assert [(arm.name, arm.kind) for arm in found.comparisons[0].arms] == [("eval-full", "full"), ("eval-other", "-")]
-    assert found.comparisons[0].warnings == []
+    assert [comparison.stage for comparison in found.comparisons] == ["reward", "eval"]
+    assert [(arm.name, arm.kind) for arm in found.comparisons[1].arms] == [("eval-full", "full"), ("eval-other", "-")]
+    assert found.comparisons[1].warnings == []
 
 
 def test_what_full_tuning_left_is_of_the_model_that_was_tuned(make: Make) -> None:
@@ -248,10 +249,101 @@ def test_every_wrong_folder_is_told_at_once(make: Make, perl: Any, tmp_path: Pat
     ]
 
 
-def test_a_folder_of_runs_is_hinted_at(make: Make, perl: Any) -> None:
-    make("runs/a")
-    make("runs/b c")
-    assert told(perl, "runs")[-1] == "Hint: perl report runs/a 'runs/b c'"
+def policy_eval(model: str | None, gold: float, **values: Any) -> dict[str, Any]:
+    """The values of an evaluation's run."""
+    metrics = {"prompts": 40, "gold": gold, "gold_low": gold - 0.1, "gold_high": gold + 0.1, "mean_reward": gold * 2}
+    settings = {"model": model, "data": None, "reward": ["runs/judge"], "output": "x"}
+    data = {"eval": {"source": "rows.jsonl", "kept": 40, "fingerprint": "f", "format": "prompts"}}
+    return {"command": "eval", "settings": settings, "metrics": metrics, "data": data, **values}
+
+
+@pytest.fixture
+def pipeline(make: Make) -> None:
+    """A folder `runs` with a pipeline: sft, judge, rl and an evaluation of RL against the SFT policy."""
+    make("runs/sft", command="sft", metrics={"eval_loss": 0.5}, data={"eval": {"kept": 12, "source": "d.jsonl"}})
+    make("runs/judge", verdicts=["better than chance: yes"])
+    of_rl = LORA | {"model": "runs/sft", "reward": ["runs/judge"]}
+    make("runs/rl", of_rl, command="rl", metrics={"reward": 1.0, "kl_per_token": 0.1, "completion_length": 8.0})
+    anchor = {"anchor_gold": 0.2, "anchor_mean_reward": 0.1, "kl_k1_per_sequence": 0.25}
+    values = policy_eval("runs/rl", 0.6, notes=["anchor: the policy that RL started from"])
+    values["metrics"] |= anchor
+    make("runs/a-eval", **values)
+
+
+def test_a_folder_of_runs_is_a_pipeline(pipeline: None, make: Make, perl: Any, tmp_path: Path) -> None:
+    make("runs/merged", command="merge")
+    (tmp_path / "runs/broken").mkdir()
+    (tmp_path / "runs/broken" / RECORD).write_text("{")
+    text = perl("report", "runs", "-o", "out").stdout
+    assert "Left out: runs/merged (perl merge)" in text
+    assert "Left out: runs/broken (its record can't be read)" in text
+    found = results.read(tmp_path / "out" / "report.json")
+    assert [comparison.stage for comparison in found.comparisons] == ["sft", "reward", "rl", "eval"]
+    assert found.title == "Gold: SFT 20.0%, RL 60.0%"
+    assert [(row.name, row.run, row.prompts, row.figures["gold"], row.kl) for row in found.pipeline] == [
+        ("SFT", "a-eval", 40, 0.2, None),
+        ("RL", "a-eval", 40, 0.6, 0.25),
+    ]
+    assert "\nRL      60.0% (50.0% to 70.0%)" in text
+    assert "- Reward runs/judge: better than chance: yes" in text
+    for form in ("report.md", "report.html"):
+        content = (tmp_path / "out" / form).read_text()
+        assert "the policy that RL started from" in content and "Reward runs/judge: better than chance: yes" in content
+
+
+def test_a_run_of_its_own_counts_before_what_another_measured_of_its_anchor(
+    pipeline: None, make: Make, tmp_path: Path
+) -> None:
+    make("runs/b-eval", **policy_eval("runs/sft", 0.3))
+    make("runs/c-eval", **policy_eval(None, 0.1))
+    names = [f"runs/{name}" for name in ("a-eval", "b-eval", "c-eval", "rl")]
+    found = report.of_runs(report.read_runs(names), None).pipeline
+    assert [(row.name, row.figures["gold"]) for row in found] == [("base", 0.1), ("SFT", 0.3), ("RL", 0.6)]
+    measured = report.of_runs(report.read_runs(report.expanded("runs")), None).comparisons[-1]
+    assert words.chosen(measured) is measured.arms[-1]
+    assert [Path(name).name for name in report.expanded("runs")][-3:] == ["c-eval", "b-eval", "a-eval"]
+
+
+def test_rl_that_nothing_evaluates_has_the_figures_of_its_training(pipeline: None, make: Make) -> None:
+    make("runs/b-eval", **policy_eval("runs/sft", 0.3))
+    found = report.of_runs(report.read_runs(["runs/b-eval", "runs/rl"]), None).pipeline
+    assert [(row.name, row.prompts) for row in found] == [("SFT", 40), ("RL, in training", None)]
+    assert (found[1].figures["mean_reward"], found[1].kl) == (1.0, pytest.approx(0.8))
+
+
+def test_other_data_opponents_and_judges_are_warned_of(make: Make) -> None:
+    other = policy_eval("org/b", 0.3, notes=["anchor: the base"])
+    other["data"]["eval"] |= {"source": "other.jsonl", "kept": 7, "fingerprint": "g"}
+    other["settings"]["reward"] = ["runs/other"]
+    make("one", **policy_eval("org/a", 0.5))
+    make("two", **other)
+    found = report.of_runs(report.read_runs(["one", "two"]), None).comparisons[0].warnings
+    assert found == [
+        "The runs were measured on different rows: rows.jsonl, 40 rows (prompts) in one; other.jsonl, 7 rows "
+        "(prompts) in two",
+        "The runs differ in opponent: none in one; the base in two",
+        'The runs differ in judge: ["runs/judge"] in one; ["runs/other"] in two',
+    ]
+
+
+def test_the_same_rows_at_another_path_are_no_difference(make: Make) -> None:
+    make("one", **policy_eval("org/a", 0.5))
+    moved = policy_eval("org/b", 0.3)
+    moved["settings"]["data"] = "elsewhere/rows.jsonl"
+    make("two", **moved)
+    assert report.of_runs(report.read_runs(["one", "two"]), None).comparisons[0].warnings == []
+
+
+def test_a_moved_run_is_shown_where_it_is(make: Make, perl: Any, tmp_path: Path) -> None:
+    make("old").rename(tmp_path / "new")
+    text = perl("report", "new").stdout
+    assert "Saved in new\n" in text and "old" not in text
+
+
+def test_only_what_was_written_is_named(make: Make, perl: Any) -> None:
+    make("broke", status="failed", failure="no")
+    (Path("broke") / METRICS).unlink()
+    assert perl("report", "broke", "-o", "out").stdout.endswith("report.json, report.csv, report-runs.csv\n")
 
 
 def test_a_broken_report_is_told(perl: Any, tmp_path: Path) -> None:

@@ -196,7 +196,7 @@ def test_full_tuning_saves_a_plain_classifier(
 ) -> None:
     folder = tmp_path / "run"
     perl("reward", "-m", llama, "-d", rows["pairs"], "-o", folder, "--full", "--max-steps", "2")
-    assert files(folder) - {"generation_config.json"} == RUN | {"config.json", "model.safetensors"}
+    assert files(folder) - {"generation_config.json"} == RUN | {"README.md", "config.json", "model.safetensors"}
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForSequenceClassification.from_pretrained(folder)
     assert model.config.num_labels == 1

@@ -86,7 +86,7 @@ def test_record_describes_the_run(rl_run: Path, sft_run: Path, reward_run: Path,
     assert found.trainable_parameters == LORA
     alone = AutoModelForCausalLM.from_pretrained(llama).num_parameters()
     assert found.total_parameters == alone + 3 * LORA  # policy, anchor and reward on one base
-    assert set(found.metrics) == {
+    assert {name for name in found.metrics if not name.startswith("eval_")} == {
         "first_reward",
         "reward",
         "kl_per_token",
@@ -102,6 +102,23 @@ def test_record_describes_the_run(rl_run: Path, sft_run: Path, reward_run: Path,
     steps = metrics(rl_run)
     assert (found.metrics["first_reward"], found.tokens) == (steps[0]["reward"], steps[-1]["num_tokens"])
     assert found.metrics["reward"] == pytest.approx((steps[0]["reward"] + steps[1]["reward"]) / 2)
+
+
+def test_held_out_prompts_are_measured_at_the_end(
+    rl_run: Path, sft_run: Path, reward_run: Path, rows: dict[str, Path], perl: Perl
+) -> None:
+    """`perl eval` of the folder gives the same figures; it answers in batches of another size."""
+    found = read_record(rl_run)
+    assert found.metrics["eval_prompts"] == 12
+    assert found.data["eval"]["kept"] == 12
+    assert len(found.verdicts) == 2
+    assert all(f"its anchor ({sft_run}, where RL starts)" in verdict for verdict in found.verdicts)
+    lengths = ("--max-length", "128", "--max-completion-length", "12", "--per-device-eval-batch-size", "4")
+    perl("eval", "-m", rl_run, "--reward", reward_run, "-d", rows["prompts"], "-o", "eval", *lengths)
+    again = read_record(Path("eval")).metrics
+    own = {name.removeprefix("eval_"): value for name, value in found.metrics.items() if name.startswith("eval_")}
+    assert {"net_win_rate_low", "mean_reward_difference_high", "kl_k3_per_token", "anchor_mean_length"} <= set(own)
+    assert own == pytest.approx({name: again[name] for name in own}, abs=1e-3)
 
 
 def test_anchor_is_the_adapter_that_the_policy_started_from(rl_run: Path, sft_run: Path) -> None:
@@ -485,7 +502,7 @@ def test_full_tuning_saves_a_plain_model_and_loads_the_reward_separately(
     words = (*SHORT, "--full", "--learning-rate", "1e-4")
     result = perl("rl", "-m", llama, "--reward", reward_run, "-d", rows["prompts"], "-o", "run", *words)
     assert "on its own base" in result.stdout
-    assert files(Path("run")) == RUN | {"config.json", "generation_config.json", "model.safetensors"}
+    assert files(Path("run")) == RUN | {"README.md", "config.json", "generation_config.json", "model.safetensors"}
     assert metrics(Path("run"))[0]["kl"] == 0
     tuned, before = AutoModelForCausalLM.from_pretrained("run"), AutoModelForCausalLM.from_pretrained(llama)
     assert not torch.equal(tuned.model.embed_tokens.weight, before.model.embed_tokens.weight)

@@ -124,11 +124,19 @@ def test_whether_a_running_record_is_killed_depends_on_its_process(
     assert (found.status, found.steps, found.total, found.metric) == (status, 7, 40, ("accuracy", 0.07))
 
 
+def saved(folder: Path) -> Path:
+    """The folder with a complete checkpoint, and an incomplete one behind it."""
+    for step in (2, 4):
+        (folder / "checkpoints" / f"checkpoint-{step}").mkdir(parents=True)
+    (folder / "checkpoints" / "checkpoint-2" / "manifest.json").write_text("{}")
+    return folder
+
+
 def test_a_killed_run_has_the_command_that_continues_it(make: Make, top: Path) -> None:
-    make("a b", process=DEAD, **BEGUN)
+    saved(make("a b", process=DEAD, **BEGUN))
     make("merge", command="merge", process=DEAD, **BEGUN)
     make("far", process={"host": "other"}, **BEGUN)
-    make("bad", hour=6, status="failed", failure="no\nroom \x1b[2Jleft")
+    saved(make("bad", hour=6, status="failed", failure="no\nroom \x1b[2Jleft"))
     shown = runs.text(runs.read(top, {}), top, NOW, None)
     assert (
         f"killed: its process is gone; to continue: perl reward --config '{top}/a b/settings.yaml' --resume\n" in shown
@@ -139,9 +147,20 @@ def test_a_killed_run_has_the_command_that_continues_it(make: Make, top: Path) -
     assert shown.endswith(f"failed: no room [2Jleft{resume}")
 
 
+def test_a_run_that_ended_before_a_checkpoint_promises_no_resume(make: Make, top: Path) -> None:
+    make("early", hour=5, process=DEAD, **BEGUN)
+    make("failed", hour=6, status="failed", failure="no room")
+    make("compared", hour=7, command="compare-full", process=DEAD, **BEGUN)
+    (top / "early" / "checkpoints" / "checkpoint-1").mkdir(parents=True)  # killed while it was written
+    shown = runs.text(runs.read(top, {}), top, NOW, None)
+    assert f"{top}/early: killed: its process is gone; nothing saved yet\n" in shown
+    assert f"{top}/failed: failed: no room; nothing saved yet\n" in shown
+    assert shown.endswith(f"gone; to continue: perl compare-full --config {top}/compared/settings.yaml --resume")
+
+
 def test_notes_are_limited_to_the_newest_and_the_rest_counted(make: Make, top: Path) -> None:
     for number in range(runs.NOTES + 2):
-        make(f"r{number}", hour=number, process=DEAD, **BEGUN)
+        saved(make(f"r{number}", hour=number, process=DEAD, **BEGUN))
     shown = runs.text(runs.read(top, {}), top, NOW, None).splitlines()
     assert "… and 2 more: see --json" in shown
     assert sum("to continue: " in line for line in shown) == runs.NOTES

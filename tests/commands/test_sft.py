@@ -120,7 +120,7 @@ def test_samples_plots_and_card_that_fail_leave_a_run_that_trained(
 
     monkeypatch.setattr(LlamaForCausalLM, "generate", fails(torch.OutOfMemoryError("CUDA out of memory")))
     monkeypatch.setattr("perlcli.run.plots.curves", fails(ValueError("no font")))
-    monkeypatch.setattr("perlcli.run.summary.card", fails(KeyError("loss")))
+    monkeypatch.setattr("perlcli.run.card.text", fails(KeyError("loss")))
     result = perl("sft", "-m", llama, "-d", rows["demonstrations"], "-o", "run", *SHORT)
     found = read_record(Path("run"))
     assert (found.status, found.failure) == ("finished", None)
@@ -289,7 +289,12 @@ def test_full_tuning_saves_a_plain_model(
 ) -> None:
     folder = tmp_path / "run"
     perl("sft", "-m", llama, "-d", rows["demonstrations"], "-o", folder, "--full", "--max-steps", "2")
-    assert files(folder) == RUN | TOKENIZER | {"config.json", "generation_config.json", "model.safetensors"}
+    assert files(folder) == RUN | TOKENIZER | {
+        "README.md",
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+    }
     tuned, before = AutoModelForCausalLM.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(llama)
     assert type(tuned).__name__ == "LlamaForCausalLM"
     found = read_record(folder)

@@ -135,12 +135,13 @@ def test_differences_are_told_once_with_the_runs_that_have_each_value() -> None:
     assert contrasts.differences(same, {"lora_r", "seed"}) == []
     runs = same | {"c": record(max_length=64, kept=2)}
     assert contrasts.differences(runs, {"lora_r", "seed", "kept"}) == [
-        "The runs differ in max_length: 128 in a, b; 64 in c"
+        "The runs were trained on different rows: 3 rows in a, b; 2 rows in c",
+        "The runs differ in max_length: 128 in a, b; 64 in c",
     ]
     runs["c"] = record(kept=2)
     runs["c"].versions = {"torch": "2.14"}
     assert contrasts.differences(runs, {"lora_r", "seed", "max_length"}) == [
-        "The runs differ in train data.kept: 3 in a, b; 2 in c",
+        "The runs were trained on different rows: 3 rows in a, b; 2 rows in c",
         "The runs differ in version.torch: 2.13 in a, b; 2.14 in c",
         "The runs differ in kept: not set in a, b; 2 in c",
     ]

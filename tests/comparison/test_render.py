@@ -12,7 +12,7 @@ import pytest
 
 from perlcli.comparison import contrasts, results
 from perlcli.comparison.render import files as render_files
-from perlcli.comparison.render import pictures, terminal, words
+from perlcli.comparison.render import pictures, tables, terminal, words
 from perlcli.comparison.render.pictures import Picture
 from perlcli.comparison.results import ArmResult, Comparison, Report
 from perlcli.run import plots
@@ -180,6 +180,14 @@ def test_the_terminal_shows_ratios_the_papers_and_the_remarks(two: Comparison) -
         "memory             38%     43.1%   48%    50%   56%    74%",
         "speed            2.00x      1.6x  1.5x   1.7x  1.9x  1.15x",
         "",
+        "model          org/base",
+        "precision      float32",
+        "steps          4",
+        "seeds          0",
+        "kind           full: full; lora: lora r=16",
+        "rank           -: full; 16: lora r=16",
+        "learning rate  1e-05: full; 0.0001: lora r=16",
+        "",
         "Warning: rows differ",
     ]
 
@@ -209,7 +217,7 @@ def test_a_terminals_lines_fit_whatever_the_names(width: int, arm_of: Any, ended
 
 def test_without_any_figure_the_table_is_the_reasons(arm_of: Any) -> None:
     text = terminal.text(report(contrasts.compare("reward", [arm_of("a", seeds=()), arm_of("bcd", status="failed")])))
-    assert text.splitlines()[-2:] == ["a    not run yet", "bcd  failed"]
+    assert "\na    not run yet\nbcd  failed\n" in text
 
 
 def test_rl_tells_where_its_time_goes(rl: Comparison) -> None:
@@ -222,6 +230,37 @@ def test_ratios_to_another_baseline_are_called_so_and_not_held_against_the_paper
     first = arm_of("first", of_arm={"is_baseline": True})
     text = terminal.text(report(contrasts.compare("reward", [first, arm_of("second")])))
     assert "of baseline" in text and "In the paper" not in text
+
+
+def test_figures_come_with_rows_setup_verdicts_and_samples(arm_of: Any) -> None:
+    def arm(name: str, score: float) -> ArmResult:
+        samples = [{"prompt": "tea?", "policy": f"yes by {name}", "policy_reward": score, "anchor": "no"}]
+        setup = {"held-out data": "rows.jsonl, 40 rows", "opponent": "the base"}
+        values = {"samples": samples, "setup": setup, "eval_rows": 40, "verdicts": ["all agree", f"{name} is good"]}
+        return arm_of(name, metrics={"gold": 0.5, "prompts": 40}, of_arm={"is_baseline": name == "a"}, **values)
+
+    found = report(contrasts.compare("eval", [arm("a", 0.5), arm("b", 1.25)]))
+    page = render_files.page(found, Path(), [])
+    for text in (terminal.text(found), render_files.markdown(found), page):
+        for part in (
+            "eval rows",
+            "rows.jsonl, 40 rows",
+            "all agree",
+            "a: a is good",
+            "b: b is good",
+            "tea?",
+            "the base",
+        ):
+            assert part in text, part
+        assert text.count("all agree") == 1
+        assert re.search(r"b: policy.{0,12}1\.25.{0,40}yes by b", text, re.DOTALL)
+    assert ", [0.5], " not in page
+
+
+def test_a_table_has_no_column_without_figures(arm_of: Any) -> None:
+    (arm,) = contrasts.compare("eval", [arm_of("a", metrics={"gold": 0.5})]).arms
+    arm.runs[0].memory_mb, arm.runs[0].step_seconds = None, []
+    assert tables.runs(Comparison("eval", [arm]))[0] == ["folder", "arm", "seed", "result"]
 
 
 # Markdown and CSV
@@ -244,7 +283,7 @@ def test_markdown_holds_everything(two: Comparison, rl: Comparison) -> None:
         "seconds per step",
         "- versions: torch 2.13",
         "| full | full | - | 1e-05 |",
-        "Every arm: model org/base; precision float32; steps 4; seeds 0.",
+        "### How every arm ran\n\n- model: org/base\n- precision: float32\n- steps: 4\n- seeds: 0\n",
         "$ perl reward --seed 0",
     ):
         assert part in text, part

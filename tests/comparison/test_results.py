@@ -1,6 +1,7 @@
 """A report as JSON and back, and its documented schema."""
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -56,3 +57,13 @@ def test_the_schema_documents_every_field() -> None:
         assert all(
             item.metadata["help"].endswith(".") and f"| `{item.name}` |" in tables for item in dataclasses.fields(kind)
         )
+
+
+def test_a_report_of_the_first_schema_is_read_and_written_in_this_one(tmp_path: Path) -> None:
+    run = {"folder": "a", "command": "perl sft", "status": "finished"}
+    arm = {"name": "lora", "model": "m", "kind": "lora", "precision": "float32", "runs": [run]}
+    old = {"schema_version": 1, "comparisons": [{"stage": "sft", "arms": [arm]}]}
+    (tmp_path / "report.json").write_text(json.dumps(old))
+    found = results.read(tmp_path / "report.json")
+    assert found.comparisons[0].arms[0].runs[0].setup == {} and found.pipeline == []
+    assert json.loads(results.write(found))["schema_version"] == results.SCHEMA_VERSION

@@ -8,7 +8,7 @@ import pytest
 from row_samples import of, pairs
 
 from perlcli import data
-from perlcli.data import Demonstration, Preference, Prompt, Thumb, checks
+from perlcli.data import Data, Demonstration, Preference, Prompt, Thumb, checks
 from perlcli.errors import PerlError
 
 SAID = [{"role": "user", "content": "hi"}]
@@ -131,6 +131,64 @@ def test_rows_with_the_same_prompt_cannot_be_split() -> None:
         data.hold_out(pairs("a", "a", "a"), 0.5)
 
 
+def dialogs(count: int) -> Data:
+    """Dialogs that became two rows each, with prompts of their own."""
+    found = pairs(*(f"prompt {place}" for place in range(2 * count)))
+    return Data(found.rows, [place // 2 for place in range(2 * count)], found.report)
+
+
+def test_the_rows_of_one_dialog_stay_together() -> None:
+    for sides in (data.hold_out(dialogs(150), 0.2), data.hold_out_some(dialogs(150))):
+        assert sides is not None
+        train, held_out = sides
+        assert not set(train.numbers) & set(held_out.numbers)
+        assert len(train.rows) + len(held_out.rows) == 300
+
+
+@pytest.mark.parametrize(
+    ("prompts", "held_out"), [(95, None), (96, 32), (640, 32), (2000, 100), (30_000, 1000)], ids=str
+)
+def test_5_percent_of_the_prompts_and_at_least_32_are_held_out(prompts: int, held_out: int | None) -> None:
+    sides = data.hold_out_some(pairs(*(f"prompt {place}" for place in range(prompts))))
+    assert (sides and len(sides[1].rows)) == held_out
+    if sides is not None:
+        assert sides[0].report.held_out == held_out
+        assert data.overlap(*sides) == []
+
+
+def test_a_prompt_with_most_of_the_rows_is_never_held_out() -> None:
+    rows = [f"prompt {place}" for place in range(100)]
+    for frequent in range(0, 100, 10):
+        sides = data.hold_out_some(pairs(*rows, *[f"prompt {frequent}"] * 300))
+        assert sides is not None
+        assert len(sides[1].rows) == 32
+
+
+def test_rows_that_were_trained_on_are_left_out() -> None:
+    rows = dialogs(3)
+    data.drop_trained(rows, data.unpacked(data.prompts(pairs("prompt 0", "prompt 5")).packed([1, 2], b"")))
+    assert [row.prompt for row in rows.rows] == ["prompt 1", "prompt 2", "prompt 3", "prompt 4"]
+    assert "dropped 2 with a prompt that the model was trained on" in rows.report.line()
+    with pytest.raises(PerlError, match="--skip-trained leaves no row of x"):
+        data.drop_trained(rows, data.unpacked(data.prompts(rows).packed(rows.numbers, b"")))
+
+
+@pytest.mark.parametrize("command", ["sft", "reward", "rl"])
+def test_some_prompts_are_held_out_unless_the_fraction_is_0(
+    command: str, perl: Any, llama: Path, write: Any, tmp_path: Path
+) -> None:
+    rows = [{"prompt": f"{place}?", "chosen": f"{place}!", "rejected": "no"} for place in range(120)]
+    source = write(tmp_path / "pairs.jsonl", rows)
+    reward = ("--reward", "perlcli.coffee:reward") if command == "rl" else ()
+    words = (command, "-m", llama, "-d", source, *reward, "--dry-run", "-o", tmp_path / "run")
+    found = perl(*words).stdout
+    assert "Held out 32 rows for evaluation, chosen by prompt (--eval-fraction 0 trains on all)." in found
+    assert f"eval: {source}, held out by prompt: pairs, 32 rows read" in found
+    assert "held out" not in perl(*words, "--eval-fraction", "0").stdout
+    write(source, rows[:95])
+    assert "Nothing is held out for evaluation: by default that takes at least 96 prompts" in perl(*words).stdout
+
+
 @pytest.mark.parametrize("command", ["sft", "reward"])
 def test_a_fraction_is_held_out_of_a_run(command: str, perl: Any, llama: Path, tmp_path: Path, rows: Any) -> None:
     source = rows["demonstrations" if command == "sft" else "pairs"] / "train.jsonl"
@@ -159,8 +217,8 @@ def test_fewer_rows_can_be_evaluated(
     ("words", "expected"),
     [
         (["--eval-fraction", "0.1", "--eval-data", "x.jsonl"], "--eval-data and --eval-fraction can't be combined"),
-        (["--eval-fraction", "1"], "--eval-fraction must be above 0 and below 1, not 1"),
-        (["--eval-fraction", "0"], "--eval-fraction must be above 0 and below 1, not 0"),
+        (["--eval-fraction", "1"], "--eval-fraction must be at least 0 and below 1, not 1"),
+        (["--eval-fraction", "-0.1"], "--eval-fraction must be at least 0 and below 1, not -0.1"),
     ],
 )
 def test_an_impossible_fraction_is_rejected(words: list[str], expected: str, perl: Any) -> None:

@@ -46,6 +46,7 @@ def test_the_summary_is_json_with_counts_and_first_rows() -> None:
         "kept",
         "fingerprint",
         "held_out",
+        "serves",
         "dropped",
         "truncated",
         "repeated",

@@ -22,9 +22,10 @@ from perlcli.run import claim, lifecycle
 from perlcli.run.output_folder import check_output
 
 HOLD = """
-import sys
+import signal, sys
 from pathlib import Path
 from perlcli.run import claim
+signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell lets background jobs ignore it, and their children too
 held = claim.take(Path(sys.argv[1]))
 {more}
 print("held", flush=True)

@@ -10,6 +10,8 @@ from perlcli.run import plots
 from perlcli.run.metrics import panels
 from perlcli.run.plots import bars, curves, histogram
 
+pytestmark = pytest.mark.draws
+
 DRAWN = ("sft", "reward", "rl")
 
 

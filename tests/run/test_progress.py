@@ -125,7 +125,31 @@ def test_on_a_terminal_the_line_is_live(monkeypatch: pytest.MonkeyPatch) -> None
     plain = re.sub(r"\x1b\[[?\d;]*[A-Za-z]", "", stream.getvalue())
     assert "3/4" in plain
     assert "loss 0.250" in plain
-    assert " s left" not in plain  # the plain line is for elsewhere
+    assert "reward 3/4" not in plain  # the plain line is for elsewhere
+
+
+def test_a_terminal_shows_the_time_left_also_when_a_step_takes_minutes(
+    monkeypatch: pytest.MonkeyPatch, clock: Clock
+) -> None:
+    stream = terminal(monkeypatch)
+    with Progress("rl", 40) as line:
+        assert line.left() is None
+        for done in (1, 2, 3):
+            clock.now += 300
+            line.update(done, {})
+    assert "185 min left" not in stream.getvalue() and "3 h 5 min left" in stream.getvalue()
+    clock.now += 60
+    assert line.left() == 37 * 300 - 60
+    clock.now += 10**6
+    assert line.left() == 0
+
+
+def test_the_time_left_follows_the_last_steps(clock: Clock) -> None:
+    line = Progress("sft", 100)
+    for done in range(1, 31):
+        clock.now += 60 if done <= 10 else 1
+        line.update(done, {})
+    assert line.left() == 70
 
 
 def test_a_failure_gives_the_terminal_back(monkeypatch: pytest.MonkeyPatch) -> None:

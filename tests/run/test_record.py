@@ -16,7 +16,7 @@ import yaml
 
 from perlcli import settings
 from perlcli.errors import Interrupted, PerlError, RunFailed
-from perlcli.run import files, lifecycle, liveness, signals
+from perlcli.run import checkpoints, disk, files, lifecycle, liveness, signals
 from perlcli.run.files import write_json
 from perlcli.run.lifecycle import recording
 from perlcli.run.output_folder import check_output
@@ -64,7 +64,30 @@ def test_json_replaces_the_file_and_leaves_nothing_beside_it(tmp_path: Path) -> 
         write_json(tmp_path / "x.json", content)
         assert json.loads((tmp_path / "x.json").read_text(encoding="utf-8")) == content
     assert names(tmp_path) == {"x.json"}
-    assert (tmp_path / "x.json").stat().st_mode & 0o777 == 0o644
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
+def test_files_have_the_permissions_of_the_umask(umask: int, tmp_path: Path) -> None:
+    before = os.umask(umask)
+    try:
+        write_json(tmp_path / "record.json", {})
+        with disk.aside(tmp_path) as side:
+            for name in ("model.safetensors", "value/head.safetensors"):  # as safetensors 0.8 leaves them
+                (side / name).parent.mkdir(exist_ok=True)
+                (side / name).touch(mode=0o600)
+        (tmp_path / "checkpoint-1").mkdir()
+        (tmp_path / "checkpoint-1" / "adapter_model.safetensors").touch(mode=0o600)
+        (tmp_path / "secret").touch(mode=0o600)
+        (tmp_path / "checkpoint-1" / "link").symlink_to(tmp_path / "secret")
+        checkpoints.seal(tmp_path / "checkpoint-1")
+        assert os.umask(umask) == umask  # reading it changed nothing
+    finally:
+        os.umask(before)
+    files = [path for path in tmp_path.rglob("*") if path.is_file() and path.name not in ("secret", "link")]
+    weights = ("model.safetensors", "head.safetensors", "adapter_model.safetensors")
+    assert {path.name for path in files} == {"record.json", "manifest.json", *weights}
+    assert {path.stat().st_mode & 0o777 for path in files} == {0o666 & ~umask}
+    assert (tmp_path / "secret").stat().st_mode & 0o777 == 0o600  # what a link leads to isn't the run's
 
 
 def test_a_file_is_on_the_disk_before_it_takes_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,7 +169,7 @@ def test_the_record_says_running_while_the_run_goes_on(tmp_path: Path) -> None:
         (RunFailed("The loss is NaN", "try less"), "failed", "The loss is NaN"),
         (ValueError("inside"), "failed", "ValueError: inside"),
         (SystemExit(3), "failed", "SystemExit: 3"),
-        (Interrupted("Stopped at step 3 and saved"), "interrupted", "Stopped at step 3 and saved"),
+        (Interrupted("Stopped at step 3, saved"), "interrupted", "Stopped at step 3, saved"),
     ],
 )
 def test_the_record_keeps_how_a_run_ended(tmp_path: Path, error: BaseException, status: str, failure: str) -> None:
@@ -163,9 +186,10 @@ def test_a_signal_outside_of_training_ends_the_run_with_a_hint(number: int, code
     before = [signal.getsignal(each) for each in signals.STOPS]
     with pytest.raises(Interrupted) as caught, recording(lifecycle.Run(resolved(tmp_path))):
         os.kill(os.getpid(), number)
-    assert (caught.value.exit_code, caught.value.problem) == (code, "Stopped")
-    assert caught.value.hint == f"perl sft --config {tmp_path}/settings.yaml --resume"
-    assert (read_record(tmp_path).status, read_record(tmp_path).failure) == ("interrupted", "Stopped")
+    problem = "Stopped before the first step was complete, nothing saved yet"
+    assert (caught.value.exit_code, caught.value.problem) == (code, problem)
+    assert str(caught.value) == f"{problem}: perl sft --config {tmp_path}/settings.yaml --overwrite starts again."
+    assert (read_record(tmp_path).status, read_record(tmp_path).failure) == ("interrupted", problem)
     assert [signal.getsignal(each) for each in signals.STOPS] == before
 
 
@@ -243,10 +267,9 @@ def test_a_model_card_replaces_the_blank_one(tmp_path: Path, base: str, is_on_th
         run.record.data = {"train": {"source": "pairs.jsonl", "kept": 7}}
         run.record.metrics = {"accuracy": 0.91237, "kind": "pairs", "eval_loss": None}
     _, front, text = (tmp_path / "README.md").read_text(encoding="utf-8").split("---\n", 2)
-    expected = {"library_name": "peft", "tags": ["perl", "lora", "trl"]}
-    assert yaml.safe_load(front) == {**expected, **({"base_model": base} if is_on_the_hub else {})}
-    assert "- train: pairs.jsonl (7 rows)" in text
-    assert [line for line in text.splitlines() if line.startswith("| ")][2:] == ["| accuracy | 0.9124 |"]
+    assert yaml.safe_load(front).get("base_model") == (base if is_on_the_hub else None)
+    assert "- training data: pairs.jsonl, 7 rows" in text
+    assert "| accuracy | 91.2% |" in text and "[More" not in text
 
 
 @pytest.mark.parametrize("place", ["new", "new/below", "empty"])

@@ -72,7 +72,7 @@ def test_a_figure_is_told_as_a_person_reads_it(key: str, value: Any, expected: s
         ("mean_margin", "mean margin"),
         ("kl_k1_per_token", "KL k1 per token"),
         ("auc", "AUC"),
-        ("share_ties", "share ties"),
+        ("share_truncated", "share truncated"),
     ],
 )
 def test_a_metric_has_a_name_in_words(key: str, expected: str) -> None:

@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 
 from perlcli import settings
+from perlcli.cli.binding import shown_default
 from perlcli.settings import COMMANDS, GENERAL, options
 
 ADDED = ("config", "debug", "help")  # by the command line, for every command
@@ -51,13 +52,38 @@ def test_a_flag_is_off_until_it_is_given(command: str) -> None:
     assert not any(item.default for item in options(COMMANDS[command]) if item.type is bool)
 
 
-@STAGES
-def test_the_help_says_the_general_default_that_holds(command: str) -> None:
-    for item in options(COMMANDS[command]):
-        if item.name in GENERAL and item.unset != "depends on the stage":
-            default = GENERAL[item.name]
-            shown = f"{default:g}" if isinstance(default, float) else str(default)
-            assert item.unset.split(",")[0] == shown, item.name
+@pytest.mark.parametrize("command", ["sft", "reward", "rl", "eval"])
+def test_the_help_says_the_default_that_holds(command: str) -> None:
+    resolved = settings.flat(settings.resolve(COMMANDS[command](), {}))
+    shown = {item.name: shown_default(item, command) for item in options(COMMANDS[command])}
+    named = {item.name for item in options(COMMANDS[command]) if "{}" in item.unset}
+    assert named >= (set(GENERAL) | {"learning_rate", "output", "split"}) & set(shown)
+    for name in named - {"output", "split"}:
+        found = shown[name].partition(",")[0].partition(";")[0]
+        assert found == str(resolved[name]) or float(found) == resolved[name], name
+    assert all("stage" not in default for default in shown.values())
+
+
+@pytest.mark.parametrize(
+    ("command", "name", "default"),
+    [
+        ("sft", "learning_rate", "0.0002; with --full 2e-5"),
+        ("rl", "learning_rate", "1e-5; with --full 1e-6"),
+        ("compare-full", "learning_rate", "sft 0.0002, reward 0.0001, rl 1e-5"),
+        ("reward", "gradient_accumulation_steps", "1"),
+        ("rl", "gradient_accumulation_steps", "4"),
+        ("estimate", "gradient_accumulation_steps", "1, rl 4"),
+        ("sft", "split", "train"),
+        ("eval", "split", "test or validation"),
+        ("data check", "split", "train"),
+        ("reward", "output", "runs/reward"),
+        ("eval", "output", "eval-MODEL next to the run"),
+        ("rl", "num_generations", "4, reinforce: 1"),
+    ],
+)
+def test_the_help_says_the_default_of_its_own_stage(command: str, name: str, default: str) -> None:
+    (item,) = (item for item in options(settings.ALL_COMMANDS[command]) if item.name == name)
+    assert shown_default(item, command) == default
 
 
 def test_an_option_that_two_commands_share_is_declared_once() -> None:

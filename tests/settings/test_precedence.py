@@ -147,3 +147,8 @@ def test_an_unknown_name_names_the_nearest() -> None:
 def test_an_option_of_another_command_is_unknown() -> None:
     with pytest.raises(PerlError, match="Unknown setting for `perl sft`: beta"):
         build(settings.Sft, {"beta": 0.1})
+
+
+def test_a_list_that_is_not_given_hides_no_preset() -> None:
+    assert resolved("eval", {"stop": ("a", "b")})["stop"] == ("a", "b")
+    assert resolved("eval", {"stop": ("a", "b")}, stop=("",))["stop"] == ("",)

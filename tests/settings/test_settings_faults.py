@@ -53,6 +53,14 @@ def test_the_defaults_pass_the_check(command: str) -> None:
         ("eval", {"on_reward_error": "nan"}, "--on-reward-error must be stop, skip or a number, not 'nan'"),
         ("rl", {"beta": -0.1}, "--beta must be at least 0, not -0.1"),
         ("rl", {"temperature": 0.0}, "--temperature must be above 0, not 0.0"),
+        ("rl", {"top_p": 0.0}, "--top-p must be above 0 and at most 1, not 0.0"),
+        ("eval", {"top_p": 1.1}, "--top-p must be above 0 and at most 1, not 1.1"),
+        ("eval", {"top_k": -1}, "--top-k must be at least 0, not -1"),
+        ("rl", {"top_k": 1}, "--top-k 1 writes the same completion to a prompt every time, so there is nothing to"),
+        ("rl", {"min_p": 1.0}, "--min-p must be at least 0 and below 1, not 1.0"),
+        ("eval", {"repetition_penalty": 0.0}, "--repetition-penalty must be above 0, not 0.0"),
+        ("rl", {"stop": ("", "a")}, "--stop '' means no stop string, so no other --stop can be given"),
+        ("eval", {"stop": ("a", "b", "a")}, "--stop 'a' is given twice"),
         ("rl", {"missing_eos_penalty": -1.0}, "--missing-eos-penalty must be at least 0, not -1.0"),
         ("rl", {"num_generations": 0}, "--num-generations must be above 0, not 0"),
         ("rl", {"num_generations": 1}, "--num-generations must be at least 2"),
@@ -83,6 +91,9 @@ def test_a_pos_weight_is_a_word_or_a_number(weight: Any) -> None:
 
 
 def test_zero_is_a_fine_beta_and_seed() -> None:
+    off = {"top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0, "stop": ("",)}
+    check(resolve(build(settings.Rl, off), {}))
+    check(resolve(build(settings.Eval, {"top_k": 1}), {}))
     check(resolve(build(settings.Rl, {"beta": 0.0, "seed": 0, "missing_eos_penalty": 0.0}), {}))
 
 

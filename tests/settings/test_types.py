@@ -98,7 +98,7 @@ def test_a_fitting_value_takes_its_type(value: Any, kind: Any, expected: Any) ->
         (tuple[str, ...], "text or a list of texts"),
         (tuple[float, float], "a list: a number, a number"),
         (str | float, "text or a number"),
-        (dict | str | None, "dict or text"),
+        (dict | str | None, "a mapping or text"),
     ],
 )
 def test_a_type_is_told_in_words(kind: Any, words: str) -> None:

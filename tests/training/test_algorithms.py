@@ -1,4 +1,4 @@
-"""REINFORCE with a value model: its returns, its gradients, and what it saves."""
+"""What both algorithms sample; REINFORCE with a value model: its returns, its gradients, and what it saves."""
 
 import json
 from collections.abc import Callable
@@ -15,8 +15,9 @@ from perlcli.commands import rl
 from perlcli.data import load
 from perlcli.model import roles
 from perlcli.run.record import read_record
-from perlcli.training import policies, rewards
-from perlcli.training.algorithms import TIME, explained, returns, side_by_side, whiten
+from perlcli.settings.sampling import SamplingSettings
+from perlcli.training import policies, rewards, sampling
+from perlcli.training.algorithms import TIME, Reinforce, explained, returns, side_by_side, whiten
 from perlcli.training.prepare import prepare
 
 Perl = Callable[..., Any]
@@ -104,7 +105,61 @@ def scramble(trainer: Any, adapter: str) -> None:
     for name, parameter in trainer.model.named_parameters():
         if f".{adapter}." in name:
             torch.nn.init.normal_(parameter, std=0.2)
-    torch.nn.init.normal_(trainer.value.head.weight, std=0.2)
+    if isinstance(trainer, Reinforce):
+        torch.nn.init.normal_(trainer.value.head.weight, std=0.2)
+
+
+# What TRL samples
+
+NARROW = {"top_p": 0.8, "top_k": 60, "min_p": 0.02, "repetition_penalty": 1.3, "temperature": 1.5}
+HABITS = {"suppress_tokens": list(range(40, 200)), "no_repeat_ngram_size": 1, "typical_p": 0.2, "min_new_tokens": 6}
+
+
+@pytest.mark.parametrize("algorithm", ["rloo", "reinforce"])
+@pytest.mark.parametrize("given", [{}, NARROW, {"stop": "e", "temperature": 1.5}], ids=["full", "narrow", "stop"])
+def test_training_samples_what_the_probe_and_evaluation_sample(build: Any, algorithm: str, given: Any) -> None:
+    """Whatever the model's own generation config adds."""
+    trainer = build(algorithm=algorithm, **given, num_generations=1 if algorithm == "reinforce" else 2)
+    own = trainer.model.get_base_model().generation_config
+    for name, value in HABITS.items():
+        setattr(own, name, value)
+    scramble(trainer, roles.POLICY)
+    prompts = [row["prompt"] for row in list(trainer.train_dataset)[:4]]
+    trainer.model.eval()
+    torch.manual_seed(5)
+    drawn = trainer._generate(prompts)[1]
+    values = settings.flat(settings.resolve(settings.build(settings.Rl, {"max_completion_length": 6, **given}), {}))
+    kept = {name: values[name] for name in ("temperature", *sampling.FULL, "stop", "max_completion_length")}
+    how = sampling.asked(SamplingSettings(**kept), 5)
+    assert drawn == sampling.sample(trainer.model, trainer.ends.render, prompts, how)
+    assert trainer.model.get_base_model().generation_config is own
+    assert "generate" not in vars(trainer.model)
+
+
+def test_completions_that_stop_are_learned_from_without_padding_and_count_as_ended(build: Any) -> None:
+    trainer = build(stop="e", max_completion_length=12, temperature=1.5, algorithm="rloo", num_generations=4)
+    read: list[list[int]] = []
+    judge = trainer.reward_funcs[0]
+    score = judge.score
+    judge.score = lambda rows, written, calling: read.extend(written) or score(rows, written, calling)
+    torch.manual_seed(0)
+    batch = batch_of(trainer)
+    written = [
+        ids[mask.bool()].tolist() for ids, mask in zip(batch["completion_ids"], batch["completion_mask"], strict=True)
+    ]
+    tokenizer, ends = trainer.ends.render.tokenizer, trainer.ends
+    stopped = [ids for ids in written if "e" in tokenizer.decode(ids)]
+    assert stopped and all("e" in tokenizer.decode(ids[-1:]) for ids in stopped)
+    assert not any(tokenizer.pad_token_id in ids for ids in written)
+    assert read == [ends.answer(ids) for ids in written]
+    assert not any("e" in tokenizer.decode(ids, skip_special_tokens=True) for ids in read)
+    assert all(ids[-1] in ends.render.eos_ids for ids, own in zip(read, written, strict=True) if own in stopped)
+    metrics = trainer._metrics["train"]
+    cut_off = [len(ids) == 12 and not ends.ended(ids) for ids in written]
+    assert metrics["completions/clipped_ratio"] == [sum(cut_off) / len(cut_off)]
+    lengths = [len(ids) for ids in written if ends.ended(ids)]
+    found = [metrics[f"completions/{name}_terminated_length"] for name in ("mean", "min", "max")]
+    assert found == [[sum(lengths) / len(lengths)], [min(lengths)], [max(lengths)]]
 
 
 def test_policy_gradient_is_that_of_reinforce(build: Any) -> None:
@@ -235,10 +290,12 @@ def test_value_model_is_saved_next_to_the_policy(run: Path, files: Callable[[Pat
     assert head["weight"].any()
 
 
-def test_policy_of_reinforce_is_evaluated(run: Path, perl: Perl, reward_run: Path, rows: dict[str, Path]) -> None:
+def test_policy_of_reinforce_is_evaluated(
+    run: Path, perl: Perl, sft_run: Path, reward_run: Path, rows: dict[str, Path]
+) -> None:
     words = ("--reward", reward_run, "--data", rows["prompts"], "--max-completion-length", "6", "--max-length", "128")
     result = perl("eval", "--model", run, *words, "--output", "eval")
-    assert "anchor: the policy that RL started from" in result.stdout
+    assert f"anchor: {sft_run}, where RL started" in result.stdout
     assert AutoTokenizer.from_pretrained(run).chat_template
 
 

@@ -180,7 +180,7 @@ def test_set_names_the_option(perl: Any) -> None:
     words = ("sft", "--set", "gradient_checkpointing=true", "--dry-run")
     assert "--set gradient_checkpointing: use the option --gradient-checkpointing" in perl(*words, code=2).stderr
     renamed = ("sft", "--set", "activation_checkpointing=true", "--dry-run")
-    assert "--set activation_checkpointing: perlcli sets this itself" in perl(*renamed, code=2).stderr
+    assert "--set activation_checkpointing: use the option --gradient-checkpointing" in perl(*renamed, code=2).stderr
 
 
 def test_kwargs_of_the_user_stay(llama: Path) -> None:

@@ -5,9 +5,12 @@ import math
 import os
 import shutil
 import signal
+import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,6 +23,8 @@ from unbroken import differences, killed_after
 
 from perlcli.errors import RunFailed
 from perlcli.model import roles
+from perlcli.run import signals
+from perlcli.training import loop
 from perlcli.training.loop import Meter
 
 Perl = Callable[..., Any]
@@ -147,9 +152,9 @@ def test_interrupted_run_is_saved_says_how_to_resume_and_resumes_exactly(
     after_pass(SFTTrainer, 2, send(signal.SIGINT))
     result = sft(tmp_path / "run", code=130)
     command = f"perl sft --config {tmp_path}/run/settings.yaml --resume"
-    assert result.stderr.splitlines()[-2:] == ["Error: Stopped at step 2 and saved", f"Hint: {command}"]
+    assert result.stderr.splitlines()[-1:] == [f"Stopped at step 2, saved: {command} continues."]
     found = record(tmp_path / "run")
-    assert (found["status"], found["steps"], found["failure"]) == ("interrupted", 2, "Stopped at step 2 and saved")
+    assert (found["status"], found["steps"], found["failure"]) == ("interrupted", 2, "Stopped at step 2, saved")
     assert_equal_weights(tmp_path / "run", tmp_path / "run" / "checkpoints" / "checkpoint-2")
 
     result = perl(*command.split()[1:])
@@ -159,6 +164,81 @@ def test_interrupted_run_is_saved_says_how_to_resume_and_resumes_exactly(
     found, whole = record(tmp_path / "run"), record(tmp_path / "whole")
     assert (found["status"], found["failure"], found["steps"]) == ("finished", None, 4)
     assert (found["tokens"], found["metrics"]) == (whole["tokens"], whole["metrics"])
+
+
+def test_an_interrupt_says_how_long_the_step_takes(sft: Perl, after_pass: Any, tmp_path: Path) -> None:
+    after_pass(SFTTrainer, 1, send(signal.SIGINT))
+    assert "Interrupted: finishing the first step, then saving; interrupt again" in sft(tmp_path / "a", code=130).stdout
+    after_pass(SFTTrainer, 3, send(signal.SIGINT))
+    told = "Interrupted: finishing the step, about 1 s left, then saving; interrupt again to stop now."
+    assert told in sft(tmp_path / "b", code=130).stdout.splitlines()
+
+
+BUSY = """
+import hashlib
+
+def reward(completions, **columns):
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 60_000_000)  # one call of many seconds
+    return [1.0] * len(completions)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("signals_sent", [1, 2])
+def test_ctrl_c_is_answered_within_a_second_while_a_step_computes(signals_sent: int, tmp_path: Path) -> None:
+    Path("busy.py").write_text(BUSY if signals_sent > 1 else BUSY.replace("60_", "20_"))
+    words = ("rl", "--reward", "busy.py:reward", "--output", "run", "--max-steps", "3")
+    size = ("--per-device-train-batch-size", "4", "--gradient-accumulation-steps", "1")
+    command = [sys.executable, "-u", "-m", "perlcli", *words, *size]
+    run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    lines = iter(run.stdout.readline, "")
+    assert any(line.startswith("base copies resident") for line in lines)
+    time.sleep(2)  # into the first step
+    start = time.monotonic()
+    run.send_signal(signal.SIGINT)
+    assert next(lines).startswith("Interrupted: finishing the first step, then saving")
+    assert time.monotonic() - start < 1
+    if signals_sent > 1:
+        run.send_signal(signal.SIGINT)
+    said = run.communicate()[1].splitlines()[-1]
+    assert run.returncode == 130 and "Error" not in said
+    if signals_sent > 1:
+        assert time.monotonic() - start < signals.GRACE_SECONDS + 2
+        assert said.startswith("Stopped before the first step was complete, nothing saved yet: perl rl --config run/")
+    else:
+        assert said == "Stopped at step 1, saved: perl rl --config run/settings.yaml --resume continues."
+    assert record(Path("run"))["status"] == "interrupted"
+
+
+@pytest.mark.parametrize(("minutes", "kept"), [("10", [4]), ("1", [2, 4]), ("0", [4])])
+def test_checkpoints_are_saved_by_time(
+    minutes: str, kept: list[int], sft: Perl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the end of the first step that is complete so many minutes after the last checkpoint."""
+    clock = [0.0]
+    original = SFTTrainer.training_step
+
+    def training_step(self: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+        clock[0] += 45.0
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(SFTTrainer, "training_step", training_step)
+    others = {"perf_counter": time.perf_counter, "process_time": time.process_time}
+    monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: clock[0], **others))
+    sft(tmp_path / "run", "--save-minutes", minutes, "--save-total-limit", "9")
+    found = sorted(int(path.name[11:]) for path in (tmp_path / "run" / "checkpoints").glob("checkpoint-*"))
+    assert found == kept
+
+
+def test_a_checkpoint_by_time_resumes_exactly(sft: Perl, after_pass: Any, tmp_path: Path) -> None:
+    def fail(model: Any, loss: torch.Tensor) -> torch.Tensor:
+        raise ValueError("a bad row")
+
+    sft(tmp_path / "whole")
+    after_pass(SFTTrainer, 3, fail)
+    assert "Saved checkpoint" not in sft(tmp_path / "run", "--save-minutes", "1e-9", code=1).stdout  # it has one
+    assert "Resuming from step 2" in sft(tmp_path / "run", "--resume").stdout
+    assert_equal_weights(tmp_path / "run", tmp_path / "whole")
 
 
 def test_sigterm_is_handled_too(sft: Perl, after_pass: Any, tmp_path: Path) -> None:
@@ -362,7 +442,7 @@ def test_a_run_on_another_base_is_not_resumed(sft: Perl, after_pass: Any, tmp_pa
 def test_a_scheduler_s_warning_signal_saves_and_stops(sft: Perl, after_pass: Any, tmp_path: Path) -> None:
     after_pass(SFTTrainer, 2, send(signal.SIGUSR1))
     result = sft(tmp_path / "run", code=128 + signal.SIGUSR1)
-    assert "Stopped at step 2 and saved" in result.stderr
+    assert "Stopped at step 2, saved" in result.stderr
     assert (tmp_path / "run" / "checkpoints" / "checkpoint-2").is_dir()
 
 

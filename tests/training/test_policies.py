@@ -49,15 +49,17 @@ def same(one: Path, other: Path) -> bool:
 
 
 @pytest.mark.slow
-def test_base_as_anchor_of_a_tuned_policy(rl: Any, sft_run: Path, perl: Perl, rows: dict[str, Path]) -> None:
+def test_base_as_anchor_of_a_tuned_policy(
+    rl: Any, sft_run: Path, llama: Path, perl: Perl, rows: dict[str, Path]
+) -> None:
     result = rl(sft_run, "--anchor", "base")
-    assert "anchor: the base\n" in result.stdout
+    assert f"anchor: the base {llama}\n" in result.stdout
     record = read_record(Path("run"))
     assert abs(record.guards["kl_at_start"]) > 1e-3  # an estimate on a few samples
     assert f"KL to the anchor at the start: {record.guards['kl_at_start']:.4g} per token" in record.notes
     assert not (Path("run") / "anchor").exists()
     result = perl("eval", "--model", "run", "--reward", *(record.settings["reward"]), "-d", rows["prompts"], *JUDGED)
-    assert "anchor: the base\n" in result.stdout
+    assert f"anchor: the base {llama}\n" in result.stdout
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ from transformers import TrainerState
 from perlcli.data import Prompt, Renderer, with_all_columns
 from perlcli.errors import PerlError
 from perlcli.run.record import read_record
-from perlcli.training import reward_functions
+from perlcli.training import reward_names
 from perlcli.training.reward_errors import OnError
 from perlcli.training.reward_functions import Calling, FunctionReward, find, keyword_arguments
 from perlcli.training.rewards import Weighted
@@ -108,7 +108,7 @@ def test_keyword_arguments_come_before_columns(module: Callable[[str], str], ren
 
 def test_keyword_arguments_belong_to_a_reward() -> None:
     def given(*texts: str, names: tuple[str, ...] = ("m:f", "folder")) -> list[dict[str, Any]]:
-        return keyword_arguments(texts, names, reward_functions.names_function)
+        return keyword_arguments(texts, names, reward_names.names_function)
 
     assert given() == [{}, {}]
     assert given('{"a": 1}') == [{"a": 1}, {}]

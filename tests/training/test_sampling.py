@@ -14,9 +14,17 @@ from perlcli.data import Renderer
 from perlcli.model import loading, tokenizers
 from perlcli.model.sources import locate
 from perlcli.settings import ModelSettings
+from perlcli.settings.sampling import SamplingSettings
 from perlcli.training import sampling
 from perlcli.training.sampling import Sampling
+from perlcli.training.stops import Ends
 
+# What a model's generation config can add to sampling.
+HABITS: dict[str, Any] = {
+    **{"top_k": 1, "top_p": 0.1, "min_p": 0.5, "typical_p": 0.1, "repetition_penalty": 9.0, "num_beams": 2},
+    **{"no_repeat_ngram_size": 1, "suppress_tokens": list(range(40, 120)), "min_new_tokens": 8, "epsilon_cutoff": 0.1},
+    **{"bad_words_ids": [[token] for token in range(120, 200)], "forced_eos_token_id": 7, "guidance_scale": 3.0},
+}
 PROMPTS = [[1, 40, 41, 42, 43, 44], [1, 50], [1, 60, 61]]
 
 
@@ -88,11 +96,55 @@ def test_sampling_ignores_the_model_s_generation_config(
 ) -> None:
     """RL and evaluation must sample from the same policy."""
     plain = sampling.sample(model, render, PROMPTS, Sampling(1.0, 8, 3))
-    habits = {"top_k": 1, "top_p": 0.1, "min_p": 0.5, "typical_p": 0.1, "repetition_penalty": 9.0, "num_beams": 2}
-    for name, value in {**habits, "no_repeat_ngram_size": 1}.items():
+    for name, value in HABITS.items():
         with monkeypatch.context() as patch:
             patch.setattr(model.generation_config, name, value)
             assert sampling.sample(model, render, PROMPTS, Sampling(1.0, 8, 3)) == plain, name
+
+
+def test_what_is_not_of_sampling_stays_in_the_generation_config(model: Any) -> None:
+    own = model.generation_config
+    own.cache_implementation, own.of_its_own = "dynamic", 7
+    try:
+        with sampling.without_habits(model):
+            assert (model.generation_config.cache_implementation, model.generation_config.of_its_own) == ("dynamic", 7)
+        assert model.generation_config is own
+    finally:
+        own.cache_implementation = None
+        del own.of_its_own
+
+
+def drawn(model: Any, render: Renderer, **how: Any) -> list[list[int]]:
+    return sampling.sample(model, render, PROMPTS, Sampling(1.0, 8, 3, **how))
+
+
+def test_options_narrow_what_is_sampled(model: Any, render: Renderer) -> None:
+    greedy = sampling.sample(model, render, PROMPTS, Sampling(1e-4, 8, 0))
+    full = drawn(model, render)
+    assert full != greedy
+    for narrow in ({"top_k": 1}, {"top_p": 1e-6}, {"min_p": 0.999}):
+        assert drawn(model, render, **narrow) == greedy, narrow
+    assert drawn(model, render, repetition_penalty=5.0) != full
+    off = {"top_k": 0, "top_p": 1.0, "min_p": 0.0, "repetition_penalty": 1.0, "stop": ("",)}
+    assert drawn(model, render, **off) == full
+
+
+def test_a_stop_string_ends_each_completion_on_its_own(model: Any, render: Renderer) -> None:
+    full = drawn(model, render)
+    stop = next(text for ids in full[0][2:4] if (text := render.tokenizer.decode([ids])).strip())
+    cut = drawn(model, render, stop=(stop,))
+    ends = Ends(render, (stop,))
+    assert cut == [ends.cut(row) for row in full]
+    assert ends.ended(cut[0]) and len(cut[0]) < len(full[0])
+
+
+def test_the_distribution_is_the_full_one_unless_options_say_otherwise() -> None:
+    how = sampling.asked(SamplingSettings(temperature=0.5, max_completion_length=9, stop=("",)), 4)
+    assert how == Sampling(0.5, 9, 4)
+    given = {"top_p": 0.9, "top_k": 3, "min_p": 0.1, "repetition_penalty": 2.0, "stop": ("a",)}
+    how = sampling.asked(SamplingSettings(temperature=0.5, max_completion_length=9, **given), 4)  # type: ignore[arg-type]
+    assert {name: getattr(how, name) for name in given} == given
+    assert set(how.distribution()) == {"temperature", *sampling.FULL}
 
 
 @pytest.mark.parametrize("temperature", [0.7, 1.0])

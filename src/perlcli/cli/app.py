@@ -48,9 +48,12 @@ app.add_typer(data_app, name="data", short_help="Check, show or convert data bef
 
 
 def _run(name: str, given: settings.Settings) -> None:
-    """Runs a command. Its module is imported only now, so that the help loads no torch."""
+    """Runs a command. Its module is imported only now, so that neither the help nor a plain mistake loads torch."""
     if name in WRITERS:
         launch.check(name)
+    from perlcli.commands import early  # the help needs none of it
+
+    given = early.check(given)
     module = "evaluate" if name == "eval" else re.sub("[- ]", "_", name)
     record = import_module(f"perlcli.commands.{module}").run(given)
     if name in SUMMARISED:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import sys
 import typing
 from collections.abc import Callable, Mapping
 from functools import cache
@@ -15,13 +16,19 @@ from typer.core import TyperArgument, TyperCommand, TyperGroup
 
 from perlcli import recipes, upstream
 from perlcli import settings as definitions
-from perlcli.cli.boundary import usage_errors, with_boundary
+from perlcli.cli import spelling
+from perlcli.cli.boundary import refuse, usage_errors, with_boundary
+from perlcli.cli.completion import offer
 from perlcli.errors import PerlError, nearest
 from perlcli.run.files import RECORD, SETTINGS
 from perlcli.settings import Option, Settings, dashed
+from perlcli.settings.defaults import words
 from perlcli.settings.faults import type_fault
+from perlcli.settings.precedence import over
+from perlcli.settings.synonyms import Translation, summary
 from perlcli.settings.types import choices, convert, fits, inner
-from perlcli.settings.yaml import read_config
+from perlcli.settings.yaml import read_translated, translated
+from perlcli.terminal import say
 from perlcli.text import clip, one_line
 
 if TYPE_CHECKING:
@@ -35,6 +42,7 @@ DEBUG_HELP = "Show the traceback of an error."
 METAVARS = {int: "N", float: "X"}
 LONGEST_CHOICES = 45  # characters of choices that fit next to an option's name; longer ones go into its help
 WHOLE = re.compile(r"[-+]?\d{1,20}")
+NAMES = "perlcli.names"  # where a context keeps the names of trl that its command line has
 Given = bool | str | list[str] | None  # what the command line has for an option
 
 
@@ -43,11 +51,11 @@ def command(app: typer.Typer, name: str, action: Callable[[Any], None]) -> None:
     of two words, such as `data check`, is the name of the app."""
     stage = definitions.ALL_COMMANDS[name]
 
-    def run(config: str | None, debug: bool, **given: Given) -> None:
+    def run(context: typer.Context, config: str | None, debug: bool, **given: Given) -> None:
         upstream.hush()  # before a stage imports the noisy libraries
-        with_boundary(lambda: action(_settings(stage, config, given)), debug=debug)
+        with_boundary(lambda: action(_settings(stage, config, given, context.meta.get(NAMES))), debug=debug)
 
-    parameters = _parameters(stage)
+    parameters = [_keyword("context", typer.Context, inspect.Parameter.empty), *_parameters(stage, name)]
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {item.name: item.annotation for item in parameters}
     run.__doc__ = stage.__doc__
@@ -75,7 +83,7 @@ class Command(TyperCommand):
 
     def parse_args(self, ctx: Context, args: list[str]) -> list[str]:
         with usage_errors(ctx):
-            return super().parse_args(ctx, args)
+            return super().parse_args(ctx, _as_options(ctx, args))
 
     def collect_usage_pieces(self, ctx: Context) -> list[str]:
         """Arguments by their bare names: Typer would put brackets around one that a YAML file may hold instead."""
@@ -96,6 +104,34 @@ class Command(TyperCommand):
                 formatter.write_dl(records)
 
 
+def _as_options(ctx: Context, args: list[str]) -> list[str]:
+    """The words of a command line with the names of trl as options. Raises typer.Exit for names that nobody knows, with
+    those of the --config file."""
+    parent = ctx.parent
+    within = [parent.info_name] if parent is not None and parent.parent is not None else []
+    name = " ".join(map(str, [*within, ctx.info_name]))
+    stage = definitions.ALL_COMMANDS.get(name)
+    if stage is None or ctx.resilient_parsing or "--help" in args:
+        return args
+    options = {item.name: item for item in definitions.options(stage)}
+    parameters = {word: item for item in ctx.command.get_params(ctx) for word in (*item.opts, *item.secondary_opts)}
+    words, found, unknown = spelling.read(name, options, parameters, args)
+    lines = [*spelling.unknown_names(unknown, name, options), *found.faults]
+    if lines:
+        config = dict(found.own).get("config")
+        refuse(spelling.fault([*lines, *(_faults_of(stage, Path(config)) if config else [])], name))
+    ctx.meta[NAMES] = found
+    return words
+
+
+def _faults_of(stage: type[Settings], config: Path) -> list[str]:
+    """What is wrong with a --config file."""
+    try:
+        return translated(stage, config)[1].faults
+    except PerlError as error:
+        return [error.problem]
+
+
 def _with_checkpoint(arguments: list[str]) -> list[str]:
     """The arguments with a value for each `--resume`: the checkpoint that follows it, if one does."""
     latest = f"--resume={definitions.LATEST}"
@@ -114,31 +150,34 @@ def _with_dashes(argument: str) -> str:
     return name.replace("_", "-") + equals + value if name.startswith("--") else argument
 
 
-def _parameters(stage: type[Settings]) -> list[inspect.Parameter]:
+def _parameters(stage: type[Settings], command: str) -> list[inspect.Parameter]:
     config = typer.Option("--config", "-c", help=CONFIG_HELP, rich_help_panel="Run", metavar="FILE")
     debug = typer.Option("--debug", help=DEBUG_HELP, rich_help_panel="Run")
     return [
-        *(_parameter(item) for item in definitions.options(stage)),
+        *(_parameter(item, shown_default(item, command)) for item in definitions.options(stage)),
         _keyword("config", Annotated[str | None, config], None),
         _keyword("debug", Annotated[bool, debug], False),
     ]
 
 
 @cache
-def _parameter(item: Option) -> inspect.Parameter:
-    """The Typer parameter of an option: a flag or text. Its default is None, which means that it was not given."""
+def _parameter(item: Option, default: str) -> inspect.Parameter:
+    """The Typer parameter of an option: a flag or text. It is None if it was not given; `default` is for the help."""
     is_flag = inner(item.type) is bool
     kind: object = bool if is_flag else list[str] if item.type == tuple[str, ...] else str
     if item.argument:
         shown = f"{shown_name(item)} {_choices_shown(item)}".rstrip()
-        information = typer.Argument(help=item.help, rich_help_panel=item.panel, show_default=False, metavar=shown)
+        information = typer.Argument(
+            help=item.help, rich_help_panel=item.panel, show_default=False, metavar=shown, autocompletion=offer(item)
+        )
     else:
         information = typer.Option(
             *_spellings(item),
-            help=_help(item),
+            help=_help(item, default),
             rich_help_panel=item.panel,
             show_default=False,
             metavar=None if is_flag else _metavar(item),
+            autocompletion=None if is_flag else offer(item),
         )
     return _keyword(item.name, Annotated[kind | None, information], None)  # type: ignore[operator]
 
@@ -150,13 +189,13 @@ def _spellings(item: Option) -> list[str]:
     return [name, item.short] if item.short else [name]
 
 
-def _help(item: Option) -> str:
+def _help(item: Option, default: str) -> str:
     """An option's help with its default, and with its choices if they are too long to stand next to its name."""
     parts = [item.help]
     if choices(item.type) and not _choices_shown(item):
         parts.append(f"One of {', '.join(choices(item.type))}.")
-    if shown_default(item):
-        parts.append(f"(default: {shown_default(item)})")
+    if default:
+        parts.append(f"(default: {default})")
     return " ".join(parts)
 
 
@@ -182,23 +221,31 @@ def shown_name(item: Option) -> str:
     return item.shown + ("..." if takes_many else "")
 
 
-def shown_default(item: Option) -> str:
-    """What the help gives as an option's default; empty if there is nothing to say."""
+def shown_default(item: Option, command: str) -> str:
+    """What the help of a command gives as an option's default; empty if there is nothing to say."""
+    if "{}" in item.unset:
+        return item.unset.replace("{}", words(command, item.name))
     has_default = item.default is not None and item.default is not False and item.default != ()
     return item.unset or (str(item.default) if has_default else "")
 
 
-def _keyword(name: str, annotation: object, default: bool | None) -> inspect.Parameter:
+def _keyword(name: str, annotation: object, default: object) -> inspect.Parameter:
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
-def _settings(stage: type[Settings], config: str | None, given: Mapping[str, Given]) -> Settings:
-    """The settings of a command line over its --config and its recipe. Raises PerlError."""
-    values = read_config(stage, Path(config)) if config else {}
+def _settings(
+    stage: type[Settings], config: str | None, given: Mapping[str, Given], named: Translation | None
+) -> Settings:
+    """The settings of a command line over its --config and its recipe. `named` are the names of trl on the command
+    line. Raises PerlError."""
+    values, found = read_translated(stage, Path(config)) if config else ({}, None)
     place = Path(config or "")
     if given.get("resume") is not None and place.name == SETTINGS and (place.parent / RECORD).exists():
         values["output"] = str(place.parent)  # the run may have been moved since
-    return definitions.build(stage, recipes.fill(stage, values | _typed(stage, given)))
+    filled = recipes.fill(stage, over(_typed(stage, given), values))
+    for each in summary([item for item in (found, named) if item is not None], filled):
+        say(each, file=sys.stderr)
+    return definitions.build(stage, filled)
 
 
 def _typed(stage: type[Settings], given: Mapping[str, Given]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NoReturn, cast
 import typer
 from typer.core import TyperGroup
 
-from perlcli.errors import PerlError, nearest, reason
+from perlcli.errors import Interrupted, PerlError, nearest, reason
 from perlcli.run import claim, disk, out_of_memory
 from perlcli.terminal import say
 
@@ -78,8 +78,8 @@ def _overview(context: Context) -> str:
 
 
 def refuse(error: PerlError) -> NoReturn:
-    """Prints the error. Raises typer.Exit with its exit code."""
-    _print(f"Error: {error}")
+    """Prints the error; that the user stopped a run is none. Raises typer.Exit with its exit code."""
+    _print(str(error) if isinstance(error, Interrupted) else f"Error: {error}")
     raise typer.Exit(error.exit_code) from None
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from perlcli import recipes, settings
 from perlcli.cli.binding import CONFIG_HELP, DEBUG_HELP, shown_default, shown_name
+from perlcli.settings import trl_names
+from perlcli.settings.naming import PASSED
 from perlcli.settings.types import describe
 from perlcli.text import markdown_table, one_line
 
@@ -18,6 +20,7 @@ ROOMS = {
     "errors": "errors that the user can fix",
     "redaction": "removes home folders and secrets from what is saved and printed",
     "stats": "the figures of reward models and policies",
+    "paired": "intervals of the differences between two policies",
     "upstream": "silences the libraries that perlcli uses, and sets up torch's allocator",
     "interpreter": "finds the Perl interpreter",
     "terminal": "printing",
@@ -52,21 +55,33 @@ def recipe_table() -> str:
     return markdown_table(("recipe", "task", "stages"), rows)
 
 
+def names_of_trl() -> str:
+    """What each name of trl becomes, as Markdown; the names that are options of perlcli too are left out."""
+    rows: dict[str, list[str]] = {}
+    for name, found in trl_names.NAMES.items():
+        option = f"`--{settings.dashed(found.option)}{' ' + found.field if found.option == PASSED else ''}`"
+        words = option if found.option else f"refused: {found.why}" if found.why else f"no effect: {found.note}"
+        rows.setdefault(words.removesuffix(": ").rstrip(), []).append(f"`{name}`")
+    for command, fields in trl_names.FIELDS.items():
+        rows[f"passed on by `perl {command}`, as with `--set`"] = [f"`{name}`" for name in sorted(fields)]
+    return markdown_table(("trl", "perlcli"), [(", ".join(names), words) for words, names in rows.items()])
+
+
 def _command(name: str) -> str:
     stage = settings.ALL_COMMANDS[name]
     lines = [f"## perl {name}", "", *(line.strip() for line in str(stage.__doc__).splitlines())]
     for panel, items in groupby(settings.options(stage), key=lambda item: item.panel):
-        rows = [_row(item) for item in items]
+        rows = [_row(item, name) for item in items]
         if panel == "Run":
             rows += [("`--config`, `-c`", "text", "", CONFIG_HELP), ("`--debug`", "flag", "", DEBUG_HELP)]
         lines += ["", f"**{panel}**", "", markdown_table(("option", "value", "default", "meaning"), rows)]
     return "\n".join(lines)
 
 
-def _row(item: settings.Option) -> tuple[str, ...]:
+def _row(item: settings.Option, command: str) -> tuple[str, ...]:
     short = f", `{item.short}`" if item.short else f" (in YAML `{item.name}`)" if item.argument else ""
     kind = "flag" if item.type is bool else describe(item.type)
-    return f"`{shown_name(item)}`{short}", kind, shown_default(item), item.help
+    return f"`{shown_name(item)}`{short}", kind, shown_default(item, command), item.help
 
 
 def rooms() -> str:

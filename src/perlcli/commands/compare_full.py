@@ -9,6 +9,7 @@ from perlcli import device, settings
 from perlcli.comparison import jobs, loop, preview
 from perlcli.comparison.assembly import State
 from perlcli.comparison.results import Report
+from perlcli.run import next_steps
 from perlcli.run.lifecycle import Run, recording
 from perlcli.run.output_folder import check_output
 from perlcli.run.record import RunRecord
@@ -38,4 +39,5 @@ def run(given: settings.CompareFull) -> RunRecord | None:
         return None
     with recording(state.run):
         loop.run(state)
+    say(next_steps.text(state.run.record))
     return state.run.record

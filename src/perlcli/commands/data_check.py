@@ -7,7 +7,7 @@ from contextlib import closing, contextmanager
 from itertools import islice
 
 from perlcli import data, settings
-from perlcli.commands import data_file
+from perlcli.commands import data_file, early
 from perlcli.data import Intake, Renderer
 from perlcli.data.checks import Digests, Tally, prompt_digest
 from perlcli.data.choice import UnknownFormat
@@ -29,7 +29,7 @@ def run(given: settings.DataCheck) -> None:
     """Print for each command whether it can use the file, with the report. Raises PerlError if none can."""
     values = settings.resolve(given, data_file.proposed(given))
     settings.check(values)
-    file, remarks, render = data_file.name_of(values), data_file.remarks(values), data_file.renderer(values)
+    file, remarks, render = early.file_name(values), data_file.remarks(values), data_file.renderer(values)
     usable, faults = reports(values, file, render)
     if not usable:
         raise data_file.unusable(file, [faults[use] for use in data_file.USES])
@@ -106,7 +106,7 @@ def look(
         if use not in faults:
             with noted(faults, use):
                 looks[use] = Look(values, use, split, render, has_sides=has_sides)
-    if data.is_embedded(data_file.name_of(values)):  # the embedded rows are different for each stage
+    if data.is_embedded(early.file_name(values)):  # the embedded rows are different for each stage
         for use, stage in looks.items():
             take_all({use: stage}, batches(values, use, split), faults)
     elif looks:  # a file is read once for all stages

@@ -6,12 +6,13 @@ import json
 from pathlib import Path
 
 from perlcli import settings
-from perlcli.commands import data_file
+from perlcli.commands import data_file, early
 from perlcli.data import Preference, Prompt, Thumb
 from perlcli.data.columns import QUESTIONS
 from perlcli.data.formats import detect
 from perlcli.data.rows import Row, Template
 from perlcli.errors import PerlError
+from perlcli.run import next_steps
 from perlcli.run.files import write_whole
 from perlcli.terminal import say
 from perlcli.text import counted, shorten
@@ -19,7 +20,7 @@ from perlcli.text import counted, shorten
 
 def run(given: settings.DataConvert) -> None:
     """Write the converted rows and print the report. Raises PerlError if the rows can't be used or written."""
-    file = data_file.name_of(given)
+    file = early.file_name(given)
     path = Path(given.run.output or f"{Path(file).name.partition('.')[0]}-trl.jsonl").expanduser()
     check_path(path, file, overwrite=given.run.overwrite)
     use, loaded = data_file.load(given, given.convert.for_, chat=not given.convert.text)
@@ -28,6 +29,7 @@ def run(given: settings.DataConvert) -> None:
     for line in loaded.report.lines():
         say(line)
     say(f"Wrote {path}: {counted(len(rows), 'row')} with {', '.join(rows[0])}, for perl {use}")
+    say(next_steps.after_convert(path, use))
 
 
 def check_path(path: Path, file: str, *, overwrite: bool) -> None:

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 from perlcli import data, settings, upstream
+from perlcli.commands import early
 from perlcli.data import Data, Renderer
 from perlcli.data.choice import UnknownFormat
 from perlcli.data.columns import COLUMNS as COLUMN_WAYS
@@ -23,14 +24,6 @@ from perlcli.training import rendering
 USES: tuple[settings.Use, ...] = ("reward", "sft", "rl")  # the first that can use a file says most about it
 ToColumns = Callable[[Renderer, Any], Columns]  # for a row of the stage
 COLUMNS: dict[str, ToColumns] = {"sft": of_demonstration, "reward": of_preference, "rl": of_prompt}
-
-
-def name_of(given: settings.OfData) -> str:
-    """The FILE argument. Raises PerlError if it is missing."""
-    if given.file.file is None:
-        command = f"perl {settings.command_of(given)}"
-        raise PerlError("FILE is missing", f"{command} FILE, or {command} {data.COFFEE} for the embedded data")
-    return given.file.file
 
 
 def renderer(given: settings.DataCheck | settings.DataShow) -> Renderer:
@@ -63,7 +56,7 @@ def options_of(given: settings.OfData, side: str = "train") -> settings.DataSett
 
 def load(given: settings.OfData, use: settings.Use | None, *, chat: bool) -> tuple[settings.Use, Data]:
     """The stage and its rows: the given stage, else the first that can use the file. Raises PerlError if none can."""
-    file, options = name_of(given), options_of(given)
+    file, options = early.file_name(given), options_of(given)
     if use is not None:
         return use, data.load(file, use, chat=chat, options=options)
     if file == STDIN:

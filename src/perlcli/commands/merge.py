@@ -9,24 +9,23 @@ from typing import Any
 from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 
 from perlcli import device, settings, upstream
+from perlcli.commands import early
 from perlcli.errors import PerlError
 from perlcli.model import roles, sources, tokenizers, weights
 from perlcli.model.sources import Source
 from perlcli.model.weights import ADAPTER_CONFIG
-from perlcli.run import peaks
-from perlcli.run.files import RECORD
+from perlcli.run import disk, peaks
 from perlcli.run.lifecycle import Run, recording
 from perlcli.run.output_folder import check_output
-from perlcli.run.record import RunRecord, read_record
+from perlcli.run.record import RunRecord
 from perlcli.settings import Dtype, ModelSettings
 from perlcli.terminal import say
 from perlcli.training import merging, reward_model
 from perlcli.training.merging import Merging
 from perlcli.training.origin import check_fingerprint, check_tokenizer, trained_in
 from perlcli.training.prepare import Prepared
-from perlcli.training.rendering import own_style
+from perlcli.training.rendering import RENDERING, own_style
 from perlcli.training.rows import trained_on
-from perlcli.training.value_model import HEAD_FILE
 
 DTYPES: tuple[Dtype, ...] = ("float32", "float16", "bfloat16")
 TASKS = ("CAUSAL_LM", "SEQ_CLS", "None")  # None: saved without a task, which trl only needs for rewards
@@ -63,36 +62,34 @@ def write(prepared: Merging, values: ModelSettings) -> None:
         merging.note_shift(prepared, trained, used, as_trained, wanted)
     run.record.total_parameters = roles.count_parameters(merged)[1]
     reward_model.keep_head(run, merged)
-    merged.save_pretrained(str(run.folder))
-    prepared.tokenizer.save_pretrained(str(run.folder))
-    weights.copy_processor(prepared.source.base, run.folder)
+    with disk.aside(run.folder) as side:
+        merged.save_pretrained(str(side))
+        prepared.tokenizer.save_pretrained(str(side))
+        weights.copy_processor(prepared.source.base, side)
     del merged
     gc.collect()
     merging.prove(prepared, values, rows, wanted)
 
 
 def precision_of(prepared: Merging) -> ModelSettings:
-    """How to load the base to merge into: as it was trained or is stored, but never quantised."""
+    """How to load the base to merge into: as it is stored, whatever it was trained in, and never quantised."""
     wanted = prepared.settings.merge.dtype
     if wanted == "auto":
-        own = trained_in(prepared.source)
-        stored = str(getattr(prepared.source.config, "dtype", None)).removeprefix("torch.")
-        wanted = own.dtype if own else next((dtype for dtype in DTYPES if dtype == stored), "float32")
+        said = str(getattr(prepared.source.config, "dtype", None)).removeprefix("torch.")
+        stored = weights.dtype(prepared.source.base) or said
+        wanted = next((dtype for dtype in DTYPES if dtype == stored), "float32")
     return ModelSettings(dtype=wanted, trust_remote_code=prepared.settings.merge.trust_remote_code)
 
 
 def find(given: settings.Merge) -> Merging:
     """Find the adapter and make every cheap check. Raises PerlError for the first that fails."""
     upstream.hush_bars()
-    name, trust = given.merge.adapter, given.merge.trust_remote_code
-    if not name:
-        raise PerlError("ADAPTER is missing: nothing to merge", "perl merge FOLDER, of a run or of an adapter")
-    _refuse_other_folders(name)
+    name, trust = early.adapter_name(given), given.merge.trust_remote_code
     source = sources.locate(name, option="The adapter", trust_remote_code=trust)
     _check_mergeable(source)
     check_fingerprint(source)
     merging.check_unshared(source, trust_remote_code=trust)
-    resolved: settings.Merge = settings.resolve(given, {"output": _default_output(name)})
+    resolved: settings.Merge = settings.resolve(given, {"output": early.merged_folder(name)})
     settings.check(resolved)
     _check_apart(source, str(resolved.run.output))
     check_output(resolved)
@@ -105,34 +102,18 @@ def find(given: settings.Merge) -> Merging:
     )
     prepared.run.prompts = trained_on(source)
     prepared.run.note_device(precision_of(prepared))
-    prepared.run.record.model = tokenizers.describe(source, tokenizer)
+    own = source.record.model.get(RENDERING) if source.record is not None else None
+    prepared.run.record.model = tokenizers.describe(source, tokenizer) | ({} if own is None else {RENDERING: own})
     if source.record is not None and source.record.status != "finished":
         prepared.run.note(f"The run {name} did not finish ({source.record.status}): merging the adapter that it saved.")
     return prepared
-
-
-def _refuse_other_folders(name: str) -> None:
-    """Raises PerlError for a value model, and for a run's folder without an adapter: it says what that has instead."""
-    folder = Path(name).expanduser()
-    if (folder / HEAD_FILE).exists():
-        raise PerlError(f"{name} is the value model of a run, not a policy", f"name the run: {folder.parent}")
-    if not (folder / RECORD).exists() or (folder / ADAPTER_CONFIG).exists():
-        return
-    record = read_record(folder)
-    if record.command == "merge":
-        raise PerlError(f"{name} is already merged: it is an ordinary model", "use it as it is")
-    if record.settings.get("full"):
-        raise PerlError(f"{name} was trained with --full: it is already an ordinary model", "use it as it is")
-    problem = f"{name} is a run of `perl {record.command}` ({record.status}) and contains no adapter"
-    raise PerlError(problem, "name a run of perl sft, reward or rl")
 
 
 def _check_mergeable(source: Source) -> None:
     """Raises PerlError for what can't be merged: a base, another type of adapter or task, a quantised base."""
     config = source.adapter_config
     if config is None:
-        hint = "name the folder of a run, or of a LoRA adapter"
-        raise PerlError(f"{source.name} is a model, not an adapter: there is nothing to merge", hint)
+        raise early.nothing_to_merge(source.name)
     tuners: dict[Any, Any] = PEFT_TYPE_TO_TUNER_MAPPING
     if not hasattr(tuners.get(config.peft_type), "merge_and_unload"):
         problem = f"The adapter {source.name} is {sources.kind_of(config)}, which adds nothing to weights"
@@ -144,15 +125,6 @@ def _check_mergeable(source: Source) -> None:
     if getattr(source.config, "quantization_config", None) is not None:
         hint = f"name its unquantised original as base_model_name_or_path in {source.adapter}/{ADAPTER_CONFIG}"
         raise PerlError(f"The base {source.base} is stored quantised: it has no 16-bit weights to merge into", hint)
-
-
-def _default_output(name: str) -> str:
-    """Where the merged model goes by default: next to a local adapter, otherwise into `runs`."""
-    place = Path(name).expanduser()
-    if not place.is_dir():
-        return str(Path("runs") / f"{place.name}-merged")
-    place = place if place.name not in ("", "..") else place.resolve()
-    return str(place.with_name(f"{place.name}-merged"))
 
 
 def _check_apart(source: Source, output: str) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 from perlcli import data, settings
 from perlcli.commands import evaluate, reward, rl, sft
 from perlcli.errors import Interrupted
-from perlcli.run import plots
+from perlcli.run import next_steps, plots
 from perlcli.run.lifecycle import Run, recording
 from perlcli.run.output_folder import check_output
 from perlcli.run.record import RunRecord, find_record
@@ -38,11 +38,6 @@ TITLES = {
     "eval": "4. Evaluation: 400 orders that no stage has seen",
 }
 POLICIES = {"base": "base", "sft": "SFT", "rl": "RL"}
-NEXT = """\
-Next:
-  perl eval --model {out}/rl --reward {out}/reward --output runs/eval      samples of policy and anchor
-  perl rl --model {out}/sft --reward {out}/reward --beta 0.2 --output runs/rl     a stronger pull to the anchor
-  perl reward --model HuggingFaceTB/SmolLM2-135M-Instruct --data pairs.jsonl      your own model and data"""
 Values = dict[str, Any]  # settings by name
 
 
@@ -63,7 +58,8 @@ def run(given: settings.Quickstart) -> RunRecord | None:
         try:
             records = run_stages(out, given)
         except Interrupted as stopped:
-            stopped.hint = pipeline.resume_command  # not the command that resumes the stage
+            # not how the stage is resumed: the pipeline keeps the stages that have finished
+            stopped.problem, stopped.hint, stopped.is_saved = "Stopped", pipeline.resume_command, True
             raise
         pipeline.record.metrics = figures(records)
         pipeline.record.peak_memory_mb = max(record.peak_memory_mb for record in records.values())
@@ -145,7 +141,7 @@ def conclusion(record: RunRecord, records: Mapping[str, RunRecord], out: Path) -
     rows = [row_of(name, records[f"eval-{stage}"].metrics) for stage, name in POLICIES.items()]
     table = plain_table(("", "orders right", "95 % interval", "mean reward", "KL to anchor", "tokens"), rows)
     picture = f"Picture: {out}/plots/success.png · {record.elapsed_seconds:.0f} s in all"
-    return f"\n{table}\n\n{picture}\n\n{NEXT.format(out=out)}"
+    return f"\n{table}\n\n{picture}\n\n{next_steps.after_quickstart(out)}"
 
 
 def row_of(name: str, metrics: Mapping[str, float]) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""`perl report`: shows finished runs of any stage side by side, or a comparison again from its JSON."""
+"""`perl report`: runs of any stage side by side, a folder of them as a pipeline, or a comparison from its JSON."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from typing import Any
 
 from perlcli import settings
 from perlcli.arms import DORA, FULL, LORA
-from perlcli.comparison import contrasts, figures, results
+from perlcli.comparison import contrasts, figures, pipeline, results
 from perlcli.comparison.render import files, terminal, words
 from perlcli.comparison.results import ArmResult, Comparison, Report
 from perlcli.errors import PerlError
 from perlcli.redaction import homes
-from perlcli.run import summary
+from perlcli.run import lineage, metrics, summary
 from perlcli.run.files import RECORD
-from perlcli.run.record import RunRecord, find_record, read_record
+from perlcli.run.lineage import origin
+from perlcli.run.record import RunRecord, read_record
 from perlcli.terminal import say
 
 COMMAND, COMPARISON = "perl report", "compare-full"
@@ -27,7 +28,7 @@ STAGES = ("sft", "reward", "rl", "eval")
 UNFINISHED = "still running, or killed"
 Runs = Mapping[str, RunRecord]  # by the folder as it was given
 # What steers a call or names a place: runs that differ only in these are runs of one arm.
-SAME = {"seed", "output", *settings.ONCE, "save_steps", "report_to", "recipe", "strict"}
+SAME = {"seed", "output", *settings.ONCE, "save_steps", "save_minutes", "report_to", "recipe", "strict"}
 
 
 def run(given: settings.Report) -> None:
@@ -43,7 +44,26 @@ def run(given: settings.Report) -> None:
     if comparisons:
         show_again(Path(comparisons[0]).expanduser(), output)
     else:
-        side_by_side(folders, output)
+        side_by_side([run for folder in folders for run in expanded(folder)], output)
+
+
+def expanded(folder: str) -> list[str]:
+    """A run's own folder; of any other folder, such as that of a quickstart, the runs one level below, in the order of
+    the pipeline. What is left out there is said."""
+    path = Path(folder).expanduser()
+    own = lineage.record_of(folder)
+    is_run = own is not None and own.command in STAGES
+    below = [] if is_run else sorted(path.glob(f"*/{RECORD}"))
+    found: dict[str, tuple[int, int]] = {}
+    for each in below:
+        name, record = f"{folder}/{each.parent.name}", lineage.record_of(str(each.parent))
+        if record is not None and record.command in STAGES:
+            policy = pipeline.ORDER.index(lineage.policy_of(record)) if record.command == "eval" else 0
+            found[name] = (STAGES.index(record.command), policy)
+        else:
+            why = f"perl {record.command}" if record is not None else "its record can't be read"
+            say(f"Left out: {name} ({why})")
+    return sorted(found, key=lambda name: found[name]) or [folder]
 
 
 def is_comparison(folder: str) -> bool:
@@ -67,7 +87,7 @@ def show_again(folder: Path, output: str | None) -> None:
             for run_figures in arm.runs:
                 run_figures.folder = seen_from(target, folder / Path(run_figures.folder).expanduser())
         files.write_all(report, target)
-    say(f"\nWritten to {target}: {files.PAGE}, {files.MARKDOWN}, {files.ARMS}, {files.RUNS}, plots")
+    say(written(target))
 
 
 def side_by_side(folders: Sequence[str], output: str | None) -> None:
@@ -79,11 +99,18 @@ def side_by_side(folders: Sequence[str], output: str | None) -> None:
     report = of_runs(runs, target)
     first = next(iter(runs.values()))
     if len(runs) == 1 and first.status == "finished":
-        say(summary.text(first) + "\n")
+        say(summary.text(first, Path(next(iter(runs)))) + "\n")
     show(report)
     if target is not None:
         files.write_all(report, target)
-        say(f"\nWritten to {target}: {files.PAGE}, {files.MARKDOWN}, {results.REPORT}, {files.ARMS}, plots")
+        say(written(target))
+
+
+def written(folder: Path) -> str:
+    """What was written into a report's folder, in a line."""
+    names = [files.PAGE, files.MARKDOWN, results.REPORT, files.ARMS, files.RUNS]
+    names += ["plots"] if any((folder / "plots").glob("*.png")) else []
+    return f"\nWritten to {folder}: {', '.join(names)}"
 
 
 def show(report: Report) -> None:
@@ -142,11 +169,13 @@ def of_runs(runs: Runs, target: Path | None) -> Report:
     for folder, record in runs.items():
         stages.setdefault(record.command, {})[folder] = record
     first = min(runs.values(), key=lambda record: record.started)
+    shown = words.shortest(runs)
+    policies = pipeline.policies({shown[folder]: record for folder, record in runs.items()})
     command = [*COMMAND.split(), *runs]
     if target is not None:
         command += ["--output", str(target)]
     return Report(
-        title=f"{len(runs)} runs side by side" if len(runs) > 1 else f"perl {first.command}: {next(iter(runs))}",
+        title=title_of(runs, policies),
         command=shlex.join(command),
         status="finished",
         started=first.started,
@@ -154,8 +183,20 @@ def of_runs(runs: Runs, target: Path | None) -> Report:
         device=first.device,
         versions=first.versions,
         git_commit=first.git_commit,
-        comparisons=[compare(stage, of_stage, target) for stage, of_stage in stages.items()],
+        comparisons=[compare(stage, stages[stage], target) for stage in STAGES if stage in stages],
+        pipeline=policies if len(policies) > 1 else [],
     )
+
+
+def title_of(runs: Runs, policies: Sequence[results.PolicyFigures]) -> str:
+    """A report's title: the policies' key figure, or else what it shows."""
+    for name in ("gold", "mean_reward"):
+        known = [policy for policy in policies if name in policy.figures]
+        if len(known) > 1:
+            figures = ", ".join(f"{policy.name} {words.quality(name, policy.figures[name])}" for policy in known)
+            return f"{metrics.words(name).capitalize()}: {figures}"
+    name, record = next(iter(runs.items()))
+    return f"{len(runs)} runs side by side" if len(runs) > 1 else f"perl {record.command}: {name}"
 
 
 def compare(stage: str, runs: Runs, target: Path | None) -> Comparison:
@@ -196,7 +237,7 @@ def arm_of(name: str, group: Runs, target: Path | None) -> ArmResult:
     record = next(iter(group.values()))
     source = record.settings
     if record.command == "eval":
-        evaluated = _record_of(record.settings.get("model"))
+        evaluated = lineage.record_of(record.settings.get("model"))
         source = evaluated.settings if evaluated else {}  # perlcli didn't train it
     runs: list[results.RunFigures] = []
     for folder, each in group.items():
@@ -218,20 +259,6 @@ def arm_of(name: str, group: Runs, target: Path | None) -> ArmResult:
     )
 
 
-def origin(record: RunRecord, depth: int = 8) -> str:
-    """The model that a run started from; if that came from full tuning, the model that was tuned, and so on."""
-    base = str(record.model.get("base") or record.settings.get("model") or "")
-    earlier = _record_of(base)
-    return base if earlier is None or not depth else origin(earlier, depth - 1)
-
-
-def _record_of(folder: str | None) -> RunRecord | None:
-    try:
-        return find_record(folder)
-    except PerlError:
-        return None
-
-
 def kind_of(values: Mapping[str, Any]) -> str:
     """How a run trained: full, dora, lora, or its --peft file."""
     if not values:
@@ -251,7 +278,7 @@ def differing(runs: Runs) -> list[str]:
     for model, records in finished.items():
         shown = words.shortest(records)
         place = f"{model}: " if len(finished) > 1 else ""
-        intended = SAME | ({"model", "data"} if any(record.command == "eval" for record in records.values()) else set())
+        intended = SAME | ({"model"} if any(record.command == "eval" for record in records.values()) else set())
         lines = contrasts.differences({shown[name]: record for name, record in records.items()}, intended)
         warnings += [f"{place}{line}" for line in lines]
     return warnings

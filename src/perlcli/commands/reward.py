@@ -20,10 +20,11 @@ from perlcli.model.tokenizers import padded
 from perlcli.run import files, plots
 from perlcli.run.lifecycle import recording
 from perlcli.run.record import RunRecord
-from perlcli.training import guards, reward_model
+from perlcli.training import auto_batch, guards, reward_model
+from perlcli.training.dry_run import lengths_of, preview
 from perlcli.training.lending import Lent
 from perlcli.training.loop import describe, train
-from perlcli.training.prepare import Prepared, loaded, prepare, preview, require
+from perlcli.training.prepare import Prepared, loaded, prepare, require
 from perlcli.training.rows import load_sides
 from perlcli.training.trl_config import trl_config
 
@@ -42,8 +43,11 @@ def run(given: settings.Reward) -> RunRecord | None:
     train_set = reward_model.table(rows, prepared, "train")
     eval_rows = reward_model.tokens(held_out, prepared, "eval") if held_out else None
     weight = pos_weight(prepared, config, train_set)
+    lengths = lengths_of(train_set)
+    prepared = auto_batch.settled(prepared, trainer_args, lengths.longest)
+    config = trainer_args(prepared.settings)
     if prepared.is_dry:
-        preview(prepared, config)
+        preview(prepared, config, lengths)
         return None
     with recording(prepared.run) as run:
         proof = learn(prepared, config, train_set, weight)

@@ -3,34 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
+from peft import PeftModel
 from trl import RLOOConfig
 
 from perlcli import device, settings
-from perlcli.data import Prompt
+from perlcli.data import Data, Prompt
 from perlcli.errors import PerlError, RunFailed
 from perlcli.model import adapters, dropout, roles
 from perlcli.run import files, plots
 from perlcli.run.lifecycle import Run, recording
-from perlcli.run.metrics import renamed
+from perlcli.run.metrics import OF_RL, renamed
 from perlcli.run.record import RunRecord
 from perlcli.terminal import say
-from perlcli.training import guards, logits, policies
+from perlcli.training import auto_batch, guards, logits, policies, policy_metrics, sampling
 from perlcli.training.algorithms import PHASES, TIME, Reinforce, Rloo
+from perlcli.training.dry_run import Lengths, preview
 from perlcli.training.judge import REWARD, SUM, Asked, Judge, Probe, note_unscored, probe
 from perlcli.training.lending import Lent
 from perlcli.training.loop import describe, has_loaded, train
 from perlcli.training.policies import Anchor
-from perlcli.training.prepare import Prepared, filled, prepare, preview, require
+from perlcli.training.policy_metrics import Exam, Opponent
+from perlcli.training.prepare import Prepared, filled, prepare, require
 from perlcli.training.rewards import Reward, Weighted, attach_all, find_all
-from perlcli.training.rows import load_data
+from perlcli.training.rows import load_sides
 from perlcli.training.trl_config import trl_config
 from perlcli.training.value_model import ValueModel
 
+# Of what `perl eval` measures, what the evaluation at the end leaves out.
+ONLY_EVAL = ("prompts_", "distinct_", "kl_k1", "kl_k3_per_sequence")
 LAST = 10  # the final figures are means over so many steps
 
 
@@ -41,11 +47,17 @@ def run(given: settings.Rl) -> RunRecord | None:
     config = trainer_args(prepared.settings)
     rewards = find_all(prepared)
     anchor = policies.find_anchor(prepared)
-    prompts = load_prompts(prepared, config)
+    rows, held_out = load_sides(prepared, "rl")
+    prompts = load_prompts(prepared, config, rows)
     note_slow_sampling(prepared)
+    sampling.note(prepared)
+    lengths = Lengths.of([ids for _, ids in prompts])
+    prepared = auto_batch.settled(prepared, trainer_args, lengths.longest)
+    config = trainer_args(prepared.settings)
+    exam = exam_of(prepared, config, held_out) if held_out is not None else None
     if prepared.is_dry:
         say(f"algorithm: {prepared.settings.rl.algorithm}; anchor: {anchor.words}")
-        preview(prepared, config)
+        preview(prepared, config, lengths)
         return None
     with recording(prepared.run) as run:
         trainer, score = build_trainer(prepared, config, rewards, anchor, [row for row, _ in prompts])
@@ -60,6 +72,9 @@ def run(given: settings.Rl) -> RunRecord | None:
         note_unscored(run, prepared.settings.sampling.on_reward_error)
         run.record.guards |= weights.check()
         run.record.metrics = summary(files.read_rows(run.folder / files.METRICS))
+        if exam is not None:
+            with run.extra("The evaluation on held-out prompts"):
+                evaluate(trainer, exam, score, anchor)
         with run.extra("The plots"):
             plots.curves("rl", run.folder / files.METRICS, run.folder / "plots" / "training.png")
     return run.record
@@ -69,13 +84,13 @@ def trainer_args(given: settings.Rl) -> RLOOConfig:
     """The TRL config of these settings. Raises PerlError for values that don't suit the algorithm."""
     fields = {
         "beta": given.rl.beta,
-        "temperature": given.sampling.temperature,
+        **sampling.asked(given.sampling, 0).distribution(),
         "num_generations": given.rl.num_generations,
         "max_completion_length": given.sampling.max_completion_length,
         "disable_dropout": True,  # with dropout, policy and anchor would differ by chance where they are equal
     }
     if given.rl.algorithm != "reinforce":
-        return trl_config(RLOOConfig, given, fields)
+        return ending_alike(trl_config(RLOOConfig, given, fields), given)
     size, passes = int(given.train.per_device_train_batch_size or 1), given.train.gradient_accumulation_steps or 1
     if size * passes < 2:
         raise PerlError("--algorithm reinforce needs at least 2 completions per step", "raise the batch size")
@@ -86,17 +101,50 @@ def trainer_args(given: settings.Rl) -> RLOOConfig:
     if config.fp16 and not config.max_grad_norm:  # gradients stay scaled then, and the value model's are not
         problem = "--set max_grad_norm=0 can't be combined with --algorithm reinforce in float16"
         raise PerlError(problem, "--dtype bfloat16")
+    return ending_alike(config, given)
+
+
+def ending_alike(config: RLOOConfig, given: settings.Rl) -> RLOOConfig:
+    """The config. Raises PerlError if TRL would take completions that end with a stop string for truncated ones."""
+    if config.mask_truncated_completions and any(given.sampling.stop):
+        problem = "--set mask_truncated_completions=true can't be combined with --stop"
+        raise PerlError(f"{problem}: TRL would mask completions that end with a stop string")
     return config
 
 
-def load_prompts(prepared: Prepared[settings.Rl], config: RLOOConfig) -> list[Asked]:
+def load_prompts(prepared: Prepared[settings.Rl], config: RLOOConfig, rows: Data) -> list[Asked]:
     """The prompts of `--data` that fit, repeated if they are too few for a step: TRL drops a step that isn't full."""
-    prompts = policies.fitting_prompts(prepared, load_data(prepared, "rl"), "train")
+    prompts = policies.fitting_prompts(prepared, rows, "train")
     needed = int(config.generation_batch_size or 1) // int(config.num_generations or 1)
     if len(prompts) >= needed:
         return prompts
     prepared.run.note(f"A step needs {needed} prompts but there are only {len(prompts)}; some are reused.")
     return [prompts[index % len(prompts)] for index in range(needed)]
+
+
+def exam_of(prepared: Prepared[settings.Rl], config: RLOOConfig, held_out: Data) -> Exam:
+    """The held-out prompts, answered as in training, with the seed of the run."""
+    prompts = policies.fitting_prompts(prepared, held_out, "eval")
+    how = sampling.asked(prepared.settings.sampling, prepared.settings.run.seed)
+    return Exam(prepared, prompts, how, config.per_device_train_batch_size)
+
+
+def evaluate(trainer: Any, exam: Exam, score: Weighted, anchor: Anchor) -> None:
+    """Compare the trained policy with its anchor on the held-out prompts, as `perl eval` does, and say the verdict."""
+    trainer.lent.give_back()
+    words = anchor.words if trainer.beta else f"{exam.prepared.source.name}, where RL started"
+    opponent = None
+    if isinstance(trainer.model, PeftModel):
+        name = roles.ANCHOR if roles.ANCHOR in trainer.model.peft_config else None
+        opponent = Opponent(words, lambda: policies.switched(trainer.model, name))
+    elif trainer.ref_model is not None:
+        opponent = Opponent(words, lambda: nullcontext(trainer.ref_model))
+    result, run = policy_metrics.examine(exam, trainer.model, score, opponent), exam.prepared.run
+    kept = {name: value for name, value in result.metrics.items() if not name.startswith(ONLY_EVAL)}
+    run.record.metrics |= {f"{OF_RL}{name}": value for name, value in kept.items()}
+    run.record.verdicts += result.verdicts
+    for verdict in result.verdicts:
+        say(verdict)
 
 
 def note_slow_sampling(prepared: Prepared[settings.Rl]) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 
 from perlcli import coffee, settings
 from perlcli.errors import PerlError
-from perlcli.run import liveness, metrics, summary
+from perlcli.run import checkpoints, liveness, metrics, summary
 from perlcli.run.files import CHECKPOINTS, METRICS, RECORD, valid_rows
 from perlcli.run.record import SCHEMA_VERSION, SEVERAL, RunRecord, command_line, read_record
 from perlcli.terminal import say
@@ -205,7 +205,9 @@ def note_of(folder: Path, record: RunRecord, status: str) -> str:
         return ""
     notes = ["its process is gone" if status == KILLED else record.failure]
     if "resume" in settings.names(settings.COMMANDS[record.command]):
-        notes.append("to continue: " + command_line(folder, record.command, "--resume"))
+        is_saved = record.command in SEVERAL or checkpoints.last_step(folder / CHECKPOINTS) is not None
+        command = command_line(folder, record.command, "--resume")
+        notes.append(f"to continue: {command}" if is_saved else "nothing saved yet")
     return "; ".join(filter(None, notes))
 
 

@@ -16,10 +16,11 @@ from perlcli.run import files, plots
 from perlcli.run.lifecycle import recording
 from perlcli.run.metrics import renamed
 from perlcli.run.record import RunRecord
-from perlcli.training import guards, logits, policies, sampling
+from perlcli.training import auto_batch, guards, logits, policies, sampling
+from perlcli.training.dry_run import lengths_of, preview
 from perlcli.training.lending import Lent
 from perlcli.training.loop import describe, train, without_casts
-from perlcli.training.prepare import Prepared, prepare, preview, require
+from perlcli.training.prepare import Prepared, prepare, require
 from perlcli.training.rows import dataset, load_sides
 from perlcli.training.sft_trainer import TokenMeanTrainer, check_apart, check_packing
 from perlcli.training.trl_config import trl_config
@@ -37,8 +38,11 @@ def run(given: settings.Sft) -> RunRecord | None:
     rows, held_out = load_sides(prepared, "sft")
     train_set = tokens(rows, prepared, "train")
     eval_set = tokens(held_out, prepared, "eval") if held_out else None
+    lengths = lengths_of(train_set)
+    prepared = auto_batch.settled(prepared, trainer_args, lengths.longest)
+    config = trainer_args(prepared.settings)
     if prepared.is_dry:
-        preview(prepared, config)
+        preview(prepared, config, lengths)
         return None
     with recording(prepared.run) as run:
         trainer = build_trainer(prepared, config, train_set)

@@ -65,6 +65,7 @@ def comparison(state: State, stage: str) -> Comparison:
             timed[0].memory_mb = apart[0].memory_mb
         for run in apart:  # quality and speed of the few steps for memory don't count
             run.metrics, run.phases = {}, {}
+            run.eval_rows, run.verdicts, run.samples = None, [], []
             run.step_seconds, run.step_cpu_seconds, run.step_tokens = [], [], []
         arms.append(_arm_result(state, stage, planned, timed or apart))
     return contrasts.compare(stage, arms, _warnings(state, stage))

@@ -11,7 +11,7 @@ from typing import Any
 from perlcli import settings
 from perlcli.comparison.figures import summarise
 from perlcli.comparison.results import ArmResult, Comparison, Spread
-from perlcli.run import metrics
+from perlcli.run import lineage, metrics, setup
 from perlcli.run.record import RunRecord
 from perlcli.stats import Z95
 from perlcli.text import clip
@@ -150,7 +150,9 @@ def differences(records: Mapping[str, RunRecord], intended: Iterable[str] = ()) 
     settings, TRL's settings, data, device, versions."""
     views = {name: _view(record) for name, record in records.items()}
     allowed = OF_ARMS | set(intended)
-    lines = []
+    lines = _other_data(records)
+    if lines:  # said once, in words
+        allowed |= {"data", "eval_data"}
     for key in dict.fromkeys(key for view in views.values() for key in view):
         if key.rpartition(".")[2] in allowed:
             continue
@@ -163,6 +165,25 @@ def differences(records: Mapping[str, RunRecord], intended: Iterable[str] = ()) 
     return lines
 
 
+def _other_data(records: Mapping[str, RunRecord]) -> list[str]:
+    """A warning for each role of data, training or held-out, in which the runs had other rows."""
+    lines = []
+    for role, done in (("train", "trained on"), ("eval", "measured on")):
+        groups: dict[tuple[Any, Any], list[str]] = {}
+        for name, record in records.items():
+            data = record.data.get(role, {})
+            groups.setdefault((data.get("fingerprint"), data.get("kept")), []).append(name)
+        if len(groups) > 1:
+            sources = [records[names[0]].data.get(role) for names in groups.values()]
+            words = [setup.rows(data) if data else "none" for data in sources]
+            shown = "; ".join(
+                f"{words_of or 'rows'} in {', '.join(names)}"
+                for words_of, names in zip(words, groups.values(), strict=True)
+            )
+            lines.append(f"The runs were {done} different rows: {shown}")
+    return lines
+
+
 def _shown(value: str, limit: int = 60) -> str:
     return clip("not set" if value == "null" else value.strip('"'), limit)
 
@@ -171,8 +192,14 @@ def _view(record: RunRecord) -> dict[str, Any]:
     """What must be the same in each arm, by name."""
     view: dict[str, Any] = dict(record.settings)
     view |= {f"trl.{name}": value for name, value in record.trl_settings.items() if name not in record.settings}
+    if all(summary.get("fingerprint") for summary in record.data.values()) and record.data:
+        view = {name: value for name, value in view.items() if name not in ("data", "eval_data")}  # paths to the rows
     for role, summary in record.data.items():
-        view |= {f"{role} data.{key}": summary.get(key) for key in ("fingerprint", "kept", "tokens")}
+        view[f"{role} data.tokens"] = summary.get("tokens")
+    if record.command == "eval":
+        view["opponent"] = lineage.opponent(record) or "none"
+        view["judge"] = view.pop("reward", None)
+        view["the judge's weights"] = sorted(record.model.get("rewards", {}).values())
     view |= {f"version.{name}": value for name, value in record.versions.items()}
     view["steps"] = record.steps
     view |= {f"device.{key}": record.device.get(key) for key in ("name", "threads")}

@@ -9,11 +9,13 @@ from statistics import fmean, quantiles
 from typing import Any, TypeGuard
 
 from perlcli.comparison.results import ArmResult, RunFigures, Spread
-from perlcli.run import metrics, out_of_memory
-from perlcli.run.files import METRICS, read_rows
+from perlcli.run import lineage, metrics, out_of_memory, setup, summary
+from perlcli.run.files import METRICS, SAMPLES, read_rows
 from perlcli.run.metrics import STEP, STEP_CPU
 from perlcli.run.record import RunRecord, read_record
+from perlcli.text import clip
 
+SAMPLED, LONGEST = 3, 2000  # samples of a run that a report shows, and characters of each text
 WARM_UP = 2  # steps that don't count: caches fill, a GPU picks its kernels
 
 
@@ -41,7 +43,35 @@ def of_run(folder: Path, command: str = "", *, shown: str = "", repeat: int = 1)
         weights_bytes=record.files.get("weights"),
         optimizer_bytes=record.files.get("optimizer"),
         metrics=record.metrics,
+        setup=setup.described(record),
+        eval_rows=_eval_rows(record),
+        verdicts=verdicts(record),
+        notes=record.notes,
+        samples=_samples(folder / SAMPLES, record.command),
     )
+
+
+def verdicts(record: RunRecord) -> list[str]:
+    """What a run's figures show, in sentences; with what is known of the rewards that it used."""
+    found = list(record.verdicts)
+    for name, reward in lineage.rewards(record).items():
+        found += [f"Reward {name}: {line}" for line in summary.judged(reward) if line not in found]
+    return found
+
+
+def _eval_rows(record: RunRecord) -> int | None:
+    """The held-out rows that a run's figures come from."""
+    counted = record.metrics.get("rows", record.metrics.get("prompts", record.data.get("eval", {}).get("kept")))
+    return counted if isinstance(counted, int) and record.command != "rl" else None
+
+
+def _samples(path: Path, stage: str) -> list[dict[str, Any]]:
+    """Some samples of a run, of RL the last ones, with long texts cut."""
+    rows = read_rows(path)
+    chosen = rows[-SAMPLED:] if stage == "rl" else rows[:SAMPLED]
+    return [
+        {key: clip(value, LONGEST) if isinstance(value, str) else value for key, value in row.items()} for row in chosen
+    ]
 
 
 def outcome(record: RunRecord) -> str:
@@ -75,7 +105,7 @@ def summarise(arm: ArmResult, stage: str) -> ArmResult:
     """The arm with the figures of its finished runs; if none finished, with the reason."""
     done = arm.finished
     if not done:
-        arm.failure = _ending(arm.runs[0]) if arm.runs else "not run yet"
+        arm.failure = "; ".join(dict.fromkeys(map(_ending, arm.runs))) or "not run yet"
         return arm
     if len(done) < len(arm.runs):
         endings = "; ".join(dict.fromkeys(_ending(run) for run in arm.runs if run.status != "finished"))

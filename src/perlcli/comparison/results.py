@@ -18,7 +18,8 @@ from perlcli.run.record import field_table, said
 from perlcli.settings.types import fits
 from perlcli.text import one_line, shorten
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+READ = (1, 2)  # version 1 has no setup, verdicts, samples and pipeline
 REPORT = "report.json"
 
 
@@ -59,6 +60,15 @@ class RunFigures:
     weights_bytes: int | None = said("Bytes on disk of what was trained.", None)
     optimizer_bytes: int | None = said("Bytes on disk of the optimiser's state.", None)
     metrics: dict[str, Any] = said("Final metrics, as in the run's record.", factory=dict)
+    setup: dict[str, str] = said(
+        "How it ran, in words: data with row counts, rendering, batch, lengths, device; of a policy what judges it "
+        "and what it is compared with.",
+        factory=dict,
+    )
+    eval_rows: int | None = said("Held-out rows or prompts that the figures come from.", None)
+    verdicts: list[str] = said("What the figures show, in sentences; for `rl` also those of its rewards.", factory=list)
+    notes: list[str] = said("The notes of the run.", factory=list)
+    samples: list[dict[str, Any]] = said("Some of the run's samples, as in `samples.jsonl`.", factory=list)
 
 
 @dataclass
@@ -103,6 +113,18 @@ class ArmResult:
 
 
 @dataclass
+class PolicyFigures:
+    """The figures of one policy of a pipeline."""
+
+    name: str = said("base, SFT or RL.")
+    run: str = said("The run that measured it.", "")
+    prompts: int | None = said("How many held-out prompts it answered; null for figures of training.", None)
+    figures: dict[str, float] = said("gold, mean_reward, mean_length, … with the bounds of intervals.", factory=dict)
+    kl: float | None = said("KL to its anchor per completion.", None)
+    opponent: str = said("The anchor.", "")
+
+
+@dataclass
 class Comparison:
     """Arms of one stage side by side."""
 
@@ -128,6 +150,7 @@ class Report:
     versions: dict[str, str] = said("Versions of Python and the packages that affect the result.", factory=dict)
     git_commit: str | None = said("Commit of the working directory if it is a git checkout.", None)
     comparisons: list[Comparison] = said("A comparison for each stage.", factory=list)
+    pipeline: list[PolicyFigures] = said("Base, SFT and RL next to each other, if runs measured them.", factory=list)
 
 
 def write(report: Report) -> str:
@@ -142,12 +165,13 @@ def read(path: Path) -> Report:
     except (OSError, ValueError, RecursionError) as error:
         raise PerlError(f"Can't read {path}: {error}") from error
     version = content.get("schema_version") if isinstance(content, dict) else None
-    if version != SCHEMA_VERSION:
+    if version not in READ:
         raise PerlError(f"{path} has schema version {version}; this perlcli reads version {SCHEMA_VERSION}")
     try:
         report: Report = _built(Report, content)
     except (TypeError, KeyError, AttributeError) as error:
         raise PerlError(f"{path} is not a report of perlcli: {error}") from error
+    report.schema_version = SCHEMA_VERSION  # as it would be written again
     for comparison in report.comparisons:
         if comparison.stage not in METRICS:  # it becomes part of file names
             raise PerlError(f"{path} is not a report of perlcli: unknown stage {shorten(comparison.stage)}")
@@ -173,5 +197,5 @@ def _built(kind: Any, content: Any) -> Any:
 
 def schema_tables() -> str:
     """The fields of a report as Markdown tables, for the documentation."""
-    kinds = (Report, Comparison, ArmResult, RunFigures, Spread)
+    kinds = (Report, PolicyFigures, Comparison, ArmResult, RunFigures, Spread)
     return "\n\n".join(f"**{kind.__name__}.** {one_line(str(kind.__doc__))}\n\n{field_table(kind)}" for kind in kinds)

@@ -3,7 +3,7 @@ turns rows into token ids, and `fitting` keeps them within a length."""
 
 from __future__ import annotations
 
-from perlcli.data.checks import drop_repeats, hold_out, overlap, prompts, unpacked
+from perlcli.data.checks import drop_repeats, drop_trained, hold_out, hold_out_some, overlap, prompts, unpacked
 from perlcli.data.loading import COFFEE, EMBEDDED_ROWS, Intake, gold_check, is_embedded, load, read
 from perlcli.data.render import Renderer
 from perlcli.data.rows import Content, Data, Demonstration, Preference, Prompt, Row, Thumb, text_of, with_all_columns
@@ -21,8 +21,10 @@ __all__ = [
     "Row",
     "Thumb",
     "drop_repeats",
+    "drop_trained",
     "gold_check",
     "hold_out",
+    "hold_out_some",
     "is_embedded",
     "load",
     "overlap",

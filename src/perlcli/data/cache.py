@@ -13,6 +13,8 @@ from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 
+from perlcli.run.disk import grant
+
 Ids = list[int]
 FOLDER = "perlcli-tokens"
 FEWEST = 64  # texts for which a file is worthwhile
@@ -86,6 +88,7 @@ def write(path: Path, rows: list[Ids]) -> int:
         try:
             temporary.write(body + zlib.crc32(body).to_bytes(CHECKSUM, "little"))
             temporary.close()
+            grant(Path(temporary.name))
             os.replace(temporary.name, path)
             return len(body) + CHECKSUM
         except BaseException:

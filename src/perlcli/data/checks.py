@@ -7,7 +7,7 @@ import hashlib
 import json
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from copy import deepcopy
 
 from perlcli.data.rows import Content, Data, DataReport, Message, Numbers, Preference, Row, Thumb, completions
@@ -15,7 +15,9 @@ from perlcli.errors import PerlError
 from perlcli.text import counted, one_line
 
 REPEATED = "repeating an earlier row"
+TRAINED = "with a prompt that the model was trained on"
 DIGEST_BYTES = 16
+SHARE, FEWEST, MOST = 0.05, 32, 1000  # of the prompts: the share held out by default, and its limits
 PERCENTILES = (50, 90, 99)
 ADDED = ("margin", "template")  # what rows without them had no field for when the first records were written
 
@@ -167,6 +169,20 @@ def overlap(train: Data, held_out: Data) -> Numbers:
     return prompts(held_out).found_in(prompts(train))
 
 
+def drop_trained(data: Data, trained: Iterable[bytes]) -> None:
+    """Leave out the rows whose prompt is among the packed digests. Raises PerlError if none is left."""
+    digests, left = set(trained), []
+    for place, (number, row) in enumerate(zip(data.numbers, data.rows, strict=True)):
+        if prompt_digest(row)[:DIGEST_BYTES] in digests:
+            data.report.drop(TRAINED, number)
+        else:
+            left.append(place)
+    restrict(data, left)
+    if not data.rows:
+        hint = "evaluate on other data, or leave out --skip-trained"
+        raise PerlError(f"--skip-trained leaves no row of {data.report.source}: the model was trained on all", hint)
+
+
 def percentiles(lengths: Iterable[int]) -> dict[str, int]:
     """The 50th, 90th and 99th percentile of the lengths, and the longest; `lengths` may be a Counter."""
     ordered = sorted(Counter(lengths).elements())
@@ -175,10 +191,11 @@ def percentiles(lengths: Iterable[int]) -> dict[str, int]:
 
 
 def hold_out(data: Data, fraction: float) -> tuple[Data, Data]:
-    """The rows to train on, and about `fraction` of all rows to evaluate on. All rows of a prompt go to the same side.
-    The prompts with the lowest digests are held out until they make up the fraction, so the choice depends only on the
-    prompts, not on their order or a seed. Raises PerlError if no row would be left to train on."""
-    digests = [prompt_digest(row) for row in data.rows]
+    """The rows to train on, and about `fraction` of all rows to evaluate on. All rows of a prompt go to the same side,
+    and so do all rows that one row of the source became, such as the steps of a dialog. The prompts with the lowest
+    digests are held out until they make up the fraction, so the choice depends only on the prompts, not on their order
+    or a seed. Raises PerlError if no row would be left to train on."""
+    digests = _units(data)
     counts, wanted, taken = Counter(digests), fraction * len(digests), 0
     chosen: set[bytes] = set()
     for digest in sorted(counts):
@@ -192,11 +209,50 @@ def hold_out(data: Data, fraction: float) -> tuple[Data, Data]:
             f"{counted(len(counts), 'distinct prompt')}, and rows with the same prompt stay together",
             "give held-out rows with --eval-data",
         )
+    return _sides(data, digests, chosen, f"{fraction:g} held out by prompt")
+
+
+def hold_out_some(data: Data) -> tuple[Data, Data] | None:
+    """The same with the default share: `SHARE` of the prompts, at least `FEWEST` and at most `MOST`. None where that
+    would be more than a third of the prompts or of the rows."""
+    digests = _units(data)
+    counts, taken = Counter(digests), 0
+    wanted = min(MOST, max(FEWEST, round(SHARE * len(counts))))
+    chosen: set[bytes] = set()
+    for digest in sorted(counts):
+        if len(chosen) < wanted and 3 * (taken + counts[digest]) <= len(digests):
+            chosen.add(digest)
+            taken += counts[digest]
+    if len(chosen) < wanted or 3 * wanted > len(counts):
+        return None
+    return _sides(data, digests, chosen, "held out by prompt")
+
+
+def _units(data: Data) -> list[bytes]:
+    """For each row the lowest digest among the prompts that must stay together with its own."""
+    leaders: dict[bytes, bytes] = {}
+    firsts: dict[int, bytes] = {}  # of the rows of the source
+
+    def leader(digest: bytes) -> bytes:
+        while (above := leaders.setdefault(digest, digest)) != digest:
+            leaders[digest] = leaders[above]
+            digest = above
+        return digest
+
+    digests = [prompt_digest(row) for row in data.rows]
+    for number, digest in zip(data.numbers, digests, strict=True):
+        low, high = sorted((leader(firsts.setdefault(number, digest)), leader(digest)))
+        leaders[high] = low
+    return [leader(digest) for digest in digests]
+
+
+def _sides(data: Data, digests: Sequence[bytes], chosen: Collection[bytes], words: str) -> tuple[Data, Data]:
+    """The rows whose prompt is not among the chosen, and those whose prompt is."""
     held_out = _side(data, [place for place, digest in enumerate(digests) if digest in chosen])
     train = _side(data, [place for place, digest in enumerate(digests) if digest not in chosen])
-    train.report.held_out = taken
-    held_out.report.source += f", {fraction:g} held out by prompt"
-    held_out.report.read, held_out.report.extra, held_out.report.dropped = taken, 0, {}
+    train.report.held_out = len(held_out.rows)
+    held_out.report.source += f", {words}"
+    held_out.report.read, held_out.report.extra, held_out.report.dropped = len(held_out.rows), 0, {}
     return train, held_out
 
 

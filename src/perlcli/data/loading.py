@@ -19,7 +19,7 @@ from perlcli.data.readers.published import shp_limits
 from perlcli.data.readers.ranked import CONTEXT, together
 from perlcli.data.readers.reading import TIED, reading
 from perlcli.data.rows import Data, DataReport, Prompt, Raw, Row, SourceRow, completions, is_blank, is_empty
-from perlcli.data.uses import OWN, converted
+from perlcli.data.uses import OWN, converted, has_prompt
 from perlcli.errors import PerlError
 from perlcli.settings import DataSettings
 from perlcli.text import counted, shorten
@@ -170,8 +170,38 @@ def load(
             data.rows += rows
             data.numbers += [number] * len(rows)
     intake.end()
+    data.report.serves = serves(data, use)
     checks.tally(data)
     return data
+
+
+def check_given(source: str | None, model: str) -> None:
+    """Raises PerlError if no data is given for another model than the embedded one."""
+    if source is None:
+        hint = f"--data FILE, or --data {COFFEE} for the embedded data"
+        raise PerlError(f"--data is missing for the model {model}", hint)
+
+
+def check_start(source: str | None, use: str, split: str, options: DataSettings) -> None:
+    """Raises PerlError if a source can't be there, or if its first row is in no format for the use, as far as that can
+    be seen without loading a library: of Parquet, Excel, Hub datasets and standard input it can't."""
+    if is_embedded(source):
+        return
+    name = str(source)
+    if name and name != sources.STDIN:
+        sources.check_there(name)
+    if name and not sources.is_quick(name, split, options):
+        return
+    with closing(read(source, use, split, options)) as items:
+        _, first = next(numbered(items, options), (0, None))
+    if first is not None and first.raw is not None:
+        choose(first.raw, use, sources.named(name, split, options), options.data_format)
+
+
+def serves(data: Data, use: str) -> tuple[str, ...]:
+    """The stages that the rows can be used for, as far as their format and their prompts show."""
+    uses = NAMES[data.report.format].uses if data.report.format in NAMES else (use,)
+    return tuple(each for each in uses if each != "rl" or all(map(has_prompt, data.rows)))
 
 
 def read(source: str | None, use: str, split: str, options: DataSettings) -> Rows:

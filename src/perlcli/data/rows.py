@@ -157,7 +157,8 @@ class DataReport:
     read: int = 0
     kept: int = 0
     fingerprint: str = ""
-    held_out: int = 0  # set aside by --eval-fraction
+    held_out: int = 0  # set aside by --eval-fraction, or by default
+    serves: tuple[str, ...] = ()  # the stages that all rows can be used for
     dropped: dict[str, Numbers] = field(default_factory=dict)  # by reason
     truncated: Numbers = field(default_factory=list)
     repeated: Numbers = field(default_factory=list)  # kept rows that equal an earlier one

@@ -51,11 +51,30 @@ def read(source: str, side: str, options: DataSettings = ANY) -> Rows:
         return _read_folder(path, side, options)
     if path.is_file():
         return _read_file(path)
-    if is_local:
+    check_there(source)
+    return _read_hub(source, side, options)
+
+
+def check_there(source: str) -> None:
+    """Raises PerlError for a name that can be neither that of a local file or folder nor the id of a Hub dataset."""
+    path = Path(source).expanduser()
+    if path.is_file() or path.is_dir():
+        return
+    if path.exists():
         raise PerlError(f"--data {source} is neither a file nor a folder")
     if not _is_hub_name(source):
         raise PerlError(f"--data {source} does not exist", "give a file, a folder, or the id of a Hub dataset")
-    return _read_hub(source, side, options)
+
+
+def is_quick(source: str, side: str, options: DataSettings = ANY) -> bool:
+    """Whether the first row of a source is read without datasets or pandas, and can be read again."""
+    path = Path(source).expanduser()
+    if source == STDIN or not path.exists():
+        return False
+    names = SPLIT_NAMES[side] if options.split is None else (options.split,)
+    files = [path] if path.is_file() else next(filter(None, (_split_files(path, name) for name in names)), [])
+    is_saved = (path / "state.json").exists() or (path / "dataset_dict.json").exists()
+    return not is_saved and not any(file.name.endswith((".parquet", ".xlsx")) for file in files)
 
 
 def title(source: str) -> str:

@@ -141,6 +141,14 @@ def _for_rl(row: Read, extra: Mapping[str, object]) -> Made:
     return "with an empty prompt" if is_blank(prompt) else Prompt(prompt, dict(extra), row.template)
 
 
+def has_prompt(row: Read) -> bool:
+    """Whether rl could take a prompt from a row."""
+    try:
+        return isinstance(_for_rl(row, {}), Prompt)
+    except BadField:
+        return False
+
+
 def _common_start(one: str, other: str) -> str:
     """What two texts start with in common, up to the last complete word; TRL's implicit prompt may end inside one."""
     same = takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False))

@@ -146,10 +146,18 @@ def memory_sizes() -> tuple[float, float]:
 
     machine = psutil.virtual_memory()
     limit = _bytes("memory.max", "memory/memory.limit_in_bytes")
-    used = _bytes("memory.current", "memory/memory.usage_in_bytes")
+    used = (_bytes("memory.current", "memory/memory.usage_in_bytes") or 0.0) - _cached()
     if limit is not None and limit < machine.total:
-        return max(0.0, min(machine.available, limit - (used or 0.0))), limit
+        return max(0.0, min(machine.available, limit - used)), limit
     return machine.available, machine.total
+
+
+def _cached() -> float:
+    """The bytes of files that the container holds in memory, which the system gives up when memory is short."""
+    with suppress(OSError, ValueError):
+        lines = (CGROUP / "memory.stat").read_text(encoding="ascii").splitlines()
+        return sum(float(size) for name, size in map(str.split, lines) if name in ("active_file", "inactive_file"))
+    return 0.0
 
 
 def _bytes(*names: str) -> float | None:

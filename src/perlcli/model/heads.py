@@ -27,11 +27,12 @@ from perlcli.model.target_modules import HEADS
 
 SCORE = "score"  # what most classes, and ours, call the head
 WEIGHTS = tuple(f"{head}.weight" for head in HEADS)
+LAST_WEIGHTS = tuple(f"{head}.out_proj.weight" for head in HEADS)  # of a head of several layers, such as RoBERTa's
 OF_ADAPTER = "base_model.model."  # how peft's names of an adapter's weights begin
 
 
 class CausalHead:
-    """Mixed into a causal model's class: the model gives one score per row instead of logits. Its modules keep their
+    """Mixed into a causal model's class: the model gives scores of each row instead of logits. Its modules keep their
     names, so that an adapter that is trained here fits the causal model; the output layer is not used."""
 
     def forward(
@@ -40,7 +41,7 @@ class CausalHead:
         attention_mask: torch.Tensor | None = None,
         **options: Any,  # noqa: ANN401 (what the decoder takes)
     ) -> SequenceClassifierOutput:
-        """Scores as `logits`, (rows, 1), of `input_ids` and `attention_mask`, (rows, tokens). As the classes of
+        """Scores as `logits`, (rows, labels), of `input_ids` and `attention_mask`, (rows, tokens). As the classes of
         transformers do, it reads them at the last token other than padding."""
         model: Any = self  # a PreTrainedModel, which this class is only ever mixed into
         options = {name: value for name, value in options.items() if value is not None and name != "return_dict"}
@@ -74,20 +75,24 @@ def _inside(model: PreTrainedModel) -> PreTrainedModel:
     return next((child for child in model.children() if isinstance(child, PreTrainedModel)), model)
 
 
-def put_on(model: PreTrainedModel, dtype: torch.dtype, weight: torch.Tensor | None = None) -> PreTrainedModel:
-    """Give a causal model a head for one score, in this dtype: with the `weight`, (1, hidden), or a fresh one."""
+def put_on(
+    model: PreTrainedModel, dtype: torch.dtype, weight: torch.Tensor | None = None, labels: int = 1
+) -> PreTrainedModel:
+    """Give a causal model a head with a score for each of `labels`, in this dtype: with the `weight`, (labels, hidden),
+    or a fresh one."""
     text, kind = model.config.get_text_config(), type(model)
     embeddings: Any = model.get_input_embeddings()
-    score = nn.Linear(text.hidden_size, 1, bias=False, device=embeddings.weight.device, dtype=dtype)
+    score = nn.Linear(text.hidden_size, labels, bias=False, device=embeddings.weight.device, dtype=dtype)
     if score.weight.device.type != "meta":
-        fresh = torch.empty(1, text.hidden_size).normal_(std=float(getattr(text, "initializer_range", None) or 0.02))
+        deviation = float(getattr(text, "initializer_range", None) or 0.02)
+        fresh = torch.empty(labels, text.hidden_size).normal_(std=deviation)
         score.weight.data.copy_(fresh if weight is None else weight)
     model.add_module(SCORE, score.requires_grad_(False))
     # In place, so that a model that was loaded quantised, or by another class, stays all else that it is. transformers
     # looks at the file of a model's module, and saves the name of its class as the architecture.
     names = {"__module__": kind.__module__, "__doc__": CausalHead.__doc__}
     model.__class__ = type(name_of(kind), (CausalHead, kind), names)
-    model.config.num_labels = 1
+    model.config.num_labels = labels
     return model
 
 
@@ -212,11 +217,23 @@ def why_alone(source: Source) -> str | None:
 
 
 def saved(place: str) -> torch.Tensor | None:
-    """The weight of the head that a reward model's folder has, (1, hidden); None if there is none. Raises PerlError if
-    the folder can't be read, or the head gives more than one score."""
+    """The weight of the linear head that a reward model's folder has, (labels, hidden); None if there is none. Raises
+    PerlError if the folder can't be read."""
     name = next((name for name in weights.names(place) if name.removeprefix(OF_ADAPTER) in WEIGHTS), None)
-    head = None if name is None else weights.tensor(place, name)
-    if head is not None and len(head) != 1:
-        problem = f"{place} has {len(head)} labels, but a reward is a single score"
-        raise PerlError(problem, "name a model with one label")
-    return head
+    return None if name is None else weights.tensor(place, name)
+
+
+def labels_of(source: Source) -> int:
+    """How many labels a reward model loads with: as many as are saved, or one for a fresh head."""
+    if source.is_classifier and source.adapter is None:
+        return int(source.config.num_labels or 1)
+    return (saved_labels(source) if source.is_classifier else None) or 1
+
+
+def saved_labels(source: Source) -> int | None:
+    """How many labels the saved head of a reward model has: a score for each. None if its weights are not here, or
+    have no head that is known. Raises PerlError if they can't be read."""
+    for name in weights.names(source.place):
+        if name.removeprefix(OF_ADAPTER) in (*WEIGHTS, *LAST_WEIGHTS):
+            return len(weights.tensor(source.place, name))
+    return None

@@ -29,12 +29,14 @@ def load_causal(source: Source, settings: ModelSettings) -> PreTrainedModel:
 
 
 def load_classifier(source: Source, settings: ModelSettings, pad_token_id: int) -> PreTrainedModel:
-    """The base, frozen, with a head for one score: its own or a fresh one. Raises PerlError if it can't be loaded."""
+    """The base, frozen, with a reward model's own head, or a fresh one for one score. Raises PerlError if it can't be
+    loaded."""
+    labels = heads.labels_of(source)
     if heads.is_on_causal(source, full=True, trust_remote_code=settings.trust_remote_code):
         weight = heads.saved(source.base) if source.adapter is None and source.is_classifier else None
-        model = heads.put_on(load_causal(source, settings), getattr(torch, device.dtype_name(settings)), weight)
+        model = heads.put_on(load_causal(source, settings), getattr(torch, device.dtype_name(settings)), weight, labels)
     else:
-        model = _load(AutoModelForSequenceClassification, source, settings, num_labels=1)
+        model = _load(AutoModelForSequenceClassification, source, settings, num_labels=labels)
     config = model.config.get_text_config()
     config.pad_token_id = pad_token_id
     config.use_cache = False  # a score needs no cache of keys and values, which can be larger than the model

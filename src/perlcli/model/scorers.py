@@ -35,17 +35,18 @@ class Scorer(Protocol):
         scored together and share the forward pass of what they start with."""
 
 
-def attach_reward(policy: PeftModel, folder: str, name: str = REWARD) -> torch.Tensor:
-    """Add a reward adapter to the policy's base, frozen; returns its head, (1, hidden), in float32, rounded to the
-    base's dtype as a plain load has it. Raises PerlError if the adapter doesn't fit the base, or has no head."""
+def attach_reward(policy: PeftModel, folder: str, name: str = REWARD, label: int = 0) -> torch.Tensor:
+    """Add a reward adapter to the policy's base, frozen; returns the head of one label, (1, hidden), in float32,
+    rounded to the base's dtype as a plain load has it. Raises PerlError if the adapter doesn't fit the base, or has no
+    head."""
     add_adapter(policy, folder, name)
     dtype = policy.dtype if policy.dtype.is_floating_point else torch.bfloat16
-    return read_head(folder).to(device_of(policy), dtype).float()
+    return read_head(folder)[label : label + 1].to(device_of(policy), dtype).float()
 
 
 def read_head(folder: str) -> torch.Tensor:
-    """The weight of the head in a reward adapter's folder, (1, hidden). Raises PerlError if it can't be read, or has no
-    head: TRL's default task type saves none."""
+    """The weight of the head in a reward adapter's folder, (labels, hidden). Raises PerlError if it can't be read, or
+    has no head: TRL's default task type saves none."""
     if weights.file_of(folder, weights.ADAPTER_WEIGHTS) is None:
         raise PerlError(f"The reward adapter {folder} can't be read: it has no {weights.ADAPTER_WEIGHTS}")
     try:
@@ -96,11 +97,11 @@ class SharedScorer:
 
 
 class ClassifierScorer:
-    """Scores rows of token ids with a sequence classifier, as plain transformers and peft would, but for the head's
-    product: in bfloat16 it would round scores to three digits, so it is taken in float32."""
+    """Scores rows of token ids with one label of a sequence classifier, as plain transformers and peft would, but for
+    the head's product: in bfloat16 it would round scores to three digits, so it is taken in float32."""
 
-    def __init__(self, model: nn.Module, pad_token_id: int) -> None:
-        self.model, self.pad, self.sharer = model, pad_token_id, Sharer(model)
+    def __init__(self, model: nn.Module, pad_token_id: int, label: int = 0) -> None:
+        self.model, self.pad, self.label, self.sharer = model, pad_token_id, label, Sharer(model)
 
     @property
     def bytes(self) -> int:
@@ -131,7 +132,7 @@ class ClassifierScorer:
         ids, mask = padded(rows, self.pad, self._device)
         with self.sharer.groups(groups):
             logits = self.model(input_ids=ids, attention_mask=mask).logits
-        scores: list[float] = logits[:, 0].float().tolist()
+        scores: list[float] = logits[:, self.label].float().tolist()
         return scores
 
 

@@ -13,7 +13,7 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from perlcli import coffee
 from perlcli.errors import PerlError, line
-from perlcli.model import weights
+from perlcli.model import places, weights
 from perlcli.model.auto_classes import architectures, causal_class
 from perlcli.model.target_modules import patterns_fault
 from perlcli.model.weights import ADAPTER_CONFIG, ADAPTER_WEIGHTS
@@ -32,7 +32,6 @@ ELSEWHERE = {
 }
 TRUST = "read the code first; --trust-remote-code runs it"
 NEEDS_TRUST = "trust_remote_code=True"  # in transformers' error for a model whose own code would have to run
-NETWORK = "check the name and the network"
 # The fields that are read from an adapter's config, which peft doesn't check.
 ADAPTER_FIELDS: dict[str, Any] = {
     **dict.fromkeys(("base_model_name_or_path", "bias"), str | None),
@@ -84,10 +83,7 @@ class Source:
     @property
     def is_embedded(self) -> bool:
         """Whether the base is the one that comes with perlcli, in this environment or another."""
-        folder = Path(self.base)
-        if not folder.is_dir() or folder.parts[-3:] != coffee.BASE.parts[-3:]:
-            return False
-        return folder.resolve() == coffee.BASE.resolve() or self.fingerprint == weights.fingerprint(str(coffee.BASE))
+        return places.is_embedded(self.base)
 
     @property
     def base_name(self) -> str:
@@ -99,17 +95,11 @@ def locate(name: str | None, *, option: str = "--model", trust_remote_code: bool
     """The model that a Hub id or folder leads to; None: the embedded base. Raises PerlError, which blames `option`."""
     if name is None:
         return Source(coffee.NAME, str(coffee.BASE), _config(str(coffee.BASE), option, trust_remote_code))
-    path = Path(name).expanduser()
-    if path.is_file():
-        raise PerlError(f"{option} {name} is a file", "name the folder that contains it")
-    if not path.is_dir() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
-        raise PerlError(f"{option} {name} does not exist")
-    place = str(path.resolve()) if path.is_dir() else name  # absolute, so that adapters find their base from anywhere
-    if path.is_dir():
-        weights.check(place, option)
-    adapter_config = _adapter_config(place, option)
-    if adapter_config is None:
+    found = places.find(name, option)
+    place = found.where
+    if not found.is_adapter:
         return Source(name, place, _config(place, option, trust_remote_code))
+    adapter_config = _adapter_config(place, option)
     base = _base_of(name, adapter_config, option)
     source = Source(name, base, _base_config(name, base, trust_remote_code), place, adapter_config)
     fault = patterns_fault(adapter_config, lambda: skeleton(source, trust_remote_code=trust_remote_code))
@@ -121,7 +111,8 @@ def locate(name: str | None, *, option: str = "--model", trust_remote_code: bool
 def check_adapter_weights(place: str) -> None:
     """Raises PerlError if an adapter's weights are not safetensors: peft would load a pickle, from the Hub too."""
     if Path(place).is_dir():
-        _adapter_config(place, "The adapter")
+        if (Path(place) / ADAPTER_CONFIG).exists():
+            _adapter_config(place, "The adapter")
         weights.check(place, "The adapter")
     elif weights.file_of(place, ADAPTER_WEIGHTS) is None:
         raise PerlError(f"The adapter {place} has no {ADAPTER_WEIGHTS} that the Hub can provide", weights.CONVERT)
@@ -157,12 +148,10 @@ def same_base(one: Source, other: Source) -> bool:
     return one.base == other.base or (bool(one.fingerprint) and one.fingerprint == other.fingerprint)
 
 
-def _adapter_config(place: str, option: str) -> PeftConfig | None:
-    """The config of an adapter in a folder or on the Hub, its fields checked; None if there is no adapter."""
+def _adapter_config(place: str, option: str) -> PeftConfig:
+    """The config of an adapter in a folder or on the Hub, its fields checked. Raises PerlError."""
     from peft import PeftConfig
 
-    if not ((Path(place) / ADAPTER_CONFIG).exists() if Path(place).is_dir() else _hub_has_adapter(place, option)):
-        return None
     try:
         config = PeftConfig.from_pretrained(place)
     except Exception as error:  # peft passes whatever the file contains to the constructor of a class
@@ -179,23 +168,6 @@ def _adapter_config(place: str, option: str) -> PeftConfig | None:
     return config
 
 
-def _hub_has_adapter(name: str, option: str) -> bool:
-    """Whether a Hub repository contains an adapter; raises PerlError if it doesn't exist or can't be reached."""
-    from huggingface_hub import hf_hub_download, try_to_load_from_cache
-    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return bool(hf_hub_download(name, ADAPTER_CONFIG))
-    except LocalEntryNotFoundError as error:  # no network: a base may be in the cache all the same
-        if isinstance(try_to_load_from_cache(name, "config.json"), str):
-            return False
-        raise PerlError(f"{option} {name} is not a local folder, and the Hub can't be reached", NETWORK) from error
-    except EntryNotFoundError:
-        return False
-    except (HFValidationError, HfHubHTTPError, OSError) as error:
-        raise PerlError(f"{option} {name} is neither a local folder nor a model on the Hub: {line(error)}") from error
-
-
 def _base_of(adapter: str, config: PeftConfig, option: str) -> str:
     base = config.base_model_name_or_path
     if not base:
@@ -203,8 +175,7 @@ def _base_of(adapter: str, config: PeftConfig, option: str) -> str:
     unusable = place_fault(base)
     if unusable:
         raise PerlError(f"{option} {adapter}: the base that {ADAPTER_CONFIG} names {unusable}")
-    if not Path(base).exists() and Path(base).parts[-3:] == coffee.BASE.parts[-3:]:
-        return str(coffee.BASE)  # trained on the embedded base of another environment
+    base = places.here(base)
     if Path(base).is_dir() and not Path(base).is_absolute():
         return str(Path(base).resolve())  # trl writes it so for a base that was named by a relative path
     return base
@@ -233,8 +204,7 @@ def _config(place: str, option: str, trust_remote_code: bool) -> PreTrainedConfi
     except Exception as error:  # the Hub's client and remote code raise types of their own
         if NEEDS_TRUST in str(error):
             raise PerlError(f"{option} {place} comes with its own modelling code, which was not run", TRUST) from error
-        inside = sorted(str(path.parent) for path in Path(place).glob(f"*/{ADAPTER_CONFIG}"))
-        hint = f"it contains adapters; name one: {', '.join(inside)}" if inside else NETWORK
+        hint = places.inside(place) or places.NETWORK
         raise PerlError(f"{option} {place} can't be read as a model: {line(error)}", hint) from error
     attention = str(getattr(config.get_text_config(), "_attn_implementation", None) or "")
     if "/" in attention and not trust_remote_code:

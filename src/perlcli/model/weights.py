@@ -6,10 +6,11 @@ import hashlib
 import json
 import re
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from perlcli.errors import PerlError, line
 from perlcli.text import shorten
@@ -18,11 +19,13 @@ if TYPE_CHECKING:  # torch takes seconds to import
     import torch
 
 ADAPTER_WEIGHTS, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+VALUE_HEAD = "value_head.safetensors"  # next to the adapter of a value model
 PLACES = {"base_model_name_or_path", "revision"}  # in an adapter's config: where its base is, not what it does
 INDEX, SHARD = "model.safetensors.index.json", re.compile(r"\w[\w.-]*\.safetensors")
 PROCESSORS = ("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json")
 PICKLES = {"pytorch_model*.bin": "model*.safetensors", "adapter_model.bin": ADAPTER_WEIGHTS}  # and what we read instead
 CONVERT = "if you trust it, load it with transformers or peft and save it with save_pretrained(NEW) as safetensors"
+DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # by their names in safetensors
 LONGEST_HEADER = 100_000_000  # bytes: safetensors' own limit
 PROBE = 256  # bytes that a fingerprint reads at each of three places of a tensor
 
@@ -68,13 +71,31 @@ def names(where: str) -> dict[str, Path]:
     adapter = file_of(where, ADAPTER_WEIGHTS)
     found: dict[str, Path] = {}
     for file in [adapter] if adapter is not None else _weight_files(where):
-        try:
-            with file.open("rb") as opened:
-                header = json.loads(opened.read(min(int.from_bytes(opened.read(8), "little"), LONGEST_HEADER)))
-            found |= dict.fromkeys((name for name in header if name != "__metadata__"), file)
-        except (OSError, ValueError, TypeError, RecursionError) as error:
-            raise PerlError(f"{file} can't be read: {line(error)}") from error
+        found |= dict.fromkeys(_header(file), file)
     return found
+
+
+def dtype(where: str) -> str | None:
+    """The dtype that most bytes of a base's weights are stored in, as torch names it; None if the weights are not here
+    (yet), or of another dtype than DTYPES. Raises PerlError for damaged files."""
+    size: Counter[str] = Counter()
+    for file in _weight_files(where):
+        for name, entry in _header(file).items():
+            try:
+                size[entry["dtype"]] += entry["data_offsets"][1] - entry["data_offsets"][0]
+            except (LookupError, TypeError) as error:
+                raise PerlError(f"{file} is damaged: its header has no dtype or place for {name}") from error
+    return DTYPES.get(size.most_common(1)[0][0]) if size else None
+
+
+def _header(file: Path) -> dict[str, Any]:
+    """What a weight file says of its tensors, by their names. Raises PerlError if it can't be read."""
+    try:
+        with file.open("rb") as opened:
+            header = json.loads(opened.read(min(int.from_bytes(opened.read(8), "little"), LONGEST_HEADER)))
+        return {name: header[name] for name in header if name != "__metadata__"}
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise PerlError(f"{file} can't be read: {line(error)}") from error
 
 
 def tensor(where: str, name: str) -> torch.Tensor:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from perlcli.run.disk import sync, sync_names
+from perlcli.run.disk import grant, sync, sync_names
 
 SIDE = ".writing"  # where the trainer writes, below the folder of checkpoints
 HERE = ".here"  # marks the folder during a run: if it is deleted and the trainer creates it again, the mark is missing
@@ -65,6 +65,8 @@ def seal(checkpoint: Path) -> None:
             path.unlink()
     files = files_of(checkpoint)
     for path in files:
+        if not path.is_symlink():  # whose file isn't the run's
+            grant(path)
         sync(path)
     sums = {str(path.relative_to(checkpoint)): checksum(path) for path in files}
     manifest = checkpoint / MANIFEST
@@ -110,6 +112,11 @@ def found(folder: Path) -> list[Path]:
     entries = folder.iterdir() if folder.is_dir() else ()
     own = [path for path in entries if NAME.fullmatch(path.name) and path.is_dir() and not path.is_symlink()]
     return sorted(own, key=step_of, reverse=True)
+
+
+def last_step(folder: Path) -> int | None:
+    """The step of the newest checkpoint that was written completely; None without one. Reads no weights."""
+    return next((step_of(checkpoint) for checkpoint in found(folder) if (checkpoint / MANIFEST).is_file()), None)
 
 
 def step_of(checkpoint: Path) -> int:

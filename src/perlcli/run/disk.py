@@ -9,7 +9,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from perlcli.errors import RunFailed, line
@@ -112,6 +112,16 @@ def why_closed(folder: Path) -> str | None:
     return f"the disk of {existing} is full" if is_full else None
 
 
+def grant(path: Path) -> None:
+    """Give a file the permissions that the umask gives to new ones. Temporary files have 0600, which locks out other
+    users, and so has what safetensors 0.8 writes (github.com/safetensors/safetensors/issues/782): until that is fixed,
+    this concerns weights, too."""
+    mask = os.umask(0o077)  # it can only be read by setting it
+    os.umask(mask)
+    with suppress(PermissionError):  # a disk without permissions
+        path.chmod(0o666 & ~mask)
+
+
 def sync(path: Path) -> None:
     """Wait until a file or folder is on the disk."""
     place = os.open(path, os.O_RDONLY)
@@ -138,6 +148,7 @@ def aside(folder: Path) -> Iterator[Path]:
         yield side
         targets = {path: folder / path.relative_to(side) for path in sorted(side.rglob("*")) if path.is_file()}
         for path, target in targets.items():
+            grant(path)
             sync(path)
             target.parent.mkdir(parents=True, exist_ok=True)
         for path, target in targets.items():

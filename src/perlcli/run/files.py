@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from perlcli.redaction import hidden_in
-from perlcli.run import checkpoints
+from perlcli.run import checkpoints, disk
 from perlcli.settings.types import is_plain
 
 RECORD, SETTINGS, METRICS, SAMPLES = "record.json", "settings.yaml", "metrics.jsonl", "samples.jsonl"
@@ -34,7 +34,7 @@ def write_whole(path: Path, parts: Iterable[str | bytes]) -> None:
             side.writelines(part.encode() if isinstance(part, str) else part for part in parts)
             side.flush()
             os.fsync(side.fileno())  # else a crash of the machine could leave an empty file
-            os.chmod(side.name, 0o644)  # the temporary file's 0600 would lock out other tools
+            disk.grant(Path(side.name))
             os.replace(side.name, path)
         except BaseException:
             Path(side.name).unlink(missing_ok=True)

@@ -3,34 +3,24 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from perlcli import device
 from perlcli import settings as definitions
 from perlcli.errors import Interrupted, PerlError, reason
-from perlcli.redaction import hidden, hidden_in
-from perlcli.run import (
-    checkpoints,
-    claim,
-    disk,
-    files,
-    liveness,
-    loaders,
-    out_of_memory,
-    output_folder,
-    peaks,
-    signals,
-    summary,
-)
+from perlcli.redaction import hidden_in
+from perlcli.run import card, checkpoints, claim, disk, files, liveness, out_of_memory, output_folder, peaks, signals
 from perlcli.run.claim import LOCK, Claim
 from perlcli.run.files import CHECKPOINTS, RECORD, SETTINGS, write_whole
-from perlcli.run.record import RunRecord, command_line, find_record, git_commit, package_versions, write_record
+from perlcli.run.record import SEVERAL, RunRecord, command_line, find_record, git_commit, package_versions, write_record
 
 
 class Run:
@@ -104,10 +94,47 @@ class Run:
 
     @property
     def how_to_continue(self) -> str:
-        """What to do after a signal or the disk ended the run."""
+        """What to type after a signal or the disk ended the run. `--resume` only if there is something to resume."""
         if "resume" not in self.record.settings:
             return "the same command with --overwrite"
-        return self.resume_command if (self.folder / SETTINGS).exists() else "the same command with --resume"
+        option = "--resume" if self.is_saved else "--overwrite"
+        if (self.folder / SETTINGS).exists():
+            return command_line(self.folder, self.record.command, option)
+        return f"the same command with {option}" if (self.folder / RECORD).exists() else "the same command"
+
+    @property
+    def saved_step(self) -> int | None:
+        """The step of the newest checkpoint; None without one."""
+        return checkpoints.last_step(self.folder / CHECKPOINTS)
+
+    @property
+    def is_saved(self) -> bool:
+        """Whether the run can be resumed: from a checkpoint, or if it consists of several runs from what they have."""
+        return self.record.command in SEVERAL or self.saved_step is not None
+
+    def stopped(self, error: KeyboardInterrupt) -> Interrupted:
+        """How a signal ended the run: at which step, what is saved and what to type."""
+        saved, problem = self.saved_step, "Stopped"
+        if "save_steps" in self.record.settings and self.record.command not in SEVERAL:
+            step = max(self.record.steps, saved or 0)
+            place = f"at step {step:,}" if step else "before the first step was complete"
+            part = "nothing saved yet" if saved is None else "saved" if saved == step else f"saved up to step {saved:,}"
+            problem = f"Stopped {place}, {part}"
+        is_saved = "resume" in self.record.settings and self.is_saved
+        reported = Interrupted(problem, self.how_to_continue, is_saved=is_saved)
+        reported.exit_code = signals.exit_code(error)
+        return reported
+
+    def end_now(self, number: int) -> NoReturn:
+        """End the process although it is busy in a library's computation: the record keeps that it was
+        stopped. For a thread, from which the main thread can't be interrupted."""
+        reported = self.stopped(signals.Signalled(number))
+        _keep_failure(self, reported)
+        disk.tell(str(reported), error=True)
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError):
+                stream.flush()
+        os._exit(reported.exit_code)
 
     @property
     def is_intact(self) -> bool:
@@ -167,10 +194,9 @@ def _recording(run: Run) -> Iterator[Run]:
         with signals.heard(signals.stop):  # training replaces this: it finishes its step first
             run.begin()
             yield run
-            needs_card = run.record.command == files.MERGE or loaders.CAUSAL_HEAD in run.record.model
-            if (run.folder / files.CARD).exists() or needs_card:
+            if (run.folder / files.CARD).exists() or any(run.folder.glob("*.safetensors")):  # it saved a model
                 with run.extra("The model card"):
-                    write_whole(run.folder / files.CARD, [hidden(summary.card(run.record))])
+                    write_whole(run.folder / files.CARD, [card.text(run.record)])
             checkpoints.clear(run.folder / CHECKPOINTS)
             run.record.status, run.record.files = "finished", files.file_bytes(run.folder)
             run.write()
@@ -178,8 +204,7 @@ def _recording(run: Run) -> Iterator[Run]:
         reported: PerlError | None = disk.failure(error, run.folder, run.parts, run.how_to_continue)
         reported = reported or out_of_memory.failure(error, run.record)
         if reported is None and isinstance(error, KeyboardInterrupt):
-            reported = Interrupted("Stopped", run.how_to_continue)
-            reported.exit_code = signals.exit_code(error)
+            reported = run.stopped(error)
         _keep_failure(run, reported or error)
         if reported is not None:
             raise reported from error
@@ -218,10 +243,12 @@ def write_settings(path: Path, values: Mapping[str, Any]) -> None:
     """Write the YAML that repeats this run with `--config`, without options that only concern one call."""
     import yaml
 
+    from perlcli.settings.yaml_loader import Dumper
+
     keeps_unset = bool(values.get("recipe"))  # so that the recipe does not fill it in again
     kept = {
         name: list(value) if isinstance(value, tuple) else value
         for name, value in values.items()
         if name not in definitions.ONCE and (keeps_unset or value is not None)
     }
-    write_whole(path, [yaml.safe_dump(hidden_in(kept), sort_keys=False, allow_unicode=True)])
+    write_whole(path, [yaml.dump(hidden_in(kept), Dumper=Dumper, sort_keys=False, allow_unicode=True)])

@@ -65,9 +65,15 @@ METRICS: dict[str, tuple[Metric, ...]] = {
         Metric("accuracy", is_share=True, better="higher", headline=True),
         Metric("gold", is_share=True, better="higher"),
         Metric("mean_reward", better="higher"),
-        Metric("wins", is_share=True, better="higher"),
+        Metric("net_win_rate", is_share=True, better="higher"),
+        Metric("mean_reward_difference", better="higher"),
+        Metric("gold_difference", is_share=True, better="higher"),
+        Metric("loss", better="lower"),
+        Metric("wins", is_share=True),
+        Metric("ties", is_share=True),
+        Metric("losses", is_share=True),
         Metric("anchor_gold", is_share=True),
-        Metric("share_ties", is_share=True),
+        Metric("anchor_share_truncated", is_share=True),
         Metric("distinct_1", is_share=True),
         Metric("distinct_2", is_share=True),
     ),
@@ -84,6 +90,7 @@ METRICS: dict[str, tuple[Metric, ...]] = {
         Metric("reward_accuracy", is_share=True),
     ),
 }
+OF_RL = "eval_"  # before the names of eval's metrics in the record of rl
 SHARES = {name for metrics in METRICS.values() for m in metrics if m.is_share for name in (m.name, m.key)} - {""}
 
 
@@ -118,4 +125,5 @@ def words(name: str) -> str:
 
 def is_share(name: str) -> bool:
     """Whether the metric of this name, in a record or a step, is a share; also for the bounds of its interval."""
-    return name.removesuffix("_low").removesuffix("_high") in SHARES
+    bare = name.removesuffix("_low").removesuffix("_high")
+    return bare in SHARES or bare.removeprefix(OF_RL) in SHARES

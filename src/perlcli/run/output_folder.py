@@ -19,11 +19,14 @@ from perlcli.run.record import SEVERAL, RunRecord, package_versions, read_record
 FUNCTION = "the reward function "
 LENGTH = {"max_steps", "num_train_epochs"}
 ERRORS = {"on_reward_error"}  # a run that stopped at one can go on with another decision
-RUNNING = {"save_steps", "save_total_limit", "report_to", "output", "trust_remote_code", "strict", "recipe"}
+SAVING = {"save_steps", "save_minutes", "save_total_limit"}
+RUNNING = SAVING | {"report_to", "output", "trust_remote_code", "strict", "recipe"}
 MEMORY = {"gradient_checkpointing"}  # the same gradients
 BATCH = ("per_device_train_batch_size", "gradient_accumulation_steps")  # their product may not change
 MAY_CHANGE = LENGTH | ERRORS | RUNNING | MEMORY | {"max_eval_samples", *definitions.ONCE}
-UNTIL_OPTIONS = {"optim": "adamw_torch_fused"}  # what a run had before these were options
+# What a run had before these were options.
+UNTIL_OPTIONS: dict[str, Any] = {"optim": "adamw_torch_fused", "stop": (), "reward_label": ()}
+EMBEDDED = "coffee"  # the embedded base in the name of an evaluation's folder
 NEW_RUN = "start a new run with another --output"
 LAST = "--resume without a value takes the last complete checkpoint"
 
@@ -45,6 +48,27 @@ def check_output(settings: definitions.Stage) -> None:
     except PerlError:
         claimed.release()
         raise
+
+
+def check_early(settings: definitions.Stage) -> None:
+    """Raises PerlError for what `check_output` would refuse whatever the model decides. Claims nothing."""
+    values = definitions.flat(settings)
+    folder = Path(values["output"]).expanduser()
+    _check_writable(folder)
+    claim.check_free(folder)
+    _check_replaceable(folder, values)
+    _check_named(folder, values)
+    if values.get("resume") and not _is_empty(folder):
+        _check_command(folder, read_record(folder), definitions.command_of(settings))
+
+
+def of_eval(model: str | None) -> str:
+    """The default folder of an evaluation: next to the run that it measures, otherwise in `runs`."""
+    if model is None:
+        return f"runs/eval-{EMBEDDED}"
+    path = Path(model).expanduser()
+    folder = path.parent if (path / RECORD).exists() else Path("runs")
+    return str(folder / f"eval-{path.resolve().name if path.is_dir() else path.name}")
 
 
 def _check_content(folder: Path, command: str, values: Mapping[str, Any]) -> None:
@@ -107,9 +131,7 @@ def _check_idle(folder: Path) -> None:
 
 def _check_resumable(folder: Path, command: str, values: Mapping[str, Any]) -> None:
     record, values = read_record(folder), hidden_in(dict(values))  # as the record has them
-    if record.command != command:
-        problem = f"--resume: {folder} is a run of perl {record.command}, not of perl {command}"
-        raise PerlError(problem, "choose another --output")
+    _check_command(folder, record, command)
     is_several = record.command in SEVERAL
     if is_several and values["resume"] != definitions.LATEST:
         problem = f"--resume {values['resume']}: each run resumes from its own last checkpoint"
@@ -126,6 +148,12 @@ def _check_resumable(folder: Path, command: str, values: Mapping[str, Any]) -> N
     if record.status == "finished" and not is_longer:
         problem = f"The run in {folder} is complete ({record.steps} steps)"
         raise PerlError(problem, "a larger --max-steps continues it")
+
+
+def _check_command(folder: Path, record: RunRecord, command: str) -> None:
+    if record.command != command:
+        problem = f"--resume: {folder} is a run of perl {record.command}, not of perl {command}"
+        raise PerlError(problem, "choose another --output")
 
 
 def _check_same_settings(folder: Path, old: Mapping[str, Any], new: Mapping[str, Any], fixed: set[str]) -> None:

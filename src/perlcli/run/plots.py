@@ -126,9 +126,14 @@ def smooth(values: Sequence[float]) -> list[float]:
 def save(figure: Any, target: Path) -> None:
     """Write the figure as PNG."""
     target.parent.mkdir(exist_ok=True)  # without parents: a run's folder that was deleted is not created again
+    write_whole(target, [png(figure)])
+
+
+def png(figure: Any) -> bytes:
+    """The figure as the content of a PNG file."""
     content = io.BytesIO()
     with warnings.catch_warnings():
         # matplotlib's font lacks some scripts: such a name is drawn as boxes here but is complete in every table.
         warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
         figure.savefig(content, format="png", dpi=130)
-    write_whole(target, [content.getvalue()])
+    return content.getvalue()

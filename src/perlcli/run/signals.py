@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import signal
+import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 SOON = 0.05  # seconds
+GRACE_SECONDS = 3.0  # from the second signal until a process that is still busy is ended
 
 
 class Signalled(KeyboardInterrupt):
@@ -43,6 +45,46 @@ def heard(answer: Callable[[int], object]) -> Iterator[None]:
         signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def answered_at_once(answer: Callable[[int], object], overdue: Callable[[int], object]) -> Iterator[None]:
+    """Call `answer` with 1, 2, … as signals to stop arrive inside, and `overdue` with the last one's number a few
+    seconds after the second. Both are called from another thread, since Python runs a handler only between its own
+    instructions: a backward pass is one call, which can take minutes. To be used inside `heard`, which sets handlers
+    for these signals. Does nothing except in the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    reader, writer = socket.socketpair()
+    writer.setblocking(False)
+    before = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+    thread = threading.Thread(target=_listen, args=(reader, answer, overdue), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        writer.close()  # ends the thread
+        thread.join(GRACE_SECONDS)
+
+
+def _listen(reader: socket.socket, answer: Callable[[int], object], overdue: Callable[[int], object]) -> None:
+    """Read the numbers of signals until the other end is closed."""
+    asked: list[int] = []
+    with reader, suppress(OSError):  # a closed terminal
+        while True:
+            try:
+                number = reader.recv(1)
+            except TimeoutError:
+                overdue(asked[-1])
+                return
+            if not number:
+                return
+            if number[0] in STOPS:
+                asked.append(number[0])
+                answer(len(asked))
+                reader.settimeout(GRACE_SECONDS if len(asked) > 1 else None)
 
 
 def _is_in_finaliser(frame: FrameType | None) -> bool:

@@ -1,32 +1,28 @@
-"""A record as text: a summary for the terminal, and the run's model card."""
+"""A record as text for the terminal."""
 
 from __future__ import annotations
 
-import re
+from pathlib import Path
 from typing import Any
 
-from perlcli.run import files, loaders, metrics
+from perlcli.run import metrics, next_steps
 from perlcli.run.record import RunRecord
 from perlcli.terminal import say
-from perlcli.text import counted, inline, markdown_table, megabytes
+from perlcli.text import counted, megabytes
 
 SECONDS = "seconds_"
-POLICIES = ("sft", "rl")  # commands that make one
-HUB_NAME = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
 
 
 def show(record: RunRecord | None) -> None:
-    """Print the summary of a finished run; nothing for a dry run."""
+    """Print the summary of a finished run and what to type next; nothing for a dry run."""
     if record is not None:
-        say(text(record))
+        say("\n".join(filter(None, (text(record), next_steps.text(record)))))
 
 
-def text(record: RunRecord) -> str:
-    """A few lines with the record's figures and the run's folder."""
+def text(record: RunRecord, folder: Path | None = None) -> str:
+    """A few lines with the record's figures and the run's folder, which is `folder` if it was moved since."""
     merged = _merged(record.metrics)
-    lines = [
-        f"{metrics.words(key)}: {figure(key, value)}" for key, value in merged.items() if not key.startswith(SECONDS)
-    ]
+    lines = [f"{name}: {value}" for name, value in figures(record)]
     spent = {key.removeprefix(SECONDS): value for key, value in merged.items() if key.startswith(SECONDS)}
     if spent:
         total = sum(spent.values()) or 1
@@ -38,7 +34,25 @@ def text(record: RunRecord) -> str:
     if record.trainable_parameters:
         share = record.trainable_parameters / record.total_parameters
         facts.append(f"trained {record.trainable_parameters:,} of {record.total_parameters:,} parameters ({share:.2%})")
-    return "\n".join([*lines, " · ".join(facts), f"Saved in {record.settings.get('output')}"])
+    return "\n".join([*lines, " · ".join(facts), f"Saved in {folder or record.settings.get('output')}"])
+
+
+def figures(record: RunRecord) -> list[tuple[str, str]]:
+    """The names and values of a run's metrics for a person to read, without where the time went."""
+    merged = _merged(record.metrics)
+    return [(metrics.words(key), figure(key, value)) for key, value in merged.items() if not key.startswith(SECONDS)]
+
+
+def judged(record: RunRecord) -> list[str]:
+    """A run's verdicts; of a run without any, its key figure with interval and rows in a sentence, if it has one."""
+    if record.verdicts:
+        return record.verdicts
+    merged, rows = _merged(record.metrics), record.metrics.get("rows", record.metrics.get("prompts"))
+    name = next((metric.name for metric in metrics.compared(record.command) if metric.name in merged), None)
+    if name is None or not isinstance(merged[name], tuple | float):
+        return []
+    on_rows = f" on {counted(rows, 'held-out row')}" if isinstance(rows, int) else ""
+    return [f"{metrics.words(name)} {figure(name, merged[name])}{on_rows}"]
 
 
 def _memory(record: RunRecord) -> str:
@@ -67,45 +81,3 @@ def figure(key: str, value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.1%}" if metrics.is_share(key) else f"{value:.4g}"
     return f"{value:,}" if isinstance(value, int) else str(value)
-
-
-def card(record: RunRecord) -> str:
-    """The run's model card, which replaces peft's template."""
-    name, version = record.model.get("base", ""), record.versions.get("perlcli", "")
-    header = ["library_name: peft", "tags: [perl, lora, trl]"]
-    done = f"{record.steps} steps, seed {record.seed}"
-    if record.command == files.MERGE:
-        header = ["library_name: transformers", "tags: [perl, trl]"]
-        adapter = inline(record.model["name"])
-        done = f"the adapter {adapter} added to the base's weights"
-        if loaders.CAUSAL_HEAD not in record.model:
-            done += ": an ordinary model of transformers"
-    if HUB_NAME.fullmatch(name):
-        header.append(f"base_model: {name}")
-    sources = [f"- {role}: {inline(data['source'])} ({data['kept']} rows)\n" for role, data in record.data.items()]
-    figures = [(inline(key), f"{value:.4g}") for key, value in record.metrics.items() if isinstance(value, int | float)]
-    paragraphs = [
-        "\n".join(["---", *header, "---"]),
-        f"# perl {record.command}",
-        f"Made by `perl {record.command}` (perlcli {version}) on the base {inline(name)}.",
-        f"{''.join(sources)}- {done}",
-        *loaders.paragraphs(record),
-        markdown_table(("metric", "value"), figures),
-        *_loading(record, name),
-        "`settings.yaml` repeats the run; `record.json` has every setting and version.\n",
-    ]
-    return "\n\n".join(paragraphs)
-
-
-def _loading(record: RunRecord, base: str) -> list[str]:
-    """How plain transformers and peft load a policy that the run made; nothing for other runs."""
-    kind = record.model.get("auto_class")
-    if not kind or record.command not in (*POLICIES, files.MERGE) or "score_range" in record.metrics:
-        return []
-    if record.command == files.MERGE or record.settings.get("full"):
-        lines = [f"from transformers import {kind}\n", f'model = {kind}.from_pretrained("FOLDER")']
-    else:
-        place = base if HUB_NAME.fullmatch(base) else "BASE"
-        lines = ["from peft import PeftModel", f"from transformers import {kind}\n"]
-        lines += [f'base = {kind}.from_pretrained("{place}")', 'model = PeftModel.from_pretrained(base, "FOLDER")']
-    return ["\n".join(["```python", *lines, "```"])]

@@ -20,8 +20,8 @@ class MergeSettings:
         "Adapter to merge: folder of a run, or folder or Hub id of a LoRA adapter.", argument=True
     )
     dtype: Dtype = option(
-        "Precision of the merged weights; auto is that of the base in the run (bfloat16 if it was quantised), or as "
-        "the base is stored if there is no record of the run.",
+        "Precision of the merged weights; auto is the precision that the base is stored in, also if it was quantised "
+        "or had another precision in training.",
         default="auto",
     )
     trust_remote_code: bool = option_of(stages.ModelSettings, "trust_remote_code")
@@ -92,7 +92,7 @@ class LengthSettings:
     max_length: int | None = option_of(stages.DataSettings, "max_length")
     on_long: OnLong | None = option_of(stages.DataSettings, "on_long")
     max_completion_length: int | None = option(
-        "Maximum tokens per completion; `perl rl` leaves this much room after each prompt.", unset="128", gt=0
+        "Maximum tokens per completion; `perl rl` leaves this much room after each prompt.", unset="{}", gt=0
     )
 
 
@@ -183,7 +183,9 @@ class RunsSettings:
     """Runs"""
 
     run: tuple[str, ...] = place(
-        "Folders of runs to compare, of any stage, or the folder of one comparison.", default=(), argument=True
+        "Folders of runs to compare, of any stage; a folder that contains runs; or the folder of one comparison.",
+        default=(),
+        argument=True,
     )
 
 
@@ -230,7 +232,7 @@ class EstimateSettings:
         "Training methods, comma-separated: full, or lora or dora, each also with -8bit or -4bit.",
         default="full,lora,lora-8bit,lora-4bit",
     )
-    lora_r: str | None = option("Ranks of the adapters, comma-separated.", unset="16")
+    lora_r: str | None = option("Ranks of the adapters, comma-separated.", unset="{}")
     lora_target_modules: str | None = option_of(stages.LoraSettings, "lora_target_modules")
     gpu: str | None = option(
         "GPU memory to fit into: 24, 24GB or 24GiB (a GPU sold as 24 GB has 24 GiB).", unset="the GPU of this machine"
@@ -244,7 +246,7 @@ class EstimateTrainSettings:
 
     per_device_train_batch_size: int | None = option_of(stages.TrainSettings, "per_device_train_batch_size")
     gradient_accumulation_steps: int | None = option_of(stages.TrainSettings, "gradient_accumulation_steps")
-    max_length: int | None = option("Tokens in each row, prompt and completion together.", unset="1024", gt=0)
+    max_length: int | None = option("Tokens in each row, prompt and completion together.", unset="{}", gt=0)
     gradient_checkpointing: Checkpointing | None = option_of(stages.TrainSettings, "gradient_checkpointing")
     optim: str | None = option_of(stages.TrainSettings, "optim")
 

@@ -51,8 +51,14 @@ class ComparedSamplingSettings:
 
     reward: tuple[str, ...] = option_of(sampling.SamplingSettings, "reward")
     reward_kwargs: tuple[str, ...] = option_of(sampling.SamplingSettings, "reward_kwargs")
+    reward_label: tuple[str, ...] = option_of(sampling.SamplingSettings, "reward_label")
     reward_weights: tuple[float, ...] = option_of(sampling.SamplingSettings, "reward_weights")
     temperature: float | None = option_of(sampling.SamplingSettings, "temperature")
+    top_p: float | None = option_of(sampling.SamplingSettings, "top_p")
+    top_k: int | None = option_of(sampling.SamplingSettings, "top_k")
+    min_p: float | None = option_of(sampling.SamplingSettings, "min_p")
+    repetition_penalty: float | None = option_of(sampling.SamplingSettings, "repetition_penalty")
+    stop: tuple[str, ...] = option_of(sampling.SamplingSettings, "stop")
     max_completion_length: int | None = option_of(sampling.SamplingSettings, "max_completion_length")
 
 
@@ -62,6 +68,7 @@ class ComparedKeepSettings:
 
     resume: str | None = option_of(running.KeepSettings, "resume")
     save_steps: int = option_of(running.KeepSettings, "save_steps")
+    save_minutes: float = option_of(running.KeepSettings, "save_minutes")
     report_to: str = option_of(running.KeepSettings, "report_to")
 
 
@@ -69,7 +76,7 @@ class ComparedKeepSettings:
 class ComparedLoraSettings:
     """Adapter"""
 
-    lora_r: tuple[int, ...] = option("Ranks, comma-separated; each is a separate arm.", default=(), unset="16", gt=0)
+    lora_r: tuple[int, ...] = option("Ranks, comma-separated; each is a separate arm.", default=(), unset="{}", gt=0)
     lora_alpha: int | None = option_of(stages.LoraSettings, "lora_alpha")
     lora_dropout: float | None = option_of(stages.LoraSettings, "lora_dropout")
     lora_target_modules: str | None = option(

@@ -20,6 +20,7 @@ class Facts(TypedDict, total=False):
     metavar: str
     gt: float
     ge: float
+    le: float
     lt: float
     place: bool
     default: Any
@@ -36,11 +37,12 @@ class Option:
     default: Any
     help: str
     short: str = ""
-    unset: str = ""  # what None means, for the help
+    unset: str = ""  # what None means, for the help; `{}` is the default of the command (`defaults.words`)
     argument: bool = False  # given by position, not by name
     metavar: str = ""  # stands for the value in the help, instead of the word for its type
     gt: float | None = None  # the value must be above this
     ge: float | None = None  # the value must be at least this
+    le: float | None = None  # the value must be at most this
     lt: float | None = None  # the value must be below this
     place: bool = False  # names a file, a folder or something on the Hub
 

@@ -73,8 +73,9 @@ def limit_fault(item: Option, value: object) -> str:
         if not isinstance(number, int | float):
             continue
         too_low = (item.gt is not None and number <= item.gt) or (item.ge is not None and number < item.ge)
-        if too_low or (item.lt is not None and number >= item.lt):
-            limits = {"above": item.gt, "at least": item.ge, "below": item.lt}
+        too_high = (item.lt is not None and number >= item.lt) or (item.le is not None and number > item.le)
+        if too_low or too_high:
+            limits = {"above": item.gt, "at least": item.ge, "below": item.lt, "at most": item.le}
             words = [f"{word} {limit}" for word, limit in limits.items() if limit is not None]
             return f"must be {' and '.join(words)}, not {shorten(number)}"
     return ""
@@ -93,12 +94,22 @@ def _conflicts(values: Values) -> Iterator[str]:
         yield "--overwrite and --resume can't be combined"
     if values.get("eval_fraction") is not None and values.get("eval_data") is not None:
         yield "--eval-data and --eval-fraction can't be combined: each chooses the held-out rows"
+    yield from _trial_conflicts(values)
     yield from _reward_conflicts(values)
+    yield from _sampling_conflicts(values)
     yield from _algorithm_conflicts(values)
     yield from _generation_conflicts(values)
     weight = values.get("pos_weight", "none")
     if weight not in ("auto", "none") and not _is_positive(weight):
         yield f"--pos-weight must be auto, none or a number above 0, not {weight}"
+
+
+def _trial_conflicts(values: Values) -> Iterator[str]:
+    if values.get("time") and not values.get("dry_run"):
+        yield "--time only applies with --dry-run"
+    for name in ("auto_batch", "time"):
+        if values.get(name) and values.get("data") == "-":
+            yield f"--{dashed(name)} reads --data a second time, which standard input can't be"
 
 
 def _adapter_conflicts(values: Values) -> Iterator[str]:
@@ -120,6 +131,15 @@ def _reward_conflicts(values: Values) -> Iterator[str]:
     if decision not in ("stop", "skip") and not _is_finite(decision):
         yield f"--on-reward-error must be stop, skip or a number, not {shorten(decision)}"
     yield from (f"--reward {name} is given twice" for name in dict.fromkeys(names) if names.count(name) > 1)
+
+
+def _sampling_conflicts(values: Values) -> Iterator[str]:
+    if values.get("top_k") == 1 and "algorithm" in values:
+        yield "--top-k 1 writes the same completion to a prompt every time, so there is nothing to learn"
+    stop = values.get("stop", ())
+    if "" in stop and len(stop) > 1:
+        yield "--stop '' means no stop string, so no other --stop can be given"
+    yield from (f"--stop {shorten(text)} is given twice" for text in dict.fromkeys(stop) if stop.count(text) > 1)
 
 
 def _algorithm_conflicts(values: Values) -> Iterator[str]:

@@ -8,9 +8,9 @@
 6. the defaults of the stage
 7. the general defaults
 
-1 and 2 are both the user's: the command line replaces the values of --config name by name. Further down, a stronger
-layer also voids what its choices leave without meaning (`layered`). `recipes.fill` puts 1 and 2 over 3 before the
-settings are built, and `resolve` puts the result over the rest once the model is known.
+1 and 2 are both the user's: the command line replaces the values of --config name by name (`over`). Further down, a
+stronger layer also voids what its choices leave without meaning (`layered`). `recipes.fill` puts 1 and 2 over 3 before
+the settings are built, and `resolve` puts the result over the rest once the model is known.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any, TypeVar, get_origin, get_type_hints
 from perlcli.errors import PerlError, nearest
 from perlcli.settings.commands import Settings, command_of
 from perlcli.settings.declaring import Values, flat, options
-from perlcli.settings.defaults import GENERAL, LEARNING_RATES
+from perlcli.settings.defaults import of_command
 from perlcli.settings.faults import misfit
 
 LENGTH = {"max_steps", "num_train_epochs"}
@@ -40,13 +40,21 @@ def layered(*layers: Values) -> dict[str, Any]:
     merged: dict[str, Any] = {}
     for weaker in layers:
         void = _void(merged)
-        stronger = merged.get("set", ())
-        given = {field.partition("=")[0] for field in stronger}
-        fields = (*(field for field in weaker.get("set", ()) if field.partition("=")[0] not in given), *stronger)
-        merged = {name: value for name, value in weaker.items() if name not in void} | merged
-        if fields:
-            merged["set"] = fields
+        merged = over(merged, {name: value for name, value in weaker.items() if name not in void})
     return merged
+
+
+def over(stronger: Values, weaker: Values) -> dict[str, Any]:
+    """Stronger values over weaker ones, name by name; the fields of --set are names too."""
+    merged = {**weaker, **stronger}
+    given = {_field(item) for item in stronger.get("set", ())}
+    if fields := (*(item for item in weaker.get("set", ()) if _field(item) not in given), *stronger.get("set", ())):
+        merged["set"] = fields
+    return merged
+
+
+def _field(item: str) -> str:
+    return item.partition("=")[0].strip().replace("-", "_")
 
 
 def _void(given: Values) -> set[str]:
@@ -63,7 +71,7 @@ def resolve(settings: AnyStage, *presets: Values) -> AnyStage:
     """The same settings with every unset option filled from the presets, the strongest first, else by default. Raises
     PerlError for preset values that no option can have."""
     values = flat(settings)
-    given = {name: value for name, value in values.items() if value is not None and value is not False}
+    given = {name: value for name, value in values.items() if value is not None and value is not False and value != ()}
     implied = {"num_generations": 1} if given.get("algorithm") == "reinforce" else {}
     chosen = layered(given, implied, *presets)
     filled = _defaults(command_of(settings), given) | chosen
@@ -78,12 +86,7 @@ def resolve(settings: AnyStage, *presets: Values) -> AnyStage:
 
 def _defaults(command: str, given: Values) -> dict[str, Any]:
     """The defaults of a stage over the general ones."""
-    defaults: dict[str, Any] = GENERAL | {"output": f"runs/{command}"}
-    if command == "rl":
-        defaults["gradient_accumulation_steps"] = 4
-    if command in LEARNING_RATES:
-        lora_rate, full_rate = LEARNING_RATES[command]
-        defaults["learning_rate"] = full_rate if given.get("full") else lora_rate
+    defaults = of_command(command, full=bool(given.get("full")))
     void = _void(given) - LENGTH  # --max-steps overrides the epochs, which keep their default
     return {name: value for name, value in defaults.items() if name not in void}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from perlcli.settings.declaring import option, place
+from perlcli.settings.declaring import flag, option, place
 
 Algorithm = Literal["rloo", "reinforce"]
 SFT, BASE = "sft", "base"  # the anchors that have a name
@@ -26,6 +26,13 @@ class SamplingSettings:
         unset="none",
         metavar="JSON",
     )
+    reward_label: tuple[str, ...] = option(
+        "Label of a classifier whose logit is the reward, by name or index; with several rewards, once for each (none "
+        "for one without labels).",
+        default=(),
+        unset="the only label",
+        metavar="NAME|INDEX",
+    )
     reward_weights: tuple[float, ...] = option(
         "Weights of the --reward options, in the same order, comma-separated.", default=(), unset="1 each"
     )
@@ -35,8 +42,34 @@ class SamplingSettings:
         default="stop",
         metavar="[stop|skip|X]",
     )
-    temperature: float | None = option("Sampling temperature.", unset="0.7, as in the paper", gt=0)
-    max_completion_length: int | None = option("Maximum tokens per completion.", unset="128", gt=0)
+    temperature: float | None = option("Sampling temperature.", unset="{}, as in the paper", gt=0)
+    top_p: float | None = option(
+        "Sample only from the most likely tokens that together have this probability.",
+        unset="1: all tokens",
+        gt=0,
+        le=1,
+    )
+    top_k: int | None = option("Sample only from this many most likely tokens.", unset="0: all tokens", ge=0)
+    min_p: float | None = option(
+        "Sample only from tokens that are at least this times as likely as the most likely one.",
+        unset="0: all tokens",
+        ge=0,
+        lt=1,
+    )
+    repetition_penalty: float | None = option(
+        "Divide the logits of tokens that the prompt or the completion already has by this number (negative logits are "
+        "multiplied).",
+        unset="1: no penalty",
+        gt=0,
+    )
+    stop: tuple[str, ...] = option(
+        "End a completion at this text, as if at EOS; the reward reads what comes before it. Can be given several "
+        "times; '' means none.",
+        default=(),
+        unset="none",
+        metavar="TEXT",
+    )
+    max_completion_length: int | None = option("Maximum tokens per completion.", unset="{}", gt=0)
 
 
 @dataclass(frozen=True)
@@ -48,15 +81,15 @@ class RlSettings:
         "per prompt, and the baseline comes from a value model, a separate adapter on the same base.",
         default="rloo",
     )
-    num_generations: int | None = option("Completions per prompt.", unset="4, reinforce: 1", gt=0)
-    beta: float | None = option("Weight of the KL penalty towards the anchor.", unset="0.05, as in the paper", ge=0)
+    num_generations: int | None = option("Completions per prompt.", unset="{}, reinforce: 1", gt=0)
+    beta: float | None = option("Weight of the KL penalty towards the anchor.", unset="{}, as in the paper", ge=0)
     anchor: str | None = place(
         "Reference model of the KL penalty: sft (the policy that RL starts from), base, or the folder of a policy on "
         "the same base.",
         unset=SFT,
     )
     missing_eos_penalty: float | None = option(
-        "Subtracted from the reward of a completion that has no end-of-sequence token.", unset="none", ge=0
+        "Subtracted from the reward of a completion that ends with neither EOS nor a --stop text.", unset="none", ge=0
     )
     value_learning_rate: float | None = option(
         "Peak learning rate of the value model, with --algorithm reinforce.", unset="same as --learning-rate", gt=0
@@ -68,4 +101,5 @@ class EvalSettings:
     """Evaluation"""
 
     max_samples: int | None = option("Evaluate on at most this many rows.", unset="all; 256 prompts for a policy", gt=0)
-    per_device_eval_batch_size: int | None = option("Batch size per device.", unset="16", gt=0)
+    per_device_eval_batch_size: int | None = option("Batch size per device.", unset="{}", gt=0)
+    skip_trained: bool = flag("Leave out rows whose prompt the model was trained on, in any of its stages.")

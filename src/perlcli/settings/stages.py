@@ -78,7 +78,7 @@ class DataSettings:
     )
     pairs: Pairs = option("Pairs of a ranking: all, or only the best and the worst answer.", default="all")
     subset: str | None = option("Subset of a Hub dataset: a configuration or a folder.", unset="the default one")
-    split: str | None = option("Split of a Hub dataset or of a folder.", unset="train; eval: test or validation")
+    split: str | None = option("Split of a Hub dataset or of a folder.", unset="{}")
     shp_score_ratio: float | None = option(
         "Format shp: minimum ratio between the scores of the two comments; the dataset card uses 2.",
         unset="no limit",
@@ -89,7 +89,7 @@ class DataSettings:
     )
     max_length: int | None = option(
         "Maximum tokens per row, prompt and completion together; see --on-long.",
-        unset="1024, or the model's context if that is shorter",
+        unset="{}, or the model's context if that is shorter",
         gt=0,
     )
     on_long: OnLong | None = option(
@@ -148,13 +148,13 @@ class HeldOutSettings:
     )
     eval_fraction: float | None = option(
         "Hold out this share of --data instead. Rows are chosen by content, and rows with the same prompt stay "
-        "together.",
-        unset="none",
-        gt=0,
+        "together. 0 trains on all rows and evaluates on none.",
+        unset="without a test split 5 % of the prompts, at least 32, if there are three times as many",
+        ge=0,
         lt=1,
     )
     max_eval_samples: int | None = option(
-        "Evaluate on at most this many held-out rows (the first ones).", unset="all", gt=0
+        "Evaluate on at most this many held-out rows (the first ones).", unset="all; rl: 64 prompts", gt=0
     )
 
 
@@ -162,12 +162,12 @@ class HeldOutSettings:
 class LoraSettings:
     """Adapter"""
 
-    lora_r: int | None = option("Rank of the LoRA matrices.", unset="16", gt=0)
+    lora_r: int | None = option("Rank of the LoRA matrices.", unset="{}", gt=0)
     lora_alpha: int | None = option("Numerator of the LoRA scale (scale = alpha / r).", unset="2 x --lora-r", gt=0)
-    lora_dropout: float | None = option("Dropout before the LoRA matrices.", unset="0", ge=0, lt=1)
+    lora_dropout: float | None = option("Dropout before the LoRA matrices.", unset="{}", ge=0, lt=1)
     lora_target_modules: str | None = option(
         "Modules to adapt: `attention` (all attention projections), `all-linear`, or module names, comma-separated.",
-        unset=ATTENTION,
+        unset="{}",
     )
     use_dora: bool = flag(
         "DoRA: the LoRA matrices learn the direction of each weight, and an extra vector learns its magnitude."
@@ -185,24 +185,34 @@ class TrainSettings:
     """Training"""
 
     max_steps: int | None = option("Number of optimiser steps; overrides --num-train-epochs.", unset="by epochs", gt=0)
-    num_train_epochs: float | None = option("Passes over the data.", unset="1", gt=0)
-    learning_rate: float | None = option("Peak learning rate.", unset="depends on the stage", gt=0)
+    num_train_epochs: float | None = option("Passes over the data.", unset="{}", gt=0)
+    learning_rate: float | None = option("Peak learning rate.", unset="{}", gt=0)
     per_device_train_batch_size: int | None = option(
-        "Batch size per device, in rows (rl: in completions).", unset="8", gt=0
+        "Batch size per device, in rows (rl: in completions).", unset="{}", gt=0
     )
-    gradient_accumulation_steps: int | None = option("Batches per optimiser step.", unset="depends on the stage", gt=0)
+    gradient_accumulation_steps: int | None = option("Batches per optimiser step.", unset="{}", gt=0)
     gradient_checkpointing: Checkpointing | None = option(
         "Compute activations again in the backward pass instead of keeping them: less memory, more time. auto is true "
         "on a GPU if the run is predicted not to fit without it.",
-        unset="auto",
+        unset="{}",
     )
     optim: str | None = option(
         "Optimiser, by its name in transformers (adamw_torch_fused, adamw_8bit, paged_adamw_8bit, adafactor, sgd, …).",
-        unset="adamw_torch_fused",
+        unset="{}",
         metavar="NAME",
     )
     set: tuple[str, ...] = option(
         "Any other field of TRL's config; can be given several times.", default=(), metavar="NAME=VALUE"
+    )
+
+
+@dataclass(frozen=True)
+class BatchSettings:
+    """Training"""
+
+    auto_batch: bool = flag(
+        "Find the largest batch that fits: by the predicted memory, and by a step on the longest rows. The effective "
+        "batch (batch size x accumulation) stays the same."
     )
 
 
@@ -229,6 +239,7 @@ class Sft:
     held_out: HeldOutSettings = HeldOutSettings()
     lora: LoraSettings = LoraSettings()
     train: TrainSettings = TrainSettings()
+    batch: BatchSettings = BatchSettings()
     recipe: RecipeSettings = RecipeSettings()
     run: RunSettings = RunSettings()
     keep: KeepSettings = KeepSettings()
@@ -246,6 +257,7 @@ class Reward:
     thumbs: ThumbsSettings = ThumbsSettings()
     lora: LoraSettings = LoraSettings()
     train: TrainSettings = TrainSettings()
+    batch: BatchSettings = BatchSettings()
     recipe: RecipeSettings = RecipeSettings()
     run: RunSettings = RunSettings()
     keep: KeepSettings = KeepSettings()
@@ -261,8 +273,10 @@ class Rl:
     data: DataSettings = DataSettings()
     sampling: SamplingSettings = SamplingSettings()
     rl: RlSettings = RlSettings()
+    held_out: HeldOutSettings = HeldOutSettings()
     lora: LoraSettings = LoraSettings()
     train: TrainSettings = TrainSettings()
+    batch: BatchSettings = BatchSettings()
     recipe: RecipeSettings = RecipeSettings()
     run: RunSettings = RunSettings()
     keep: KeepSettings = KeepSettings()

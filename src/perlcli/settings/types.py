@@ -9,6 +9,7 @@ from typing import Any
 
 LARGEST = 2**63
 SINGULARS: dict[object, str] = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
+SINGULARS |= {dict: "a mapping", list: "a list"}
 PLURALS: dict[object, str] = {str: "texts", int: "whole numbers", float: "numbers"}
 
 
@@ -16,7 +17,7 @@ def fits(value: object, kind: object) -> bool:
     """Whether a YAML value has an annotated type. An int is accepted as a float, a bool only as a bool."""
     origin = typing.get_origin(kind) or kind
     if origin is typing.Literal:
-        return _spelled(value) in typing.get_args(kind)
+        return value in typing.get_args(kind) or _spelled(value) in typing.get_args(kind)
     if origin in (types.UnionType, typing.Union):
         return any(fits(value, part) for part in typing.get_args(kind))
     if origin in (tuple, list, dict):
@@ -99,7 +100,8 @@ def describe(kind: object) -> str:
         if parts[-1] is ...:
             return f"{describe(parts[0])} or a list of {PLURALS.get(parts[0], 'them')}"
         return f"a list: {', '.join(map(describe, parts))}"
-    return SINGULARS.get(kind, str(getattr(kind, "__name__", kind)))
+    origin = typing.get_origin(kind) or kind
+    return SINGULARS.get(origin, str(getattr(origin, "__name__", origin)))
 
 
 def is_plain(value: object) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import yaml
@@ -58,6 +59,16 @@ class Loader(yaml.SafeLoader):
             raise
         except Exception as error:
             raise ConstructorError(None, None, str(error), node.start_mark) from error
+
+
+class Dumper(yaml.SafeDumper):
+    """A dumper whose text this loader reads as text."""
+
+
+# YAML 1.1, as in PyYAML, reads 1e-5 as text; YAML 1.2, JSON and everyone who types it mean a number.
+EXPONENT = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$")
+for _kind in (Loader, Dumper):
+    _kind.add_implicit_resolver("tag:yaml.org,2002:float", EXPONENT, list("-+.0123456789"))
 
 
 def _refuse_repeats(node: yaml.MappingNode) -> None:

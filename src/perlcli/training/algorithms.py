@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -24,6 +25,8 @@ from perlcli.training.judge import Judge
 from perlcli.training.logits import wrapped
 from perlcli.training.loop import clocks
 from perlcli.training.resume import KeepsGeneration
+from perlcli.training.sampling import without_habits
+from perlcli.training.stops import stopping
 from perlcli.training.value_model import Batch, ValueModel
 
 PHASES = ("sampling", "scoring", "anchor", "learning")
@@ -41,14 +44,32 @@ class Rloo(KeepsGeneration):
     def __init__(self, model: Model, judge: Judge, config: RLOOConfig, sharer: Sharer) -> None:
         super().__init__(model, judge, config, train_dataset=judge.dataset(), processing_class=judge.render.tokenizer)
         self._policy: Any = self.model
-        self.sharer = sharer
+        self.sharer, self.ends = sharer, judge.ends
         self.clock = Clock(self)
         self.add_callback(self.clock)
 
     def _generate(self, prompts: list[Any]) -> Any:
         casting = roles.casting(self._policy, on=True)  # TRL samples outside autocast
         with self.clock.phase("sampling"), casting, self.sharer.prefill():
-            return super()._generate(prompts)
+            generated = super()._generate(prompts)
+        if self.ends.stop:
+            self._count_ends(generated[1])
+        return generated
+
+    def _generate_single_turn(self, *args: Any) -> list[list[int]]:
+        """One completion per prompt, without the padding behind a stop string, which TRL would take for tokens."""
+        with without_habits(self._policy), stopping(self._policy, self.ends):
+            written: list[list[int]] = super()._generate_single_turn(*args)
+        return [self.ends.cut(ids) for ids in written] if self.ends.stop else written
+
+    def _count_ends(self, written: list[list[int]]) -> None:
+        """Correct the metrics in which TRL counts a completion that ends with a stop string as truncated."""
+        metrics = self._metrics["train" if self._policy.training else "eval"]
+        lengths = [len(ids) for ids in written if self.ends.ended(ids)] or [0]
+        figures = {"mean": fmean(lengths), "min": min(lengths), "max": max(lengths)}
+        metrics["completions/clipped_ratio"][-1] = fmean(not self.ends.ended(ids) for ids in written)
+        for name, value in figures.items():
+            metrics[f"completions/{name}_terminated_length"][-1] = float(value)
 
     def _tokenize_prompts(self, prompts: list[Any]) -> tuple[list[Any], None, dict[str, Any]]:
         """The prompts, which are token ids already: TRL would render all alike, and add a second BOS to text."""

@@ -32,11 +32,6 @@ TAKEN: dict[str, tuple[str, Callable[[Any], bool]]] = {  # keyword arguments: wh
 }
 
 
-def is_url(name: str) -> bool:
-    """Whether a `--reward` is a server."""
-    return name.startswith(("http://", "https://"))
-
-
 @dataclass(frozen=True)
 class HttpReward:
     """A reward function that asks a server: its `--reward-kwargs`, and how it is called."""

@@ -24,7 +24,8 @@ from perlcli.training.prepare import Prepared, filled
 from perlcli.training.reward_errors import SKIP, STOP, Scored
 from perlcli.training.reward_functions import Calling
 from perlcli.training.rewards import Weighted
-from perlcli.training.sampling import Ids, Sampling
+from perlcli.training.sampling import Ids
+from perlcli.training.stops import Ends
 
 REWARD, SUM = "reward", "weighted_sum"  # the judge's names in TRL's metrics, for one reward and for several
 ROW = "perlcli_row"  # the column that leads from TRL's batches back to our rows
@@ -46,6 +47,7 @@ class Judge:
     ) -> None:
         self.run, self.render = prepared.run, prepared.renderer
         self.score, self.rows = score, rows
+        self.ends = Ends(prepared.renderer, prepared.settings.sampling.stop)
         self.decision = prepared.settings.sampling.on_reward_error
         self.__name__ = name  # TRL names its metrics by it
 
@@ -61,12 +63,13 @@ class Judge:
         Raises PerlError for one that can't be scored, unless `--on-reward-error` says otherwise."""
         rows: list[Prompt] = [self.rows[index] for index in columns[ROW]]
         logged: dict[str, list[Any]] = {}
-        scored = self.score(rows, completion_ids, Calling(trainer_state, logged.__setitem__, log_metric))
+        read = [self.ends.answer(ids) for ids in completion_ids]
+        scored = self.score(rows, read, Calling(trainer_state, logged.__setitem__, log_metric))
         if len(scored.parts) > 1:
             for name, rewards in scored.parts.items():
                 if known := [reward for reward in rewards if reward is not None and math.isfinite(reward)]:
                     log_metric(f"rewards/{name}/mean", fmean(known))
-        texts = [self.render.text(ids) for ids in completion_ids]
+        texts = [self.render.text(ids) for ids in read]
         checks = [data.gold_check(row) for row in rows]
         gold = [check(text) for check, text in zip(checks, texts, strict=True) if check]
         if gold:
@@ -157,12 +160,12 @@ def probe(
 
 def _answer(model: Model, prepared: Prepared[settings.Rl], score: Weighted, part: Sequence[Asked], seed: int) -> Probe:
     values = prepared.settings
-    how = Sampling(filled(values.sampling.temperature), filled(values.sampling.max_completion_length), seed)
+    how, ends = sampling.asked(values.sampling, seed), Ends(prepared.renderer, values.sampling.stop)
     prompts = [ids for _, ids in part]
     size = filled(values.train.per_device_train_batch_size)
     batches = sampling.sample_batches(model, prepared.renderer, prompts, how, size)
     written = [ids for batch in batches for ids in batch]
-    return Probe(prompts, written, score([row for row, _ in part], written))
+    return Probe(prompts, written, score([row for row, _ in part], [ends.answer(ids) for ids in written]))
 
 
 def _no_difference(result: Probe, prompts: int, per_prompt: int) -> RunFailed:

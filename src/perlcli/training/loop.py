@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -15,15 +16,16 @@ from transformers.trainer_callback import PrinterCallback
 from trl import RLOOTrainer
 
 from perlcli import device
-from perlcli.errors import Interrupted, PerlError, RunFailed
+from perlcli.errors import PerlError, RunFailed
 from perlcli.model import roles
 from perlcli.run import checkpoints, disk, files, metrics, peaks, signals
 from perlcli.run.lifecycle import Run
 from perlcli.run.progress import Progress
-from perlcli.text import enum_value
+from perlcli.text import duration, enum_value
 from perlcli.training import guards, resume
 
 KEPT = 10  # entries of the trainer's own log history
+RECENT = 10  # steps from which the length of the next one is guessed
 
 
 class Meter(TrainerCallback):
@@ -36,13 +38,17 @@ class Meter(TrainerCallback):
         self.interrupted = 0  # the signal that asked the run to stop
         self.earlier_tokens = 0  # of a resumed run whose trainer counts from 0 again
         self.step_start = self.step_seconds = (0.0, 0.0)
+        self.is_in_step = False
+        self.recent: deque[float] = deque(maxlen=RECENT)  # seconds of the last steps
+        self.last_save = time.monotonic()
 
     def on_train_begin(self, args: object, state: TrainerState, *_: object, **__: object) -> None:
         self.progress = Progress(self.run.record.command, state.max_steps).__enter__()
         self.earlier_tokens = 0 if self.restores_tokens else self.run.record.tokens
+        self.last_save = time.monotonic()
 
     def on_step_begin(self, *_: object, **__: object) -> None:
-        self.step_start = clocks()
+        self.step_start, self.is_in_step = clocks(), True
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, *_: object, model: Any = None, **__: object
@@ -82,11 +88,17 @@ class Meter(TrainerCallback):
                 disk.sync(path)  # after a power failure, no checkpoint is ahead of them
         limit = self.run.record.settings["save_total_limit"]
         checkpoints.keep(self.run.folder / files.CHECKPOINTS, state.global_step, limit)
+        self.last_save = time.monotonic()
 
     def on_step_end(self, args: object, state: object, control: TrainerControl, **_: object) -> TrainerControl:
         self.run.check_intact()  # the trainer would recreate folders that were deleted
         wall, processors = clocks()
         self.step_seconds = round(wall - self.step_start[0], 6), round(processors - self.step_start[1], 6)
+        self.recent.append(self.step_seconds[0])
+        self.is_in_step = False
+        minutes = self.run.record.settings["save_minutes"]
+        if minutes and time.monotonic() - self.last_save >= 60 * minutes:
+            control.should_save = True
         if self.interrupted:
             control.should_save = control.should_training_stop = True
         return control
@@ -98,16 +110,35 @@ class Meter(TrainerCallback):
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """On Ctrl-C, SIGTERM or SIGUSR1 finish the step, save and stop; on a second signal stop immediately."""
+        """On Ctrl-C, SIGTERM or SIGUSR1 finish the step, save and stop; on a second signal stop at once. Both are
+        answered at once."""
 
         def ask(number: int) -> None:
             if self.interrupted:
                 signals.stop(number)
             self.interrupted = number
-            disk.tell("Interrupted: finishing this step, then saving. Interrupt again to stop immediately.")
 
-        with signals.heard(ask):
+        def end(number: int) -> None:
+            self.close()
+            self.run.end_now(number)
+
+        with signals.heard(ask), signals.answered_at_once(self._answer, end):
             yield
+
+    def _answer(self, count: int) -> None:
+        if count == 1:
+            disk.tell(f"Interrupted: {self.until_saved()}; interrupt again to stop now.")
+        elif count == 2:
+            disk.tell("Stopping now.")
+
+    def until_saved(self) -> str:
+        """What has to happen until the run is saved and stops, with the time that is left of the step."""
+        if not self.is_in_step:
+            return "saving"
+        if not self.recent:
+            return "finishing the first step, then saving"
+        left = sum(self.recent) / len(self.recent) - (time.perf_counter() - self.step_start[0])
+        return f"finishing the step, about {duration(max(left, 1.0))} left, then saving"
 
     def _fail(self, what: str) -> None:
         raise RunFailed(f"The {what}", "try a lower --learning-rate, or --dtype float32 / bfloat16")
@@ -136,7 +167,7 @@ def has_loaded(run: Run) -> None:
 def train(trainer: Trainer, run: Run, save: guards.Save) -> None:
     """Train to the end, or until a signal or an error, and save the model in either case. `save` writes the model, with
     the state that it had before it was lent to the trainer (`trainer.lent`), into a folder, from which its files move
-    into the run's once all are complete. Raises Interrupted after a signal, RunFailed at a NaN or infinite loss or
+    into the run's once all are complete. Raises Signalled after a signal, RunFailed at a NaN or infinite loss or
     gradient, and PerlError from a reward function."""
     meter = Meter(run, restores_tokens=isinstance(trainer, RLOOTrainer))
     resumable = resume.Resumable(trainer)
@@ -163,9 +194,7 @@ def train(trainer: Trainer, run: Run, save: guards.Save) -> None:
         _keep_memory(run, has_trained=trainer.state.global_step > first_step)
     _save(trainer, run, save)
     if meter.interrupted:
-        stopped = Interrupted(f"Stopped at step {run.record.steps} and saved", run.resume_command)
-        stopped.exit_code = 128 + meter.interrupted
-        raise stopped
+        signals.stop(meter.interrupted)
     skipped.check()
 
 

@@ -4,6 +4,7 @@ against the settings and against the record of the run that trained it (base, to
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from peft import PeftConfig
 from transformers import PreTrainedTokenizerBase
@@ -18,6 +19,8 @@ from perlcli.run.lifecycle import Run
 from perlcli.run.output_folder import is_inside
 from perlcli.run.record import find_record
 
+# What an evaluation takes over from the RL run that trained its policy.
+SAMPLED = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "stop", "max_completion_length")
 LORA_FIELDS = {"lora_r": "r", "lora_alpha": "lora_alpha", "lora_dropout": "lora_dropout", "use_dora": "use_dora"}
 
 
@@ -102,6 +105,15 @@ def _check_start(given: settings.Training, source: Source, config: PeftConfig) -
     fault = adapters.why_alone(config) if is_rl else None
     if fault is not None:
         raise PerlError(f"The adapter {name} can't share its base: {fault}", hint)
+
+
+def sampling_settings(given: settings.Training | settings.Eval, source: Source) -> dict[str, Any]:
+    """How the RL run that trained a policy sampled, which its evaluation takes over unless the user asks for more."""
+    if not isinstance(given, settings.Eval) or source.record is None or source.record.command != "rl":
+        return {}
+    kept = {name: source.record.settings.get(name) for name in SAMPLED}
+    used = {name: tuple(value) if isinstance(value, list) else value for name, value in kept.items()}
+    return {name: value for name, value in used.items() if value not in (None, ())}
 
 
 # An existing adapter and its record

@@ -31,6 +31,7 @@ if TYPE_CHECKING:  # trl takes seconds to import, and an evaluation needs none o
 
 ANCHOR_FOLDER = "anchor"
 PROMPTS = 256  # that an evaluation answers by default
+PROMPTS_AT_END = 64  # that the evaluation at the end of `perl rl` answers
 
 
 def start(prepared: Prepared[settings.Sft | settings.Rl]) -> Any:
@@ -65,8 +66,9 @@ def fitting_prompts(
 ) -> list[tuple[Prompt, list[int]]]:
     """The prompts that leave room for a completion within --max-length, each with its token ids. `role` is train or
     eval. Raises PerlError if --max-length leaves no room for any prompt."""
+    most = PROMPTS_AT_END if isinstance(prepared.settings, settings.Rl) else PROMPTS
     completion, tokens = filled(prepared.settings.sampling.max_completion_length), partial(of_prompt, prepared.renderer)
-    columns = fit(prepared, role, rows, tokens, completion=completion, most=PROMPTS)
+    columns = fit(prepared, role, rows, tokens, completion=completion, most=most)
     fitting = list(columns)
     rows_of_all = with_all_columns([item["row"] for item in fitting])
     return [(row, item["ids"]) for row, item in zip(rows_of_all, fitting, strict=True)]
@@ -95,6 +97,11 @@ def _tuned_from(record: RunRecord | None) -> str | None:
     return str(coffee.BASE) if record.model["name"] == coffee.NAME else os.path.expanduser(str(record.model["name"]))
 
 
+def the_base(name: str) -> str:
+    """A base for people, by its name."""
+    return f"the {name}" if name == coffee.NAME else f"the base {name}"
+
+
 @dataclass(frozen=True)
 class Anchor:
     """The reference model of the KL penalty, found but not loaded."""
@@ -114,9 +121,10 @@ def find_anchor(prepared: Prepared[settings.Rl]) -> Anchor:
         return _full_anchor(wanted, prepared)
     start = prepared.source.adapter
     if wanted == SFT:
-        return Anchor("the policy that RL starts from" if start else "the base, where RL starts", True, adapter=start)
+        name = prepared.source.name if start else the_base(prepared.source.base_name)
+        return Anchor(f"{name}, where RL starts", True, adapter=start)
     if wanted == BASE:
-        return Anchor("the base", start is None)
+        return Anchor(the_base(prepared.source.base_name), start is None)
     source = _locate_anchor(wanted, prepared)
     if not sources.same_base(source, prepared.source):
         problem = f"--anchor {wanted} is on the base {source.base_name}, the policy on {prepared.source.base_name}"
@@ -145,7 +153,7 @@ def _locate_anchor(wanted: str, prepared: Prepared[settings.Rl]) -> sources.Sour
 def _full_anchor(wanted: str, prepared: Prepared[settings.Rl]) -> Anchor:
     start = prepared.source.base
     if wanted == SFT:
-        return Anchor("the model that RL starts from", True, model=start)
+        return Anchor(f"{prepared.source.name}, where RL starts", True, model=start)
     if wanted == BASE:
         base = base_of(start)
         trust = prepared.settings.model.trust_remote_code
@@ -194,13 +202,22 @@ def set_anchor(trainer: Any, anchor: Anchor, prepared: Prepared[settings.Rl]) ->
         roles.add_adapter(model, anchor.adapter, roles.ANCHOR)
 
 
+@contextmanager
+def switched(policy: PeftModel, adapter: str | None) -> Iterator[PeftModel]:
+    """The policy's model with another adapter (None: the bare base) while inside."""
+    with roles.switched(policy, adapter):
+        yield policy
+
+
 def attach_anchor(model: PeftModel, policy: sources.Source) -> tuple[str | None, str]:
     """Add the anchor that `perl rl` keeps in a policy's folder to the policy's base. Returns its name there (None for
     the bare base) and a description. Raises PerlError if it doesn't fit the base."""
     folder = Path(policy.place) / ANCHOR_FOLDER
     if policy.adapter is None or not (folder / weights.ADAPTER_CONFIG).exists():
-        return None, "the base"
+        return None, the_base(policy.base_name)
     roles.add_adapter(model, str(folder), roles.ANCHOR)
     wanted = policy.record.settings.get("anchor") if policy.record is not None else None
-    is_start = wanted in (None, SFT)
-    return roles.ANCHOR, "the policy that RL started from" if is_start else f"{wanted}, as the run kept it"
+    if wanted not in (None, SFT):
+        return roles.ANCHOR, f"{wanted}, as the run kept it"
+    start = policy.record.model.get("name") if policy.record is not None else None
+    return roles.ANCHOR, f"{start or 'the policy'}, where RL started"

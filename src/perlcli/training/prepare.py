@@ -1,25 +1,21 @@
-"""What every stage does before it loads weights: find the model, resolve the settings, check them; and `--dry-run`."""
+"""What every stage does before it loads weights: find the model, resolve the settings, check them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Generic, TypeVar
 
 from peft import PeftConfig
-from transformers import PreTrainedTokenizerBase, TrainingArguments
+from transformers import PreTrainedTokenizerBase
 
 from perlcli import coffee, data, device, recipes, settings, upstream
-from perlcli.data import Renderer
+from perlcli.data import Renderer, loading
 from perlcli.errors import PerlError
 from perlcli.memory import prediction
-from perlcli.model import adapters, checks, context, quantised, sources, tokenizers
+from perlcli.model import checks, context, quantised, sources, tokenizers
 from perlcli.model.sources import Source
-from perlcli.run import disk
+from perlcli.run import disk, output_folder
 from perlcli.run.lifecycle import Run
-from perlcli.run.output_folder import check_output
-from perlcli.terminal import say
-from perlcli.text import enum_value
 from perlcli.training import checkpointing, origin, rendering
 
 S_co = TypeVar("S_co", bound=settings.Training | settings.Eval | settings.Merge, covariant=True)
@@ -54,24 +50,22 @@ def prepare(given: Given) -> Prepared[Given]:
     """A stage's settings, resolved and checked against model, machine and folder. Raises PerlError for a fault."""
     upstream.hush_bars()
     source = locate(given)
-    if given.data.data is None and not source.is_embedded:
-        hint = f"--data FILE, or --data {data.COFFEE} for the embedded data"
-        raise PerlError(f"--data is missing for the model {source.name}", hint)
     if source.is_embedded:
         device.spare_threads()
-    proposed = {"output": _eval_folder(source)} if isinstance(given, settings.Eval) else {}
+    else:
+        loading.check_given(given.data.data, source.name)
     is_example = source.is_embedded and data.is_embedded(given.data.data) and given.recipe.recipe is None
     preset = coffee.SETTINGS[settings.command_of(given)] if is_example else {}
     trust, is_full = given.model.trust_remote_code, not isinstance(given, settings.Eval) and given.lora.full
     own = origin.adapter_settings(given, source), quantised.proposed(source)
-    presets = (*own, proposed, preset, context.proposed(source, trust_remote_code=trust))
+    presets = (*own, _of_eval(given, source), preset, context.proposed(source, trust_remote_code=trust))
     quantised.check(source, given.model, full=is_full)
     resolved: Given = settings.resolve(given, *presets)
     settings.check(resolved)
     device.check(resolved.model)
     is_scored = source.is_classifier or isinstance(resolved, settings.Reward)
     found = checks.check(source, resolved.model, longest=resolved.data.max_length, full=is_full, scored=is_scored)
-    check_output(resolved)
+    output_folder.check_output(resolved)
     origin.keep_apart(resolved, source)
     adapter = origin.adapter_of(resolved, source)
     tokenizer = tokenizers.load_tokenizer(source, trust_remote_code=trust)
@@ -125,11 +119,11 @@ def locate(given: settings.Training | settings.Eval) -> Source:
     return source
 
 
-def _eval_folder(source: Source) -> str:
-    """The default folder of an evaluation: next to the run that it measures, otherwise in `runs`."""
-    name = Path(source.place).name
-    folder = Path("runs") if source.record is None else Path(source.name).expanduser().parent
-    return str(folder / f"eval-{data.COFFEE if name == coffee.BASE.name else name}")
+def _of_eval(given: settings.Training | settings.Eval, source: Source) -> dict[str, object]:
+    """What an evaluation takes from the run that it measures."""
+    if not isinstance(given, settings.Eval):
+        return {}
+    return {"output": output_folder.of_eval(given.model.model)} | origin.sampling_settings(given, source)
 
 
 def loaded(prepared: Prepared[settings.Training | settings.Eval | settings.Merge]) -> None:
@@ -147,34 +141,3 @@ def require(prepared: Prepared[settings.Training], *, policy: bool) -> None:
     if not policy and source.adapter and not source.is_classifier:
         hint = f"train the reward on its base: --model {source.base}"
         raise PerlError(f"--model {source.name} is a policy's adapter", hint)
-
-
-def preview(prepared: Prepared[settings.Training | settings.Eval], config: TrainingArguments | None = None) -> None:
-    """Print what a run would do; `config` is TRL's if it would train."""
-    source, values = prepared.source, prepared.settings
-    if values.recipe.recipe is not None:
-        say(f"recipe: {values.recipe.recipe}")
-    say(f"model: {source.name} (base {source.base_name})")
-    if not isinstance(values, settings.Eval):
-        say(_training_line(prepared, values))
-    if config is not None:
-        length = f"{config.max_steps} steps" if config.max_steps > 0 else f"{config.num_train_epochs:g} epoch(s)"
-        schedule = enum_value(config.lr_scheduler_type)
-        size = config.per_device_train_batch_size * config.gradient_accumulation_steps
-        say(f"training: {length} of {size} rows, learning rate {config.learning_rate:g} ({schedule})")
-    say(f"output: {values.run.output}\nDry run: nothing was loaded, trained or written.")
-
-
-def _training_line(prepared: Prepared[settings.Training | settings.Eval], values: settings.Training) -> str:
-    lora, source = values.lora, prepared.source
-    model = sources.skeleton(source, trust_remote_code=values.model.trust_remote_code)
-    total = sum(parameter.numel() for parameter in model.parameters()) if model is not None else 0
-    if prepared.adapter is None:
-        return f"full tuning: all {f'{total:,} ' if total else ''}parameters train"
-    line = f"adapter: {adapters.words(prepared.adapter)}"
-    if source.adapter or model is None:
-        return line
-    modules = getattr(adapters.on_model(lora, model, origin.task_of(values)), "target_modules", "")
-    names = modules if isinstance(modules, str) else ", ".join(modules)
-    trained = adapters.try_on(lora, model, origin.task_of(values))
-    return f"{line} on {names}; {trained:,} parameters train, {total:,} stay frozen"

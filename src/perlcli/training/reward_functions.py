@@ -14,7 +14,6 @@ import importlib.util
 import inspect
 import json
 import os
-import re
 import sys
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -29,9 +28,8 @@ from perlcli.errors import PerlError, listing, nearest
 from perlcli.settings.yaml import parse
 from perlcli.text import shorten
 from perlcli.training.reward_errors import KWARGS, Opinions, RewardRaised
+from perlcli.training.reward_names import check_file
 
-MODULE, FILE = r"[A-Za-z_][\w.]*", r".+\.py"
-NAMED = re.compile(rf"({FILE}|{MODULE}):({MODULE})")
 JUDGED = ("prompts", "completions", "completion_ids")  # a function that takes none of them makes one
 Ids = list[int]
 Function = Callable[..., Any]
@@ -45,11 +43,6 @@ class Calling:
     trainer_state: TrainerState = field(default_factory=TrainerState)
     log_extra: Callable[[str, list[Any]], None] = lambda column, values: None
     log_metric: Callable[[str, float], None] = lambda name, value: None
-
-
-def names_function(name: str) -> bool:
-    """Whether a `--reward` has the form module:function or file.py:function."""
-    return NAMED.fullmatch(name) is not None and not Path(name).exists()
 
 
 def find(name: str, given: Mapping[str, Any]) -> Function:
@@ -122,9 +115,8 @@ def _from_module(place: str, name: str) -> ModuleType:
 
 def _from_file(place: str, name: str) -> ModuleType:
     """A module from a file, with the file's folder for what it imports itself."""
+    check_file(name)
     path = Path(place).expanduser().resolve()
-    if not path.is_file():
-        raise PerlError(f"--reward {name}: there is no file {place}")
     if str(path.parent) not in sys.path:
         sys.path.insert(0, str(path.parent))
     spec = importlib.util.spec_from_file_location(path.stem, path)

@@ -15,7 +15,7 @@ from perlcli import device, settings, stats
 from perlcli.data import Data, Preference
 from perlcli.data.render import Columns, of_preference
 from perlcli.errors import PerlError, RunFailed
-from perlcli.model import heads, loading, roles, scorers, sources, tokenizers
+from perlcli.model import heads, labels, loading, roles, scorers, sources, tokenizers
 from perlcli.model.scorers import Scorer
 from perlcli.run import loaders, plots
 from perlcli.run.files import PROOF, SAMPLES, write_json
@@ -51,8 +51,12 @@ def table(rows: Data, prepared: Prepared[Stage], role: str) -> Dataset:
 
 
 def note_head(prepared: Prepared[settings.Reward]) -> None:
-    """Note if the head is trained on the causal model. Raises PerlError if this family can be no reward model."""
+    """Note if the head is trained on the causal model. Raises PerlError if this family can be no reward model, or if
+    the model is a classifier of several labels."""
     source, values = prepared.source, prepared.settings
+    if source.is_classifier and len(names := labels.names_of(source)) != 1:
+        problem = f"--model {source.name} is a classifier with {len(names)} labels, and a reward is a single score"
+        raise PerlError(problem, "start from a language model, or from a reward model")
     trust = values.model.trust_remote_code
     if heads.is_on_causal(source, full=values.lora.full, trust_remote_code=trust):
         prepared.run.note("The score's head is on the causal model; the model card shows how to load it.")
@@ -70,13 +74,14 @@ def id_lists(row: Columns) -> list[list[int]]:
     return [row["chosen_ids"], row["rejected_ids"]] if "chosen_ids" in row else [row["input_ids"]]
 
 
-def load(source: sources.Source, values: settings.ModelSettings) -> scorers.ClassifierScorer:
-    """The scorer of a saved reward model, by plain transformers and peft. Raises PerlError if it can't be loaded."""
+def load(source: sources.Source, values: settings.ModelSettings, label: int = 0) -> scorers.ClassifierScorer:
+    """The scorer of a saved reward model, by plain transformers and peft: of one of its labels. Raises PerlError if it
+    can't be loaded."""
     pad_token_id = tokenizers.score_pad(source, trust_remote_code=values.trust_remote_code)
     model: Any = loading.load_classifier(source, values, pad_token_id)
     if source.adapter:
         model = roles.load_adapter(model, source.adapter, trainable=False)
-    return scorers.ClassifierScorer(model, pad_token_id)
+    return scorers.ClassifierScorer(model, pad_token_id, label)
 
 
 def precision_of(source: sources.Source, values: settings.ModelSettings) -> settings.ModelSettings:

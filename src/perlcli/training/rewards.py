@@ -6,7 +6,7 @@ import asyncio
 import inspect
 import math
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,13 @@ from perlcli import settings
 from perlcli.data import Prompt, Renderer, text_of
 from perlcli.data.chat import Style
 from perlcli.errors import PerlError
-from perlcli.model import adapters, heads, roles, scorers, sources, tokenizers, weights
+from perlcli.model import adapters, heads, labels, roles, scorers, sources, tokenizers, weights
+from perlcli.model.labels import Label
 from perlcli.model.sources import Source
 from perlcli.redaction import hidden
 from perlcli.run import checkpoints
 from perlcli.text import size
-from perlcli.training import http_reward, rendering, reward_functions, reward_model
+from perlcli.training import http_reward, rendering, reward_functions, reward_model, reward_names
 from perlcli.training.origin import check_adapter, keep_apart
 from perlcli.training.prepare import Prepared
 from perlcli.training.reward_errors import PATIENCE, OnError, Opinions, Scored
@@ -44,11 +45,22 @@ class Reward:
     function: Callable[..., Any] | None = None
     source: Source | None = None
     apart: str | None = None  # why a model can't be an adapter on the policy's base
+    label: Label | None = None  # of a model: which of its scores is the reward
 
     @property
     def is_shared(self) -> bool:
         """Whether the reward is an adapter on the policy's own base."""
         return self.source is not None and self.apart is None
+
+    @property
+    def index(self) -> int:
+        """The index of the reward in the scores that the model gives."""
+        return self.label.index if self.label is not None else 0
+
+    @property
+    def words(self) -> str:
+        """The reward's name in a note, and its label if the model has several."""
+        return f"{self.name}, {self.label.words}" if self.label is not None and self.label.words else self.name
 
     @property
     def fingerprint(self) -> str:
@@ -63,34 +75,25 @@ class Reward:
 def find_all(prepared: Prepared[Stage]) -> list[Reward]:
     """What each `--reward` names, before weights are loaded. Raises PerlError if there is none, or one is unusable."""
     names = prepared.settings.sampling.reward
-    if not names:
-        hint = "train one with `perl reward` and name its folder, or name a function as module:function"
-        raise PerlError("--reward is missing: RL learns nothing without a reward", hint)
-    kwargs = keyword_arguments(prepared.settings.sampling.reward_kwargs, names, is_called)
-    rewards = [find(name, prepared, own) for name, own in zip(names, kwargs, strict=True)]
+    reward_names.check_given(names)
+    kwargs = keyword_arguments(prepared.settings.sampling.reward_kwargs, names, reward_names.is_called)
+    found = [find(name, prepared, own) for name, own in zip(names, kwargs, strict=True)]
+    chosen = labels.choose_all(prepared.settings.sampling.reward_label, [(each.name, each.source) for each in found])
+    rewards = [replace(reward, label=label) for reward, label in zip(found, chosen, strict=True)]
     prepared.run.record.model["rewards"] = {reward.name: reward.fingerprint for reward in rewards}
     return rewards
 
 
-def is_called(name: str) -> bool:
-    """Whether a `--reward` is a function or a server, not a model."""
-    return http_reward.is_url(name) or reward_functions.names_function(name)
-
-
 def find(name: str, prepared: Prepared[Stage], kwargs: Mapping[str, Any] | None = None) -> Reward:
     """What one `--reward` names; `kwargs` are its keyword arguments. Raises PerlError if it can't be a reward."""
-    if http_reward.is_url(name):
+    if reward_names.is_url(name):
         return Reward(name, function=http_reward.connect(name, kwargs or {}))
-    if reward_functions.names_function(name):
+    if reward_names.names_function(name):
         return Reward(name, function=reward_functions.find(name, kwargs or {}))
     source = sources.locate(name, option="--reward", trust_remote_code=prepared.settings.model.trust_remote_code)
     if not source.is_classifier:
         what = "an adapter without a reward head" if source.adapter else "a language model"
         raise PerlError(f"--reward {name} is {what}, not a reward model", "train one with `perl reward`")
-    if source.adapter is None and source.config.num_labels != 1:
-        raise PerlError(f"--reward {source.name} has {source.config.num_labels} labels, but a reward is a single score")
-    if source.adapter is not None and Path(source.adapter).is_dir():  # else it would be downloaded, also by a dry run
-        heads.saved(source.adapter)  # refuses one of several labels
     heads.is_on_causal(source, full=True, trust_remote_code=prepared.settings.model.trust_remote_code)
     keep_apart(prepared.settings, source)
     apart = _apart(source, prepared)
@@ -272,16 +275,16 @@ def attach(reward: Reward, model: Policy, prepared: Prepared[Stage], batch: int,
     """Load one reward, as `adapter` if it shares the policy's base. Raises PerlError if it or its proof fails."""
     render, note = prepared.renderer, prepared.run.note
     if reward.function is not None:
-        note(f"reward: the {'server' if http_reward.is_url(reward.name) else 'function'} {reward.name}")
+        note(f"reward: the {'server' if reward_names.is_url(reward.name) else 'function'} {reward.name}")
         return FunctionReward(reward.function, reward.name, render)
     assert reward.source is not None
     if not reward.is_shared:
         return _load_apart(reward, prepared, batch)
     assert isinstance(model, PeftModel)
-    head = scorers.attach_reward(model, str(reward.source.adapter), adapter)
+    head = scorers.attach_reward(model, str(reward.source.adapter), adapter, reward.index)
     unread = tokenizers.score_pad(reward.source, trust_remote_code=prepared.settings.model.trust_remote_code)
     scorer = scorers.SharedScorer(model, head, prepared.tokenizer.pad_token_id, unread, adapter)
-    note(f"reward: {reward.name}, an adapter on the policy's base (adds {size(scorer.bytes)})")
+    note(f"reward: {reward.words}, an adapter on the policy's base (adds {size(scorer.bytes)})")
     reward_model.check_proof(reward.source, scorer, prepared.run, prepared.settings.model)
     return TokenReward(scorer, rendering.as_trained(render, reward.source), batch)
 
@@ -289,10 +292,10 @@ def attach(reward: Reward, model: Policy, prepared: Prepared[Stage], batch: int,
 def _load_apart(reward: Reward, prepared: Prepared[Stage], batch: int) -> TokenReward | TextReward:
     source, values, render = reward.source, prepared.settings.model, prepared.renderer
     assert source is not None
-    prepared.run.note(f"reward: {source.name}, {reward.apart}, loaded in addition to the policy's")
+    prepared.run.note(f"reward: {reward.words}, {reward.apart}, loaded in addition to the policy's")
     tokenizer = tokenizers.load_tokenizer(source, trust_remote_code=values.trust_remote_code)
     own = reward_model.precision_of(source, values)
-    scorer = reward_model.load(source, own)
+    scorer = reward_model.load(source, own, reward.index)
     reward_model.check_proof(source, scorer, prepared.run, own)
     if tokenizers.tokenizer_fingerprint(tokenizer) == tokenizers.tokenizer_fingerprint(prepared.tokenizer):
         return TokenReward(scorer, rendering.as_trained(render, source), batch)

@@ -1,4 +1,7 @@
-"""Sampling completions, and how likely a model finds them."""
+"""Sampling completions, and how likely a model finds them.
+
+RL samples by TRL; the probe before it and evaluation sample here. Both draw the same tokens from the same random state:
+they are given the same options, and `without_habits` takes away what a model's generation config would add."""
 
 from __future__ import annotations
 
@@ -8,48 +11,102 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from peft import PeftModel
 from torch import nn
 from transformers import GenerationConfig
 
-from perlcli import device
+from perlcli import device, settings
 from perlcli.data import Renderer
 from perlcli.model.tokenizers import batches_by_length, padded
+from perlcli.settings.sampling import SamplingSettings
+from perlcli.text import shorten
+from perlcli.training import origin
 from perlcli.training.guards import Model
+from perlcli.training.prepare import Prepared, filled
+from perlcli.training.stops import Ends
 
 LOGITS = 2**25  # at most so many at once, 128 MB in float32: with all tokens of a batch they can outgrow the model
 Ids = list[int]
-# Sampling from the full distribution, as RL does. Whatever is not set here, transformers takes from the model's own
-# generation config (Qwen2.5-Instruct's has a repetition penalty).
-FULL_DISTRIBUTION = {
-    "do_sample": True,
-    "num_beams": 1,
-    "top_k": 0,
-    "top_p": 1.0,
-    "min_p": 0.0,
-    "typical_p": 1.0,
-    "repetition_penalty": 1.0,
-    "no_repeat_ngram_size": 0,
-}
+# Of a model's own generation config, what changes only how tokens are computed.
+HARMLESS = ("cache_implementation", "cache_config", "use_cache", "prefill_chunk_size")
+# The options by which tokens are drawn from another distribution than that of the log-probabilities, and their value
+# for the full one, each by its name in TRL and transformers.
+FULL = {"top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to sample completions: from the full distribution at this temperature, as RL does."""
+    """How to sample completions: from the full distribution at this temperature, unless more is given."""
 
     temperature: float
     max_new_tokens: int
     seed: int
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    stop: tuple[str, ...] = ()
+
+    def distribution(self) -> dict[str, float | int | None]:
+        """What decides the distribution of tokens, as TRL's config and transformers' call it."""
+        names = ("temperature", "top_p", "top_k", "repetition_penalty")
+        return {name: getattr(self, name) for name in names} | {"min_p": self.min_p or None}
+
+
+def asked(values: SamplingSettings, seed: int) -> Sampling:
+    """How to sample by these settings."""
+    chosen = {name: getattr(values, name) for name in FULL if getattr(values, name) is not None}
+    length = filled(values.max_completion_length)
+    return Sampling(filled(values.temperature), length, seed, **chosen, stop=tuple(filter(None, values.stop)))
+
+
+def note(prepared: Prepared[settings.Rl | settings.Eval]) -> None:
+    """Note where KL isn't that of the distribution that is sampled from, and stop strings that were hardly meant."""
+    values, run = prepared.settings.sampling, prepared.run
+    how = asked(values, 0)
+    off = [f"--{settings.dashed(name)} {getattr(how, name):g}" for name in FULL if getattr(how, name) != FULL[name]]
+    if off:
+        kl = "Log-probabilities and KL are those of the full distribution at the temperature"
+        run.note(f"{kl}, but completions are sampled with {' '.join(off)}.")
+    if isinstance(prepared.settings, settings.Eval):
+        _compare_with_run(prepared, values)
+    for text in how.stop:
+        if escape := next((escape for escape in (r"\n", r"\t") if escape in text), None):
+            name = "a newline" if escape == r"\n" else "a tab"
+            run.note(f"--stop {text!r} has a backslash, not {name}: in bash, $'{escape}' is {name}.")
+
+
+def _compare_with_run(prepared: Prepared[Any], values: SamplingSettings) -> None:
+    """Note whether an evaluation samples as the RL run that trained its policy did."""
+    source = prepared.source
+    trained = origin.sampling_settings(prepared.settings, source)
+    changed = []
+    for name in origin.SAMPLED if trained else ():
+        now, then = _shown(name, getattr(values, name)), _shown(name, trained.get(name))
+        if now != then:
+            changed.append(f"--{settings.dashed(name)} {now}, not {then}")
+    if trained:
+        words = f"differently from {source.name}: {'; '.join(changed)}" if changed else f"as in {source.name}"
+        prepared.run.note(f"Completions are sampled {words}.")
+
+
+def _shown(name: str, value: float | Sequence[str] | None) -> str:
+    """The value of a sampling option in words; unset and off are the same."""
+    if name == "stop":
+        texts = value if isinstance(value, Sequence) else ()
+        return ", ".join(shorten(text) for text in texts if text) or "''"
+    return f"{FULL.get(name) if value is None else value:g}"
 
 
 @torch.no_grad()
 def sample(model: Model, render: Renderer, prompts: Sequence[Ids], how: Sampling) -> list[Ids]:
-    """One completion's token ids for each prompt, including EOS if the completion ended with it. Leaves torch's random
-    state unchanged."""
-    tokenizer = render.tokenizer
+    """One completion's token ids for each prompt, including the EOS or stop string that it ended with. Leaves torch's
+    random state unchanged."""
+    tokenizer, ends = render.tokenizer, Ends(render, how.stop)
     ids, mask = padded(prompts, tokenizer.pad_token_id, model.device, on_left=True)
     config = GenerationConfig(
-        **FULL_DISTRIBUTION,
-        temperature=how.temperature,
+        **how.distribution(),
+        do_sample=True,
         max_new_tokens=how.max_new_tokens,
         eos_token_id=list(render.eos_ids),
         pad_token_id=tokenizer.pad_token_id,
@@ -58,15 +115,29 @@ def sample(model: Model, render: Renderer, prompts: Sequence[Ids], how: Sampling
     was_training = model.training
     model.eval()
     try:
-        with device.fork_rng():
+        with device.fork_rng(), without_habits(model):
             torch.manual_seed(how.seed)
             generate: Any = model.generate  # peft's wrapper passes it on
-            out = generate(input_ids=ids, attention_mask=mask, generation_config=config)
+            criteria = ends.criteria(ids.shape[1])
+            out = generate(input_ids=ids, attention_mask=mask, generation_config=config, stopping_criteria=criteria)
     finally:
         model.train(was_training)
-    written: list[Ids] = out[:, ids.shape[1] :].tolist()
-    ends = [next((i for i, token in enumerate(row) if token in render.eos_ids), len(row) - 1) for row in written]
-    return [row[: end + 1] for row, end in zip(written, ends, strict=True)]
+    return [ends.cut(row) for row in out[:, ids.shape[1] :].tolist()]
+
+
+@contextmanager
+def without_habits(model: Model) -> Iterator[None]:
+    """Take away what the model's own generation config adds to sampling: transformers fills in from it whatever its
+    caller leaves unset (the repetition penalty of Qwen2.5-Instruct, suppressed tokens, …)."""
+    inner: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    own = inner.generation_config
+    standard = GenerationConfig().to_dict().keys() - set(HARMLESS)
+    kept = {name: value for name, value in own.to_dict().items() if name not in standard}
+    model.generation_config = inner.generation_config = GenerationConfig(**kept)  # peft's wrapper may have its own
+    try:
+        yield
+    finally:
+        model.generation_config = inner.generation_config = own
 
 
 def sample_batches(

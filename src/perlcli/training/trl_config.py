@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import os
 import typing
@@ -10,7 +11,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-from transformers import Trainer, TrainingArguments
+import torch
+from transformers import Trainer, TrainingArguments, get_scheduler
 from transformers.training_args import OptimizerNames
 
 from perlcli import device, settings
@@ -20,34 +22,11 @@ from perlcli.run import checkpoints, files
 from perlcli.settings.types import convert, describe, fits
 from perlcli.settings.yaml import parse
 from perlcli.text import clip, enum_value, shorten
+from perlcli.training import trackers, trl_fields
 
 USUAL = "--optim adamw_torch_fused, adamw_8bit, paged_adamw_8bit, adafactor or sgd"
 FUSED_BACKWARD = ("lomo", "adalomo")
 Config = TypeVar("Config", bound=TrainingArguments)  # SFTConfig, RewardConfig, RLOOConfig
-DECIDED = {  # the fields that perlcli sets itself
-    field
-    for fields in (
-        # the model is loaded and the rows are rendered before TRL sees them
-        "model_init_kwargs trust_remote_code chat_template_path chat_template_kwargs eos_token pad_token",
-        "dataset_text_field dataset_kwargs dataset_num_proc max_length truncation_mode remove_unused_columns",
-        # options of perlcli, and what follows from the machine
-        "output_dir overwrite_output_dir seed use_cpu bf16 fp16 full_determinism report_to auto_find_batch_size",
-        "activation_checkpointing",  # the same as gradient_checkpointing
-        # every step is logged
-        "disable_tqdm logging_nan_inf_filter logging_strategy logging_steps logging_first_step log_completions",
-        # a resumed run ends as an uninterrupted one
-        "resume_from_checkpoint save_strategy save_only_model ignore_data_skip enable_jit_checkpoint",
-        "restore_callback_states_from_checkpoint",
-        # evaluation comes after training, and other programs publish the result
-        "do_train do_eval do_predict eval_strategy eval_steps eval_packing load_best_model_at_end num_generations_eval",
-        "push_to_hub hub_token hub_model_id hub_strategy hub_private_repo hub_always_push hub_revision",
-        # one frozen base serves all roles of RL
-        "use_vllm use_transformers_continuous_batching sync_ref_model",
-    )
-    for field in fields.split()
-}
-
-LOSS = ("assistant_only_loss", "completion_only_loss")  # what is learned is decided where rows are rendered
 
 
 def trl_config(kind: type[Config], given: settings.Training, extra: Mapping[str, Any]) -> Config:
@@ -68,7 +47,7 @@ def trl_config(kind: type[Config], given: settings.Training, extra: Mapping[str,
         "logging_steps": 1,
         "logging_nan_inf_filter": False,  # otherwise a NaN or infinite loss is logged as 0
         "disable_tqdm": True,
-        "report_to": [name.strip() for name in given.keep.report_to.split(",")],
+        "report_to": trackers.names(given.keep.report_to),
         "seed": given.run.seed,
         "use_cpu": not on_gpu,
         "bf16": dtype == "bfloat16",
@@ -80,7 +59,7 @@ def trl_config(kind: type[Config], given: settings.Training, extra: Mapping[str,
     if plans.is_reentrant(given) and plans.own_kwargs(given) is None:
         values["gradient_checkpointing_kwargs"] = {"use_reentrant": True}
     check_optimiser(values["optim"], on_gpu=on_gpu)
-    check_trackers(values["report_to"])
+    trackers.check(given.keep.report_to)
     values |= overrides(train.set, kind, {option.name for option in settings.options(type(given))})
     if "trust_remote_code" in names:
         values["trust_remote_code"] = given.model.trust_remote_code  # for the reference model that TRL loads itself
@@ -89,6 +68,8 @@ def trl_config(kind: type[Config], given: settings.Training, extra: Mapping[str,
     except Exception as error:  # TRL checks each of its hundred fields in another way, or not at all
         raise PerlError(f"TRL's {kind.__name__} rejects these settings: {reason(error)}") from error
     check_installed(config)
+    check_optimiser_arguments(config)
+    check_schedule(config)
     # One process uses one GPU. With several visible, transformers would wrap the model in DataParallel, which TRL
     # rejects. `n_gpu` is a read-only property, so this sets the field behind it; CUDA_VISIBLE_DEVICES chooses the GPU.
     config._n_gpu = min(config.n_gpu, 1)
@@ -120,45 +101,82 @@ def check_installed(config: TrainingArguments) -> None:
         raise PerlError(f"--optim {enum_value(config.optim)} can't be used: {reason(error)}", USUAL) from error
 
 
-def check_trackers(names: list[str]) -> None:
-    """Raises PerlError for a tracker that transformers doesn't know or that isn't installed."""
-    from transformers.integrations.integration_utils import get_available_reporting_integrations
+def check_optimiser_arguments(config: TrainingArguments) -> None:
+    """Raises PerlError for `--set optim_args` that the optimiser doesn't read, or that it rejects."""
+    given = [part.strip() for part in (config.optim_args or "").split(",") if part.strip()]
+    if not given or config.optim_target_modules:
+        return
+    name = enum_value(config.optim)
+    for part in given:
+        others = [other for other in given if other is not part]
+        other_value = f"{part.partition('=')[0]}=0.12345"
+        if _arguments(config, [*others, other_value]) == _arguments(config, others):
+            problem = f"--set optim_args: --optim {name} doesn't read {clip(part.partition('=')[0])}"
+            fields = "--set adam_beta1, adam_beta2 and adam_epsilon are fields of their own"
+            raise PerlError(problem, fields if "adam" in name else "leave it out")
+    kind, arguments = Trainer.get_optimizer_cls_and_kwargs(config)
+    if not kind.__module__.startswith("torch."):
+        return
+    try:
+        kind([torch.nn.Parameter(torch.zeros(1))], **arguments)
+    except (TypeError, ValueError) as error:
+        raise PerlError(f"--set optim_args: --optim {name} rejects them: {reason(error)}") from error
 
-    installed = get_available_reporting_integrations()
-    missing = [name for name in names if name not in ("none", "all", *installed)]
-    if missing:
-        problem = f"--report-to {', '.join(missing)}: not installed or unknown"
-        raise PerlError(problem, f"installed trackers: {', '.join(installed) or 'none'}")
+
+def _arguments(config: TrainingArguments, given: list[str]) -> object:
+    """What the optimiser is made with for these `optim_args`; None if it can't read one."""
+    changed = copy.copy(config)
+    changed.optim_args = ",".join(given)
+    try:
+        return Trainer.get_optimizer_cls_and_kwargs(changed)[1]
+    except (ValueError, AttributeError):
+        return None
+
+
+def check_schedule(config: TrainingArguments) -> None:
+    """Raises PerlError for `--set lr_scheduler_kwargs` that the schedule rejects, or lacks."""
+    name = enum_value(config.lr_scheduler_type)
+    kwargs: Any = config.lr_scheduler_kwargs or {}
+    optimiser = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=config.learning_rate)
+    steps = {"num_warmup_steps": 1, "num_training_steps": 10}
+    try:
+        get_scheduler(config.lr_scheduler_type, optimiser, **steps, scheduler_specific_kwargs=kwargs)
+    except (TypeError, ValueError, AttributeError) as error:
+        given = f" with --set lr_scheduler_kwargs={shorten(kwargs)}" if kwargs else " without --set lr_scheduler_kwargs"
+        raise PerlError(f"--set lr_scheduler_type={name}{given} can't be used: {reason(error)}") from error
 
 
 def overrides(items: tuple[str, ...], kind: type[Any], own: set[str]) -> dict[str, Any]:
-    """The `--set NAME=VALUE` items by name, checked against the TRL config's fields. `own` are the fields that have an
-    option of perlcli. Raises PerlError with every fault."""
+    """The `--set NAME=VALUE` items by name, checked against the TRL config's fields. `own` are the names of the stage's
+    options. Raises PerlError with every fault."""
     types_of = typing.get_type_hints(kind)
     names = {field.name for field in dataclasses.fields(kind) if field.init}
     values, faults = {}, []
     for item in items:
         name, equals, text = item.partition("=")
         name = name.strip().replace("-", "_")
-        value: Any = text
-        with suppress(PerlError):  # what isn't YAML stays text: a date like 2024-13-45, for example
-            value = parse(text, name)
         if not equals:
             faults.append(f"--set {clip(item)}: expected NAME=VALUE")
         elif name not in names:
             faults.append(f"--set {clip(name)}: {kind.__name__} has no such field. {nearest(name, names)}".rstrip())
-        elif name in own:
-            faults.append(f"--set {name}: use the option --{settings.dashed(name)}")
-        elif name in LOSS:
-            faults.append(f"--set {name}: use the option --loss-on")
-        elif name in DECIDED:
-            faults.append(f"--set {name}: perlcli sets this itself")
-        elif not fits(value, types_of[name]):
-            faults.append(f"--set {name}: must be {describe(types_of[name])}, not {shorten(value)}")
-        elif isinstance(value, str) and value.startswith("~/"):  # settings.yaml writes paths in the home like this
-            values[name] = os.path.expanduser(value)
+        elif reason := trl_fields.why_refused(name, kind.__name__, own):
+            faults.append(f"--set {name}{reason}")
         else:
-            values[name] = convert(value, types_of[name])
+            values[name], wrong = _value(name, text, types_of[name])
+            faults += [f"--set {fault}" for fault in wrong]
     if faults:
         raise PerlError(listing(faults), f"--set takes the fields of trl.{kind.__name__}")
     return values
+
+
+def _value(name: str, text: str, kind: object) -> tuple[Any, list[str]]:
+    """The value of a field, from text in YAML, and what is wrong with it."""
+    value: Any = text
+    with suppress(PerlError):  # what isn't YAML stays text: a date like 2024-13-45, for example
+        value = trl_fields.as_mapping(parse(text, name), kind)
+    if not fits(value, kind):
+        return value, [f"{name}: must be {describe(kind)}, not {shorten(value)}"]
+    if isinstance(value, str) and value.startswith("~/"):  # settings.yaml writes paths in the home like this
+        return os.path.expanduser(value), []
+    value = convert(value, kind)
+    return value, list(trl_fields.nested(name, value))

@@ -17,8 +17,8 @@ from perlcli import device
 from perlcli.errors import RunFailed
 from perlcli.model import heads, roles
 from perlcli.model.shared_prompts import Sharer
+from perlcli.model.weights import VALUE_HEAD
 
-HEAD_FILE = "value_head.safetensors"
 Autocast = AbstractContextManager[object]
 Batch = dict[str, torch.Tensor]  # TRL's names: prompt_ids, prompt_mask, completion_ids, completion_mask
 
@@ -97,8 +97,8 @@ class ValueModel:
     def save_head(self, folder: Path) -> None:
         """Write the head next to the adapter, which peft writes."""
         tensors = {name: tensor.detach().cpu() for name, tensor in self.head.state_dict().items()}
-        save_file(tensors, folder / HEAD_FILE, metadata={"format": "pt"})
+        save_file(tensors, folder / VALUE_HEAD, metadata={"format": "pt"})
 
     def load_head(self, folder: Path) -> None:
         """Read the head back from a folder."""
-        self.head.load_state_dict(load_file(folder / HEAD_FILE, device=str(roles.device_of(self.policy))))
+        self.head.load_state_dict(load_file(folder / VALUE_HEAD, device=str(roles.device_of(self.policy))))

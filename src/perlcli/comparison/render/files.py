@@ -59,6 +59,7 @@ def _lines(report: Report, drawn: Sequence[Picture]) -> Iterator[str]:
     state = words.state(report)
     if state:
         yield from (f"**{inline(state)}**", "")
+    yield from _table(tables.pipeline(report), tables.PIPELINE_LINE + "\n")
     for comparison in report.comparisons:
         yield from _chapter(comparison, [picture for picture in drawn if picture.stage == comparison.stage])
     yield from ("## How it was measured", "", *(f"- {inline(line)}" for line in words.method(report)), "")
@@ -74,6 +75,8 @@ def _chapter(comparison: Comparison, drawn: Sequence[Picture]) -> Iterator[str]:
     further = tables.further_columns(comparison)
     yield from (f"## {words.STAGES.get(comparison.stage, comparison.stage)}", "")
     yield from (inline(words.headline(comparison)), "")
+    yield from (f"- {inline(line)}" for line in tables.verdicts(comparison))
+    yield ""
     yield from _table(tables.grid(comparison, tables.main_columns(comparison)))
     yield from (f"{number}. {inline(note)}" for number, note in enumerate(notes, 1))
     if notes:
@@ -87,8 +90,32 @@ def _chapter(comparison: Comparison, drawn: Sequence[Picture]) -> Iterator[str]:
         yield from (f"![{inline(picture.caption)}]({picture.path})", "")
     common = tables.common(comparison)
     if common:
-        yield from (inline(common), "")
+        yield from (
+            f"### {words.how_title(comparison)}",
+            "",
+            *(f"- {name}: {inline(value)}" for name, value in common),
+            "",
+        )
     yield from _table(tables.how(comparison))
+    yield from _markdown_samples(comparison)
+    yield from _list("Notes of the runs", tables.notes(comparison))
+
+
+def _list(title: str, lines: Sequence[str]) -> Iterator[str]:
+    """Sentences as a list below a heading; nothing without any."""
+    if lines:
+        yield from (f"### {title}", "", *(f"- {inline(line)}" for line in lines), "")
+
+
+def _markdown_samples(comparison: Comparison) -> Iterator[str]:
+    """Samples side by side: a table of who wrote what, with the score, for each prompt."""
+    samples = tables.samples(comparison)
+    if samples:
+        yield from ("### Samples", "")
+    for sample in samples:
+        if sample.prompt:
+            yield from (f"Prompt: {inline(sample.prompt)}", "")
+        yield from _table(sample.table)
 
 
 def _table(table: tables.Table, title: str = "") -> Iterator[str]:

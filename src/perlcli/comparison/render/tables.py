@@ -3,22 +3,50 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
+from typing import Any
 
 from perlcli.arms import FULL
 from perlcli.comparison.contrasts import speed_of
 from perlcli.comparison.render import words
-from perlcli.comparison.results import ArmResult, Comparison, Spread
+from perlcli.comparison.results import ArmResult, Comparison, Report, Spread
 from perlcli.run import metrics
 from perlcli.text import megabytes, number, size
 
 FURTHER = 5  # columns of a higher rank go into a document's second table
+PIPELINE_LINE = "Base, SFT and RL, on held-out prompts (KL per completion, to the anchor):"
 PAPER_LINE = "In the paper, LoRA to full (arXiv 2403.10704, Table 1; PaLM 2 and Gemini Pro):"
+
+PIPELINE = (
+    "gold",
+    "mean_reward",
+    "net_win_rate",
+    "eval_loss",
+    "loss",
+    "mean_length",
+)  # figures of a pipeline's policies
+SHOWN = 3  # prompts with samples
+GIVEN = ("demonstration", "chosen", "rejected", "text")  # answers that the data has, the same for every arm
+ANSWERS = (*GIVEN, "policy", "anchor", "opponent", "base")
+SCORES_OF = {"policy": ("policy_reward", "reward"), "text": ("score",)}  # other answers: by their own names
 
 Cell = Callable[[ArmResult], str]
 Table = tuple[list[str], list[list[str]]]  # header and rows
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A prompt with its answers side by side; the prompt is empty where the answers contain it."""
+
+    prompt: str
+    answers: list[tuple[str, str, str]]  # who wrote it, the text, its scores in words
+
+    @property
+    def table(self) -> Table:
+        """The answers as a table, without a column of scores where none has one."""
+        return _without_empty(["by", "score", "answer"], [[who, score, text] for who, text, score in self.answers])
 
 
 @dataclass(frozen=True)
@@ -34,6 +62,8 @@ class Column:
 def columns(comparison: Comparison) -> list[Column]:
     """The columns that at least one arm of the comparison has a figure for."""
     baseline = words.baseline_word(comparison)
+    names = [metric.name for metric in metrics.compared(comparison.stage)]
+    measured = [name for name in names if any(name in arm.quality for arm in comparison.arms)]
     known = [
         Column("trained", lambda arm: _worded(words.count, arm.trainable_parameters or None), _trained_share, rank=4),
         Column("memory", lambda arm: _value(megabytes, arm.memory_mb), _memory_detail),
@@ -47,7 +77,8 @@ def columns(comparison: Comparison) -> list[Column]:
         ),
         Column("speed", lambda arm: _worded(words.times, speed_of(arm)), _both_speeds),
         Column("tokens/s", lambda arm: _value(number, arm.tokens_per_second), rank=5),
-        *[_quality_column(metric.name, place) for place, metric in enumerate(metrics.compared(comparison.stage))],
+        *[_quality_column(name, place) for place, name in enumerate(measured)],
+        Column("eval rows", lambda arm: _worded(words.count, _eval_rows(arm)), rank=1),
         Column("weights", _weights_size, lambda arm: _of_baseline(arm, "weights"), rank=8),
         Column("optimizer", _optimizer_size, lambda arm: _of_baseline(arm, "optimizer"), rank=9),
     ]
@@ -100,6 +131,10 @@ def _weights_size(arm: ArmResult) -> str:
 
 def _optimizer_size(arm: ArmResult) -> str:
     return _worded(size, arm.finished[0].optimizer_bytes) if arm.finished else ""
+
+
+def _eval_rows(arm: ArmResult) -> int | None:
+    return next((run.eval_rows for run in arm.finished if run.eval_rows), None)
 
 
 def _of_baseline(arm: ArmResult, name: str) -> str:
@@ -187,25 +222,102 @@ def runs(comparison: Comparison) -> Table:
             step = f"{number(median(run.step_seconds))} s" if run.step_seconds else words.NONE
             memory = _worded(megabytes, run.memory_mb) or words.NONE
             rows.append([run.folder, label, str(run.seed), run.failure or run.status, memory, step])
-    return ["folder", "arm", "seed", "result", "memory", "per step"], rows
+    return _without_empty(["folder", "arm", "seed", "result", "memory", "per step"], rows)
+
+
+def _without_empty(header: list[str], rows: list[list[str]]) -> Table:
+    """The table without columns in which no row has anything."""
+    kept = [place for place, _ in enumerate(header) if any(row[place] not in ("", words.NONE) for row in rows)]
+    return [header[place] for place in kept], [[row[place] for place in kept] for row in rows]
+
+
+def verdicts(comparison: Comparison) -> list[str]:
+    """What the figures show: sentences, after the arm and the seed unless every run says the same."""
+    runs = [(label, run) for label, arm in _labelled(comparison) for run in arm.runs]
+    found: list[str] = []
+    for label, run in runs:
+        for line in run.verdicts:
+            arm = label if len(comparison.arms) > 1 else ""
+            seed = f"seed {run.seed}" if sum(other == label for other, _ in runs) > 1 else ""
+            is_common = all(line in other.verdicts for _, other in runs)
+            found.append(line if is_common else ": ".join(filter(None, (arm, seed, line))))
+    return list(dict.fromkeys(found))
+
+
+def _labelled(comparison: Comparison) -> list[tuple[str, ArmResult]]:
+    return list(zip(words.labels(comparison.arms), comparison.arms, strict=True))
+
+
+def notes(comparison: Comparison) -> list[str]:
+    """The notes of the runs, each once."""
+    return list(dict.fromkeys(note for arm in comparison.arms for run in arm.runs for note in run.notes))
+
+
+def pipeline(report: Report) -> Table:
+    """Base, SFT and RL with what was measured of them."""
+    rows = []
+    for policy in report.pipeline:
+        figures = policy.figures
+        cells = [_with_interval(name, figures) for name in PIPELINE]
+        kl = words.NONE if policy.kl is None else f"{round(policy.kl, 2) + 0.0:.2f}"  # + 0.0: not -0.00
+        count = words.NONE if policy.prompts is None else f"{policy.prompts:,}"
+        rows.append([policy.name, *cells, kl, count, policy.opponent or words.NONE, policy.run])
+    heads = [metrics.words(name) for name in PIPELINE]
+    return _without_empty(["policy", *heads, "KL", "prompts", "anchor", "measured by"], rows)
+
+
+def _with_interval(name: str, figures: Mapping[str, float]) -> str:
+    if name not in figures:
+        return words.NONE
+    low, high = figures.get(f"{name}_low"), figures.get(f"{name}_high")
+    shown = words.quality(name, figures[name])
+    return (
+        shown if low is None or high is None else f"{shown} ({words.quality(name, low)} to {words.quality(name, high)})"
+    )
+
+
+def samples(comparison: Comparison) -> list[Sample]:
+    """Some prompts with the answers of every arm side by side, and their scores."""
+    shown: dict[str, dict[tuple[str, str], list[str]]] = {}
+    prompts: dict[str, str] = {}
+    several = len(comparison.arms) > 1
+    for label, arm in zip(words.labels(comparison.arms), comparison.arms, strict=True):
+        for row in next((run.samples for run in arm.finished if run.samples), []):
+            texts = {key: str(row[key]) for key in ANSWERS if isinstance(row.get(key), str)}
+            place = str(row.get("prompt", next(iter(texts.values()), "")))
+            prompts[place] = str(row.get("prompt", ""))
+            for key, text in texts.items():
+                who = f"{label}: {key}" if several and key not in GIVEN else key
+                scores = shown.setdefault(place, {}).setdefault((who, text), [])
+                if score := _score(row, key):
+                    scores.append(f"{label} {score}" if several and key in GIVEN else score)
+    return [
+        Sample(prompts[place], [(who, text, ", ".join(scores)) for (who, text), scores in answers.items()])
+        for place, answers in list(shown.items())[:SHOWN]
+    ]
+
+
+def _score(row: Mapping[str, Any], key: str) -> str:
+    """The score of an answer in a row of samples, in words; empty if it has none."""
+    names = SCORES_OF.get(key, (f"{key}_reward", f"{key}_score"))
+    score = next((row[name] for name in names if row.get(name) is not None), None)
+    return f"{score:.3g}" if isinstance(score, int | float) else ""
 
 
 def how(comparison: Comparison) -> Table:
     """How each arm trained, as far as they differ."""
     settings = [words.settings(arm) for arm in comparison.arms]
-    names = [name for name in settings[0] if len({values[name] for values in settings}) > 1] if settings else []
+    known = dict.fromkeys(name for values in settings for name in values)
+    names = [name for name in known if len({values.get(name, words.NONE) for values in settings}) > 1]
     labelled = zip(words.labels(comparison.arms), settings, strict=True)
-    rows = [[label, *(values[name] for name in names)] for label, values in labelled]
+    rows = [[label, *(values.get(name) or words.NONE for name in names)] for label, values in labelled]
     return ["", *names], rows if names else []
 
 
-def common(comparison: Comparison) -> str:
-    """How every arm trained, in a line."""
+def common(comparison: Comparison) -> list[tuple[str, str]]:
+    """How every arm trained: names and values."""
     if not comparison.arms:
-        return ""
+        return []
     first, *others = [words.settings(arm) for arm in comparison.arms]
-    shared = {name: value for name, value in first.items() if all(values[name] == value for values in others)}
-    same = "; ".join(f"{name} {value}" for name, value in shared.items() if value != words.NONE)
-    if not same:
-        return ""
-    return f"Every arm: {same}." if others else f"{same}."
+    shared = {name: value for name, value in first.items() if all(values.get(name) == value for values in others)}
+    return [(name, value) for name, value in shared.items() if value and value != words.NONE]

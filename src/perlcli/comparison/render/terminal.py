@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from perlcli.comparison.render import tables, words
 from perlcli.comparison.render.tables import Column
 from perlcli.comparison.results import ArmResult, Comparison, Report
-from perlcli.text import clip, clip_middle, plain_table
+from perlcli.text import clip, clip_middle, one_line, plain_table
 
 WIDTH = 100
 NAME = 34  # per cent of a terminal's width that a name may take
@@ -18,6 +18,9 @@ SHORT = 60  # longest failure that is shown in the table
 def text(report: Report, width: int = WIDTH) -> str:
     """The report in lines of at most `width` columns, as far as names and figures can be cut to that."""
     parts = [_section(comparison, width) for comparison in report.comparisons]
+    header, rows = tables.pipeline(report)
+    if rows:
+        parts.insert(0, f"{tables.PIPELINE_LINE}\n{_narrow(header, rows, width)}")
     state = words.state(report)
     if state:
         parts.insert(0, _wrapped(state, width))
@@ -30,11 +33,49 @@ def _section(comparison: Comparison, width: int) -> str:
     parts = [
         f"{stage}\n{_wrapped(words.headline(comparison), width)}",
         "\n".join([_arms(comparison, width), *(_wrapped(note, width, f"[{n}] ") for n, note in enumerate(notes, 1))]),
+        "\n".join(_wrapped(verdict, width, "- ") for verdict in tables.verdicts(comparison)),
         _phases(comparison, width),
         _paper(comparison),
+        _setup(comparison, width),
+        _samples(comparison, width),
         "\n".join(_wrapped(warning, width, "Warning: ") for warning in comparison.warnings),
     ]
     return "\n\n".join(filter(None, parts))
+
+
+def _narrow(header: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> str:
+    """A table without as many of its last columns as the width takes."""
+    count = len(header)
+    while count > 2 and max(map(len, plain_table(header[:count], [row[:count] for row in rows]).splitlines())) > width:
+        count -= 1
+    return plain_table(header[:count], [row[:count] for row in rows])
+
+
+def _setup(comparison: Comparison, width: int) -> str:
+    """How the arms ran: what they share, then for each other setting its values with the arms that have them."""
+    shared, (header, rows) = tables.common(comparison), tables.how(comparison)
+    lines = [(name, value) for name, value in shared]
+    for place, name in enumerate(header[1:], 1):
+        groups: dict[str, list[str]] = {}
+        for row in rows:
+            groups.setdefault(row[place], []).append(row[0])
+        lines.append((name, "; ".join(f"{value}: {', '.join(arms)}" for value, arms in groups.items())))
+    longest = max((len(name) for name, _ in lines), default=0)
+    return "\n".join(_wrapped(value, width, f"{name.ljust(longest)}  ") for name, value in lines)
+
+
+def _samples(comparison: Comparison, width: int) -> str:
+    """One prompt with its answers, cut to two lines each."""
+    lines = []
+    for sample in tables.samples(comparison)[:1]:
+        prompt = [_wrapped(clip(one_line(sample.prompt), 2 * width), width, "prompt: ")] if sample.prompt else []
+        lines += [*prompt, *(_answer(*answer, width) for answer in sample.answers)]
+    return "\n".join(lines)
+
+
+def _answer(who: str, text: str, score: str, width: int) -> str:
+    start = f"  {who} ({score}): " if score else f"  {who}: "
+    return _wrapped(clip_middle(one_line(text), max(40, 2 * width - 2 * len(start))), width, start)
 
 
 def _wrapped(text: str, width: int, first: str = "") -> str:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from perlcli.arms import DORA, FULL, KINDS, LORA
 from perlcli.comparison.contrasts import speed_of
 from perlcli.comparison.figures import WARM_UP
-from perlcli.comparison.results import ArmResult, Comparison, Report
+from perlcli.comparison.results import ArmResult, Comparison, Report, RunFigures
 from perlcli.run import metrics, summary
 from perlcli.text import counted, megabytes, number, one_line
 
@@ -119,7 +119,9 @@ def chosen(comparison: Comparison) -> ArmResult | None:
     def order(arm: ArmResult) -> tuple[float, ...]:
         by_kind = {LORA: 0, FULL: 2}.get(arm.kind, 1)
         is_quantised = arm.precision in ("4-bit", "8-bit")
-        return not arm.ratios, arm.is_baseline, -size[arm.model], by_kind, is_quantised, abs((arm.rank or 0) - 16)
+        later = -comparison.arms.index(arm) if comparison.stage == "eval" else 0  # of a pipeline's policies, the last
+        rank = abs((arm.rank or 0) - 16)
+        return not arm.ratios, arm.is_baseline, -size[arm.model], by_kind, is_quantised, rank, later
 
     return min((arm for arm in comparison.arms if not arm.failure), key=order, default=None)
 
@@ -174,7 +176,12 @@ def settings(arm: ArmResult) -> dict[str, str]:
         "steps": ", ".join(f"{n:,}" for n in steps) or NONE,
         "seeds": ", ".join(map(str, seeds)) or NONE,
         "repeats": str(repeats) if repeats > 1 else NONE,
-    }
+    } | (arm.finished or arm.runs or [RunFigures("", "", "")])[0].setup
+
+
+def how_title(comparison: Comparison) -> str:
+    """The heading above how the arms trained."""
+    return "How every arm ran" if len(comparison.arms) > 1 else "How it ran"
 
 
 def facts(report: Report) -> list[tuple[str, str]]:
@@ -213,6 +220,7 @@ def method(report: Report) -> list[str]:
     if report.command.startswith("perl compare-full"):
         lines.insert(0, "Each run is its own process, so that no peak carries over to the next.")
     if any(comparison.stage == "rl" for comparison in report.comparisons):
+        lines.append("Figures of RL are means over the last ten steps, on training prompts.")
         lines.append(
             "An RL step is split as in the paper: sampling completions, scoring them by the reward, log-probabilities "
             "for the KL penalty to the anchor, learning."
