@@ -16,6 +16,7 @@ from trl import RewardConfig, RewardTrainer
 from perlcli import device, settings
 from perlcli.errors import PerlError, RunFailed
 from perlcli.model import adapters, dropout, heads, loading, roles, scorers, sources
+from perlcli.model.shared_prompts import Sharer
 from perlcli.model.tokenizers import padded
 from perlcli.run import files, plots
 from perlcli.run.lifecycle import recording
@@ -113,12 +114,12 @@ def build_trainer(
     trainer: Any
     with roles.unrounded(model):
         if pos_weight is None:
-            trainer = RewardTrainer(model, config, train_dataset=rows, processing_class=tokenizer)
+            trainer = PairsTrainer(model, config, train_dataset=rows, processing_class=tokenizer)
         else:
             collate = partial(thumbs_batch, tokenizer.pad_token_id)
             trainer = ThumbsTrainer(model, config, collate, train_dataset=rows, processing_class=tokenizer)
             trainer.pos_weight = pos_weight
-    trainer.lent = lent
+    trainer.lent, trainer.sharer = lent, Sharer(model, is_on=prepared.settings.sharing.shared_prompts)
     roles.as_float32(trainer.model)
     if config.disable_dropout and (left := dropout.left_in(trainer)):
         prepared.run.note(f"{left}.")
@@ -146,6 +147,18 @@ def thumbs_batch(pad: int, rows: list[dict[str, Any]]) -> Batch:
     """`input_ids` and `attention_mask`, (rows, longest), and `labels`, (rows,): 1 for a thumbs up, 0 for down."""
     ids, mask = padded([row["input_ids"] for row in rows], pad)
     return {"input_ids": ids, "attention_mask": mask, "labels": torch.tensor([row["label"] for row in rows])}
+
+
+class PairsTrainer(RewardTrainer):
+    """TRL's reward trainer for pairs, whose answers share the forward pass of their prompt."""
+
+    sharer: Sharer
+
+    def compute_loss(self, model: nn.Module, inputs: Batch, *args: Any, **kwargs: Any) -> Any:
+        """The mean loss over the pairs; the first half of the rows are chosen, the others rejected."""
+        half = range(len(inputs["input_ids"]) // 2)
+        with self.sharer.groups([*half, *half]):
+            return super().compute_loss(model, inputs, *args, **kwargs)
 
 
 class ThumbsTrainer(RewardTrainer):

@@ -16,6 +16,7 @@ from perlcli import device, settings
 from perlcli.data import Data, Prompt
 from perlcli.errors import PerlError, RunFailed
 from perlcli.model import adapters, dropout, roles
+from perlcli.model.shared_prompts import Sharer
 from perlcli.run import files, plots
 from perlcli.run.lifecycle import Run, recording
 from perlcli.run.metrics import OF_RL, renamed
@@ -71,6 +72,7 @@ def run(given: settings.Rl) -> RunRecord | None:
         train(trainer, run, weights.before_saving(partial(save, prepared, trainer)))
         note_unscored(run, prepared.settings.sampling.on_reward_error)
         run.record.guards |= weights.check()
+        run.record.shared |= trainer.sharer.count.summary()
         run.record.metrics = summary(files.read_rows(run.folder / files.METRICS))
         if exam is not None:
             with run.extra("The evaluation on held-out prompts"):
@@ -162,13 +164,18 @@ def build_trainer(
     is_reinforce = values.rl.algorithm == "reinforce"
     model = policies.start(prepared)
     lent = Lent(model)
+    sharer = Sharer(model, is_on=values.sharing.shared_prompts)
     score = attach_all(rewards, model, prepared, config.per_device_train_batch_size)
     run.note(f"anchor: {anchor.words}")
     judge = Judge(prepared, score, rows, REWARD if len(rewards) == 1 else SUM)
     # built outside of `unrounded`: adding an adapter makes the policy trainable again
-    value = ValueModel(model, filled(values.rl.value_learning_rate)) if is_reinforce else None
+    value = ValueModel(model, filled(values.rl.value_learning_rate), sharer) if is_reinforce else None
     with policies.named_after(model, anchor, config), roles.unrounded(model):
-        trainer: Any = Rloo(model, judge, config) if value is None else Reinforce(model, judge, config, value)
+        trainer: Any
+        if value is None:
+            trainer = Rloo(model, judge, config, sharer)
+        else:
+            trainer = Reinforce(model, judge, config, sharer, value)
     trainer.lent = lent
     policies.set_anchor(trainer, anchor, prepared)
     if config.disable_dropout and (left := dropout.left_in(trainer)):
@@ -177,6 +184,9 @@ def build_trainer(
     if not values.lora.full:
         roles.keep_only_policy_trainable(trainer.model)
         roles.set_adapter_dropout(trainer.model, adapters.dropout_of(values.lora, "CAUSAL_LM"))
+    sharer.try_out()
+    if sharer.why_not:
+        run.note(f"Prompts are computed for each completion again: {sharer.why_not}.")
     trainer.add_callback(guards.TrainsExactly(trainer.model, value.parameters() if value is not None else ()))
     return trainer, score
 

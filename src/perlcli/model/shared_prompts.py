@@ -47,6 +47,10 @@ class Count:
         """The tokens that were not read again."""
         return self.given - self.read
 
+    def summary(self) -> dict[str, int]:
+        """The counts for a run's record; empty if nothing was given."""
+        return {"given": self.given, "read": self.read} if self.given else {}
+
 
 @dataclass(frozen=True)
 class Starts:

@@ -73,6 +73,10 @@ class RunRecord:
     steps: int = said("Optimiser steps done.", 0)
     tokens: int = said("Tokens trained on, prompts and completions; in RL once each, when they are sampled.", 0)
     peak_memory_mb: float = said("Peak memory: allocated by CUDA on a GPU, the process's resident set on a CPU.", 0.0)
+    shared: dict[str, int] = said(
+        "Tokens that the base was given in training, and those that it read, since rows with the same prompt share it.",
+        factory=dict,
+    )
     trainable_parameters: int = said("Trainable parameters.", 0)
     total_parameters: int = said("Parameters in memory, each counted once.", 0)
     memory: dict[str, Any] = said(

@@ -73,6 +73,17 @@ class SamplingSettings:
 
 
 @dataclass(frozen=True)
+class SharingSettings:
+    """Training"""
+
+    shared_prompts: bool = option(
+        "Compute what rows start with in common, such as the prompt of several completions, once for all of them. The "
+        "results differ by rounding only.",
+        default=True,
+    )
+
+
+@dataclass(frozen=True)
 class RlSettings:
     """Sampling and reward"""
 

@@ -8,7 +8,7 @@ from typing import Literal
 
 from perlcli.settings.declaring import flag, option, option_of, place
 from perlcli.settings.running import KeepSettings, RecipeSettings, RunSettings
-from perlcli.settings.sampling import EvalSettings, RlSettings, SamplingSettings
+from perlcli.settings.sampling import EvalSettings, RlSettings, SamplingSettings, SharingSettings
 
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 Checkpointing = Literal["auto", "true", "false"]
@@ -257,6 +257,7 @@ class Reward:
     thumbs: ThumbsSettings = ThumbsSettings()
     lora: LoraSettings = LoraSettings()
     train: TrainSettings = TrainSettings()
+    sharing: SharingSettings = SharingSettings()
     batch: BatchSettings = BatchSettings()
     recipe: RecipeSettings = RecipeSettings()
     run: RunSettings = RunSettings()
@@ -276,6 +277,7 @@ class Rl:
     held_out: HeldOutSettings = HeldOutSettings()
     lora: LoraSettings = LoraSettings()
     train: TrainSettings = TrainSettings()
+    sharing: SharingSettings = SharingSettings()
     batch: BatchSettings = BatchSettings()
     recipe: RecipeSettings = RecipeSettings()
     run: RunSettings = RunSettings()
@@ -292,6 +294,7 @@ class Eval:
     data: DataSettings = DataSettings()
     sampling: SamplingSettings = SamplingSettings()
     eval: EvalSettings = EvalSettings()
+    sharing: SharingSettings = SharingSettings()
     recipe: RecipeSettings = RecipeSettings()
     run: RunSettings = RunSettings()
 

@@ -151,7 +151,9 @@ def measure(prepared: Prepared[Stage], scorer: Scorer, rows: list[Columns] | Non
     size = (values.eval.per_device_eval_batch_size if isinstance(values, settings.Eval) else None) or BATCH
     flat = [ids for row in lists for ids in row]
     with Progress("eval", len(flat)) as progress:
-        scores = scorer(flat, size, lambda count: progress.update(count, {}))
+        alike = [index for index, row in enumerate(lists) for _ in row]  # the answers of a pair
+        together = alike if values.sharing.shared_prompts else None
+        scores = scorer(flat, size, lambda count: progress.update(count, {}), together)
     if not all(map(math.isfinite, scores)):
         raise RunFailed("The reward model gives scores that are not finite numbers")
     first_lengths = [len(row[0]) for row in lists]

@@ -150,13 +150,13 @@ def _tokenizer_mark(source: Source, prepared: Prepared[Stage]) -> object:
 class TokenReward:
     """Scores exactly the tokens that the policy wrote, rendered as the reward model's training rows were."""
 
-    def __init__(self, scorer: scorers.Scorer, render: Renderer, batch: int) -> None:
-        self.scorer, self.render, self.batch = scorer, render, batch
+    def __init__(self, scorer: scorers.Scorer, render: Renderer, batch: int, *, shares: bool = False) -> None:
+        self.scorer, self.render, self.batch, self.shares = scorer, render, batch, shares
 
     def __call__(self, rows: Sequence[Prompt], written: Sequence[Ids]) -> list[float]:
-        """One reward per completion."""
+        """One reward per completion; those of one prompt share its forward pass if `shares`."""
         ids = [self.render.scored_ids(row.prompt, ids, row.template) for row, ids in zip(rows, written, strict=True)]
-        return self.scorer(ids, self.batch)
+        return self.scorer(ids, self.batch, groups=by_prompt(rows) if self.shares else None)
 
 
 class TextReward:
@@ -186,6 +186,11 @@ class TextReward:
         if self.own is None or (not isinstance(prompt, str) and not self.own.chat):
             return list(self.tokenizer(f"{text_of(prompt)}\n{text}", truncation=True)["input_ids"])
         return self.own.read_ids(prompt, text, row.template, ended=self.render.ended(written))
+
+
+def by_prompt(rows: Sequence[Prompt]) -> list[int]:
+    """A number for each row, equal for rows that are the same prompt."""
+    return [id(row) for row in rows]
 
 
 @dataclass(frozen=True)
@@ -286,7 +291,8 @@ def attach(reward: Reward, model: Policy, prepared: Prepared[Stage], batch: int,
     scorer = scorers.SharedScorer(model, head, prepared.tokenizer.pad_token_id, unread, adapter)
     note(f"reward: {reward.words}, an adapter on the policy's base (adds {size(scorer.bytes)})")
     reward_model.check_proof(reward.source, scorer, prepared.run, prepared.settings.model)
-    return TokenReward(scorer, rendering.as_trained(render, reward.source), batch)
+    shares = prepared.settings.sharing.shared_prompts
+    return TokenReward(scorer, rendering.as_trained(render, reward.source), batch, shares=shares)
 
 
 def _load_apart(reward: Reward, prepared: Prepared[Stage], batch: int) -> TokenReward | TextReward:
@@ -298,6 +304,7 @@ def _load_apart(reward: Reward, prepared: Prepared[Stage], batch: int) -> TokenR
     scorer = reward_model.load(source, own, reward.index)
     reward_model.check_proof(source, scorer, prepared.run, own)
     if tokenizers.tokenizer_fingerprint(tokenizer) == tokenizers.tokenizer_fingerprint(prepared.tokenizer):
-        return TokenReward(scorer, rendering.as_trained(render, source), batch)
+        shares = prepared.settings.sharing.shared_prompts
+        return TokenReward(scorer, rendering.as_trained(render, source), batch, shares=shares)
     style = rendering.own_style(source, tokenizer)
     return TextReward(scorer, tokenizer, render, batch, tokenizers.eos_ids(source), style)
