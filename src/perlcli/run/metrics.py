@@ -38,13 +38,24 @@ METRICS: dict[str, tuple[Metric, ...]] = {
         Metric("", "mean_token_accuracy", "token accuracy", is_share=True, live="{:.1%}", panel="token accuracy"),
     ),
     "reward": (
+        # of thumbs, whose accuracy says little: one label is usually rare; pairs don't have it
+        Metric("balanced_accuracy", is_share=True, better="higher", headline=True),
         Metric("accuracy", is_share=True, better="higher", headline=True),
         Metric("auc", better="higher"),
-        Metric("balanced_accuracy", is_share=True, better="higher"),
         Metric("", "loss", live="{:.3f}", panel="loss"),
         Metric("", "accuracy", is_share=True, live="{:.1%}", panel="accuracy on the batch"),
+        Metric("", "running_auc", "AUC of the last 256 rows", live="{:.3f}", panel="AUC of the last 256 rows"),
+        Metric("accuracy_if_longer", label="accuracy where the better answer is longer", is_share=True),
+        Metric("accuracy_if_shorter", label="accuracy where the better answer is shorter", is_share=True),
+        Metric("longer_wins", label="accuracy of preferring the longer answer", is_share=True),
+        Metric("longer_auc", label="AUC of preferring the longer answer"),
+        Metric("majority_accuracy", label="accuracy of always the more frequent label", is_share=True),
+        Metric("accuracy_over_majority", label="accuracy above that", is_share=True),
+        Metric("train_accuracy", label="accuracy on training pairs", is_share=True),
+        Metric("train_auc", label="AUC on training rows"),
         Metric("train_share_thumbs_up", is_share=True),
         Metric("share_thumbs_up", is_share=True),
+        Metric("share_ties", is_share=True),
     ),
     "rl": (
         Metric("reward", "reward", better="higher", live="{:.3f}", panel="reward"),
@@ -62,6 +73,7 @@ METRICS: dict[str, tuple[Metric, ...]] = {
         Metric("value_explained", "value/explained"),
     ),
     "eval": (
+        Metric("balanced_accuracy", is_share=True, better="higher", headline=True),
         Metric("accuracy", is_share=True, better="higher", headline=True),
         Metric("gold", is_share=True, better="higher"),
         Metric("mean_reward", better="higher"),
@@ -85,6 +97,7 @@ METRICS: dict[str, tuple[Metric, ...]] = {
     ),
 }
 SHARES = {name for metrics in METRICS.values() for m in metrics if m.is_share for name in (m.name, m.key)} - {""}
+LABELS = {m.name: m.label for m in METRICS["reward"] if m.name and m.label}
 
 
 def panels(stage: str) -> list[Metric]:
@@ -113,6 +126,8 @@ def renamed(stage: str, *, prefix: str = "") -> dict[str, str]:
 
 def words(name: str) -> str:
     """A metric's name for people."""
+    if name in LABELS:
+        return LABELS[name]
     return name.replace("_", " ").replace("kl ", "KL ").replace("auc", "AUC")
 
 
