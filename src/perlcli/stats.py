@@ -12,6 +12,7 @@ import math
 from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from collections.abc import Hashable, Sequence
+from itertools import pairwise
 from statistics import fmean
 
 Z95 = 1.959964  # the normal distribution's 97.5th percentile
@@ -68,8 +69,8 @@ def mean(values: Sequence[float], groups: Groups = None) -> Interval:
 
 
 def difference(one: float, its: Interval, other: float, others: Interval) -> Interval:
-    """The 95 % interval of one - other, from the intervals of both, which are independent (Zou and Donner, Statistics in
-    Medicine 27, 2008: MOVER; for shares it is Newcombe's hybrid score interval)."""
+    """The 95 % interval of one - other, from the intervals of both, which are independent (Zou and Donner, Statistics
+    in Medicine 27, 2008: MOVER; for shares it is Newcombe's hybrid score interval)."""
     gap = one - other
     low = gap - math.hypot(one - its[0], others[1] - other)
     return low, gap + math.hypot(its[1] - one, other - others[0])
@@ -142,8 +143,8 @@ def auc_interval(
 ) -> Interval:
     """The 95 % interval of the AUC: Wilson's, with the variance of DeLong et al. (Biometrics 44, 1988), for groups that
     of Obuchowski (Biometrics 53, 1997), and Student's t with Satterthwaite's degrees of freedom. `groups` are those of
-    the positives and of the negatives. The effective number of rows is at most what Newcombe (Statistics in Medicine 25,
-    2006, method 5) finds for scores that overlap little, so that perfect scores have an interval too."""
+    the positives and of the negatives. The effective number of rows is at most what Newcombe (Statistics in Medicine
+    25, 2006, method 5) finds for scores that overlap little, so that perfect scores have an interval too."""
     ups, downs = groups or (range(len(positive)), range(-1, -1 - len(negative), -1))
     value = auc(positive, negative)
     of_ups = _sums([part - value for part in _placements(positive, negative)], ups)
@@ -176,6 +177,43 @@ def correlation(one: Sequence[float], other: Sequence[float]) -> float:
     cross = sum((a - mean_one) * (b - mean_other) for a, b in zip(one, other, strict=True))
     spread = math.sqrt(sum((a - mean_one) ** 2 for a in one) * sum((b - mean_other) ** 2 for b in other))
     return cross / spread if spread else 0.0
+
+
+def correlation_within(one: Sequence[float], other: Sequence[float], groups: Sequence[Hashable]) -> float:
+    """Pearson's correlation of the deviations from the means of the groups; over all rows if no group has two."""
+    if len(set(groups)) == len(groups):
+        return correlation(one, other)
+    sides = []
+    for values in (one, other):
+        own = defaultdict(list)
+        for value, group in zip(values, groups, strict=True):
+            own[group].append(value)
+        sides.append([value - fmean(own[group]) for value, group in zip(values, groups, strict=True)])
+    return correlation(*sides)
+
+
+def shift(series: Sequence[float], size: int) -> Interval:
+    """The 95 % interval of the mean of the last `size` values of a series minus that of the first, at least 5 each.
+    Neighbours may be correlated: the noise around the line of each stretch of `size` values counts as a first-order
+    autoregression, whose correlation is corrected for short stretches (Kendall, Biometrika 41, 1954)."""
+    stretches = [series[start : start + size] for start in range(0, len(series) - size + 1, size)]
+    residuals = [_around_line(part) for part in (*stretches[:-1], series[-size:])]
+    square = sum(value**2 for part in residuals for value in part)
+    rho = sum(a * b for part in residuals for a, b in pairwise(part)) / square if square else 0.0
+    rho = min(0.9, max(0.0, rho + (2 + 4 * rho) / size))
+    inflation = (1 + rho) / (1 - rho)
+    variances = [sum(v**2 for v in part) / (size - 2) * inflation / size for part in (residuals[0], residuals[-1])]
+    spread = t95(2 * size / inflation - 4) * math.sqrt(sum(variances))
+    gap = fmean(series[-size:]) - fmean(series[:size])
+    return gap - spread, gap + spread
+
+
+def _around_line(values: Sequence[float]) -> list[float]:
+    """The residuals of values from the line that fits them best."""
+    places = [place - (len(values) - 1) / 2 for place in range(len(values))]
+    centre = fmean(values)
+    slope = sum(p * v for p, v in zip(places, values, strict=True)) / sum(p * p for p in places)
+    return [value - centre - slope * place for place, value in zip(places, values, strict=True)]
 
 
 def distinct(rows: Sequence[Sequence[int]], n: int) -> float:

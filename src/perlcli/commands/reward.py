@@ -178,8 +178,8 @@ class ThumbsTrainer(RewardTrainer):
         return (loss, outputs) if return_outputs else loss
 
     def _count(self, mask: torch.Tensor, scores: torch.Tensor, labels: torch.Tensor) -> None:
-        """Log what TRL's reward trainer logs, as far as it applies to thumbs. In place of the accuracy, which on few rows
-        of one kind says nothing, it is the AUC of the latest `WINDOW` rows, once they have both labels."""
+        """Log what TRL's reward trainer logs, as far as it applies to thumbs. In place of the accuracy, which says
+        nothing on few rows, it is the AUC of the latest `WINDOW` rows, once they have both labels."""
         mode = "train" if scores.requires_grad else "eval"
         if mode == "train":
             self._total_train_tokens += int(self.accelerator.gather_for_metrics(mask.sum()).sum())

@@ -19,7 +19,7 @@ from perlcli.run.lifecycle import Run, recording
 from perlcli.run.metrics import renamed
 from perlcli.run.record import RunRecord
 from perlcli.terminal import say
-from perlcli.training import guards, logits, policies
+from perlcli.training import guards, logits, policies, reward_verdicts, rl_verdicts
 from perlcli.training.algorithms import PHASES, TIME, Reinforce, Rloo
 from perlcli.training.judge import REWARD, SUM, Asked, Judge, Probe, note_unscored, probe
 from perlcli.training.lending import Lent
@@ -40,6 +40,7 @@ def run(given: settings.Rl) -> RunRecord | None:
     require(prepared, policy=True)
     config = trainer_args(prepared.settings)
     rewards = find_all(prepared)
+    reward_verdicts.quote(prepared, rewards)
     anchor = policies.find_anchor(prepared)
     prompts = load_prompts(prepared, config)
     note_slow_sampling(prepared)
@@ -59,7 +60,9 @@ def run(given: settings.Rl) -> RunRecord | None:
         train(trainer, run, weights.before_saving(partial(save, prepared, trainer)))
         note_unscored(run, prepared.settings.sampling.on_reward_error)
         run.record.guards |= weights.check()
-        run.record.metrics = summary(files.read_rows(run.folder / files.METRICS))
+        history = files.read_rows(run.folder / files.METRICS)
+        run.record.metrics = summary(history)
+        rl_verdicts.conclude(run, history)
         with run.extra("The plots"):
             plots.curves("rl", run.folder / files.METRICS, run.folder / "plots" / "training.png")
     return run.record

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 
-from perlcli.data.rows import Content, Row
+from perlcli.data.rows import Content, Message, Row
 from perlcli.text import one_line
 
 BYTES = 16
@@ -25,6 +25,12 @@ def groups(rows: Sequence[Row]) -> list[int]:
     return found
 
 
+def _message(message: Message) -> bytes:
+    """A message as bytes, the same apart from white space."""
+    fields = {key: one_line(value) if isinstance(value, str) else value for key, value in message.items()}
+    return json.dumps(fields, sort_keys=True, default=str).encode()
+
+
 def _prefixes(prompt: Content | None) -> Iterator[bytes]:
     """The digests of a prompt's first lines or messages: of the first, of the first two, and so on up to all."""
     digest = hashlib.blake2b(digest_size=BYTES)
@@ -32,6 +38,6 @@ def _prefixes(prompt: Content | None) -> Iterator[bytes]:
         return
     parts = prompt.strip().splitlines() or [""] if isinstance(prompt, str) else prompt
     for part in parts:
-        text = part if isinstance(part, str) else json.dumps(part, sort_keys=True, default=str)
-        digest.update(one_line(text).encode() + b"\n")
+        digest.update(one_line(part).encode() if isinstance(part, str) else _message(part))
+        digest.update(b"\n")
         yield digest.digest()

@@ -10,6 +10,8 @@ Better = Literal["", "higher", "lower"]
 
 STEP, STEP_CPU = "seconds/step", "seconds/step_cpu"  # of a step: wall clock, and CPU time of the process
 
+BY_LENGTH = "reward_by_length"  # of a step of rl: correlation of reward with length within prompts
+
 
 @dataclass(frozen=True)
 class Metric:
@@ -70,6 +72,7 @@ METRICS: dict[str, tuple[Metric, ...]] = {
         ),
         Metric("share_truncated", "completions/clipped_ratio", "truncated", is_share=True, live="{:.1%}"),
         Metric("gold", "gold", is_share=True, better="higher", headline=True, panel="gold success"),
+        Metric("reward_by_length", BY_LENGTH, "correlation of reward with length"),
         Metric("value_explained", "value/explained"),
     ),
     "eval": (
@@ -97,7 +100,8 @@ METRICS: dict[str, tuple[Metric, ...]] = {
     ),
 }
 SHARES = {name for metrics in METRICS.values() for m in metrics if m.is_share for name in (m.name, m.key)} - {""}
-LABELS = {m.name: m.label for m in METRICS["reward"] if m.name and m.label}
+MEASURED = ("reward", "rl")  # the stages whose labels are used wherever a metric's name is
+LABELS = {m.name: m.label for stage in MEASURED for m in METRICS[stage] if m.name and m.label and not m.live}
 
 
 def panels(stage: str) -> list[Metric]:

@@ -112,8 +112,8 @@ def judged_by(metrics: Mapping[str, float]) -> str:
 
 
 def better_than_chance(metrics: Mapping[str, float]) -> Answer | None:
-    """Whether a reward model is better than chance on held-out rows; None if its metrics don't say, because it was never
-    measured or all its rows have the same label."""
+    """Whether a reward model is better than chance on held-out rows; None if its metrics don't say: it was never
+    measured, or all rows have the same label."""
     name = judged_by(metrics)
     if f"{name}_low" not in metrics:
         return None
@@ -181,8 +181,8 @@ def _about_length(metrics: Mapping[str, float]) -> list[str]:
         gap = stats.difference(*values[0], *values[1])
         if gap[0] > UNEVEN or gap[1] < -UNEVEN:
             found.append(
-                f"Warning: length bias. Accuracy is {_figure(metrics, sides[0])} where the better answer is longer, but "
-                f"{_figure(metrics, sides[1])} where it is shorter."
+                f"Warning: length bias. Accuracy is {_figure(metrics, sides[0])} where the better answer is longer, "
+                f"but {_figure(metrics, sides[1])} where it is shorter."
             )
     return found + _against_length(metrics)
 
