@@ -45,7 +45,7 @@ def run(given: settings.Eval) -> RunRecord | None:
 
 
 def evaluate_reward(prepared: Prepared[settings.Eval]) -> RunRecord | None:
-    """Accuracy, AUC, balanced accuracy, margin and the correlation of score with length."""
+    """Whether a reward model is better than chance on held-out rows, and whether it follows length."""
     label = chosen_label(prepared)
     held_out = load_held_out(prepared, "reward")
     rows = reward_model.tokens(held_out, prepared, "eval")
@@ -56,7 +56,8 @@ def evaluate_reward(prepared: Prepared[settings.Eval]) -> RunRecord | None:
         scorer = reward_model.load(prepared.source, prepared.settings.model, label.index)
         reward_model.check_proof(prepared.source, scorer, run, prepared.settings.model)
         run.record.total_parameters = roles.count_parameters(scorer.model)[1]
-        run.record.metrics = reward_model.measure(prepared, scorer, rows)
+        run.record.metrics = reward_model.measure(prepared, scorer, rows, held_out)
+        reward_model.conclude(run)
         run.record.peak_memory_mb = peaks.peak_mb()
     return run.record
 

@@ -21,7 +21,16 @@ from perlcli.run.lifecycle import Run, recording
 from perlcli.run.metrics import OF_RL, renamed
 from perlcli.run.record import RunRecord
 from perlcli.terminal import say
-from perlcli.training import auto_batch, guards, logits, policies, policy_metrics, sampling
+from perlcli.training import (
+    auto_batch,
+    guards,
+    logits,
+    policies,
+    policy_metrics,
+    reward_verdicts,
+    rl_verdicts,
+    sampling,
+)
 from perlcli.training.algorithms import PHASES, TIME, Reinforce, Rloo
 from perlcli.training.dry_run import Lengths, preview
 from perlcli.training.judge import REWARD, SUM, Asked, Judge, Probe, note_unscored, probe
@@ -46,6 +55,7 @@ def run(given: settings.Rl) -> RunRecord | None:
     require(prepared, policy=True)
     config = trainer_args(prepared.settings)
     rewards = find_all(prepared)
+    reward_verdicts.quote(prepared, rewards)
     anchor = policies.find_anchor(prepared)
     rows, held_out = load_sides(prepared, "rl")
     prompts = load_prompts(prepared, config, rows)
@@ -71,7 +81,9 @@ def run(given: settings.Rl) -> RunRecord | None:
         train(trainer, run, weights.before_saving(partial(save, prepared, trainer)))
         note_unscored(run, prepared.settings.sampling.on_reward_error)
         run.record.guards |= weights.check()
-        run.record.metrics = summary(files.read_rows(run.folder / files.METRICS))
+        history = files.read_rows(run.folder / files.METRICS)
+        run.record.metrics = summary(history)
+        rl_verdicts.conclude(run, history)
         if exam is not None:
             with run.extra("The evaluation on held-out prompts"):
                 evaluate(trainer, exam, score, anchor)

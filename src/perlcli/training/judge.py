@@ -12,11 +12,12 @@ from typing import Any
 from datasets import Dataset
 from transformers import TrainerState
 
-from perlcli import data, settings
+from perlcli import data, settings, stats
 from perlcli.data import Prompt
 from perlcli.errors import RunFailed
 from perlcli.run.files import REWARD_ERRORS, SAMPLES, read_rows
 from perlcli.run.lifecycle import Run
+from perlcli.run.metrics import BY_LENGTH
 from perlcli.text import counted
 from perlcli.training import sampling
 from perlcli.training.guards import Model
@@ -69,7 +70,7 @@ class Judge:
             for name, rewards in scored.parts.items():
                 if known := [reward for reward in rewards if reward is not None and math.isfinite(reward)]:
                     log_metric(f"rewards/{name}/mean", fmean(known))
-        texts = [self.render.text(ids) for ids in read]
+        texts, widths = [self.render.text(ids) for ids in read], [len(ids) for ids in completion_ids]
         checks = [data.gold_check(row) for row in rows]
         gold = [check(text) for check, text in zip(checks, texts, strict=True) if check]
         if gold:
@@ -78,6 +79,9 @@ class Judge:
         for index, fault in scored.faults.items():
             row = {"prompt": data.text_of(rows[index].prompt), "policy": texts[index], "reward": sums[index]}
             self.run.append(REWARD_ERRORS, {"step": step, **row, "problem": fault})
+        if places := [place for place, value in enumerate(scored.total) if not math.isnan(value)]:
+            totals, lengths = ([values[place] for place in places] for values in (scored.total, widths))
+            log_metric(BY_LENGTH, stats.correlation_within(totals, lengths, [columns[ROW][place] for place in places]))
         if self.decision != STOP:
             log_metric(UNSCORED, len(scored.faults) / len(rows))
         if trainer_state.global_step % max(1, trainer_state.max_steps // SAMPLES_PER_RUN) == 0:
