@@ -288,7 +288,8 @@ def test_a_folder_of_runs_is_a_pipeline(pipeline: None, make: Make, perl: Any, t
     assert "- The reward runs/judge: better than chance: yes" in text
     for form in ("report.md", "report.html"):
         content = (tmp_path / "out" / form).read_text()
-        assert "the policy that RL started from" in content and "The reward runs/judge: better than chance: yes" in content
+        assert "the policy that RL started from" in content
+        assert "The reward runs/judge: better than chance: yes" in content
 
 
 def test_a_run_of_its_own_counts_before_what_another_measured_of_its_anchor(
