@@ -19,11 +19,12 @@ from perlcli.run.lifecycle import recording
 from perlcli.run.progress import Progress
 from perlcli.run.record import RunRecord
 from perlcli.terminal import say
+from perlcli.text import shorten
 from perlcli.training import policies, reward_model, sampling
 from perlcli.training.guards import Model
 from perlcli.training.judge import Asked
 from perlcli.training.prepare import Prepared, filled, prepare, preview
-from perlcli.training.reward_errors import SKIP
+from perlcli.training.reward_errors import KWARGS, SKIP
 from perlcli.training.rewards import Weighted, attach_all, find_all
 from perlcli.training.rows import load_data, trained_on
 from perlcli.training.sampling import Ids, Sampling
@@ -90,10 +91,14 @@ def chosen_label(prepared: Prepared[settings.Eval]) -> Label:
 
 def evaluate_policy(prepared: Prepared[settings.Eval]) -> RunRecord | None:
     """Reward, share of prompts won against the anchor, KL to it, lengths, truncation, distinct-n and gold success."""
+    wanted = prepared.settings.sampling
+    for given, option in ((wanted.reward_label, OPTION), (wanted.reward_kwargs, KWARGS)):
+        if given and not wanted.reward:
+            raise PerlError(f"{option} {shorten(given[0])} is for a --reward, and none is given", "add --reward")
     held_out = load_held_out(prepared, "rl")
     prompts = policies.fitting_prompts(prepared, held_out, "eval")
     has_gold = all(data.gold_check(row) for row, _ in prompts)
-    rewards = find_all(prepared) if prepared.settings.sampling.reward or not has_gold else []
+    rewards = find_all(prepared) if wanted.reward or not has_gold else []
     if prepared.is_dry:
         preview(prepared)
         return None
