@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 from collections import deque
 from functools import partial
 from pathlib import Path
@@ -31,6 +32,7 @@ from perlcli.training.trl_config import trl_config
 
 PROOF_ROWS, KEPT = 8, 4  # training rows that the proof scores, and token rows of them that the folder keeps
 WINDOW, RUNNING = 256, "running_auc"  # training rows whose AUC is shown, and its name in the metrics of a step
+RUNNING_FILE = "running_auc.json"  # in a checkpoint: the rows of the window
 Batch = dict[str, torch.Tensor]
 Proof = tuple[list[list[int]], list[float]]  # rows of token ids with the scores that the trained model gives them
 
@@ -194,6 +196,18 @@ class ThumbsTrainer(RewardTrainer):
         if up and down:
             metrics[RUNNING] = [stats.auc(up, down)]
         metrics["mean_reward"].append(self.accelerator.gather_for_metrics(scores.detach()).mean().item())
+
+    # Checkpoints: a resumed run goes on with the same rows in the window.
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        super().save_model(output_dir, _internal_call)
+        files.write_json(Path(str(output_dir or self.args.output_dir)) / RUNNING_FILE, [*self.window])
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        path = Path(resume_from_checkpoint) / RUNNING_FILE
+        if path.exists():  # not in the checkpoints of earlier versions
+            self.window.extend((score, label) for score, label in json.loads(path.read_text(encoding="utf-8")))
 
 
 def save(prepared: Prepared[settings.Reward], model: Any, folder: Path) -> None:

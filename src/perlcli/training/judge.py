@@ -70,7 +70,7 @@ class Judge:
             for name, rewards in scored.parts.items():
                 if known := [reward for reward in rewards if reward is not None and math.isfinite(reward)]:
                     log_metric(f"rewards/{name}/mean", fmean(known))
-        texts, widths = [self.render.text(ids) for ids in read], [len(ids) for ids in completion_ids]
+        texts = [self.render.text(ids) for ids in read]
         checks = [data.gold_check(row) for row in rows]
         gold = [check(text) for check, text in zip(checks, texts, strict=True) if check]
         if gold:
@@ -79,9 +79,8 @@ class Judge:
         for index, fault in scored.faults.items():
             row = {"prompt": data.text_of(rows[index].prompt), "policy": texts[index], "reward": sums[index]}
             self.run.append(REWARD_ERRORS, {"step": step, **row, "problem": fault})
-        if places := [place for place, value in enumerate(scored.total) if not math.isnan(value)]:
-            totals, lengths = ([values[place] for place in places] for values in (scored.total, widths))
-            log_metric(BY_LENGTH, stats.correlation_within(totals, lengths, [columns[ROW][place] for place in places]))
+        if link := by_length(scored.total, completion_ids, columns[ROW]):
+            log_metric(BY_LENGTH, link)
         if self.decision != STOP:
             log_metric(UNSCORED, len(scored.faults) / len(rows))
         if trainer_state.global_step % max(1, trainer_state.max_steps // SAMPLES_PER_RUN) == 0:
@@ -89,6 +88,16 @@ class Judge:
             extra = {name: values[0] for name, values in logged.items() if name not in ("step", *sample)}
             self.run.append(SAMPLES, {"step": step, **sample, **plain(extra)})
         return sums
+
+
+def by_length(rewards: Sequence[float], written: Sequence[Ids], prompts: Sequence[int]) -> float:
+    """The correlation of reward with length among the completions of a prompt, of those with a reward; 0 if either
+    doesn't vary."""
+    known = [place for place, value in enumerate(rewards) if not math.isnan(value)]
+    if not known:
+        return 0.0
+    lengths, groups = [len(written[place]) for place in known], [prompts[place] for place in known]
+    return stats.correlation_within([rewards[place] for place in known], lengths, groups)
 
 
 def plain(values: dict[str, Any]) -> dict[str, Any]:
