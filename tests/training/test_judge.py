@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 
 from perlcli.data import Prompt, Renderer
 from perlcli.errors import RunFailed
+from perlcli.settings import Rl
 from perlcli.training import sampling
 from perlcli.training.judge import PER_PROMPT, PROMPTS, ROUNDS, Judge, probe
 from perlcli.training.rewards import Scored
@@ -23,7 +25,7 @@ def judge(render: Renderer) -> Callable[..., Any]:
     run = SimpleNamespace(append=lambda name, row: kept.append(row))
 
     def make(found: list[float], decision: str = "stop", faults: Any = None, **parts: Any) -> Callable[..., Any]:
-        chosen = SimpleNamespace(sampling=SimpleNamespace(on_reward_error=decision))
+        chosen = SimpleNamespace(sampling=replace(Rl().sampling, on_reward_error=decision))
         prepared: Any = SimpleNamespace(renderer=render, run=run, settings=chosen)
         rows = [Prompt("a latte", {"order": "add_order_item(latte)"})]
         judge = Judge(prepared, lambda rows, ids, calling: Scored(found, parts or {"one": found}, faults or {}), rows)
@@ -87,7 +89,7 @@ def probing(render: Renderer, monkeypatch: pytest.MonkeyPatch) -> Callable[..., 
     ) -> Any:
         settings = SimpleNamespace(
             rl=SimpleNamespace(algorithm=algorithm, num_generations=PER_PROMPT if algorithm == "rloo" else 1),
-            sampling=SimpleNamespace(temperature=1.0, max_completion_length=8),
+            sampling=replace(Rl().sampling, temperature=1.0, max_completion_length=8),
             run=SimpleNamespace(seed=0),
             train=SimpleNamespace(per_device_train_batch_size=8),
         )
