@@ -225,8 +225,10 @@ def test_every_key_of_generation_kwargs_is_an_option_or_harmless_or_refused() ->
 
 NESTED = {
     ("rl", "generation_kwargs={stop_strings: a}"): "generation_kwargs: stop_strings: use the option --stop",
-    ("rl", "generation_kwargs={min_new_tokens: 3}"): "generation_kwargs: min_new_tokens can't be used: it would change "
-    "what completions are sampled from, in training only",
+    ("rl", "generation_kwargs={min_new_tokens: 3}"): "generation_kwargs: min_new_tokens: use the option "
+    "--min-completion-length",
+    ("rl", "generation_kwargs={suppress_tokens: [3]}"): "generation_kwargs: suppress_tokens can't be used: it would "
+    "change what completions are sampled from, in training only",
     ("rl", "generation_kwargs={num_return_sequence: 2}"): "generation_kwargs: no such key: num_return_sequence. Did "
     "you mean num_return_sequences?",
     ("rl", "generation_kwargs={1: 2}"): "generation_kwargs: no such key: 1.",

@@ -20,6 +20,7 @@ from perlcli.run import files, plots
 from perlcli.run.lifecycle import Run, recording
 from perlcli.run.metrics import OF_RL, renamed
 from perlcli.run.record import RunRecord
+from perlcli.settings.yaml import parse
 from perlcli.terminal import say
 from perlcli.training import (
     auto_batch,
@@ -117,10 +118,16 @@ def trainer_args(given: settings.Rl) -> RLOOConfig:
 
 
 def ending_alike(config: RLOOConfig, given: settings.Rl) -> RLOOConfig:
-    """The config. Raises PerlError if TRL would take completions that end with a stop string for truncated ones."""
+    """The config, with the minimum length of completions. Raises PerlError if TRL would take completions that end with
+    a stop string for truncated ones."""
     if config.mask_truncated_completions and any(given.sampling.stop):
         problem = "--set mask_truncated_completions=true can't be combined with --stop"
         raise PerlError(f"{problem}: TRL would mask completions that end with a stop string")
+    if given.sampling.min_completion_length:  # TRL has no field of its own for it
+        asked = config.generation_kwargs or {}
+        own = parse(asked, "--set") if isinstance(asked, str) else asked
+        held: Any = own
+        config.generation_kwargs = {**held, "min_new_tokens": given.sampling.min_completion_length}
     return config
 
 

@@ -160,6 +160,7 @@ COMPUTING: dict[str, Any] = {"use_cache": bool, "prefill_chunk_size": int | None
 GENERATION_OPTIONS = {
     **{name: name for name in ("temperature", *FULL)},
     "stop_strings": "stop",
+    "min_new_tokens": "min_completion_length",
     "max_new_tokens": "max_completion_length",
     "max_length": "max_completion_length",
 }
