@@ -143,10 +143,10 @@ def rl_trainer(model: Path, arm: Arm, score: Path, algorithm: str = "rloo") -> A
         "num_generations": 1 if algorithm == "reinforce" else BATCH,
         "gradient_accumulation_steps": 1,
         "chat": False,
-        "set": (f'generation_kwargs={{"min_new_tokens": {COMPLETION}}}',),
     }
     prepared = prepare.prepare(settings.build(settings.Rl, more))
     config = rl.trainer_args(prepared.settings)
+    config.generation_kwargs = {"min_new_tokens": COMPLETION}  # no completion ends early
     found, anchor = rewards.find_all(prepared), policies.find_anchor(prepared)
     prompts = [Prompt("~" * (LENGTH - COMPLETION))] * BATCH  # a byte that no merge takes: a token each
     return rl.build_trainer(prepared, config, found, anchor, prompts)[0]
