@@ -172,12 +172,12 @@ def test_the_order_is_command_line_config_recipe_default(
 ) -> None:
     given: list[Any] = []
     monkeypatch.setattr(sft, "run", given.append)
-    mine = recipe("sft: {lora_r: 1, lora-alpha: 1, seed: 1, model: base}")
+    mine = recipe(f"sft: {{lora_r: 1, lora-alpha: 1, seed: 1, model: {coffee.BASE}, data: coffee}}")
     Path("own.yaml").write_text("lora_r: 2\nlora_alpha: 2")
     perl("sft", "--recipe", mine, "--config", "own.yaml", "--lora-r", 3)
     found = flat(resolve(given[-1], {}))
     assert (found["lora_r"], found["lora_alpha"], found["seed"], found["lora_dropout"]) == (3, 2, 1, 0.0)
-    assert (found["recipe"], found["model"]) == (mine, "base")
+    assert (found["recipe"], found["model"]) == (mine, str(coffee.BASE))
     Path("own.yaml").write_text("recipe: mine.yaml\nseed: 2")
     perl("sft", "--config", "own.yaml")
     assert flat(given[-1])["lora_r"] == 1
