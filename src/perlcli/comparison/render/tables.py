@@ -34,6 +34,8 @@ class Column:
 def columns(comparison: Comparison) -> list[Column]:
     """The columns that at least one arm of the comparison has a figure for."""
     baseline = words.baseline_word(comparison)
+    names = [metric.name for metric in metrics.compared(comparison.stage)]
+    qualities = [name for name in names if any(name in arm.quality for arm in comparison.arms)]
     known = [
         Column("trained", lambda arm: _worded(words.count, arm.trainable_parameters or None), _trained_share, rank=4),
         Column("memory", lambda arm: _value(megabytes, arm.memory_mb), _memory_detail),
@@ -47,7 +49,7 @@ def columns(comparison: Comparison) -> list[Column]:
         ),
         Column("speed", lambda arm: _worded(words.times, speed_of(arm)), _both_speeds),
         Column("tokens/s", lambda arm: _value(number, arm.tokens_per_second), rank=5),
-        *[_quality_column(metric.name, place) for place, metric in enumerate(metrics.compared(comparison.stage))],
+        *[_quality_column(name, place) for place, name in enumerate(qualities)],
         Column("weights", _weights_size, lambda arm: _of_baseline(arm, "weights"), rank=8),
         Column("optimizer", _optimizer_size, lambda arm: _of_baseline(arm, "optimizer"), rank=9),
     ]
