@@ -51,6 +51,13 @@ def test_judge_counts_gold_and_keeps_samples(judge: Any) -> None:
     assert kept == [{"step": 1, "prompt": "a latte", "policy": "add_order_item(latte)", "reward": 1.0}]
 
 
+def test_judge_logs_how_reward_goes_with_length(judge: Any) -> None:
+    _, logged, _ = judge([1.0, 2.0, math.nan, 0.0])("a latte", "add_order_item(latte)", "a", "a")
+    assert logged["reward_by_length"] > 0.5
+    _, logged, _ = judge([math.nan, 2.0])("a latte", "a")
+    assert "reward_by_length" not in logged
+
+
 def test_judge_logs_the_mean_of_each_of_several_rewards(judge: Any) -> None:
     _, logged, _ = judge([1.0, 2.0], first=[1.0, 3.0], second=[0.0, -1.0])("a", "b")
     assert logged == {"gold": 0, "rewards/first/mean": 2, "rewards/second/mean": -0.5}
