@@ -174,7 +174,7 @@ def test_only_the_end_of_the_metrics_is_read(tmp_path: Path, monkeypatch: pytest
     ("content", "status", "note"),
     [
         ('{"schema_version": 99}', "schema 99", "has schema version 99"),
-        ('{"schema_version": 5, "comm', "unreadable", "Can't read"),
+        ('{"schema_version": 4, "comm', "unreadable", "Can't read"),
         ("", "unreadable", "Can't read"),
         ("\xff", "unreadable", "Can't read"),
         ("[]", "unreadable", "has schema version None"),

@@ -122,7 +122,7 @@ def test_a_note_is_told_and_kept(tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 def test_a_fresh_record_claims_nothing() -> None:
     fresh = dataclasses.asdict(RunRecord())
-    assert fresh.pop("schema_version") == 5
+    assert fresh.pop("schema_version") == 4
     assert fresh.pop("status") == "running"
     assert not any(fresh.values())
 
@@ -201,10 +201,10 @@ def test_an_overwrite_that_is_killed_leaves_a_run_to_overwrite(
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        (lambda content: content.update(schema_version=1), "has schema version 1; this perlcli reads version 5"),
+        (lambda content: content.update(schema_version=1), "has schema version 1; this perlcli reads version 4"),
         (lambda content: content.pop("schema_version"), "has schema version None"),
-        (lambda content: content.pop("status"), "has schema version 5"),
-        (lambda content: content.update(more=1), "has schema version 5"),
+        (lambda content: content.pop("status"), "has schema version 4"),
+        (lambda content: content.update(more=1), "has schema version 4"),
     ],
     ids=["another version", "no version", "a field too few", "a field too many"],
 )

@@ -12,10 +12,10 @@ STAGES = pytest.mark.parametrize("command", COMMANDS)
 
 
 @STAGES
-def test_a_command_has_at_most_85_options_with_unique_names(command: str) -> None:
+def test_a_command_has_at_most_65_options_with_unique_names(command: str) -> None:
     names = [item.name for item in options(COMMANDS[command])] + list(ADDED)
     assert len(names) == len(set(names))
-    assert len(names) <= 85
+    assert len(names) <= 65
 
 
 @STAGES

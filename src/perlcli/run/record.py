@@ -19,7 +19,7 @@ from perlcli.run.files import RECORD, SETTINGS, write_json
 from perlcli.settings.types import fits, is_plain
 from perlcli.text import markdown_table, shorten
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 4
 SEVERAL = ("compare-full", "quickstart")  # commands that consist of several runs, each with its own folder and record
 PACKAGES = ("perlcli", "torch", "transformers", "trl", "peft", "datasets", "accelerate", "bitsandbytes")
 
@@ -93,7 +93,6 @@ class RunRecord:
     )
     notes: list[str] = said("Notes of the run about its choices: kind of data, sharing, warnings.", factory=list)
     metrics: dict[str, Any] = said("Final metrics of the stage.", factory=dict)
-    verdicts: list[str] = said("What the metrics show and what they can't show, in sentences.", factory=list)
 
 
 def write_record(folder: Path, record: RunRecord) -> None:
