@@ -10,7 +10,6 @@ this folder says more.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import subprocess
 import sys
@@ -151,7 +150,7 @@ def perl_words(given: argparse.Namespace, stage: str, arm: str) -> list[str]:
     if stage == "rl":
         words += ["--max-completion-length", str(given.completion), "--algorithm", given.algorithm]
         words += ["--num-generations", "1" if given.algorithm == "reinforce" else str(given.batch)]
-        words += ["--set", f"generation_kwargs={json.dumps({'min_new_tokens': given.completion})}"]
+        words += ["--min-completion-length", str(given.completion)]
     return words
 
 

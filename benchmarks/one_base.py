@@ -186,7 +186,7 @@ def perl_words(spec: dict[str, Any], rewards: int = 1) -> list[str]:
     }  # fmt: skip
     words = ["rl", *(word for name, value in options.items() for word in (f"--{name}", str(value)))]
     words += [word for number in range(rewards) for word in ("--reward", str(work / f"reward-{number}"))]
-    words += ["--set", f"generation_kwargs={json.dumps({'min_new_tokens': spec['tokens']})}"]
+    words += ["--min-completion-length", str(spec["tokens"])]
     words += ["--gradient-checkpointing", flag(spec["checkpointing"])]
     words += ["--no-chat"]  # stock trl renders text prompts as they are, too
     return [*words, *(["--load-in-4bit"] if spec["precision"] == "4bit" else [])]

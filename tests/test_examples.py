@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from perlcli import coffee, settings
-from perlcli.commands import evaluate, reward, rl, sft
+from perlcli.commands import early, evaluate, reward, rl, sft
 from perlcli.settings.yaml import read_config
 
 ROOT = Path(__file__).parents[1]
@@ -55,6 +55,9 @@ def test_script_has_valid_commands(name: str, perl: Perl, monkeypatch: pytest.Mo
     given: list[Any] = []
     for stage in STAGES.values():
         monkeypatch.setattr(stage, "run", given.append)
+    monkeypatch.setattr(
+        early, "check", lambda settings_of_line: settings_of_line
+    )  # no earlier line ran, no Hub is there
     lines = SCRIPTS[name].read_text(encoding="utf-8").splitlines()
     assert lines[0] == "#!/usr/bin/env bash"
     change = next(line for line in lines if line.startswith('cd "$(dirname "$0")'))

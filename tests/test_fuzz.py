@@ -272,7 +272,7 @@ LISTS = ["--5", "²", "1,²", "٣", "9" * 5000, "1," * 50, "-", "1,,2", "1e5", "
 def test_any_word_as_the_value_of_a_command_line_option(option: tuple[Any, Any], text: str) -> None:
     stage, item = option
     value = [text] if item.type == tuple[str, ...] else text
-    works_or_gives_an_error(lambda: binding._settings(stage, None, {item.name: value}))
+    works_or_gives_an_error(lambda: binding._settings(stage, None, {item.name: value}, None))
 
 
 @pytest.mark.parametrize(

@@ -508,8 +508,7 @@ def test_a_run_in_the_home_folder_can_be_resumed_and_repeated(
 ) -> None:
     model, data = shutil.copytree(llama, home / "model"), shutil.copytree(rows["pairs"], home / "pairs")
     (home / "adapter.json").write_text(json.dumps({"peft_type": "LOHA", "r": 2, "base_model_name_or_path": str(model)}))
-    (home / "accelerator.json").write_text("{}")
-    files_given = ("--peft", home / "adapter.json", "--set", f"accelerator_config={home}/accelerator.json")
+    files_given = ("--peft", home / "adapter.json")
     words = ("reward", "--model", model, "--data", data, "--output", home / "run", *files_given, "--max-steps", 1)
     words += SHORT[2:6]
     perl(*words)
@@ -727,8 +726,11 @@ def report_of(arm_of: Any) -> Callable[[str], Report]:
         done = contrasts.compare("reward", two, [text])
         numbers = {"rank": 4, "learning_rate": 0.1, "predicted_mb": 1.0, "memory_mb": None, "reserved_mb": None}
         for place, arm in enumerate(done.arms):
-            sizes = {"memory_mb": 5.0, "reserved_mb": None, "weights_bytes": 1, "optimizer_bytes": 1}
-            runs = [dataclasses.replace(filled(run, f"{text}{place}"), metrics=metrics, **sizes) for run in arm.runs]
+            sizes = {"memory_mb": 5.0, "reserved_mb": None, "weights_bytes": 1, "optimizer_bytes": 1, "eval_rows": 10}
+            told: dict[str, Any] = {"setup": {text: text}, "verdicts": [text]}
+            told["samples"] = [{"prompt": text, "policy": text, "policy_reward": 0.5, text: text}]
+            own = {"metrics": metrics, **sizes, **told}
+            runs = [dataclasses.replace(filled(run, f"{text}{place}"), **own) for run in arm.runs]
             strange = filled(dataclasses.replace(arm, runs=[]), f"{text}{place}")
             spreads = {
                 item.name: getattr(arm, item.name)
@@ -739,7 +741,8 @@ def report_of(arm_of: Any) -> Callable[[str], Report]:
             failure = arm.failure and text
             done.arms[place] = dataclasses.replace(strange, failure=failure, remarks=[text], **measured)
         values = {"device": {text: text, "name": text}, "versions": {text: text}, "git_commit": text, "started": text}
-        return Report(title=text, command=text, status="finished", comparisons=[done], **values)
+        policies = [results.PolicyFigures(text, text, 5, {"gold": 0.5}, 0.1, text)]
+        return Report(title=text, command=text, status="finished", comparisons=[done], pipeline=policies, **values)
 
     return made
 

@@ -153,6 +153,7 @@ def test_a_flag_can_be_taken_back_but_for_those_that_steer_one_call() -> None:
         "chat",
         "full",
         "use_dora",
+        "auto_batch",
     }
 
 

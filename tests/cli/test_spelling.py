@@ -117,11 +117,13 @@ def test_two_names_with_different_values_are_refused() -> None:
     )
 
 
+NEED_NO_VALUE = ("resume", "gradient_checkpointing")
+
+
 @pytest.mark.parametrize("stage", COMMANDS)
 def test_every_option_of_every_command_is_read_as_before(stage: str) -> None:
     """The names of trl shadow none of perlcli's own."""
     for item in settings.options(COMMANDS[stage]):
-        if item.argument or inner(item.type) is bool:
+        if item.argument or inner(item.type) is bool or item.name in NEED_NO_VALUE:
             continue
-        found = CliRunner().invoke(app, [stage, item.shown])
-        assert "requires an argument" in found.stderr or item.name in ("resume", "gradient_checkpointing"), item.name
+        assert "requires an argument" in CliRunner().invoke(app, [stage, item.shown]).stderr, item.name

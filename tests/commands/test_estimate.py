@@ -143,7 +143,7 @@ def rl_trainer(model: Path, arm: Arm, score: Path, algorithm: str = "rloo") -> A
         "num_generations": 1 if algorithm == "reinforce" else BATCH,
         "gradient_accumulation_steps": 1,
         "chat": False,
-        "set": (f'generation_kwargs={{"min_new_tokens": {COMPLETION}}}',),
+        "min_completion_length": COMPLETION,
     }
     prepared = prepare.prepare(settings.build(settings.Rl, more))
     config = rl.trainer_args(prepared.settings)

@@ -18,7 +18,7 @@ from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from perlcli.commands import merge
+from perlcli.commands import early, merge
 from perlcli.model import weights as weights_module
 from perlcli.model.tokenizers import padded
 from perlcli.model.weights import fingerprint
@@ -484,7 +484,7 @@ def test_output_of_the_folder_itself_or_of_a_hub_id_by_default(
 ) -> None:
     monkeypatch.chdir(peft_adapter(llama, target_modules=["q_proj"]))
     assert f"output: {Path.cwd()}-merged\n" in perl("merge", ".", "--dry-run").stdout
-    assert merge._default_output("me/adapter") == "runs/adapter-merged"
+    assert early.merged_folder("me/adapter") == "runs/adapter-merged"
 
 
 # What fails on the way

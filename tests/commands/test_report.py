@@ -285,10 +285,11 @@ def test_a_folder_of_runs_is_a_pipeline(pipeline: None, make: Make, perl: Any, t
         ("RL", "a-eval", 40, 0.6, 0.25),
     ]
     assert "\nRL      60.0% (50.0% to 70.0%)" in text
-    assert "- Reward runs/judge: better than chance: yes" in text
+    assert "- The reward runs/judge: better than chance: yes" in text
     for form in ("report.md", "report.html"):
         content = (tmp_path / "out" / form).read_text()
-        assert "the policy that RL started from" in content and "Reward runs/judge: better than chance: yes" in content
+        assert "the policy that RL started from" in content
+        assert "The reward runs/judge: better than chance: yes" in content
 
 
 def test_a_run_of_its_own_counts_before_what_another_measured_of_its_anchor(

@@ -13,7 +13,7 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BitsAndBytesConfig
 
-from perlcli import coffee
+from perlcli import coffee, stats
 from perlcli.commands import reward
 from perlcli.errors import RunFailed
 from perlcli.model import loading
@@ -35,17 +35,20 @@ RUN = {
 }
 ADAPTER = {"README.md", "adapter_config.json", "adapter_model.safetensors"}
 LORA = 2 * 4 * (4 * 64 + 2 * 64 + 2 * 32)  # layers x rank x widths in and out of q, k, v, o
-PAIR_METRICS = {
-    "reload_shift",
-    "rows",
-    "accuracy",
-    "accuracy_low",
-    "accuracy_high",
-    "auc",
-    "balanced_accuracy",
-    "mean_margin",
-    "length_correlation",
+ENDS = ("", "_low", "_high")  # of a figure with an interval
+METRICS = {"reload_shift", "rows", "train_rows", "mean_margin"} | {
+    f"{name}{end}" for name in ("accuracy", "auc", "length_correlation") for end in ENDS
 }
+PAIR_METRICS = (
+    METRICS
+    | {"longer_wins"}
+    | {f"{name}{end}" for name in ("train_accuracy", "accuracy_if_longer", "accuracy_if_shorter") for end in ENDS}
+)
+THUMB_METRICS = (
+    METRICS
+    | {"pos_weight", "train_share_thumbs_up", "share_thumbs_up", "majority_accuracy", "longer_auc"}
+    | {f"{name}{end}" for name in ("train_auc", "balanced_accuracy", "accuracy_over_majority") for end in ENDS}
+)
 HEAD = "base_model.model.score.weight"
 
 
@@ -111,7 +114,7 @@ def test_record_has_the_balance_of_thumbs(thumbs_run: Path) -> None:
     found = read_record(thumbs_run)
     assert found.metrics["pos_weight"] == down / up
     assert found.metrics["train_share_thumbs_up"] == up / 32
-    assert set(found.metrics) == PAIR_METRICS | {"pos_weight", "train_share_thumbs_up", "share_thumbs_up"}
+    assert set(found.metrics) == THUMB_METRICS
     said = f"loss on thumbs: binary cross-entropy; {up} up, {down} down ({up / 32:.1%} up); --pos-weight auto: "
     assert any(note.startswith(said) for note in found.notes)
     assert found.tokens == metrics(thumbs_run)[-1]["num_tokens"] > 0
@@ -362,8 +365,51 @@ def test_loss_of_thumbs_is_weighted_binary_cross_entropy(
         ]
         assert loss == pytest.approx(sum(parts) / 4, abs=1e-5)
         assert row["loss"] == pytest.approx(loss, abs=1e-5)
-        right = sum((score > 0) == bool(like) for score, like in zip(scores, likes, strict=True)) / 4
-        assert (row["accuracy"], row["mean_reward"]) == (right, pytest.approx(sum(scores) / 4, abs=1e-5))
+        assert row["mean_reward"] == pytest.approx(sum(scores) / 4, abs=1e-5)
+
+
+def test_thumbs_log_the_auc_of_the_latest_rows_and_no_accuracy_of_a_batch(
+    perl: Perl, llama: Path, rows: dict[str, Path], tmp_path: Path, seen: Any
+) -> None:
+    result = perl("reward", "-m", llama, "-d", rows["thumbs"] / "train.jsonl", "-o", tmp_path / "run", *SHORT)
+    scores: dict[bool, list[float]] = {True: [], False: []}
+    for (batch, _, own), row in zip(seen, metrics(tmp_path / "run"), strict=True):
+        for score, like in zip(own, batch["labels"].tolist(), strict=True):
+            scores[bool(like)].append(score)
+        known = stats.auc(scores[True], scores[False]) if all(scores.values()) else None
+        assert (row.get("running_auc"), "accuracy" in row) == (known, False)
+    last = result.stderr.splitlines()[-1]
+    assert "loss " in last and "AUC of the last 256 rows " in last and "accuracy" not in last
+
+
+def test_a_resumed_run_on_thumbs_keeps_the_rows_of_its_running_auc(
+    perl: Perl, llama: Path, rows: dict[str, Path], tmp_path: Path
+) -> None:
+    words = ("reward", "-m", llama, "-d", rows["thumbs"] / "train.jsonl", "--lora-r", "4", "--max-length", "128")
+    words += ("--per-device-train-batch-size", "4", "--save-steps", "2", "--set", "lr_scheduler_type=constant")
+    perl(*words, "-o", tmp_path / "long", "--max-steps", "4")
+    perl(*words, "-o", tmp_path / "run", "--max-steps", "2")
+    perl(*words, "-o", tmp_path / "run", "--max-steps", "4", "--resume")
+    long, resumed = ([row.get("running_auc") for row in metrics(tmp_path / name)] for name in ("long", "run"))
+    assert long == resumed
+
+
+def test_without_held_out_rows_a_warning_says_that_nothing_is_known(
+    perl: Perl, llama: Path, rows: dict[str, Path], tmp_path: Path
+) -> None:
+    result = perl("reward", "-m", llama, "-d", rows["pairs"] / "train.jsonl", "-o", tmp_path / "run", *SHORT)
+    assert "Warning: no rows were held out, so nothing shows whether this reward model is better than" in result.stdout
+    found = read_record(tmp_path / "run")
+    assert (found.verdicts, "accuracy" in found.metrics) == ([], False)
+
+
+def test_the_verdict_is_printed_and_in_the_record(
+    perl: Perl, llama: Path, rows: dict[str, Path], tmp_path: Path
+) -> None:
+    result = perl("reward", "-m", llama, "-d", rows["thumbs"], "-o", tmp_path / "run", *SHORT)
+    said = read_record(tmp_path / "run").verdicts
+    assert said[0].startswith("Better than chance: ") and "AUC" in said[0]
+    assert all(line in result.stdout for line in said)
 
 
 def test_accumulated_thumbs_equal_one_batch(perl: Perl, llama: Path, rows: dict[str, Path], tmp_path: Path) -> None:

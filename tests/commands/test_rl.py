@@ -111,8 +111,10 @@ def test_held_out_prompts_are_measured_at_the_end(
     found = read_record(rl_run)
     assert found.metrics["eval_prompts"] == 12
     assert found.data["eval"]["kept"] == 12
-    assert len(found.verdicts) == 2
-    assert all(f"its anchor ({sft_run}, where RL starts)" in verdict for verdict in found.verdicts)
+    of_reward, rose, *compared = found.verdicts
+    assert of_reward.startswith(f"The reward {reward_run}: ") and rose.startswith("Reward rose beyond noise: ")
+    assert len(compared) == 2
+    assert all(f"its anchor ({sft_run}, where RL starts)" in verdict for verdict in compared)
     lengths = ("--max-length", "128", "--max-completion-length", "12", "--per-device-eval-batch-size", "4")
     perl("eval", "-m", rl_run, "--reward", reward_run, "-d", rows["prompts"], "-o", "eval", *lengths)
     again = read_record(Path("eval")).metrics
@@ -202,7 +204,7 @@ def test_rewards_are_those_of_the_reward_folder_in_plain_peft(
         assert found == scorer(ids, 4)
     assert [row["reward"] for row in metrics(Path("run"))] == [
         pytest.approx(sum(found) / 4, abs=1e-6)
-        for _, _, found in calls[1:]  # the first call is the probe's
+        for _, _, found in calls[1:-2]  # the first call is the probe's, the last ones are of the held-out prompts
     ]
 
 

@@ -162,7 +162,7 @@ def test_a_run_for_memory_is_short() -> None:
     ]
     assert [job.values.get("max_eval_samples") for job in found] == [8, 8, None, None]
     assert runs(given(max_steps=2), memory=True)[0].values["max_steps"] == 2
-    assert "max_eval_samples" not in jobs.for_memory("rl", {})
+    assert jobs.for_memory({}) == {"max_steps": 8, "max_eval_samples": 8}
 
 
 @pytest.mark.parametrize(

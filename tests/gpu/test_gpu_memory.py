@@ -55,9 +55,8 @@ def test_gpu_memory_is_within_a_tenth_of_the_estimate(stage: str, arm: str, chec
     words += {"full": ["--full"], "lora-4bit": ["--load-in-4bit"]}.get(arm, [])
     if stage == "rl":
         in_own_process("reward", *common, "--data", made / "pairs.jsonl", "--max-steps", 1, "--output", "reward")
-        ends = json.dumps({"min_new_tokens": COMPLETION})
         words += ["--reward", "reward", "--num-generations", BATCH, "--max-completion-length", COMPLETION]
-        words += ["--set", f"generation_kwargs={ends}"]
+        words += ["--min-completion-length", COMPLETION]
     in_own_process(stage, *words)
     memory = read_record(Path("run")).memory
     completion = ["--max-completion-length", COMPLETION] if stage == "rl" else []

@@ -1,5 +1,6 @@
 """Loading the base in each precision, and its gradients in 4 bits."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,31 @@ def test_model_that_cannot_be_loaded_is_an_error(llama: Path, tmp_path: Path) ->
             (tmp_path / "model.safetensors").write_bytes(content)
         with pytest.raises(PerlError, match=f"The model {tmp_path} can't be loaded"):
             loading.load_causal(locate(str(tmp_path)), ModelSettings())
+
+
+FOUR_BIT = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"num_hidden_layers": 3}, "its files lack model.layers.2.input_layernorm.weight and 8 more weights"),
+        ({"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]}, "its files lack transformer.h.0.attn.c_attn"),
+        ({"intermediate_size": 96}, "mlp.down_proj.weight is [64, 64] in its file, but [64, 96] by config.json"),
+        ({"quantization_config": FOUR_BIT}, "self_attn.q_proj.weight is in 4 bits, but it is not"),
+    ],
+    ids=["layers", "family", "shapes", "bits"],
+)
+def test_weights_that_do_not_fit_the_config_are_named(
+    values: dict[str, Any], words: str, llama: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(llama, tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | values))
+    with pytest.raises(PerlError) as caught:
+        loading.load_causal(locate(str(folder)), ModelSettings())
+    assert words in caught.value.problem
+    assert "config.json" in caught.value.hint
 
 
 def test_a_gpu_that_is_too_small_is_not_called_a_fault_of_the_model(

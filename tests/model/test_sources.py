@@ -149,7 +149,7 @@ def test_the_embedded_base_is_known_in_another_environment_too(tmp_path: Path) -
     [
         ({"base_model_name_or_path": [1]}, "base_model_name_or_path must be text, not [1]"),
         ({"base_model_name_or_path": "x" * 300}, "names is too long for a file name"),
-        ({"target_modules": {"a": 1}}, "target_modules must be text or list, not {'a': 1}"),
+        ({"target_modules": {"a": 1}}, "target_modules must be text or a list, not {'a': 1}"),
         ({"lora_dropout": [0]}, "lora_dropout must be a number, not [0]"),
         ({"target_modules": "(.*)*x"}, "the regular expression '(.*)*x' takes longer than 2 s to match module names"),
         ({"target_modules": "("}, "'(' is not a valid regular expression"),

@@ -89,3 +89,9 @@ def test_weights_with_a_broken_header_are_damaged(header: bytes, tmp_path: Path)
     (tmp_path / "model.safetensors").write_bytes(header)
     with pytest.raises(PerlError, match=r"model\.safetensors is damaged: its header can't be read"):
         weights.fingerprint(str(tmp_path))
+
+
+def test_a_folder_in_place_of_a_weight_file_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").mkdir()
+    with pytest.raises(PerlError, match=r"model\.safetensors can't be read: Is a directory"):
+        weights.fingerprint(str(tmp_path))

@@ -172,12 +172,12 @@ def test_the_order_is_command_line_config_recipe_default(
 ) -> None:
     given: list[Any] = []
     monkeypatch.setattr(sft, "run", given.append)
-    mine = recipe("sft: {lora_r: 1, lora-alpha: 1, seed: 1, model: base}")
+    mine = recipe(f"sft: {{lora_r: 1, lora-alpha: 1, seed: 1, model: {coffee.BASE}, data: coffee}}")
     Path("own.yaml").write_text("lora_r: 2\nlora_alpha: 2")
     perl("sft", "--recipe", mine, "--config", "own.yaml", "--lora-r", 3)
     found = flat(resolve(given[-1], {}))
     assert (found["lora_r"], found["lora_alpha"], found["seed"], found["lora_dropout"]) == (3, 2, 1, 0.0)
-    assert (found["recipe"], found["model"]) == (mine, "base")
+    assert (found["recipe"], found["model"]) == (mine, str(coffee.BASE))
     Path("own.yaml").write_text("recipe: mine.yaml\nseed: 2")
     perl("sft", "--config", "own.yaml")
     assert flat(given[-1])["lora_r"] == 1
@@ -228,7 +228,7 @@ def test_null_in_a_config_unsets_what_a_recipe_has() -> None:
 def test_nothing_of_the_embedded_default_mixes_in(recipe: Callable[[str], str], perl: Perl) -> None:
     said = perl("sft", "--recipe", recipe("sft: {lora_r: 2}"), "--data", "coffee", "--dry-run").stdout
     assert "LoRA r=2, alpha=4" in said
-    assert "1 epoch(s) of 8 rows, learning rate 0.0002 (linear)" in said
+    assert re.search(r"1 epoch\(s\), \d+ steps, of 8 rows, learning rate 0.0002 \(linear\)", said)
     assert coffee.SETTINGS["sft"]["learning_rate"] != 2e-4
 
 
@@ -306,7 +306,7 @@ def test_a_stage_finds_what_the_earlier_ones_left(perl: Perl, write: Write, sft_
     write(Path("data/bolt/train.jsonl"), SHAPES["bolt"])
     said = perl("rl", "--recipe", "bolt", "--dry-run").stdout
     assert "model: runs/tldr/sft (base" in said
-    assert "of 128 rows, learning rate 0.0001" in said
+    assert "of 128 completions (16 x 8), learning rate 0.0001" in said
     assert "output: runs/bolt/rl" in said
 
 
@@ -337,7 +337,7 @@ def test_settings_of_a_run_need_the_recipe_no_more(
     Path(mine).unlink()
     said = perl("sft", "--config", "out/settings.yaml", "--output", "again", "--dry-run").stdout
     assert f"recipe: {mine}\n" in said
-    assert "1 steps of 2 rows" in said
+    assert "1 step of 2 rows" in said
     said = perl("sft", "--config", "own.yaml", "--recipe", mine, code=2).stderr
     assert "Can't read --recipe mine.yaml" in said
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 
 from perlcli.data import Prompt, Renderer
 from perlcli.errors import RunFailed
+from perlcli.settings import Rl
 from perlcli.training import sampling
 from perlcli.training.judge import PER_PROMPT, PROMPTS, ROUNDS, Judge, probe
 from perlcli.training.rewards import Scored
@@ -23,7 +25,7 @@ def judge(render: Renderer) -> Callable[..., Any]:
     run = SimpleNamespace(append=lambda name, row: kept.append(row))
 
     def make(found: list[float], decision: str = "stop", faults: Any = None, **parts: Any) -> Callable[..., Any]:
-        chosen = SimpleNamespace(sampling=SimpleNamespace(on_reward_error=decision))
+        chosen = SimpleNamespace(sampling=replace(Rl().sampling, on_reward_error=decision))
         prepared: Any = SimpleNamespace(renderer=render, run=run, settings=chosen)
         rows = [Prompt("a latte", {"order": "add_order_item(latte)"})]
         judge = Judge(prepared, lambda rows, ids, calling: Scored(found, parts or {"one": found}, faults or {}), rows)
@@ -47,6 +49,13 @@ def test_judge_counts_gold_and_keeps_samples(judge: Any) -> None:
     assert taken == [1.0, 2.0]
     assert logged == {"gold": 0.5}
     assert kept == [{"step": 1, "prompt": "a latte", "policy": "add_order_item(latte)", "reward": 1.0}]
+
+
+def test_judge_logs_how_reward_goes_with_length(judge: Any) -> None:
+    _, logged, _ = judge([1.0, 2.0, math.nan, 0.0])("a latte", "add_order_item(latte)", "a", "a")
+    assert logged["reward_by_length"] > 0.5
+    _, logged, _ = judge([math.nan, 2.0])("a latte", "a")
+    assert "reward_by_length" not in logged
 
 
 def test_judge_logs_the_mean_of_each_of_several_rewards(judge: Any) -> None:
@@ -87,7 +96,7 @@ def probing(render: Renderer, monkeypatch: pytest.MonkeyPatch) -> Callable[..., 
     ) -> Any:
         settings = SimpleNamespace(
             rl=SimpleNamespace(algorithm=algorithm, num_generations=PER_PROMPT if algorithm == "rloo" else 1),
-            sampling=SimpleNamespace(temperature=1.0, max_completion_length=8),
+            sampling=replace(Rl().sampling, temperature=1.0, max_completion_length=8),
             run=SimpleNamespace(seed=0),
             train=SimpleNamespace(per_device_train_batch_size=8),
         )

@@ -307,7 +307,7 @@ def test_interrupt_inside_a_reward_function_waits_for_the_end_of_the_step(
         "    return [float(ids[0]) for ids in completion_ids]\n"
     )
     result = rl(tmp_path / "run", "--reward", "impatient:reward", code=130)
-    assert "finishing this step, then saving." in result.stdout
+    assert "finishing the first step, then saving;" in result.stdout
     assert (record(tmp_path / "run")["status"], record(tmp_path / "run")["steps"]) == ("interrupted", 1)
 
 

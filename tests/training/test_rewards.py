@@ -90,25 +90,6 @@ def test_folder_that_is_missing_is_an_error(prepared: Prepared) -> None:
         find("runs/no/reward", prepared)
 
 
-def test_classifier_of_several_labels_is_not_a_reward(prepared: Prepared, classifier: Path, tmp_path: Path) -> None:
-    config = json.loads((classifier / "config.json").read_text())
-    config |= {"id2label": {"0": "bad", "1": "good"}, "label2id": {"bad": 0, "good": 1}}
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(PerlError, match="has 2 labels, but a reward is a single score"):
-        find(str(tmp_path), prepared)
-
-
-def test_adapter_of_several_labels_is_not_a_reward(prepared: Prepared, reward_run: Path, tmp_path: Path) -> None:
-    """Otherwise the first label's score would be taken."""
-    shutil.copytree(reward_run, tmp_path / "two")
-    path = tmp_path / "two" / "adapter_model.safetensors"
-    tensors = load_file(path)
-    (name,) = (name for name in tensors if name.endswith("score.weight"))
-    save_file(tensors | {name: tensors[name].repeat(2, 1)}, path, {"format": "pt"})
-    with pytest.raises(PerlError, match="two has 2 labels, but a reward is a single score"):
-        find(str(tmp_path / "two"), prepared)
-
-
 def test_adapter_with_a_head_of_several_layers_is_found(prepared: Prepared, reward_run: Path, tmp_path: Path) -> None:
     """RoBERTa's, for example, which scores on a base of its own."""
     shutil.copytree(reward_run, tmp_path / "deep")

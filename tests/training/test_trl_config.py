@@ -225,8 +225,10 @@ def test_every_key_of_generation_kwargs_is_an_option_or_harmless_or_refused() ->
 
 NESTED = {
     ("rl", "generation_kwargs={stop_strings: a}"): "generation_kwargs: stop_strings: use the option --stop",
-    ("rl", "generation_kwargs={min_new_tokens: 3}"): "generation_kwargs: min_new_tokens can't be used: it would change "
-    "what completions are sampled from, in training only",
+    ("rl", "generation_kwargs={min_new_tokens: 3}"): "generation_kwargs: min_new_tokens: use the option "
+    "--min-completion-length",
+    ("rl", "generation_kwargs={suppress_tokens: [3]}"): "generation_kwargs: suppress_tokens can't be used: it would "
+    "change what completions are sampled from, in training only",
     ("rl", "generation_kwargs={num_return_sequence: 2}"): "generation_kwargs: no such key: num_return_sequence. Did "
     "you mean num_return_sequences?",
     ("rl", "generation_kwargs={1: 2}"): "generation_kwargs: no such key: 1.",
@@ -240,6 +242,7 @@ NESTED = {
     ("rl", "torch_compile=true"): "torch_compile can't be used: adapters are switched on one base in every step",
     ("reward", "label_smoothing_factor=0.1"): "label_smoothing_factor can't be used: it has no effect in this stage",
     ("sft", "label_smoothing_factor=1"): "label_smoothing_factor must be at least 0 and below 1, not 1.0",
+    ("sft", "dataloader_num_workers=99999999999"): "dataloader_num_workers must be at least 0 and at most 256, not 99",
     ("sft", "max_grad_norm=-1"): "max_grad_norm must be at least 0, not -1.0",
     ("sft", "gradient_checkpointing_kwargs={reentrant: 1}"): "gradient_checkpointing_kwargs: no such key: reentrant.",
     ("sft", "gradient_checkpointing_kwargs={use_reentrant: 1}"): "gradient_checkpointing_kwargs: use_reentrant must ",

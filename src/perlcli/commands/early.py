@@ -70,7 +70,8 @@ def _check_stage(given: settings.Training | settings.Eval, values: Values) -> No
     if isinstance(given, settings.Rl):
         reward_names.check_given(given.sampling.reward)
     output_folder.check_early(resolved)
-    for reward in values.get("reward", ()):
+    rewards = () if place is not None and place.is_classifier else values.get("reward", ())  # it needs none
+    for reward in rewards:
         _check_reward(reward, recipe)
     use = "rl" if command == "eval" else command
     if command != "eval":  # whose data is for a policy or a reward model, by what --model is

@@ -22,6 +22,7 @@ from perlcli.training.guards import Model
 from perlcli.training.judge import Asked
 from perlcli.training.policy_metrics import Exam, Opponent, Result
 from perlcli.training.prepare import Prepared, filled, prepare
+from perlcli.training.reward_errors import KWARGS
 from perlcli.training.rewards import attach_all, find_all
 from perlcli.training.rows import load_data, trained_on
 
@@ -45,7 +46,7 @@ def run(given: settings.Eval) -> RunRecord | None:
 
 
 def evaluate_reward(prepared: Prepared[settings.Eval]) -> RunRecord | None:
-    """Accuracy, AUC, balanced accuracy, margin and the correlation of score with length."""
+    """Whether a reward model is better than chance on held-out rows, and whether it follows length."""
     label = chosen_label(prepared)
     held_out = load_held_out(prepared, "reward")
     rows = reward_model.tokens(held_out, prepared, "eval")
@@ -56,7 +57,8 @@ def evaluate_reward(prepared: Prepared[settings.Eval]) -> RunRecord | None:
         scorer = reward_model.load(prepared.source, prepared.settings.model, label.index)
         reward_model.check_proof(prepared.source, scorer, run, prepared.settings.model)
         run.record.total_parameters = roles.count_parameters(scorer.model)[1]
-        run.record.metrics = reward_model.measure(prepared, scorer, rows)
+        run.record.metrics = reward_model.measure(prepared, scorer, rows, held_out)
+        reward_model.conclude(run)
         run.record.peak_memory_mb = peaks.peak_mb()
     return run.record
 
@@ -75,7 +77,11 @@ def chosen_label(prepared: Prepared[settings.Eval]) -> Label:
 def evaluate_policy(prepared: Prepared[settings.Eval]) -> RunRecord | None:
     """Reward, wins and losses against the anchor, KL to it, lengths, truncation, distinct-n and gold success; without a
     reward or a gold check also the loss on held-out answers."""
-    rewards = find_all(prepared) if prepared.settings.sampling.reward else []
+    wanted = prepared.settings.sampling
+    for given, option in ((wanted.reward_label, OPTION), (wanted.reward_kwargs, KWARGS)):
+        if given and not wanted.reward:
+            raise PerlError(f"{option} {shorten(given[0])} is for a --reward, and none is given", "add --reward")
+    rewards = find_all(prepared) if wanted.reward else []
     prompts, answers = load_questions(prepared, is_scored=bool(rewards))
     if prepared.is_dry:
         preview(prepared)

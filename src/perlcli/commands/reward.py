@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import json
+from collections import deque
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ from torch import nn
 from transformers import set_seed
 from trl import RewardConfig, RewardTrainer
 
-from perlcli import device, settings
+from perlcli import device, settings, stats
 from perlcli.errors import PerlError, RunFailed
 from perlcli.model import adapters, dropout, heads, loading, roles, scorers, sources
 from perlcli.model.shared_prompts import Sharer
@@ -30,6 +32,8 @@ from perlcli.training.rows import load_sides
 from perlcli.training.trl_config import trl_config
 
 PROOF_ROWS, KEPT = 8, 4  # training rows that the proof scores, and token rows of them that the folder keeps
+WINDOW, RUNNING = 256, "running_auc"  # training rows whose AUC is shown, and its name in the metrics of a step
+RUNNING_FILE = "running_auc.json"  # in a checkpoint: the rows of the window
 Batch = dict[str, torch.Tensor]
 Proof = tuple[list[list[int]], list[float]]  # rows of token ids with the scores that the trained model gives them
 
@@ -53,7 +57,11 @@ def run(given: settings.Reward) -> RunRecord | None:
     with recording(prepared.run) as run:
         proof = learn(prepared, config, train_set, weight)
         scorer = prove(prepared, proof)
-        run.record.metrics |= reward_model.measure(prepared, scorer, eval_rows)
+        run.record.metrics |= reward_model.measure(prepared, scorer, eval_rows, held_out)
+        if eval_rows:
+            count = len(eval_rows)
+            run.record.metrics |= reward_model.measure_trained(prepared, scorer, train_set, rows, count)
+        reward_model.conclude(run)
         with run.extra("The plots"):
             plots.curves("reward", run.folder / files.METRICS, run.folder / "plots" / "training.png")
     return run.record
@@ -166,6 +174,10 @@ class ThumbsTrainer(RewardTrainer):
 
     pos_weight = 1.0  # of thumbs-up rows in the loss
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.window: deque[tuple[float, bool]] = deque(maxlen=WINDOW)  # scores and labels of the latest rows
+
     def _prepare_dataset(self, dataset: Dataset, *args: Any, **kwargs: Any) -> Dataset:
         return dataset  # rendered already, like TRL's own `chosen_ids` and `rejected_ids`
 
@@ -185,15 +197,30 @@ class ThumbsTrainer(RewardTrainer):
         return (loss, outputs) if return_outputs else loss
 
     def _count(self, mask: torch.Tensor, scores: torch.Tensor, labels: torch.Tensor) -> None:
-        """Log what TRL's reward trainer logs, as far as it applies to thumbs."""
+        """Log what TRL's reward trainer logs, as far as it applies to thumbs. In place of the accuracy, which says
+        nothing on few rows, it is the AUC of the latest `WINDOW` rows, once they have both labels."""
         mode = "train" if scores.requires_grad else "eval"
         if mode == "train":
             self._total_train_tokens += int(self.accelerator.gather_for_metrics(mask.sum()).sum())
         metrics = self._metrics[mode]
         metrics["num_tokens"] = [self._total_train_tokens]
-        is_right = ((scores > 0) == (labels > 0.5)).float()
-        metrics["accuracy"].append(self.accelerator.gather_for_metrics(is_right).mean().item())
+        self.window.extend(zip(scores.tolist(), (labels > 0.5).tolist(), strict=True))
+        up, down = ([score for score, label in self.window if label is kind] for kind in (True, False))
+        if up and down:
+            metrics[RUNNING] = [stats.auc(up, down)]
         metrics["mean_reward"].append(self.accelerator.gather_for_metrics(scores.detach()).mean().item())
+
+    # Checkpoints: a resumed run goes on with the same rows in the window.
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        super().save_model(output_dir, _internal_call)
+        files.write_json(Path(str(output_dir or self.args.output_dir)) / RUNNING_FILE, [*self.window])
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        path = Path(resume_from_checkpoint) / RUNNING_FILE
+        if path.exists():  # not in the checkpoints of earlier versions
+            self.window.extend((score, label) for score, label in json.loads(path.read_text(encoding="utf-8")))
 
 
 def save(prepared: Prepared[settings.Reward], model: Any, folder: Path) -> None:

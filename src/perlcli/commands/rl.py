@@ -21,8 +21,18 @@ from perlcli.run import files, plots
 from perlcli.run.lifecycle import Run, recording
 from perlcli.run.metrics import OF_RL, renamed
 from perlcli.run.record import RunRecord
+from perlcli.settings.yaml import parse
 from perlcli.terminal import say
-from perlcli.training import auto_batch, guards, logits, policies, policy_metrics, sampling
+from perlcli.training import (
+    auto_batch,
+    guards,
+    logits,
+    policies,
+    policy_metrics,
+    reward_verdicts,
+    rl_verdicts,
+    sampling,
+)
 from perlcli.training.algorithms import PHASES, TIME, Reinforce, Rloo
 from perlcli.training.dry_run import Lengths, preview
 from perlcli.training.judge import REWARD, SUM, Asked, Judge, Probe, note_unscored, probe
@@ -47,6 +57,7 @@ def run(given: settings.Rl) -> RunRecord | None:
     require(prepared, policy=True)
     config = trainer_args(prepared.settings)
     rewards = find_all(prepared)
+    reward_verdicts.quote(prepared, rewards)
     anchor = policies.find_anchor(prepared)
     rows, held_out = load_sides(prepared, "rl")
     prompts = load_prompts(prepared, config, rows)
@@ -73,7 +84,9 @@ def run(given: settings.Rl) -> RunRecord | None:
         note_unscored(run, prepared.settings.sampling.on_reward_error)
         run.record.guards |= weights.check()
         run.record.shared |= trainer.sharer.count.summary()
-        run.record.metrics = summary(files.read_rows(run.folder / files.METRICS))
+        history = files.read_rows(run.folder / files.METRICS)
+        run.record.metrics = summary(history)
+        rl_verdicts.conclude(run, history)
         if exam is not None:
             with run.extra("The evaluation on held-out prompts"):
                 evaluate(trainer, exam, score, anchor)
@@ -107,10 +120,16 @@ def trainer_args(given: settings.Rl) -> RLOOConfig:
 
 
 def ending_alike(config: RLOOConfig, given: settings.Rl) -> RLOOConfig:
-    """The config. Raises PerlError if TRL would take completions that end with a stop string for truncated ones."""
+    """The config, with the minimum length of completions. Raises PerlError if TRL would take completions that end with
+    a stop string for truncated ones."""
     if config.mask_truncated_completions and any(given.sampling.stop):
         problem = "--set mask_truncated_completions=true can't be combined with --stop"
         raise PerlError(f"{problem}: TRL would mask completions that end with a stop string")
+    if given.sampling.min_completion_length:  # TRL has no field of its own for it
+        asked = config.generation_kwargs or {}
+        own = parse(asked, "--set") if isinstance(asked, str) else asked
+        held: Any = own
+        config.generation_kwargs = {**held, "min_new_tokens": given.sampling.min_completion_length}
     return config
 
 

@@ -54,8 +54,8 @@ def of_run(folder: Path, command: str = "", *, shown: str = "", repeat: int = 1)
 def verdicts(record: RunRecord) -> list[str]:
     """What a run's figures show, in sentences; with what is known of the rewards that it used."""
     found = list(record.verdicts)
-    for name, reward in lineage.rewards(record).items():
-        found += [f"Reward {name}: {line}" for line in summary.judged(reward) if line not in found]
+    for name, reward in lineage.rewards_unsaid(record).items():
+        found += [f"The reward {name}: {line}" for line in summary.judged(reward)]
     return found
 
 

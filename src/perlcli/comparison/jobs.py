@@ -164,12 +164,10 @@ def _run_values(given: settings.CompareFull, stage: str, arm: Arm, shared: Mappi
     return {**values, **arm.options, **steering}
 
 
-def for_memory(stage: str, values: Values) -> Values:
+def for_memory(values: Values) -> Values:
     """The same run with few steps and few rows to evaluate, which is enough for its peak memory."""
-    short = {**values, "max_steps": min(MEMORY_STEPS, values.get("max_steps") or MEMORY_STEPS)}
-    if "max_eval_samples" in settings.names(settings.COMMANDS[stage]):
-        short["max_eval_samples"] = MEMORY_STEPS
-    return short
+    steps = min(MEMORY_STEPS, values.get("max_steps") or MEMORY_STEPS)
+    return {**values, "max_steps": steps, "max_eval_samples": MEMORY_STEPS}
 
 
 def jobs(given: settings.CompareFull, stage: str, planned: Sequence[Planned], *, memory: bool) -> Iterator[Job]:
@@ -177,7 +175,7 @@ def jobs(given: settings.CompareFull, stage: str, planned: Sequence[Planned], *,
     Every other round goes through arms and models in reverse, so that none always runs first."""
     if memory:
         for each in planned:
-            values, folder = for_memory(stage, each.values), each.folder / "memory"
+            values, folder = for_memory(each.values), each.folder / "memory"
             yield Job(stage, each.arm, each.model, given.run.seed[0], for_memory=True, values=values, folder=folder)
     rounds = [(repeat, seed) for repeat in range(1, given.compare.repeats + 1) for seed in given.run.seed]
     for turn, (repeat, seed) in enumerate(rounds):

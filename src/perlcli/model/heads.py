@@ -226,7 +226,7 @@ def saved(place: str) -> torch.Tensor | None:
 def labels_of(source: Source) -> int:
     """How many labels a reward model loads with: as many as are saved, or one for a fresh head."""
     if source.is_classifier and source.adapter is None:
-        return int(source.config.num_labels or 1)
+        return source.config.num_labels or 1
     return (saved_labels(source) if source.is_classifier else None) or 1
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import traceback
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -63,7 +64,9 @@ def _load(kind: Any, source: Source, settings: ModelSettings, **options: Any) ->
         options["device_map"] = "cpu"
     weights.check(where)
     try:
-        model: PreTrainedModel = kind.from_pretrained(
+        options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}  # judged by _check_weights
+        model: PreTrainedModel
+        model, info = kind.from_pretrained(
             where, dtype=dtype, trust_remote_code=settings.trust_remote_code, use_safetensors=True, **options
         )
     except torch.OutOfMemoryError:  # a RuntimeError too, but not a fault of the model
@@ -73,6 +76,7 @@ def _load(kind: Any, source: Source, settings: ModelSettings, **options: Any) ->
         if out_of_memory.is_named_in(fault):
             raise torch.OutOfMemoryError(fault) from error
         raise PerlError(f"The model {where} can't be loaded: {fault}") from error
+    _check_weights(where, model, info)
     _keep_autograd(model)
     faults.mend(model)
     config = model.config.get_text_config()
@@ -84,6 +88,26 @@ def _load(kind: Any, source: Source, settings: ModelSettings, **options: Any) ->
         for name, parameter in model.named_parameters():
             parameter.data = parameter.data if any(each in name for each in kept) else parameter.data.to(dtype)
     return model
+
+
+def _check_weights(where: str, model: PreTrainedModel, info: Mapping[str, Any]) -> None:
+    """Raises PerlError if the files lack weights of the backbone, which would be random (a head may be new), or have
+    them in other shapes or not in the 4 bits that the config names."""
+    hint = "config.json belongs to other weights: download the model again, or name another one"
+    for name, found, expected in sorted(info["mismatched_keys"]):
+        shapes = f"{list(found)} in its file, but {list(expected)} by config.json"
+        raise PerlError(f"The model {where} can't be loaded: {name} is {shapes}", hint)
+    lacking = sorted(name for name in info["missing_keys"] if name.startswith(f"{model.base_model_prefix}."))
+    if lacking:
+        more = f" and {len(lacking) - 1:,} more weights" if len(lacking) > 1 else ""
+        raise PerlError(f"The model {where} can't be loaded: its files lack {lacking[0]}{more}", hint)
+    for name, module in model.named_modules():
+        is_four_bit = hasattr(module, "support_avx512bf16_for_cpu")  # a Linear4bit of bitsandbytes
+        if is_four_bit and getattr(module.weight, "quant_state", None) is None:
+            problem = (
+                f"The model {where} can't be loaded: config.json says that {name}.weight is in 4 bits, but it is not"
+            )
+            raise PerlError(problem, "remove quantization_config from config.json, and use --load-in-4bit")
 
 
 def _of_a_weight(error: BaseException) -> str:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from perlcli import coffee
 from perlcli.errors import PerlError, line
@@ -29,11 +30,25 @@ class Place:
         """The base that is here, or that the adapter names; empty if its config can't be read here."""
         if not self.is_adapter:
             return self.where
+        named = self._config().get("base_model_name_or_path")
+        return here(named) if isinstance(named, str) else ""
+
+    @property
+    def is_classifier(self) -> bool:
+        """Whether a reward model is here, as far as its config can be read here."""
+        config = self._config()
+        if self.is_adapter:
+            return config.get("task_type") == "SEQ_CLS"
+        return "ForSequenceClassification" in str(config.get("architectures"))
+
+    def _config(self) -> dict[str, Any]:
+        """The config of the adapter or model; empty if it can't be read here."""
         try:
-            named = json.loads((Path(self.where) / ADAPTER_CONFIG).read_text(encoding="utf-8"))
-            return here(str(named["base_model_name_or_path"] or ""))
-        except (OSError, ValueError, LookupError, TypeError, RecursionError):
-            return ""
+            text = (Path(self.where) / (ADAPTER_CONFIG if self.is_adapter else CONFIG)).read_text(encoding="utf-8")
+            content = json.loads(text)
+        except (OSError, ValueError, RecursionError):
+            return {}
+        return content if isinstance(content, dict) else {}
 
 
 def find(name: str, option: str = "--model") -> Place:

@@ -154,6 +154,8 @@ def _digest_of(stamps: tuple[Stamp, ...]) -> str:
         try:
             for part in _probes(file):
                 digest.update(part)
+        except OSError as error:
+            raise PerlError(f"{file} can't be read: {error.strerror}", "name the folder of a model") from error
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             raise PerlError(f"{file} is damaged: its header can't be read") from error
     return digest.hexdigest()[:16]

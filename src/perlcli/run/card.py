@@ -195,10 +195,8 @@ def _training(record: RunRecord, trained: RunRecord | None) -> str:
 def _results(record: RunRecord) -> str:
     """The verdicts, the figures with their intervals, and what is known of the rewards."""
     lines = [f"- {inline(_public(verdict, record))}" for verdict in record.verdicts]
-    for name, reward in lineage.rewards(record).items():
-        for verdict in summary.judged(reward):
-            if verdict not in record.verdicts:
-                lines.append(f"- {inline(_public(f'Reward {name}: {verdict}', record))}")
+    for name, reward in lineage.rewards_unsaid(record).items():
+        lines += [f"- {inline(_public(f'The reward {name}: {line}', record))}" for line in summary.judged(reward)]
     rows = [(inline(_public(name, record)), inline(value)) for name, value in summary.figures(record)]
     parts = ["\n".join(lines), markdown_table(("metric", "value"), rows) if rows else ""]
     if record.command == "rl" and rows:

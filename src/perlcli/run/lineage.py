@@ -35,6 +35,12 @@ def rewards(record: RunRecord) -> dict[str, RunRecord]:
     return {name: reward for name, reward in found.items() if reward is not None}
 
 
+def rewards_unsaid(record: RunRecord) -> dict[str, RunRecord]:
+    """Those of the reward models of which no verdict of the run itself says how good they are."""
+    said = [name for name in rewards(record) if any(line.startswith(f"The reward {name}:") for line in record.verdicts)]
+    return {name: reward for name, reward in rewards(record).items() if name not in said}
+
+
 def opponent(record: RunRecord) -> str:
     """What a run's policy is compared with, or pulled to, in words; empty if it has none."""
     notes: Iterator[str] = (

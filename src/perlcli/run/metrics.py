@@ -10,6 +10,8 @@ Better = Literal["", "higher", "lower"]
 
 STEP, STEP_CPU = "seconds/step", "seconds/step_cpu"  # of a step: wall clock, and CPU time of the process
 
+BY_LENGTH = "reward_by_length"  # of a step of rl: correlation of reward with length within prompts
+
 
 @dataclass(frozen=True)
 class Metric:
@@ -38,13 +40,24 @@ METRICS: dict[str, tuple[Metric, ...]] = {
         Metric("", "mean_token_accuracy", "token accuracy", is_share=True, live="{:.1%}", panel="token accuracy"),
     ),
     "reward": (
+        # of thumbs, whose accuracy says little: one label is usually rare; pairs don't have it
+        Metric("balanced_accuracy", is_share=True, better="higher", headline=True),
         Metric("accuracy", is_share=True, better="higher", headline=True),
         Metric("auc", better="higher"),
-        Metric("balanced_accuracy", is_share=True, better="higher"),
         Metric("", "loss", live="{:.3f}", panel="loss"),
         Metric("", "accuracy", is_share=True, live="{:.1%}", panel="accuracy on the batch"),
+        Metric("", "running_auc", "AUC of the last 256 rows", live="{:.3f}", panel="AUC of the last 256 rows"),
+        Metric("accuracy_if_longer", label="accuracy where the better answer is longer", is_share=True),
+        Metric("accuracy_if_shorter", label="accuracy where the better answer is shorter", is_share=True),
+        Metric("longer_wins", label="accuracy of preferring the longer answer", is_share=True),
+        Metric("longer_auc", label="AUC of preferring the longer answer"),
+        Metric("majority_accuracy", label="accuracy of the more frequent label", is_share=True),
+        Metric("accuracy_over_majority", label="accuracy over the more frequent label", is_share=True),
+        Metric("train_accuracy", label="accuracy on training pairs", is_share=True),
+        Metric("train_auc", label="AUC on training rows"),
         Metric("train_share_thumbs_up", is_share=True),
         Metric("share_thumbs_up", is_share=True),
+        Metric("share_ties", is_share=True),
     ),
     "rl": (
         Metric("reward", "reward", better="higher", live="{:.3f}", panel="reward"),
@@ -59,9 +72,11 @@ METRICS: dict[str, tuple[Metric, ...]] = {
         ),
         Metric("share_truncated", "completions/clipped_ratio", "truncated", is_share=True, live="{:.1%}"),
         Metric("gold", "gold", is_share=True, better="higher", headline=True, panel="gold success"),
+        Metric("reward_by_length", BY_LENGTH, "correlation of reward with length"),
         Metric("value_explained", "value/explained"),
     ),
     "eval": (
+        Metric("balanced_accuracy", is_share=True, better="higher", headline=True),
         Metric("accuracy", is_share=True, better="higher", headline=True),
         Metric("gold", is_share=True, better="higher"),
         Metric("mean_reward", better="higher"),
@@ -92,6 +107,8 @@ METRICS: dict[str, tuple[Metric, ...]] = {
 }
 OF_RL = "eval_"  # before the names of eval's metrics in the record of rl
 SHARES = {name for metrics in METRICS.values() for m in metrics if m.is_share for name in (m.name, m.key)} - {""}
+MEASURED = ("reward", "rl")  # the stages whose labels are used wherever a metric's name is
+LABELS = {m.name: m.label for stage in MEASURED for m in METRICS[stage] if m.name and m.label and not m.live}
 
 
 def panels(stage: str) -> list[Metric]:
@@ -120,6 +137,8 @@ def renamed(stage: str, *, prefix: str = "") -> dict[str, str]:
 
 def words(name: str) -> str:
     """A metric's name for people."""
+    if name in LABELS:
+        return LABELS[name]
     return name.replace("_", " ").replace("kl ", "KL ").replace("auc", "AUC")
 
 

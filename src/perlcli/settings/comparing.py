@@ -59,6 +59,7 @@ class ComparedSamplingSettings:
     min_p: float | None = option_of(sampling.SamplingSettings, "min_p")
     repetition_penalty: float | None = option_of(sampling.SamplingSettings, "repetition_penalty")
     stop: tuple[str, ...] = option_of(sampling.SamplingSettings, "stop")
+    min_completion_length: int | None = option_of(sampling.SamplingSettings, "min_completion_length")
     max_completion_length: int | None = option_of(sampling.SamplingSettings, "max_completion_length")
 
 

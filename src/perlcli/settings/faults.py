@@ -136,6 +136,9 @@ def _reward_conflicts(values: Values) -> Iterator[str]:
 def _sampling_conflicts(values: Values) -> Iterator[str]:
     if values.get("top_k") == 1 and "algorithm" in values:
         yield "--top-k 1 writes the same completion to a prompt every time, so there is nothing to learn"
+    least, most = values.get("min_completion_length"), values.get("max_completion_length")
+    if least is not None and most is not None and least > most:
+        yield f"--min-completion-length {least} is more than --max-completion-length {most}"
     stop = values.get("stop", ())
     if "" in stop and len(stop) > 1:
         yield "--stop '' means no stop string, so no other --stop can be given"

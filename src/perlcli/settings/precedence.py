@@ -104,7 +104,7 @@ def build(stage: type[AnyStage], values: Values) -> AnyStage:
         raise PerlError("\n".join(faults), f"perl {command_of(stage)} --help lists the options")
     groups: dict[str, dict[str, Any]] = {item.group: {} for item in known.values()}
     for name, value in values.items():
-        is_one_of_many = isinstance(value, str) and get_origin(known[name].type) is tuple
+        is_one_of_many = get_origin(known[name].type) is tuple and isinstance(value, str | int | float)
         groups[known[name].group][name] = (value,) if is_one_of_many else value
     kinds = get_type_hints(stage)
     return stage(**{group: kinds[group](**given) for group, given in groups.items()})

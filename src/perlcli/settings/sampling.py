@@ -69,6 +69,9 @@ class SamplingSettings:
         unset="none",
         metavar="TEXT",
     )
+    min_completion_length: int | None = option(
+        "Minimum tokens per completion: before them, EOS can't be sampled.", unset="0", ge=0
+    )
     max_completion_length: int | None = option("Maximum tokens per completion.", unset="{}", gt=0)
 
 

@@ -44,7 +44,8 @@ class ModelSettings:
     load_in_8bit: bool = flag("Quantise the frozen base to 8 bits (LLM.int8).")
     trust_remote_code: bool = flag("Run modelling code from the Hub repository.")
     strict: bool = flag(
-        "Stop instead of warning if an adapter is used on its base in a different precision than it was trained in."
+        "Stop instead of warning if an adapter is used on its base in a different precision than it was trained in; "
+        "rl: also if a reward model was not shown to be better than chance on held-out rows."
     )
 
 

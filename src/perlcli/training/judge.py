@@ -12,11 +12,12 @@ from typing import Any
 from datasets import Dataset
 from transformers import TrainerState
 
-from perlcli import data, settings
+from perlcli import data, settings, stats
 from perlcli.data import Prompt
 from perlcli.errors import RunFailed
 from perlcli.run.files import REWARD_ERRORS, SAMPLES, read_rows
 from perlcli.run.lifecycle import Run
+from perlcli.run.metrics import BY_LENGTH
 from perlcli.text import counted
 from perlcli.training import sampling
 from perlcli.training.guards import Model
@@ -78,6 +79,8 @@ class Judge:
         for index, fault in scored.faults.items():
             row = {"prompt": data.text_of(rows[index].prompt), "policy": texts[index], "reward": sums[index]}
             self.run.append(REWARD_ERRORS, {"step": step, **row, "problem": fault})
+        if link := by_length(scored.total, completion_ids, columns[ROW]):
+            log_metric(BY_LENGTH, link)
         if self.decision != STOP:
             log_metric(UNSCORED, len(scored.faults) / len(rows))
         if trainer_state.global_step % max(1, trainer_state.max_steps // SAMPLES_PER_RUN) == 0:
@@ -85,6 +88,16 @@ class Judge:
             extra = {name: values[0] for name, values in logged.items() if name not in ("step", *sample)}
             self.run.append(SAMPLES, {"step": step, **sample, **plain(extra)})
         return sums
+
+
+def by_length(rewards: Sequence[float], written: Sequence[Ids], prompts: Sequence[int]) -> float:
+    """The correlation of reward with length among the completions of a prompt, of those with a reward; 0 if either
+    doesn't vary."""
+    known = [place for place, value in enumerate(rewards) if not math.isnan(value)]
+    if not known:
+        return 0.0
+    lengths, groups = [len(written[place]) for place in known], [prompts[place] for place in known]
+    return stats.correlation_within([rewards[place] for place in known], lengths, groups)
 
 
 def plain(values: dict[str, Any]) -> dict[str, Any]:

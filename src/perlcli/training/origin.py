@@ -20,7 +20,8 @@ from perlcli.run.output_folder import is_inside
 from perlcli.run.record import find_record
 
 # What an evaluation takes over from the RL run that trained its policy.
-SAMPLED = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "stop", "max_completion_length")
+LENGTHS = ("min_completion_length", "max_completion_length")
+SAMPLED = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "stop", *LENGTHS)
 LORA_FIELDS = {"lora_r": "r", "lora_alpha": "lora_alpha", "lora_dropout": "lora_dropout", "use_dora": "use_dora"}
 
 

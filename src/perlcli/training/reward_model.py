@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Hashable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,23 +12,30 @@ from typing import Any
 from datasets import Dataset
 from torch import nn
 
-from perlcli import device, settings, stats
-from perlcli.data import Data, Preference
+from perlcli import device, settings
+from perlcli.data import Data, Preference, dependence
 from perlcli.data.render import Columns, of_preference
 from perlcli.errors import PerlError, RunFailed
 from perlcli.model import heads, labels, loading, roles, scorers, sources, tokenizers
 from perlcli.model.scorers import Scorer
-from perlcli.run import loaders, plots
+from perlcli.run import disk, loaders, plots
 from perlcli.run.files import PROOF, SAMPLES, write_json
 from perlcli.run.lifecycle import Run
 from perlcli.run.progress import Progress
 from perlcli.run.record import RunRecord, package_versions
 from perlcli.text import counted
+from perlcli.training import reward_metrics
 from perlcli.training.origin import trained_in
 from perlcli.training.prepare import Prepared
+from perlcli.training.reward_metrics import Figures
 from perlcli.training.rows import dataset, fit
 
 SAMPLED, BATCH = 20, 16
+MOST_TRAINED = 256  # training rows that are scored, to compare with the held-out ones
+UNMEASURED = (
+    "Warning: no rows were held out, so nothing shows whether this reward model is better than chance "
+    "(--eval-fraction 0.1, --eval-data, or perl eval)."
+)
 ROUNDING, COARSE = 1e-3, 0.1  # how far rounding may move a score, as a share of the largest: float32, fewer bits
 DECIDING = ("torch", "transformers", "peft", "bitsandbytes")
 Stage = settings.Reward | settings.Eval
@@ -143,32 +151,75 @@ def is_same(shift: float, scores: list[float]) -> bool:
     return shift <= 1e-4 * max(1.0, *map(abs, scores))
 
 
-def measure(prepared: Prepared[Stage], scorer: Scorer, rows: list[Columns] | None) -> dict[str, float]:
-    """A reward model's held-out figures; writes samples and a plot. Raises RunFailed if a score is not finite."""
-    if not rows:
+def measure(
+    prepared: Prepared[Stage], scorer: Scorer, columns: list[Columns] | None, rows: Data | None
+) -> dict[str, float]:
+    """A reward model's figures on held-out rows, which `columns` has as tokens; writes samples and a plot. Raises
+    RunFailed if a score is not finite."""
+    if not columns or rows is None:
         return {}
-    lists, values = [id_lists(row) for row in rows], prepared.settings
+    scores = score(prepared, scorer, columns)
+    groups = named(columns, scores)
+    with prepared.run.extra("The plots"):
+        plots.histogram(groups, "Held-out scores", "score", prepared.run.folder / "plots" / "scores.png")
+    _write_samples(prepared, columns, scores)
+    rendered = [[len(completion) for _, completion in prepared.renderer.rendered(row)] for row in rows.rows]
+    return figures(columns, scores, rendered, dependence.groups(rows.rows))
+
+
+def measure_trained(prepared: Prepared[Stage], scorer: Scorer, table: Dataset, rows: Data, count: int) -> Figures:
+    """What decides about a reward model, on about `count` of its training rows, spread evenly; `rows` are the table's.
+    Raises RunFailed if a score is not finite."""
+    count = min(count, MOST_TRAINED, len(table))
+    places = [index * len(table) // count for index in range(count)]
+    columns: list[Columns] = [dict(table[place]) for place in places]
+    groups = dependence.groups([rows.rows[place] for place in places])
+    lengths = [[len(ids) for ids in id_lists(row)] for row in columns]
+    return reward_metrics.of_training(figures(columns, score(prepared, scorer, columns), lengths, groups))
+
+
+def score(prepared: Prepared[Stage], scorer: Scorer, columns: list[Columns]) -> list[float]:
+    """The scores of rows: one of each thumb, two of each pair, the chosen one's first. Raises RunFailed if one is not
+    finite."""
+    values = prepared.settings
     size = (values.eval.per_device_eval_batch_size if isinstance(values, settings.Eval) else None) or BATCH
-    flat = [ids for row in lists for ids in row]
+    flat = [ids for row in columns for ids in id_lists(row)]
     with Progress("eval", len(flat)) as progress:
         alike = [index for index, row in enumerate(lists) for _ in row]  # the answers of a pair
         together = alike if values.sharing.shared_prompts else None
         scores = scorer(flat, size, lambda count: progress.update(count, {}), together)
     if not all(map(math.isfinite, scores)):
         raise RunFailed("The reward model gives scores that are not finite numbers")
-    first_lengths = [len(row[0]) for row in lists]
-    if "chosen_ids" in rows[0]:
-        groups = {"chosen": scores[0::2], "rejected": scores[1::2]}
-        metrics = stats.pair_metrics(scores[0::2], scores[1::2], first_lengths, [len(row[1]) for row in lists])
-    else:
-        labelled = [(score, bool(row["label"] > 0.5)) for score, row in zip(scores, rows, strict=True)]
-        groups = {"thumbs up": [s for s, up in labelled if up], "thumbs down": [s for s, up in labelled if not up]}
-        metrics = stats.thumb_metrics(scores, [up for _, up in labelled], first_lengths)
-    groups = {name: part for name, part in groups.items() if part}
-    with prepared.run.extra("The plots"):
-        plots.histogram(groups, "Held-out scores", "score", prepared.run.folder / "plots" / "scores.png")
-    _write_samples(prepared, rows, scores)
-    return metrics
+    return scores
+
+
+def figures(
+    columns: list[Columns], scores: list[float], lengths: list[list[int]], groups: Sequence[Hashable]
+) -> Figures:
+    """The figures of scored rows, with the lengths of each one's completions in tokens, and with their groups."""
+    firsts = [own[0] for own in lengths]
+    if "label" in columns[0]:
+        return reward_metrics.of_thumbs(scores, [bool(row["label"] > 0.5) for row in columns], firsts, groups)
+    return reward_metrics.of_pairs(scores[0::2], scores[1::2], firsts, [own[1] for own in lengths], groups)
+
+
+def named(columns: list[Columns], scores: list[float]) -> dict[str, list[float]]:
+    """The scores by kind: chosen and rejected, or thumbs up and down, as far as there are any."""
+    if "chosen_ids" in columns[0]:
+        return {"chosen": scores[0::2], "rejected": scores[1::2]}
+    labelled = [(score, bool(row["label"] > 0.5)) for score, row in zip(scores, columns, strict=True)]
+    groups = {"thumbs up": [s for s, up in labelled if up], "thumbs down": [s for s, up in labelled if not up]}
+    return {name: part for name, part in groups.items() if part}
+
+
+def conclude(run: Run) -> None:
+    """Print and record what the figures of held-out rows show. A note says so if there are none."""
+    if "rows" not in run.record.metrics:
+        run.note(UNMEASURED)
+        return
+    run.record.verdicts = reward_metrics.verdicts(run.record.metrics)
+    for verdict in run.record.verdicts:
+        disk.tell(verdict)
 
 
 def _write_samples(prepared: Prepared[Stage], rows: list[Columns], scores: list[float]) -> None:

@@ -46,6 +46,7 @@ class Sampling:
     min_p: float = 0.0
     repetition_penalty: float = 1.0
     stop: tuple[str, ...] = ()
+    min_new_tokens: int = 0
 
     def distribution(self) -> dict[str, float | int | None]:
         """What decides the distribution of tokens, as TRL's config and transformers' call it."""
@@ -56,8 +57,9 @@ class Sampling:
 def asked(values: SamplingSettings, seed: int) -> Sampling:
     """How to sample by these settings."""
     chosen = {name: getattr(values, name) for name in FULL if getattr(values, name) is not None}
-    length = filled(values.max_completion_length)
-    return Sampling(filled(values.temperature), length, seed, **chosen, stop=tuple(filter(None, values.stop)))
+    length, stop = filled(values.max_completion_length), tuple(filter(None, values.stop))
+    least = values.min_completion_length or 0
+    return Sampling(filled(values.temperature), length, seed, **chosen, stop=stop, min_new_tokens=least)
 
 
 def note(prepared: Prepared[settings.Rl | settings.Eval]) -> None:
@@ -65,6 +67,7 @@ def note(prepared: Prepared[settings.Rl | settings.Eval]) -> None:
     values, run = prepared.settings.sampling, prepared.run
     how = asked(values, 0)
     off = [f"--{settings.dashed(name)} {getattr(how, name):g}" for name in FULL if getattr(how, name) != FULL[name]]
+    off += [f"--min-completion-length {how.min_new_tokens}"] * bool(how.min_new_tokens)
     if off:
         kl = "Log-probabilities and KL are those of the full distribution at the temperature"
         run.note(f"{kl}, but completions are sampled with {' '.join(off)}.")
@@ -95,7 +98,7 @@ def _shown(name: str, value: float | Sequence[str] | None) -> str:
     if name == "stop":
         texts = value if isinstance(value, Sequence) else ()
         return ", ".join(shorten(text) for text in texts if text) or "''"
-    return f"{FULL.get(name) if value is None else value:g}"
+    return f"{FULL.get(name, 0) if value is None else value:g}"
 
 
 @torch.no_grad()
@@ -107,6 +110,7 @@ def sample(model: Model, render: Renderer, prompts: Sequence[Ids], how: Sampling
     config = GenerationConfig(
         **how.distribution(),
         do_sample=True,
+        min_new_tokens=how.min_new_tokens or None,
         max_new_tokens=how.max_new_tokens,
         eos_token_id=list(render.eos_ids),
         pad_token_id=tokenizer.pad_token_id,

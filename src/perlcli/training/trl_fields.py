@@ -146,10 +146,13 @@ def _limits(names: str, **limits: Any) -> dict[str, Option]:  # noqa: ANN401
 LIMITS = {
     **_limits("num_iterations steps_per_generation generation_batch_size per_device_eval_batch_size", ge=1),
     **_limits("pad_to_multiple_of torch_empty_cache_steps", ge=1),
-    **_limits("epsilon epsilon_high max_grad_norm weight_decay dataloader_num_workers neftune_noise_alpha", ge=0),
+    **_limits("epsilon epsilon_high max_grad_norm weight_decay neftune_noise_alpha", ge=0),
     **_limits("center_rewards_coefficient router_aux_loss_coef data_seed", ge=0),
     **_limits("adam_beta1 adam_beta2 label_smoothing_factor", ge=0, lt=1),
     **_limits("adam_epsilon", gt=0),
+    **_limits(
+        "dataloader_num_workers", ge=0, le=256
+    ),  # each is a process: a slip of the keyboard would fill the machine
 }
 CHECKPOINTING: dict[str, Any] = {
     **dict.fromkeys(("use_reentrant", "preserve_rng_state", "debug", "early_stop"), bool),
@@ -160,6 +163,7 @@ COMPUTING: dict[str, Any] = {"use_cache": bool, "prefill_chunk_size": int | None
 GENERATION_OPTIONS = {
     **{name: name for name in ("temperature", *FULL)},
     "stop_strings": "stop",
+    "min_new_tokens": "min_completion_length",
     "max_new_tokens": "max_completion_length",
     "max_length": "max_completion_length",
 }

@@ -93,7 +93,7 @@ def _chapter(comparison: Comparison, drawn: Sequence[Picture]) -> Iterator[str]:
         yield from (
             f"### {words.how_title(comparison)}",
             "",
-            *(f"- {name}: {inline(value)}" for name, value in common),
+            *(f"- {inline(name)}: {inline(value)}" for name, value in common),
             "",
         )
     yield from _table(tables.how(comparison))
