@@ -54,6 +54,8 @@ def reason(error: Exception) -> str:
 
 def line(error: BaseException, limit: int = 300) -> str:
     """A library's error message in one line of at most `limit` characters, to quote in a message."""
+    if isinstance(error, KeyError):  # its text is the key alone
+        return clip(f"{one_line(str(error))} is missing", limit)
     return clip(one_line(str(error)), limit) or type(error).__name__
 
 

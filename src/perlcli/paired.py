@@ -7,10 +7,8 @@ from collections import defaultdict
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
-from perlcli.stats import Z95
+from perlcli.stats import Z95, t95
 
-# Student's 97.5th percentile for few degrees of freedom, where the expansion in `t95` is too coarse.
-T95 = {1: 12.7062, 2: 4.30265, 3: 3.18245, 4: 2.77645}
 Groups = Sequence[Hashable]  # the prompt of each pair: pairs of one prompt are not independent
 
 
@@ -30,16 +28,6 @@ class Difference:
     def sign(self) -> int:
         """1 or -1 where the interval excludes 0, else 0."""
         return (self.low > 0) - (self.high < 0)
-
-
-def t95(freedom: int) -> float:
-    """The 97.5th percentile of Student's t distribution (Abramowitz and Stegun, 26.7.5)."""
-    if freedom in T95:
-        return T95[freedom]
-    z, n = Z95, freedom
-    first, second = (z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96
-    third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
-    return z + first / n + second / n**2 + third / n**3
 
 
 def net_share(signs: Sequence[int], groups: Groups) -> Difference:

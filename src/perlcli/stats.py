@@ -16,6 +16,12 @@ from itertools import pairwise
 from statistics import fmean
 
 Z95 = 1.959964  # the normal distribution's 97.5th percentile
+T95: dict[float, float] = {
+    1: 12.7062,
+    2: 4.30265,
+    3: 3.18245,
+    4: 2.77645,
+}  # Student's, where the expansion in `t95` is too coarse
 Groups = Sequence[Hashable] | None
 Interval = tuple[float, float]
 
@@ -37,7 +43,9 @@ def wilson_of(share: float, total: float, width: float = Z95) -> Interval:
 
 
 def t95(freedom: float) -> float:
-    """The 97.5th percentile of Student's t, within 1 % from 2 degrees of freedom on (Abramowitz and Stegun, 26.7.5)."""
+    """The 97.5th percentile of Student's t (Abramowitz and Stegun, 26.7.5, and 26.10 for few degrees of freedom)."""
+    if freedom in T95:
+        return T95[freedom]
     z, f = Z95, max(1.0, freedom)
     terms = (
         (z**3 + z) / 4,

@@ -18,7 +18,8 @@ from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from perlcli.commands import early, merge
+from perlcli.commands import early
+from perlcli.errors import PerlError
 from perlcli.model import weights as weights_module
 from perlcli.model.tokenizers import padded
 from perlcli.model.weights import fingerprint
@@ -443,12 +444,12 @@ def test_base_and_adapter_are_never_overwritten(
 
 
 def test_folder_named_like_the_bases_hub_id_is_refused(tmp_path: Path) -> None:
-    source: Any = merge.Source("me/adapter", "org/base", None, "me/adapter", None)
+    source = {"base": "org/base", "adapter": "me/adapter"}
     for place in ("org/base", "me/adapter", str(tmp_path / "org" / "base")):
-        with pytest.raises(merge.PerlError, match="overlaps"):
-            merge._check_apart(source, place)
+        with pytest.raises(PerlError, match="overlaps"):
+            early.check_apart(place, **source)
     for place in ("org", "org/base-merged", "runs/base"):
-        merge._check_apart(source, place)
+        early.check_apart(place, **source)
 
 
 def test_output_that_is_not_empty_is_left_alone_unless_it_is_a_run_to_overwrite(

@@ -254,7 +254,7 @@ def test_a_template_that_refuses_the_messages_is_an_error() -> None:
 
 
 def test_a_tokenizer_without_eos_is_an_error() -> None:
-    with pytest.raises(PerlError, match="has no EOS token, so a policy could never stop\nHint: use a model"):
+    with pytest.raises(PerlError, match="has no EOS token, with which a completion ends\nHint: use a model"):
         Renderer(tokenizer(CHATML, eos=None))
 
 

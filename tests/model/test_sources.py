@@ -3,7 +3,7 @@
 import json
 import shutil
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -185,17 +185,18 @@ def test_a_run_reads_each_record_and_each_weight_file_once(
     """`perl rl` has three sources on one base: the policy, its reward and its anchor."""
     records: Counter[Path] = Counter()
     files: Counter[Path] = Counter()
-    read, probes = run_record.read_record, weights._probes
+    invalid, probes = run_record._invalid, weights._probes
 
-    def counted_read(folder: Path) -> run_record.RunRecord:
-        records[folder] += 1
-        return read(folder)
+    def counted_check(content: Mapping[str, Any]) -> Iterator[str]:
+        records[Path(content["settings"]["output"])] += 1
+        return invalid(content)
 
     def counted_probes(file: Path) -> Iterator[bytes]:
         files[file] += 1
         return probes(file)
 
-    monkeypatch.setattr(run_record, "read_record", counted_read)
+    monkeypatch.setattr(run_record, "_invalid", counted_check)
+    run_record._record_in.cache_clear()
     monkeypatch.setattr(weights, "_probes", counted_probes)
     weights._digest_of.cache_clear()
     words = ("--max-steps", "1", "--per-device-train-batch-size", "4", "--gradient-accumulation-steps", "1")

@@ -127,7 +127,7 @@ def test_rl_repeats_what_its_reward_was_worth(tmp_path: Path) -> None:
     write_json(tmp_path / "judge" / "record.json", dataclasses.asdict(judge))
     settings = {"reward": [str(tmp_path / "judge")], "model": "org/base-1B", "beta": 0.05}
     text = card.text(record(command="rl", settings=settings, metrics={"reward": 1.0}))
-    assert "- Reward judge: better than chance: can't be told with 20 rows" in text
+    assert "- The reward judge: better than chance: can't be told with 20 rows" in text
     assert "means over the last ten steps" in text
 
 

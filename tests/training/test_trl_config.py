@@ -113,13 +113,13 @@ REFUSED = {
     "zzz=1": "--set zzz: RLOOConfig has no such field.",
     "learning_rate=1": "--set learning_rate: use the option --learning-rate",
     "bf16=true": "--set bf16: use the option --dtype",
-    "use_vllm=true": "--set use_vllm can't be used: vLLM would hold the policy a second time",
+    "use_vllm=true": "--set use_vllm can't be used: vLLM would hold a second copy of the base; completions are sampled on the one that all roles share",  # noqa: E501
     "weight_decay=much": "--set weight_decay: must be a number, not 'much'",
     "weight_decay=true": "--set weight_decay: must be a number, not True",
     "weight_decay=": "--set weight_decay: must be a number, not None",
     "dataloader_num_workers=1.5": "--set dataloader_num_workers: must be a whole number, not 1.5",
     "shuffle_dataset=1": "--set shuffle_dataset: must be true or false, not 1",
-    "ignore_data_skip=true": "--set ignore_data_skip can't be used: a resumed run ends as an uninterrupted one",
+    "ignore_data_skip=true": "--set ignore_data_skip can't be used: a resumed run continues with the rows that an uninterrupted one would read",  # noqa: E501
     "reward_clip_range=2": "--set reward_clip_range: must be a list: a number, a number, not 2",
 }
 
@@ -193,7 +193,10 @@ def test_a_field_that_a_later_trl_adds_is_refused() -> None:
 def test_what_needs_several_processes_is_refused(stage: str, name: str) -> None:
     with pytest.raises(PerlError) as caught:
         config(stage, set=(f"{name}={{a: 1}}",))
-    assert caught.value.problem == f"--set {name} can't be used: perlcli trains in one process, on one GPU"
+    assert (
+        caught.value.problem
+        == f"--set {name} can't be used: perlcli trains in one process, on one GPU, which CUDA_VISIBLE_DEVICES chooses"
+    )
 
 
 @pytest.mark.parametrize(("top", "options"), [("top_p", "--top-p"), ("repetition_penalty", "--repetition-penalty")])

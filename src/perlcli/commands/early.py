@@ -35,7 +35,10 @@ def check(given: Given) -> Given:
         place = _place(adapter, "The adapter")
         if place is not None and not place.is_adapter:
             raise nothing_to_merge(adapter)
-        _check_folder(given, {"output": merged_folder(adapter)})
+        output = given.run.output or merged_folder(adapter)
+        if place is not None:
+            check_apart(output, base=place.base or adapter, adapter=place.where)
+        _check_folder(given, {"output": output})
     elif isinstance(given, settings.CompareFull):
         _check_compared(given, values)
     elif isinstance(given, settings.Quickstart):
@@ -163,6 +166,18 @@ def nothing_to_merge(name: str) -> PerlError:
     """The error for a model where an adapter is needed."""
     hint = "name the folder of a run, or of a LoRA adapter"
     return PerlError(f"{name} is a model, not an adapter: there is nothing to merge", hint)
+
+
+def check_apart(output: str, *, base: str, adapter: str) -> None:
+    """Raises PerlError if the output would touch what is merged. A Hub id counts as a folder of that name: once such a
+    folder exists, it would be taken for the base."""
+    out = Path(output).expanduser().resolve()
+    for what, place in (("base", base), ("adapter", adapter)):
+        folder = Path(place).expanduser().resolve()
+        overlaps = out.is_relative_to(folder) or folder.is_relative_to(out)
+        if out == folder or (overlaps and folder.is_dir()):
+            problem = f"--output {output} overlaps the {what} {place}: a merge never overwrites what it reads"
+            raise PerlError(problem, "choose another folder")
 
 
 def merged_folder(name: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-from pathlib import Path
 from typing import Any
 
 from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
@@ -91,7 +90,7 @@ def find(given: settings.Merge) -> Merging:
     merging.check_unshared(source, trust_remote_code=trust)
     resolved: settings.Merge = settings.resolve(given, {"output": early.merged_folder(name)})
     settings.check(resolved)
-    _check_apart(source, str(resolved.run.output))
+    early.check_apart(str(resolved.run.output), base=str(source.base), adapter=str(source.adapter))
     check_output(resolved)
     if source.is_embedded:
         device.spare_threads()
@@ -125,15 +124,3 @@ def _check_mergeable(source: Source) -> None:
     if getattr(source.config, "quantization_config", None) is not None:
         hint = f"name its unquantised original as base_model_name_or_path in {source.adapter}/{ADAPTER_CONFIG}"
         raise PerlError(f"The base {source.base} is stored quantised: it has no 16-bit weights to merge into", hint)
-
-
-def _check_apart(source: Source, output: str) -> None:
-    """Raises PerlError if the output would touch what is merged. A Hub id counts as a folder of that name: once such a
-    folder exists, it would be taken for the base."""
-    out = Path(output).expanduser().resolve()
-    for what, place in (("base", source.base), ("adapter", str(source.adapter))):
-        folder = Path(place).resolve()
-        overlaps = out.is_relative_to(folder) or folder.is_relative_to(out)
-        if out == folder or (overlaps and folder.is_dir()):
-            problem = f"--output {output} overlaps the {what} {place}: a merge never overwrites what it reads"
-            raise PerlError(problem, "choose another folder")

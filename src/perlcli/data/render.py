@@ -56,8 +56,8 @@ class Renderer:
         self.tokenizer, self.style, self.embedded = tokenizer, style or Style(), embedded
         if tokenizer.eos_token_id is None:
             raise PerlError(
-                f"The tokenizer of {tokenizer.name_or_path} has no EOS token, so a policy could never stop",
-                "use a model whose tokenizer has an EOS token",
+                f"The tokenizer of {tokenizer.name_or_path} has no EOS token, with which a completion ends",
+                "use a model whose tokenizer has an EOS token; only a --reward needs none",
             )
         self.eos_ids = tuple(dict.fromkeys([tokenizer.eos_token_id, *eos_ids]))
         if fault := self.unembedded([tokenizer.eos_token_id]):

@@ -40,8 +40,18 @@ def check(
     """What to note about a base before it loads; `scored` if it is, or becomes, a reward model. Raises
     PerlError if it can't be loaded as the settings ask for, or can't read rows of `longest` tokens."""
     trust = given.trust_remote_code
+    _check_dropouts(source)
     notes = [quantised.check(source, given, full=full)]
     model = modules(source, scored=scored, trust_remote_code=trust)
     if longest is not None:
         notes.append(context.check(source, longest, model))
     return [note for note in notes if note is not None]
+
+
+def _check_dropouts(source: Source) -> None:
+    """Raises PerlError for a dropout in the config that is no probability: training would stop at the first step."""
+    for name, value in source.config.get_text_config().to_dict().items():
+        is_dropout = any(name.endswith(end) for end in ("dropout", "pdrop", "dropout_prob"))
+        if is_dropout and isinstance(value, int | float) and not 0 <= value < 1:
+            problem = f"{source.base_name}: config.json has {name} {value:g}, which must be from 0 to below 1"
+            raise PerlError(problem, "correct config.json, or download the model again")

@@ -43,6 +43,8 @@ def check(where: str, option: str = "--model") -> None:
         if not SHARD.fullmatch(name):
             problem = f"{option} {where}: {INDEX} names {shorten(name)}, which is not a safetensors file"
             raise PerlError(problem, CONVERT)
+        if Path(where).is_dir() and not (Path(where) / name).exists():
+            raise PerlError(f"{option} {where}: {INDEX} names {name}, which is not there", "download the model again")
 
 
 def _shards(index: Path) -> list[str]:

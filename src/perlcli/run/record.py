@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import functools
 import importlib.metadata
 import json
 import platform
@@ -109,11 +111,18 @@ def read_record(folder: Path) -> RunRecord:
     """The record in a run's folder. Raises PerlError if there is none, or it is damaged or of another schema."""
     path = folder / RECORD
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        file = path.stat()
+        return copy.deepcopy(_record_in(path, (file.st_dev, file.st_ino, file.st_mtime_ns, file.st_size)))
     except FileNotFoundError:
         raise PerlError(f"{folder} is not the folder of a run: it has no {RECORD}") from None
     except (OSError, ValueError, RecursionError) as error:
         raise PerlError(f"Can't read {path}: {error}") from error
+
+
+@functools.lru_cache(maxsize=64)  # a run asks for the records of its model and rewards in many places
+def _record_in(path: Path, version_on_disk: tuple[int, ...]) -> RunRecord:
+    """The record in a file; `version_on_disk` changes when the file does."""
+    content = json.loads(path.read_text(encoding="utf-8"))
     known = {item.name for item in dataclasses.fields(RunRecord)}
     version = content.get("schema_version") if isinstance(content, dict) else None
     if version != SCHEMA_VERSION or set(content) != known:

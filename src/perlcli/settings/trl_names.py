@@ -167,6 +167,7 @@ READ: Mapping[str, Name] = {
     "activation_checkpointing": Name(
         "gradient_checkpointing", kind="flag", read=lambda value: {"gradient_checkpointing": str(switch(value)).lower()}
     ),
+    "auto_find_batch_size": Name("auto_batch", kind="flag", read=lambda value: {"auto_batch": switch(value)}),
     "activation_checkpointing_kwargs": Name(PASSED, field="gradient_checkpointing_kwargs"),
     "dataset_train_split": Name("split", read=lambda value: {"split": value}, fine=("train",)),
     "datasets": Name("data", read=_one_dataset),
@@ -218,13 +219,14 @@ REFUSED: Mapping[str, Name] = {
     **_all("ref_model_mixup_alpha ref_model_sync_steps", why="the anchor stays fixed; use --anchor to choose it"),
     **_flags("use_cpu no_cuda", why="a GPU is used if there is one; CUDA_VISIBLE_DEVICES= hides it"),
     **_flags("full_determinism", why="use --seed; deterministic kernels are set by torch's own environment variables"),
-    **_flags("auto_find_batch_size", why="`perl estimate` says what fits; use --per-device-train-batch-size"),
     **_flags("save_only_model", why="checkpoints are complete, so that --resume continues exactly"),
     **_flags("ignore_data_skip", why="a resumed run continues with the rows that an uninterrupted one would read"),
     **_flags("enable_jit_checkpoint", why="Ctrl-C and SIGTERM save a checkpoint already"),
     **_flags("restore_callback_states_from_checkpoint", why="--resume restores them"),
     **_flags("overwrite_output_dir", why="use --overwrite, which replaces the folder"),
-    "debug": Name(kind="many", why="use --set debug=…; --debug shows the traceback of an error", fine=("",)),
+    "debug": Name(
+        kind="many", why="losses and gradients are checked; --debug shows the traceback of an error", fine=("",)
+    ),
     "logging_dir": Name(why="metrics are in the output folder; trackers have environment variables for their folders"),
     "env": Name(why="a settings file sets no environment variables; put them before the command: NAME=VALUE perl …"),
     **_all("num_processes num_machines", why=OUTSIDE, fine=(1,)),

@@ -25,7 +25,7 @@ from perlcli.training.judge import Judge
 from perlcli.training.logits import wrapped
 from perlcli.training.loop import clocks
 from perlcli.training.resume import KeepsGeneration
-from perlcli.training.sampling import without_habits
+from perlcli.training.sampling import finite, without_habits
 from perlcli.training.stops import stopping
 from perlcli.training.value_model import Batch, ValueModel
 
@@ -58,7 +58,7 @@ class Rloo(KeepsGeneration):
 
     def _generate_single_turn(self, *args: Any) -> list[list[int]]:
         """One completion per prompt, without the padding behind a stop string, which TRL would take for tokens."""
-        with without_habits(self._policy), stopping(self._policy, self.ends):
+        with without_habits(self._policy), stopping(self._policy, self.ends), finite():
             written: list[list[int]] = super()._generate_single_turn(*args)
         return [self.ends.cut(ids) for ids in written] if self.ends.stop else written
 

@@ -17,6 +17,7 @@ from transformers import GenerationConfig
 
 from perlcli import device, settings
 from perlcli.data import Renderer
+from perlcli.errors import RunFailed
 from perlcli.model.tokenizers import batches_by_length, padded
 from perlcli.settings.sampling import SamplingSettings
 from perlcli.text import shorten
@@ -119,7 +120,7 @@ def sample(model: Model, render: Renderer, prompts: Sequence[Ids], how: Sampling
     was_training = model.training
     model.eval()
     try:
-        with device.fork_rng(), without_habits(model):
+        with device.fork_rng(), without_habits(model), finite():
             torch.manual_seed(how.seed)
             generate: Any = model.generate  # peft's wrapper passes it on
             criteria = ends.criteria(ids.shape[1])
@@ -127,6 +128,18 @@ def sample(model: Model, render: Renderer, prompts: Sequence[Ids], how: Sampling
     finally:
         model.train(was_training)
     return [ends.cut(row) for row in out[:, ids.shape[1] :].tolist()]
+
+
+@contextmanager
+def finite() -> Iterator[None]:
+    """Raises RunFailed where torch can't sample, since a probability is NaN or infinite."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not str(error).startswith("probability tensor contains"):
+            raise
+        problem = "The policy's probabilities of the next token are NaN or infinite"
+        raise RunFailed(problem, "its weights have NaN or infinite values, or it needs another --dtype") from error
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from perlcli import settings
 from perlcli.errors import nearest
 from perlcli.settings.declaring import Option
 from perlcli.settings.faults import limit_fault
+from perlcli.settings.trl_names import NAMES
 from perlcli.settings.types import describe, fits
 from perlcli.settings.yaml import parse
 from perlcli.text import clip, shorten
@@ -35,39 +36,17 @@ OPTIONS = {  # fields that an option of another name sets
     "resume_from_checkpoint": "resume",
     "chat_template_path": "chat_template",
     "activation_checkpointing": "gradient_checkpointing",
+    "auto_find_batch_size": "auto_batch",
+    "dataset_text_field": "columns",
 }
-ONE_PROCESS = "perlcli trains in one process, on one GPU"
+# Reasons for fields that `trl_names` doesn't decide: outside `--set` these are passed on, and so refused here.
 REFUSED = _by_name(
     {
-        "the model is loaded before TRL sees it": "model_init_kwargs",
-        "rows are rendered before TRL sees them": "eos_token pad_token dataset_text_field dataset_kwargs "
-        "dataset_num_proc truncation_mode remove_unused_columns",
-        "the machine decides it": "use_cpu",
-        "a run repeats itself by its --seed": "full_determinism",
-        "a run keeps the batch size that it is given": "auto_find_batch_size",
-        "every step is logged": "disable_tqdm logging_nan_inf_filter logging_strategy logging_steps logging_first_step",
-        "samples.jsonl keeps what the policy writes": "log_completions log_multimodal log_unique_prompts "
-        "num_completions_to_print",
-        "a resumed run ends as an uninterrupted one": "save_strategy save_only_model ignore_data_skip "
-        "enable_jit_checkpoint restore_callback_states_from_checkpoint dataloader_in_order",
-        "evaluation comes after training": "do_train do_eval do_predict eval_strategy eval_steps eval_packing "
-        "eval_delay eval_on_start eval_accumulation_steps eval_do_concat_batches eval_use_gather_object "
-        "batch_eval_metrics include_for_metrics label_names prediction_loss_only load_best_model_at_end "
-        "metric_for_best_model greater_is_better num_generations_eval bf16_full_eval fp16_full_eval",
-        "a run publishes nothing": "push_to_hub hub_token hub_model_id hub_strategy hub_private_repo hub_always_push "
-        "hub_revision",
-        "vLLM would hold the policy a second time": "use_vllm vllm_mode vllm_model_impl vllm_enable_sleep_mode "
-        "vllm_gpu_memory_utilization vllm_group_port vllm_max_model_length vllm_server_base_url vllm_server_host "
-        "vllm_server_port vllm_server_timeout vllm_structured_outputs_regex vllm_tensor_parallel_size",
-        "adapters share one base, which continuous batching would convert": "use_transformers_continuous_batching "
-        "use_transformers_paged transformers_continuous_batching_config",
-        "the anchor stays as it is": "sync_ref_model ref_model_mixup_alpha ref_model_sync_steps",
-        ONE_PROCESS: "accelerator_config average_tokens_across_devices ddp_backend ddp_broadcast_buffers "
-        "ddp_bucket_cap_mb ddp_find_unused_parameters ddp_static_graph ddp_timeout deepspeed ds3_gather_for_generation "
-        "fsdp fsdp_config local_rank log_level_replica log_on_each_node parallelism_config save_on_each_node",
+        "a resumed run ends as an uninterrupted one": "dataloader_in_order",
+        "held-out rows are evaluated once, after training": "eval_accumulation_steps include_for_metrics label_names "
+        "prediction_loss_only do_train",
         "perlcli counts tokens itself": "include_num_input_tokens_seen",
         "perlcli measures memory itself": "skip_memory_metrics",
-        "perlcli checks losses and gradients itself": "debug",
         "training keeps no cache": "use_cache",
         "--set packing=true leaves out padding and keeps rows apart": "padding_free",
         "use --set gradient_checkpointing_kwargs": "activation_checkpointing_kwargs",
@@ -123,10 +102,16 @@ def why_refused(name: str, config: str, own: set[str]) -> str:
     """Why `--set` doesn't take a field of this config; empty if it does. `own` are the names of the stage's options."""
     if name in own or OPTIONS.get(name) in own:
         return f": use the option --{settings.dashed(OPTIONS.get(name, name))}"
-    reason = REFUSED.get(name) or REFUSED_BY.get(config, {}).get(name)
-    if reason is None and name not in ALLOWED:
+    reason = REFUSED.get(name) or REFUSED_BY.get(config, {}).get(name) or _why_decided(name)
+    if not reason and name not in ALLOWED:
         reason = f"perlcli doesn't know what this field of {config} changes"  # a later version of TRL added it
     return f" can't be used: {reason}" if reason else ""
+
+
+def _why_decided(name: str) -> str:
+    """Why perlcli decides a name of trl itself; empty if it doesn't."""
+    decided = NAMES.get(name)
+    return (decided.why or decided.note) if decided is not None else ""
 
 
 # Values
@@ -150,9 +135,8 @@ LIMITS = {
     **_limits("center_rewards_coefficient router_aux_loss_coef data_seed", ge=0),
     **_limits("adam_beta1 adam_beta2 label_smoothing_factor", ge=0, lt=1),
     **_limits("adam_epsilon", gt=0),
-    **_limits(
-        "dataloader_num_workers", ge=0, le=256
-    ),  # each is a process: a slip of the keyboard would fill the machine
+    # each is a process: a slip of the keyboard would fill the machine
+    **_limits("dataloader_num_workers", ge=0, le=256),
 }
 CHECKPOINTING: dict[str, Any] = {
     **dict.fromkeys(("use_reentrant", "preserve_rng_state", "debug", "early_stop"), bool),
