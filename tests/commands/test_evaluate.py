@@ -15,6 +15,8 @@ from conftest import TWO_STEPS
 from perlcli import coffee, data, settings
 from perlcli.model import loading, roles
 from perlcli.model.sources import locate
+from perlcli.rollouts import local
+from perlcli.rollouts.how import Sampling
 from perlcli.run.record import read_record
 from perlcli.settings import LoraSettings, ModelSettings
 from perlcli.training import policies, policy_metrics, sampling
@@ -247,7 +249,7 @@ def test_divergence_does_not_depend_on_the_batch_size(rl_run: Path, measured: An
     """The same completions, measured four and twelve at a time."""
     written = [[40 + index, 50, 60 + index][: 1 + index % 3] for index in range(12)]
     monkeypatch.setattr(
-        sampling,
+        local,
         "sample",
         lambda model, render, prompts, how: [written[how.seed + index] for index in range(len(prompts))],
     )
@@ -363,7 +365,7 @@ def exam(prompts: list[list[int]], *, gold: bool = False) -> Any:
     """Prompts with an order that can be checked, or without; a token 2 ends a completion."""
     extra = {"order": "add_order_item(tea)"} if gold else {}
     renderer = SimpleNamespace(ended=lambda ids: ids[-1] == 2)
-    how = sampling.Sampling(0.7, 3, 0)
+    how = Sampling(0.7, 3, 0)
     asked = [(data.Prompt("x", extra), ids) for ids in prompts]
     return policy_metrics.Exam(SimpleNamespace(renderer=renderer), asked, how, 2)  # type: ignore[arg-type]
 

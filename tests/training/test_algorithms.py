@@ -14,6 +14,8 @@ from perlcli import settings
 from perlcli.commands import rl
 from perlcli.data import load
 from perlcli.model import roles
+from perlcli.rollouts import local
+from perlcli.rollouts.how import FULL
 from perlcli.run.record import read_record
 from perlcli.settings.sampling import SamplingSettings
 from perlcli.training import policies, rewards, sampling
@@ -129,9 +131,9 @@ def test_training_samples_what_the_probe_and_evaluation_sample(build: Any, algor
     torch.manual_seed(5)
     drawn = trainer._generate(prompts)[1]
     values = settings.flat(settings.resolve(settings.build(settings.Rl, {"max_completion_length": 6, **given}), {}))
-    kept = {name: values[name] for name in ("temperature", *sampling.FULL, "stop", "max_completion_length")}
+    kept = {name: values[name] for name in ("temperature", *FULL, "stop", "max_completion_length")}
     how = sampling.asked(SamplingSettings(**kept), 5)
-    assert drawn == sampling.sample(trainer.model, trainer.ends.render, prompts, how)
+    assert drawn == local.sample(trainer.model, trainer.ends.render, prompts, how)
     assert trainer.model.get_base_model().generation_config is own
     assert "generate" not in vars(trainer.model)
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
+from perlcli import web
 from perlcli.errors import PerlError
 from perlcli.run.record import read_record
-from perlcli.training import http_reward
 from perlcli.training.http_reward import HttpReward, connect
 
 Answer = tuple[int, Any]  # status and body
@@ -54,7 +54,7 @@ class Server:
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(http_reward, "PAUSE", 0.01)
+    monkeypatch.setattr(web, "PAUSE", 0.01)
     found = Server()
     yield found
     found.http.shutdown()

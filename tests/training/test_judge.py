@@ -10,8 +10,8 @@ import pytest
 
 from perlcli.data import Prompt, Renderer
 from perlcli.errors import RunFailed
+from perlcli.rollouts import local
 from perlcli.settings import Rl
-from perlcli.training import sampling
 from perlcli.training.judge import PER_PROMPT, PROMPTS, ROUNDS, Judge, probe
 from perlcli.training.rewards import Scored
 
@@ -89,7 +89,7 @@ def probing(render: Renderer, monkeypatch: pytest.MonkeyPatch) -> Callable[..., 
         written.extend(found)
         return found
 
-    monkeypatch.setattr(sampling, "sample", sample)
+    monkeypatch.setattr(local, "sample", sample)
 
     def run(
         score: Callable[[int, Ids], float], algorithm: str = "rloo", is_function: bool = False, prompts: int = 20
@@ -145,7 +145,7 @@ def test_probe_stops_if_no_prompt_has_different_rewards(probing: Any) -> None:
 
 
 def test_probe_ignores_rounding_between_equal_completions(probing: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sampling, "sample", lambda model, render, prompts, how: [[7] for _ in prompts])
+    monkeypatch.setattr(local, "sample", lambda model, render, prompts, how: [[7] for _ in prompts])
     told = r"the 4 completions of each of 4 prompts the same value: .*\nHint: the policy writes the same completion"
     with pytest.raises(RunFailed, match=told):
         probing(lambda i, ids: 1 + i * 1e-7)
@@ -163,14 +163,14 @@ def test_probe_gives_a_function_more_rounds_on_other_prompts(probing: Any) -> No
 def test_probe_tries_again_if_the_policy_wrote_the_same_each_time(
     probing: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = sampling.sample
+    original = local.sample
 
     def sample(model: Any, renderer: Any, prompts: list[Ids], how: Any) -> list[Ids]:
         if how.seed % 8 < ROUNDS - 1:  # the turn: batches of 8 add their start
             return [[7] for _ in prompts]
         return original(model, renderer, prompts, how)
 
-    monkeypatch.setattr(sampling, "sample", sample)
+    monkeypatch.setattr(local, "sample", sample)
     assert probing(lambda i, ids: float(sum(ids))).prompts[0] == [(PROMPTS * (ROUNDS - 1)) % 20]
 
 

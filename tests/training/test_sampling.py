@@ -11,13 +11,14 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from perlcli import device
 from perlcli.data import Renderer
-from perlcli.model import loading, tokenizers
+from perlcli.model import loading, log_probs, tokenizers
 from perlcli.model.sources import locate
+from perlcli.rollouts import local
+from perlcli.rollouts.how import FULL, Sampling
+from perlcli.rollouts.stops import Ends
 from perlcli.settings import ModelSettings
 from perlcli.settings.sampling import SamplingSettings
 from perlcli.training import sampling
-from perlcli.training.sampling import Sampling
-from perlcli.training.stops import Ends
 
 # What a model's generation config can add to sampling.
 HABITS: dict[str, Any] = {
@@ -49,7 +50,7 @@ def logits(model: Any, ids: list[int]) -> torch.Tensor:
 def test_sampling_keeps_the_mode_and_the_random_state(model: Any, render: Renderer, still_random: None) -> None:
     for training in (True, False):
         model.train(training)
-        sampling.sample(model, render, PROMPTS, Sampling(1.0, 4, 0))
+        local.sample(model, render, PROMPTS, Sampling(1.0, 4, 0))
         assert model.training is training
 
 
@@ -59,15 +60,15 @@ def test_sampling_that_fails_keeps_the_mode(
     monkeypatch.setattr(model, "generate", lambda **_: 1 / 0)
     model.train()
     with pytest.raises(ZeroDivisionError):
-        sampling.sample(model, render, PROMPTS, Sampling(1.0, 4, 0))
+        local.sample(model, render, PROMPTS, Sampling(1.0, 4, 0))
     assert model.training
 
 
 def test_sampling_only_depends_on_its_seed(model: Any, render: Renderer) -> None:
-    first = sampling.sample(model, render, PROMPTS, Sampling(1.0, 8, 3))
+    first = local.sample(model, render, PROMPTS, Sampling(1.0, 8, 3))
     torch.rand(5)
-    assert sampling.sample(model, render, PROMPTS, Sampling(1.0, 8, 3)) == first
-    assert sampling.sample(model, render, PROMPTS, Sampling(1.0, 8, 4)) != first
+    assert local.sample(model, render, PROMPTS, Sampling(1.0, 8, 3)) == first
+    assert local.sample(model, render, PROMPTS, Sampling(1.0, 8, 4)) != first
     assert all(len(row) <= 8 for row in first)
 
 
@@ -78,14 +79,14 @@ def test_cold_sampling_in_a_batch_is_greedy_decoding_of_each_prompt(model: Any, 
         while len(written) < 6 and not render.ended(written):
             written.append(int(logits(model, prompt + written)[-1].argmax()))
         wanted.append(written)
-    assert sampling.sample(model, render, PROMPTS, Sampling(1e-4, 6, 0)) == wanted
+    assert local.sample(model, render, PROMPTS, Sampling(1e-4, 6, 0)) == wanted
 
 
 def test_completion_ends_with_the_first_end_token(model: Any, render: Renderer) -> None:
-    free = sampling.sample(model, render, PROMPTS, Sampling(1.0, 8, 3))
+    free = local.sample(model, render, PROMPTS, Sampling(1.0, 8, 3))
     stop = free[0][2]
     also = Renderer(render.tokenizer, [stop])
-    cut = sampling.sample(model, also, PROMPTS, Sampling(1.0, 8, 3))
+    cut = local.sample(model, also, PROMPTS, Sampling(1.0, 8, 3))
     assert cut[0] == free[0][: free[0].index(stop) + 1]
     assert also.ended(cut[0])
     assert not render.ended(cut[0])
@@ -95,18 +96,18 @@ def test_sampling_ignores_the_model_s_generation_config(
     model: Any, render: Renderer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """RL and evaluation must sample from the same policy."""
-    plain = sampling.sample(model, render, PROMPTS, Sampling(1.0, 8, 3))
+    plain = local.sample(model, render, PROMPTS, Sampling(1.0, 8, 3))
     for name, value in HABITS.items():
         with monkeypatch.context() as patch:
             patch.setattr(model.generation_config, name, value)
-            assert sampling.sample(model, render, PROMPTS, Sampling(1.0, 8, 3)) == plain, name
+            assert local.sample(model, render, PROMPTS, Sampling(1.0, 8, 3)) == plain, name
 
 
 def test_what_is_not_of_sampling_stays_in_the_generation_config(model: Any) -> None:
     own = model.generation_config
     own.cache_implementation, own.of_its_own = "dynamic", 7
     try:
-        with sampling.without_habits(model):
+        with local.without_habits(model):
             assert (model.generation_config.cache_implementation, model.generation_config.of_its_own) == ("dynamic", 7)
         assert model.generation_config is own
     finally:
@@ -115,11 +116,11 @@ def test_what_is_not_of_sampling_stays_in_the_generation_config(model: Any) -> N
 
 
 def drawn(model: Any, render: Renderer, **how: Any) -> list[list[int]]:
-    return sampling.sample(model, render, PROMPTS, Sampling(1.0, 8, 3, **how))
+    return local.sample(model, render, PROMPTS, Sampling(1.0, 8, 3, **how))
 
 
 def test_options_narrow_what_is_sampled(model: Any, render: Renderer) -> None:
-    greedy = sampling.sample(model, render, PROMPTS, Sampling(1e-4, 8, 0))
+    greedy = local.sample(model, render, PROMPTS, Sampling(1e-4, 8, 0))
     full = drawn(model, render)
     assert full != greedy
     for narrow in ({"top_k": 1}, {"top_p": 1e-6}, {"min_p": 0.999}):
@@ -144,13 +145,13 @@ def test_the_distribution_is_the_full_one_unless_options_say_otherwise() -> None
     given = {"top_p": 0.9, "top_k": 3, "min_p": 0.1, "repetition_penalty": 2.0, "stop": ("a",)}
     how = sampling.asked(SamplingSettings(temperature=0.5, max_completion_length=9, **given), 4)  # type: ignore[arg-type]
     assert {name: getattr(how, name) for name in given} == given
-    assert set(how.distribution()) == {"temperature", *sampling.FULL}
+    assert set(how.distribution()) == {"temperature", *FULL}
 
 
 @pytest.mark.parametrize("temperature", [0.7, 1.0])
 def test_log_probs_do_not_depend_on_the_batch(model: Any, temperature: float) -> None:
     written = [[70, 71], [80, 81, 82, 83], [90]]
-    found = sampling.log_probs(model, PROMPTS, written, temperature)
+    found = log_probs.log_probs(model, PROMPTS, written, temperature)
     for prompt, completion, row in zip(PROMPTS, written, found, strict=True):
         table = (logits(model, prompt + completion) / temperature).log_softmax(dim=-1)
         wanted = [float(table[len(prompt) - 1 + index, token]) for index, token in enumerate(completion)]
@@ -159,7 +160,7 @@ def test_log_probs_do_not_depend_on_the_batch(model: Any, temperature: float) ->
 
 def test_log_probs_of_greedy_tokens_are_0_at_a_low_temperature(model: Any) -> None:
     best = [int(logits(model, prompt)[-1].argmax()) for prompt in PROMPTS]
-    found = sampling.log_probs(model, PROMPTS, [[token] for token in best], 1e-4)
+    found = log_probs.log_probs(model, PROMPTS, [[token] for token in best], 1e-4)
     assert found == [[pytest.approx(0.0, abs=1e-3)]] * 3
 
 
@@ -198,9 +199,9 @@ def from_all_logits(model: Any, temperature: float) -> list[float]:
 @pytest.mark.parametrize("kind", MODELS)
 def test_log_probs_are_those_of_all_logits(kind: str, at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny(kind)
-    monkeypatch.setattr(sampling, "LOGITS", at_once)
+    monkeypatch.setattr(log_probs, "LOGITS", at_once)
     for size in (None, 1, 2):
-        found = sampling.log_probs(model, PROMPTS, WRITTEN, 0.7, size)
+        found = log_probs.log_probs(model, PROMPTS, WRITTEN, 0.7, size)
         assert list(map(len, found)) == list(map(len, WRITTEN))
         flat = [value for row in found for value in row]
         assert flat == pytest.approx(from_all_logits(model, 0.7), abs=1e-6, rel=1e-6)
@@ -226,10 +227,10 @@ class Largest(TorchDispatchMode):
 
 @pytest.mark.parametrize(("at_once", "most"), [(2**25, 7 * 100), (300, 300)])
 def test_no_logits_but_the_completions_are_computed(at_once: int, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sampling, "LOGITS", at_once)
+    monkeypatch.setattr(log_probs, "LOGITS", at_once)
     model = tiny("llama")
     with Largest(100) as largest:
-        sampling.log_probs(model, PROMPTS, WRITTEN, 1.0)
+        log_probs.log_probs(model, PROMPTS, WRITTEN, 1.0)
     assert largest.found == most  # of all tokens: 3 x 7 x 100
 
 

@@ -11,6 +11,7 @@ from perlcli.data.sources import STDIN
 from perlcli.errors import PerlError
 from perlcli.model import loading, roles, sources
 from perlcli.model.labels import OPTION, Label, choose
+from perlcli.model.roles import Model
 from perlcli.run import files, peaks, plots
 from perlcli.run.lifecycle import recording
 from perlcli.run.record import RunRecord
@@ -18,7 +19,6 @@ from perlcli.terminal import say
 from perlcli.text import shorten
 from perlcli.training import held_out_loss, policies, policy_metrics, reward_model, sampling
 from perlcli.training.dry_run import preview
-from perlcli.training.guards import Model
 from perlcli.training.judge import Asked
 from perlcli.training.policy_metrics import Exam, Opponent, Result
 from perlcli.training.prepare import Prepared, filled, prepare

@@ -135,7 +135,7 @@ def build_trainer(
     return trainer
 
 
-def start(prepared: Prepared[settings.Reward]) -> guards.Model:
+def start(prepared: Prepared[settings.Reward]) -> roles.Model:
     """The base with a scalar head, and the adapter that --model names or a new one; with --full everything trains."""
     source, values = prepared.source, prepared.settings
     set_seed(values.run.seed)  # head and adapter are initialised at random

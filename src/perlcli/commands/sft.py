@@ -12,11 +12,13 @@ from trl import SFTConfig
 from perlcli import data, settings
 from perlcli.data.render import of_demonstration
 from perlcli.model import roles
+from perlcli.rollouts import local
+from perlcli.rollouts.how import Sampling
 from perlcli.run import files, plots
 from perlcli.run.lifecycle import recording
 from perlcli.run.metrics import renamed
 from perlcli.run.record import RunRecord
-from perlcli.training import auto_batch, guards, logits, policies, sampling
+from perlcli.training import auto_batch, logits, policies
 from perlcli.training.dry_run import lengths_of, preview
 from perlcli.training.lending import Lent
 from perlcli.training.loop import describe, train, without_casts
@@ -92,7 +94,7 @@ def measure(trainer: TokenMeanTrainer, steps: Sequence[dict[str, Any]], held_out
     return metrics
 
 
-def write_samples(prepared: Prepared[settings.Sft], model: guards.Model, rows: data.Data) -> None:
+def write_samples(prepared: Prepared[settings.Sft], model: roles.Model, rows: data.Data) -> None:
     """Write the policy's answers to a few prompts next to the demonstrations."""
     demonstrations = [row for row in rows.rows if isinstance(row, data.Demonstration)]
     answered = [(row.prompt, row.completion, row.template) for row in demonstrations if row.prompt is not None][
@@ -101,9 +103,9 @@ def write_samples(prepared: Prepared[settings.Sft], model: guards.Model, rows: d
     if not answered:
         return
     render = prepared.renderer
-    how = sampling.Sampling(TEMPERATURE, LENGTH, prepared.settings.run.seed)
+    how = Sampling(TEMPERATURE, LENGTH, prepared.settings.run.seed)
     prompts = [render.prompt_ids(prompt, template) for prompt, _, template in answered]
-    written = sampling.sample(model, render, prompts, how)
+    written = local.sample(model, render, prompts, how)
     for (prompt, completion, _), ids in zip(answered, written, strict=True):
         sample = {"prompt": data.text_of(prompt), "demonstration": data.text_of(completion), "policy": render.text(ids)}
         prepared.run.append(files.SAMPLES, sample)

@@ -26,6 +26,7 @@ from perlcli.redaction import hidden
 from perlcli.run.files import CARD
 from perlcli.settings import LoraSettings
 
+Model = PreTrainedModel | PeftModel
 POLICY, ANCHOR, REWARD, VALUE = "default", "ref", "reward", "value"  # the first two are the names that TRL uses
 OF_PEFT, IN_CAUSAL = "base_model.model.", "model.layers."
 OF_ADAPTERS = re.compile(rf"(^|\.)(({'|'.join(map(re.escape, adapters.PREFIXES))})\w*|modules_to_save)(\.|$)")

@@ -18,15 +18,15 @@ from trl import RLOOConfig
 
 from perlcli.model import roles
 from perlcli.model.prompt_splits import grouped
+from perlcli.model.roles import Model
 from perlcli.model.shared_prompts import Sharer
 from perlcli.model.tokenizers import padded
-from perlcli.training.guards import Model
+from perlcli.rollouts.local import finite, without_habits
+from perlcli.rollouts.stops import stopping
 from perlcli.training.judge import Judge
 from perlcli.training.logits import wrapped
 from perlcli.training.loop import clocks
 from perlcli.training.resume import KeepsGeneration
-from perlcli.training.sampling import finite, without_habits
-from perlcli.training.stops import stopping
 from perlcli.training.value_model import Batch, ValueModel
 
 PHASES = ("sampling", "scoring", "anchor", "learning")

@@ -15,15 +15,15 @@ from typing import Any
 import torch
 from peft import PeftModel
 from torch import nn
-from transformers import PreTrainedModel, TrainerCallback, TrainerState
+from transformers import TrainerCallback, TrainerState
 
 from perlcli.errors import RunFailed
 from perlcli.model import roles
+from perlcli.model.roles import Model
 from perlcli.run.lifecycle import Run
 from perlcli.text import counted, megabytes
 
 IN_LAYER = re.compile(r"\.\d+\.")
-Model = PreTrainedModel | PeftModel
 Shape = tuple[int, ...]
 Digests = dict[str, str]  # by role; the base's role is ""
 Save = Callable[[Model, Path], None]  # writes a model into a folder

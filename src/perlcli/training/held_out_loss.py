@@ -10,9 +10,9 @@ from perlcli import data, paired, settings
 from perlcli.data.checks import prompt_digest
 from perlcli.data.dialogs import LossOn
 from perlcli.data.render import IGNORED, Columns, of_demonstration
+from perlcli.model import log_probs
+from perlcli.model.roles import Model
 from perlcli.text import counted
-from perlcli.training import sampling
-from perlcli.training.guards import Model
 from perlcli.training.policy_metrics import Opponent
 from perlcli.training.prepare import Prepared, filled
 from perlcli.training.rows import fit
@@ -61,7 +61,7 @@ def losses(model: Model, rows: Sequence[Columns], size: int) -> Losses:
     prompts = [row["input_ids"][:start] for row, start in zip(rows, starts, strict=True)]
     written = [row["input_ids"][start:] for row, start in zip(rows, starts, strict=True)]
     found = []
-    for row, start, values in zip(rows, starts, sampling.log_probs(model, prompts, written, 1.0, size), strict=True):
+    for row, start, values in zip(rows, starts, log_probs.log_probs(model, prompts, written, 1.0, size), strict=True):
         learned = [value for value, label in zip(values, row["labels"][start:], strict=True) if label != IGNORED]
         found.append((-sum(learned), len(learned)))
     return found

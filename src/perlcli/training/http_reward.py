@@ -7,22 +7,17 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import urlsplit
 
 import requests
-from requests.adapters import HTTPAdapter
-from urllib3.util import Retry
 
+from perlcli import web
 from perlcli.errors import PerlError
 from perlcli.text import clip, shorten
 from perlcli.training.reward_errors import KWARGS, RewardRaised
 
-BUSY = (408, 425, 429, 500, 502, 503, 504)  # worth another try; any other error stays what it is
-PAUSE, LONGEST_PAUSE = 0.5, 30.0  # seconds between two tries: at first, doubled each time, at most
 TOLD = ("completion_ids", "trainer_state", "log_extra", "log_metric")  # what a server doesn't get
 TAKEN: dict[str, tuple[str, Callable[[Any], bool]]] = {  # keyword arguments: what each must be
     "timeout": ("a number of seconds above 0", lambda value: _is_number(value) and value > 0),
@@ -63,7 +58,7 @@ class HttpReward:
             answer = self.session.post(self.url, data=sent.encode(), headers=headers, timeout=self.timeout)
         except requests.RequestException as error:
             # not RewardRaised, after which each completion would be tried on its own
-            problem = f"The reward server {self.url} did not answer, after {self.retries + 1} tries: {_cause(error)}"
+            problem = f"The reward server {self.url} did not answer, after {self.retries + 1} tries: {web.cause(error)}"
             raise PerlError(problem) from error
         if not answer.ok:
             raise self._failed(f"answered {answer.status_code} {answer.reason}: {shorten(answer.text)}")
@@ -90,49 +85,14 @@ def connect(url: str, given: Mapping[str, Any]) -> HttpReward:
         what, is_right = TAKEN[name]
         if not is_right(value):
             raise PerlError(f"{KWARGS} {name} must be {what}, not {shorten(value)}")
-    _check_address(url)
+    secret = f'{KWARGS} \'{{"token_env": "NAME"}}\' sends what an environment variable has'
+    web.check_address("--reward", url, "http://localhost:8000/score", secret)
     reward = HttpReward(url, **given)
     if reward.token_env and not os.environ.get(reward.token_env):
         raise PerlError(f"{KWARGS} token_env: the environment variable {clip(reward.token_env)} is not set")
-    again = Retry(
-        total=reward.retries, status_forcelist=BUSY, allowed_methods=None, backoff_factor=PAUSE,
-        backoff_max=LONGEST_PAUSE, raise_on_status=False,
-    )  # fmt: skip
-    for start in ("http://", "https://"):
-        reward.session.mount(start, HTTPAdapter(max_retries=again))
+    reward.session.adapters = web.session(reward.retries).adapters
     return reward
-
-
-def _check_address(url: str) -> None:
-    """Raises PerlError unless something listens there: before weights are loaded, not after."""
-    problem = f"--reward {url}"
-    try:
-        parts = urlsplit(url)
-        host, port = parts.hostname, parts.port or (443 if parts.scheme == "https" else 80)
-    except ValueError as error:
-        raise PerlError(f"{problem} is not an address: {error}") from error
-    if not host:
-        raise PerlError(f"{problem} is not an address", "--reward http://localhost:8000/score")
-    if parts.username or parts.password:
-        raise PerlError(
-            "--reward must not have a login in its address: addresses are kept in the run's record",
-            f'{KWARGS} \'{{"token_env": "NAME"}}\' sends what an environment variable has',
-        )
-    if requests.utils.get_environ_proxies(url):
-        return  # the proxy knows
-    try:
-        socket.create_connection((host, port), timeout=10).close()
-    except OSError as error:
-        why = f"{problem} can't be reached: {error.strerror or error}"
-        raise PerlError(why, "start the server before the run") from error
 
 
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _cause(error: BaseException) -> str:
-    """The innermost reason of an error that libraries have wrapped."""
-    while (inner := error.__cause__ or error.__context__) is not None:
-        error = inner
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

@@ -15,18 +15,19 @@ from transformers import TrainerState
 from perlcli import data, settings, stats
 from perlcli.data import Prompt
 from perlcli.errors import RunFailed
+from perlcli.model.roles import Model
+from perlcli.rollouts import local
+from perlcli.rollouts.how import Ids
+from perlcli.rollouts.stops import Ends
 from perlcli.run.files import REWARD_ERRORS, SAMPLES, read_rows
 from perlcli.run.lifecycle import Run
 from perlcli.run.metrics import BY_LENGTH
 from perlcli.text import counted
 from perlcli.training import sampling
-from perlcli.training.guards import Model
 from perlcli.training.prepare import Prepared, filled
 from perlcli.training.reward_errors import SKIP, STOP, Scored
 from perlcli.training.reward_functions import Calling
 from perlcli.training.rewards import Weighted
-from perlcli.training.sampling import Ids
-from perlcli.training.stops import Ends
 
 REWARD, SUM = "reward", "weighted_sum"  # the judge's names in TRL's metrics, for one reward and for several
 ROW = "perlcli_row"  # the column that leads from TRL's batches back to our rows
@@ -176,7 +177,7 @@ def _answer(model: Model, prepared: Prepared[settings.Rl], score: Weighted, part
     how, ends = sampling.asked(values.sampling, seed), Ends(prepared.renderer, values.sampling.stop)
     prompts = [ids for _, ids in part]
     size = filled(values.train.per_device_train_batch_size)
-    batches = sampling.sample_batches(model, prepared.renderer, prompts, how, size)
+    batches = local.sample_batches(model, prepared.renderer, prompts, how, size)
     written = [ids for batch in batches for ids in batch]
     return Probe(prompts, written, score([row for row, _ in part], [ends.answer(ids) for ids in written]))
 

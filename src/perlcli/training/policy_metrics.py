@@ -9,17 +9,18 @@ from dataclasses import dataclass, field
 from statistics import fmean
 
 from perlcli import data, paired, settings, stats
+from perlcli.model import log_probs
+from perlcli.model.roles import Model
 from perlcli.paired import Difference
+from perlcli.rollouts import local
+from perlcli.rollouts.how import Ids, Sampling
+from perlcli.rollouts.stops import Ends
 from perlcli.run.progress import Progress
 from perlcli.text import counted
-from perlcli.training import sampling
-from perlcli.training.guards import Model
 from perlcli.training.judge import Asked
 from perlcli.training.prepare import Prepared
 from perlcli.training.reward_errors import SKIP
 from perlcli.training.rewards import Weighted
-from perlcli.training.sampling import Ids, Sampling
-from perlcli.training.stops import Ends
 
 NET, GOLD, REWARD = "net_win_rate", "gold_difference", "mean_reward_difference"
 # Replies to "better than its anchor", by the sign of the interval.
@@ -101,7 +102,7 @@ def answer(exam: Exam, model: Model, score: Weighted | None) -> Samples:
     render, rows = exam.prepared.renderer, [row for row, _ in exam.prompts]
     written: list[Ids] = []
     with Progress("eval", len(rows)) as progress:
-        for batch in sampling.sample_batches(model, render, exam.ids, exam.how, exam.size):
+        for batch in local.sample_batches(model, render, exam.ids, exam.how, exam.size):
             written += batch
             progress.update(len(written), {})
     read = [exam.ends.answer(completion) for completion in written]
@@ -210,9 +211,9 @@ def divergence(exam: Exam, model: Model, opponent: Opponent, written: Sequence[I
     """KL(policy || anchor) at the sampling temperature, estimated on what the policy wrote: k1 is the mean log-ratio,
     which is unbiased; k3 = ratio - 1 - log-ratio has a lower variance and is never negative (Schulman, "Approximating
     KL divergence", 2020). Both are per token, over all tokens, and per completion."""
-    ours = sampling.log_probs(model, exam.ids, written, exam.how.temperature, exam.size)
+    ours = log_probs.log_probs(model, exam.ids, written, exam.how.temperature, exam.size)
     with opponent.model() as reference:
-        theirs = sampling.log_probs(reference, exam.ids, written, exam.how.temperature, exam.size)
+        theirs = log_probs.log_probs(reference, exam.ids, written, exam.how.temperature, exam.size)
     k1, k3, tokens = 0.0, 0.0, 0
     for mine, other in zip(ours, theirs, strict=True):
         log_ratios = [a - b for a, b in zip(mine, other, strict=True)]

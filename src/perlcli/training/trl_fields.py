@@ -13,13 +13,13 @@ from transformers.generation.configuration_utils import ALL_CACHE_IMPLEMENTATION
 
 from perlcli import settings
 from perlcli.errors import nearest
+from perlcli.rollouts.how import FULL
 from perlcli.settings.declaring import Option
 from perlcli.settings.faults import limit_fault
 from perlcli.settings.trl_names import NAMES
 from perlcli.settings.types import describe, fits
 from perlcli.settings.yaml import parse
 from perlcli.text import clip, shorten
-from perlcli.training.sampling import FULL
 
 Table = Mapping[str, str]
 

@@ -13,10 +13,10 @@ import torch
 from transformers import StoppingCriteria, StoppingCriteriaList
 
 from perlcli.data import Renderer
-from perlcli.training.guards import Model
+from perlcli.model.roles import Model
+from perlcli.rollouts.how import Ids
 
 MARGIN = 8  # tokens before the longest stop string that are decoded with it, as the first of a text may lose its space
-Ids = list[int]
 
 
 class Ends:

@@ -9,7 +9,7 @@ import torch
 from perlcli.data import Renderer
 from perlcli.model import tokenizers
 from perlcli.model.sources import locate
-from perlcli.training.stops import Ends, stopping
+from perlcli.rollouts.stops import Ends, stopping
 
 PAD = 3
 

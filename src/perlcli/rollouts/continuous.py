@@ -1,0 +1,100 @@
+"""Sampling by transformers' continuous batching: a completion that ends makes room for the next one at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import ceil
+from typing import Any
+
+import torch
+from transformers import ContinuousBatchingConfig, GenerationConfig, PreTrainedModel
+
+from perlcli import device
+from perlcli.data import Renderer
+from perlcli.errors import PerlError, RunFailed, line
+from perlcli.model.roles import Model
+from perlcli.rollouts.how import FULL, Ids, Sampling
+from perlcli.rollouts.local import without_habits
+from perlcli.rollouts.server import Written
+from perlcli.rollouts.stops import Ends
+
+PAGE = 32  # tokens of one layer that a page of the cache holds; transformers' 256 are too many for short completions
+MOST = 2**15  # tokens in the cache, unless one completion needs more
+
+
+@dataclass
+class Continuous:
+    """Samples from a model in memory. The pages of its cache are as many as the completions need: by default
+    transformers takes nine tenths of the memory that is free."""
+
+    render: Renderer
+
+    def sample(self, model: Model, prompts: Sequence[Ids], how: Sampling) -> list[Written]:
+        """One completion for each prompt. Raises RunFailed if transformers gives up on one."""
+        ends, tokenizer = Ends(self.render, how.stop), self.render.tokenizer
+        config = GenerationConfig(
+            **how.distribution(),
+            do_sample=True,
+            min_new_tokens=how.min_new_tokens or None,
+            max_new_tokens=how.max_new_tokens,
+            eos_token_id=list(self.render.eos_ids),
+            pad_token_id=tokenizer.pad_token_id,
+            bos_token_id=tokenizer.bos_token_id,
+        )
+        was_training, generating = model.training, _generating(model)
+        model.eval()
+        try:
+            with torch.no_grad(), device.fork_rng(), without_habits(model):
+                outputs: dict[str, Any] = generating.generate_batch(
+                    [list(ids) for ids in prompts],
+                    generation_config=config,
+                    continuous_batching_config=batching(prompts, how),
+                    progress_bar=False,
+                )
+        except (RuntimeError, ValueError, NotImplementedError, TypeError) as error:
+            raise RunFailed(f"--rollouts continuous failed: {line(error)}", "--rollouts transformers") from error
+        finally:
+            model.train(was_training)
+        failed = [output.error for output in outputs.values() if output.error]
+        if failed or len(outputs) != len(prompts):
+            why = failed[0] if failed else f"{len(outputs)} of {len(prompts)} completions were written"
+            raise RunFailed(f"--rollouts continuous failed: {why}", "--rollouts transformers")
+        return [_until_end(ends, output) for output in outputs.values()]
+
+    def compares(self, how: Sampling) -> bool:
+        """Whether the log-probabilities are of the distribution whose log-probabilities training computes."""
+        return all(getattr(how, name) == full for name, full in FULL.items()) and not how.min_new_tokens
+
+    def close(self) -> None:
+        """Nothing is kept between generations."""
+
+
+def batching(prompts: Sequence[Ids], how: Sampling) -> ContinuousBatchingConfig:
+    """How transformers batches: with a cache for all completions, or for as many as `MOST` tokens hold."""
+    longest = max(map(len, prompts)) + how.max_new_tokens
+    tokens = max(longest, min(MOST, sum(len(ids) + how.max_new_tokens for ids in prompts)))
+    return ContinuousBatchingConfig(
+        page_size=PAGE,
+        num_blocks=ceil(tokens / PAGE) + len(prompts),
+        max_batch_tokens=max(longest, 512),
+        return_logprobs=True,
+        seed=how.seed,
+        drop_unsupported_processors=False,
+    )
+
+
+def check(source_class: type) -> None:
+    """Raises PerlError if models of this class have no continuous batching."""
+    if not issubclass(source_class, PreTrainedModel) or not hasattr(source_class, "generate_batch"):
+        raise PerlError(f"--rollouts continuous can't sample from {source_class.__name__}", "--rollouts transformers")
+
+
+def _generating(model: Model) -> Any:  # noqa: ANN401
+    """The model with its adapters, which has `generate_batch`; peft's wrapper passes it on."""
+    return model
+
+
+def _until_end(ends: Ends, output: Any) -> Written:  # noqa: ANN401
+    ids = ends.cut(list(output.generated_tokens))
+    return Written(ids, [float(value) for value in output.logprobs[: len(ids)]])
