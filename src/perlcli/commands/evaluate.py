@@ -12,12 +12,13 @@ from perlcli.errors import PerlError
 from perlcli.model import loading, roles, sources
 from perlcli.model.labels import OPTION, Label, choose
 from perlcli.model.roles import Model
+from perlcli.rollouts.engines import Engine
 from perlcli.run import files, peaks, plots
 from perlcli.run.lifecycle import recording
 from perlcli.run.record import RunRecord
 from perlcli.terminal import say
 from perlcli.text import shorten
-from perlcli.training import held_out_loss, policies, policy_metrics, reward_model, sampling
+from perlcli.training import held_out_loss, policies, policy_metrics, reward_model, rollout, sampling
 from perlcli.training.dry_run import preview
 from perlcli.training.judge import Asked
 from perlcli.training.policy_metrics import Exam, Opponent, Result
@@ -87,9 +88,11 @@ def evaluate_policy(prepared: Prepared[settings.Eval]) -> RunRecord | None:
         preview(prepared)
         return None
     sampling.note(prepared)
-    with recording(prepared.run) as run:
+    engine = engine_for(prepared, prompts)
+    with recording(prepared.run) as run, rollout.used(engine, prepared.run):
         model, opponent = load_policy(prepared, is_shared=any(reward.is_shared for reward in rewards))
-        exam = exam_of(prepared, prompts)
+        exam = exam_of(prepared, prompts, engine)
+        rollout.compare(engine, model, exam.ids, run)
         score = attach_all(rewards, model, prepared, exam.size) if rewards else None
         run.record.total_parameters = roles.count_parameters(model)[1]
         if answers is not None:
@@ -143,11 +146,19 @@ def load_answers(prepared: Prepared[settings.Eval]) -> held_out_loss.Answers | N
         return None
 
 
-def exam_of(prepared: Prepared[settings.Eval], prompts: list[Asked]) -> Exam:
+def engine_for(prepared: Prepared[settings.Eval], prompts: list[Asked]) -> Engine | None:
+    """The engine that answers the prompts, if there are any; None for the model in memory."""
+    if not prompts:
+        return None
+    longest = max(len(ids) for _, ids in prompts)
+    return rollout.find(prepared, longest + filled(prepared.settings.sampling.max_completion_length))
+
+
+def exam_of(prepared: Prepared[settings.Eval], prompts: list[Asked], engine: Engine | None = None) -> Exam:
     """The prompts with the sampling that the settings ask for."""
     values = prepared.settings
     how = sampling.asked(values.sampling, values.run.seed)
-    return Exam(prepared, prompts, how, filled(values.eval.per_device_eval_batch_size))
+    return Exam(prepared, prompts, how, filled(values.eval.per_device_eval_batch_size), engine)
 
 
 def load_held_out(prepared: Prepared[settings.Eval], use: str) -> data.Data:

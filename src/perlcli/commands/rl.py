@@ -17,6 +17,7 @@ from perlcli.data import Data, Prompt
 from perlcli.errors import PerlError, RunFailed
 from perlcli.model import adapters, dropout, roles
 from perlcli.model.shared_prompts import Sharer
+from perlcli.rollouts.engines import Engine
 from perlcli.run import files, plots
 from perlcli.run.lifecycle import Run, recording
 from perlcli.run.metrics import OF_RL, renamed
@@ -31,9 +32,10 @@ from perlcli.training import (
     policy_metrics,
     reward_verdicts,
     rl_verdicts,
+    rollout,
     sampling,
 )
-from perlcli.training.algorithms import PHASES, TIME, Reinforce, Rloo
+from perlcli.training.algorithms import PHASES, TIME, Reinforce, Rloo, Rollouts
 from perlcli.training.dry_run import Lengths, preview
 from perlcli.training.judge import REWARD, SUM, Asked, Judge, Probe, note_unscored, probe
 from perlcli.training.lending import Lent
@@ -66,15 +68,21 @@ def run(given: settings.Rl) -> RunRecord | None:
     lengths = Lengths.of([ids for _, ids in prompts])
     prepared = auto_batch.settled(prepared, trainer_args, lengths.longest)
     config = trainer_args(prepared.settings)
-    exam = exam_of(prepared, config, held_out) if held_out is not None else None
+    engine = rollout.find(prepared, lengths.longest + filled(prepared.settings.sampling.max_completion_length))
+    exam = exam_of(prepared, config, held_out, engine) if held_out is not None else None
     if prepared.is_dry:
         say(f"algorithm: {prepared.settings.rl.algorithm}; anchor: {anchor.words}")
         preview(prepared, config, lengths)
         return None
-    with recording(prepared.run) as run:
+    with recording(prepared.run) as run, rollout.used(engine, prepared.run):
         trainer, score = build_trainer(prepared, config, rewards, anchor, [row for row, _ in prompts])
         has_loaded(run)
-        first = probe(trainer.model, prepared, score, prompts, is_function=all(reward.function for reward in rewards))
+        rollout.compare(engine, trainer.model, [ids for _, ids in prompts], run)
+        trainer.rollouts = Rollouts(
+            engine, sampling.asked(prepared.settings.sampling, 0), rollout.cap_of(engine, prepared.settings)
+        )
+        is_function = all(reward.function for reward in rewards)
+        first = probe(trainer.model, prepared, score, prompts, engine, is_function=is_function)
         check_start(trainer, prepared, anchor, first)
         if isinstance(trainer, Reinforce):  # the value model starts by predicting the mean return
             trainer.value.guess((1 - trainer.beta) * fmean(first.scored.known))
@@ -143,11 +151,11 @@ def load_prompts(prepared: Prepared[settings.Rl], config: RLOOConfig, rows: Data
     return [prompts[index % len(prompts)] for index in range(needed)]
 
 
-def exam_of(prepared: Prepared[settings.Rl], config: RLOOConfig, held_out: Data) -> Exam:
+def exam_of(prepared: Prepared[settings.Rl], config: RLOOConfig, held_out: Data, engine: Engine | None = None) -> Exam:
     """The held-out prompts, answered as in training, with the seed of the run."""
     prompts = policies.fitting_prompts(prepared, held_out, "eval")
     how = sampling.asked(prepared.settings.sampling, prepared.settings.run.seed)
-    return Exam(prepared, prompts, how, config.per_device_train_batch_size)
+    return Exam(prepared, prompts, how, config.per_device_train_batch_size, engine)
 
 
 def evaluate(trainer: Any, exam: Exam, score: Weighted, anchor: Anchor) -> None:

@@ -21,7 +21,6 @@ TIMEOUT = 1200.0  # seconds until a request must be answered
 CONNECTIONS = 64  # requests at the same time
 KEY = "VLLM_API_KEY"  # the environment variable with the server's key, if it has one
 SERVE = "perl serve prints the command that starts one"
-EXTENDED = "vllm.lora"  # how the answer to an unknown path is told apart
 
 
 class UnknownModel(Exception):
@@ -109,7 +108,8 @@ class Server:
         return PerlError(f"The vLLM server {self.url} {what}", hint)
 
     def _completions(self, model: str, prompt: Ids, asked: Mapping[str, Any]) -> list[dict[str, Any]]:
-        found = self._json("post", "/v1/completions", {"model": model, "prompt": prompt, "return_token_ids": True, **asked})
+        sent = {"model": model, "prompt": prompt, "return_token_ids": True, **asked}
+        found = self._json("post", "/v1/completions", sent)
         choices = found.get("choices")
         if not isinstance(choices, list) or not choices:
             raise self.failed(f"gave no completion: {shorten(found)}")

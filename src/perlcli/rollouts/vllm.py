@@ -27,10 +27,9 @@ from perlcli.model.log_probs import log_probs
 from perlcli.model.roles import Model
 from perlcli.rollouts.how import FULL, Ids, Sampling
 from perlcli.rollouts.server import CONNECTIONS, EXAMPLE, OPTION, SERVE, Server, UnknownModel, Written
-from perlcli.text import counted
 
 FOLDER = "rollout-adapters"  # in a run's folder, while it samples
-TEXTS = ("Hello, world! 1,234.5", "def f(x):\n\treturn x ** 2  # ünïcödé 你好", "<think>no</think> {\"a\": [1]}")
+TEXTS = ("Hello, world! 1,234.5", "def f(x):\n\treturn x ** 2  # ünïcödé 你好", '<think>no</think> {"a": [1]}')
 KNOWN = 4  # prompts whose log-probabilities are compared
 NOISE = 0.02  # of the adapter that is compared: large enough to show in log-probabilities
 PLAIN: dict[str, Any] = {  # what an adapter's config must have, since vLLM knows nothing else
@@ -73,7 +72,7 @@ class Vllm:
             if isinstance(most, int) and most < longest:
                 raise server.failed(f"reads {most} tokens, but prompt and completion have up to {longest}", SERVE)
             if Path(root).name != Path(base).name:
-                notes.append(f"The server {server.url} calls its base {root}, the run {base}: compared by tokens and log-probs.")
+                notes.append(f"The base of the vLLM server {server.url} is called {root}, that of the run {base}.")
             self.bases.append(name)
             self._compare_tokens(server, name)
         return notes

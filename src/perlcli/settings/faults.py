@@ -97,6 +97,7 @@ def _conflicts(values: Values) -> Iterator[str]:
     yield from _trial_conflicts(values)
     yield from _reward_conflicts(values)
     yield from _sampling_conflicts(values)
+    yield from _rollout_conflicts(values)
     yield from _algorithm_conflicts(values)
     yield from _generation_conflicts(values)
     weight = values.get("pos_weight", "none")
@@ -143,6 +144,16 @@ def _sampling_conflicts(values: Values) -> Iterator[str]:
     if "" in stop and len(stop) > 1:
         yield "--stop '' means no stop string, so no other --stop can be given"
     yield from (f"--stop {shorten(text)} is given twice" for text in dict.fromkeys(stop) if stop.count(text) > 1)
+
+
+def _rollout_conflicts(values: Values) -> Iterator[str]:
+    engine, urls = values.get("rollouts", "transformers"), values.get("vllm_server_base_url", ())
+    if urls and engine != "vllm":
+        yield "--vllm-server-base-url only applies with --rollouts vllm"
+    if values.get("importance_cap") is not None and engine == "transformers":
+        yield "--importance-cap only applies with --rollouts continuous or vllm"
+    again = (f"--vllm-server-base-url {url} is given twice" for url in dict.fromkeys(urls) if urls.count(url) > 1)
+    yield from again
 
 
 def _algorithm_conflicts(values: Values) -> Iterator[str]:

@@ -8,6 +8,7 @@ from typing import Literal
 from perlcli.settings.declaring import flag, option, place
 
 Algorithm = Literal["rloo", "reinforce"]
+Engine = Literal["transformers", "continuous", "vllm"]
 SFT, BASE = "sft", "base"  # the anchors that have a name
 
 
@@ -73,6 +74,41 @@ class SamplingSettings:
         "Minimum tokens per completion: before them, EOS can't be sampled.", unset="0", ge=0
     )
     max_completion_length: int | None = option("Maximum tokens per completion.", unset="{}", gt=0)
+
+
+@dataclass(frozen=True)
+class RolloutSettings:
+    """Rollouts"""
+
+    rollouts: Engine = option(
+        "What samples completions: transformers; its continuous batching, in which a completion that ends makes room "
+        "for the next one; or vLLM servers that hold the same base, to which only the adapter is sent.",
+        default="transformers",
+    )
+    vllm_server_base_url: tuple[str, ...] = option(
+        "Address of a vLLM server (`perl serve` starts one). Can be given several times: prompts are shared out.",
+        default=(),
+        unset="http://localhost:8000 with --rollouts vllm",
+        metavar="URL",
+    )
+    vllm_max_logprob_diff: float = option(
+        "Largest mean difference between a server's log-probabilities and the run's, per token. Above it the run "
+        "stops: the server has another model.",
+        default=0.1,
+        gt=0,
+    )
+
+
+@dataclass(frozen=True)
+class ImportanceSettings:
+    """Rollouts"""
+
+    importance_cap: float | None = option(
+        "Where an engine sampled, weigh completions (reinforce: tokens) by their probability in training over that in "
+        "sampling, at most this. 0 turns it off.",
+        unset="2; transformers: off",
+        ge=0,
+    )
 
 
 @dataclass(frozen=True)

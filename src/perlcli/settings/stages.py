@@ -8,7 +8,14 @@ from typing import Literal
 
 from perlcli.settings.declaring import flag, option, option_of, place
 from perlcli.settings.running import KeepSettings, RecipeSettings, RunSettings
-from perlcli.settings.sampling import EvalSettings, RlSettings, SamplingSettings, SharingSettings
+from perlcli.settings.sampling import (
+    EvalSettings,
+    ImportanceSettings,
+    RlSettings,
+    RolloutSettings,
+    SamplingSettings,
+    SharingSettings,
+)
 
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 Checkpointing = Literal["auto", "true", "false"]
@@ -275,6 +282,8 @@ class Rl:
     data: DataSettings = DataSettings()
     sampling: SamplingSettings = SamplingSettings()
     rl: RlSettings = RlSettings()
+    rollouts: RolloutSettings = RolloutSettings()
+    importance: ImportanceSettings = ImportanceSettings()
     held_out: HeldOutSettings = HeldOutSettings()
     lora: LoraSettings = LoraSettings()
     train: TrainSettings = TrainSettings()
@@ -295,6 +304,7 @@ class Eval:
     data: DataSettings = DataSettings()
     sampling: SamplingSettings = SamplingSettings()
     eval: EvalSettings = EvalSettings()
+    rollouts: RolloutSettings = RolloutSettings()
     sharing: SharingSettings = SharingSettings()
     recipe: RecipeSettings = RecipeSettings()
     run: RunSettings = RunSettings()

@@ -4,9 +4,11 @@ is PERL, arXiv 2403.10704."""
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -16,19 +18,24 @@ from torch import nn
 from transformers import TrainerCallback
 from trl import RLOOConfig
 
+from perlcli.errors import RunFailed
 from perlcli.model import roles
 from perlcli.model.prompt_splits import grouped
 from perlcli.model.roles import Model
 from perlcli.model.shared_prompts import Sharer
 from perlcli.model.tokenizers import padded
+from perlcli.rollouts.engines import Engine
+from perlcli.rollouts.how import Sampling
 from perlcli.rollouts.local import finite, without_habits
 from perlcli.rollouts.stops import stopping
+from perlcli.training import importance
 from perlcli.training.judge import Judge
 from perlcli.training.logits import wrapped
 from perlcli.training.loop import clocks
 from perlcli.training.resume import KeepsGeneration
 from perlcli.training.value_model import Batch, ValueModel
 
+SAMPLER = "sampler/"  # in the metrics of a step: how far an engine is from training
 PHASES = ("sampling", "scoring", "anchor", "learning")
 TIME = "seconds/"
 WRITTEN = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")  # in TRL's batch: what the policy wrote
@@ -36,15 +43,28 @@ FLOAT16_SCALE = 2.0**14  # of the value model's loss in float16
 LogProbs = tuple[torch.Tensor, Any, Any]  # with entropies and auxiliary loss, or None in their place
 
 
+@dataclass(frozen=True)
+class Rollouts:
+    """What samples in training, with which options, and the cap of the importance weights that correct for it."""
+
+    engine: Engine | None
+    how: Sampling
+    cap: float = 0.0
+
+
 class Rloo(KeepsGeneration):
     """TRL's RLOO, which also logs the seconds spent on sampling, scoring, anchor (both log-probs) and learning."""
 
+    rollouts: Rollouts | None = None
+    per_token = False  # whether advantages and importance weights are of tokens
     own_logits = False  # whether log-probs are computed from the model's own logits (`logits.check`)
 
     def __init__(self, model: Model, judge: Judge, config: RLOOConfig, sharer: Sharer) -> None:
         super().__init__(model, judge, config, train_dataset=judge.dataset(), processing_class=judge.render.tokenizer)
         self._policy: Any = self.model
         self.sharer, self.ends = sharer, judge.ends
+        self._log_probs: list[torch.Tensor] = []  # of a generation: of the policy that sampled, then of the anchor
+        self._sampled: list[list[float]] = []  # the same as the engine gives them
         self.clock = Clock(self)
         self.add_callback(self.clock)
 
@@ -58,9 +78,47 @@ class Rloo(KeepsGeneration):
 
     def _generate_single_turn(self, *args: Any) -> list[list[int]]:
         """One completion per prompt, without the padding behind a stop string, which TRL would take for tokens."""
+        if self.rollouts is not None and self.rollouts.engine is not None:
+            return self._by_engine(self.rollouts.engine, self.rollouts.how, args[0])
         with without_habits(self._policy), stopping(self._policy, self.ends), finite():
             written: list[list[int]] = super()._generate_single_turn(*args)
         return [self.ends.cut(ids) for ids in written] if self.ends.stop else written
+
+    def _by_engine(self, engine: Engine, how: Sampling, prompts: list[list[int]]) -> list[list[int]]:
+        seed = int(torch.randint(2**31, ()))  # from the state that a checkpoint keeps
+        written = engine.sample(self._policy, prompts, replace(how, seed=seed))
+        self._sampled = [each.log_probs for each in written] if engine.compares(how) else []
+        return [each.ids for each in written]
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> Batch:
+        """TRL's generation batch, with advantages that correct for the engine that sampled."""
+        self._log_probs, self._sampled = [], []
+        batch: Batch = super()._generate_and_score_completions(inputs)
+        if self._sampled and self.rollouts is not None:
+            self._correct(batch, self.rollouts)
+        return batch
+
+    def _correct(self, batch: Batch, rollouts: Rollouts) -> None:
+        """Log how far the engine is from training, and multiply the advantages by importance weights."""
+        mask, trained = batch["completion_mask"], self._log_probs[0]
+        sampled = importance.padded_like(self._sampled, mask)
+        found = importance.figures(trained, sampled, mask)
+        if rollouts.cap:
+            weights = importance.weights(trained, sampled, mask, rollouts.cap, per_token=self.per_token)
+            found["importance"] = float(weights.mean())
+            if self.per_token:
+                batch["importance"] = weights
+            else:
+                batch["advantages"] = batch["advantages"] * weights
+        for name, value in found.items():
+            self._metrics["train"][f"{SAMPLER}{name}"].append(value)
+        limit = getattr(rollouts.engine, "limit", math.inf)
+        if not found["diff_mean"] <= limit:
+            raise RunFailed(
+                f"The engine's log-probabilities differ from the run's by {found['diff_mean']:.3g} per token, more "
+                f"than --vllm-max-logprob-diff {limit:g}",
+                "the server may have lost the adapter, or has another base",
+            )
 
     def _count_ends(self, written: list[list[int]]) -> None:
         """Correct the metrics in which TRL counts a completion that ends with a stop string as truncated."""
@@ -99,7 +157,12 @@ class Rloo(KeepsGeneration):
         clock = nullcontext() if torch.is_grad_enabled() else self.clock.phase("anchor")
         with clock, self.sharer.columns(input_ids.shape[1] - width):
             called = wrapped(self, model)
-            return super()._get_per_token_logps_and_entropies(called, input_ids, mask, width, *args, **kwargs)
+            result: LogProbs = super()._get_per_token_logps_and_entropies(
+                called, input_ids, mask, width, *args, **kwargs
+            )
+        if not torch.is_grad_enabled():
+            self._log_probs.append(result[0])
+        return result
 
     def kl_to_anchor(self, prompts: Sequence[list[int]], written: Sequence[list[int]]) -> float:
         """KL(policy || anchor) per token on some completions, by the same computation that training uses."""
@@ -124,11 +187,12 @@ class Reinforce(Rloo):
     The return of a token is (1 - beta) x reward, minus beta x the log-ratios to the anchor from that token on, so that
     the objective is E[(1 - beta) r - beta KL] (paper, section 2.3; the algorithm is from RLAIF, arXiv 2309.00267)."""
 
+    per_token = True
+
     def __init__(self, model: Model, judge: Judge, config: RLOOConfig, sharer: Sharer, value: ValueModel) -> None:
         super().__init__(model, judge, config, sharer)
         self.value = value
         self._rewards = torch.empty(0)  # (rows,), of the last generation batch
-        self._log_probs: list[torch.Tensor] = []  # of the policy that sampled, then of the anchor
         self._to_learn: list[Batch] = []  # what the value model has yet to learn from in this step
         self.add_callback(_LearnValue(self))
 
@@ -147,15 +211,8 @@ class Reinforce(Rloo):
         self._rewards = (rewards * self.reward_weights.to(rewards.device)).sum(dim=1)
         return rewards
 
-    def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> LogProbs:
-        result = super()._get_per_token_logps_and_entropies(*args, **kwargs)
-        if not torch.is_grad_enabled():
-            self._log_probs.append(result[0])
-        return result
-
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> Batch:
         """TRL's generation batch with `returns`, `advantages`, `old_token_logps`, each (rows, completion tokens)."""
-        self._log_probs = []
         batch: Batch = super()._generate_and_score_completions(inputs)
         mask, rewards = batch["completion_mask"], self._rewards
         old = self._log_probs[0]
@@ -174,7 +231,7 @@ class Reinforce(Rloo):
         advantages = (batch["returns"] - values) * mask
         if self.normalize_advantages:
             advantages = whiten(advantages, mask)
-        batch["advantages"], batch["old_token_logps"] = advantages, old
+        batch["advantages"], batch["old_token_logps"] = advantages * batch.pop("importance", 1.0), old
 
         metrics = self._metrics["train"]
         metrics.pop("frac_reward_zero_std", None)  # means nothing for groups of one

@@ -16,7 +16,8 @@ from perlcli import data, settings, stats
 from perlcli.data import Prompt
 from perlcli.errors import RunFailed
 from perlcli.model.roles import Model
-from perlcli.rollouts import local
+from perlcli.rollouts import engines
+from perlcli.rollouts.engines import Engine
 from perlcli.rollouts.how import Ids
 from perlcli.rollouts.stops import Ends
 from perlcli.run.files import REWARD_ERRORS, SAMPLES, read_rows
@@ -144,7 +145,13 @@ class Probe:
 
 
 def probe(
-    model: Model, prepared: Prepared[settings.Rl], score: Weighted, prompts: Sequence[Asked], *, is_function: bool
+    model: Model,
+    prepared: Prepared[settings.Rl],
+    score: Weighted,
+    prompts: Sequence[Asked],
+    engine: Engine | None = None,
+    *,
+    is_function: bool,
 ) -> Probe:
     """Sample and score a few prompts before the first step. Raises RunFailed if all get the same reward. RLOO learns
     from differences between completions of one prompt, so a reward model that sees none within any prompt fails too. A
@@ -155,7 +162,7 @@ def probe(
     count = PROMPTS if is_grouped else PROMPTS * PER_PROMPT
     for turn in range(ROUNDS):
         part = [prompts[(turn * count + i) % len(prompts)] for i in range(count) for _ in range(per_prompt)]
-        result = _answer(model, prepared, score, part, values.run.seed + turn)
+        result = _answer(model, prepared, score, part, (engine, values.run.seed + turn))
         width = per_prompt if is_grouped and not is_function else len(part)
         groups = [slice(start, start + width) for start in range(0, len(part), width)]
         if any(map(result.differs, groups)):
@@ -172,12 +179,18 @@ def probe(
     raise _no_difference(result, len(prompts[:count]), per_prompt)
 
 
-def _answer(model: Model, prepared: Prepared[settings.Rl], score: Weighted, part: Sequence[Asked], seed: int) -> Probe:
-    values = prepared.settings
+def _answer(
+    model: Model,
+    prepared: Prepared[settings.Rl],
+    score: Weighted,
+    part: Sequence[Asked],
+    sampled: tuple[Engine | None, int],
+) -> Probe:
+    values, (engine, seed) = prepared.settings, sampled
     how, ends = sampling.asked(values.sampling, seed), Ends(prepared.renderer, values.sampling.stop)
     prompts = [ids for _, ids in part]
     size = filled(values.train.per_device_train_batch_size)
-    batches = local.sample_batches(model, prepared.renderer, prompts, how, size)
+    batches = engines.sample_batches(engine, model, prepared.renderer, prompts, how, size)
     written = [ids for batch in batches for ids in batch]
     return Probe(prompts, written, score([row for row, _ in part], [ends.answer(ids) for ids in written]))
 

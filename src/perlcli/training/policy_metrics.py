@@ -5,14 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import fmean
+
+from peft import PeftModel
 
 from perlcli import data, paired, settings, stats
 from perlcli.model import log_probs
 from perlcli.model.roles import Model
 from perlcli.paired import Difference
-from perlcli.rollouts import local
+from perlcli.rollouts import engines
+from perlcli.rollouts.engines import Engine
 from perlcli.rollouts.how import Ids, Sampling
 from perlcli.rollouts.stops import Ends
 from perlcli.run.progress import Progress
@@ -47,6 +50,7 @@ class Exam:
     prompts: Sequence[Asked]
     how: Sampling
     size: int
+    engine: Engine | None = None  # samples, if not the model in memory
 
     @property
     def ends(self) -> Ends:
@@ -91,7 +95,8 @@ def examine(exam: Exam, model: Model, score: Weighted | None, opponent: Opponent
     if opponent is None:
         return Result(measure(exam, mine, None), mine)
     with opponent.model() as reference:
-        theirs = answer(exam, reference, score)
+        is_on_base = reference is model or isinstance(reference, PeftModel)  # an engine has only the policy's base
+        theirs = answer(exam if is_on_base else replace(exam, engine=None), reference, score)
     share_rewards(mine, theirs)
     metrics = measure(exam, mine, theirs) | divergence(exam, model, opponent, mine.written)
     return Result(metrics, mine, theirs, verdicts(metrics, mine, theirs, opponent.words))
@@ -102,7 +107,7 @@ def answer(exam: Exam, model: Model, score: Weighted | None) -> Samples:
     render, rows = exam.prepared.renderer, [row for row, _ in exam.prompts]
     written: list[Ids] = []
     with Progress("eval", len(rows)) as progress:
-        for batch in local.sample_batches(model, render, exam.ids, exam.how, exam.size):
+        for batch in engines.sample_batches(exam.engine, model, render, exam.ids, exam.how, exam.size):
             written += batch
             progress.update(len(written), {})
     read = [exam.ends.answer(completion) for completion in written]
