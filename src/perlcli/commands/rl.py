@@ -78,6 +78,7 @@ def run(given: settings.Rl) -> RunRecord | None:
         trainer, score = build_trainer(prepared, config, rewards, anchor, [row for row, _ in prompts])
         has_loaded(run)
         rollout.compare(engine, trainer.model, [ids for _, ids in prompts], run)
+        rollout.note_weights(engine, prepared)
         trainer.rollouts = Rollouts(
             engine, sampling.asked(prepared.settings.sampling, 0), rollout.cap_of(engine, prepared.settings)
         )

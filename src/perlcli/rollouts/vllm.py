@@ -127,6 +127,7 @@ class Vllm:
                     server.unload(name)
                 except PerlError:  # it is gone, and they with it
                     break
+            server.session.close()
         shutil.rmtree(self.folder / FOLDER, ignore_errors=True)
 
     def _send(self, model: Model) -> str | None:

@@ -22,6 +22,8 @@ from perlcli.settings.commands import (
     Quickstart,
     Report,
     Runs,
+    Serve,
+    ServeSettings,
     Settings,
     Stage,
     command_of,

@@ -179,6 +179,32 @@ class Runs:
 
 
 @dataclass(frozen=True)
+class ServeSettings:
+    """Server"""
+
+    model: str | None = place(
+        "Policy to serve: folder of an sft or rl run, folder of a model or Hub id.",
+        argument=True,
+        unset="the embedded coffee base",
+    )
+    host: str = option("Address to listen at; 0.0.0.0 lets other machines in.", default="127.0.0.1", metavar="HOST")
+    port: int = option("Port to listen at.", default=8000, gt=0, le=65535)
+    dtype: Dtype = option("Precision of the base.", default="auto")
+    max_model_len: int | None = option("Longest prompt and completion, in tokens.", unset="what the base reads", gt=0)
+    max_lora_rank: int | None = option("Highest rank of an adapter.", unset="that of the run, at least 16", gt=0)
+    run: bool = flag("Start the server instead of printing the command; needs vllm.")
+
+
+@dataclass(frozen=True)
+class Serve:
+    """Print the command of a vLLM server that holds a run's base, its policy and its anchor; --run starts it.
+
+    Example: perl serve runs/sft"""
+
+    serve: ServeSettings = ServeSettings()
+
+
+@dataclass(frozen=True)
 class RunsSettings:
     """Runs"""
 
@@ -291,7 +317,7 @@ class Doctor:
 
 Stage = stages.Training | stages.Eval | Merge | Quickstart | CompareFull
 OfData = DataCheck | DataShow | DataConvert
-Settings = Stage | OfData | Report | Estimate | Runs | Doctor
+Settings = Stage | OfData | Report | Estimate | Runs | Doctor | Serve
 COMMANDS: dict[str, type[Any]] = {
     "sft": stages.Sft,
     "reward": stages.Reward,
@@ -303,7 +329,13 @@ COMMANDS: dict[str, type[Any]] = {
 }
 DATA_COMMANDS: dict[str, type[Any]] = {"data check": DataCheck, "data show": DataShow, "data convert": DataConvert}
 # Commands that do not create a run.
-RUNLESS_COMMANDS: dict[str, type[Any]] = {"runs": Runs, "report": Report, "estimate": Estimate, "doctor": Doctor}
+RUNLESS_COMMANDS: dict[str, type[Any]] = {
+    "runs": Runs,
+    "report": Report,
+    "estimate": Estimate,
+    "doctor": Doctor,
+    "serve": Serve,
+}
 ALL_COMMANDS = COMMANDS | RUNLESS_COMMANDS | DATA_COMMANDS
 
 

@@ -37,17 +37,7 @@ def find(prepared: Prepared[settings.Rl | settings.Eval], longest: int) -> Engin
         run.note(f"Completions are sampled by vLLM: {', '.join(server.url for server in engine.servers)}.")
     else:
         run.note("Completions are sampled by transformers' continuous batching.")
-    if isinstance(values, settings.Rl) and not engine_compares(engine, values):
-        run.note("The sampling options leave nothing to compare: the engine's rounding is not corrected for.")
     return engine
-
-
-def engine_compares(engine: Engine | None, values: settings.Rl) -> bool:
-    """Whether importance weights can be computed with these sampling options."""
-    how = sampling.asked(values.sampling, 0)
-    if isinstance(engine, Vllm):  # its mode is found out later; at temperature 1 it doesn't matter
-        return True
-    return engine is not None and engine.compares(how)
 
 
 def cap_of(engine: Engine | None, values: settings.Rl) -> float:
@@ -58,7 +48,7 @@ def cap_of(engine: Engine | None, values: settings.Rl) -> float:
 
 def compare(engine: Engine | None, model: Model, prompts: Sequence[Ids], run: Run) -> None:
     """Compare the base and the adapter on vLLM servers with the run's. Raises RunFailed if they are not the same."""
-    if not isinstance(engine, Vllm):
+    if not isinstance(engine, Vllm) or not prompts:
         return
     found = engine.compare(model, prompts)
     run.record.guards["rollouts"] = found
@@ -68,6 +58,17 @@ def compare(engine: Engine | None, model: Model, prompts: Sequence[Ids], run: Ru
         if f"{name}_mean" in found
     ]
     run.note(f"vLLM's log-probabilities differ from the run's, per token: {', '.join(words)}.")
+
+
+def note_weights(engine: Engine | None, prepared: Prepared[settings.Rl]) -> None:
+    """Note where the engine's rounding can't be corrected for."""
+    if engine is None or engine.compares(sampling.asked(prepared.settings.sampling, 0)):
+        return
+    why = "the engine's log-probabilities are not of the distribution that training computes"
+    more = ""
+    if isinstance(engine, Vllm) and not engine.is_processed:
+        more = ": start vllm with --logprobs-mode processed_logprobs, as perl serve does, or use --temperature 1"
+    prepared.run.note(f"Importance weights are off, since {why}{more}.")
 
 
 @contextmanager
