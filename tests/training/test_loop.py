@@ -180,7 +180,7 @@ import hashlib
 def reward(completions, **columns):
     if len(completions) == 4:  # not in the probe before the first step, which has 16
         hashlib.pbkdf2_hmac("sha256", b"", b"", 60_000_000)  # one call of many seconds
-    return [float(len(text)) for text in completions]
+    return [float(len(str(text))) for text in completions]
 """
 
 
