@@ -76,6 +76,7 @@ def inputs(tmp_path: Path) -> None:
     (tmp_path / "bad.yaml").write_text("lora_r: [1\n")
 
 
+@pytest.mark.slow
 def test_plain_mistakes_load_no_heavy_library() -> None:
     """All in one process, which fails at the first import of one."""
     code = (

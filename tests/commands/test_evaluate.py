@@ -79,6 +79,7 @@ def test_reward_model_has_the_metrics_of_its_training(
     assert found.model["adapter"] == str(trained)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["reward", "rl"])
 def test_prompts_that_were_trained_on_are_reported(
     kind: str, perl: Perl, rows: dict[str, Path], request: pytest.FixtureRequest
@@ -130,6 +131,7 @@ def test_reward_model_is_not_judged_by_another(perl: Perl, reward_run: Path, row
 # A policy
 
 
+@pytest.mark.slow
 def test_policy_of_rl_is_compared_with_the_policy_it_started_from(
     rl_run: Path, sft_run: Path, measured: Any, files: Callable[[Path], set[str]]
 ) -> None:
@@ -174,6 +176,7 @@ def test_base_has_no_anchor(llama: Path, measured: Any) -> None:
     assert "anchor: none (the policy is a base model)" in read_record(Path("run")).notes
 
 
+@pytest.mark.slow
 def test_fully_tuned_policy_is_compared_with_the_model_it_started_from(
     perl: Perl, llama: Path, rows: dict[str, Path], measured: Any
 ) -> None:
@@ -184,6 +187,7 @@ def test_fully_tuned_policy_is_compared_with_the_model_it_started_from(
     assert found["kl_k3_per_token"] > 0
 
 
+@pytest.mark.slow
 def test_evaluation_only_depends_on_its_seed(rl_run: Path, measured: Any) -> None:
     first = measured(rl_run)
     assert measured(rl_run, output="again") == first

@@ -158,6 +158,7 @@ def test_only_the_policy_of_rl_is_merged(perl: Perl, rl_run: Path, llama: Path, 
     assert not close(merged, logits(PeftModel.from_pretrained(plain_policy(llama), str(rl_run / "anchor"))))
 
 
+@pytest.mark.slow
 def test_card_says_what_it_is_and_the_settings_run_it_again(perl: Perl, sft_run: Path) -> None:
     perl("merge", sft_run, "--output", "out", "--dtype", "bfloat16")
     _, front, text = Path("out/README.md").read_text().split("---\n", 2)
@@ -263,6 +264,7 @@ def test_float16_is_merged_on_a_cpu_too(perl: Perl, sft_run: Path) -> None:
     assert {tensor.dtype for tensor in load_file("out/model.safetensors").values()} == {torch.float16}
 
 
+@pytest.mark.slow
 def test_without_bitsandbytes_the_merge_goes_on_and_says_what_it_could_not_compare(
     perl: Perl, llama: Path, rows: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -303,6 +305,7 @@ def test_gpt2_without_a_chat_template_merges(perl: Perl, gpt2: Path, rows: dict[
         assert close(logits(merged), logits(PeftModel.from_pretrained(load(gpt2, **options), command)), 5e-3)
 
 
+@pytest.mark.slow
 def test_reward_without_samples_is_measured_on_texts_of_ours(
     perl: Perl, llama: Path, gpt2: Path, peft_adapter: Any
 ) -> None:
@@ -384,6 +387,7 @@ def test_nothing_to_merge_is_refused(refused: Any, llama: Path, sft_run: Path) -
     assert "is a file" in refused(sft_run / "record.json", "-o", "out")
 
 
+@pytest.mark.slow
 def test_full_models_of_ours_are_refused(
     refused: Any, perl: Perl, llama: Path, sft_run: Path, reward_run: Path, rows: dict[str, Path]
 ) -> None:
@@ -452,6 +456,7 @@ def test_folder_named_like_the_bases_hub_id_is_refused(tmp_path: Path) -> None:
         early.check_apart(place, **source)
 
 
+@pytest.mark.slow
 def test_output_that_is_not_empty_is_left_alone_unless_it_is_a_run_to_overwrite(
     refused: Any, perl: Perl, sft_run: Path, files: Files
 ) -> None:
@@ -579,6 +584,7 @@ def test_run_that_did_not_finish_is_noted(perl: Perl, sft_run: Path) -> None:
     assert "The run run did not finish (interrupted): merging the adapter that it saved." in told
 
 
+@pytest.mark.slow
 def test_one_model_is_in_memory_at_a_time(perl: Perl, llama: Path, rows: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     import weakref
 

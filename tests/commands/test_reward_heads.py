@@ -66,6 +66,7 @@ def said(folder: Path) -> tuple[list[str], list[float]]:
     return [text for text, _ in pairs], [score for _, score in pairs]
 
 
+@pytest.mark.slow
 def test_the_run_trains_and_saves_an_adapter_with_a_head(granite_run: Path) -> None:
     found = read_record(granite_run)
     assert found.metrics["reload_shift"] == 0
@@ -130,6 +131,7 @@ def test_a_reward_adapter_is_continued(granite_run: Path, perl: Perl, rows: dict
     assert all(torch.allclose(first[name], second[name], rtol=0, atol=1e-7) for name in first)
 
 
+@pytest.mark.slow
 def test_the_head_is_there_before_weights_are_loaded_or_the_run_refused(
     perl: Perl, granite: Path, rows: dict[str, Path], tmp_path: Path
 ) -> None:

@@ -364,6 +364,7 @@ def test_a_base_that_an_adapter_does_not_work_on_is_an_error_before_it_is_loaded
 # The stages
 
 
+@pytest.mark.slow
 def test_dry_run_counts_what_trains(perl: Perl, llama: Path, rows: dict[str, Path]) -> None:
     common = ("-m", llama, "-d", rows["demonstrations"], "-o", "run")
     for words, line in (
@@ -432,6 +433,7 @@ def test_dora_begins_at_the_base_and_its_magnitudes_train(perl: Perl, llama: Pat
     perl("merge", "on", "-o", "merged")
 
 
+@pytest.mark.slow
 def test_a_reward_of_another_kind_is_loaded_in_addition(
     perl: Perl, llama: Path, reward_run: Path, rows: dict[str, Path]
 ) -> None:
@@ -444,6 +446,7 @@ def test_a_reward_of_another_kind_is_loaded_in_addition(
     assert record.memory["base_copies"] == 2
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_the_adapter_that_it_began_with(perl: Perl, llama: Path, rows: dict[str, Path]) -> None:
     common = ("sft", "-m", llama, "-d", rows["demonstrations"], "-o", "run", "--peft", "adapter.json")
     written(FILES["MiSS"])

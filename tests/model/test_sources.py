@@ -179,6 +179,7 @@ def test_architectures_that_are_not_names_are_ignored() -> None:
     assert auto_classes.architectures(SimpleNamespace(architectures="Llama")) == []
 
 
+@pytest.mark.slow
 def test_a_run_reads_each_record_and_each_weight_file_once(
     perl: Any, sft_run: Path, reward_run: Path, llama: Path, rows: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

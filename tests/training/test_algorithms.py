@@ -257,6 +257,7 @@ def run(
     return folder
 
 
+@pytest.mark.slow
 def test_record_describes_policy_and_value_model(run: Path) -> None:
     found = read_record(run)
     adapter = 2 * 4 * (4 * 64 + 2 * 64 + 2 * 32)
@@ -320,6 +321,7 @@ def test_options_that_conflict_are_rejected(
     assert not Path("run").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [[], ["--set", "steps_per_generation=2"]])
 def test_one_step_is_enough_for_a_trial_run(
     words: list[str], perl: Perl, sft_run: Path, reward_run: Path, rows: dict[str, Path]

@@ -163,6 +163,7 @@ def test_a_token_comes_from_the_environment(server: Server, monkeypatch: pytest.
     assert "abc123" not in repr(reward)
 
 
+@pytest.mark.slow
 def test_rl_and_eval_ask_a_server(server: Server, perl: Perl, llama: Path, rows: dict[str, Path]) -> None:
     server.answers = [lambda asked: (200, [sum(map(ord, str(each))) % 101 for each in asked["completions"]])]
     few = "--max-steps 2 --per-device-train-batch-size 4 --gradient-accumulation-steps 1 --num-generations 2"

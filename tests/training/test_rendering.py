@@ -49,6 +49,7 @@ def quiet_run(tmp_path_factory: pytest.TempPathFactory, perl: Any, llama: Path, 
     return folder
 
 
+@pytest.mark.slow
 def test_what_starts_from_a_run_renders_as_it_did(quiet_run: Path, sft_run: Path) -> None:
     style = prepare(options(quiet_run)).renderer.style
     assert (style.chat, style.options) == (False, {"enable_thinking": False})
@@ -112,6 +113,7 @@ def test_a_run_of_an_earlier_version_can_not_be_resumed(
     assert "the rendering of rows was" in perl("sft", *words, "-o", other, code=2).stderr
 
 
+@pytest.mark.slow
 def test_one_date_is_kept_from_stage_to_stage(
     llama: Path, tmp_path: Path, perl: Any, write: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -135,6 +137,7 @@ def test_one_date_is_kept_from_stage_to_stage(
     )
 
 
+@pytest.mark.slow
 def test_a_template_from_a_file_is_saved_with_the_adapter(
     llama: Path, tmp_path: Path, perl: Any, write: Any, sft_run: Path
 ) -> None:
@@ -182,6 +185,7 @@ def test_a_variable_that_the_template_does_not_read_is_named(llama: Path, rows: 
     assert "does not read add_generation_promt\nHint: Did you mean add_generation_prompt?" in told
 
 
+@pytest.mark.slow
 def test_variables_in_a_config_file_may_be_nested(
     llama: Path, tmp_path: Path, perl: Any, rows: dict[str, Path]
 ) -> None:

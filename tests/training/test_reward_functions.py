@@ -266,6 +266,7 @@ def test_columns_of_some_rows_are_columns_of_all() -> None:
     ]
 
 
+@pytest.mark.slow
 def test_a_run_passes_all_of_it(perl: Perl, llama: Path, module: Callable[[str], str]) -> None:
     """Columns that few rows have, the state, metrics and extra columns, keyword arguments from a file."""
     name = module(

@@ -376,6 +376,7 @@ def test_weights_that_do_not_fit_are_refused(
     assert told in perl(*common, *given, code=2).stderr
 
 
+@pytest.mark.slow
 def test_run_with_two_rewards_reports_each(
     perl: Any, sft_run: Path, reward_run: Path, thumbs_run: Path, rows: dict[str, Path]
 ) -> None:
