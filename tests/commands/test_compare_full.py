@@ -151,6 +151,7 @@ def test_each_run_can_be_run_again_by_its_command(runner: Runner, perl: Perl, wo
     assert read_record(Path("DIR")).metrics["accuracy"] == run.metrics["accuracy"]
 
 
+@pytest.mark.slow
 def test_the_report_is_rendered_again_by_its_folder(runner: Runner, perl: Perl, words: Words) -> None:
     perl(*words)
     page = (OUT / "report.html").read_text()

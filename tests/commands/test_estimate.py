@@ -419,6 +419,7 @@ def mixture(tmp_path_factory: pytest.TempPathFactory, llama: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arm", [FULL, LORA], ids=["full", "lora"])
 def test_a_step_of_a_mixture_holds_what_was_predicted(mixture: Path, arm: Arm) -> None:
     predicted = held_in_steps(mixture, plan_for("reward", arm))
@@ -493,6 +494,7 @@ def test_code_that_asks_for_data_is_refused(deep: Path, monkeypatch: pytest.Monk
     trace._trace.cache_clear()
 
 
+@pytest.mark.slow
 def test_a_run_asks_for_what_its_options_say(deep: Path, reward_run: Path) -> None:
     values = {
         "model": str(deep),

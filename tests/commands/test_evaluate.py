@@ -97,6 +97,7 @@ def test_prompts_that_were_trained_on_are_reported(
     )
 
 
+@pytest.mark.slow
 def test_a_run_keeps_the_prompts_of_the_run_it_starts_from(sft_run: Path, rl_run: Path, rows: dict[str, Path]) -> None:
     before, after = (set(data.unpacked((run / "prompts.bin").read_bytes())) for run in (sft_run, rl_run))
     prompts = data.load(str(rows["prompts"]), "rl")
@@ -247,6 +248,7 @@ def test_sampling_from_another_distribution_is_noted(given: dict[str, Any], want
     assert wanted is None or notes[0].endswith(wanted)
 
 
+@pytest.mark.slow
 def test_divergence_does_not_depend_on_the_batch_size(rl_run: Path, measured: Any, monkeypatch: Any) -> None:
     """The same completions, measured four and twelve at a time."""
     written = [[40 + index, 50, 60 + index][: 1 + index % 3] for index in range(12)]

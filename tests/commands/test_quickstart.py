@@ -67,6 +67,7 @@ def test_every_stage_leaves_its_run(quick: tuple[Path, str]) -> None:
         assert found.model["base"] == "coffee base (embedded)"
 
 
+@pytest.mark.slow
 def test_each_stage_uses_those_before(quick: tuple[Path, str]) -> None:
     folder, _ = quick
     found = read_record(folder / "rl")

@@ -91,6 +91,7 @@ def head(folder: Path) -> torch.Tensor:
 # The folder
 
 
+@pytest.mark.slow
 def test_run_leaves_these_files_and_no_others(
     reward_run: Path, thumbs_run: Path, files: Callable[[Path], set[str]]
 ) -> None:

@@ -78,6 +78,7 @@ def test_the_run_trains_and_saves_an_adapter_with_a_head(granite_run: Path) -> N
     assert json.loads((granite_run / "adapter_config.json").read_text())["task_type"] == "SEQ_CLS"
 
 
+@pytest.mark.slow
 def test_the_code_in_the_model_card_gives_the_same_scores(granite_run: Path) -> None:
     texts, scores = said(granite_run)
     assert by_the_card(granite_run, texts) == pytest.approx(scores, abs=1e-6)

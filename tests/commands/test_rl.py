@@ -73,6 +73,7 @@ def module(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], str]]:
 # The folder
 
 
+@pytest.mark.slow
 def test_run_leaves_these_files_and_no_others(rl_run: Path, files: Callable[[Path], set[str]]) -> None:
     assert files(rl_run) == RUN | ADAPTER | ANCHOR
 
@@ -225,6 +226,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> set[tuple[int, ...]]:
     return prompts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["llama", "gpt2"])
 def test_policy_is_given_the_renderers_prompts(
     model: str, perl: Perl, write: Any, asked: set[tuple[int, ...]], module: Any, request: pytest.FixtureRequest

@@ -300,6 +300,7 @@ def test_a_stage_that_needs_another_first_says_which(perl: Perl, sft_run: Path, 
     assert said.startswith("Error: --model ./nowhere does not exist")
 
 
+@pytest.mark.slow
 def test_a_stage_finds_what_the_earlier_ones_left(perl: Perl, write: Write, sft_run: Path, reward_run: Path) -> None:
     Path("runs/tldr").mkdir(parents=True)
     Path("runs/tldr/sft").symlink_to(sft_run)

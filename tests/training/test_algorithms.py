@@ -272,6 +272,7 @@ def test_record_describes_policy_and_value_model(run: Path) -> None:
     assert (first["kl"], found.settings["num_generations"]) == (0, 1)
 
 
+@pytest.mark.slow
 def test_every_step_logs_where_its_time_went(run: Path) -> None:
     for row in metrics(run):
         parts = {key: value for key, value in row.items() if key.startswith(TIME) and "/step" not in key}

@@ -89,6 +89,7 @@ def test_the_batch_is_halved_until_a_trial_fits_and_the_run_keeps_it(perl: Perl,
     assert tried == [8, 4, 2]
 
 
+@pytest.mark.slow
 def test_a_run_that_fits_in_no_split_ends_before_it_begins(perl: Perl, words: Any, fitting: Any) -> None:
     tried = fitting(0)
     said = perl(*words, "--auto-batch", code=1).stderr

@@ -62,6 +62,7 @@ def test_what_starts_from_a_run_renders_as_it_did(quiet_run: Path, sft_run: Path
     }
 
 
+@pytest.mark.slow
 def test_other_options_than_a_run_was_trained_with_are_an_error(quiet_run: Path, sft_run: Path) -> None:
     with pytest.raises(PerlError, match=f"--chat: {quiet_run} was trained with --no-chat"):
         prepare(options(quiet_run, chat=True))
@@ -93,6 +94,7 @@ def test_a_run_of_an_earlier_version_needs_the_choice_for_text_rows(sft_run: Pat
         assert prepare(options(old, chat=chat)).renderer.prompt_ids("a")
 
 
+@pytest.mark.slow
 def test_a_reward_of_an_earlier_version_needs_it_too(
     llama: Path, reward_run: Path, perl: Any, write: Any, tmp_path: Path
 ) -> None:
@@ -177,6 +179,7 @@ def test_chat_without_a_template_is_an_error(gpt2: Path) -> None:
     assert not prepare(options(gpt2)).renderer.style.chat
 
 
+@pytest.mark.slow
 def test_a_variable_that_the_template_does_not_read_is_named(llama: Path, rows: dict[str, Path], perl: Any) -> None:
     words = ("sft", "-m", llama, "-d", rows["demonstrations"], "--dry-run", "--chat-template-kwargs")
     told = perl(*words, "{enable_thinking: false}").stdout

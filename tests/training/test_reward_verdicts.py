@@ -72,6 +72,7 @@ def test_a_good_reward_is_quoted(dry: Any, reward_with: Any) -> None:
     assert "Warning" not in shown
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("metrics", "said"),
     [(BAD, "Better than chance: no. Accuracy 48 %"), ({}, "It was never measured on held-out rows.")],
