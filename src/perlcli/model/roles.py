@@ -28,6 +28,8 @@ from perlcli.settings import LoraSettings
 
 POLICY, ANCHOR, REWARD, VALUE = "default", "ref", "reward", "value"  # the first two are the names that TRL uses
 OF_PEFT, IN_CAUSAL = "base_model.model.", "model.layers."
+MISSING = "Found missing adapter keys"  # how peft's warning of them begins
+WRONG_SHAPE = re.compile(r"size mismatch for (\S+): .*?torch\.Size\(\[([\d, ]*)\]\).*?torch\.Size\(\[([\d, ]*)\]\)")
 OF_ADAPTERS = re.compile(rf"(^|\.)(({'|'.join(map(re.escape, adapters.PREFIXES))})\w*|modules_to_save)(\.|$)")
 
 
@@ -90,7 +92,7 @@ def _as_input(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch
 def load_adapter(model: PreTrainedModel, folder: str, *, trainable: bool) -> PeftModel:
     """The model with a saved adapter. Raises PerlError if the adapter doesn't fit the model."""
     with _fitting(folder), warnings.catch_warnings():
-        warnings.filterwarnings("error", message="Found missing adapter keys", category=UserWarning)
+        warnings.filterwarnings("error", message=MISSING, category=UserWarning)
         renamed = names_in_complete(model, folder)
         adapted = PeftModel.from_pretrained(model, folder, is_trainable=trainable, key_mapping=renamed)
     adapted.peft_config[POLICY].base_model_name_or_path = model.name_or_path  # where it is now, not where it was
@@ -136,7 +138,20 @@ def _fitting(folder: str) -> Iterator[None]:
     except (torch.OutOfMemoryError, MemoryError, PerlError):  # not a fault of the adapter, or already in our words
         raise
     except Exception as error:  # of any type: peft reads the files as if they were right
-        raise PerlError(f"The adapter {folder} does not fit its base: {line(error)}") from error
+        raise PerlError(f"The adapter {folder} does not fit its base: {_misfit(error)}") from error
+
+
+def _misfit(error: Exception) -> str:
+    """Why an adapter's weights don't fit: the first of the tensors that torch or peft lists, and how many there are."""
+    text = str(error)
+    wrong = WRONG_SHAPE.findall(text)
+    if wrong:
+        name, saved, needed = wrong[0]
+        return f"{name} has the shape [{saved}], but its config and its base need [{needed}] ({len(wrong)} in total)"
+    if text.startswith(MISSING):
+        names = re.findall(r"'([^']+)'", text)
+        return f"it lacks {names[0]} ({len(names)} in total)"
+    return line(error)
 
 
 def round_head(model: PeftModel, dtype: torch.dtype) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -36,10 +39,13 @@ NEEDS_TRUST = "trust_remote_code=True"  # in transformers' error for a model who
 ADAPTER_FIELDS: dict[str, Any] = {
     **dict.fromkeys(("base_model_name_or_path", "bias"), str | None),
     **dict.fromkeys(("target_modules", "exclude_modules", "layers_pattern"), str | list[str] | None),
-    **dict.fromkeys(("lora_alpha", "lora_dropout"), float | None),
-    **dict.fromkeys(("rank_pattern", "alpha_pattern"), dict[str, Any] | None),
-    "r": int | dict | None,
+    **dict.fromkeys(("lora_alpha", "lora_dropout"), float),
+    "rank_pattern": dict[str, int] | None,
+    "alpha_pattern": dict[str, float] | None,
+    "r": int | dict,
     "use_dora": bool | None,
+    "modules_to_save": list[str] | None,
+    "layers_to_transform": int | list[int] | None,
 }
 
 
@@ -154,18 +160,37 @@ def _adapter_config(place: str, option: str) -> PeftConfig:
 
     try:
         config = PeftConfig.from_pretrained(place)
+    except KeyError as error:  # from peft's table of its types
+        problem = f"{ADAPTER_CONFIG} has peft_type {shorten(error.args[0])}, which peft does not know"
+        raise PerlError(f"{option} {place}: {problem}", "a newer peft may know it") from error
     except Exception as error:  # peft passes whatever the file contains to the constructor of a class
         raise PerlError(f"{option} {place}: {ADAPTER_CONFIG} can't be read: {line(error)}") from error
-    for name, kind in ADAPTER_FIELDS.items():
-        value = getattr(config, name, None)
-        if not types.fits(sorted(value, key=str) if isinstance(value, set) else value, kind):
-            problem = f"{name} must be {types.describe(kind)}, not {shorten(value)}"
-            raise PerlError(f"{option} {place}: {ADAPTER_CONFIG} can't be used: {problem}")
+    fault = _field_fault(config)
+    if fault:
+        raise PerlError(f"{option} {place}: {ADAPTER_CONFIG} can't be used: {fault}")
     elsewhere = ELSEWHERE.get(kind_of(config), "")
     if getattr(config, elsewhere, None):
         problem = f"{option} {place} is a {kind_of(config)} adapter whose {elsewhere} names other files to load"
         raise PerlError(problem, "use an adapter whose weights are all in its own folder")
     return config
+
+
+def _field_fault(config: PeftConfig) -> str:
+    """What is wrong with the first unusable field of an adapter's config; empty if nothing is."""
+    own: Any = {field.name: field.default for field in dataclasses.fields(config)}
+    for name in own.keys() & ADAPTER_FIELDS.keys():
+        value, kind = getattr(config, name), ADAPTER_FIELDS[name]
+        if value is None and own[name] is None:
+            continue
+        if not types.fits(sorted(value, key=str) if isinstance(value, set) else value, kind):
+            return f"{name} must be {types.describe(kind)}, not {json.dumps(None) if value is None else shorten(value)}"
+    if "r" in own and own["r"] and isinstance(config.r, int) and config.r < 1:  # OFT's is 0 if it has a block size
+        return f"r must be above 0, not {config.r}"
+    if "lora_dropout" in own and not 0 <= config.lora_dropout < 1:
+        return f"lora_dropout must be at least 0 and below 1, not {config.lora_dropout}"
+    if "lora_alpha" in own and not math.isfinite(config.lora_alpha):
+        return f"lora_alpha must be finite, not {config.lora_alpha}"
+    return ""
 
 
 def _base_of(adapter: str, config: PeftConfig, option: str) -> str:

@@ -15,8 +15,10 @@ import inspect
 import json
 import os
 import sys
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
@@ -26,10 +28,11 @@ from transformers import TrainerState
 from perlcli.data import Prompt, Renderer
 from perlcli.errors import PerlError, listing, nearest
 from perlcli.settings.yaml import parse
-from perlcli.text import shorten
+from perlcli.text import clip, one_line, shorten
 from perlcli.training.reward_errors import KWARGS, Opinions, RewardRaised
 from perlcli.training.reward_names import check_file
 
+CONTRACT = "a reward function has a parameter `completions`, and returns a number for each"
 JUDGED = ("prompts", "completions", "completion_ids")  # a function that takes none of them makes one
 Ids = list[int]
 Function = Callable[..., Any]
@@ -53,21 +56,20 @@ def find(name: str, given: Mapping[str, Any]) -> Function:
     found: Any = module
     for part in attribute.split("."):
         found = getattr(found, part, None)
-    if not callable(found):
+    if found is not None and not callable(found):
+        raise PerlError(f"--reward {name} is not a function: {place} has {attribute} = {_shown(found)}", CONTRACT)
+    if found is None:
         names = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
         raise PerlError(f"--reward {name}: {place} has no function {attribute}", nearest(attribute, names))
     if not makes_function(found):
         _check_taken(name, found, given)
         return functools.partial(found, **given) if given else found
     _check_taken(name, found, given, all_of=True)
-    try:
+    with _as_fault(lambda error: PerlError(f"--reward {name} failed: {_words(error)}")):
         made = found(**given)
-    except Exception as error:  # the user's code can raise anything
-        raise PerlError(f"--reward {name} failed: {type(error).__name__}: {error}") from error
     if not callable(made):
         raise PerlError(
-            f"--reward {name} is not a reward function: it takes no completions, and gave {shorten(made)}",
-            "a reward function has a parameter `completions`, and returns a number for each",
+            f"--reward {name} is not a reward function: it takes no completions, and gave {_shown(made)}", CONTRACT
         )
     return made
 
@@ -132,10 +134,8 @@ def _from_file(place: str, name: str) -> ModuleType:
 
 
 def _imported(load: Callable[[], ModuleType], place: str, name: str) -> ModuleType:
-    try:
+    with _as_fault(lambda error: PerlError(f"--reward {name}: can't import {place}: {_words(error)}")):
         return load()
-    except (Exception, SystemExit) as error:  # the user's module can raise anything
-        raise PerlError(f"--reward {name}: can't import {place}: {type(error).__name__}: {error}") from error
 
 
 def keyword_arguments(given: Sequence[str], names: Sequence[str], takes: Callable[[str], bool]) -> list[dict[str, Any]]:
@@ -183,23 +183,15 @@ class FunctionReward:
         if self.is_async:
             return wait_for(self.judge(rows, written, calling))
         arguments = self._arguments(rows, written, calling)
-        try:
+        with _as_fault(self._raised):
             values = self.function(**arguments)  # not inside of an event loop: the function may run one
-        except PerlError:  # of a server
-            raise
-        except (Exception, SystemExit) as error:  # the user's function can raise anything
-            raise self._raised(error) from error
         return self._numbers(values, len(rows))
 
     async def judge(self, rows: Sequence[Prompt], written: Sequence[Ids], calling: Calling) -> Opinions:
         """The same for an async function, to be waited for."""
         arguments = self._arguments(rows, written, calling)
-        try:
+        with _as_fault(self._raised):
             values = await self.function(**arguments)
-        except PerlError:  # of a server
-            raise
-        except (Exception, SystemExit) as error:  # the user's function can raise anything
-            raise self._raised(error) from error
         return self._numbers(values, len(rows))
 
     def _arguments(self, rows: Sequence[Prompt], written: Sequence[Ids], calling: Calling) -> dict[str, Any]:
@@ -228,21 +220,51 @@ class FunctionReward:
         return {name: value for name, value in arguments.items() if name in self.parameters}
 
     def _numbers(self, values: object, count: int) -> Opinions:
-        if isinstance(values, str | Mapping) or not isinstance(values, Iterable):
-            raise self._failed(f"returned {shorten(values)}, not a list with a number for each completion")
-        try:
-            rewards = [None if value is None else float(value) for value in values]
-        except (TypeError, ValueError, RuntimeError, OverflowError) as error:
-            raise self._failed(f"returned something that is not a number: {type(error).__name__}: {error}") from error
+        if isinstance(values, str | bytes | Mapping) or not isinstance(values, Iterable):
+            raise self._failed(f"returned {_shown(values)}, not a list with a number for each completion")
+        with _as_fault(self._raised):  # a generator is the user's code too, and may be endless
+            items = list(islice(values, count + 1))
+        with _as_fault(lambda error: self._failed(f"returned something that is not a number: {_words(error)}")):
+            rewards = [None if value is None else float(value) for value in items]
         if len(rewards) != count:
-            raise self._failed(f"returned {len(rewards)} rewards for {count} completions")
+            returned = f"more than {count}" if len(rewards) > count else f"{len(rewards)}"
+            raise self._failed(f"returned {returned} rewards for {count} completions")
         return rewards
 
     def _raised(self, error: BaseException) -> RewardRaised:
-        return RewardRaised(f"The reward function {self.name} failed: {type(error).__name__}: {error}")
+        return RewardRaised(f"The reward function {self.name} failed: {_words(error)}")
 
     def _failed(self, what: str) -> PerlError:
         return PerlError(f"The reward function {self.name} {what}")
+
+
+@contextmanager
+def _as_fault(fault: Callable[[BaseException], PerlError]) -> Iterator[None]:
+    """Runs the user's code, which can raise anything and exit: all of it becomes a fault, but errors of ours and what
+    stops a run."""
+    try:
+        yield
+    except (PerlError, KeyboardInterrupt, asyncio.CancelledError):
+        raise
+    except BaseException as error:
+        raise fault(error) from error
+
+
+def _words(error: BaseException) -> str:
+    """An error of the user's code with its type, in one line."""
+    try:
+        text = clip(one_line(str(error)), 300)
+    except Exception:  # its __str__ is the user's code too
+        text = ""
+    kind = type(error).__name__
+    return f"{kind}: {text}" if text else kind
+
+
+def _shown(value: object) -> str:
+    try:
+        return shorten(value)
+    except Exception:  # its __repr__ is the user's code too
+        return f"a {type(value).__name__}"
 
 
 def wait_for(awaited: Coroutine[Any, Any, Result]) -> Result:
