@@ -23,6 +23,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 
+import torch
 from transformers import TrainerState
 
 from perlcli.data import Prompt, Renderer
@@ -134,7 +135,10 @@ def _from_file(place: str, name: str) -> ModuleType:
 
 
 def _imported(load: Callable[[], ModuleType], place: str, name: str) -> ModuleType:
-    with _as_fault(lambda error: PerlError(f"--reward {name}: can't import {place}: {_words(error)}")):
+    def fault(error: BaseException) -> PerlError:
+        return PerlError(f"--reward {name}: can't import {place}: {_words(error)}")
+
+    with _unchanged(lambda what: PerlError(f"--reward {name}: importing {place} {what}")), _as_fault(fault):
         return load()
 
 
@@ -183,7 +187,7 @@ class FunctionReward:
         if self.is_async:
             return wait_for(self.judge(rows, written, calling))
         arguments = self._arguments(rows, written, calling)
-        with _as_fault(self._raised):
+        with _unchanged(self._failed), _as_fault(self._raised):
             values = self.function(**arguments)  # not inside of an event loop: the function may run one
         return self._numbers(values, len(rows))
 
@@ -248,6 +252,33 @@ def _as_fault(fault: Callable[[BaseException], PerlError]) -> Iterator[None]:
         raise
     except BaseException as error:
         raise fault(error) from error
+
+
+@contextmanager
+def _unchanged(fault: Callable[[str], PerlError]) -> Iterator[None]:
+    """Raises a fault if the user's code changes what the run depends on in this process, and changes it back."""
+    before = _process()
+    yield
+    after = _process()
+    if after == before:
+        return
+    os.chdir(before["the working directory"])
+    torch.set_default_dtype(before["torch's default dtype"])
+    torch.set_grad_enabled(before["whether torch takes gradients"])
+    what = next(what for what in before if after[what] != before[what])
+    raise fault(f"changed {what}, on which the run depends: from {before[what]} to {after[what]}")
+
+
+def _process() -> dict[str, Any]:
+    try:
+        folder = os.getcwd()
+    except OSError:
+        folder = "a deleted folder"
+    return {
+        "the working directory": folder,
+        "torch's default dtype": torch.get_default_dtype(),
+        "whether torch takes gradients": torch.is_grad_enabled(),
+    }
 
 
 def _words(error: BaseException) -> str:
