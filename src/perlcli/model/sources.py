@@ -177,19 +177,22 @@ def _adapter_config(place: str, option: str) -> PeftConfig:
 
 def _field_fault(config: PeftConfig) -> str:
     """What is wrong with the first unusable field of an adapter's config; empty if nothing is."""
-    own: Any = {field.name: field.default for field in dataclasses.fields(config)}
-    for name in own.keys() & ADAPTER_FIELDS.keys():
-        value, kind = getattr(config, name), ADAPTER_FIELDS[name]
+    own: dict[str, Any] = {field.name: field.default for field in dataclasses.fields(config)}
+    values: dict[str, Any] = {name: getattr(config, name) for name in own}
+    for name in [name for name in ADAPTER_FIELDS if name in own]:
+        value, kind = values[name], ADAPTER_FIELDS[name]
         if value is None and own[name] is None:
             continue
         if not types.fits(sorted(value, key=str) if isinstance(value, set) else value, kind):
             return f"{name} must be {types.describe(kind)}, not {json.dumps(None) if value is None else shorten(value)}"
-    if "r" in own and own["r"] and isinstance(config.r, int) and config.r < 1:  # OFT's is 0 if it has a block size
-        return f"r must be above 0, not {config.r}"
-    if "lora_dropout" in own and not 0 <= config.lora_dropout < 1:
-        return f"lora_dropout must be at least 0 and below 1, not {config.lora_dropout}"
-    if "lora_alpha" in own and not math.isfinite(config.lora_alpha):
-        return f"lora_alpha must be finite, not {config.lora_alpha}"
+    if (
+        "r" in own and own["r"] and isinstance(values["r"], int) and values["r"] < 1
+    ):  # OFT's is 0 if it has a block size
+        return f"r must be above 0, not {values['r']}"
+    if "lora_dropout" in own and not 0 <= float(values["lora_dropout"]) < 1:
+        return f"lora_dropout must be at least 0 and below 1, not {values['lora_dropout']}"
+    if "lora_alpha" in own and not math.isfinite(float(values["lora_alpha"])):
+        return f"lora_alpha must be finite, not {values['lora_alpha']}"
     return ""
 
 

@@ -15,26 +15,29 @@ import inspect
 import json
 import os
 import sys
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Container, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from types import ModuleType
-from typing import Any, TypeVar
+from typing import Any, SupportsFloat, TypeVar
 
-import torch
 from transformers import TrainerState
 
 from perlcli.data import Prompt, Renderer
 from perlcli.errors import PerlError, listing, nearest
+from perlcli.run.metrics import METRICS
 from perlcli.settings.yaml import parse
-from perlcli.text import clip, one_line, shorten
+from perlcli.text import counted, shorten
+from perlcli.training import user_code
 from perlcli.training.reward_errors import KWARGS, Opinions, RewardRaised
 from perlcli.training.reward_names import check_file
 
 CONTRACT = "a reward function has a parameter `completions`, and returns a number for each"
 JUDGED = ("prompts", "completions", "completion_ids")  # a function that takes none of them makes one
+LONGEST_NAME = 200  # characters of what a function logs
+# Metrics of the step that a function's own of the same name would be averaged with, or replace.
+OF_TRAINER = {"loss", "grad_norm", "learning_rate", "epoch", *(metric.key for metric in METRICS["rl"])}
 Ids = list[int]
 Function = Callable[..., Any]
 Result = TypeVar("Result")
@@ -58,7 +61,8 @@ def find(name: str, given: Mapping[str, Any]) -> Function:
     for part in attribute.split("."):
         found = getattr(found, part, None)
     if found is not None and not callable(found):
-        raise PerlError(f"--reward {name} is not a function: {place} has {attribute} = {_shown(found)}", CONTRACT)
+        problem = f"--reward {name} is not a function: {place} has {attribute} = {user_code.shown(found)}"
+        raise PerlError(problem, CONTRACT)
     if found is None:
         names = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
         raise PerlError(f"--reward {name}: {place} has no function {attribute}", nearest(attribute, names))
@@ -66,12 +70,11 @@ def find(name: str, given: Mapping[str, Any]) -> Function:
         _check_taken(name, found, given)
         return functools.partial(found, **given) if given else found
     _check_taken(name, found, given, all_of=True)
-    with _as_fault(lambda error: PerlError(f"--reward {name} failed: {_words(error)}")):
+    with user_code.as_fault(lambda error: PerlError(f"--reward {name} failed: {user_code.words(error)}")):
         made = found(**given)
     if not callable(made):
-        raise PerlError(
-            f"--reward {name} is not a reward function: it takes no completions, and gave {_shown(made)}", CONTRACT
-        )
+        problem = f"--reward {name} is not a reward function: it takes no completions, and gave {user_code.shown(made)}"
+        raise PerlError(problem, CONTRACT)
     return made
 
 
@@ -136,9 +139,12 @@ def _from_file(place: str, name: str) -> ModuleType:
 
 def _imported(load: Callable[[], ModuleType], place: str, name: str) -> ModuleType:
     def fault(error: BaseException) -> PerlError:
-        return PerlError(f"--reward {name}: can't import {place}: {_words(error)}")
+        return PerlError(f"--reward {name}: can't import {place}: {user_code.words(error)}")
 
-    with _unchanged(lambda what: PerlError(f"--reward {name}: importing {place} {what}")), _as_fault(fault):
+    def changed(what: str) -> PerlError:
+        return PerlError(f"--reward {name}: importing {place} {what}")
+
+    with user_code.unchanged(changed), user_code.as_fault(fault):
         return load()
 
 
@@ -187,14 +193,14 @@ class FunctionReward:
         if self.is_async:
             return wait_for(self.judge(rows, written, calling))
         arguments = self._arguments(rows, written, calling)
-        with _unchanged(self._failed), _as_fault(self._raised):
+        with user_code.unchanged(self._failed), user_code.as_fault(self._raised):
             values = self.function(**arguments)  # not inside of an event loop: the function may run one
         return self._numbers(values, len(rows))
 
     async def judge(self, rows: Sequence[Prompt], written: Sequence[Ids], calling: Calling) -> Opinions:
         """The same for an async function, to be waited for."""
         arguments = self._arguments(rows, written, calling)
-        with _as_fault(self._raised):
+        with user_code.as_fault(self._raised):
             values = await self.function(**arguments)
         return self._numbers(values, len(rows))
 
@@ -209,8 +215,7 @@ class FunctionReward:
         columns = {name: [row.extra.get(name) for row in rows] for name in names if name not in self.fixed}
         ours = {"prompts": [row.prompt for row in rows], "completions": completions, "completion_ids": list(written)}
         copied = copy.deepcopy(columns | ours)
-        told = {name: getattr(calling, name) for name in ("trainer_state", "log_extra", "log_metric")}
-        arguments = copied | told
+        arguments = copied | {"trainer_state": calling.trainer_state} | self._logs(calling, len(rows))
         if self.parameters is None:
             return arguments
         missing = [
@@ -223,12 +228,37 @@ class FunctionReward:
             raise self._failed(f"needs the column {missing[0]}: {has}")
         return {name: value for name, value in arguments.items() if name in self.parameters}
 
+    def _logs(self, calling: Calling, count: int) -> dict[str, Callable[[str, Any], None]]:
+        """What the function logs with, checked: trl would fail on it later, in words that don't name the function."""
+
+        def log_metric(name: str, value: SupportsFloat) -> None:
+            self._check_name("log_metric", name, OF_TRAINER)
+            with user_code.as_fault(lambda error: self._failed(f"logs {name}={user_code.shown(value)}, not a number")):
+                number = float(value)
+            calling.log_metric(name, number)
+
+        def log_extra(column: str, values: object) -> None:
+            self._check_name("log_extra", column)
+            if isinstance(values, str | bytes | Mapping) or not isinstance(values, Collection) or len(values) != count:
+                wanted = f"a list of {counted(count, 'value')}, one per completion"
+                raise self._failed(f"logs {column}={user_code.shown(values)}, not {wanted}")
+            with user_code.as_fault(self._raised):
+                calling.log_extra(column, list(values))
+
+        return {"log_metric": log_metric, "log_extra": log_extra}
+
+    def _check_name(self, function: str, name: object, taken: Container[str] = ()) -> None:
+        if not isinstance(name, str) or not name.isprintable() or not 0 < len(name) <= LONGEST_NAME:
+            raise self._failed(f"calls {function} with the name {user_code.shown(name)}, not a short text")
+        if name in taken:
+            raise self._failed(f"calls {function} with the name {name}, which training logs itself: use another")
+
     def _numbers(self, values: object, count: int) -> Opinions:
         if isinstance(values, str | bytes | Mapping) or not isinstance(values, Iterable):
-            raise self._failed(f"returned {_shown(values)}, not a list with a number for each completion")
-        with _as_fault(self._raised):  # a generator is the user's code too, and may be endless
+            raise self._failed(f"returned {user_code.shown(values)}, not a list with a number for each completion")
+        with user_code.as_fault(self._raised):  # a generator is the user's code too, and may be endless
             items = list(islice(values, count + 1))
-        with _as_fault(lambda error: self._failed(f"returned something that is not a number: {_words(error)}")):
+        with user_code.as_fault(self._no_number):
             rewards = [None if value is None else float(value) for value in items]
         if len(rewards) != count:
             returned = f"more than {count}" if len(rewards) > count else f"{len(rewards)}"
@@ -236,71 +266,22 @@ class FunctionReward:
         return rewards
 
     def _raised(self, error: BaseException) -> RewardRaised:
-        return RewardRaised(f"The reward function {self.name} failed: {_words(error)}")
+        return RewardRaised(f"The reward function {self.name} failed: {user_code.words(error)}")
+
+    def _no_number(self, error: BaseException) -> PerlError:
+        return self._failed(f"returned something that is not a number: {user_code.words(error)}")
 
     def _failed(self, what: str) -> PerlError:
         return PerlError(f"The reward function {self.name} {what}")
 
 
-@contextmanager
-def _as_fault(fault: Callable[[BaseException], PerlError]) -> Iterator[None]:
-    """Runs the user's code, which can raise anything and exit: all of it becomes a fault, but errors of ours and what
-    stops a run."""
-    try:
-        yield
-    except (PerlError, KeyboardInterrupt, asyncio.CancelledError):
-        raise
-    except BaseException as error:
-        raise fault(error) from error
-
-
-@contextmanager
-def _unchanged(fault: Callable[[str], PerlError]) -> Iterator[None]:
-    """Raises a fault if the user's code changes what the run depends on in this process, and changes it back."""
-    before = _process()
-    yield
-    after = _process()
-    if after == before:
-        return
-    os.chdir(before["the working directory"])
-    torch.set_default_dtype(before["torch's default dtype"])
-    torch.set_grad_enabled(before["whether torch takes gradients"])
-    what = next(what for what in before if after[what] != before[what])
-    raise fault(f"changed {what}, on which the run depends: from {before[what]} to {after[what]}")
-
-
-def _process() -> dict[str, Any]:
-    try:
-        folder = os.getcwd()
-    except OSError:
-        folder = "a deleted folder"
-    return {
-        "the working directory": folder,
-        "torch's default dtype": torch.get_default_dtype(),
-        "whether torch takes gradients": torch.is_grad_enabled(),
-    }
-
-
-def _words(error: BaseException) -> str:
-    """An error of the user's code with its type, in one line."""
-    try:
-        text = clip(one_line(str(error)), 300)
-    except Exception:  # its __str__ is the user's code too
-        text = ""
-    kind = type(error).__name__
-    return f"{kind}: {text}" if text else kind
-
-
-def _shown(value: object) -> str:
-    try:
-        return shorten(value)
-    except Exception:  # its __repr__ is the user's code too
-        return f"a {type(value).__name__}"
-
-
 def wait_for(awaited: Coroutine[Any, Any, Result]) -> Result:
-    """The result of a coroutine. One event loop serves all calls: clients that a function keeps belong to it."""
-    return _runner().run(awaited)
+    """The result of a coroutine. One event loop serves all calls: clients that a function keeps belong to it. Raises
+    PerlError if it cancels itself."""
+    try:
+        return _runner().run(awaited)
+    except asyncio.CancelledError as error:  # an interrupt arrives as KeyboardInterrupt
+        raise PerlError("A reward function cancelled its own task: it raised asyncio.CancelledError") from error
 
 
 @functools.cache
