@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from dataclasses import dataclass
 from functools import cached_property
@@ -161,7 +160,7 @@ def _adapter_config(place: str, option: str) -> PeftConfig:
     try:
         config = PeftConfig.from_pretrained(place)
     except KeyError as error:  # from peft's table of its types
-        problem = f"{ADAPTER_CONFIG} has peft_type {shorten(error.args[0])}, which peft does not know"
+        problem = f"{ADAPTER_CONFIG} has peft_type {_json(error.args[0])}, which peft does not know"
         raise PerlError(f"{option} {place}: {problem}", "a newer peft may know it") from error
     except Exception as error:  # peft passes whatever the file contains to the constructor of a class
         raise PerlError(f"{option} {place}: {ADAPTER_CONFIG} can't be read: {line(error)}") from error
@@ -184,7 +183,7 @@ def _field_fault(config: PeftConfig) -> str:
         if value is None and own[name] is None:
             continue
         if not types.fits(sorted(value, key=str) if isinstance(value, set) else value, kind):
-            return f"{name} must be {types.describe(kind)}, not {json.dumps(None) if value is None else shorten(value)}"
+            return f"{name} must be {types.describe(kind)}, not {_json(value)}"
     if (
         "r" in own and own["r"] and isinstance(values["r"], int) and values["r"] < 1
     ):  # OFT's is 0 if it has a block size
@@ -194,6 +193,10 @@ def _field_fault(config: PeftConfig) -> str:
     if "lora_alpha" in own and not math.isfinite(float(values["lora_alpha"])):
         return f"lora_alpha must be finite, not {values['lora_alpha']}"
     return ""
+
+
+def _json(value: object) -> str:
+    return "null" if value is None else shorten(value)
 
 
 def _base_of(adapter: str, config: PeftConfig, option: str) -> str:
