@@ -119,6 +119,8 @@ def check_adapter_weights(place: str) -> None:
         if (Path(place) / ADAPTER_CONFIG).exists():
             _adapter_config(place, "The adapter")
         weights.check(place, "The adapter")
+        if not (Path(place) / ADAPTER_WEIGHTS).exists():
+            raise PerlError(f"The adapter {place} has no {ADAPTER_WEIGHTS}", "train it again, or restore the file")
     elif weights.file_of(place, ADAPTER_WEIGHTS) is None:
         raise PerlError(f"The adapter {place} has no {ADAPTER_WEIGHTS} that the Hub can provide", weights.CONVERT)
 
