@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from perlcli.commands import early
 from perlcli.errors import PerlError
+from perlcli.model import roles
 from perlcli.model import weights as weights_module
 from perlcli.model.tokenizers import padded
 from perlcli.model.weights import fingerprint
@@ -511,7 +512,10 @@ def test_adapter_that_does_not_fit_its_base_fails(perl: Perl, llama: Path, peft_
     save_file(
         {name: tensor for name, tensor in weights.items() if name != first}, adapter / "adapter_model.safetensors"
     )
-    assert "does not fit its base: Found missing adapter keys" in failed(perl, adapter, code=2)[0]
+    assert (
+        "does not fit its base: it lacks base_model.model.model.layers.0.self_attn.q_proj.lora_A"
+        in failed(perl, adapter, code=2)[0]
+    )
 
 
 def test_adapter_with_more_than_its_base_has_place_for_fails(perl: Perl, llama: Path, peft_adapter: Any) -> None:
@@ -527,16 +531,38 @@ def test_adapter_with_more_than_its_base_has_place_for_fails(perl: Perl, llama: 
 def test_weights_under_another_name_are_not_left_out(llama: Path, peft_adapter: Any) -> None:
     model = PeftModel.from_pretrained(plain_policy(llama), str(peft_adapter(llama, target_modules=["q_proj"])))
     saved = set(load_file("adapter/adapter_model.safetensors"))
-    assert merging.left_out(model, saved) == set()
-    assert merging.left_out(model, {name.replace("layers", "blocks") for name in saved}) == set()
-    assert merging.left_out(model, saved | {"base_model.model.model.layers.2.self_attn.q_proj.lora_A.weight"})
+    assert roles.left_out(model, roles.POLICY, saved) == set()
+    assert roles.left_out(model, roles.POLICY, {name.replace("layers", "blocks") for name in saved}) == set()
+    assert roles.left_out(
+        model, roles.POLICY, saved | {"base_model.model.model.layers.2.self_attn.q_proj.lora_A.weight"}
+    )
 
 
 def test_broken_adapter_fails(perl: Perl, llama: Path, peft_adapter: Any) -> None:
     adapter = peft_adapter(llama, target_modules=["q_proj"])
     weights = load_file(adapter / "adapter_model.safetensors")
     save_file({name: tensor * float("nan") for name, tensor in weights.items()}, adapter / "adapter_model.safetensors")
+    assert "has weights that are NaN or infinite: base_model.model" in failed(perl, adapter, code=2)[0]
+
+
+def test_an_adapter_of_huge_numbers_fails(perl: Perl, llama: Path, peft_adapter: Any) -> None:
+    adapter = peft_adapter(llama, target_modules=["q_proj"])
+    weights = load_file(adapter / "adapter_model.safetensors")
+    save_file({name: tensor * 0 + 1e30 for name, tensor in weights.items()}, adapter / "adapter_model.safetensors")
     assert "NaNs detected in the merged weights" in failed(perl, adapter, code=1)[0]
+
+
+def test_an_adapter_of_integers_fails(perl: Perl, llama: Path, peft_adapter: Any) -> None:
+    adapter = peft_adapter(llama, target_modules=["q_proj"])
+    weights = load_file(adapter / "adapter_model.safetensors")
+    save_file({name: tensor.to(torch.int8) for name, tensor in weights.items()}, adapter / "adapter_model.safetensors")
+    assert "must have floating-point numbers, not I8" in failed(perl, adapter, code=2)[0]
+
+
+def test_an_adapter_without_weights_fails(perl: Perl, llama: Path, peft_adapter: Any) -> None:
+    adapter = peft_adapter(llama, target_modules=["q_proj"])
+    (adapter / "adapter_model.safetensors").unlink()
+    assert "has no adapter_model.safetensors\n" in failed(perl, adapter, code=2)[0]
 
 
 def test_merge_that_gives_another_model_fails(

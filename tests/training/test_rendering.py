@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 from perlcli import settings
 from perlcli.data import Prompt
 from perlcli.errors import PerlError
-from perlcli.model import sources
+from perlcli.model import sources, tokenizers
 from perlcli.run.record import read_record
 from perlcli.training import rendering
 from perlcli.training.prepare import prepare
@@ -165,8 +165,36 @@ def test_a_file_that_is_no_template_is_an_error(content: str | None, problem: st
 
 
 @pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        ("{% for i in range(90000) %}{% for j in range(90000) %}{% endfor %}{% endfor %}", "takes longer than 0.2 s"),
+        ("{{ 'x' * 2000000 }}", "makes 2,000,000 characters of a message with one"),
+    ],
+)
+def test_a_template_without_an_end_is_an_error(
+    content: str, problem: str, llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tokenizers, "SECONDS", 0.2)
+    (tmp_path / "a.jinja").write_text(content)
+    with pytest.raises(PerlError, match=rf"--chat-template .*a\.jinja {problem}"):
+        prepare(options(llama, chat_template=str(tmp_path / "a.jinja")))
+
+
+def test_a_template_that_writes_half_of_a_surrogate_pair_is_an_error(llama: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.jinja").write_text(r"{{ '\ud800' }}{% for m in messages %}{{ m.content }}{% endfor %}")
+    render = prepare(options(llama, chat_template=str(tmp_path / "a.jinja"))).renderer
+    with pytest.raises(PerlError, match=r"The chat template can't render .* surrogates not allowed"):
+        render.prompt_ids([{"role": "user", "content": "a"}])
+
+
+@pytest.mark.parametrize(
     ("text", "problem"),
-    [("[1]", "must be a mapping"), ("{tokenize: false}", "can't set tokenize"), ("{", "is not valid YAML")],
+    [
+        ("{self: 1}", "can't set self"),
+        ("[1]", "must be a mapping"),
+        ("{tokenize: false}", "can't set tokenize"),
+        ("{", "is not valid YAML"),
+    ],
 )
 def test_variables_that_are_none_are_an_error(text: str, problem: str, llama: Path) -> None:
     with pytest.raises(PerlError, match=f"--chat-template-kwargs {problem}"):
