@@ -295,7 +295,10 @@ def test_an_error_of_ours_or_upstream_is_one_line_without_traceback() -> None:
 def test_an_error_of_the_system_names_the_file() -> None:
     result = call(raising(PermissionError(13, "Permission denied", "runs/x/record.json")))
     assert result.exit_code == 1
-    assert result.stderr.splitlines()[0] == "Error: Permission denied: runs/x/record.json"
+    assert result.stderr.splitlines() == [
+        "Error: Permission denied: runs/x/record.json",
+        "Hint: check this path; --debug shows what it was used for",
+    ]
 
 
 @pytest.mark.parametrize(
