@@ -71,7 +71,7 @@ def test_module_that_fails_is_an_error(prepared: Prepared, module: Callable[[str
 
 def test_error_for_a_missing_function_suggests_the_nearest(prepared: Prepared, module: Callable[[str], str]) -> None:
     name = module("def reward(completions): ...\nreword = 3")
-    with pytest.raises(PerlError, match=f"{name} has no function reword\nHint: Did you mean reward\\?"):
+    with pytest.raises(PerlError, match=f"{name} has reword = 3\nHint: Did you mean reward\\?"):
         find(f"{name}:reword", prepared)
 
 

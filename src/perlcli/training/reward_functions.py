@@ -60,12 +60,13 @@ def find(name: str, given: Mapping[str, Any]) -> Function:
     found: Any = module
     for part in attribute.split("."):
         found = getattr(found, part, None)
-    if found is not None and not callable(found):
-        problem = f"--reward {name} is not a function: {place} has {attribute} = {user_code.shown(found)}"
-        raise PerlError(problem, CONTRACT)
-    if found is None:
+    if not callable(found):
         names = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-        raise PerlError(f"--reward {name}: {place} has no function {attribute}", nearest(attribute, names))
+        meant = nearest(attribute, names)
+        if found is None:
+            raise PerlError(f"--reward {name}: {place} has no function {attribute}", meant)
+        problem = f"--reward {name} is not a function: {place} has {attribute} = {user_code.shown(found)}"
+        raise PerlError(problem, meant or CONTRACT)
     if not makes_function(found):
         _check_taken(name, found, given)
         return functools.partial(found, **given) if given else found
