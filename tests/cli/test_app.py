@@ -375,7 +375,7 @@ def test_rl_without_a_reward_is_refused(refused: Any) -> None:
     [
         ("no_such_module:score", "--reward no_such_module:score: can't import no_such_module: ModuleNotFoundError"),
         ("json:dumpz", "--reward json:dumpz: json has no function dumpz\nHint: Did you mean dump"),
-        ("json:decoder", "--reward json:decoder: json has no function decoder"),
+        ("json:decoder", "--reward json:decoder is not a function: json has decoder = <module"),
         ("./nowhere", "--reward ./nowhere does not exist"),
         (str(coffee.BASE), "is a language model, not a reward model\nHint: train one with `perl reward`"),
     ],
