@@ -74,7 +74,8 @@ def run_family(
         if line is None:
             outcomes.append(Outcome(stage, NOTHING))
             continue
-        options = precision if stage != "merge" else ()
+        merged = ("--dtype", "bfloat16") if precision else ()  # a merge has the base's stored dtype otherwise
+        options = precision if stage != "merge" else merged
         outcomes.append(run_stage([stage, *map(str, line), *options], folder / stage))
         if outcomes[-1].result == OK:
             models[stage] = folder / stage

@@ -106,6 +106,7 @@ def test_a_gpu_without_bfloat16(monkeypatch: Patch) -> None:
         assert not list(device.remarks(given))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["sft", "reward", "rl", "eval", "merge", "quickstart"])
 def test_every_command_that_loads_a_model_begins_with_its_device(
     command: str, perl: Any, sft_run: Path, reward_run: Path, no_gpu: Patch
@@ -122,6 +123,7 @@ def test_every_command_that_loads_a_model_begins_with_its_device(
     assert place == (2 if command == "quickstart" else 0)  # after its story
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("like_stubbed_cuda")
 def test_the_record_has_the_device(perl: Any, llama: Path, rows: dict[str, Path]) -> None:
     words = ("--model", llama, "--data", rows["demonstrations"], *TWO_STEPS, "--output", "out")

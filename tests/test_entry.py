@@ -434,6 +434,7 @@ def test_hand_over_imports_nothing_else(ours: Path, fake: Path, tmp_path: Path) 
     assert ours_alone - {"_signal"} == {"perlcli", "perlcli.entry", "perlcli.interpreter"}
 
 
+@pytest.mark.slow
 @needs_perl
 def test_hand_over_takes_less_than_60_ms(ours: Path, real: Path) -> None:
     env = environment(ours, real)

@@ -76,6 +76,7 @@ def test_coffee_spells_out_the_embedded_defaults(command: str) -> None:
     assert given == {name: value for name, value in coffee.SETTINGS[command].items() if name not in own}
 
 
+@pytest.mark.slow
 def test_function_example_runs_from_its_folder(perl: Perl, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copytree(EXAMPLES / "function-reward", "example")
     monkeypatch.chdir("example")

@@ -227,6 +227,7 @@ def test_a_full_disk_at_the_end_leaves_the_previous_adapter(
     assert_same_end(run, tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full_from_the_start_leaves_the_old_run_unchanged(
     words: Any, perl: Perl, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -390,6 +391,7 @@ def test_a_folder_of_another_user_is_rejected(words: Any, perl: Perl, tmp_path: 
 # Deleted underneath
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["sft", "rl"])
 def test_a_run_whose_folder_vanishes_reports_it_and_creates_none(
     stage: str, words: Any, perl: Perl, at_step: Any, tmp_path: Path
@@ -419,6 +421,7 @@ def test_a_folder_that_vanishes_while_a_checkpoint_is_written(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_checkpoints_that_vanish_stop_the_run_and_its_adapter_is_saved(
     words: Any, perl: Perl, at_step: Any, unharmed: Any, tmp_path: Path
 ) -> None:
@@ -540,6 +543,7 @@ def test_resources_do_not_grow_with_the_steps(
     assert len((tmp_path / "run" / "samples.jsonl").read_text().splitlines()) <= 31
 
 
+@pytest.mark.slow
 def test_final_metrics_use_all_steps_although_the_trainer_forgets_them(
     llama: Path, rows: dict[str, Path], perl: Perl, tmp_path: Path
 ) -> None:

@@ -204,6 +204,7 @@ def resolve(stage: Any, path: Path) -> None:
     settings.flat(resolved)
 
 
+@pytest.mark.slow
 @examples(150)
 @given(STAGES, st.data())
 def test_any_value_of_any_option(stage: Any, drawn: st.DataObject) -> None:
@@ -212,6 +213,7 @@ def test_any_value_of_any_option(stage: Any, drawn: st.DataObject) -> None:
     works_or_gives_an_error(lambda: resolve(stage, Path("run.yaml")))
 
 
+@pytest.mark.slow
 @examples(120)
 @given(STAGES, st.one_of(st.binary(max_size=60), ANY_TEXT.map(lambda text: text.encode("utf-8", "surrogatepass"))))
 @example(settings.Sft, "".join(f"a{n}: &a{n} [{f'*a{n - 1}, ' * 9 if n else 1}]\n" for n in range(20)).encode())
@@ -351,6 +353,7 @@ def use(source: str, stage: Any, render: data.Renderer, how: DataSettings, *, ch
     "\n".join(loaded.report.lines()).encode()
 
 
+@pytest.mark.slow
 @examples(250)
 @given(row=NEAR_ROWS, stage=USES, chat=st.booleans(), on_long=st.sampled_from(["drop", "truncate"]))
 def test_any_value_in_a_row_of_any_format(
@@ -386,6 +389,7 @@ LONG_WORDS = {"chosen": "x" * 50_000 + " a", "rejected": "x" * 50_000 + " b"}
 FORMATS = st.sampled_from([None] * 8 + sorted(NAMES))
 
 
+@pytest.mark.slow
 @examples(200)
 @given(
     file=st.one_of(VALID_FILES, CORRUPTED_FILES, ANY_FILES), stage=USES, name=FORMATS, ratio=st.sampled_from([None, 2])
@@ -564,6 +568,7 @@ def test_any_damage_to_a_model_or_an_adapter(drawn: st.DataObject) -> None:
 # --- complete commands
 
 
+@pytest.mark.slow
 @examples(20)
 @given(drawn=st.data())
 def test_commands_on_any_row_exit_cleanly(drawn: st.DataObject) -> None:

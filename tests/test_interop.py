@@ -158,7 +158,7 @@ def test_a_reward_adapter_of_trl_scores_in_rl_as_in_peft(
     folder = trl_reward / checkpoint
     result = perl("rl", "-m", llama, "--reward", folder, "-d", rows["prompts"], "-o", "run", *RL)
     assert f"reward: {folder}, an adapter on the policy's base (adds" in result.stdout
-    assert len(scored) == 3  # the probe, and one per step
+    assert len(scored) == 5  # the probe, one per step, and the evaluation of policy and anchor
     for ids, scores in scored:
         assert scores == pytest.approx(plain_scores(llama, folder, ids), abs=1e-5)  # in other batches
     assert [row["kl"] == 0 for row in metrics(Path("run"))] == [True, False]
@@ -170,7 +170,7 @@ def test_a_plain_text_reward_adapter_of_trl_scores_in_rl_as_in_peft(
 ) -> None:
     """trl pads GPT-2 with EOS, so the score is read at the token before EOS."""
     perl("rl", "-m", trl_plain_sft, "--reward", trl_plain_reward, "-d", plain_rows["prompts"], "-o", "run", *RL)
-    assert len(scored) == 3  # the probe, and one per step
+    assert len(scored) == 5  # the probe, one per step, and the evaluation of policy and anchor
     for ids, scores in scored:
         assert scores == pytest.approx(plain_scores(gpt2, trl_plain_reward, ids), abs=1e-5)
     assert [row["kl"] == 0 for row in metrics(Path("run"))] == [True, False]

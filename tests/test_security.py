@@ -214,6 +214,7 @@ def test_an_adapter_on_the_hub_without_safetensors_is_rejected(monkeypatch: pyte
         weights.check("someone/model")
 
 
+@pytest.mark.slow
 def test_only_files_in_the_checkpoints_manifest_are_loaded(
     perl: Perl, llama: Path, rows: dict[str, Path], loaded: list[tuple[str, bool]]
 ) -> None:
@@ -230,6 +231,7 @@ def test_only_files_in_the_checkpoints_manifest_are_loaded(
         assert Path(file).resolve().parent == place.resolve() and Path(file).name in sums and weights_only
 
 
+@pytest.mark.slow
 def test_pickles_that_differ_from_the_checkpoints_manifest_are_not_loaded(
     perl: Perl, llama: Path, rows: dict[str, Path], loaded: list[tuple[str, bool]], marker: Path
 ) -> None:
@@ -328,6 +330,7 @@ def adapter_on(run: Path, model: Path, folder: str) -> Path:
     return place
 
 
+@pytest.mark.slow
 def test_modelling_code_does_not_run_by_default(
     evil: Path, sft_run: Path, reward_run: Path, rows: dict[str, Path], perl: Perl, marker: Path
 ) -> None:
@@ -356,6 +359,7 @@ def test_modelling_code_does_not_run_by_default(
     assert not marker.exists() and not Path("runs").exists()
 
 
+@pytest.mark.slow
 def test_modelling_code_runs_with_trust_remote_code(evil: Path, perl: Perl, marker: Path) -> None:
     perl("data", "show", "coffee", "--model", evil, "--trust-remote-code")
     assert marker.exists()
@@ -400,6 +404,7 @@ def module(marker: Path) -> Iterator[str]:
     sys.modules.pop("evil_reward", None)
 
 
+@pytest.mark.slow
 def test_a_record_cannot_name_a_reward_function(
     module: str, rl_run: Path, reward_run: Path, rows: dict[str, Path], perl: Perl, marker: Path
 ) -> None:
@@ -503,6 +508,7 @@ def test_files_of_a_comparison_contain_neither_the_home_folder_nor_secrets(home:
     assert leaks(home / "other") == []
 
 
+@pytest.mark.slow
 def test_a_run_in_the_home_folder_can_be_resumed_and_repeated(
     home: Path, llama: Path, rows: dict[str, Path], perl: Perl
 ) -> None:
@@ -541,7 +547,7 @@ def test_the_recorded_reason_for_a_failure_contains_no_secrets(home: Path, capsy
 def test_tokens_and_logins_are_recognised(perl: Perl, monkeypatch: pytest.MonkeyPatch) -> None:
     token = "hf_0123456789abcdefghij"
     output = perl("sft", "--set", f"hub_token={token}", "--set", "push_to_hub=true", code=2).output
-    assert token not in output and "--set hub_token can't be used: a run publishes nothing" in output
+    assert token not in output and "--set hub_token can't be used: perlcli publishes nothing" in output
     address = "https://user:passwd@host.org/data/x"
     for words in (("--data", address), ("--model", address, "--data", "coffee")):
         output = perl("sft", *words, code=2).output

@@ -212,6 +212,12 @@ def test_a_wrong_config_is_told_with_its_file(text: str, told: str, config: Call
     assert told in result.stderr
 
 
+def test_a_link_that_leads_to_itself_is_told(tmp_path: Path, config: Callable[[str], Path]) -> None:
+    Path("loop").symlink_to("loop")
+    result = call(lambda _: None, "--config", config("output: loop"))
+    assert (result.exit_code, "output 'loop' is a link that leads to itself" in result.stderr) == (2, True)
+
+
 def test_all_faults_of_a_config_are_told_at_once(config: Callable[[str], Path]) -> None:
     with pytest.raises(PerlError) as caught:
         read_config(settings.Sft, config("lorar: 8\nseed: x\nfull: 2\nmax-steps: 3"))
@@ -289,7 +295,10 @@ def test_an_error_of_ours_or_upstream_is_one_line_without_traceback() -> None:
 def test_an_error_of_the_system_names_the_file() -> None:
     result = call(raising(PermissionError(13, "Permission denied", "runs/x/record.json")))
     assert result.exit_code == 1
-    assert result.stderr.splitlines()[0] == "Error: Permission denied: runs/x/record.json"
+    assert result.stderr.splitlines() == [
+        "Error: Permission denied: runs/x/record.json",
+        "Hint: check this path; --debug shows what it was used for",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -120,6 +120,7 @@ def test_two_names_with_different_values_are_refused() -> None:
 NEED_NO_VALUE = ("resume", "gradient_checkpointing")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", COMMANDS)
 def test_every_option_of_every_command_is_read_as_before(stage: str) -> None:
     """The names of trl shadow none of perlcli's own."""

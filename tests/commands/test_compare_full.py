@@ -134,6 +134,7 @@ def test_nothing_is_left_for_going_on(runner: Runner, perl: Perl, words: Words) 
     assert not list(OUT.rglob("checkpoint-*"))
 
 
+@pytest.mark.slow
 def test_the_record_tells_the_ratios(runner: Runner, perl: Perl, words: Words) -> None:
     perl(*words)
     record = read_record(OUT)
@@ -141,6 +142,7 @@ def test_the_record_tells_the_ratios(runner: Runner, perl: Perl, words: Words) -
     assert record.metrics["reward/lora r=4/trainable"] == report().comparisons[0].arms[1].ratios["trainable"]
 
 
+@pytest.mark.slow
 def test_each_run_can_be_run_again_by_its_command(runner: Runner, perl: Perl, words: Words) -> None:
     perl(*words)
     run = report().comparisons[0].arms[1].runs[0]
@@ -149,6 +151,7 @@ def test_each_run_can_be_run_again_by_its_command(runner: Runner, perl: Perl, wo
     assert read_record(Path("DIR")).metrics["accuracy"] == run.metrics["accuracy"]
 
 
+@pytest.mark.slow
 def test_the_report_is_rendered_again_by_its_folder(runner: Runner, perl: Perl, words: Words) -> None:
     perl(*words)
     page = (OUT / "report.html").read_text()
@@ -263,6 +266,7 @@ def test_an_arm_that_finds_no_room_at_load_lets_the_others_run(runner: Runner, p
     assert result.output.startswith("device: CPU")
 
 
+@pytest.mark.slow
 def test_a_merge_without_room_on_the_gpu_is_made_on_the_cpu(sft_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[tuple[Words, Any]] = []
 
@@ -331,6 +335,7 @@ def test_a_stage_must_be_named(perl: Perl) -> None:
     assert "STAGE is missing" in perl("compare-full", code=2).output
 
 
+@pytest.mark.slow
 def test_a_dry_run_tells_the_plan_and_writes_nothing(runner: Runner, perl: Perl, words: Words) -> None:
     result = perl(*words, "--seed", "0,1", "--dry-run")
     assert "reward: full, lora r=4; learning rate 0.01, full tuning 0.001" in result.output
@@ -338,6 +343,7 @@ def test_a_dry_run_tells_the_plan_and_writes_nothing(runner: Runner, perl: Perl,
     assert runner.calls == [] and not OUT.exists()
 
 
+@pytest.mark.slow
 def test_a_dry_run_names_everything_that_its_stages_would_refuse(
     runner: Runner, perl: Perl, llama: Path, rows: dict[str, Path]
 ) -> None:
@@ -371,6 +377,7 @@ def test_every_set_of_modules_is_an_arm(runner: Runner, perl: Perl, words: Words
     assert list(modules.values()) == ["attention", "all-linear", "all-linear"]
 
 
+@pytest.mark.slow
 def test_memory_is_predicted_without_a_run(runner: Runner, perl: Perl, words: Words) -> None:
     told = perl(*words, "--arms", "full,lora,lora-4bit", "--estimate", "--gpu", "24GB").output
     assert [line.split("  ")[0] for line in told.splitlines()[3:]] == ["full", "lora r=4", "lora-4bit r=4"]
@@ -449,6 +456,7 @@ def test_rl_without_a_reward_is_refused_by_its_first_run(runner: Runner, perl: P
     assert len(runner.calls) == 1
 
 
+@pytest.mark.slow
 def test_ranks_of_an_adapter_are_its_own(perl: Perl, sft_run: Path, reward_run: Path) -> None:
     words = ("compare-full", "rl", "--model", sft_run, "--reward", reward_run, "--data", "coffee", "--lora-r", "2,4")
     assert f"--lora-r 2,4: {sft_run} is already an adapter" in perl(*words, code=2).output

@@ -132,6 +132,7 @@ def test_check_reads_standard_input_once_for_all_stages(perl: Any, llama: Path) 
     assert set(answers(found.stdout).values()) == {"yes"}
 
 
+@pytest.mark.slow
 def test_check_keeps_no_rows(perl: Any, llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its memory must not grow with the file."""
     alive: list[int] = []

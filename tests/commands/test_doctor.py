@@ -194,6 +194,7 @@ def test_the_process_writes_only_json_lines_whatever_libraries_print(tmp_path: P
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_file_in_the_current_folder_does_not_replace_a_library(tmp_path: Path) -> None:
     (tmp_path / "torch.py").write_text("raise RuntimeError('not torch')")
     told = list(doctor.apart(["torch"]))

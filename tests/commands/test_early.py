@@ -35,6 +35,7 @@ MISTAKES = {
     "sft --output full": "--output full is not empty",
     "sft --resume checkpoint-3": "--resume checkpoint-3: no such checkpoint",
     "sft --output ok.jsonl": "--output ok.jsonl: ok.jsonl is a file",
+    "sft --output s3://bucket/run": "--output must be a folder of this machine, not s3://bucket/run",
     "sft --lora-r 0": "--lora-r must be above 0, not 0",
     "sft --lora-r x": "--lora-r must be a whole number, not 'x'",
     "sft --config bad.yaml": "bad.yaml is not valid YAML",
@@ -76,6 +77,7 @@ def inputs(tmp_path: Path) -> None:
     (tmp_path / "bad.yaml").write_text("lora_r: [1\n")
 
 
+@pytest.mark.slow
 def test_plain_mistakes_load_no_heavy_library() -> None:
     """All in one process, which fails at the first import of one."""
     code = (

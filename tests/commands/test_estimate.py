@@ -289,6 +289,7 @@ def test_the_cache_is_keys_and_values_of_every_token(deep: Path) -> None:
     assert whole <= found["cache"] <= whole + keys * LENGTH
 
 
+@pytest.mark.slow
 def test_checkpointing_takes_less_and_dora_more(deep: Path) -> None:
     shape = shape_of(sources.locate(str(deep)).config)
     plan = plan_for("reward", Arm("lora", 4))
@@ -299,6 +300,7 @@ def test_checkpointing_takes_less_and_dora_more(deep: Path) -> None:
     assert dora.adapters["policy"] > predict(shape, plan).adapters["policy"]
 
 
+@pytest.mark.slow
 def test_8_bit_layers_keep_their_input_unless_checkpointing_is_reentrant(deep: Path) -> None:
     shape = shape_of(sources.locate(str(deep)).config)
     plan = plan_for("reward", Arm("lora-8bit", 4), dtype="bfloat16", cuda=True)
@@ -347,6 +349,7 @@ def test_the_workspace_of_cublas(
     assert round(workspace() / 1e6) == expected
 
 
+@pytest.mark.slow
 def test_auto_is_off_where_it_fits(deep: Path) -> None:
     shape = shape_of(sources.locate(str(deep)).config)
     plan = plan_for("reward", LORA, TARGETS, cuda=True, checkpointing=None)
@@ -416,12 +419,14 @@ def mixture(tmp_path_factory: pytest.TempPathFactory, llama: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arm", [FULL, LORA], ids=["full", "lora"])
 def test_a_step_of_a_mixture_holds_what_was_predicted(mixture: Path, arm: Arm) -> None:
     predicted = held_in_steps(mixture, plan_for("reward", arm))
     assert predicted == pytest.approx(measured(reward_trainer(mixture, arm)), rel=0.05)
 
 
+@pytest.mark.slow
 def test_a_mixture_is_predicted_with_what_bits_leave_out(perl: Any, mixture: Path) -> None:
     words = ("estimate", "sft", "--model", mixture, "--max-length", "32", "--arms", "lora,lora-4bit")
     out = perl(*words).output
@@ -466,6 +471,7 @@ def test_estimate_refuses_what_the_run_would(perl: Any, gpt2: Path) -> None:
     assert "--max-length must be at most 256, for which" in perl(*words, "300", code=2).output
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["granite", "mamba2"])
 def test_families_without_a_classifier_or_keys_and_values_are_predicted(kind: str) -> None:
     from transformers import AutoConfig
@@ -488,6 +494,7 @@ def test_code_that_asks_for_data_is_refused(deep: Path, monkeypatch: pytest.Monk
     trace._trace.cache_clear()
 
 
+@pytest.mark.slow
 def test_a_run_asks_for_what_its_options_say(deep: Path, reward_run: Path) -> None:
     values = {
         "model": str(deep),
@@ -533,6 +540,7 @@ def test_an_adapter_goes_on_with_its_own_rank(sft_run: Path, tmp_path: Path) -> 
         model.arm_of(settings.resolve(settings.build(settings.Rl, {**values, "peft": "loha.json"}), {}))
 
 
+@pytest.mark.slow
 def test_a_row_tells_its_peak_and_what_fits(deep: Path) -> None:
     model = plans.Model(str(deep))
     values = {"per_device_train_batch_size": 2, "max_length": 32, **Arm("lora-4bit", 8).options}
@@ -546,6 +554,7 @@ def test_a_row_tells_its_peak_and_what_fits(deep: Path) -> None:
         arms.parse_kinds("qlora")
 
 
+@pytest.mark.slow
 def test_command(perl: Any, llama: Path) -> None:
     out = perl(
         "estimate",
@@ -568,6 +577,7 @@ def test_command(perl: Any, llama: Path) -> None:
     assert "lora r=4, stock copies" in out
 
 
+@pytest.mark.slow
 def test_command_for_reinforce(perl: Any, llama: Path) -> None:
     words = (
         "estimate",

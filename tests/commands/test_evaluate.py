@@ -81,6 +81,7 @@ def test_reward_model_has_the_metrics_of_its_training(
     assert found.model["adapter"] == str(trained)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["reward", "rl"])
 def test_prompts_that_were_trained_on_are_reported(
     kind: str, perl: Perl, rows: dict[str, Path], request: pytest.FixtureRequest
@@ -98,6 +99,7 @@ def test_prompts_that_were_trained_on_are_reported(
     )
 
 
+@pytest.mark.slow
 def test_a_run_keeps_the_prompts_of_the_run_it_starts_from(sft_run: Path, rl_run: Path, rows: dict[str, Path]) -> None:
     before, after = (set(data.unpacked((run / "prompts.bin").read_bytes())) for run in (sft_run, rl_run))
     prompts = data.load(str(rows["prompts"]), "rl")
@@ -132,6 +134,7 @@ def test_reward_model_is_not_judged_by_another(perl: Perl, reward_run: Path, row
 # A policy
 
 
+@pytest.mark.slow
 def test_policy_of_rl_is_compared_with_the_policy_it_started_from(
     rl_run: Path, sft_run: Path, measured: Any, files: Callable[[Path], set[str]]
 ) -> None:
@@ -176,6 +179,7 @@ def test_base_has_no_anchor(llama: Path, measured: Any) -> None:
     assert "anchor: none (the policy is a base model)" in read_record(Path("run")).notes
 
 
+@pytest.mark.slow
 def test_fully_tuned_policy_is_compared_with_the_model_it_started_from(
     perl: Perl, llama: Path, rows: dict[str, Path], measured: Any
 ) -> None:
@@ -186,6 +190,7 @@ def test_fully_tuned_policy_is_compared_with_the_model_it_started_from(
     assert found["kl_k3_per_token"] > 0
 
 
+@pytest.mark.slow
 def test_evaluation_only_depends_on_its_seed(rl_run: Path, measured: Any) -> None:
     first = measured(rl_run)
     assert measured(rl_run, output="again") == first
@@ -245,6 +250,7 @@ def test_sampling_from_another_distribution_is_noted(given: dict[str, Any], want
     assert wanted is None or notes[0].endswith(wanted)
 
 
+@pytest.mark.slow
 def test_divergence_does_not_depend_on_the_batch_size(rl_run: Path, measured: Any, monkeypatch: Any) -> None:
     """The same completions, measured four and twelve at a time."""
     written = [[40 + index, 50, 60 + index][: 1 + index % 3] for index in range(12)]

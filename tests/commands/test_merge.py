@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from perlcli.commands import early
 from perlcli.errors import PerlError
+from perlcli.model import roles
 from perlcli.model import weights as weights_module
 from perlcli.model.tokenizers import padded
 from perlcli.model.weights import fingerprint
@@ -158,6 +159,7 @@ def test_only_the_policy_of_rl_is_merged(perl: Perl, rl_run: Path, llama: Path, 
     assert not close(merged, logits(PeftModel.from_pretrained(plain_policy(llama), str(rl_run / "anchor"))))
 
 
+@pytest.mark.slow
 def test_card_says_what_it_is_and_the_settings_run_it_again(perl: Perl, sft_run: Path) -> None:
     perl("merge", sft_run, "--output", "out", "--dtype", "bfloat16")
     _, front, text = Path("out/README.md").read_text().split("---\n", 2)
@@ -263,6 +265,7 @@ def test_float16_is_merged_on_a_cpu_too(perl: Perl, sft_run: Path) -> None:
     assert {tensor.dtype for tensor in load_file("out/model.safetensors").values()} == {torch.float16}
 
 
+@pytest.mark.slow
 def test_without_bitsandbytes_the_merge_goes_on_and_says_what_it_could_not_compare(
     perl: Perl, llama: Path, rows: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -303,6 +306,7 @@ def test_gpt2_without_a_chat_template_merges(perl: Perl, gpt2: Path, rows: dict[
         assert close(logits(merged), logits(PeftModel.from_pretrained(load(gpt2, **options), command)), 5e-3)
 
 
+@pytest.mark.slow
 def test_reward_without_samples_is_measured_on_texts_of_ours(
     perl: Perl, llama: Path, gpt2: Path, peft_adapter: Any
 ) -> None:
@@ -384,6 +388,7 @@ def test_nothing_to_merge_is_refused(refused: Any, llama: Path, sft_run: Path) -
     assert "is a file" in refused(sft_run / "record.json", "-o", "out")
 
 
+@pytest.mark.slow
 def test_full_models_of_ours_are_refused(
     refused: Any, perl: Perl, llama: Path, sft_run: Path, reward_run: Path, rows: dict[str, Path]
 ) -> None:
@@ -452,6 +457,7 @@ def test_folder_named_like_the_bases_hub_id_is_refused(tmp_path: Path) -> None:
         early.check_apart(place, **source)
 
 
+@pytest.mark.slow
 def test_output_that_is_not_empty_is_left_alone_unless_it_is_a_run_to_overwrite(
     refused: Any, perl: Perl, sft_run: Path, files: Files
 ) -> None:
@@ -506,7 +512,10 @@ def test_adapter_that_does_not_fit_its_base_fails(perl: Perl, llama: Path, peft_
     save_file(
         {name: tensor for name, tensor in weights.items() if name != first}, adapter / "adapter_model.safetensors"
     )
-    assert "does not fit its base: Found missing adapter keys" in failed(perl, adapter, code=2)[0]
+    assert (
+        "does not fit its base: it lacks base_model.model.model.layers.0.self_attn.q_proj.lora_A"
+        in failed(perl, adapter, code=2)[0]
+    )
 
 
 def test_adapter_with_more_than_its_base_has_place_for_fails(perl: Perl, llama: Path, peft_adapter: Any) -> None:
@@ -522,16 +531,38 @@ def test_adapter_with_more_than_its_base_has_place_for_fails(perl: Perl, llama: 
 def test_weights_under_another_name_are_not_left_out(llama: Path, peft_adapter: Any) -> None:
     model = PeftModel.from_pretrained(plain_policy(llama), str(peft_adapter(llama, target_modules=["q_proj"])))
     saved = set(load_file("adapter/adapter_model.safetensors"))
-    assert merging.left_out(model, saved) == set()
-    assert merging.left_out(model, {name.replace("layers", "blocks") for name in saved}) == set()
-    assert merging.left_out(model, saved | {"base_model.model.model.layers.2.self_attn.q_proj.lora_A.weight"})
+    assert roles.left_out(model, roles.POLICY, saved) == set()
+    assert roles.left_out(model, roles.POLICY, {name.replace("layers", "blocks") for name in saved}) == set()
+    assert roles.left_out(
+        model, roles.POLICY, saved | {"base_model.model.model.layers.2.self_attn.q_proj.lora_A.weight"}
+    )
 
 
 def test_broken_adapter_fails(perl: Perl, llama: Path, peft_adapter: Any) -> None:
     adapter = peft_adapter(llama, target_modules=["q_proj"])
     weights = load_file(adapter / "adapter_model.safetensors")
     save_file({name: tensor * float("nan") for name, tensor in weights.items()}, adapter / "adapter_model.safetensors")
+    assert "has weights that are NaN or infinite: base_model.model" in failed(perl, adapter, code=2)[0]
+
+
+def test_an_adapter_of_huge_numbers_fails(perl: Perl, llama: Path, peft_adapter: Any) -> None:
+    adapter = peft_adapter(llama, target_modules=["q_proj"])
+    weights = load_file(adapter / "adapter_model.safetensors")
+    save_file({name: tensor * 0 + 1e30 for name, tensor in weights.items()}, adapter / "adapter_model.safetensors")
     assert "NaNs detected in the merged weights" in failed(perl, adapter, code=1)[0]
+
+
+def test_an_adapter_of_integers_fails(perl: Perl, llama: Path, peft_adapter: Any) -> None:
+    adapter = peft_adapter(llama, target_modules=["q_proj"])
+    weights = load_file(adapter / "adapter_model.safetensors")
+    save_file({name: tensor.to(torch.int8) for name, tensor in weights.items()}, adapter / "adapter_model.safetensors")
+    assert "must have floating-point numbers, not I8" in failed(perl, adapter, code=2)[0]
+
+
+def test_an_adapter_without_weights_fails(perl: Perl, llama: Path, peft_adapter: Any) -> None:
+    adapter = peft_adapter(llama, target_modules=["q_proj"])
+    (adapter / "adapter_model.safetensors").unlink()
+    assert "has no adapter_model.safetensors\n" in failed(perl, adapter, code=2)[0]
 
 
 def test_merge_that_gives_another_model_fails(
@@ -579,6 +610,7 @@ def test_run_that_did_not_finish_is_noted(perl: Perl, sft_run: Path) -> None:
     assert "The run run did not finish (interrupted): merging the adapter that it saved." in told
 
 
+@pytest.mark.slow
 def test_one_model_is_in_memory_at_a_time(perl: Perl, llama: Path, rows: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     import weakref
 

@@ -49,6 +49,7 @@ def test_resumed_quickstart_continues_where_it_stopped(
     assert {read_record(folder / name).status for name in STAGES} == {"finished"}
 
 
+@pytest.mark.slow
 def test_every_stage_leaves_its_run(quick: tuple[Path, str]) -> None:
     folder, _ = quick
     assert {path.name for path in folder.iterdir()} == {*STAGES, "data", "plots", "record.json", "settings.yaml"}
@@ -66,6 +67,7 @@ def test_every_stage_leaves_its_run(quick: tuple[Path, str]) -> None:
         assert found.model["base"] == "coffee base (embedded)"
 
 
+@pytest.mark.slow
 def test_each_stage_uses_those_before(quick: tuple[Path, str]) -> None:
     folder, _ = quick
     found = read_record(folder / "rl")
@@ -98,6 +100,7 @@ def test_table_shows_base_sft_and_rl(quick: tuple[Path, str]) -> None:
     assert max(map(len, lines)) <= 240  # the paths of a test run are long
 
 
+@pytest.mark.slow
 def test_commands_that_come_next_would_run(quick: tuple[Path, str], perl: Perl) -> None:
     _, said = quick
     commands = [shlex.split(line.split("     ")[0]) for line in said.splitlines() if line.startswith("  perl ")]

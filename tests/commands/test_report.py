@@ -182,12 +182,14 @@ def test_runs_that_did_not_end_stand_there_with_the_reason(make: Make, perl: Any
     assert "No run finished: broke: failed: loss is no number." in alone and "Saved in" not in alone
 
 
+@pytest.mark.slow
 def test_one_run_says_again_what_it_said_at_its_end(reward_run: Path, perl: Any) -> None:
     text = perl("report", reward_run).stdout
     assert f"Saved in {reward_run}\n\nReward model\n" in text
     assert "of full" not in text and "In the paper" not in text
 
 
+@pytest.mark.slow
 def test_runs_of_the_tool_itself_are_rendered_with_all_files(
     sft_run: Path, reward_run: Path, rl_run: Path, perl: Any, tmp_path: Path, files: Any
 ) -> None:

@@ -91,6 +91,7 @@ def head(folder: Path) -> torch.Tensor:
 # The folder
 
 
+@pytest.mark.slow
 def test_run_leaves_these_files_and_no_others(
     reward_run: Path, thumbs_run: Path, files: Callable[[Path], set[str]]
 ) -> None:
@@ -218,6 +219,7 @@ def test_full_tuning_in_bfloat16_reloads_to_the_same_scores(perl: Perl, llama: P
     assert read_record(Path("run")).metrics["reload_shift"] == 0
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:MatMul8bitLt")  # bitsandbytes documents it; upstream.py silences it for users
 @pytest.mark.parametrize("precision", ["4-bit", "8-bit", "bfloat16"])
 def test_other_precisions_reload_to_the_same_scores(
@@ -282,6 +284,7 @@ def test_reward_does_not_start_from_a_policy_s_adapter(
     assert not Path("run").exists()
 
 
+@pytest.mark.slow
 def test_dry_run_writes_nothing(perl: Perl, llama: Path, rows: dict[str, Path]) -> None:
     result = perl("reward", "-m", llama, "-d", rows["pairs"], "-o", "run", *SHORT, "--dry-run")
     assert "loss on pairs: " in result.stdout
@@ -382,6 +385,7 @@ def test_thumbs_log_the_auc_of_the_latest_rows_and_no_accuracy_of_a_batch(
     assert "loss " in last and "AUC of the last 256 rows " in last and "accuracy" not in last
 
 
+@pytest.mark.slow
 def test_a_resumed_run_on_thumbs_keeps_the_rows_of_its_running_auc(
     perl: Perl, llama: Path, rows: dict[str, Path], tmp_path: Path
 ) -> None:

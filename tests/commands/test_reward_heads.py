@@ -66,6 +66,7 @@ def said(folder: Path) -> tuple[list[str], list[float]]:
     return [text for text, _ in pairs], [score for _, score in pairs]
 
 
+@pytest.mark.slow
 def test_the_run_trains_and_saves_an_adapter_with_a_head(granite_run: Path) -> None:
     found = read_record(granite_run)
     assert found.metrics["reload_shift"] == 0
@@ -77,6 +78,7 @@ def test_the_run_trains_and_saves_an_adapter_with_a_head(granite_run: Path) -> N
     assert json.loads((granite_run / "adapter_config.json").read_text())["task_type"] == "SEQ_CLS"
 
 
+@pytest.mark.slow
 def test_the_code_in_the_model_card_gives_the_same_scores(granite_run: Path) -> None:
     texts, scores = said(granite_run)
     assert by_the_card(granite_run, texts) == pytest.approx(scores, abs=1e-6)
@@ -130,6 +132,7 @@ def test_a_reward_adapter_is_continued(granite_run: Path, perl: Perl, rows: dict
     assert all(torch.allclose(first[name], second[name], rtol=0, atol=1e-7) for name in first)
 
 
+@pytest.mark.slow
 def test_the_head_is_there_before_weights_are_loaded_or_the_run_refused(
     perl: Perl, granite: Path, rows: dict[str, Path], tmp_path: Path
 ) -> None:

@@ -73,6 +73,7 @@ def module(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], str]]:
 # The folder
 
 
+@pytest.mark.slow
 def test_run_leaves_these_files_and_no_others(rl_run: Path, files: Callable[[Path], set[str]]) -> None:
     assert files(rl_run) == RUN | ADAPTER | ANCHOR
 
@@ -164,6 +165,7 @@ def test_divergence_begins_at_zero_if_the_adapter_has_dropout(
     assert "the adapter has 0.1" in perl("rl", *common, "-o", "other", "--lora-dropout", "0.3", code=2).stderr
 
 
+@pytest.mark.slow
 def test_settings_of_a_run_rerun_it(rl_run: Path, perl: Perl, tmp_path: Path) -> None:
     perl("rl", "--config", rl_run / "settings.yaml", "--output", tmp_path)
     assert same(tmp_path, rl_run)
@@ -180,6 +182,7 @@ def test_policy_loads_in_plain_peft(rl_run: Path, llama: Path) -> None:
 # What is scored
 
 
+@pytest.mark.slow
 def test_rewards_are_those_of_the_reward_folder_in_plain_peft(
     perl: Perl, llama: Path, sft_run: Path, reward_run: Path, rows: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -223,6 +226,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> set[tuple[int, ...]]:
     return prompts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["llama", "gpt2"])
 def test_policy_is_given_the_renderers_prompts(
     model: str, perl: Perl, write: Any, asked: set[tuple[int, ...]], module: Any, request: pytest.FixtureRequest
@@ -237,6 +241,7 @@ def test_policy_is_given_the_renderers_prompts(
     assert asked == {tuple(render.prompt_ids(prompt)) for prompt in prompts}
 
 
+@pytest.mark.slow
 def test_function_gets_the_columns_of_the_data(
     perl: Perl, llama: Path, rows: dict[str, Path], module: Callable[[str], str]
 ) -> None:
@@ -253,6 +258,7 @@ def test_function_gets_the_columns_of_the_data(
     assert read_record(Path("run")).metrics["gold"] == 0
 
 
+@pytest.mark.slow
 def test_classifier_on_another_base_is_loaded_and_noted(
     perl: Perl, llama: Path, classifier: Path, rows: dict[str, Path]
 ) -> None:
@@ -260,6 +266,7 @@ def test_classifier_on_another_base_is_loaded_and_noted(
     assert f"reward: {classifier}, on its own base ({classifier}), loaded in addition to the policy's" in result.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["pairs", "thumbs", "demonstrations"])
 def test_prompts_are_taken_from_any_kind_of_row(
     kind: str, perl: Perl, llama: Path, reward_run: Path, rows: dict[str, Path]
@@ -305,6 +312,7 @@ def test_reward_model_with_equal_rewards_stops_the_run(
     assert (found.status, found.steps) == ("failed", 0)
 
 
+@pytest.mark.slow
 def test_function_with_equal_rewards_stops_the_run(perl: Perl, sft_run: Path, rows: dict[str, Path]) -> None:
     words = (*SHORT, "--max-steps", "9")
     name = "perlcli.coffee:reward"  # the exact check, which nothing that a random model writes passes
@@ -313,6 +321,7 @@ def test_function_with_equal_rewards_stops_the_run(perl: Perl, sft_run: Path, ro
     assert read_record(Path("run")).steps == 0
 
 
+@pytest.mark.slow
 def test_policy_that_did_not_change_fails_the_run(
     perl: Perl, sft_run: Path, reward_run: Path, rows: dict[str, Path]
 ) -> None:
@@ -321,6 +330,7 @@ def test_policy_that_did_not_change_fails_the_run(
     assert "Error: The policy did not change: nothing was learned" in result.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("tail", "said"),
     [
@@ -363,6 +373,7 @@ def test_an_extra_parameter_in_the_optimiser_stops_the_run(
     assert read_record(Path("run")).steps == 0
 
 
+@pytest.mark.slow
 def test_changed_quantised_state_fails_the_run(
     perl: Perl, sft_run: Path, reward_run: Path, rows: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -378,6 +389,7 @@ def test_changed_quantised_state_fails_the_run(
     assert "Error: The base changed during training" in perl("rl", *words, code=1).stderr
 
 
+@pytest.mark.slow
 def test_nan_reward_during_training_keeps_the_adapter_of_the_step_before(
     perl: Perl, sft_run: Path, rows: dict[str, Path], module: Callable[[str], str]
 ) -> None:
@@ -408,6 +420,7 @@ def test_few_prompts_are_reused_to_fill_a_step(
     assert found.steps == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [["--load-in-4bit"], ["--load-in-4bit", "--dtype", "float32"], ["--load-in-8bit"]])
 @pytest.mark.filterwarnings("ignore:MatMul8bitLt")
 def test_policy_on_a_quantised_base_begins_as_it_was_saved(
@@ -433,6 +446,7 @@ def test_policy_on_a_quantised_base_begins_as_it_was_saved(
     assert all(torch.equal(begun[name], saved[name]) for name in saved)
 
 
+@pytest.mark.slow
 def test_overwriting_a_base_in_use_is_rejected(
     perl: Perl, sft_run: Path, reward_run: Path, rows: dict[str, Path]
 ) -> None:
@@ -457,6 +471,7 @@ def test_adapter_that_moves_its_base_is_rejected(
     assert "Hint: perl merge moving" in result.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`")  # warns about merging, which isn't done here
 @pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers` to `True`")  # peft keeps the embeddings too
 def test_adapter_of_embeddings_begins_at_its_anchor_and_trains(
@@ -489,6 +504,7 @@ def test_reward_model_is_not_a_policy(perl: Perl, reward_run: Path, rows: dict[s
 # Bases
 
 
+@pytest.mark.slow
 def test_policy_from_a_base_is_anchored_to_the_base(
     perl: Perl, llama: Path, reward_run: Path, rows: dict[str, Path], files: Callable[[Path], set[str]]
 ) -> None:
@@ -498,6 +514,7 @@ def test_policy_from_a_base_is_anchored_to_the_base(
     assert read_record(Path("run")).memory["mb"]["anchor"] == 0
 
 
+@pytest.mark.slow
 def test_full_tuning_saves_a_plain_model_and_loads_the_reward_separately(
     perl: Perl, llama: Path, reward_run: Path, rows: dict[str, Path], files: Callable[[Path], set[str]]
 ) -> None:
@@ -511,6 +528,7 @@ def test_full_tuning_saves_a_plain_model_and_loads_the_reward_separately(
     assert read_record(Path("run")).trainable_parameters == before.num_parameters()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:MatMul8bitLt")  # bitsandbytes documents it; upstream.py silences it for users
 @pytest.mark.parametrize("words", [["--load-in-4bit"], ["--load-in-8bit"], ["--dtype", "bfloat16"]])
 def test_other_precisions_begin_at_their_anchor(
@@ -526,6 +544,7 @@ def test_other_precisions_begin_at_their_anchor(
     assert (shift > 0, found.guards["kl_at_start"], found.memory["base_copies"]) == (True, 0, 1)
 
 
+@pytest.mark.slow
 def test_prompts_that_leave_no_room_are_left_out(perl: Perl, llama: Path, tmp_path: Path, write: Any) -> None:
     prompts = [{"prompt": "latte"}, {"prompt": "latte " * 30}]
     source = write(tmp_path / "rows.jsonl", prompts)
@@ -535,6 +554,7 @@ def test_prompts_that_leave_no_room_are_left_out(perl: Perl, llama: Path, tmp_pa
     assert f"prompts, 2 rows read, 1 kept; dropped 1 {too_long}" in result.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "flag"), [("cuda", "--load-in-8bit"), ("cuda", "--load-in-4bit"), ("cpu", "--load-in-8bit")]
 )
@@ -549,6 +569,7 @@ def test_slow_sampling_from_8_bits_is_noted_on_a_gpu(
     assert is_noted is ((kind, flag) == ("cuda", "--load-in-8bit"))
 
 
+@pytest.mark.slow
 def test_dry_run_writes_nothing(perl: Perl, llama: Path, reward_run: Path, rows: dict[str, Path]) -> None:
     perl("rl", "-m", llama, "--reward", reward_run, "-d", rows["prompts"], "-o", "run", *SHORT, "--dry-run")
     assert list(Path().iterdir()) == []

@@ -197,7 +197,7 @@ def test_only_the_end_of_the_metrics_is_read(tmp_path: Path, monkeypatch: pytest
         ("", "unreadable", "Can't read"),
         ("\xff", "unreadable", "Can't read"),
         ("[]", "unreadable", "has schema version None"),
-        (f'{{"schema_version": {SCHEMA_VERSION}}}', "unreadable", f"has schema version {SCHEMA_VERSION}"),
+        (f'{{"schema_version": {SCHEMA_VERSION}}}', "unreadable", "is damaged: unknown or missing fields"),
     ],
 )
 def test_a_record_that_cannot_be_read_has_a_row_that_says_so(

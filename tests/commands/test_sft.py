@@ -134,6 +134,7 @@ def test_samples_plots_and_card_that_fail_leave_a_run_that_trained(
     assert (Path("run") / "adapter_model.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_settings_of_a_run_rerun_it(sft_run: Path, perl: Perl, tmp_path: Path) -> None:
     perl("sft", "--config", sft_run / "settings.yaml", "--output", tmp_path / "again")
     assert same(tmp_path / "again", sft_run)
@@ -181,6 +182,7 @@ def test_completions_are_learned_and_prompts_are_not(
     assert found == [(prompt + answer + tail, answer), (plain[0] + plain[1], plain[1])]
 
 
+@pytest.mark.slow
 def test_text_rows_become_chats_and_the_report_says_so(
     perl: Perl, llama: Path, seen: Any, tmp_path: Path, write: Any
 ) -> None:
@@ -246,6 +248,7 @@ def test_rows_that_are_too_long_are_left_out_and_never_cut(
     assert told["dropped"] == {"longer than 16 tokens": {"count": 1, "first_rows": [2]}}
 
 
+@pytest.mark.slow
 def test_accumulated_batches_equal_one_batch(perl: Perl, llama: Path, tmp_path: Path, rows: dict[str, Path]) -> None:
     common = ("sft", "-m", llama, "-d", rows["demonstrations"] / "train.jsonl", "--max-steps", "2", "--lora-r", "4")
     perl(*common, "-o", tmp_path / "whole", "--per-device-train-batch-size", "4")
@@ -256,6 +259,7 @@ def test_accumulated_batches_equal_one_batch(perl: Perl, llama: Path, tmp_path: 
 # Where it starts
 
 
+@pytest.mark.slow
 def test_adapter_is_continued(perl: Perl, sft_run: Path, tmp_path: Path, rows: dict[str, Path]) -> None:
     common = ("sft", "-m", sft_run, "-d", rows["demonstrations"] / "train.jsonl", "--max-steps", "1")
     perl(*common, "-o", tmp_path / "still", "--learning-rate", "1e-12")
@@ -304,6 +308,7 @@ def test_full_tuning_saves_a_plain_model(
     assert found.settings["lora_r"] is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", ["4", "8"])
 @pytest.mark.filterwarnings("ignore:MatMul8bitLt")  # bitsandbytes documents it; upstream.py silences it for users
 def test_quantised_base_trains_an_adapter_in_float32(
@@ -330,6 +335,7 @@ def test_gpt2_trains_on_text_and_rejects_conversations(
     assert not (tmp_path / "other").exists()
 
 
+@pytest.mark.slow
 def test_dry_run_prints_and_writes_nothing(perl: Perl, llama: Path, rows: dict[str, Path]) -> None:
     result = perl("sft", "-m", llama, "-d", rows["demonstrations"], "-o", "run", *SHORT, "--dry-run")
     assert "adapter: LoRA r=4, alpha=8 on k_proj, o_proj, q_proj, v_proj; " in result.stdout

@@ -43,6 +43,7 @@ def test_a_cpu_leaves_it_to_the_runs(planned: dict[str, list[Planned]]) -> None:
     assert preview.same_checkpointing(planned) == planned
 
 
+@pytest.mark.slow
 def test_all_arms_of_a_model_have_the_same(
     like_stubbed_cuda: None, llama: Path, planned: dict[str, list[Planned]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -350,6 +350,7 @@ def test_the_baselines_memory_is_100_per_cent(two: Comparison, tmp_path: Path, d
     assert [line.get_text() for line in drawn[1].legends[0].get_texts()] == ["full", "lora r=16"]
 
 
+@pytest.mark.slow
 def test_no_words_leave_their_picture_or_lie_on_each_other(
     two: Comparison, ended: Comparison, rl: Comparison, arm_of: Any, tmp_path: Path, drawn: list[Any]
 ) -> None:

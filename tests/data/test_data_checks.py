@@ -81,6 +81,7 @@ def test_a_run_reports_overlap(perl: Any, llama: Path, tmp_path: Path, write: An
     assert "eval: Warning: 32 held-out rows with a prompt that is also in the training data" in found
 
 
+@pytest.mark.slow
 def test_a_run_drops_duplicates_when_asked(perl: Any, llama: Path, tmp_path: Path, write: Any) -> None:
     source = write(
         tmp_path / "a.jsonl", [{"prompt": "a", "completion": "b"}] * 3 + [{"prompt": "a", "completion": "c"}]
@@ -173,6 +174,7 @@ def test_rows_that_were_trained_on_are_left_out() -> None:
         data.drop_trained(rows, data.unpacked(data.prompts(rows).packed(rows.numbers, b"")))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["sft", "reward", "rl"])
 def test_some_prompts_are_held_out_unless_the_fraction_is_0(
     command: str, perl: Any, llama: Path, write: Any, tmp_path: Path

@@ -57,6 +57,7 @@ def test_a_prompt_with_an_order_has_a_gold_check() -> None:
     assert data.gold_check(Prompt("a", {"order": 7})) is None
 
 
+@pytest.mark.slow
 def test_the_limits_of_shp_hold_where_the_data_is_shp(perl: Any, write: Any, tmp_path: Path) -> None:
     """Held-out pairs in another format are not limited."""
     train = write(tmp_path / "shp.jsonl", [SHP, {**SHP, "score_ratio": 1.2}, {**SHP, "post_id": "p2"}])

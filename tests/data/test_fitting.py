@@ -174,6 +174,7 @@ CUT = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CUT)
 def test_each_stage_cuts_or_refuses_when_asked(name: str, perl: Any, llama: Path, tmp_path: Path, write: Any) -> None:
     command = "reward" if name == "thumbs" else name

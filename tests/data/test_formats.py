@@ -101,6 +101,7 @@ def test_blank_prompts_are_dropped_and_counted() -> None:
     assert (done.numbers, done.report.dropped) == ([1], {"with an empty prompt": [2, 3]})
 
 
+@pytest.mark.slow
 def test_a_named_format_is_that_of_the_held_out_data_too(perl: Perl, write: Any, tmp_path: Path) -> None:
     row = {"prompt": "a", "completion": "b", "label": "a note"}
     paths = [write(tmp_path / name, [row]) for name in ("train.jsonl", "dev.jsonl")]

@@ -257,7 +257,19 @@ REFUSED = {
     "task": ({"peft_type": "LORA", "task_type": "SEQ_CLS"}, "task_type SEQ_CLS, but this stage trains CAUSAL_LM"),
     "no such module": ({"peft_type": "LOHA", "target_modules": ["qq"]}, "target_modules: the model has no module 'qq'"),
     "no match": ({"peft_type": "LOHA", "target_modules": ".*qq"}, "peft can't put it on this model: Target modules"),
-    "rank": ({"peft_type": "LORA", "r": 0}, "peft can't put it on this model: `r` should be a positive integer"),
+    "rank": ({"peft_type": "LORA", "r": 0}, "r must be above 0, not 0"),
+    "huge rank": ({"peft_type": "LORA", "r": 10**6}, "parameters, more than 4 times the model's"),
+    "alpha": ({"peft_type": "LORA", "lora_alpha": 0}, "lora_alpha must be above 0, not 0"),
+    "its alpha": ({"peft_type": "LOHA", "alpha": -1}, "alpha must be above 0, not -1"),
+    "a rank": (
+        {"peft_type": "LORA", "rank_pattern": {"q_proj": "x"}},
+        "rank_pattern: q_proj must be a whole number above 0, not 'x'",
+    ),
+    "an alpha": (
+        {"peft_type": "LORA", "alpha_pattern": {"q_proj": 0}},
+        "alpha_pattern: q_proj must be a number above 0, not 0",
+    ),
+    "no modules": ({"peft_type": "LORA", "target_modules": []}, "target_modules must not be empty"),
     "blocks": ({"peft_type": "OFT", "oft_block_size": 0}, "peft rejects it: Either `r` or `oft_block_size` must be"),
     "a list": ([1], "is not a JSON object"),
     "no JSON": ("{", "can't be read as JSON: Expecting property name"),
@@ -364,6 +376,7 @@ def test_a_base_that_an_adapter_does_not_work_on_is_an_error_before_it_is_loaded
 # The stages
 
 
+@pytest.mark.slow
 def test_dry_run_counts_what_trains(perl: Perl, llama: Path, rows: dict[str, Path]) -> None:
     common = ("-m", llama, "-d", rows["demonstrations"], "-o", "run")
     for words, line in (
@@ -432,6 +445,7 @@ def test_dora_begins_at_the_base_and_its_magnitudes_train(perl: Perl, llama: Pat
     perl("merge", "on", "-o", "merged")
 
 
+@pytest.mark.slow
 def test_a_reward_of_another_kind_is_loaded_in_addition(
     perl: Perl, llama: Path, reward_run: Path, rows: dict[str, Path]
 ) -> None:
@@ -444,6 +458,7 @@ def test_a_reward_of_another_kind_is_loaded_in_addition(
     assert record.memory["base_copies"] == 2
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_the_adapter_that_it_began_with(perl: Perl, llama: Path, rows: dict[str, Path]) -> None:
     common = ("sft", "-m", llama, "-d", rows["demonstrations"], "-o", "run", "--peft", "adapter.json")
     written(FILES["MiSS"])

@@ -58,6 +58,7 @@ def test_rotary_positions_only_warn(llama: Path) -> None:
     assert told is not None and told.startswith("Warning: --max-length 1,000 is beyond the 512 tokens that ")
 
 
+@pytest.mark.slow
 def test_a_short_context_is_the_default(perl: Perl, gpt2: Path, llama: Path, rows: dict[str, Path]) -> None:
     assert context.proposed(locate(str(gpt2))) == {"max_length": 256}
     words = ("-d", rows["pairs"], "--max-steps", "1", "--lora-r", "2", "--learning-rate", "1e-2")

@@ -34,6 +34,7 @@ def stored(tmp_path_factory: pytest.TempPathFactory, llama: Path) -> dict[int, P
     return folders
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", [4, 8])
 def test_a_stored_base_is_recorded_as_what_it_is(
     perl: Perl, stored: dict[int, Path], rows: dict[str, Path], bits: int

@@ -1,5 +1,6 @@
 """Roles on one base: switched without a trace, attached, counted and checked."""
 
+import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -316,6 +317,18 @@ def test_adapter_bytes_are_of_that_adapter(policy: Any, reward: str) -> None:
     assert roles.adapter_bytes(policy, roles.REWARD) == own
 
 
+def test_an_adapter_whose_config_has_another_rank_is_refused(llama: Path, sft_run: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "adapter"
+    shutil.copytree(sft_run, folder)
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps({**config, "r": config["r"] + 1}))
+    problem = (
+        r"does not fit its base: base_model\S+ has the shape \[4, 64\], but its config and its base need \[5, 64\]"
+    )
+    with pytest.raises(PerlError, match=problem + r" \(\d+ in total\)$"):
+        roles.load_adapter(loading.load_causal(locate(str(llama)), ModelSettings()), str(folder), trainable=False)
+
+
 def test_an_adapter_of_other_modules_is_refused(llama: Path, sft_run: Path, reward_run: Path, tmp_path: Path) -> None:
     """peft would warn, and go on with fresh weights: the policy would be the base."""
     for run in (sft_run, reward_run):
@@ -324,7 +337,7 @@ def test_an_adapter_of_other_modules_is_refused(llama: Path, sft_run: Path, rewa
         renamed = {name.replace(".layers.1.", ".layers.7."): tensor for name, tensor in weights.items()}
         save_file(renamed, tmp_path / run.name / "adapter_model.safetensors")
     model = loading.load_causal(locate(str(llama)), ModelSettings())
-    with pytest.raises(PerlError, match="does not fit its base"):
+    with pytest.raises(PerlError, match=r"does not fit its base: it lacks base_model\S+ \(\d+ in total\)$"):
         roles.load_adapter(model, str(tmp_path / sft_run.name), trainable=False)
     policy = roles.load_adapter(loading.load_causal(locate(str(llama)), ModelSettings()), str(sft_run), trainable=True)
     with pytest.raises(PerlError, match="does not fit its base: it lacks"):

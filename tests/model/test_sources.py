@@ -13,7 +13,7 @@ from models import adapter_folder, in_hub_cache
 
 from perlcli import coffee
 from perlcli.errors import PerlError
-from perlcli.model import auto_classes, loading, roles, sources, weights
+from perlcli.model import auto_classes, loading, places, roles, sources, weights
 from perlcli.model.sources import Source, locate
 from perlcli.run import record as run_record
 from perlcli.settings import LoraSettings, ModelSettings
@@ -151,6 +151,17 @@ def test_the_embedded_base_is_known_in_another_environment_too(tmp_path: Path) -
         ({"base_model_name_or_path": "x" * 300}, "names is too long for a file name"),
         ({"target_modules": {"a": 1}}, "target_modules must be text or a list, not {'a': 1}"),
         ({"lora_dropout": [0]}, "lora_dropout must be a number, not [0]"),
+        ({"lora_dropout": 1}, "lora_dropout must be at least 0 and below 1, not 1"),
+        ({"lora_alpha": None}, "lora_alpha must be a number, not null"),
+        ({"lora_alpha": float("inf")}, "lora_alpha must be finite, not inf"),
+        ({"r": None}, "r must be a whole number or a mapping, not null"),
+        ({"r": 0}, "r must be above 0, not 0"),
+        ({"alpha_pattern": {"q_proj": "x"}}, "alpha_pattern must be a mapping, not {'q_proj': 'x'}"),
+        ({"modules_to_save": 5}, "modules_to_save must be a list, not 5"),
+        ({"layers_to_transform": "x"}, "layers_to_transform must be a whole number or a list, not 'x'"),
+        ({"peft_type": "NEW"}, "has peft_type 'NEW', which peft does not know"),
+        ({"peft_type": None}, "has peft_type null, which peft does not know"),
+        ({"base_model_name_or_path": "a\0b"}, "names must be text without NUL characters"),
         ({"target_modules": "(.*)*x"}, "the regular expression '(.*)*x' takes longer than 2 s to match module names"),
         ({"target_modules": "("}, "'(' is not a valid regular expression"),
         ({"rank_pattern": {"(": 1}}, "is not a valid regular expression"),
@@ -179,6 +190,7 @@ def test_architectures_that_are_not_names_are_ignored() -> None:
     assert auto_classes.architectures(SimpleNamespace(architectures="Llama")) == []
 
 
+@pytest.mark.slow
 def test_a_run_reads_each_record_and_each_weight_file_once(
     perl: Any, sft_run: Path, reward_run: Path, llama: Path, rows: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -208,3 +220,15 @@ def test_a_run_reads_each_record_and_each_weight_file_once(
         sft_run / weights.ADAPTER_WEIGHTS: 1,
         reward_run / weights.ADAPTER_WEIGHTS: 1,
     }
+
+
+def test_an_oft_adapter_with_a_block_size_has_no_rank(tmp_path: Path) -> None:
+    folder = adapter_folder(tmp_path / "adapter", str(coffee.BASE))
+    config = {"peft_type": "OFT", "r": 0, "oft_block_size": 4, "base_model_name_or_path": str(coffee.BASE)}
+    (folder / "adapter_config.json").write_text(json.dumps({**config, "target_modules": ["q_proj"]}))
+    assert locate(str(folder)).adapter == str(folder)
+
+
+def test_a_base_that_can_not_be_a_file_is_found_nowhere(tmp_path: Path) -> None:
+    folder = adapter_folder(tmp_path / "adapter", "a\0b")
+    assert places.find(str(folder)).base == ""

@@ -146,6 +146,7 @@ def models(llama: Path, sft_run: Path, reward_run: Path) -> dict[str, list[objec
     return {"sft": ["--model", llama], "reward": ["--model", llama], "rl": policy, "eval": policy}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "stage"), PARTS)
 def test_a_stage_resolves_with_local_rows_of_its_sources_shape(
     name: str, stage: str, perl: Perl, write: Write, models: dict[str, list[object]]
@@ -225,6 +226,7 @@ def test_null_in_a_config_unsets_what_a_recipe_has() -> None:
     assert values("reward", recipe="tldr", eval_data=None)["eval_data"] is None
 
 
+@pytest.mark.slow
 def test_nothing_of_the_embedded_default_mixes_in(recipe: Callable[[str], str], perl: Perl) -> None:
     said = perl("sft", "--recipe", recipe("sft: {lora_r: 2}"), "--data", "coffee", "--dry-run").stdout
     assert "LoRA r=2, alpha=4" in said
@@ -298,6 +300,7 @@ def test_a_stage_that_needs_another_first_says_which(perl: Perl, sft_run: Path, 
     assert said.startswith("Error: --model ./nowhere does not exist")
 
 
+@pytest.mark.slow
 def test_a_stage_finds_what_the_earlier_ones_left(perl: Perl, write: Write, sft_run: Path, reward_run: Path) -> None:
     Path("runs/tldr").mkdir(parents=True)
     Path("runs/tldr/sft").symlink_to(sft_run)
@@ -318,6 +321,7 @@ def test_a_reward_model_is_measured_without_the_recipes_reward(
     assert "only applies to policies\n" in perl(*words, "--reward", reward_run, code=2).stderr
 
 
+@pytest.mark.slow
 def test_settings_of_a_run_need_the_recipe_no_more(
     perl: Perl, recipe: Callable[[str], str], llama: Path, rows: dict[str, Path]
 ) -> None:

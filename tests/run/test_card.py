@@ -178,6 +178,7 @@ def scored(folder: Path) -> tuple[list[str], list[float]]:
     return [text for text, _ in pairs], [score for _, score in pairs]
 
 
+@pytest.mark.slow
 def test_the_code_loads_merged_models(perl: Perl, sft_run: Path, reward_run: Path, tmp_path: Path) -> None:
     perl("merge", reward_run, "--output", tmp_path / "judge")
     texts, scores = scored(reward_run)
@@ -190,6 +191,7 @@ def test_the_code_loads_merged_models(perl: Perl, sft_run: Path, reward_run: Pat
     assert front(text)["tags"] == ["perl", "trl", "sft"]
 
 
+@pytest.mark.slow
 def test_the_code_quantises_the_base_as_in_training(perl: Perl, llama: Path, rows: dict[str, Path]) -> None:
     words = ("--max-steps", "1", "--load-in-4bit", "--max-length", "128", "--learning-rate", "1e-2")
     perl("reward", "-m", llama, "-d", rows["pairs"], "-o", "judge", *words)
@@ -199,6 +201,7 @@ def test_the_code_quantises_the_base_as_in_training(perl: Perl, llama: Path, row
     assert "pass the same `quantization_config`, or its outputs shift" in Path("judge/README.md").read_text()
 
 
+@pytest.mark.slow
 def test_full_tuning_leaves_a_card_too(perl: Perl, llama: Path, rows: dict[str, Path], tmp_path: Path) -> None:
     words = ("--full", "--max-steps", "1", "--max-length", "128")
     perl("sft", "-m", llama, "-d", rows["demonstrations"], "-o", tmp_path / "full", *words)

@@ -49,6 +49,7 @@ def test_commands_that_only_read_run_anywhere(perl: Any, monkeypatch: pytest.Mon
     assert "No runs in" in perl("runs", tmp_path).stdout
 
 
+@pytest.mark.slow
 def test_a_single_launched_process_is_an_ordinary_one(
     perl: Any, llama: Path, rows: dict[str, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -67,6 +67,7 @@ def test_every_stage_ends_with_commands_that_work(perl: Perl, llama: Path, held_
     assert "perl eval --model runs/rl-merged --reward runs/reward" in merged
 
 
+@pytest.mark.slow
 def test_a_run_ends_with_its_commands(perl: Perl, llama: Path, held_out: Path) -> None:
     output = perl("sft", "-m", llama, "-d", held_out, "-o", "runs/sft", *SHORT[:2]).stdout
     assert [words[0] for words in commands(output)] == ["eval", "reward", "merge"]
@@ -121,6 +122,7 @@ def test_the_source_is_described_again() -> None:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("use", ["sft", "reward", "rl"])
 def test_converted_data_can_be_checked_and_used(use: str, perl: Perl, write: Any) -> None:
     rows = [{"prompt": f"{place}?", "chosen": f"{place}!", "rejected": "no"} for place in range(3)]

@@ -45,6 +45,7 @@ def test_on_a_cpu_training_includes_loading() -> None:
     assert peaks.of_training(before)["training_mb"] >= loaded
 
 
+@pytest.mark.slow
 def test_a_run_records_both(perl: Any, llama: Path, rows: dict[str, Path], calls: list[str]) -> None:
     words = ("--data", rows["pairs"], "--output", "run", "--max-steps", "1", "--max-length", "96", "--dtype", "float32")
     out = perl("reward", "--model", llama, *words).output
@@ -54,6 +55,7 @@ def test_a_run_records_both(perl: Any, llama: Path, rows: dict[str, Path], calls
     assert "peak memory 2.00 MB (loading 1.00 MB, training 2.00 MB)" in out
 
 
+@pytest.mark.slow
 def test_what_rl_samples_before_it_trains_is_not_loading(
     perl: Any, llama: Path, rows: dict[str, Path], calls: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -46,6 +46,7 @@ def test_a_stage_draws_a_panel_for_each_of_its_metrics(
     assert [len(axis.lines[0].get_xdata()) for axis in shown] == [steps] * len(panels(stage))
 
 
+@pytest.mark.slow
 def test_shares_are_told_in_per_cent_and_the_rest_as_they_are(tmp_path: Path, drawn: list[Any]) -> None:
     rows = [{"step": 1, **{metric.key: 0.5 for stage in DRAWN for metric in panels(stage)}}]
     for stage in DRAWN:

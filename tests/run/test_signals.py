@@ -42,6 +42,7 @@ def busy() -> None:
     hashlib.pbkdf2_hmac("sha256", b"", b"", 2_500_000)
 
 
+@pytest.mark.slow
 def test_a_signal_is_answered_while_the_main_thread_is_busy() -> None:
     answers: list[tuple[int, float]] = []
     took: list[float] = []
@@ -57,6 +58,7 @@ def test_a_signal_is_answered_while_the_main_thread_is_busy() -> None:
     assert signal.set_wakeup_fd(-1) == -1
 
 
+@pytest.mark.slow
 def test_a_process_that_stays_busy_after_the_second_signal_is_overdue(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(signals, "GRACE_SECONDS", 0.2)
     answers, late = list[int](), list[int]()

@@ -259,6 +259,7 @@ def run(
     return folder
 
 
+@pytest.mark.slow
 def test_record_describes_policy_and_value_model(run: Path) -> None:
     found = read_record(run)
     adapter = 2 * 4 * (4 * 64 + 2 * 64 + 2 * 32)
@@ -273,6 +274,7 @@ def test_record_describes_policy_and_value_model(run: Path) -> None:
     assert (first["kl"], found.settings["num_generations"]) == (0, 1)
 
 
+@pytest.mark.slow
 def test_every_step_logs_where_its_time_went(run: Path) -> None:
     for row in metrics(run):
         parts = {key: value for key, value in row.items() if key.startswith(TIME) and "/step" not in key}
@@ -322,6 +324,7 @@ def test_options_that_conflict_are_rejected(
     assert not Path("run").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [[], ["--set", "steps_per_generation=2"]])
 def test_one_step_is_enough_for_a_trial_run(
     words: list[str], perl: Perl, sft_run: Path, reward_run: Path, rows: dict[str, Path]

@@ -92,12 +92,14 @@ def fails_and_resumes(
     return ended
 
 
+@pytest.mark.slow
 def test_memory_that_runs_out_leaves_the_last_step(run: Perl, tmp_path: Path) -> None:
     place = (TokenMeanTrainer, "compute_loss", 3)
     ended = fails_and_resumes(run, "sft", tmp_path, place, ENDS["out of memory"], 2)
     assert "out of memory in a training step" in ended.stderr
 
 
+@pytest.mark.slow
 def test_a_step_within_a_generation_is_left_with_the_rest_of_it(run: Perl, tmp_path: Path) -> None:
     """With two iterations a generation serves four steps: the third is taken by what the first sampled."""
     place = (Trainer, "training_step", 6)
@@ -229,6 +231,7 @@ def test_a_run_resumes_with_another_split_of_its_batch(
             torch.testing.assert_close(other[name], value, atol=1e-3, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_generation_of_so_many_passes_keeps_its_split(run: Perl, tmp_path: Path, monkeypatch: Any) -> None:
     """With other passes it would be another number of rows that are sampled at a time."""
     failing(monkeypatch, Trainer, "training_step", 3, ValueError("a bad row"))

@@ -72,6 +72,7 @@ def test_splits_of_rl_keep_the_generations() -> None:
     assert auto_batch.splits(own, rl.trainer_args) == [(4, 2)]
 
 
+@pytest.mark.slow
 def test_the_batch_is_halved_until_a_trial_fits_and_the_run_keeps_it(perl: Perl, words: Any, fitting: Any) -> None:
     tried = fitting(3)
     said = perl(*words, "--auto-batch").stdout
@@ -88,6 +89,7 @@ def test_the_batch_is_halved_until_a_trial_fits_and_the_run_keeps_it(perl: Perl,
     assert tried == [8, 4, 2]
 
 
+@pytest.mark.slow
 def test_a_run_that_fits_in_no_split_ends_before_it_begins(perl: Perl, words: Any, fitting: Any) -> None:
     tried = fitting(0)
     said = perl(*words, "--auto-batch", code=1).stderr
@@ -95,6 +97,7 @@ def test_a_run_that_fits_in_no_split_ends_before_it_begins(perl: Perl, words: An
     assert tried == [8, 4, 2, 1] and not Path("run").exists()
 
 
+@pytest.mark.slow
 def test_what_is_predicted_not_to_fit_is_not_tried(
     perl: Perl, words: Any, fitting: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -167,6 +170,7 @@ def test_a_trial_leaves_nothing_behind(perl: Perl, words: Any, tmp_path: Path) -
 # --dry-run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("epochs", ["1", "2.5"])
 def test_a_dry_run_foretells_the_steps(epochs: str, perl: Perl, words: Any) -> None:
     words = [word for word in words if word not in ("--max-steps",)]

@@ -109,6 +109,7 @@ def decided(perl: Any, llama: Path, rows: dict[str, Path], *more: str) -> tuple[
     return found.trl_settings["gradient_checkpointing"], notes
 
 
+@pytest.mark.slow
 def test_a_cpu_keeps_activations_without_a_word(perl: Any, llama: Path, rows: dict[str, Path]) -> None:
     assert decided(perl, llama, rows) == (False, [])
     assert read_record(Path("run")).settings["gradient_checkpointing"] == "auto"
@@ -145,6 +146,7 @@ def test_what_cannot_be_predicted_is_computed_again(llama: Path, classifier: Pat
     assert is_on and why.startswith("memory can't be predicted (--optim lion_8bit: memory is only predicted for")
 
 
+@pytest.mark.slow
 def test_a_resumed_run_keeps_what_it_had(
     perl: Any, llama: Path, rows: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -155,6 +157,7 @@ def test_a_resumed_run_keeps_what_it_had(
     assert decided(perl, llama, rows, "--resume", "--max-steps", "2") == (True, [])
 
 
+@pytest.mark.slow
 def test_a_run_on_a_gpu_says_what_it_chose(
     gpu_of: Any, perl: Any, llama: Path, rows: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -171,6 +174,7 @@ def test_another_value_is_refused(perl: Any, value: str) -> None:
     assert "must be one of auto, true, false" in perl("sft", "--gradient-checkpointing", value, code=2).stderr
 
 
+@pytest.mark.slow
 def test_yaml_may_have_it_unquoted(perl: Any, tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_text("gradient_checkpointing: true\nmax_steps: 1\n")
     assert "Dry run" in perl("sft", "--config", tmp_path / "run.yaml", "--dry-run").output

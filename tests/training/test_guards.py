@@ -186,6 +186,7 @@ def copies(llama: Path) -> Iterator[Any]:
     yield load, lambda model: guards.base_copies(model) - before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_a_base_with_its_roles_is_one_copy(precision: str, copies: Any, reward_run: Path) -> None:
     load, count = copies
@@ -198,6 +199,7 @@ def test_a_base_with_its_roles_is_one_copy(precision: str, copies: Any, reward_r
     assert count(model) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_a_second_base_counts_in_any_precision(precision: str, copies: Any) -> None:
     load, count = copies
@@ -205,6 +207,7 @@ def test_a_second_base_counts_in_any_precision(precision: str, copies: Any) -> N
     assert count(model) == count(other) == 2
 
 
+@pytest.mark.slow
 def test_weights_outside_any_module_count(copies: Any) -> None:
     load, count = copies
     model = load()
@@ -213,6 +216,7 @@ def test_weights_outside_any_module_count(copies: Any) -> None:
     assert len(kept) == 8
 
 
+@pytest.mark.slow
 def test_gradients_and_optimiser_states_of_full_tuning_do_not_count(copies: Any, llama: Path) -> None:
     _, count = copies
     model = loading.load_causal(locate(str(llama)), ModelSettings()).requires_grad_(True)
@@ -240,6 +244,7 @@ def test_roles_are_reported_in_megabytes(copies: Any, reward_run: Path) -> None:
     assert parts == {name: round(size / 1e6, 3) for name, size in wanted.items()}
 
 
+@pytest.mark.slow
 def test_four_rewards_cost_three_adapters_more_than_one(copies: Any, reward_run: Path) -> None:
     model = copies[0]()
     before = roles.bytes_of(model.parameters())
@@ -288,6 +293,7 @@ def skip(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     return first
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["sft", "reward"])
 def test_skipped_steps_are_counted_and_a_run_of_nothing_else_fails(
     stage: str, skip: Any, perl: Any, llama: Path, rows: dict[str, Path]

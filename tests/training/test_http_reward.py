@@ -1,6 +1,7 @@
 """Rewards from a server: real HTTP on loopback, with all that can go wrong."""
 
 import json
+import math
 import socket
 import threading
 import time
@@ -18,6 +19,7 @@ from perlcli.training.http_reward import HttpReward, connect
 
 Answer = tuple[int, Any]  # status and body
 Perl = Callable[..., Any]
+MOVED = 301
 
 
 class Server:
@@ -39,6 +41,8 @@ class Server:
                 data = body if isinstance(body, bytes) else json.dumps(body).encode()
                 self.send_response(status)
                 self.send_header("Content-Length", str(len(data)))
+                if status == MOVED:
+                    self.send_header("Location", "/new")
                 self.end_headers()
                 self.wfile.write(data)
 
@@ -93,12 +97,21 @@ def test_a_busy_server_is_asked_again(server: Server) -> None:
         ((200, [True]), "must answer with a list of numbers, not .*True"),
         ((200, {"scores": [1.0]}), "must answer with a list of numbers"),
         ((200, [1.0, 2.0]), "answered with 2 rewards for 1 completions"),
+        ((200, b"[" * 100_000), "answered with something that isn.t JSON"),
     ],
 )
 def test_a_wrong_answer_is_an_error(server: Server, answer: Answer, problem: str) -> None:
     server.answers = [lambda _: answer]
     with pytest.raises(PerlError, match=f"^The reward server {server.url} {problem}"):
         connect(server.url, {"retries": 1})(prompts=["a"], completions=["b"])
+
+
+def test_a_server_that_redirects_is_an_error(server: Server) -> None:
+    """A client that follows would ask again without the completions."""
+    server.answers = [lambda _: (MOVED, b"")]
+    new = server.url.replace("/score", "/new")
+    with pytest.raises(PerlError, match=f"redirects to {new}\nHint: --reward {new}"):
+        connect(server.url, {})(prompts=["a"], completions=["b"])
 
 
 def test_a_slow_server_is_an_error(server: Server) -> None:
@@ -143,7 +156,8 @@ def test_a_bad_address_is_refused(url: str, problem: str) -> None:
     ("given", "problem"),
     [
         ({"speed": 1}, "speed: a server takes timeout, retries, batch_size, token_env"),
-        ({"timeout": 0}, "timeout must be a number of seconds above 0, not 0"),
+        ({"timeout": 0}, "timeout must be a number of seconds above 0 and at most 86,400, not 0"),
+        ({"timeout": math.inf}, "timeout must be a number of seconds above 0 and at most 86,400, not inf"),
         ({"retries": -1}, "retries must be a number from 0, not -1"),
         ({"batch_size": 2.5}, "batch_size must be a number above 0, not 2.5"),
         ({"token_env": 3}, "token_env must be the name of an environment variable, not 3"),
@@ -163,6 +177,7 @@ def test_a_token_comes_from_the_environment(server: Server, monkeypatch: pytest.
     assert "abc123" not in repr(reward)
 
 
+@pytest.mark.slow
 def test_rl_and_eval_ask_a_server(server: Server, perl: Perl, llama: Path, rows: dict[str, Path]) -> None:
     server.answers = [lambda asked: (200, [sum(map(ord, str(each))) % 101 for each in asked["completions"]])]
     few = "--max-steps 2 --per-device-train-batch-size 4 --gradient-accumulation-steps 1 --num-generations 2"

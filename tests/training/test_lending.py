@@ -101,6 +101,7 @@ def test_configs_inside_of_a_config_are_put_back() -> None:
     assert "use_cache" not in vars(model.config.vision_config)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [("--lora-r", "4"), ("--full",)])
 def test_mixture_of_experts_trains_and_writes_samples(
     how: tuple[str, ...], perl: Any, moe: Path, rows: dict[str, Path], tmp_path: Path

@@ -108,6 +108,7 @@ def test_memory_that_runs_out_is_not_a_fault_of_the_layer() -> None:
         logits.check(trainer, Notes())  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["llama4_text", "phimoe"])
 def test_such_models_train(kind: str, perl: Callable[..., Any], rows: dict[str, Path], tmp_path: Path) -> None:
     tokenizer = tokenizer_of(tmp_path / kind, chat=True)

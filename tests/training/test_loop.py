@@ -145,6 +145,7 @@ def test_model_without_a_gradient_is_reported() -> None:
 # Ctrl-C
 
 
+@pytest.mark.slow
 def test_interrupted_run_is_saved_says_how_to_resume_and_resumes_exactly(
     sft: Perl, perl: Perl, after_pass: Any, tmp_path: Path
 ) -> None:
@@ -166,6 +167,7 @@ def test_interrupted_run_is_saved_says_how_to_resume_and_resumes_exactly(
     assert (found["tokens"], found["metrics"]) == (whole["tokens"], whole["metrics"])
 
 
+@pytest.mark.slow
 def test_an_interrupt_says_how_long_the_step_takes(sft: Perl, after_pass: Any, tmp_path: Path) -> None:
     after_pass(SFTTrainer, 1, send(signal.SIGINT))
     assert "Interrupted: finishing the first step, then saving; interrupt again" in sft(tmp_path / "a", code=130).stdout
@@ -178,8 +180,9 @@ BUSY = """
 import hashlib
 
 def reward(completions, **columns):
-    hashlib.pbkdf2_hmac("sha256", b"", b"", 60_000_000)  # one call of many seconds
-    return [1.0] * len(completions)
+    if len(completions) == 4:  # not in the probe before the first step, which has 16
+        hashlib.pbkdf2_hmac("sha256", b"", b"", 60_000_000)  # one call of many seconds
+    return [float(len(str(text))) for text in completions]
 """
 
 
@@ -210,6 +213,7 @@ def test_ctrl_c_is_answered_within_a_second_while_a_step_computes(signals_sent: 
     assert record(Path("run"))["status"] == "interrupted"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("minutes", "kept"), [("10", [4]), ("1", [2, 4]), ("0", [4])])
 def test_checkpoints_are_saved_by_time(
     minutes: str, kept: list[int], sft: Perl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -230,6 +234,7 @@ def test_checkpoints_are_saved_by_time(
     assert found == kept
 
 
+@pytest.mark.slow
 def test_a_checkpoint_by_time_resumes_exactly(sft: Perl, after_pass: Any, tmp_path: Path) -> None:
     def fail(model: Any, loss: torch.Tensor) -> torch.Tensor:
         raise ValueError("a bad row")
@@ -259,6 +264,7 @@ def test_second_interrupt_stops_immediately_and_saves(sft: Perl, after_pass: Any
     assert_equal_weights(tmp_path / "run", tmp_path / "run" / "checkpoints" / "checkpoint-2")
 
 
+@pytest.mark.slow
 def test_signal_handlers_are_restored_after_a_run(sft: Perl, tmp_path: Path) -> None:
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     sft(tmp_path / "run", "--max-steps", "1")
@@ -293,6 +299,7 @@ def test_a_run_killed_after_its_last_step_takes_no_further_step(rl: Perl, perl: 
     assert differences(tmp_path / "unbroken", tmp_path / "run") == []
 
 
+@pytest.mark.slow
 def test_interrupt_inside_a_reward_function_waits_for_the_end_of_the_step(
     rl: Perl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -311,6 +318,7 @@ def test_interrupt_inside_a_reward_function_waits_for_the_end_of_the_step(
     assert (record(tmp_path / "run")["status"], record(tmp_path / "run")["steps"]) == ("interrupted", 1)
 
 
+@pytest.mark.slow
 def test_reward_function_that_fails_during_training_leaves_the_last_good_adapter(
     rl: Perl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -331,6 +339,7 @@ def test_reward_function_that_fails_during_training_leaves_the_last_good_adapter
 # Resuming
 
 
+@pytest.mark.slow
 def test_resumed_run_drops_the_metrics_after_its_checkpoint(sft: Perl, after_pass: Any, tmp_path: Path) -> None:
     sft(tmp_path / "whole")
     after_pass(SFTTrainer, 4, spoil_gradient)
@@ -366,6 +375,7 @@ def test_resuming_a_finished_run_needs_more_steps(sft: Perl, tmp_path: Path) -> 
     assert_equal_weights(tmp_path / "run", tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_an_incomplete_checkpoint_is_skipped(perl: Perl, llama: Path, rows: dict[str, Path]) -> None:
     words = ("sft", "-m", llama, "-d", rows["demonstrations"], "-o", "run", *SHORT, "--save-steps", "1")
     perl(*words)
@@ -397,6 +407,7 @@ def test_a_run_resumes_from_the_named_checkpoint(sft: Perl, after_pass: Any, tmp
     assert steps(tmp_path / "run") == [1, 2, 3, 4]
 
 
+@pytest.mark.slow
 def test_save_total_limit_is_kept(sft: Perl, tmp_path: Path) -> None:
     sft(tmp_path / "run", "--save-steps", "1", "--save-total-limit", "1", "--max-steps", "3")
     assert [path.name for path in (tmp_path / "run" / "checkpoints").glob("checkpoint-*")] == ["checkpoint-3"]
@@ -419,6 +430,7 @@ def test_a_named_checkpoint_must_be_one_of_the_run(
     assert told in " ".join(sft(tmp_path / "run", "--resume", tmp_path / name, code=2).stderr.split())
 
 
+@pytest.mark.slow
 def test_a_run_with_other_data_is_not_resumed(
     sft: Perl, after_pass: Any, tmp_path: Path, rows: dict[str, Path]
 ) -> None:
@@ -431,6 +443,7 @@ def test_a_run_with_other_data_is_not_resumed(
     assert record(tmp_path / "run") == known  # nothing was touched
 
 
+@pytest.mark.slow
 def test_a_run_on_another_base_is_not_resumed(sft: Perl, after_pass: Any, tmp_path: Path) -> None:
     stopped_at(sft, after_pass, tmp_path / "run", 2)
     known = record(tmp_path / "run")

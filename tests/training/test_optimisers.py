@@ -115,6 +115,7 @@ def test_a_run_with_8_bit_states_resumes_exactly(
     assert read_record(Path("halved")).trl_settings["optim"] == "adamw_8bit"
 
 
+@pytest.mark.slow
 def test_another_optimiser_is_another_run(perl: Any, llama: Path, rows: dict[str, Path]) -> None:
     words = ("sft", "--model", llama, "--data", rows["demonstrations"], *STEPS, "--output", "run")
     perl(*words, "--max-steps", "1")

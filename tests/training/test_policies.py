@@ -178,6 +178,7 @@ def test_anchor_that_is_not_the_start_stops_the_run_before_its_first_step(
     assert (record.status, record.steps) == ("failed", 0)
 
 
+@pytest.mark.slow
 def test_anchor_that_trl_takes_wrongly_stops_the_run(rl: Any, sft_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     original = rloo_trainer.use_adapter
     # as if TRL took the bare base for the anchor
@@ -187,6 +188,7 @@ def test_anchor_that_trl_takes_wrongly_stops_the_run(rl: Any, sft_run: Path, mon
     assert read_record(Path("run")).status == "failed"
 
 
+@pytest.mark.slow
 def test_full_anchor_goes_to_the_policys_device(rl: Any, llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """TRL's own choice would spread it over all visible GPUs."""
     original, places = rloo_trainer.create_model_from_path, []

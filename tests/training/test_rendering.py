@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 from perlcli import settings
 from perlcli.data import Prompt
 from perlcli.errors import PerlError
-from perlcli.model import sources
+from perlcli.model import sources, tokenizers
 from perlcli.run.record import read_record
 from perlcli.training import rendering
 from perlcli.training.prepare import prepare
@@ -49,6 +49,7 @@ def quiet_run(tmp_path_factory: pytest.TempPathFactory, perl: Any, llama: Path, 
     return folder
 
 
+@pytest.mark.slow
 def test_what_starts_from_a_run_renders_as_it_did(quiet_run: Path, sft_run: Path) -> None:
     style = prepare(options(quiet_run)).renderer.style
     assert (style.chat, style.options) == (False, {"enable_thinking": False})
@@ -61,6 +62,7 @@ def test_what_starts_from_a_run_renders_as_it_did(quiet_run: Path, sft_run: Path
     }
 
 
+@pytest.mark.slow
 def test_other_options_than_a_run_was_trained_with_are_an_error(quiet_run: Path, sft_run: Path) -> None:
     with pytest.raises(PerlError, match=f"--chat: {quiet_run} was trained with --no-chat"):
         prepare(options(quiet_run, chat=True))
@@ -92,6 +94,7 @@ def test_a_run_of_an_earlier_version_needs_the_choice_for_text_rows(sft_run: Pat
         assert prepare(options(old, chat=chat)).renderer.prompt_ids("a")
 
 
+@pytest.mark.slow
 def test_a_reward_of_an_earlier_version_needs_it_too(
     llama: Path, reward_run: Path, perl: Any, write: Any, tmp_path: Path
 ) -> None:
@@ -112,6 +115,7 @@ def test_a_run_of_an_earlier_version_can_not_be_resumed(
     assert "the rendering of rows was" in perl("sft", *words, "-o", other, code=2).stderr
 
 
+@pytest.mark.slow
 def test_one_date_is_kept_from_stage_to_stage(
     llama: Path, tmp_path: Path, perl: Any, write: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -135,6 +139,7 @@ def test_one_date_is_kept_from_stage_to_stage(
     )
 
 
+@pytest.mark.slow
 def test_a_template_from_a_file_is_saved_with_the_adapter(
     llama: Path, tmp_path: Path, perl: Any, write: Any, sft_run: Path
 ) -> None:
@@ -160,8 +165,36 @@ def test_a_file_that_is_no_template_is_an_error(content: str | None, problem: st
 
 
 @pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        ("{% for i in range(90000) %}{% for j in range(90000) %}{% endfor %}{% endfor %}", "takes longer than 0.2 s"),
+        ("{{ 'x' * 2000000 }}", "makes 2,000,000 characters of a message with one"),
+    ],
+)
+def test_a_template_without_an_end_is_an_error(
+    content: str, problem: str, llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tokenizers, "SECONDS", 0.2)
+    (tmp_path / "a.jinja").write_text(content)
+    with pytest.raises(PerlError, match=rf"--chat-template .*a\.jinja {problem}"):
+        prepare(options(llama, chat_template=str(tmp_path / "a.jinja")))
+
+
+def test_a_template_that_writes_half_of_a_surrogate_pair_is_an_error(llama: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.jinja").write_text(r"{{ '\ud800' }}{% for m in messages %}{{ m.content }}{% endfor %}")
+    render = prepare(options(llama, chat_template=str(tmp_path / "a.jinja"))).renderer
+    with pytest.raises(PerlError, match=r"The chat template can't render .* surrogates not allowed"):
+        render.prompt_ids([{"role": "user", "content": "a"}])
+
+
+@pytest.mark.parametrize(
     ("text", "problem"),
-    [("[1]", "must be a mapping"), ("{tokenize: false}", "can't set tokenize"), ("{", "is not valid YAML")],
+    [
+        ("{self: 1}", "can't set self"),
+        ("[1]", "must be a mapping"),
+        ("{tokenize: false}", "can't set tokenize"),
+        ("{", "is not valid YAML"),
+    ],
 )
 def test_variables_that_are_none_are_an_error(text: str, problem: str, llama: Path) -> None:
     with pytest.raises(PerlError, match=f"--chat-template-kwargs {problem}"):
@@ -174,6 +207,7 @@ def test_chat_without_a_template_is_an_error(gpt2: Path) -> None:
     assert not prepare(options(gpt2)).renderer.style.chat
 
 
+@pytest.mark.slow
 def test_a_variable_that_the_template_does_not_read_is_named(llama: Path, rows: dict[str, Path], perl: Any) -> None:
     words = ("sft", "-m", llama, "-d", rows["demonstrations"], "--dry-run", "--chat-template-kwargs")
     told = perl(*words, "{enable_thinking: false}").stdout
@@ -182,6 +216,7 @@ def test_a_variable_that_the_template_does_not_read_is_named(llama: Path, rows: 
     assert "does not read add_generation_promt\nHint: Did you mean add_generation_prompt?" in told
 
 
+@pytest.mark.slow
 def test_variables_in_a_config_file_may_be_nested(
     llama: Path, tmp_path: Path, perl: Any, rows: dict[str, Path]
 ) -> None:

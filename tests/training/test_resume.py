@@ -118,6 +118,7 @@ def assert_resumes_exactly(case: str, steps: Iterable[int], perl: Perl, words: A
         shutil.rmtree("run")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", QUICK)
 def test_a_resumed_run_ends_like_an_uninterrupted_one(case: str, perl: Perl, words: Any, tmp_path: Path) -> None:
     assert_resumes_exactly(case, [QUICK[case]], perl, words, tmp_path)
@@ -202,6 +203,7 @@ def test_other_weights_below_the_home_are_noticed(
     assert "had different inputs: the adapter ~/policy was " in " ".join(perl(*line, code=2).stderr.split())
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_another_run_is_rejected(perl: Perl, words: Any, tmp_path: Path) -> None:
     line = words("sft")
     perl(*line, "--max-steps", 2, "--output", "old")
@@ -345,6 +347,7 @@ def test_a_checkpoint_can_be_named_without_its_folder(perl: Perl, words: Any, tm
     assert "Resuming from step 1 (checkpoint-1)." in perl(*line, "checkpoint-1").stdout
 
 
+@pytest.mark.slow
 def test_a_run_of_another_command_is_not_resumed(perl: Perl, words: Any, tmp_path: Path) -> None:
     stopped(perl, words, "sft", tmp_path / "run")
     told = perl(*words("reward pairs"), "--output", tmp_path / "run", "--resume", code=2).stderr

@@ -2,12 +2,14 @@
 
 import asyncio
 import functools
+import itertools
 import json
 import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import ANY
 
 import pytest
 from transformers import TrainerState
@@ -146,8 +148,8 @@ def test_function_is_called_as_trl_calls_it(render: Renderer) -> None:
         "order": ["x", "y", "z"],
         "n": [1, 2, None],
         "trainer_state": calling.trainer_state,
-        "log_extra": calling.log_extra,
-        "log_metric": calling.log_metric,
+        "log_extra": ANY,
+        "log_metric": ANY,
     }
     assert given["trainer_state"].global_step == 3
 
@@ -242,11 +244,57 @@ def test_functions_see_copies(render: Renderer) -> None:
         (lambda **_: ["good", "bad"], "returned something that is not a number: ValueError: could not convert"),
         (lambda **_: [{"score": 1.0}] * 2, "returned something that is not a number: TypeError"),
         (lambda **columns: columns["missing"], "failed: KeyError: 'missing'"),
+        (lambda **_: itertools.repeat(1.0), "returned more than 2 rewards for 2 completions"),
+        (lambda **_: (1 / each for each in range(2)), "failed: ZeroDivisionError: division by zero"),
+        (lambda **_: b"ab", "returned b'ab', not a list"),
+        (lambda **_: [Odd()] * 2, "returned something that is not a number: KeyError: 'no number'"),
+        (lambda **_: Odd(), "returned a Odd, not a list"),
+        (lambda **_: leave(GeneratorExit()), "failed: GeneratorExit"),
+        (lambda **_: leave(type("Own", (BaseException,), {})("gone")), "failed: Own: gone"),
+        (lambda **_: leave(OddError()), "failed: OddError"),
     ],
 )
 def test_function_that_gives_no_rewards_is_an_error(gives: Callable[..., Any], problem: str, render: Renderer) -> None:
     with pytest.raises(PerlError, match=f"^The reward function m:f {problem}"):
         called(gives, render)
+
+
+class Odd:
+    def __float__(self) -> float:
+        raise KeyError("no number")
+
+    def __repr__(self) -> str:
+        raise ValueError("no text")
+
+
+class OddError(Exception):
+    def __str__(self) -> str:
+        raise ValueError("no text")
+
+
+def leave(error: BaseException) -> Any:
+    raise error
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("a.py", "must be file.py:function or module:function\nHint: --reward a.py:NAME"),
+        ("a.py:", "must be file.py:function or module:function"),
+        (":f", "must be file.py:function or module:function"),
+        ("a.py:f:g", "must be file.py:function or module:function"),
+        ("module:", "must be file.py:function or module:function"),
+        ("ftp://a/score", "must begin with http:// or https://"),
+    ],
+)
+def test_half_a_name_is_an_error(name: str, problem: str) -> None:
+    with pytest.raises(PerlError, match=f"^--reward {name} {problem}"):
+        reward_names.check_given([name])
+
+
+@pytest.mark.parametrize("name", ["run", "org/model", "./run", "/no/such:folder", "m:f", "a/b.py:f", "https://a/b"])
+def test_names_of_models_functions_and_servers_are_accepted(name: str) -> None:
+    reward_names.check_given([name])
 
 
 def test_a_reward_without_an_opinion_is_left_out_of_the_sum(render: Renderer) -> None:
@@ -266,6 +314,7 @@ def test_columns_of_some_rows_are_columns_of_all() -> None:
     ]
 
 
+@pytest.mark.slow
 def test_a_run_passes_all_of_it(perl: Perl, llama: Path, module: Callable[[str], str]) -> None:
     """Columns that few rows have, the state, metrics and extra columns, keyword arguments from a file."""
     name = module(

@@ -64,6 +64,7 @@ def evaluation(of: Path, metrics: dict[str, Any], name: str = "eval-judge", over
     (of.parent / name / "record.json").write_text(json.dumps(record))
 
 
+@pytest.mark.slow
 def test_a_good_reward_is_quoted(dry: Any, reward_with: Any) -> None:
     folder = reward_with(GOOD)
     shown = dry(folder, "--strict").stdout
@@ -71,6 +72,7 @@ def test_a_good_reward_is_quoted(dry: Any, reward_with: Any) -> None:
     assert "Warning" not in shown
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("metrics", "said"),
     [(BAD, "Better than chance: no. Accuracy 48 %"), ({}, "It was never measured on held-out rows.")],
@@ -95,6 +97,7 @@ def test_an_evaluation_next_to_the_reward_counts_if_it_has_more_rows(dry: Any, r
     assert "Better than chance: no." in dry(folder).stdout
 
 
+@pytest.mark.slow
 def test_an_evaluation_on_training_prompts_or_of_other_weights_does_not_count(dry: Any, reward_with: Any) -> None:
     folder = reward_with({})
     evaluation(folder, GOOD, overlap=300)
@@ -108,6 +111,7 @@ def test_an_evaluation_on_training_prompts_or_of_other_weights_does_not_count(dr
     assert "never measured" in dry(folder).stdout
 
 
+@pytest.mark.slow
 def test_a_merged_reward_has_the_verdict_of_its_adapter(dry: Any, perl: Perl, reward_with: Any) -> None:
     folder = reward_with(GOOD)
     perl("merge", folder, "-o", "runs/merged")

@@ -71,7 +71,7 @@ def test_module_that_fails_is_an_error(prepared: Prepared, module: Callable[[str
 
 def test_error_for_a_missing_function_suggests_the_nearest(prepared: Prepared, module: Callable[[str], str]) -> None:
     name = module("def reward(completions): ...\nreword = 3")
-    with pytest.raises(PerlError, match=f"{name} has no function reword\nHint: Did you mean reward\\?"):
+    with pytest.raises(PerlError, match=f"{name} has reword = 3\nHint: Did you mean reward\\?"):
         find(f"{name}:reword", prepared)
 
 
@@ -376,6 +376,7 @@ def test_weights_that_do_not_fit_are_refused(
     assert told in perl(*common, *given, code=2).stderr
 
 
+@pytest.mark.slow
 def test_run_with_two_rewards_reports_each(
     perl: Any, sft_run: Path, reward_run: Path, thumbs_run: Path, rows: dict[str, Path]
 ) -> None:

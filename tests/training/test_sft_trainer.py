@@ -17,6 +17,7 @@ PACKED = DataCollatorForLanguageModeling(pad_token_id=0, padding_free=True)
 PADDED = DataCollatorForLanguageModeling(pad_token_id=0)
 
 
+@pytest.mark.slow
 def test_the_held_out_loss_is_the_mean_over_tokens_whatever_the_batch(
     perl: Any, llama: Path, tmp_path: Path, write: Any
 ) -> None:

@@ -91,6 +91,8 @@ def _in_words(error: Exception) -> str:
         return f"{os.strerror(code or 0)}: the run could not be saved\nHint: {hint}"
     if code == errno.EROFS:
         return f"{reason(error)}\nHint: choose a folder that you can write to"
+    if isinstance(error, OSError) and error.strerror and error.filename:  # of a path: a folder in place of a file, …
+        return f"{reason(error)}\nHint: check this path; --debug shows what it was used for"
     return f"{reason(error)}\nHint: --debug shows the traceback; please report it if the fault is in perlcli"
 
 

@@ -104,7 +104,9 @@ class Chat:
             if not self.is_text:
                 return list(apply(given, tokenize=True, return_dict=True, **options, **flags)["input_ids"])
             jinja = self._dated(self.source(options) if source is None else source)
-            return str(apply(given, tokenize=False, chat_template=jinja, **options, **flags))
+            text = str(apply(given, tokenize=False, chat_template=jinja, **options, **flags))
+            text.encode()  # half of a surrogate pair is an error that tokenizers don't explain
+            return text
 
         try:
             rendered = render(messages)

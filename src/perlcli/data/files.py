@@ -350,4 +350,4 @@ def _lone_surrogate(value: object) -> str:
 
 def why_undecoded(error: ValueError | RecursionError) -> str:
     """Why a decoder gave up on JSON that is valid: it is nested too deeply, or has a number of thousands of digits."""
-    return TOO_DEEP if isinstance(error, RecursionError) else str(error)
+    return TOO_DEEP if isinstance(error, RecursionError) else "a number of thousands of digits"

@@ -86,6 +86,7 @@ FIELDS = {
 }
 IGNORED = {"base_model_name_or_path", "revision", "auto_mapping", "peft_version", "inference_mode", "runtime_config"}
 SIZES = ("r", "lora_alpha", "alpha", "oft_block_size")
+LARGEST = 4  # times the parameters of the model: a larger adapter is a typing error that would fill the memory
 HINT = "docs/adapters.md lists the types and fields that --peft accepts"
 
 
@@ -198,12 +199,19 @@ def try_on(lora: LoraSettings, model: nn.Module, task: str) -> int:
     fault = patterns_fault(config, lambda: model)
     if fault is not None:
         raise PerlError(f"{where}: {fault}")
+    total = sum(parameter.numel() for parameter in model.parameters())
     try:
         with torch.device("meta"):
             adapted = get_peft_model(model, config)
     except Exception as error:  # peft checks few of its values; computing with the others raises errors of any type
         raise PerlError(f"{where}: peft can't put it on this model: {line(error)}") from error
-    return sum(parameter.numel() for parameter in adapted.parameters() if parameter.requires_grad)
+    trained = sum(parameter.numel() for parameter in adapted.parameters() if parameter.requires_grad)
+    if trained > LARGEST * total:
+        problem = (
+            f"{where}: the adapter would have {trained:,} parameters, more than {LARGEST} times the model's {total:,}"
+        )
+        raise PerlError(problem, "use a lower rank")
+    return trained
 
 
 # Files
@@ -268,7 +276,21 @@ def _faults(values: Mapping[str, object], config_class: Any, task: str) -> Itera
         elif not fits(value, types[name]):
             yield f"{name} must be {describe(types[name])}, not {shorten(value)}"
         else:
+            yield from _size(name, value, fields[name].default)
             yield from _dropout(name, value)
+
+
+def _size(name: str, value: Any, default: object) -> Iterator[str]:
+    """Sizes that peft takes, but with which an adapter adds nothing, and those at which it fails later."""
+    if name in ("r", "lora_alpha", "alpha") and default and value is not None and value <= 0:  # OFT's r may be 0
+        yield f"{name} must be above 0, not {value}"
+    elif name in ("rank_pattern", "alpha_pattern"):
+        kind = int if name == "rank_pattern" else float
+        for each, size in value.items():
+            if not fits(size, kind) or float(size) <= 0:
+                yield f"{name}: {each} must be {describe(kind)} above 0, not {shorten(size)}"
+    elif name == "target_modules" and value is not None and not value:
+        yield "target_modules must not be empty; without it, the attention projections get the adapter"
 
 
 def _is_set(value: object, field: dataclasses.Field[Any]) -> bool:

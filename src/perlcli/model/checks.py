@@ -49,7 +49,7 @@ def check(
 
 
 def _check_dropouts(source: Source) -> None:
-    """Raises PerlError for a dropout in the config that is no probability: training would stop at the first step."""
+    """Raises PerlError for a dropout in the config that is not a probability: training would stop at the first step."""
     for name, value in source.config.get_text_config().to_dict().items():
         is_dropout = any(name.endswith(end) for end in ("dropout", "pdrop", "dropout_prob"))
         if is_dropout and isinstance(value, int | float) and not 0 <= value < 1:

@@ -235,5 +235,8 @@ def saved_labels(source: Source) -> int | None:
     have no head that is known. Raises PerlError if they can't be read."""
     for name in weights.names(source.place):
         if name.removeprefix(OF_ADAPTER) in (*WEIGHTS, *LAST_WEIGHTS):
-            return len(weights.tensor(source.place, name))
+            head = weights.tensor(source.place, name)
+            if not head.dim() or not len(head):
+                raise PerlError(f"{source.name}: {name} must have a row for each label, not the shape {[*head.shape]}")
+            return len(head)
     return None

@@ -12,6 +12,7 @@ from perlcli import coffee
 from perlcli.errors import PerlError, line
 from perlcli.model import weights
 from perlcli.model.weights import ADAPTER_CONFIG
+from perlcli.settings import place_fault
 
 CONFIG = "config.json"
 FOLDER = "name the folder of a model, of an adapter or of a run"
@@ -31,7 +32,7 @@ class Place:
         if not self.is_adapter:
             return self.where
         named = self._config().get("base_model_name_or_path")
-        return here(named) if isinstance(named, str) else ""
+        return here(named) if isinstance(named, str) and not place_fault(named) else ""
 
     @property
     def is_classifier(self) -> bool:

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel, get_peft_model
+from peft import PeftModel, get_peft_model, get_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -21,6 +21,7 @@ from perlcli import device
 from perlcli.errors import PerlError, line
 from perlcli.model import adapters
 from perlcli.model.sources import check_adapter_weights
+from perlcli.model.target_modules import HEADS
 from perlcli.model.weights import ADAPTER_WEIGHTS, file_of
 from perlcli.redaction import hidden
 from perlcli.run.files import CARD
@@ -29,6 +30,8 @@ from perlcli.settings import LoraSettings
 Model = PreTrainedModel | PeftModel
 POLICY, ANCHOR, REWARD, VALUE = "default", "ref", "reward", "value"  # the first two are the names that TRL uses
 OF_PEFT, IN_CAUSAL = "base_model.model.", "model.layers."
+MISSING = "Found missing adapter keys"  # how peft's warning of them begins
+WRONG_SHAPE = re.compile(r"size mismatch for (\S+): .*?torch\.Size\(\[([\d, ]*)\]\).*?torch\.Size\(\[([\d, ]*)\]\)")
 OF_ADAPTERS = re.compile(rf"(^|\.)(({'|'.join(map(re.escape, adapters.PREFIXES))})\w*|modules_to_save)(\.|$)")
 
 
@@ -91,9 +94,10 @@ def _as_input(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch
 def load_adapter(model: PreTrainedModel, folder: str, *, trainable: bool) -> PeftModel:
     """The model with a saved adapter. Raises PerlError if the adapter doesn't fit the model."""
     with _fitting(folder), warnings.catch_warnings():
-        warnings.filterwarnings("error", message="Found missing adapter keys", category=UserWarning)
+        warnings.filterwarnings("error", message=MISSING, category=UserWarning)
         renamed = names_in_complete(model, folder)
         adapted = PeftModel.from_pretrained(model, folder, is_trainable=trainable, key_mapping=renamed)
+    _check_weights(adapted, POLICY, folder)
     adapted.peft_config[POLICY].base_model_name_or_path = model.name_or_path  # where it is now, not where it was
     return as_float32(adapted, head=trainable)
 
@@ -109,9 +113,44 @@ def add_adapter(model: PeftModel, folder: str, name: str) -> None:
     missing = [key for key in result.missing_keys if not is_base(key)]  # peft would leave these as initialised
     if missing:
         raise PerlError(f"The adapter {folder} does not fit its base: it lacks {missing[0]} ({len(missing)} in total)")
+    _check_weights(model, name, folder)
     model.train(was_training)
     model.set_adapter(POLICY)
     as_float32(model)
+
+
+def _check_weights(model: PeftModel, adapter: str, folder: str) -> None:
+    """Raises PerlError if an adapter in a folder has weights that are not finite, or for which the model has no place,
+    which peft leaves out in silence."""
+    file = file_of(folder, ADAPTER_WEIGHTS)
+    dtypes = dtypes_in(file) if file is not None else {}
+    stray = sorted(left_out(model, adapter, set(dtypes)))
+    if stray:
+        problem = f"has no place for {stray[0]} ({len(stray)} in total)"
+        raise PerlError(f"The adapter {folder} does not fit its base, which {problem}")
+    for name, dtype in dtypes.items():
+        if "F" not in dtype:  # F32, BF16, …; torch would copy integers and the like in silence
+            raise PerlError(f"The adapter {folder}: {name} must have floating-point numbers, not {dtype}")
+    for name, parameter in model.named_parameters():
+        if is_of(adapter, name) and not bool(torch.isfinite(parameter).all()):
+            raise PerlError(f"The adapter {folder} has weights that are NaN or infinite: {name}", "train it again")
+
+
+def dtypes_in(file: Path) -> dict[str, str]:
+    """The dtype of each tensor in a file of weights, as safetensors names it: F32, BF16, …"""
+    with safe_open(str(file), framework="pt") as opened:
+        return {name: opened.get_slice(name).get_dtype() for name in opened.keys()}  # noqa: SIM118 (not a mapping)
+
+
+def left_out(model: PeftModel, adapter: str, saved: set[str]) -> set[str]:
+    """The saved weights of an adapter that peft silently left out because the model has no place for them. If the model
+    has as many other names instead, as between versions of transformers, peft has renamed the weights. The head
+    of a reward on the policy's base is read from the file."""
+    ours = set(get_peft_model_state_dict(model, adapter_name=adapter, save_embedding_layers=False))
+    stray = saved - ours - set(model.state_dict())
+    if adapter != POLICY:
+        stray = {name for name in stray if not set(name.split(".")) & set(HEADS)}
+    return stray if len(stray) > len(ours - saved) else set()
 
 
 def names_in_complete(model: PreTrainedModel, folder: str) -> dict[str, str] | None:
@@ -121,8 +160,7 @@ def names_in_complete(model: PreTrainedModel, folder: str) -> dict[str, str] | N
     reader = next((name.rpartition(".")[0] for name, module in model.named_modules() if module is inner), "")
     if not model.config.sub_configs or file is None:
         return None
-    with safe_open(str(file), framework="pt") as opened:
-        names = [name.removeprefix(OF_PEFT) for name in opened.keys()]  # noqa: SIM118 (not a mapping)
+    names = [name.removeprefix(OF_PEFT) for name in dtypes_in(file)]
     if reader == "model" or not any(name.startswith(IN_CAUSAL) for name in names):
         return None
     return {f"^{re.escape(IN_CAUSAL)}": f"{reader}.layers."}
@@ -136,8 +174,23 @@ def _fitting(folder: str) -> Iterator[None]:
         yield
     except (torch.OutOfMemoryError, MemoryError, PerlError):  # not a fault of the adapter, or already in our words
         raise
+    except SafetensorError as error:
+        raise PerlError(f"The adapter {folder}: {ADAPTER_WEIGHTS} can't be read: {line(error)}") from error
     except Exception as error:  # of any type: peft reads the files as if they were right
-        raise PerlError(f"The adapter {folder} does not fit its base: {line(error)}") from error
+        raise PerlError(f"The adapter {folder} does not fit its base: {_misfit(error)}") from error
+
+
+def _misfit(error: Exception) -> str:
+    """Why an adapter's weights don't fit: the first of the tensors that torch or peft lists, and how many there are."""
+    text = str(error)
+    wrong = WRONG_SHAPE.findall(text)
+    if wrong:
+        name, saved, needed = wrong[0]
+        return f"{name} has the shape [{saved}], but its config and its base need [{needed}] ({len(wrong)} in total)"
+    if text.startswith(MISSING):
+        names = re.findall(r"'([^']+)'", text)
+        return f"it lacks {names[0]} ({len(names)} in total)"
+    return line(error)
 
 
 def round_head(model: PeftModel, dtype: torch.dtype) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -36,10 +38,13 @@ NEEDS_TRUST = "trust_remote_code=True"  # in transformers' error for a model who
 ADAPTER_FIELDS: dict[str, Any] = {
     **dict.fromkeys(("base_model_name_or_path", "bias"), str | None),
     **dict.fromkeys(("target_modules", "exclude_modules", "layers_pattern"), str | list[str] | None),
-    **dict.fromkeys(("lora_alpha", "lora_dropout"), float | None),
-    **dict.fromkeys(("rank_pattern", "alpha_pattern"), dict[str, Any] | None),
-    "r": int | dict | None,
+    **dict.fromkeys(("lora_alpha", "lora_dropout"), float),
+    "rank_pattern": dict[str, int] | None,
+    "alpha_pattern": dict[str, float] | None,
+    "r": int | dict,
     "use_dora": bool | None,
+    "modules_to_save": list[str] | None,
+    "layers_to_transform": int | list[int] | None,
 }
 
 
@@ -114,6 +119,8 @@ def check_adapter_weights(place: str) -> None:
         if (Path(place) / ADAPTER_CONFIG).exists():
             _adapter_config(place, "The adapter")
         weights.check(place, "The adapter")
+        if not (Path(place) / ADAPTER_WEIGHTS).exists():
+            raise PerlError(f"The adapter {place} has no {ADAPTER_WEIGHTS}", "train it again, or restore the file")
     elif weights.file_of(place, ADAPTER_WEIGHTS) is None:
         raise PerlError(f"The adapter {place} has no {ADAPTER_WEIGHTS} that the Hub can provide", weights.CONVERT)
 
@@ -154,18 +161,44 @@ def _adapter_config(place: str, option: str) -> PeftConfig:
 
     try:
         config = PeftConfig.from_pretrained(place)
+    except KeyError as error:  # from peft's table of its types
+        problem = f"{ADAPTER_CONFIG} has peft_type {_json(error.args[0])}, which peft does not know"
+        raise PerlError(f"{option} {place}: {problem}", "a newer peft may know it") from error
     except Exception as error:  # peft passes whatever the file contains to the constructor of a class
         raise PerlError(f"{option} {place}: {ADAPTER_CONFIG} can't be read: {line(error)}") from error
-    for name, kind in ADAPTER_FIELDS.items():
-        value = getattr(config, name, None)
-        if not types.fits(sorted(value, key=str) if isinstance(value, set) else value, kind):
-            problem = f"{name} must be {types.describe(kind)}, not {shorten(value)}"
-            raise PerlError(f"{option} {place}: {ADAPTER_CONFIG} can't be used: {problem}")
+    fault = _field_fault(config)
+    if fault:
+        raise PerlError(f"{option} {place}: {ADAPTER_CONFIG} can't be used: {fault}")
     elsewhere = ELSEWHERE.get(kind_of(config), "")
     if getattr(config, elsewhere, None):
         problem = f"{option} {place} is a {kind_of(config)} adapter whose {elsewhere} names other files to load"
         raise PerlError(problem, "use an adapter whose weights are all in its own folder")
     return config
+
+
+def _field_fault(config: PeftConfig) -> str:
+    """What is wrong with the first unusable field of an adapter's config; empty if nothing is."""
+    own: dict[str, Any] = {field.name: field.default for field in dataclasses.fields(config)}
+    values: dict[str, Any] = {name: getattr(config, name) for name in own}
+    for name in [name for name in ADAPTER_FIELDS if name in own]:
+        value, kind = values[name], ADAPTER_FIELDS[name]
+        if value is None and own[name] is None:
+            continue
+        if not types.fits(sorted(value, key=str) if isinstance(value, set) else value, kind):
+            return f"{name} must be {types.describe(kind)}, not {_json(value)}"
+    if (
+        "r" in own and own["r"] and isinstance(values["r"], int) and values["r"] < 1
+    ):  # OFT's is 0 if it has a block size
+        return f"r must be above 0, not {values['r']}"
+    if "lora_dropout" in own and not 0 <= float(values["lora_dropout"]) < 1:
+        return f"lora_dropout must be at least 0 and below 1, not {values['lora_dropout']}"
+    if "lora_alpha" in own and not math.isfinite(float(values["lora_alpha"])):
+        return f"lora_alpha must be finite, not {values['lora_alpha']}"
+    return ""
+
+
+def _json(value: object) -> str:
+    return "null" if value is None else shorten(value)
 
 
 def _base_of(adapter: str, config: PeftConfig, option: str) -> str:

@@ -5,10 +5,7 @@ from __future__ import annotations
 
 import inspect
 import re
-import signal
-import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from torch import nn
@@ -16,6 +13,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from perlcli.errors import PerlError
+from perlcli.model.time_limit import TooLong, limited
 from perlcli.settings import ATTENTION
 from perlcli.text import shorten
 
@@ -34,10 +32,6 @@ READ = "whose weight the model's code reads itself: an adapter on it would be by
 AT_THE_HEAD = "the output head, whose weight the loss reads itself: an adapter on it would be bypassed"
 ALL_LINEAR = "all-linear"
 SECONDS = 2.0  # processor time for one expression on all names; an ordinary one takes microseconds
-
-
-class _TooLong(Exception):
-    """The time is up."""
 
 
 def target_modules(model: nn.Module, wanted: str, option: str = "--lora-target-modules") -> list[str] | str:
@@ -200,31 +194,12 @@ def expression_fault(expressions: Iterable[str], names: Sequence[str], seconds: 
     """What is wrong with the first expression that is invalid or can't be matched with these names in time."""
     for expression in expressions:
         try:
-            with _limit(seconds):
+            with limited(seconds):
                 compiled = re.compile(expression)
                 for name in names:
                     compiled.fullmatch(name)
         except (re.error, RecursionError, OverflowError) as error:
             return f"{shorten(expression)} is not a valid regular expression: {error}"
-        except _TooLong:
+        except TooLong:
             return f"the regular expression {shorten(expression)} takes longer than {seconds:g} s to match module names"
     return None
-
-
-@contextmanager
-def _limit(seconds: float) -> Iterator[None]:
-    """Raises _TooLong after this much processor time: the re module handles signals while it searches."""
-    if threading.current_thread() is not threading.main_thread():  # Python can set a timer only in the main thread
-        yield
-        return
-
-    def ring(*_: object) -> None:
-        raise _TooLong
-
-    before = signal.signal(signal.SIGVTALRM, ring)
-    signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
-        signal.signal(signal.SIGVTALRM, before)

@@ -18,11 +18,14 @@ from perlcli.errors import PerlError, line
 from perlcli.model import weights
 from perlcli.model.auto_classes import architectures, causal_class
 from perlcli.model.sources import NEEDS_TRUST, TRUST, Source
+from perlcli.model.time_limit import TooLong, limited
 from perlcli.settings.types import fits
 from perlcli.settings.yaml import read_text
 from perlcli.text import shorten
 
 TOKENIZER_CONFIG = "tokenizer_config.json"
+SECONDS = 5.0  # processor time in which a template must render a message with one letter; it takes milliseconds
+LONGEST = 1_000_000  # characters that it may make of it
 
 
 def load_tokenizer(source: Source, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
@@ -104,11 +107,16 @@ def use_template(tokenizer: PreTrainedTokenizerBase, path: str | None) -> None:
     text = read_text(Path(path), "--chat-template")
     tokenizer.chat_template = text
     try:
-        tokenizer.apply_chat_template([{"role": "user", "content": "a"}], tokenize=False)
+        with limited(SECONDS):
+            rendered = str(tokenizer.apply_chat_template([{"role": "user", "content": "a"}], tokenize=False))
+    except TooLong as error:
+        raise PerlError(f"--chat-template {path} takes longer than {SECONDS:g} s to render one message") from error
     except TemplateSyntaxError as error:
         raise PerlError(f"--chat-template {path} is not a chat template in Jinja: {line(error)}") from error
     except Exception:  # a template may ask for other messages, and a row that it can't render is an error
-        pass
+        rendered = ""
+    if len(rendered) > LONGEST:
+        raise PerlError(f"--chat-template {path} makes {len(rendered):,} characters of a message with one")
     if not text.strip():
         raise PerlError(f"--chat-template {path} is empty")
 

@@ -28,10 +28,11 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def write_whole(path: Path, parts: Iterable[str | bytes]) -> None:
-    """Write text or bytes to a temporary file and rename it, so that a reader never sees half of it."""
+    """Write text or bytes to a temporary file and rename it, so that a reader never sees half of it. What can't be
+    UTF-8, half of a surrogate pair from an error's text, is written as a question mark."""
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", suffix=HALF, delete=False) as side:
         try:
-            side.writelines(part.encode() if isinstance(part, str) else part for part in parts)
+            side.writelines(part.encode(errors="replace") if isinstance(part, str) else part for part in parts)
             side.flush()
             os.fsync(side.fileno())  # else a crash of the machine could leave an empty file
             disk.grant(Path(side.name))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from math import prod
 from pathlib import Path
@@ -27,6 +28,7 @@ MAY_CHANGE = LENGTH | ERRORS | RUNNING | MEMORY | {"max_eval_samples", *definiti
 # What a run had before these were options.
 UNTIL_OPTIONS: dict[str, Any] = {"optim": "adamw_torch_fused", "stop": (), "reward_label": ()}
 EMBEDDED = "coffee"  # the embedded base in the name of an evaluation's folder
+REMOTE = re.compile(r"[A-Za-z][A-Za-z0-9]+:/")  # how an address begins as a path: s3:/bucket
 NEW_RUN = "start a new run with another --output"
 LAST = "--resume without a value takes the last complete checkpoint"
 
@@ -101,6 +103,9 @@ def _check_replaceable(folder: Path, values: Mapping[str, Any]) -> None:
 
 
 def _check_writable(folder: Path) -> None:
+    if REMOTE.match(str(folder)):
+        hint = "copy the run there when it is finished"
+        raise PerlError(f"--output must be a folder of this machine, not {str(folder).replace(':/', '://', 1)}", hint)
     existing = next((place for place in (folder, *folder.parents) if place.exists()), folder)
     if existing.exists() and not existing.is_dir():
         raise PerlError(f"--output {folder}: {existing} is a file", "give a folder")

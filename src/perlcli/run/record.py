@@ -125,7 +125,9 @@ def _record_in(path: Path, version_on_disk: tuple[int, ...]) -> RunRecord:
     content = json.loads(path.read_text(encoding="utf-8"))
     known = {item.name for item in dataclasses.fields(RunRecord)}
     version = content.get("schema_version") if isinstance(content, dict) else None
-    if version != SCHEMA_VERSION or set(content) != known:
+    if version == SCHEMA_VERSION and set(content) != known:
+        raise PerlError(f"{path} is damaged: unknown or missing fields: {', '.join(sorted(set(content) ^ known))}")
+    if version != SCHEMA_VERSION:
         problem = f"{path} has schema version {version}; this perlcli reads version {SCHEMA_VERSION}"
         raise PerlError(problem, "run it again with this perlcli, or use the version that wrote it")
     invalid = next(_invalid(content), None)

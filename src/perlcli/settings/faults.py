@@ -56,9 +56,13 @@ def place_fault(text: str) -> str:
     if len(text.encode()) > LONGEST_PATH or max(len(part.encode()) for part in text.split("/")) > LONGEST_NAME:
         return f"is too long for a file name: {shorten(text)}"
     try:
-        Path(text).expanduser()
+        path = Path(text).expanduser()
     except RuntimeError:
         return f"{shorten(text)}: there is no such home folder"
+    try:
+        path.resolve()
+    except (RuntimeError, OSError):  # which of them depends on the version of Python
+        return f"{shorten(text)} is a link that leads to itself"
     return ""
 
 

@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import urljoin
 
 import requests
 
@@ -18,9 +19,13 @@ from perlcli.errors import PerlError
 from perlcli.text import clip, shorten
 from perlcli.training.reward_errors import KWARGS, RewardRaised
 
+DAY = 86_400  # seconds
 TOLD = ("completion_ids", "trainer_state", "log_extra", "log_metric")  # what a server doesn't get
 TAKEN: dict[str, tuple[str, Callable[[Any], bool]]] = {  # keyword arguments: what each must be
-    "timeout": ("a number of seconds above 0", lambda value: _is_number(value) and value > 0),
+    "timeout": (
+        f"a number of seconds above 0 and at most {DAY:,}",
+        lambda value: _is_number(value) and 0 < value <= DAY,
+    ),
     "retries": ("a number from 0", lambda value: type(value) is int and value >= 0),
     "batch_size": ("a number above 0", lambda value: type(value) is int and value > 0),
     "token_env": ("the name of an environment variable", lambda value: isinstance(value, str)),
@@ -55,16 +60,21 @@ class HttpReward:
         if self.token_env:
             headers["Authorization"] = f"Bearer {os.environ[self.token_env]}"
         try:
-            answer = self.session.post(self.url, data=sent.encode(), headers=headers, timeout=self.timeout)
+            answer = self.session.post(
+                self.url, data=sent.encode(), headers=headers, timeout=self.timeout, allow_redirects=False
+            )
         except requests.RequestException as error:
             # not RewardRaised, after which each completion would be tried on its own
             problem = f"The reward server {self.url} did not answer, after {self.retries + 1} tries: {web.cause(error)}"
             raise PerlError(problem) from error
+        if answer.is_redirect:  # followed, many become a GET without the completions
+            place = urljoin(self.url, answer.headers["location"])
+            raise PerlError(f"The reward server {self.url} redirects to {place}", f"--reward {place}")
         if not answer.ok:
             raise self._failed(f"answered {answer.status_code} {answer.reason}: {shorten(answer.text)}")
         try:
             found = answer.json()
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise self._failed(f"answered with something that isn't JSON: {shorten(answer.text)}") from error
         rewards = found.get("rewards") if isinstance(found, dict) else found
         if not isinstance(rewards, list) or not all(each is None or _is_number(each) for each in rewards):

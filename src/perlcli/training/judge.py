@@ -23,7 +23,7 @@ from perlcli.rollouts.stops import Ends
 from perlcli.run.files import REWARD_ERRORS, SAMPLES, read_rows
 from perlcli.run.lifecycle import Run
 from perlcli.run.metrics import BY_LENGTH
-from perlcli.text import counted
+from perlcli.text import counted, shorten
 from perlcli.training import sampling
 from perlcli.training.prepare import Prepared, filled
 from perlcli.training.reward_errors import SKIP, STOP, Scored
@@ -104,7 +104,14 @@ def by_length(rewards: Sequence[float], written: Sequence[Ids], prompts: Sequenc
 
 def plain(values: dict[str, Any]) -> dict[str, Any]:
     """The values as JSON has them; anything else as text."""
-    return dict(json.loads(json.dumps(values, default=str)))
+    return {name: _plain(value) for name, value in values.items()}
+
+
+def _plain(value: object) -> object:
+    try:
+        return json.loads(json.dumps(value, default=shorten))
+    except (ValueError, RecursionError):  # thousands of digits, or of levels
+        return shorten(value)
 
 
 def note_unscored(run: Run, decision: str | float) -> None:

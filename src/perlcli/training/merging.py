@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import warnings
 from itertools import combinations
@@ -11,7 +10,7 @@ from statistics import fmean
 from typing import Any
 
 import torch
-from peft import PeftModel, get_peft_model_state_dict, load_peft_weights
+from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import PreTrainedModel
@@ -21,7 +20,7 @@ from perlcli.errors import PerlError, RunFailed, line
 from perlcli.model import loading, roles, sources, weights
 from perlcli.model.sources import Source
 from perlcli.run import loaders
-from perlcli.run.files import CARD, SAMPLES
+from perlcli.run.files import CARD, SAMPLES, read_rows
 from perlcli.settings import ModelSettings
 from perlcli.training import guards
 from perlcli.training.origin import check_fingerprint
@@ -50,9 +49,10 @@ def measured_rows(prepared: Merging) -> list[Ids]:
     render, path = prepared.renderer, Path(str(prepared.source.adapter)) / SAMPLES
     if not prepared.source.is_classifier:
         return [render.prompt_ids([{"role": "user", "content": text}] if render.chat else text) for text in PROMPTS]
-    if path.exists():
-        samples = [json.loads(row) for row in path.read_text(encoding="utf-8").splitlines()]
-        texts = [sample[key] for sample in samples for key in ("chosen", "rejected", "text") if sample.get(key)]
+    samples = read_rows(path)
+    texts = [sample[key] for sample in samples for key in ("chosen", "rejected", "text") if sample.get(key)]
+    texts = [text for text in texts if isinstance(text, str)]
+    if texts:
         return [prepared.tokenizer(text, add_special_tokens=False)["input_ids"][:LONGEST] for text in texts[:SCORED]]
     return [render.read_ids(text if render.makes_turns else f"{text}\n", ANSWER) for text in PROMPTS]
 
@@ -126,19 +126,7 @@ def adapted(prepared: Merging, values: ModelSettings) -> PeftModel:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True`")  # `untie` deals with it
         model = roles.load_adapter(base, str(source.adapter), trainable=False)
-    stray = sorted(left_out(model, set(load_peft_weights(str(source.adapter), device="cpu"))))
-    if stray:
-        problem = f"has no place for {stray[0]} ({len(stray)} in total)"
-        raise PerlError(f"The adapter {source.name} does not fit its base, which {problem}")
     return model
-
-
-def left_out(model: PeftModel, saved: set[str]) -> set[str]:
-    """The saved weights of an adapter that peft silently left out because the model has no place for them. If the model
-    has as many other names instead, as between versions of transformers, peft has renamed the weights."""
-    ours = set(get_peft_model_state_dict(model, save_embedding_layers=False))
-    stray = saved - ours - set(model.state_dict())
-    return stray if len(stray) > len(ours - saved) else set()
 
 
 def trained_logits(prepared: Merging, own: ModelSettings, rows: list[Ids]) -> Logits | None:

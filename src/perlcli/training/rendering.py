@@ -57,10 +57,9 @@ def parsed_kwargs(text: str | None) -> dict[str, Any] | None:
         return None
     value = parse(text, KWARGS)
     if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
-        raise PerlError(
-            f"{KWARGS} must be a mapping of names to values, not {shorten(value)}", "'{enable_thinking: false}'"
-        )
-    if taken := sorted(RESERVED & set(value)):
+        problem = f"{KWARGS} must be a mapping of names to values, not {shorten(value)}"
+        raise PerlError(problem, f"{KWARGS} '{{enable_thinking: false}}'")
+    if taken := sorted((RESERVED | {"self"}) & set(value)):
         raise PerlError(f"{KWARGS} can't set {', '.join(taken)}", "leave it out")
     return value
 

@@ -15,22 +15,29 @@ import inspect
 import json
 import os
 import sys
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from types import ModuleType
-from typing import Any, TypeVar
+from typing import Any, SupportsFloat, TypeVar
 
 from transformers import TrainerState
 
 from perlcli.data import Prompt, Renderer
 from perlcli.errors import PerlError, listing, nearest
+from perlcli.run.metrics import METRICS
 from perlcli.settings.yaml import parse
-from perlcli.text import shorten
+from perlcli.text import counted, shorten
+from perlcli.training import user_code
 from perlcli.training.reward_errors import KWARGS, Opinions, RewardRaised
 from perlcli.training.reward_names import check_file
 
+CONTRACT = "a reward function has a parameter `completions`, and returns a number for each"
 JUDGED = ("prompts", "completions", "completion_ids")  # a function that takes none of them makes one
+LONGEST_NAME = 200  # characters of what a function logs
+# Metrics of the step that a function's own of the same name would be averaged with, or replace.
+OF_TRAINER = {"loss", "grad_norm", "learning_rate", "epoch", *(metric.key for metric in METRICS["rl"])}
 Ids = list[int]
 Function = Callable[..., Any]
 Result = TypeVar("Result")
@@ -55,20 +62,20 @@ def find(name: str, given: Mapping[str, Any]) -> Function:
         found = getattr(found, part, None)
     if not callable(found):
         names = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-        raise PerlError(f"--reward {name}: {place} has no function {attribute}", nearest(attribute, names))
+        meant = nearest(attribute, names)
+        if found is None:
+            raise PerlError(f"--reward {name}: {place} has no function {attribute}", meant)
+        problem = f"--reward {name} is not a function: {place} has {attribute} = {user_code.shown(found)}"
+        raise PerlError(problem, meant or CONTRACT)
     if not makes_function(found):
         _check_taken(name, found, given)
         return functools.partial(found, **given) if given else found
     _check_taken(name, found, given, all_of=True)
-    try:
+    with user_code.as_fault(lambda error: PerlError(f"--reward {name} failed: {user_code.words(error)}")):
         made = found(**given)
-    except Exception as error:  # the user's code can raise anything
-        raise PerlError(f"--reward {name} failed: {type(error).__name__}: {error}") from error
     if not callable(made):
-        raise PerlError(
-            f"--reward {name} is not a reward function: it takes no completions, and gave {shorten(made)}",
-            "a reward function has a parameter `completions`, and returns a number for each",
-        )
+        problem = f"--reward {name} is not a reward function: it takes no completions, and gave {user_code.shown(made)}"
+        raise PerlError(problem, CONTRACT)
     return made
 
 
@@ -132,10 +139,14 @@ def _from_file(place: str, name: str) -> ModuleType:
 
 
 def _imported(load: Callable[[], ModuleType], place: str, name: str) -> ModuleType:
-    try:
+    def fault(error: BaseException) -> PerlError:
+        return PerlError(f"--reward {name}: can't import {place}: {user_code.words(error)}")
+
+    def changed(what: str) -> PerlError:
+        return PerlError(f"--reward {name}: importing {place} {what}")
+
+    with user_code.unchanged(changed), user_code.as_fault(fault):
         return load()
-    except (Exception, SystemExit) as error:  # the user's module can raise anything
-        raise PerlError(f"--reward {name}: can't import {place}: {type(error).__name__}: {error}") from error
 
 
 def keyword_arguments(given: Sequence[str], names: Sequence[str], takes: Callable[[str], bool]) -> list[dict[str, Any]]:
@@ -183,23 +194,15 @@ class FunctionReward:
         if self.is_async:
             return wait_for(self.judge(rows, written, calling))
         arguments = self._arguments(rows, written, calling)
-        try:
+        with user_code.unchanged(self._failed), user_code.as_fault(self._raised):
             values = self.function(**arguments)  # not inside of an event loop: the function may run one
-        except PerlError:  # of a server
-            raise
-        except (Exception, SystemExit) as error:  # the user's function can raise anything
-            raise self._raised(error) from error
         return self._numbers(values, len(rows))
 
     async def judge(self, rows: Sequence[Prompt], written: Sequence[Ids], calling: Calling) -> Opinions:
         """The same for an async function, to be waited for."""
         arguments = self._arguments(rows, written, calling)
-        try:
+        with user_code.as_fault(self._raised):
             values = await self.function(**arguments)
-        except PerlError:  # of a server
-            raise
-        except (Exception, SystemExit) as error:  # the user's function can raise anything
-            raise self._raised(error) from error
         return self._numbers(values, len(rows))
 
     def _arguments(self, rows: Sequence[Prompt], written: Sequence[Ids], calling: Calling) -> dict[str, Any]:
@@ -213,8 +216,7 @@ class FunctionReward:
         columns = {name: [row.extra.get(name) for row in rows] for name in names if name not in self.fixed}
         ours = {"prompts": [row.prompt for row in rows], "completions": completions, "completion_ids": list(written)}
         copied = copy.deepcopy(columns | ours)
-        told = {name: getattr(calling, name) for name in ("trainer_state", "log_extra", "log_metric")}
-        arguments = copied | told
+        arguments = copied | {"trainer_state": calling.trainer_state} | self._logs(calling, len(rows))
         if self.parameters is None:
             return arguments
         missing = [
@@ -227,27 +229,60 @@ class FunctionReward:
             raise self._failed(f"needs the column {missing[0]}: {has}")
         return {name: value for name, value in arguments.items() if name in self.parameters}
 
+    def _logs(self, calling: Calling, count: int) -> dict[str, Callable[[str, Any], None]]:
+        """What the function logs with, checked: trl would fail on it later, in words that don't name the function."""
+
+        def log_metric(name: str, value: SupportsFloat) -> None:
+            self._check_name("log_metric", name, OF_TRAINER)
+            with user_code.as_fault(lambda error: self._failed(f"logs {name}={user_code.shown(value)}, not a number")):
+                number = float(value)
+            calling.log_metric(name, number)
+
+        def log_extra(column: str, values: object) -> None:
+            self._check_name("log_extra", column)
+            if isinstance(values, str | bytes | Mapping) or not isinstance(values, Collection) or len(values) != count:
+                wanted = f"a list of {counted(count, 'value')}, one per completion"
+                raise self._failed(f"logs {column}={user_code.shown(values)}, not {wanted}")
+            with user_code.as_fault(self._raised):
+                calling.log_extra(column, list(values))
+
+        return {"log_metric": log_metric, "log_extra": log_extra}
+
+    def _check_name(self, function: str, name: object, taken: Container[str] = ()) -> None:
+        if not isinstance(name, str) or not name.isprintable() or not 0 < len(name) <= LONGEST_NAME:
+            raise self._failed(f"calls {function} with the name {user_code.shown(name)}, not a short text")
+        if name in taken:
+            raise self._failed(f"calls {function} with the name {name}, which training logs itself: use another")
+
     def _numbers(self, values: object, count: int) -> Opinions:
-        if isinstance(values, str | Mapping) or not isinstance(values, Iterable):
-            raise self._failed(f"returned {shorten(values)}, not a list with a number for each completion")
-        try:
-            rewards = [None if value is None else float(value) for value in values]
-        except (TypeError, ValueError, RuntimeError, OverflowError) as error:
-            raise self._failed(f"returned something that is not a number: {type(error).__name__}: {error}") from error
+        if isinstance(values, str | bytes | Mapping) or not isinstance(values, Iterable):
+            raise self._failed(f"returned {user_code.shown(values)}, not a list with a number for each completion")
+        with user_code.as_fault(self._raised):  # a generator is the user's code too, and may be endless
+            items = list(islice(values, count + 1))
+        with user_code.as_fault(self._no_number):
+            rewards = [None if value is None else float(value) for value in items]
         if len(rewards) != count:
-            raise self._failed(f"returned {len(rewards)} rewards for {count} completions")
+            returned = f"more than {count}" if len(rewards) > count else f"{len(rewards)}"
+            raise self._failed(f"returned {returned} rewards for {count} completions")
         return rewards
 
     def _raised(self, error: BaseException) -> RewardRaised:
-        return RewardRaised(f"The reward function {self.name} failed: {type(error).__name__}: {error}")
+        return RewardRaised(f"The reward function {self.name} failed: {user_code.words(error)}")
+
+    def _no_number(self, error: BaseException) -> PerlError:
+        return self._failed(f"returned something that is not a number: {user_code.words(error)}")
 
     def _failed(self, what: str) -> PerlError:
         return PerlError(f"The reward function {self.name} {what}")
 
 
 def wait_for(awaited: Coroutine[Any, Any, Result]) -> Result:
-    """The result of a coroutine. One event loop serves all calls: clients that a function keeps belong to it."""
-    return _runner().run(awaited)
+    """The result of a coroutine. One event loop serves all calls: clients that a function keeps belong to it. Raises
+    PerlError if it cancels itself."""
+    try:
+        return _runner().run(awaited)
+    except asyncio.CancelledError as error:  # an interrupt arrives as KeyboardInterrupt
+        raise PerlError("A reward function cancelled its own task: it raised asyncio.CancelledError") from error
 
 
 @functools.cache

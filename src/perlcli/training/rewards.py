@@ -14,7 +14,7 @@ from typing import Any
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from perlcli import settings
+from perlcli import device, settings
 from perlcli.data import Prompt, Renderer, text_of
 from perlcli.data.chat import Style
 from perlcli.errors import PerlError
@@ -228,9 +228,11 @@ class Weighted:
             elif reward.is_async:
                 slow[name], parts[name] = reward, []
             else:
-                parts[name] = reward(rows, written, calling)
+                with device.fork_rng():  # a function that seeds torch would make all steps sample alike
+                    parts[name] = reward(rows, written, calling)
         if slow:
-            opinions = wait_for(_all_of([reward.judge(rows, written, calling) for reward in slow.values()]))
+            with device.fork_rng():
+                opinions = wait_for(_all_of([reward.judge(rows, written, calling) for reward in slow.values()]))
             parts |= dict(zip(slow, opinions, strict=True))
         return parts
 
