@@ -136,10 +136,6 @@ def _check_address(url: str) -> None:
         raise PerlError(why, "start the server before the run") from error
 
 
-def _is_seconds(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= DAY
-
-
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
