@@ -16,12 +16,8 @@ from itertools import pairwise
 from statistics import fmean
 
 Z95 = 1.959964  # the normal distribution's 97.5th percentile
-T95: dict[float, float] = {
-    1: 12.7062,
-    2: 4.30265,
-    3: 3.18245,
-    4: 2.77645,
-}  # Student's, where the expansion in `t95` is too coarse
+# Student's, where the expansion in `t95` is too coarse
+T95: dict[float, float] = {1: 12.7062, 2: 4.30265, 3: 3.18245, 4: 2.77645}
 Groups = Sequence[Hashable] | None
 Interval = tuple[float, float]
 

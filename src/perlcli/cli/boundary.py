@@ -78,7 +78,7 @@ def _overview(context: Context) -> str:
 
 
 def refuse(error: PerlError) -> NoReturn:
-    """Prints the error; that the user stopped a run is none. Raises typer.Exit with its exit code."""
+    """Prints the error, or that the user stopped the run. Raises typer.Exit with its exit code."""
     _print(str(error) if isinstance(error, Interrupted) else f"Error: {error}")
     raise typer.Exit(error.exit_code) from None
 

@@ -186,9 +186,8 @@ def _field_fault(config: PeftConfig) -> str:
             continue
         if not types.fits(sorted(value, key=str) if isinstance(value, set) else value, kind):
             return f"{name} must be {types.describe(kind)}, not {_json(value)}"
-    if (
-        "r" in own and own["r"] and isinstance(values["r"], int) and values["r"] < 1
-    ):  # OFT's is 0 if it has a block size
+    needs_rank = "r" in own and own["r"]  # OFT's is 0 if it has a block size
+    if needs_rank and isinstance(values["r"], int) and values["r"] < 1:
         return f"r must be above 0, not {values['r']}"
     if "lora_dropout" in own and not 0 <= float(values["lora_dropout"]) < 1:
         return f"lora_dropout must be at least 0 and below 1, not {values['lora_dropout']}"

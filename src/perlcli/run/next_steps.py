@@ -9,8 +9,8 @@ from typing import Any
 
 from perlcli import coffee
 from perlcli import settings as definitions
-from perlcli.errors import PerlError
-from perlcli.run.record import RunRecord, find_record
+from perlcli.run import lineage
+from perlcli.run.record import RunRecord
 from perlcli.settings import Use
 
 MOST = 3  # commands after a run
@@ -63,7 +63,7 @@ def _after(record: RunRecord) -> Iterator[Words]:
     elif record.command == "eval":
         yield from _after_eval(record, folder)
     elif record.command == "merge":
-        before = _record(record.settings.get("adapter"))
+        before = lineage.record_of(record.settings.get("adapter"))
         if before is not None and (evaluation := _evaluation(before, folder)):
             yield evaluation
         if before is not None and before.command == "reward":
@@ -87,7 +87,7 @@ def _after_training(record: RunRecord, folder: str) -> Iterator[Words]:
 
 def _after_eval(record: RunRecord, folder: str) -> Iterator[Words]:
     model = record.settings.get("model")
-    before = _record(model)
+    before = lineage.record_of(model)
     is_shown = before is not None and before.command in ("sft", "reward", "rl")
     yield ["perl", "report", *([str(model)] if is_shown else []), folder]
     if before is not None and is_shown:
@@ -189,21 +189,13 @@ def _options(record: RunRecord, names: Sequence[str]) -> Words:
 def _sibling(record: RunRecord, command: str) -> str | None:
     """The folder next to a run's with the default name of another stage, if it is a finished run on the same base."""
     folder = _next_to(record, command)
-    found = _record(str(folder))
+    found = lineage.record_of(str(folder))
     is_same = found is not None and found.model.get("base") == record.model.get("base")
     return (
         str(folder)
         if found is not None and is_same and (found.command, found.status) == (command, "finished")
         else None
     )
-
-
-def _record(folder: object) -> RunRecord | None:
-    """The record in a folder; None without a readable one."""
-    try:
-        return find_record(str(folder)) if folder is not None else None
-    except PerlError:
-        return None
 
 
 def _next_to(record: RunRecord, name: str) -> Path:

@@ -4,7 +4,6 @@ evaluation next to it."""
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 
@@ -12,8 +11,8 @@ from perlcli import settings
 from perlcli.errors import PerlError
 from perlcli.model import weights
 from perlcli.model.sources import Source
-from perlcli.run import files
-from perlcli.run.record import RunRecord, find_record
+from perlcli.run import files, lineage
+from perlcli.run.record import RunRecord
 from perlcli.training import reward_metrics, reward_names
 from perlcli.training.prepare import Prepared
 from perlcli.training.rewards import Reward
@@ -71,23 +70,17 @@ def _records(source: Source) -> Iterator[RunRecord]:
 
 def _of_place(place: str, mark: str | None) -> Iterator[RunRecord]:
     """The record in a model's folder, and those of the finished evaluations of its weights next to it."""
-    own = _read(Path(place))
+    own = lineage.record_of(place)
     if own is not None and own.command == "reward":
         yield own
     for path in islice(sorted(Path(place).parent.glob(f"*/{files.RECORD}")), MOST):
-        record = _read(path.parent)
+        record = lineage.record_of(str(path.parent))
         if record is None or record.command != "eval" or record.status != "finished":
             continue
         name, digest = ("adapter", "adapter_fingerprint") if record.model.get("adapter") else ("base", "fingerprint")
         model = record.model.get(name)
         if model and Path(model).resolve() == Path(place).resolve() and record.model.get(digest) == mark:
             yield record
-
-
-def _read(folder: Path) -> RunRecord | None:
-    with suppress(PerlError):  # of another version, or damaged: it says nothing about this model
-        return find_record(str(folder))
-    return None
 
 
 def _counts(record: RunRecord) -> bool:
