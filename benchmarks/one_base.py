@@ -44,12 +44,13 @@ MEMORY_KEYS = (
 )  # fmt: skip
 COMPARED = (
     ("perl", "stock"), ("perl", "stock-4bit-reward"), ("perl", "stock-float32"), ("perl", "full"), ("stock", "full"),
-    ("perl-4-rewards", "perl"),
+    ("perl", "perl-unshared"), ("perl-4-rewards", "perl"),
 )  # fmt: skip
 SAME = ("mean_length", "min_length", "max_length", "step_tokens")  # what must be equal in every arm
 
 ARMS = {
     "perl": "perl rl: policy, anchor and reward model on one base",
+    "perl-unshared": "perl rl --no-shared-prompts: each completion computes its prompt again",
     "perl-4-rewards": "perl rl with four reward adapters on the one base",
     "stock": "trl rloo --use_peft, the reward adapter on a second base, in the same dtype (with 4bit: bfloat16)",
     "stock-4bit-reward": "stock with both bases in 4 bits, by --model_init_kwargs; --load_in_4bit quantises only one",
@@ -188,6 +189,7 @@ def perl_words(spec: dict[str, Any], rewards: int = 1) -> list[str]:
     words += [word for number in range(rewards) for word in ("--reward", str(work / f"reward-{number}"))]
     words += ["--min-completion-length", str(spec["tokens"])]
     words += ["--gradient-checkpointing", flag(spec["checkpointing"])]
+    words += ["--no-shared-prompts"] if spec.get("arm") == "perl-unshared" else []
     words += ["--no-chat"]  # stock trl renders text prompts as they are, too
     return [*words, *(["--load-in-4bit"] if spec["precision"] == "4bit" else [])]
 

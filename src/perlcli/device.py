@@ -25,6 +25,7 @@ DRIVER_HINT = (
     "needs the GPU: docker run --gpus all"
 )
 SMI_SECONDS = 10  # for nvidia-smi to answer: a driver can hang
+LOOKED = 0.2  # seconds for which other processes are watched
 FREE, TOTAL = "free_mb", "total_mb"  # of `describe`: the GPU's memory when a run starts
 NO_BFLOAT16 = (
     "This GPU has no bfloat16, so --dtype auto loads the base in float32, which takes twice the memory of 16 bits: "
@@ -126,12 +127,15 @@ def line(described: Mapping[str, Any]) -> str:
 
 
 def remarks(settings: ModelSettings, *, takes_dtype: bool = True) -> Iterator[str]:
-    """What a user should know of the device before a run: a GPU that is there but not used, one of several that is, and
-    a base in float32 for lack of bfloat16, if --dtype decides how much memory it takes (`takes_dtype`)."""
+    """What a user should know of the device before a run: a GPU that is there but not used, one of several that is,
+    CPU cores that are busy, and a base in float32 for lack of bfloat16, if --dtype decides how much memory it takes
+    (`takes_dtype`)."""
     if kind() == "cpu":
         reason = why_cpu()
         if reason is not None:
             yield f"{reason.problem}{f' ({reason.hint})' if reason.hint else ''}."
+        if waiting := busy_cores():
+            yield waiting
         return
     several = which_gpu()
     if several:
@@ -139,6 +143,25 @@ def remarks(settings: ModelSettings, *, takes_dtype: bool = True) -> Iterator[st
     is_auto = settings.dtype == "auto" and not (settings.load_in_4bit or settings.load_in_8bit)
     if is_auto and takes_dtype and not has_bf16():
         yield f"{NO_BFLOAT16}."
+
+
+def busy_cores() -> str:
+    """A sentence if other processes use cores that torch's threads are meant for: these then wait for each other in
+    each operation. They are not reduced here, since the number of threads decides how sums are rounded."""
+    import psutil
+    import torch
+
+    threads, cores = torch.get_num_threads(), psutil.cpu_count() or 1
+    if threads < 2:
+        return ""
+    used = psutil.cpu_percent(LOOKED) / 100 * cores  # by others: this process waits
+    free = max(1, round(cores - used))
+    if free >= min(threads, cores):
+        return ""
+    return (
+        f"Other processes use {used:.1f} of the {cores} CPU cores. torch's {threads} threads would wait for each other "
+        f"there: OMP_NUM_THREADS={free} can be several times faster."
+    )
 
 
 def which_gpu() -> str:

@@ -15,14 +15,14 @@ BUSY = (408, 425, 429, 500, 502, 503, 504)  # worth another try; any other error
 PAUSE, LONGEST_PAUSE = 0.5, 30.0  # seconds between two tries: at first, doubled each time, at most
 
 
-def session(retries: int, connections: int = 10) -> requests.Session:
+def session(retries: int, connections: int = 10, made: requests.Session | None = None) -> requests.Session:
     """A session that asks again `retries` times where the server can't be reached, is busy or is too slow, and keeps so
-    many connections open."""
+    many connections open: a new one, or one that was `made` before."""
     again = Retry(
         total=retries, status_forcelist=BUSY, allowed_methods=None, backoff_factor=PAUSE,
         backoff_max=LONGEST_PAUSE, raise_on_status=False,
     )  # fmt: skip
-    made = requests.Session()
+    made = made or requests.Session()
     for start in ("http://", "https://"):
         made.mount(start, HTTPAdapter(max_retries=again, pool_connections=connections, pool_maxsize=connections))
     return made

@@ -41,7 +41,9 @@ def run(given: settings.Serve) -> None:
     where = f"http://{values.host}:{values.port}"
     names = ", ".join([BASE, *adapters])
     say(f"\nIt answers at {where}/v1 like OpenAI's API; models: {names}.")
-    say(f"RL on this base: perl rl --model {values.model or 'coffee'} --rollouts vllm --vllm-server-base-url {where} …")
+    model = [] if source.is_embedded else ["--model", str(values.model)]
+    words = ["perl", "rl", *model, "--rollouts", "vllm", "--vllm-server-base-url", where]
+    say(f"RL on this base: {shlex.join(words)} …")
 
 
 def adapters_of(source: Source) -> dict[str, tuple[str, PeftConfig]]:

@@ -18,6 +18,7 @@ from perlcli.text import shorten
 OPTION, EXAMPLE = "--vllm-server-base-url", "http://localhost:8000"
 RETRIES = 8  # further tries, over about two minutes: a server that restarts is back by then
 TIMEOUT = 1200.0  # seconds until a request must be answered
+HURRY = 10.0  # the same, once the run has ended
 CONNECTIONS = 64  # requests at the same time
 KEY = "VLLM_API_KEY"  # the environment variable with the server's key, if it has one
 SERVE = "perl serve prints the command that starts one"
@@ -41,12 +42,18 @@ class Server:
 
     url: str  # without a path
     retries: int = RETRIES
+    timeout: float = TIMEOUT
     session: requests.Session = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         self.session = web.session(self.retries, CONNECTIONS)
         if os.environ.get(KEY):
             self.session.headers["Authorization"] = f"Bearer {os.environ[KEY]}"
+
+    def hurry(self) -> None:
+        """From now on ask only once, and for some seconds: a run that ends doesn't wait for a server that is gone."""
+        self.retries, self.timeout = 0, HURRY
+        web.session(0, CONNECTIONS, self.session)
 
     def models(self) -> list[dict[str, Any]]:
         """The models that the server has: bases, and adapters, which have a `parent`."""
@@ -137,7 +144,7 @@ class Server:
 
     def _answer(self, method: str, path: str, asked: Mapping[str, Any] | None = None) -> requests.Response:
         try:
-            return self.session.request(method, f"{self.url}{path}", json=asked, timeout=TIMEOUT)
+            return self.session.request(method, f"{self.url}{path}", json=asked, timeout=self.timeout)
         except requests.RequestException as error:
             problem = f"did not answer, after {self.retries + 1} tries: {web.cause(error)}"
             raise self.failed(problem, "start it again, then continue with --resume") from error

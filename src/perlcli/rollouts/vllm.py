@@ -80,7 +80,7 @@ class Vllm:
     def compare(self, model: Model, prompts: Sequence[Ids]) -> dict[str, float]:
         """Compare the servers' log-probabilities with ours: of the bare base, and with an adapter that changes them.
         Returns the mean and the largest difference. Raises RunFailed if a mean is above the limit."""
-        known = [list(ids) for ids in prompts[:KNOWN] if len(ids) > 1]
+        known = [list(ids) for ids in prompts[:KNOWN] if len(ids) > 1] or self._texts()
         with bare(model):
             expected = _read(model, known)
         self._known = (known, expected)
@@ -122,6 +122,7 @@ class Vllm:
     def close(self) -> None:
         """Take the run's adapters off the servers, and delete their files."""
         for server in self.servers:
+            server.hurry()
             for name in self.names.values():
                 try:
                     server.unload(name)
@@ -197,9 +198,11 @@ class Vllm:
                 f"serve the base of the run; {SERVE}",
             )
 
+    def _texts(self) -> list[Ids]:
+        return [self.render.tokenizer(text, add_special_tokens=False)["input_ids"] for text in TEXTS]
+
     def _compare_tokens(self, server: Server, name: str) -> None:
-        for text in TEXTS:
-            ours = self.render.tokenizer(text, add_special_tokens=False)["input_ids"]
+        for text, ours in zip(TEXTS, self._texts(), strict=True):
             if server.tokens(name, text) != ours:
                 raise server.failed(f"splits {text!r} into other tokens than the run's tokenizer", SERVE)
 

@@ -8,7 +8,7 @@ trl: a field that a new version adds has to be put into one of them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypedDict, Unpack
 
 from perlcli.settings.naming import PASSED, Kind, Name, listed, switch
@@ -57,6 +57,10 @@ def _resume(value: object) -> dict[str, Any]:
     return {} if text.lower() == "false" else {"resume": "latest" if text.lower() == "true" else text}
 
 
+def _engine(name: str) -> Callable[[object], dict[str, Any]]:
+    return lambda value: {"rollouts": name} if switch(value) else {}
+
+
 def _group_by_length(value: object) -> dict[str, Any]:
     return {PASSED: {"train_sampling_strategy": "group_by_length"}} if switch(value) else {}
 
@@ -84,8 +88,7 @@ LOGGED = "every step is logged"
 SAVED = "checkpoints are saved every --save-steps"
 PUBLISHED = "perlcli publishes nothing; after the run: hf upload NAME FOLDER"
 SHOWN = "perl eval writes completions to samples.jsonl"
-SAMPLED = "completions are sampled with transformers, on the base that all roles share"
-VLLM = "vLLM would hold a second copy of the base; completions are sampled on the one that all roles share"
+VLLM = "vLLM runs in a process of its own: give this to its server, whose command `perl serve` prints"
 
 # trl's name: the option with the same values.
 RENAMED = {
@@ -168,6 +171,9 @@ READ: Mapping[str, Name] = {
         "gradient_checkpointing", kind="flag", read=lambda value: {"gradient_checkpointing": str(switch(value)).lower()}
     ),
     "auto_find_batch_size": Name("auto_batch", kind="flag", read=lambda value: {"auto_batch": switch(value)}),
+    "use_vllm": Name("rollouts", kind="flag", read=_engine("vllm")),
+    "use_transformers_continuous_batching": Name("rollouts", kind="flag", read=_engine("continuous")),
+    "use_transformers_paged": Name("rollouts", kind="flag", read=_engine("continuous")),
     "activation_checkpointing_kwargs": Name(PASSED, field="gradient_checkpointing_kwargs"),
     "dataset_train_split": Name("split", read=lambda value: {"split": value}, fine=("train",)),
     "datasets": Name("data", read=_one_dataset),
@@ -206,15 +212,12 @@ REFUSED: Mapping[str, Name] = {
     **_flags("load_best_model_at_end", why=f"the last weights are kept: {EVALUATED}; see --save-total-limit"),
     **_flags("push_to_hub hub_always_push hub_private_repo", why=PUBLISHED),
     **_all("hub_model_id hub_token hub_strategy hub_revision", why=PUBLISHED),
-    **_flags("use_vllm vllm_enable_sleep_mode", why=VLLM),
-    **_all(
-        "vllm_gpu_memory_utilization vllm_group_port vllm_max_model_length vllm_mode vllm_model_impl "
-        "vllm_server_base_url vllm_server_host vllm_server_port vllm_server_timeout vllm_structured_outputs_regex "
-        "vllm_tensor_parallel_size",
-        why=VLLM,
-    ),
-    **_flags("use_transformers_continuous_batching use_transformers_paged", why=SAMPLED),
-    "transformers_continuous_batching_config": Name(why=SAMPLED),
+    "vllm_mode": Name(why="vLLM runs in a process of its own; use --rollouts vllm", fine=("server",)),
+    **_all("vllm_server_host vllm_server_port", why="use --vllm-server-base-url http://HOST:PORT"),
+    **_flags("vllm_enable_sleep_mode", why=VLLM),
+    **_all("vllm_gpu_memory_utilization vllm_max_model_length vllm_model_impl vllm_tensor_parallel_size", why=VLLM),
+    "vllm_structured_outputs_regex": Name(why="the policy would learn from what it didn't choose to write"),
+    "transformers_continuous_batching_config": Name(why="its cache is as large as the completions need", fine=({},)),
     **_flags("sync_ref_model", why="the anchor stays fixed; use --anchor to choose it"),
     **_all("ref_model_mixup_alpha ref_model_sync_steps", why="the anchor stays fixed; use --anchor to choose it"),
     **_flags("use_cpu no_cuda", why="a GPU is used if there is one; CUDA_VISIBLE_DEVICES= hides it"),
@@ -259,6 +262,8 @@ NOTED: Mapping[str, Name] = {
     **_flags("batch_eval_metrics eval_do_concat_batches eval_use_gather_object", note=EVALUATED, fine=(True, False)),
     **_flags("bf16_full_eval fp16_full_eval", note="rows are evaluated in the precision that they are trained in"),
     "num_generations_eval": Name(note=EVALUATED),
+    "vllm_group_port": Name(note="only the adapter is sent, over HTTP", fine=(51216,)),
+    "vllm_server_timeout": Name(note="a server has about two minutes to come back"),
     "metric_for_best_model": Name(note="the last weights are kept"),
     "greater_is_better": Name(kind="flag", note="the last weights are kept"),
     "save_strategy": Name(note=SAVED, fine=("steps",)),
