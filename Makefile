@@ -17,7 +17,7 @@ DEV := $(VENV)/dev.stamp
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install --constraint constraints.txt
 GENERATED_DOCS := $(wildcard README.md CONTRIBUTING.md docs/*.md)
 
-.PHONY: help quickstart install dev test test-slow test-gpu test-all check lint types docs docs-check format clean
+.PHONY: help quickstart install dev test test-slow test-gpu test-all vllm check lint types docs docs-check format clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-18s %s\n", $$1, $$2 }'
@@ -37,6 +37,12 @@ test-slow: $(DEV) ## run only the slow tests
 
 test-gpu: $(DEV) ## run the tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu -n0 $(ARGS)
+
+vllm: .vllm ## install vLLM for a CPU into .vllm, for the tests that need it (4 GB)
+
+.vllm: $(DEV) tests/install_vllm.py
+	rm -rf $@
+	$(BIN)/python tests/install_vllm.py $@
 
 test-all: $(DEV) ## run every test
 	$(BIN)/python -m pytest -m "slow or not slow" $(ARGS)

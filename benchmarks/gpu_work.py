@@ -161,7 +161,7 @@ def spec_of(job: Values) -> Values:
     return {
         **{name: job[name] for name in names}, "work": str(place), "config": job["shape"], "model": None,
         "precision": job.get("precision", "bfloat16"), "device": job["device"], "checkpointing": True,
-        "arm": job.get("arm", ""), "run": str(place / job["name"]),
+        "stage": "rl", "arm": job.get("arm", ""), "run": str(place / job["name"]),
     }  # fmt: skip
 
 

@@ -1,7 +1,9 @@
-"""The cost of `perl rl`, stock `trl rloo` and full RLHF: peak memory and time per step, on a CPU or CUDA.
+"""The cost of `perl rl`, stock `trl rloo` and full RLHF, or of `perl reward` and stock `trl reward`: peak memory and time
+per step, on a CPU or CUDA.
 
     python benchmarks/one_base.py --model FOLDER --precision float32
     python benchmarks/one_base.py --config llama-3.2-1b --precision bfloat16 --batch 16 --tokens 128
+    python benchmarks/one_base.py --model FOLDER --pairs hh.jsonl --arms perl,perl-unshared,stock
 
 Every arm is a fresh process, so that no peak leaks into the next; arms take turns over the repeats. README.md in this
 folder says what is measured, and how.
@@ -30,10 +32,12 @@ from typing import Any
 
 import measured
 import shapes
+from arms import REWARD, RL, dtype, flag, perl_words, stock_words
 
 HERE = Path(__file__).resolve().parent
 MB = 1e6
 WARM_UP = 2  # steps before the clock counts: caches fill, CUDA picks its kernels
+LOSSES = 1e-3  # how far the losses of reward models may differ, relative to each other: by rounding
 MEMORY, TIME = "memory", "time"  # what a process measures: one of them on a CPU, both on a GPU
 # glibc keeps most of what is freed, and equal processes can differ by some hundred MB. With these variables it gives
 # blocks from 128 kB back at once: resident memory is what is held, to within a MB, and a step takes a third longer.
@@ -59,6 +63,9 @@ ARMS = {
 }
 
 
+OF_REWARD = ("perl", "perl-unshared", "stock", "stock-float32", "full")  # arms that --pairs has
+
+
 def parse(words: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -66,7 +73,9 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--model", help="folder of a model with its tokenizer")
     what.add_argument("--config", choices=shapes.CONFIGS, help="random weights in the shape of this model")
-    add("--arms", default="perl,stock,full,perl-4-rewards", help="arms to run: " + ", ".join(ARMS))
+    add("--pairs", help="pairs in any format of `perl data`, for the cost of a reward model instead of RL")
+    add("--length", type=int, default=512, help="with --pairs, the longest row in tokens; longer ones are left out")
+    add("--arms", help="arms to run: " + ", ".join(ARMS), default="perl,stock,full,perl-4-rewards")
     add("--precision", choices=["float32", "bfloat16", "4bit"], default="float32", help="precision of the weights")
     add("--steps", type=int, default=6, help=f"optimiser steps; the first {WARM_UP} don't count")
     add("--repeats", type=int, default=2, help="timed processes per arm; on a CPU one more measures its memory")
@@ -84,7 +93,9 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     unknown = [arm for arm in found.arms if arm not in ARMS]
     if unknown:
         parser.error(f"--arms must be one or more of {', '.join(ARMS)}, not {', '.join(unknown)}")
-    if found.batch % found.generations:
+    if found.pairs and not set(found.arms) <= set(OF_REWARD):
+        parser.error(f"--pairs: --arms must be one or more of {', '.join(OF_REWARD)}")
+    if found.batch % found.generations and not found.pairs:
         parser.error("--batch must be a multiple of --generations")
     if found.steps <= WARM_UP:
         parser.error(f"--steps must be above {WARM_UP}, the number of warm-up steps, not {found.steps}")
@@ -99,7 +110,7 @@ def make_inputs(spec: dict[str, Any]) -> dict[str, Any]:
     work = Path(spec["work"])
     make_model(spec, work / "model")
     targets, second, first = make_rewards(spec, work)
-    make_prompts(spec, work)
+    make_pairs(spec, work) if spec["stage"] == REWARD else make_prompts(spec, work)
     size = 4 if spec["precision"] == "float32" else 2
     return {"targets": targets, "base_mb": first * size / MB, "second_base_mb": second * size / MB}
 
@@ -156,6 +167,24 @@ def make_rewards(spec: dict[str, Any], work: Path) -> tuple[list[str], int, int]
     return list(targets), second, first
 
 
+def make_pairs(spec: dict[str, Any], work: Path) -> None:
+    """Writes pairs that fit, in trl's format, as many as the steps take."""
+    from transformers import AutoTokenizer
+
+    from perlcli.cli.app import app
+
+    place = work / "pairs" / "train.jsonl"
+    assert not app(["data", "convert", spec["pairs"], "--output", str(work / "all.jsonl")], standalone_mode=False)
+    tokenizer = AutoTokenizer.from_pretrained(work / "model")
+    rows = [json.loads(line) for line in (work / "all.jsonl").read_text(encoding="utf-8").splitlines()]
+    answers = [[[*row["prompt"], *row[name]] for name in ("chosen", "rejected")] for row in rows]
+    longest = [max(len(tokenizer.apply_chat_template(each)["input_ids"]) for each in both) for both in answers]
+    fit = [row for row, tokens in zip(rows, longest, strict=True) if tokens <= spec["length"]]
+    place.parent.mkdir(exist_ok=True)
+    kept = fit[: spec["steps"] * spec["batch"]]
+    place.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+
+
 def make_prompts(spec: dict[str, Any], work: Path) -> None:
     """Writes prompts of one length, a new one for each place of each step."""
     from transformers import AutoTokenizer
@@ -169,70 +198,6 @@ def make_prompts(spec: dict[str, Any], work: Path) -> None:
             prompt = "".join(f" {dice.choice(words)}" for _ in range(spec["prompt_tokens"]))
             assert len(tokenizer(prompt)["input_ids"]) == spec["prompt_tokens"]
             file.write(json.dumps({"prompt": prompt}) + "\n")
-
-
-# The arms: what a user would type, with the same work in each.
-
-
-def perl_words(spec: dict[str, Any], rewards: int = 1) -> list[str]:
-    """The words after `perl`."""
-    work = Path(spec["work"])
-    options: dict[str, Any] = {
-        "model": work / "model", "data": work / "prompts", "output": spec["run"], "max-steps": spec["steps"],
-        "per-device-train-batch-size": spec["batch"], "gradient-accumulation-steps": 1, "learning-rate": 1e-5,
-        "num-generations": spec["generations"], "max-completion-length": spec["tokens"], "temperature": 0.7,
-        "max-length": spec["prompt_tokens"] + spec["tokens"], "beta": 0.05, "seed": 0,
-        "lora-r": spec["rank"], "lora-alpha": 2 * spec["rank"], "lora-dropout": 0.0,
-        "lora-target-modules": ",".join(spec["targets"]), "dtype": dtype(spec),
-    }  # fmt: skip
-    words = ["rl", *(word for name, value in options.items() for word in (f"--{name}", str(value)))]
-    words += [word for number in range(rewards) for word in ("--reward", str(work / f"reward-{number}"))]
-    words += ["--min-completion-length", str(spec["tokens"])]
-    words += ["--gradient-checkpointing", flag(spec["checkpointing"])]
-    words += ["--no-shared-prompts"] if spec.get("arm") == "perl-unshared" else []
-    words += ["--no-chat"]  # stock trl renders text prompts as they are, too
-    return [*words, *(["--load-in-4bit"] if spec["precision"] == "4bit" else [])]
-
-
-def stock_words(spec: dict[str, Any], arm: str) -> list[str]:
-    """The words after `trl rloo`."""
-    work = Path(spec["work"])
-    is_full, is_4bit = arm == "full", spec["precision"] == "4bit"
-    precision = "float32" if arm == "stock-float32" else dtype(spec)
-    options: dict[str, Any] = {
-        "model_name_or_path": work / "model", "dataset_name": work / "prompts", "output_dir": spec["run"],
-        "reward_model_name_or_path": work / ("model" if is_full else "reward-0"), "max_steps": spec["steps"],
-        "per_device_train_batch_size": spec["batch"], "gradient_accumulation_steps": 1, "learning_rate": 1e-5,
-        "num_generations": spec["generations"], "max_completion_length": spec["tokens"], "temperature": 0.7,
-        "beta": 0.05, "seed": 0, "dtype": precision,
-        "bf16": flag(dtype(spec) == "bfloat16" or arm == "stock-float32"),
-        "gradient_checkpointing": flag(spec["checkpointing"]), "use_cpu": flag(spec["device"] == "cpu"),
-        "generation_kwargs": json.dumps({"min_new_tokens": spec["tokens"]}),
-        "logging_steps": 1, "save_strategy": "no", "report_to": "none", "disable_tqdm": "true",
-    }  # fmt: skip
-    words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
-    if not is_full:
-        words += ["--use_peft", "--lora_r", str(spec["rank"]), "--lora_alpha", str(2 * spec["rank"])]
-        words += ["--lora_dropout", "0.0", "--lora_target_modules", *spec["targets"]]
-    if arm == "stock-4bit-reward":
-        quantised = {
-            "load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True,
-            "bnb_4bit_compute_dtype": dtype(spec), "quant_method": "bitsandbytes",
-        }  # fmt: skip
-        words += ["--model_init_kwargs", json.dumps({"quantization_config": quantised})]
-    elif is_4bit and arm == "stock":
-        words += ["--load_in_4bit", "--bnb_4bit_quant_type", "nf4", "--use_bnb_nested_quant"]
-    return words
-
-
-def dtype(spec: dict[str, Any]) -> str:
-    """The dtype of what isn't quantised."""
-    return "bfloat16" if spec["precision"] == "4bit" else str(spec["precision"])
-
-
-def flag(value: bool) -> str:
-    """A boolean as a word for the command line."""
-    return "true" if value else "false"
 
 
 # One arm, in a separate process.
@@ -300,6 +265,7 @@ class Figures:
     min_length: float = 0.0
     max_length: float = 0.0
     step_tokens: float = 0.0  # of prompts and completions
+    loss: float = 0.0  # of the last step
 
 
 def run_arm(spec: dict[str, Any]) -> Figures:
@@ -325,10 +291,12 @@ def run_arm(spec: dict[str, Any]) -> Figures:
 def import_all(spec: dict[str, Any]) -> None:
     """Imports what the arms need, the same in each, so that it is in the baseline."""
     import peft  # noqa: F401
+    import trl.scripts.reward
     import trl.scripts.rloo
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
-    from trl import RLOOTrainer  # noqa: F401
+    from trl import RewardTrainer, RLOOTrainer  # noqa: F401
 
+    import perlcli.commands.reward
     import perlcli.commands.rl  # noqa: F401
 
     config = AutoConfig.from_pretrained(Path(spec["work"]) / "model")
@@ -352,7 +320,10 @@ def start_arm(spec: dict[str, Any]) -> None:
     if arm.startswith("perl"):
         perl(perl_words(spec, 4 if arm == "perl-4-rewards" else 1), Path(spec["run"]))
         return
-    from trl.scripts.rloo import main, make_parser
+    if spec["stage"] == REWARD:
+        from trl.scripts.reward import main, make_parser
+    else:
+        from trl.scripts.rloo import main, make_parser
 
     main(*make_parser().parse_args_and_config(stock_words(spec, arm), fail_with_unknown_args=False))
 
@@ -398,6 +369,7 @@ def watching(figures: Figures, peak: Peak, spec: dict[str, Any]) -> Iterator[Non
             for name in ("mean_length", "min_length", "max_length"):
                 if f"completions/{name}" in logs:
                     setattr(figures, name, logs[f"completions/{name}"])
+            figures.loss = logs.get("loss", figures.loss)
             if "num_tokens" in logs:
                 figures.step_tokens = logs["num_tokens"] / state.global_step
 
@@ -488,13 +460,16 @@ def step(one: dict[str, Any], clock: str) -> float:
     return median(one[clock][WARM_UP:])
 
 
-def check_equal_work(found: list[dict[str, Any]]) -> None:
-    """Fails if the arms didn't read and write the same number of tokens."""
+def check_equal_work(found: list[dict[str, Any]], *, is_reward: bool = False) -> None:
+    """Fails if the arms didn't read and write the same number of tokens, or reward models have other losses."""
     finished = [one for one in found if one["outcome"] == "finished"]
     for name in SAME:
         values = {one["arm"]: one[name] for one in finished}
         if len(set(values.values())) > 1:
             raise SystemExit(f"The arms did different work: {name} is {values}")
+    losses = {one["arm"]: one["loss"] for one in finished if one["kinds"] == [MEMORY]}  # as many steps in each
+    if losses and is_reward and max(losses.values()) - min(losses.values()) > LOSSES * max(losses.values()):
+        raise SystemExit(f"The arms did different work: their losses are {losses}")
 
 
 def summary(found: list[dict[str, Any]], base_mb: float) -> dict[str, dict[str, Any]]:
@@ -606,10 +581,11 @@ def arms_to_run(given: argparse.Namespace) -> list[str]:
 def settled(given: argparse.Namespace, work: str) -> dict[str, Any]:
     """What every process of this benchmark gets as its specification."""
     device = given.device or in_process({"work": work, "device": "", "arm": "look"})["device"]
-    names = ("config", "precision", "steps", "batch", "generations", "tokens", "prompt_tokens", "rank")
+    names = ("config", "precision", "steps", "batch", "generations", "tokens", "prompt_tokens", "rank", "length")
     spec = {name: getattr(given, name) for name in names} | {"work": work, "device": device}
     spec["model"] = str(Path(given.model).resolve()) if given.model else None
     spec["checkpointing"] = given.checkpointing == "on" if given.checkpointing else device == "cuda"
+    spec["stage"], spec["pairs"] = (REWARD, str(Path(given.pairs).resolve())) if given.pairs else (RL, None)
     spec["arms"] = arms_to_run(given)
     return spec | in_process(spec | {"arm": "inputs"})
 
@@ -623,13 +599,14 @@ def main() -> None:
         work = given.work or stack.enter_context(tempfile.TemporaryDirectory(prefix="one-base-"))
         spec = settled(given, str(Path(work).resolve()))
         found = measure(given, spec)
-        check_equal_work(found)
+        check_equal_work(found, is_reward=bool(given.pairs))
         about = described(spec)
     arms = summary(found, spec["second_base_mb"])
     tables = table(arms, on_gpu=spec["device"] == "cuda")
     name = given.config or Path(given.model).name
     short = measured.short_name(spec["device"], about["device"])
-    path = Path(given.output) if given.output else HERE / "results" / f"{short}-{name}-{given.precision}"
+    stage = "-reward" if given.pairs else ""
+    path = Path(given.output) if given.output else HERE / "results" / f"{short}-{name}-{given.precision}{stage}"
     write(path, {"about": about, "arms": arms, "runs": found}, tables)
     print(f"\n{tables}\n\nWrote {path}.md and {path.name}.json")
 

@@ -10,10 +10,11 @@ import torch
 from conftest import tokenizer_of
 from transformers import AutoConfig, AutoModelForCausalLM
 from trl.trainer import add_fused_lm_head
+from trl.trainer import utils as trl_utils
 
 from perlcli.run.record import read_record
 from perlcli.training import logits
-from perlcli.training.logits import OwnLogits
+from perlcli.training.logits import OnlyCompletions, OwnLogits
 
 SIZE: dict[str, Any] = {
     "hidden_size": 32,
@@ -73,6 +74,24 @@ def test_rows_without_labels_have_a_loss_of_zero_and_gradients() -> None:
     scores = OwnLogits(model)(**INPUTS, labels=torch.full_like(LABELS, -100), fused_lm_head=True)
     scores.log_probs.sum().backward()
     assert scores.log_probs.abs().sum() == 0 == model.lm_head.weight.grad.abs().sum()
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt_oss"])
+def test_only_completions_are_multiplied_by_the_output_layer(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once TRL itself leaves out the others on a CPU, the two counts are equal, and `OnlyCompletions` can go."""
+    model, read = tiny(kind), []
+    add_fused_lm_head(model, outputs=("log_probs", "entropy", "is_top1"))
+    fused = trl_utils._ChunkedLogProbFunction
+    count = SimpleNamespace(apply=lambda hidden, *args: (read.append(len(hidden)), fused.apply(hidden, *args))[1])
+    monkeypatch.setattr(trl_utils, "_ChunkedLogProbFunction", count)
+    labels = LABELS.clone()
+    labels[:, :-3] = -100
+    every, last = (called(**INPUTS, labels=labels, fused_lm_head=True) for called in (model, OnlyCompletions(model, 3)))
+    assert read == [2 * 5, 2 * 3]
+    for name in ("log_probs", "entropy", "is_top1", "label_mask"):
+        wanted, found = getattr(every, name)[:, -3:].float(), getattr(last, name).float()
+        assert torch.allclose(wanted, found, atol=1e-5), name
+    assert torch.equal(OnlyCompletions(model, 3)(**INPUTS).logits, model(**INPUTS).logits)
 
 
 @pytest.mark.parametrize("kind", FAULTY)

@@ -40,7 +40,7 @@ def run(given: settings.Estimate) -> None:
     for stage in stages:
         planned = [model.plan(run_of(values, stage, arm), arm, on_gpu=limit is not None) for arm in chosen]
         if stage == "rl":  # and with a copy of the base for each role, as in stock TRL
-            planned += [replace(plan, one_base=False) for plan in planned if not plan.arm.is_full]
+            planned += [replace(plan, one_base=False, group=1) for plan in planned if not plan.arm.is_full]
         rows[stage] = [plans.row_of(model.shape, plan, limit) for plan in planned]
     say(as_json(model.shape, rows, limit) if values.estimate.json else text(model.shape, rows, limit))
 
@@ -72,6 +72,7 @@ def run_of(values: settings.Estimate, stage: settings.Use, arm: Arm) -> settings
     }
     if stage == "rl":
         options |= {"max_completion_length": rl.max_completion_length, "algorithm": rl.algorithm}
+        options |= {"num_generations": rl.num_generations, "shared_prompts": rl.shared_prompts}
         options["reward"] = ("reward",) * rl.rewards
     return settings.resolve(settings.build(settings.COMMANDS[stage], options), {})
 
@@ -91,7 +92,8 @@ def text(shape: Shape, rows: Rows, limit: int | None) -> str:
         plan = arm_rows[0].plan
         line = f"perl {stage}: {plan.dtype}, batch {plan.batch} x {plan.length} tokens"
         if stage == "rl":
-            line += f" ({plan.completion} of them sampled, {plan.accumulation} passes per step)"
+            line += f" ({plan.completion} of them sampled, {plan.accumulation} passes per step"
+            line += f", each prompt computed once for {plan.group} completions)" if plan.group > 1 else ")"
         if limit is None:
             line += f", gradient checkpointing {'on' if plan.checkpointing else 'off'}"
         parts.append(f"{line}\n\n{plans.table(arm_rows, limit)}")

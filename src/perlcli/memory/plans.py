@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -117,6 +118,7 @@ class Model:
         return replace(
             plan,
             completion=int(given.sampling.max_completion_length or 1),
+            group=math.gcd(plan.batch, given.rl.num_generations or 1) if given.sharing.shared_prompts else 1,
             reinforce=given.rl.algorithm == "reinforce" and not arm.is_full,
             rewards=len(given.sampling.reward),
             anchor=self.source.adapter is not None,

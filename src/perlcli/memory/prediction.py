@@ -67,6 +67,7 @@ class Plan:
     batch: int = 8  # per device: rows, pairs or completions
     length: int = 1024  # tokens per row, prompt and completion together
     completion: int = 128
+    group: int = 1  # completions of a pass that share their prompt
     accumulation: int = 1  # passes per step; rl samples for all of them at once
     checkpointing: bool | None = False  # None: only where it doesn't fit without (`settled`)
     reentrant: bool = False  # how checkpointing is done
@@ -315,7 +316,10 @@ def _passes(plan: Plan) -> list[Pass]:
     step = Step(
         kind=plan.stage,
         length=plan.length,
-        completion=plan.completion,
+        # off the GPU, TRL's output layer multiplies prompts too, which ours leaves out (training/logits.py)
+        completion=plan.completion if plan.one_base or plan.cuda else plan.length - 1,
+        # checkpointing turns the cache off, and one completion per prompt shares nothing
+        group=plan.group if plan.stage == "rl" and not plan.checkpointing and plan.length > plan.completion else 1,
         dtype=held,
         autocast=mixed,
         bits=arm.bits,
@@ -331,15 +335,18 @@ def _passes(plan: Plan) -> list[Pass]:
         step = replace(step, completion=0)
         return [Pass("learning", step, plan.batch * (2 if plan.stage == "reward" else 1), again)]
     # An adapter is sampled outside autocast; under full tuning the model's forward pass has it on.
-    sampled = replace(step, checkpointing=False, accumulated=False, completion=0, autocast=mixed if arm.is_full else "")
+    sampled = replace(
+        step, checkpointing=False, accumulated=False, completion=0, group=1, autocast=mixed if arm.is_full else ""
+    )
     rows = plan.batch * plan.accumulation
+    prompts = math.ceil(rows / plan.group)
     passes = [
-        Pass("sampling", replace(sampled, kind="prefill", length=max(2, plan.length - plan.completion)), rows),
+        Pass("sampling", replace(sampled, kind="prefill", length=max(2, plan.length - plan.completion)), prompts),
         Pass("sampling", replace(sampled, kind="decode"), rows),
         Pass("learning", step, plan.batch, again),
     ]
     if plan.reinforce:  # the value model learns when the policy's gradients are complete
-        passes.append(Pass("value", replace(step, kind="value"), plan.batch, 1 + again))
+        passes.append(Pass("value", replace(step, kind="value", group=1), plan.batch, 1 + again))
     return passes
 
 

@@ -32,6 +32,7 @@ class Step:
     kind: Kind
     length: int  # tokens per row; decode: those in the cache
     completion: int = 0  # rl: tokens whose log-probabilities are taken; value: tokens whose returns are predicted
+    group: int = 1  # rl: completions of one prompt, which is computed once for them
     dtype: str = "float32"  # of the weights; for a quantised base, what it computes in
     autocast: str = ""  # dtype of mixed precision, if it is on
     bits: int = 0  # 4 or 8 if the base is quantised
@@ -67,23 +68,23 @@ class HashedConfig:
         return isinstance(other, HashedConfig) and self.key == other.key
 
 
-def shortened(config: PreTrainedConfig) -> PreTrainedConfig:
-    """The config with three layers if all layers are alike; else the same."""
-    return _shortened(HashedConfig(config))
+def shortened(config: PreTrainedConfig, layers: int = RUN_LAYERS) -> PreTrainedConfig:
+    """The config with so few layers if all layers are alike; else the same."""
+    return _shortened(HashedConfig(config), layers)
 
 
 @functools.cache
-def _shortened(hashed: HashedConfig) -> PreTrainedConfig:
+def _shortened(hashed: HashedConfig, layers: int) -> PreTrainedConfig:
     config = hashed.config
     text = config.get_text_config()
     layer_types = list(getattr(text, "layer_types", None) or [])
-    is_short = text.num_hidden_layers <= RUN_LAYERS
+    is_short = text.num_hidden_layers <= layers
     if text is not config or is_short or len(set(layer_types)) > 1 or _layers_differ(config):
         return config
     short = copy.deepcopy(config)
-    short.num_hidden_layers = RUN_LAYERS
+    short.num_hidden_layers = layers
     if layer_types:
-        short.layer_types = layer_types[:RUN_LAYERS]
+        short.layer_types = layer_types[:layers]
     return short
 
 

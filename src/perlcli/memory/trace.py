@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import gc
 import logging
+import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -40,41 +41,63 @@ class Traced:
     """What a step holds over time in addition to its weights, for a batch of any size."""
 
     fixed: torch.Tensor  # (events, tags) bytes that no row adds to
-    a_row: torch.Tensor  # (events, tags) bytes that each row of the batch adds
+    a_row: torch.Tensor  # (events, tags) bytes that each row of the batch adds, or each group of rows
     tile_rows: float  # rows of the batch that fill a tile of logits, which doesn't grow beyond them
+    group: int = 1
+    deeper: Traced | None = None  # the same with one more layer,
+    layers: int = 0  # and how many more the model has
 
     def at_peak(self, batch: int) -> dict[str, int]:
         """The bytes of each tag at the moment when the most is held."""
-        rows = torch.full((len(TAGS),), float(batch), dtype=torch.float64)
-        rows[TAGS.index(LOGITS)] = min(float(batch), self.tile_rows)
+        held = self._most(math.ceil(batch / self.group))
+        if self.deeper is not None:
+            held = held + self.layers * (self.deeper._most(math.ceil(batch / self.group)) - held)
+        return {tag: max(0, round(float(size))) for tag, size in zip(TAGS, held, strict=True)}
+
+    def _most(self, units: int) -> torch.Tensor:
+        rows = torch.full((len(TAGS),), float(units), dtype=torch.float64)
+        rows[TAGS.index(LOGITS)] = min(float(units), self.tile_rows)
         held = self.fixed + self.a_row * rows
-        where = int(held.sum(1).argmax())
-        return {tag: max(0, round(float(size))) for tag, size in zip(TAGS, held[where], strict=True)}
+        return held[int(held.sum(1).argmax())]
 
 
 def trace(config: PreTrainedConfig, step: Step, *, trust_remote_code: bool = False) -> Traced:
     """What this step holds, for the model of this config. Raises PerlError if its code can't run without data."""
-    if step.kind == "sft" and not step.cuda and not step.autocast and not dropout.has_any(config):
-        step = replace(step, kind="rl")  # a CPU's head takes every token there too: one run serves both
-    if step.kind == "rl" and not step.cuda:
-        step = replace(step, completion=0)
     return _trace(HashedConfig(config, trust_remote_code=trust_remote_code), step)
 
 
 @functools.lru_cache(maxsize=256)
 def _trace(hashed: HashedConfig, step: Step) -> Traced:
     try:
-        held = _run(hashed, step).cumsum(0)
+        if step.group > 1:
+            return _of_groups(hashed, step)
+        held = _run(hashed, step, skeletons.shortened(hashed.config)).cumsum(0)
     except Exception as error:  # modelling code can ask for what only data can answer
         problem = f"The memory of {hashed.config.model_type} can't be predicted: its code doesn't run without data"
         raise PerlError(f"{problem} ({type(error).__name__})", SHORT_RUN) from error
-    tokens = step.completion if step.kind == "rl" and step.cuda else max(1, step.length - 1)
-    return Traced(held[:, 0].double(), held[:, 1].double(), tracking.TILE_TOKENS / tokens)
+    return _traced(held, step)
 
 
-def _run(hashed: HashedConfig, step: Step) -> torch.Tensor:
-    """The changes of each tag over a step of the model in its full depth, (events, 2, tags)."""
-    short = skeletons.shortened(hashed.config)
+def _traced(held: torch.Tensor, step: Step) -> Traced:
+    tokens = step.completion if step.kind == "rl" else max(1, step.length - 1)
+    return Traced(held[:, 0].double(), held[:, 1].double(), tracking.TILE_TOKENS / (tokens * step.group), step.group)
+
+
+def _of_groups(hashed: HashedConfig, step: Step) -> Traced:
+    """A step in which the completions of a prompt share it. Each layer is passed twice, so that a few layers can't be
+    repeated within a run: what one more layer adds is what each further one adds."""
+    short, more = (skeletons.shortened(hashed.config, layers) for layers in (RUN_LAYERS, RUN_LAYERS + 1))
+    first = _traced(_run(hashed, step, short, repeats=False).cumsum(0), step)
+    depth, ran = (int(config.get_text_config().num_hidden_layers) for config in (hashed.config, short))
+    if depth == ran:
+        return first
+    deeper = _traced(_run(hashed, step, more, repeats=False).cumsum(0), step)
+    return replace(first, deeper=deeper, layers=depth - ran)
+
+
+def _run(hashed: HashedConfig, step: Step, short: PreTrainedConfig, *, repeats: bool = True) -> torch.Tensor:
+    """The changes of each tag over a step of the model in its full depth, or unless it `repeats` layers in that of the
+    `short` config, (events, 2, tags)."""
     inner = skeletons.bare(short, step, trust_remote_code=hashed.trust_remote_code)
     model = skeletons.with_adapter(inner, step)
     live = Live()
@@ -100,7 +123,7 @@ def _run(hashed: HashedConfig, step: Step) -> torch.Tensor:
             if loss is not None:
                 loss.backward()
     layers = int(hashed.config.get_text_config().num_hidden_layers)
-    return marks.repeated(layers, len(skeletons.layers_of(inner)))
+    return marks.repeated(layers, len(skeletons.layers_of(inner))) if repeats else live.series()
 
 
 def _set_up(model: nn.Module, inner: PreTrainedModel, step: Step, quantised: set[int]) -> None:
@@ -210,14 +233,34 @@ def _forward(
     if step.kind == "reward":
         logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits.squeeze(-1)
         return nn.functional.logsigmoid(logits).mean()  # chosen and rejected are in one batch
+    if step.group > 1:
+        rows = _of_shared(_body(inner), step)
+        return _scored(rows, inner, step, live)
     hidden = _body(inner)(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state[:, :-1]
     if step.kind == "value":
         with torch.autocast("cpu", enabled=False):
             value_head = nn.Parameter(torch.empty(1, hidden.size(-1)))
             return nn.functional.linear(hidden[:, -step.completion :].float(), value_head).square().mean()
-    rows = hidden[:, -step.completion :] if step.kind == "rl" and step.cuda else hidden
+    return _scored(hidden[:, -step.completion :] if step.kind == "rl" else hidden, inner, step, live)
+
+
+def _of_shared(body: Any, step: Step) -> torch.Tensor:
+    """The states that completions are scored by, where each prompt is read once for `step.group` of them."""
+    ids = torch.ones(tracking.ROWS, step.length - step.completion, dtype=torch.long)
+    start = body(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=True)
+    for layer in start.past_key_values.layers:
+        layer.keys = layer.keys.repeat_interleave(step.group, 0)
+        layer.values = layer.values.repeat_interleave(step.group, 0)
+    ids = torch.ones(tracking.ROWS * step.group, step.completion, dtype=torch.long)
+    mask = torch.ones(tracking.ROWS * step.group, step.length, dtype=torch.long)
+    rest = body(input_ids=ids, attention_mask=mask, past_key_values=start.past_key_values, use_cache=True)
+    last = start.last_hidden_state[:, -1:].repeat_interleave(step.group, 0)
+    return torch.cat([last, rest.last_hidden_state[:, :-1]], dim=1)
+
+
+def _scored(hidden: torch.Tensor, inner: PreTrainedModel, step: Step, live: Live) -> torch.Tensor:
     head: Any = inner.get_output_embeddings()
-    return tracking.Head.apply(rows.reshape(-1, rows.size(-1)), head.weight, step, live).sum()
+    return tracking.Head.apply(hidden.reshape(-1, hidden.size(-1)), head.weight, step, live).sum()
 
 
 def _body(inner: PreTrainedModel) -> Any:

@@ -210,7 +210,7 @@ def _split(decoder: Any, starts: Starts, inputs: dict[str, Any]) -> Split | None
     given = {name for name, value in inputs.items() if value is not None}
     if given - set(TAKEN) or "input_ids" not in given or any(inputs.get(name) for name in (*ASKED, "use_cache")):
         return None
-    if torch.is_grad_enabled() and decoder.training and getattr(decoder, "is_gradient_checkpointing", False):
+    if torch.is_grad_enabled() and decoder.training and _is_checkpointing(decoder):
         return None  # transformers turns its cache off
     ids = inputs["input_ids"]
     mask = inputs["attention_mask"] if "attention_mask" in given else torch.ones_like(ids)
@@ -221,6 +221,10 @@ def _split(decoder: Any, starts: Starts, inputs: dict[str, Any]) -> Split | None
     else:
         split = split_groups(ids, mask, starts.groups) if len(starts.groups) == len(ids) else None
     return split if split is not None and split.tokens <= WORTH * ids.numel() else None
+
+
+def _is_checkpointing(decoder: nn.Module) -> bool:
+    return any(getattr(module, "gradient_checkpointing", False) for module in decoder.modules())
 
 
 def _in_parts(forward: Any, split: Split, inputs: dict[str, Any]) -> Any:  # noqa: ANN401

@@ -23,10 +23,14 @@ ERRORS = {"on_reward_error"}  # a run that stopped at one can go on with another
 SAVING = {"save_steps", "save_minutes", "save_total_limit"}
 RUNNING = SAVING | {"report_to", "output", "trust_remote_code", "strict", "recipe"}
 MEMORY = {"gradient_checkpointing"}  # the same gradients
+SPEED = {"rollouts", "shared_prompts"}  # the same up to rounding
+SERVERS = {"vllm_server_base_url", "vllm_max_logprob_diff"}
 BATCH = ("per_device_train_batch_size", "gradient_accumulation_steps")  # their product may not change
-MAY_CHANGE = LENGTH | ERRORS | RUNNING | MEMORY | {"max_eval_samples", *definitions.ONCE}
+MAY_CHANGE = LENGTH | ERRORS | RUNNING | MEMORY | SPEED | SERVERS | {"max_eval_samples", *definitions.ONCE}
 # What a run had before these were options.
-UNTIL_OPTIONS: dict[str, Any] = {"optim": "adamw_torch_fused", "stop": (), "reward_label": ()}
+UNTIL_OPTIONS: dict[str, Any] = {
+    "optim": "adamw_torch_fused", "stop": (), "reward_label": (), "rollouts": "transformers", "shared_prompts": False,
+}  # fmt: skip
 EMBEDDED = "coffee"  # the embedded base in the name of an evaluation's folder
 REMOTE = re.compile(r"[A-Za-z][A-Za-z0-9]+:/")  # how an address begins as a path: s3:/bucket
 NEW_RUN = "start a new run with another --output"
@@ -182,6 +186,8 @@ def _has_same_batches(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
 
 
 def _shown(value: object) -> str:
+    if isinstance(value, bool):
+        return "on" if value else "off"
     text = ", ".join(map(str, value)) if isinstance(value, tuple) else value
     return "not set" if text in (None, "") else str(text)
 
@@ -258,9 +264,11 @@ def _other_ways(old: Mapping[str, Any], new: Mapping[str, Any], trl: Mapping[str
     was = {True: "true", False: "false"}.get(trl.get("gradient_checkpointing", ""), wanted)
     if wanted in ("true", "false") and was != wanted:
         yield f"--gradient-checkpointing was {was}, now {wanted}: {rounds}."
-    for name in sorted(ERRORS & new.keys()):
+    old = UNTIL_OPTIONS | dict(old)
+    for name in sorted((ERRORS | SPEED) & new.keys()):
         if old.get(name, new[name]) != new[name]:
-            yield f"--{definitions.dashed(name)} was {_shown(old[name])}, now {_shown(new[name])}."
+            more = f": {rounds}" if name in SPEED else ""
+            yield f"--{definitions.dashed(name)} was {_shown(old[name])}, now {_shown(new[name])}{more}."
 
 
 def _batch(values: Mapping[str, Any]) -> tuple[int, ...]:

@@ -284,6 +284,7 @@ class EstimateRlSettings:
     algorithm: Algorithm = option_of(sampling.RlSettings, "algorithm")
     num_generations: int | None = option_of(sampling.RlSettings, "num_generations")
     max_completion_length: int | None = option_of(sampling.SamplingSettings, "max_completion_length")
+    shared_prompts: bool = option_of(sampling.SharingSettings, "shared_prompts")
     rewards: int = option("Number of reward models, each an adapter on the same base.", default=1, gt=0)
 
 

@@ -156,7 +156,7 @@ class Rloo(KeepsGeneration):
         last `width` columns are completions."""
         clock = nullcontext() if torch.is_grad_enabled() else self.clock.phase("anchor")
         with clock, self.sharer.columns(input_ids.shape[1] - width):
-            called = wrapped(self, model)
+            called = wrapped(self, model, width)
             result: LogProbs = super()._get_per_token_logps_and_entropies(
                 called, input_ids, mask, width, *args, **kwargs
             )

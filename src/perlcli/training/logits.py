@@ -1,4 +1,5 @@
-"""Checks TRL's fused output layer against the model's own logits, which take its place where it is wrong or fails."""
+"""What log-probabilities are computed from: TRL's fused output layer, which is given completions only, or the model's
+own logits, where a check shows that TRL's is wrong or fails."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ from torch import nn
 from transformers import Trainer
 
 from perlcli.errors import line
+from perlcli.model.shared_prompts import decoders_of
 from perlcli.run import out_of_memory
 from perlcli.run.lifecycle import Run
 
@@ -65,9 +67,39 @@ class OwnLogits:
         return Scores(log_probs, entropy, is_top1, mask, getattr(output, "aux_loss", None))
 
 
-def wrapped(trainer: Any, model: Any) -> Any:  # noqa: ANN401
-    """The model as the trainer should call it: as it is, or with its own logits if `check` found that it must be."""
-    return OwnLogits(model, getattr(trainer, "temperature", 1.0)) if trainer.own_logits else model
+class OnlyCompletions:
+    """A model as TRL's trainers call it, whose fused output layer reads the last `width` tokens of each row only.
+
+    Off the GPU, TRL (1.16, `add_fused_lm_head`) multiplies every position of a batch, those of prompts too, and takes
+    out the completions' afterwards, since some devices compile a program for each number of positions. On a CPU that
+    took half of the time of the log-probabilities, and most of their memory, with prompts of 256 tokens.
+    Remove this when TRL leaves out the others there; tests/training/test_logits.py says so.
+    """
+
+    def __init__(self, model: Any, width: int) -> None:  # noqa: ANN401
+        self.model, self.width = model, width
+
+    def __call__(self, *, fused_lm_head: bool = False, **inputs: Any) -> Any:  # noqa: ANN401
+        """The scores of the last tokens, (rows, `width`), or without `fused_lm_head` the model's own output."""
+        if not fused_lm_head:
+            return self.model(**inputs)
+        labels = inputs.pop("labels")[:, -self.width :]
+        handle = decoders_of(self.model)[0].register_forward_hook(self._cut)
+        try:
+            return self.model(**inputs, shift_labels=labels, fused_lm_head=True)
+        finally:
+            handle.remove()
+
+    def _cut(self, _: nn.Module, inputs: object, output: Any) -> None:  # noqa: ANN401
+        output.last_hidden_state = output.last_hidden_state[:, -self.width - 1 : -1]  # each predicts the next token
+
+
+def wrapped(trainer: Any, model: Any, width: int | None = None) -> Any:  # noqa: ANN401
+    """The model as the trainer should call it: as it is or, given the `width` of completions, for these only; or with
+    its own logits if `check` found that it must be."""
+    if trainer.own_logits:
+        return OwnLogits(model, getattr(trainer, "temperature", 1.0))
+    return model if width is None else OnlyCompletions(model, width)
 
 
 @torch.no_grad()
