@@ -21,7 +21,8 @@ from typing import Any
 
 import measured
 import shapes
-from one_base import GIVE_BACK, MB, flag
+from command_lines import flag
+from one_base import GIVE_BACK, MB
 
 from perlcli import device, settings
 from perlcli.arms import FULL, KINDS, Arm

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import shapes
+from command_lines import flag
 from gpu_jobs import REWARD, RL, Job
-from one_base import MB, flag
+from one_base import MB
 
 LOADING, TRAINING = "loading", "training"
 

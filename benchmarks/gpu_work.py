@@ -212,6 +212,7 @@ def rl(job: Values) -> Values:
 
 def reward(job: Values) -> Values:
     """`perl reward` on pairs of one length."""
+    import command_lines
     import one_base
 
     from perlcli import settings
@@ -222,7 +223,7 @@ def reward(job: Values) -> Values:
     peak = one_base.Peak(job["device"])
     flags = [f"--{settings.dashed(name)}" for name in Arm(job["arm"]).options]
     sizes = ("--max-steps", job["steps"], "--per-device-train-batch-size", job["batch"], "--max-length", job["length"])
-    words = [*flags, "--gradient-checkpointing", one_base.flag(job["checkpointing"]), *job["words"], *sizes]
+    words = [*flags, "--gradient-checkpointing", command_lines.flag(job["checkpointing"]), *job["words"], *sizes]
     try:
         record = perl(
             "reward", "--model", place / "model", "--data", place / "rows" / "pairs.jsonl", "--dtype", "bfloat16",

@@ -1,4 +1,4 @@
-"""The cost of `perl rl`, stock `trl rloo` and full RLHF, or of `perl reward` and stock `trl reward`: peak memory and time
+"""The cost of `perl rl`, stock `trl rloo` and full RLHF, or of `perl reward` and `trl reward`: peak memory and time
 per step, on a CPU or CUDA.
 
     python benchmarks/one_base.py --model FOLDER --precision float32
@@ -32,7 +32,7 @@ from typing import Any
 
 import measured
 import shapes
-from arms import REWARD, RL, dtype, flag, perl_words, stock_words
+from command_lines import REWARD, RL, perl_words, stock_words
 
 HERE = Path(__file__).resolve().parent
 MB = 1e6

@@ -7,8 +7,9 @@ import families
 import pytest
 import torch
 
+from perlcli.model import prompt_splits
 from perlcli.model.prompt_splits import split_columns, split_groups
-from perlcli.model.shared_prompts import Sharer, repeat
+from perlcli.model.shared_prompts import Sharer, repeated
 
 WINDOW = dict.fromkeys(("sliding_window", "attention_chunk_size"), 8)  # much shorter than the rows
 QUICK = [
@@ -30,10 +31,16 @@ RUNNING = [family.name for family in families.FAMILIES if family.kind in ("hybri
     "qwen3_5",
 ]
 OTHERS = [
-    family.name for family in families.FAMILIES if family.name not in (*QUICK, *RUNNING)
+    family.name for family in families.FAMILIES if family.name not in (*QUICK, *RUNNING, "llama4")
 ]  # gemma3 and others with an image tower among them
 PROMPT = 20
 OWNERS, WRITTEN = (0, 1, 0, 2, 1, 0, 1), (9, 4, 7, 9, 1, 3, 8)  # of each row: its prompt, and its own tokens
+
+
+@pytest.fixture(autouse=True)
+def several_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Passes cost so little that these few rows go through in several parts."""
+    monkeypatch.setitem(prompt_splits.PASS, "cpu", 4)
 
 
 def model_of(name: str, **more: Any) -> Any:
@@ -147,15 +154,23 @@ def test_equal_prompts_are_read_once_before_sampling(name: str, prompts: list[li
 
 
 def test_a_model_whose_cache_gives_other_results_reads_rows_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    def wrong(cache: Any, counts: Any) -> None:
-        repeat(cache, counts)
-        cache.layers[0].keys = cache.layers[0].keys * 1.1
+    def wrong(cache: Any, owners: Any) -> Any:
+        made = repeated(cache, owners)
+        made.layers[0].keys = made.layers[0].keys * 1.1
+        return made
 
     model = model_of("llama")
-    monkeypatch.setattr("perlcli.model.shared_prompts.repeat", wrong)
+    monkeypatch.setattr("perlcli.model.shared_prompts.repeated", wrong)
     sharer = Sharer(model)
     sharer.try_out()
     assert "LlamaModel gives other results with a cache (by 0." in sharer.why_not and not sharer.shares
+
+
+@pytest.mark.slow
+def test_a_model_whose_decoder_is_out_of_reach_reads_rows_as_they_are() -> None:
+    sharer = Sharer(model_of("llama4"))
+    sharer.try_out()
+    assert sharer.why_not == "Llama4TextModel is given embeddings instead of tokens"
 
 
 def test_what_asks_for_more_than_states_goes_through_as_it_is(prompts: list[list[int]]) -> None:
@@ -194,9 +209,10 @@ def test_every_token_of_a_batch_has_its_place_in_the_parts(prompts: list[list[in
         (*on_right(prompts), split_groups(*on_right(prompts), OWNERS)),
     ):
         assert split is not None
-        assert torch.equal(torch.cat([split.start.flatten(), split.rest.flatten()])[split.places] * mask, ids * mask)
-        assert split.groups == [[0, 2, 5], [1, 4, 6], [3]]
-        assert split.tokens < 0.7 * ids.numel()
+        parts = [[part.start, *(rest.ids for rest in part.rests)] for part in split.parts]
+        tokens = torch.cat([piece.flatten() for part in parts for piece in part])
+        assert torch.equal(tokens[split.places] * mask, ids * mask)
+        assert len(tokens) == split.tokens < 0.7 * ids.numel()
 
 
 def test_rows_that_start_differently_are_not_split() -> None:
@@ -209,4 +225,22 @@ def test_rows_that_start_differently_are_not_split() -> None:
     assert split_groups(ids, left, (0, 0, 1)) is None  # padded on the left
     same = torch.tensor([[1, 2, 3, 4], [1, 2, 3, 4]])
     split = split_groups(same, torch.ones_like(same), (0, 0))
-    assert split is not None and split.rest.tolist() == [[4], [4]]  # each row keeps a token
+    assert split is not None and split.parts[0].rests[0].ids.tolist() == [[4], [4]]  # each row keeps a token
+
+
+def test_rows_of_similar_length_go_through_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many passes as pay: padding costs as much as tokens, and a pass some tokens too."""
+    lengths = (40, 5, 38, 6)
+    ids = torch.zeros(4, 10 + 40, dtype=torch.long)
+    for row, length in enumerate(lengths):
+        ids[row, : 10 + length] = torch.tensor([*range(1, 11), *tokens(length, row)])
+    mask = (ids != 0).long()
+    for spare, widths in ((0, [[40], [38], [6], [5]]), (16, [[40, 40], [6, 6]]), (1000, [[40, 40, 40, 40]])):
+        monkeypatch.setitem(prompt_splits.PASS, "cpu", spare)
+        by_columns, by_groups = split_columns(ids, mask, 10), split_groups(ids, mask, (0, 1, 0, 1))
+        assert by_columns is not None and by_groups is not None
+        assert [[rest.ids.shape[1]] * len(rest.ids) for rest in by_columns.parts[0].rests] == widths
+        assert len(by_columns.parts) == 1
+    monkeypatch.setitem(prompt_splits.PASS, "cpu", 0)
+    pairs = split_groups(ids[[0, 2, 1, 3]], mask[[0, 2, 1, 3]], (0, 0, 1, 1))
+    assert pairs is not None and [tuple(part.rests[0].ids.shape) for part in pairs.parts] == [(2, 40), (2, 6)]

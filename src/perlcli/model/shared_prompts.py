@@ -8,10 +8,12 @@ a prompt of P tokens with G completions of R tokens. The results are those of se
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -22,7 +24,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from perlcli.errors import line
 from perlcli.model import heads
-from perlcli.model.prompt_splits import Split, grouped, inverse, split_columns, split_groups
+from perlcli.model.prompt_splits import Part, Rest, Split, grouped, inverse, split_columns, split_groups
 
 WORTH = 0.95  # a batch is shared if it then has at most this share of its tokens
 PLAIN = (DynamicLayer, DynamicSlidingWindowLayer)  # layers of a cache that rows can share; others hold a running state
@@ -171,6 +173,12 @@ class Sharer:
             alone = _states_and_gradients(decoder, ids)
             with self.groups([0, 0, 1, 1]):
                 shared = _states_and_gradients(decoder, ids)
+                self.count = Count()
+                with torch.no_grad():
+                    _inner(self.model).base_model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
+            if not self.why_not and not self.count.given:  # Llama 4 with images
+                self.why_not = f"{type(decoder).__name__} is given embeddings instead of tokens"
+                return
         except (RuntimeError, ValueError, TypeError, AttributeError, IndexError, KeyError) as error:  # of any model
             if isinstance(error, torch.OutOfMemoryError):
                 raise
@@ -188,9 +196,13 @@ class Sharer:
 
 def decoders_of(model: Any) -> list[nn.Module]:  # noqa: ANN401
     """Where a model reads tokens: its text decoder last, and before it what a multimodal model wraps around that."""
-    base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    base = _inner(model)
     decoder, outer = heads.decoder_of(base), base.base_model
     return [decoder] if outer is decoder or outer is base else [outer, decoder]
+
+
+def _inner(model: Any) -> Any:  # noqa: ANN401
+    return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
 def _states_and_gradients(decoder: Any, ids: torch.Tensor) -> list[torch.Tensor]:  # noqa: ANN401
@@ -228,30 +240,36 @@ def _is_checkpointing(decoder: nn.Module) -> bool:
 
 
 def _in_parts(forward: Any, split: Split, inputs: dict[str, Any]) -> Any:  # noqa: ANN401
-    """The decoder's output for a batch, from its two parts; None if rows can't share what its cache holds."""
+    """The decoder's output for a batch, from its parts; None if rows can't share what its cache holds."""
     same = {name: value for name, value in inputs.items() if name in ("return_dict", "output_router_logits")}
-    first, second = ({"position_ids": part} for part in split.positions) if split.positions else ({}, {})
-    start = forward(input_ids=split.start, attention_mask=split.start_mask, use_cache=True, **same, **first)
-    cache: Any = getattr(start, "past_key_values", None)
-    if not can_share(cache):
-        return None
-    repeat(cache, [len(group) for group in split.groups])
-    rest = forward(
-        input_ids=split.rest, attention_mask=split.rest_mask, past_key_values=cache, use_cache=True, **same, **second
-    )
-    rest.past_key_values = None
-    rest.last_hidden_state = _joined(start.last_hidden_state, rest.last_hidden_state, split.places)
-    routed = getattr(rest, "router_logits", None)
-    if routed is not None:
-        pairs = zip(start.router_logits, routed, strict=True)
-        rest.router_logits = tuple(_joined(one, other, split.places).flatten(0, 1) for one, other in pairs)
-    return rest
+    outputs = []
+    for part in split.parts:
+        start = forward(input_ids=part.start, attention_mask=part.mask, use_cache=True, **same, **_positions(part))
+        cache: Any = getattr(start, "past_key_values", None)
+        if not can_share(cache):
+            return None
+        outputs.append(start)
+        for rest in part.rests:
+            kept = repeated(cache, rest.owners)
+            read = {"input_ids": rest.ids, "attention_mask": rest.mask, "past_key_values": kept, **_positions(rest)}
+            outputs.append(forward(**read, use_cache=True, **same))
+    output = outputs[-1]
+    output.past_key_values = None
+    routed = [getattr(each, "router_logits", None) for each in outputs]
+    output.last_hidden_state = _joined([each.last_hidden_state for each in outputs], split.places)
+    if routed[0] is not None:
+        layers = zip(*routed, strict=True)  # all have them, if the first has
+        output.router_logits = tuple(_joined(layer, split.places).flatten(0, 1) for layer in layers)
+    return output
 
 
-def _joined(start: torch.Tensor, rest: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-    """The states of a batch's tokens, (batch, tokens, size), from those of its parts, (…, size)."""
-    states = torch.cat([part.reshape(-1, part.shape[-1]) for part in (start, rest)])
-    return states[places]
+def _positions(read: Part | Rest) -> dict[str, torch.Tensor]:
+    return {} if read.positions is None else {"position_ids": read.positions}
+
+
+def _joined(states: Sequence[torch.Tensor], places: torch.Tensor) -> torch.Tensor:
+    """The states of a batch's tokens, (batch, tokens, size), from those of all its parts, (…, size) each."""
+    return torch.cat([part.reshape(-1, part.shape[-1]) for part in states])[places]
 
 
 def _equal_prompts(inputs: dict[str, Any]) -> list[list[int]] | None:
@@ -275,12 +293,16 @@ def can_share(cache: Any) -> bool:  # noqa: ANN401
     return type(cache) is DynamicCache and all(type(layer) in PLAIN for layer in cache.layers)
 
 
-def repeat(cache: DynamicCache, counts: Sequence[int]) -> None:
-    """Repeat each row of a cache so many times, with gradients: those of a row are the sum of its repetitions', in a
-    fixed order, so that a run can be repeated to the bit."""
-    for layer in cache.layers:
+def repeated(cache: DynamicCache, owners: Sequence[int]) -> DynamicCache:
+    """A cache that has, for each of its rows, the one of these rows of another cache; with gradients: those of a row
+    are the sum of its repetitions', in a fixed order, so that a run can be repeated to the bit."""
+    made = copy.copy(cache)
+    made.layers = [copy.copy(layer) for layer in cache.layers]
+    runs = [(owner, sum(1 for _ in run)) for owner, run in groupby(owners)]
+    for layer in made.layers:
         for name in ("keys", "values"):
             held = getattr(layer, name)
             if held is not None and held.numel():
-                parts = zip(held.split(1), counts, strict=True)
-                setattr(layer, name, torch.cat([part.expand(count, *part.shape[1:]) for part, count in parts]))
+                parts = [held[owner : owner + 1].expand(count, *held.shape[1:]) for owner, count in runs]
+                setattr(layer, name, torch.cat(parts))
+    return made
