@@ -1,5 +1,6 @@
 """`perl estimate` held against real models: what lies there to the byte, training steps by live tensors."""
 
+import gc
 import itertools
 import json
 import re
@@ -148,7 +149,9 @@ def rl_trainer(model: Path, arm: Arm, score: Path, algorithm: str = "rloo") -> A
     prepared = prepare.prepare(settings.build(settings.Rl, more))
     config = rl.trainer_args(prepared.settings)
     found, anchor = rewards.find_all(prepared), policies.find_anchor(prepared)
-    prompts = [Prompt("~" * (LENGTH - COMPLETION))] * BATCH  # a byte that no merge takes: a token each
+    # bytes that no merge takes: a token each
+    ends = "~" * BATCH if algorithm == "rloo" else "{}|^`\x7f\x01\x02"[:BATCH]
+    prompts = [Prompt("~" * (LENGTH - COMPLETION - 1) + end) for end in ends]
     return rl.build_trainer(prepared, config, found, anchor, prompts)[0]
 
 
@@ -157,7 +160,8 @@ def measured(trainer: Any) -> int:
     batch = next(iter(trainer.get_train_dataloader()))
     trainer.accelerator.gradient_accumulation_steps = trainer.current_gradient_accumulation_steps = 1
     live = Live()
-    live.ignore([*trainer.model.parameters(), *trainer.model.buffers()])
+    models = [module for module in gc.get_objects() if isinstance(module, torch.nn.Module)]  # also anchor and reward
+    live.ignore(tensor for model in models for tensor in (*model.parameters(False), *model.buffers(False)))
     with live:
         trainer.training_step(trainer.model, batch, None)
         if hasattr(trainer, "learn_values"):
@@ -232,7 +236,8 @@ def test_a_step_of_rl_holds_what_was_predicted(
 ) -> None:
     model: Path = request.getfixturevalue(kind)
     trainer = rl_trainer(model, arm, score_of(model, full=arm.is_full), algorithm)
-    plan = plan_for("rl", arm, targets_of(model), reinforce=algorithm == "reinforce")
+    is_reinforce = algorithm == "reinforce"  # which shares no prompt
+    plan = plan_for("rl", arm, targets_of(model), reinforce=is_reinforce, group=1 if is_reinforce else BATCH)
     found = predict(shape_of(sources.locate(str(model)).config), plan)
     lies = memory_of(trainer)
     assert sum(found.weights.values()) + sum(found.adapters.values()) == lies
@@ -378,7 +383,7 @@ def test_a_smaller_optimiser_is_advised(perl: Any, deep: Path, tmp_path: Path) -
 
 def test_one_base_saves_a_copy_for_each_reward(llama: Path) -> None:
     shape = shape_of(sources.locate(str(llama)).config)
-    plan = plan_for("rl", Arm("lora", 4), rewards=3)
+    plan = plan_for("rl", Arm("lora", 4), rewards=3, cuda=True)
     saved = predict(shape, replace(plan, one_base=False)).peak - predict(shape, plan).peak
     assert saved == 3 * weight_bytes(shape, 0, "float32", head=False)
 
@@ -572,7 +577,8 @@ def test_command(perl: Any, llama: Path) -> None:
         "--max-completion-length",
         "16",
     ).output
-    assert "perl rl: bfloat16, batch 8 x 64 tokens (16 of them sampled, 4 passes per step)" in out
+    sampled = "(16 of them sampled, 4 passes per step, each prompt computed once for 4 completions)"
+    assert f"perl rl: bfloat16, batch 8 x 64 tokens {sampled}" in out
     assert "fits 1 GiB" in out
     assert "lora r=4, stock copies" in out
 

@@ -68,23 +68,23 @@ class HashedConfig:
         return isinstance(other, HashedConfig) and self.key == other.key
 
 
-def shortened(config: PreTrainedConfig, layers: int = RUN_LAYERS) -> PreTrainedConfig:
-    """The config with so few layers if all layers are alike; else the same."""
-    return _shortened(HashedConfig(config), layers)
+def shortened(config: PreTrainedConfig) -> PreTrainedConfig:
+    """The config with three layers if all layers are alike; else the same."""
+    return _shortened(HashedConfig(config))
 
 
 @functools.cache
-def _shortened(hashed: HashedConfig, layers: int) -> PreTrainedConfig:
+def _shortened(hashed: HashedConfig) -> PreTrainedConfig:
     config = hashed.config
     text = config.get_text_config()
     layer_types = list(getattr(text, "layer_types", None) or [])
-    is_short = text.num_hidden_layers <= layers
+    is_short = text.num_hidden_layers <= RUN_LAYERS
     if text is not config or is_short or len(set(layer_types)) > 1 or _layers_differ(config):
         return config
     short = copy.deepcopy(config)
-    short.num_hidden_layers = layers
+    short.num_hidden_layers = RUN_LAYERS
     if layer_types:
-        short.layer_types = layer_types[:layers]
+        short.layer_types = layer_types[:RUN_LAYERS]
     return short
 
 

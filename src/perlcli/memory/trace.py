@@ -44,21 +44,15 @@ class Traced:
     a_row: torch.Tensor  # (events, tags) bytes that each row of the batch adds, or each group of rows
     tile_rows: float  # rows of the batch that fill a tile of logits, which doesn't grow beyond them
     group: int = 1
-    deeper: Traced | None = None  # the same with one more layer,
-    layers: int = 0  # and how many more the model has
 
     def at_peak(self, batch: int) -> dict[str, int]:
         """The bytes of each tag at the moment when the most is held."""
-        held = self._most(math.ceil(batch / self.group))
-        if self.deeper is not None:
-            held = held + self.layers * (self.deeper._most(math.ceil(batch / self.group)) - held)
-        return {tag: max(0, round(float(size))) for tag, size in zip(TAGS, held, strict=True)}
-
-    def _most(self, units: int) -> torch.Tensor:
-        rows = torch.full((len(TAGS),), float(units), dtype=torch.float64)
-        rows[TAGS.index(LOGITS)] = min(float(units), self.tile_rows)
+        units = float(math.ceil(batch / self.group))
+        rows = torch.full((len(TAGS),), units, dtype=torch.float64)
+        rows[TAGS.index(LOGITS)] = min(units, self.tile_rows)
         held = self.fixed + self.a_row * rows
-        return held[int(held.sum(1).argmax())]
+        where = int(held.sum(1).argmax())
+        return {tag: max(0, round(float(size))) for tag, size in zip(TAGS, held[where], strict=True)}
 
 
 def trace(config: PreTrainedConfig, step: Step, *, trust_remote_code: bool = False) -> Traced:
@@ -69,35 +63,18 @@ def trace(config: PreTrainedConfig, step: Step, *, trust_remote_code: bool = Fal
 @functools.lru_cache(maxsize=256)
 def _trace(hashed: HashedConfig, step: Step) -> Traced:
     try:
-        if step.group > 1:
-            return _of_groups(hashed, step)
-        held = _run(hashed, step, skeletons.shortened(hashed.config)).cumsum(0)
+        held = _run(hashed, step).cumsum(0)
     except Exception as error:  # modelling code can ask for what only data can answer
         problem = f"The memory of {hashed.config.model_type} can't be predicted: its code doesn't run without data"
         raise PerlError(f"{problem} ({type(error).__name__})", SHORT_RUN) from error
-    return _traced(held, step)
-
-
-def _traced(held: torch.Tensor, step: Step) -> Traced:
     tokens = step.completion if step.kind == "rl" else max(1, step.length - 1)
     return Traced(held[:, 0].double(), held[:, 1].double(), tracking.TILE_TOKENS / (tokens * step.group), step.group)
 
 
-def _of_groups(hashed: HashedConfig, step: Step) -> Traced:
-    """A step in which the completions of a prompt share it. Each layer is passed twice, so that a few layers can't be
-    repeated within a run: what one more layer adds is what each further one adds."""
-    short, more = (skeletons.shortened(hashed.config, layers) for layers in (RUN_LAYERS, RUN_LAYERS + 1))
-    first = _traced(_run(hashed, step, short, repeats=False).cumsum(0), step)
-    depth, ran = (int(config.get_text_config().num_hidden_layers) for config in (hashed.config, short))
-    if depth == ran:
-        return first
-    deeper = _traced(_run(hashed, step, more, repeats=False).cumsum(0), step)
-    return replace(first, deeper=deeper, layers=depth - ran)
-
-
-def _run(hashed: HashedConfig, step: Step, short: PreTrainedConfig, *, repeats: bool = True) -> torch.Tensor:
-    """The changes of each tag over a step of the model in its full depth, or unless it `repeats` layers in that of the
-    `short` config, (events, 2, tags)."""
+def _run(hashed: HashedConfig, step: Step) -> torch.Tensor:
+    """The changes of each tag over a step of the model in its full depth, (events, 2, tags)."""
+    # where completions share a prompt, each layer runs twice, and all layers are run
+    short = hashed.config if step.group > 1 else skeletons.shortened(hashed.config)
     inner = skeletons.bare(short, step, trust_remote_code=hashed.trust_remote_code)
     model = skeletons.with_adapter(inner, step)
     live = Live()
@@ -123,7 +100,7 @@ def _run(hashed: HashedConfig, step: Step, short: PreTrainedConfig, *, repeats: 
             if loss is not None:
                 loss.backward()
     layers = int(hashed.config.get_text_config().num_hidden_layers)
-    return marks.repeated(layers, len(skeletons.layers_of(inner))) if repeats else live.series()
+    return marks.repeated(layers, len(skeletons.layers_of(inner)))
 
 
 def _set_up(model: nn.Module, inner: PreTrainedModel, step: Step, quantised: set[int]) -> None:
