@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
-from typing import Any
+from typing import Any, cast
 
 import torch
-from transformers import ContinuousBatchingConfig, GenerationConfig, PreTrainedModel
+from transformers import ContinuousBatchingConfig, GenerationConfig
 
 from perlcli import device
 from perlcli.data import Renderer
-from perlcli.errors import PerlError, RunFailed, line
+from perlcli.errors import RunFailed, line
 from perlcli.model.roles import Model
 from perlcli.rollouts.how import FULL, Ids, Sampling
 from perlcli.rollouts.local import without_habits
@@ -42,7 +42,7 @@ class Continuous:
             pad_token_id=tokenizer.pad_token_id,
             bos_token_id=tokenizer.bos_token_id,
         )
-        was_training, generating = model.training, _generating(model)
+        was_training, generating = model.training, cast(Any, model)  # peft's wrapper passes generate_batch on
         model.eval()
         try:
             with torch.no_grad(), device.fork_rng(), without_habits(model):
@@ -82,17 +82,6 @@ def batching(prompts: Sequence[Ids], how: Sampling) -> ContinuousBatchingConfig:
         seed=how.seed,
         drop_unsupported_processors=False,
     )
-
-
-def check(source_class: type) -> None:
-    """Raises PerlError if models of this class have no continuous batching."""
-    if not issubclass(source_class, PreTrainedModel) or not hasattr(source_class, "generate_batch"):
-        raise PerlError(f"--rollouts continuous can't sample from {source_class.__name__}", "--rollouts transformers")
-
-
-def _generating(model: Model) -> Any:  # noqa: ANN401
-    """The model with its adapters, which has `generate_batch`; peft's wrapper passes it on."""
-    return model
 
 
 def _until_end(ends: Ends, output: Any) -> Written:  # noqa: ANN401
