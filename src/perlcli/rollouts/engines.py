@@ -11,6 +11,7 @@ from perlcli.model.roles import Model
 from perlcli.rollouts import local, vllm
 from perlcli.rollouts.continuous import Continuous
 from perlcli.rollouts.how import Ids, Sampling
+from perlcli.rollouts.merged import Merged
 from perlcli.rollouts.server import EXAMPLE, Written
 from perlcli.settings.sampling import RolloutSettings
 
@@ -33,6 +34,8 @@ def chosen(values: RolloutSettings, folder: Path, render: Renderer) -> Engine | 
     if values.rollouts == "vllm":
         urls = values.vllm_server_base_url or (EXAMPLE,)
         return vllm.connected(urls, folder, render, values.vllm_max_logprob_diff)
+    if values.rollouts == "merged":
+        return Merged(render)
     return Continuous(render) if values.rollouts == "continuous" else None
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from transformers import GenerationConfig
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from perlcli import device
 from perlcli.data import Renderer
@@ -27,9 +27,11 @@ HARMLESS = ("cache_implementation", "cache_config", "use_cache", "prefill_chunk_
 
 
 @torch.no_grad()
-def sample(model: Model, render: Renderer, prompts: Sequence[Ids], how: Sampling) -> list[Ids]:
-    """One completion's token ids for each prompt, including the EOS or stop string that it ended with. Leaves torch's
-    random state unchanged."""
+def sample(
+    model: Model, render: Renderer, prompts: Sequence[Ids], how: Sampling, *processors: LogitsProcessor
+) -> list[Ids]:
+    """One completion's token ids for each prompt, including the EOS or stop string that it ended with; `processors` see
+    the model's logits. Leaves torch's random state unchanged."""
     tokenizer, ends = render.tokenizer, Ends(render, how.stop)
     ids, mask = padded(prompts, tokenizer.pad_token_id, model.device, on_left=True)
     config = GenerationConfig(
@@ -47,8 +49,13 @@ def sample(model: Model, render: Renderer, prompts: Sequence[Ids], how: Sampling
         with device.fork_rng(), without_habits(model), finite():
             torch.manual_seed(how.seed)
             generate: Any = model.generate  # peft's wrapper passes it on
-            criteria = ends.criteria(ids.shape[1])
-            out = generate(input_ids=ids, attention_mask=mask, generation_config=config, stopping_criteria=criteria)
+            out = generate(
+                input_ids=ids,
+                attention_mask=mask,
+                generation_config=config,
+                stopping_criteria=ends.criteria(ids.shape[1]),
+                logits_processor=LogitsProcessorList(processors),
+            )
     finally:
         model.train(was_training)
     return [ends.cut(row) for row in out[:, ids.shape[1] :].tolist()]

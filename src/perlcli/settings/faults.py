@@ -154,8 +154,11 @@ def _rollout_conflicts(values: Values) -> Iterator[str]:
     engine, urls = values.get("rollouts", "transformers"), values.get("vllm_server_base_url", ())
     if urls and engine != "vllm":
         yield "--vllm-server-base-url only applies with --rollouts vllm"
+    if engine in ("merged", "vllm") and values.get("full"):
+        does = "sends" if engine == "vllm" else "merges"
+        yield f"--rollouts {engine} {does} the adapter only, so it can't be combined with --full"
     if values.get("importance_cap") is not None and engine == "transformers":
-        yield "--importance-cap only applies with --rollouts continuous or vllm"
+        yield "--importance-cap only applies with --rollouts merged, continuous or vllm"
     again = (f"--vllm-server-base-url {url} is given twice" for url in dict.fromkeys(urls) if urls.count(url) > 1)
     yield from again
 

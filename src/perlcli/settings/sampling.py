@@ -8,7 +8,7 @@ from typing import Literal
 from perlcli.settings.declaring import flag, option, place
 
 Algorithm = Literal["rloo", "reinforce"]
-Engine = Literal["transformers", "continuous", "vllm"]
+Engine = Literal["transformers", "merged", "continuous", "vllm"]
 SFT, BASE = "sft", "base"  # the anchors that have a name
 
 
@@ -81,8 +81,9 @@ class RolloutSettings:
     """Rollouts"""
 
     rollouts: Engine = option(
-        "What samples completions: transformers; its continuous batching, in which a completion that ends makes room "
-        "for the next one; or vLLM servers that hold the same base, to which only the adapter is sent.",
+        "What samples completions: transformers; the same with the adapter merged into copies of the projections that "
+        "it changes, which takes their memory meanwhile; its continuous batching, in which a completion that ends "
+        "makes room for the next one; or vLLM servers that hold the same base, to which only the adapter is sent.",
         default="transformers",
     )
     vllm_server_base_url: tuple[str, ...] = option(

@@ -6,11 +6,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from perlcli import settings
-from perlcli.errors import PerlError
 from perlcli.model.roles import Model
 from perlcli.rollouts import engines, vllm
 from perlcli.rollouts.engines import Engine
 from perlcli.rollouts.how import Ids
+from perlcli.rollouts.merged import Merged
 from perlcli.rollouts.vllm import Vllm
 from perlcli.run.lifecycle import Run
 from perlcli.text import counted, size
@@ -28,13 +28,13 @@ def find(prepared: Prepared[settings.Rl | settings.Eval], longest: int) -> Engin
         return None
     engine = engines.chosen(values.rollouts, run.folder, prepared.renderer)
     if isinstance(engine, Vllm):
-        if isinstance(values, settings.Rl) and values.lora.full:
-            raise PerlError("--rollouts vllm sends the adapter only, so it can't be combined with --full")
         if prepared.adapter is not None:
             vllm.check_adapter(prepared.adapter)
         for note in engine.connect(prepared.source.base, longest):
             run.note(note)
         run.note(f"Completions are sampled by vLLM: {', '.join(server.url for server in engine.servers)}.")
+    elif isinstance(engine, Merged):
+        run.note("Completions are sampled with the adapter merged into copies of the projections that it changes.")
     else:
         run.note("Completions are sampled by transformers' continuous batching.")
     return engine
@@ -79,6 +79,8 @@ def used(engine: Engine | None, run: Run) -> Iterator[None]:
     finally:
         if engine is not None:
             engine.close()
+        if isinstance(engine, Merged) and engine.most:
+            run.note(f"While completions were sampled, merged copies took {size(engine.most)}.")
         if isinstance(engine, Vllm) and engine.generations:
             sent = {"generations": engine.generations, "bytes": engine.bytes_sent}
             run.record.guards["sent"] = sent
