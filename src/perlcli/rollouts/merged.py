@@ -106,9 +106,18 @@ def _copy(layer: Any, computes_in: torch.dtype) -> tuple[torch.Tensor, torch.Ten
     """The merged weight of a layer, and its bias."""
     base = layer.get_base_layer()
     is_quantised = not base.weight.is_floating_point()
-    weight = dequantize_module_weight(base) if is_quantised else base.weight
+    weight = _unpacked(base) if is_quantised else base.weight
     dtype = computes_in if is_quantised else weight.dtype
     return (weight.float() + layer.get_delta_weight(layer.active_adapters[0]).float()).to(dtype), base.bias
+
+
+def _unpacked(base: Any) -> torch.Tensor:  # noqa: ANN401
+    """The weight of a module of bitsandbytes. Of 8 bits it keeps the scales with the weight, until the first pass moves
+    them into the module's state, where peft (0.21) doesn't find them before."""
+    if not hasattr(base, "state"):
+        return dequantize_module_weight(base)
+    scales = base.state.SCB if base.state.SCB is not None else base.weight.SCB
+    return base.weight.data.float() * (scales.float() / 127).unsqueeze(1)
 
 
 def _linear(weight: torch.Tensor, bias: torch.Tensor | None, x: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:  # noqa: ANN401
