@@ -32,6 +32,7 @@ def perl_words(spec: dict[str, Any], rewards: int = 1) -> list[str]:
     words += ["--load-in-4bit"] if spec["precision"] == "4bit" else []
     if spec["stage"] == REWARD:
         return words
+    words += ["--rollouts", "merged"] if spec.get("arm") == "perl-merged" else []
     words += [word for number in range(rewards) for word in ("--reward", str(work / f"reward-{number}"))]
     return [*words, "--no-chat"]  # stock trl renders text prompts as they are, too
 

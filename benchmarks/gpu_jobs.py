@@ -72,6 +72,8 @@ def every_job(small: str, large: str) -> list[Job]:
         rl(SMALL, "bfloat16", "perl", 56),
         rl(SMALL, "bfloat16", "stock", 41),
         rl(SMALL, "bfloat16", "full", 27),
+        rl(SMALL, "bfloat16", "perl-unshared", 56),
+        rl(SMALL, "bfloat16", "perl-merged", 50),
         reward(SMALL, "lora", 14),
         reward(SMALL, "full", 22),
         reward(SMALL, "lora-4bit", 15),

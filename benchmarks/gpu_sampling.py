@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,11 +11,10 @@ from typing import Any
 import torch
 from gpu_work import best_of
 from peft import LoraConfig, get_peft_model
-from peft.tuners.lora import LoraLayer
-from torch import nn
 from transformers import AutoModelForCausalLM, GenerationConfig
 
 from perlcli.model import roles
+from perlcli.rollouts.merged import merged
 
 REPEATS = 3  # after the first call, which also compiles
 COMPILED = ", compiled"
@@ -48,25 +46,8 @@ def bf16_adapters(model: Any) -> Iterator[None]:
     roles.as_float32(model)
 
 
-@contextmanager
-def merged_copies(model: Any) -> Iterator[None]:
-    """Each adapted projection as one product, with a merged copy of its weight; the base's own stays as it is."""
-    layers: list[Any] = [module for module in model.modules() if isinstance(module, LoraLayer)]
-    for layer in layers:
-        base = layer.get_base_layer()
-        merged = (base.weight.float() + layer.get_delta_weight(roles.POLICY).float()).to(base.weight.dtype)
-        layer.forward = functools.partial(_linear, merged, base.bias)
-    yield
-    for layer in layers:
-        del layer.forward
-
-
-def _linear(weight: torch.Tensor, bias: torch.Tensor | None, x: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
-    return nn.functional.linear(x, weight, bias)
-
-
 WAYS: dict[str, Callable[[Any], Any]] = {
-    "as it is": as_it_is, "bare base": bare_base, "bf16 adapters": bf16_adapters, "merged copies": merged_copies,
+    "as it is": as_it_is, "bare base": bare_base, "bf16 adapters": bf16_adapters, "merged copies": merged,
 }  # fmt: skip
 
 

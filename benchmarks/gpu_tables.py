@@ -32,6 +32,8 @@ AIMS = (
     Aim("reward-small-lora-4bit", "reward-small-full", MEMORY, 0.15),
     Aim("reward-small-lora", "reward-small-full", SPEED, 1.5),
     Aim("reward-small-lora-unchecked", "reward-small-full-unchecked", SPEED, 1.5),
+    Aim("rl-small-bf16-perl", "rl-small-bf16-perl-unshared", SPEED),
+    Aim("rl-small-bf16-perl-merged", "rl-small-bf16-perl", SPEED),
     Aim("reward-small-lora-unchecked", "reward-small-full", SPEED),
     Aim("reward-small-lora-unchecked", "reward-small-lora", SPEED),
     Aim("reward-small-lora-unchecked", "reward-small-full-unchecked", MEMORY),

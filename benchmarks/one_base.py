@@ -48,13 +48,14 @@ MEMORY_KEYS = (
 )  # fmt: skip
 COMPARED = (
     ("perl", "stock"), ("perl", "stock-4bit-reward"), ("perl", "stock-float32"), ("perl", "full"), ("stock", "full"),
-    ("perl", "perl-unshared"), ("perl-4-rewards", "perl"),
+    ("perl", "perl-unshared"), ("perl-merged", "perl"), ("perl-4-rewards", "perl"),
 )  # fmt: skip
 SAME = ("mean_length", "min_length", "max_length", "step_tokens")  # what must be equal in every arm
 
 ARMS = {
     "perl": "perl rl: policy, anchor and reward model on one base",
     "perl-unshared": "perl rl --no-shared-prompts: each completion computes its prompt again",
+    "perl-merged": "perl rl --rollouts merged: sampling with merged copies of the adapted projections",
     "perl-4-rewards": "perl rl with four reward adapters on the one base",
     "stock": "trl rloo --use_peft, the reward adapter on a second base, in the same dtype (with 4bit: bfloat16)",
     "stock-4bit-reward": "stock with both bases in 4 bits, by --model_init_kwargs; --load_in_4bit quantises only one",
