@@ -23,7 +23,7 @@ from perlcli.model.tokenizers import padded
 from perlcli.run import files, plots
 from perlcli.run.lifecycle import recording
 from perlcli.run.record import RunRecord
-from perlcli.training import auto_batch, guards, reward_model
+from perlcli.training import auto_batch, guards, reward_model, sharing
 from perlcli.training.dry_run import lengths_of, preview
 from perlcli.training.lending import Lent
 from perlcli.training.loop import describe, train
@@ -107,6 +107,8 @@ def learn(prepared: Prepared[settings.Reward], config: RewardConfig, rows: Datas
     weights = guards.Watch(lambda: {name: guards.checksum(trainer.model, role)}, trained=(name,))
     train(trainer, prepared.run, weights.before_saving(partial(save, prepared)))
     weights.check()
+    if weight is None:
+        sharing.conclude(trainer.sharer, prepared.run)
     first = rows.select(range(min(PROOF_ROWS, len(rows))))
     proof = [ids for row in first for ids in reward_model.id_lists(row)]
     trainer.lent.give_back()  # without training's autocast
@@ -129,6 +131,8 @@ def build_trainer(
             trainer.pos_weight = pos_weight
     trainer.lent, trainer.sharer = lent, Sharer(model, is_on=prepared.settings.sharing.shared_prompts)
     roles.as_float32(trainer.model)
+    if pos_weight is None:
+        sharing.try_out(trainer.sharer, prepared.run)
     if config.disable_dropout and (left := dropout.left_in(trainer)):
         prepared.run.note(f"{left}.")
     roles.set_adapter_dropout(trainer.model, adapters.dropout_of(prepared.settings.lora, "SEQ_CLS"))

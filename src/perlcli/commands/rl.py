@@ -34,6 +34,7 @@ from perlcli.training import (
     rl_verdicts,
     rollout,
     sampling,
+    sharing,
 )
 from perlcli.training.algorithms import PHASES, TIME, Reinforce, Rloo, Rollouts
 from perlcli.training.dry_run import Lengths, preview
@@ -92,7 +93,7 @@ def run(given: settings.Rl) -> RunRecord | None:
         train(trainer, run, weights.before_saving(partial(save, prepared, trainer)))
         note_unscored(run, prepared.settings.sampling.on_reward_error)
         run.record.guards |= weights.check()
-        run.record.shared |= trainer.sharer.count.summary()
+        sharing.conclude(trainer.sharer, run)
         history = files.read_rows(run.folder / files.METRICS)
         run.record.metrics = summary(history)
         rl_verdicts.conclude(run, history)
@@ -212,9 +213,7 @@ def build_trainer(
     if not values.lora.full:
         roles.keep_only_policy_trainable(trainer.model)
         roles.set_adapter_dropout(trainer.model, adapters.dropout_of(values.lora, "CAUSAL_LM"))
-    sharer.try_out()
-    if sharer.why_not:
-        run.note(f"Prompts are computed for each completion again: {sharer.why_not}.")
+    sharing.try_out(sharer, run)
     trainer.add_callback(guards.TrainsExactly(trainer.model, value.parameters() if value is not None else ()))
     return trainer, score
 

@@ -76,7 +76,8 @@ class RunRecord:
     tokens: int = said("Tokens trained on, prompts and completions; in RL once each, when they are sampled.", 0)
     peak_memory_mb: float = said("Peak memory: allocated by CUDA on a GPU, the process's resident set on a CPU.", 0.0)
     shared: dict[str, int] = said(
-        "Tokens that the base was given in training, and those that it read, since rows with the same prompt share it.",
+        "Tokens that the base was given in training since the run was last started or resumed, and those that it read: "
+        "rows with the same prompt share it.",
         factory=dict,
     )
     trainable_parameters: int = said("Trainable parameters.", 0)
