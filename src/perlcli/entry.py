@@ -18,7 +18,7 @@ import os
 import sys
 
 STAGES = ("sft", "reward", "rl", "eval", "merge", "quickstart", "compare-full")
-COMMANDS = (*STAGES, "runs", "report", "estimate", "doctor", "data", "recipes")
+COMMANDS = (*STAGES, "runs", "report", "estimate", "doctor", "serve", "data", "recipes")
 OPTIONS = ("--help", "--version", "--install-completion", "--show-completion")
 # What people look for under another name. Other words get the command that is spelled alike.
 MEANT = {

@@ -13,7 +13,7 @@ import pytest
 from conftest import TWO_STEPS
 
 from perlcli import coffee, data, settings
-from perlcli.model import loading, roles
+from perlcli.model import loading, log_probs, roles
 from perlcli.model.sources import locate
 from perlcli.rollouts import local
 from perlcli.rollouts.how import Sampling
@@ -272,7 +272,7 @@ def test_gold_counts_right_answers_to_orders(perl: Perl, monkeypatch: pytest.Mon
         calls = [*orders[:3], orders[3][:-1]]
         return [render.tokenizer(call + "<end>", add_special_tokens=False)["input_ids"] for call in calls]
 
-    monkeypatch.setattr(sampling, "sample", answers)
+    monkeypatch.setattr(local, "sample", answers)
     perl("eval", "-o", "run", "--max-samples", "4")
     found = read_record(Path("run")).metrics
     assert found["gold"] == 0.75
@@ -379,7 +379,7 @@ def exam(prompts: list[list[int]], *, gold: bool = False) -> Any:
 def test_divergence_is_estimated_on_the_written_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two completions of two tokens and one; the log ratios are 1, -1 and 0.5."""
     tables = {"policy": [[-1.0, -2.0], [-0.5]], "anchor": [[-2.0, -1.0], [-1.0]]}
-    monkeypatch.setattr(sampling, "log_probs", lambda model, prompts, written, heat, size: tables[model])
+    monkeypatch.setattr(log_probs, "log_probs", lambda model, prompts, written, heat, size: tables[model])
     opponent: Any = policy_metrics.Opponent("it", lambda: nullcontext("anchor"))  # type: ignore[arg-type]
     policy: Any = "policy"
     found = policy_metrics.divergence(exam([[1], [1]]), policy, opponent, [[5, 6], [7]])

@@ -121,11 +121,17 @@ def test_record_has_the_balance_of_thumbs(thumbs_run: Path) -> None:
     assert found.tokens == metrics(thumbs_run)[-1]["num_tokens"] > 0
 
 
-def test_plain_transformers_and_peft_give_the_scores_of_pairs(llama: Path, reward_run: Path) -> None:
+def test_plain_transformers_and_peft_give_the_scores_of_pairs(
+    perl: Perl, llama: Path, reward_run: Path, rows: dict[str, Path]
+) -> None:
+    """To the bit without shared prompts."""
+    perl("reward", "-m", llama, "-d", rows["pairs"], "-o", "separate", *SHORT, "--no-shared-prompts")
+    for run in (reward_run, Path("separate")):
+        found = samples(run)
+        texts, scores = said(run)
+        assert len(texts) == 16
+        assert plain(llama, run)(texts) == (scores if run != reward_run else pytest.approx(scores, abs=1e-5))
     found = samples(reward_run)
-    texts, scores = said(reward_run)
-    assert len(texts) == 16
-    assert plain(llama, reward_run)(texts) == scores
     right = sum(row["chosen_score"] > row["rejected_score"] for row in found)
     assert read_record(reward_run).metrics["accuracy"] == right / 12
 

@@ -1,69 +1,27 @@
 """RL by a real vLLM server on a CPU: `make vllm` installs one, without which these tests are skipped."""
 
+import importlib
 import json
 import os
-import shlex
-import socket
-import subprocess
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import requests
 
 from perlcli.run.record import read_record
 
-PYTHON = Path(os.environ.get("PERL_TESTS_VLLM", Path(__file__).parents[2] / ".vllm")) / "bin" / "python"
+ROOT = Path(__file__).parents[2]
+PYTHON = Path(os.environ.get("PERL_TESTS_VLLM", ROOT / ".vllm")) / "bin" / "python"
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not PYTHON.exists(), reason=f"there is no vLLM: make vllm installs one ({PYTHON})"),
 ]
-# One thread, and little memory for its cache
-VARIABLES = {"VLLM_CPU_KVCACHE_SPACE": "1", "OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
-PATIENCE = 300  # seconds for a server to start
 RL = ("--rollouts", "vllm", "--max-length", "128", "--max-completion-length", "12", "--learning-rate", "1e-2")
 REWARD = ("--reward", "reward.py:reward")
 BATCH = ("--per-device-train-batch-size", "8", "--gradient-accumulation-steps", "1", "--eval-fraction", "0")
 
 Perl = Callable[..., Any]
-
-
-@contextmanager
-def serving(command: str) -> Iterator[str]:
-    """The address of the server that a command of `perl serve` starts; it has ended at the end."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    variable, _, *words = shlex.split(command)
-    words[words.index("--port") + 1] = str(port)
-    assert words[0] == "serve"
-    # vllm-cpu has no `vllm` that works: its package has another name
-    started = [str(PYTHON), "-m", "vllm.entrypoints.openai.api_server", "--model", *words[1:]]
-    environment = os.environ | VARIABLES | dict([variable.split("=")]) | {"PYTHONPATH": ""}
-    with Path("server.txt").open("w") as log:
-        server = subprocess.Popen([*started, "--enforce-eager"], stdout=log, stderr=log, env=environment)
-    try:
-        url = f"http://127.0.0.1:{port}"
-        wait_for(url, server)
-        yield url
-    finally:
-        server.terminate()
-        server.wait(60)
-
-
-def wait_for(url: str, server: subprocess.Popen[bytes]) -> None:
-    end = time.monotonic() + PATIENCE
-    while time.monotonic() < end and server.poll() is None:
-        try:
-            if requests.get(f"{url}/health", timeout=5).ok:
-                return
-        except requests.RequestException:
-            pass
-        time.sleep(1)
-    pytest.fail(f"vLLM didn't start:\n{Path('server.txt').read_text()[-4000:]}")
 
 
 @pytest.fixture
@@ -73,7 +31,14 @@ def start(perl: Perl, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     Path("reward.py").write_text(
         "def reward(completions, **_):\n    return [float(len(str(c))) for c in completions]\n"
     )
-    return lambda *words: serving(perl("serve", *words, "--dtype", "bfloat16").stdout.splitlines()[0])
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    serving = importlib.import_module("vllm_cpu").serving
+
+    def started(*words: object) -> Any:
+        command = perl("serve", *words, "--dtype", "bfloat16").stdout.splitlines()[0]
+        return serving(PYTHON, command, Path("server.txt"))
+
+    return started
 
 
 def steps(run: str) -> list[dict[str, Any]]:

@@ -185,7 +185,7 @@ def score(prepared: Prepared[Stage], scorer: Scorer, columns: list[Columns]) -> 
     size = (values.eval.per_device_eval_batch_size if isinstance(values, settings.Eval) else None) or BATCH
     flat = [ids for row in columns for ids in id_lists(row)]
     with Progress("eval", len(flat)) as progress:
-        alike = [index for index, row in enumerate(columns) for _ in row]  # the answers of a pair
+        alike = [index for index, row in enumerate(columns) for _ in id_lists(row)]  # the answers of a pair
         together = alike if values.sharing.shared_prompts else None
         scores = scorer(flat, size, lambda count: progress.update(count, {}), together)
     if not all(map(math.isfinite, scores)):
