@@ -101,7 +101,7 @@ def test_scoring_uses_no_dropout_and_leaves_the_mode(llama: Path) -> None:
 def test_batches_are_of_similar_lengths_longest_first_and_scores_in_the_order_given() -> None:
     batches, counts = [], []
 
-    def lengths(rows: scorers.Rows) -> list[float]:
+    def lengths(rows: scorers.Rows, _: object) -> list[float]:
         batches.append([len(row) for row in rows])
         return [float(len(row)) for row in rows]
 

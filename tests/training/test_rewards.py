@@ -40,7 +40,7 @@ class Spy:
     def __init__(self) -> None:
         self.seen: list[Ids] = []
 
-    def __call__(self, rows: list[Ids], size: int | None = None, done: Any = None) -> list[float]:
+    def __call__(self, rows: list[Ids], size: int | None = None, done: Any = None, groups: Any = None) -> list[float]:
         self.seen += rows
         return [float(len(row)) for row in rows]
 

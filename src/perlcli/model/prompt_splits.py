@@ -172,7 +172,7 @@ def _pass(ids: Ids) -> int:
 
 
 def _alike(rows: list[list[int]], group: Group) -> list[Group]:
-    """A group, or if its rows have no start in common each row alone."""
+    """A group, or if its rows have no start in common each row by itself."""
     return [group] if _common([rows[row] for row in group]) else [[row] for row in group]
 
 

@@ -1,5 +1,6 @@
 """Sampling with merged copies: while completions are written, each projection that the adapter changes is one product
-in place of three. The copies lie beside the frozen base, which stays as it is, and are gone before training goes on."""
+in place of three. The copies lie next to the frozen base, which stays as it is, and are gone before training goes
+on."""
 
 from __future__ import annotations
 

@@ -243,7 +243,7 @@ def role_of(model: Model) -> str | None:
 
 
 def bare(model: Model) -> AbstractContextManager[object]:
-    """The model's base alone, inside of a context."""
+    """Switches to the model's base without an adapter."""
     return roles.switched(model, None) if isinstance(model, PeftModel) else nullcontext()
 
 

@@ -37,6 +37,7 @@ OPTIONS = {  # fields that an option of another name sets
     "chat_template_path": "chat_template",
     "activation_checkpointing": "gradient_checkpointing",
     "auto_find_batch_size": "auto_batch",
+    **dict.fromkeys(("use_vllm", "use_transformers_continuous_batching", "use_transformers_paged"), "rollouts"),
     "dataset_text_field": "columns",
 }
 # Reasons for fields that `trl_names` doesn't decide: outside `--set` these are passed on, and so refused here.
