@@ -138,3 +138,19 @@ def test_only_device_asks_whether_there_is_a_gpu() -> None:
     package = Path(device.__file__).parent
     asking = [path.name for path in package.rglob("*.py") if "cuda.is_available" in path.read_text(encoding="utf-8")]
     assert asking == ["device.py"]
+
+
+def test_busy_cores_are_told_where_threads_would_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads, used = 2, 100.0
+    monkeypatch.setattr("psutil.cpu_count", lambda: 2)
+    monkeypatch.setattr("psutil.cpu_percent", lambda _: used)
+    monkeypatch.setattr("torch.get_num_threads", lambda: threads)
+    assert device.busy_cores() == (
+        "Other processes use 2.0 of the 2 CPU cores. torch's 2 threads would wait for each other there: "
+        "OMP_NUM_THREADS=1 can be several times faster."
+    )
+    assert any(device.busy_cores() == remark for remark in device.remarks(ModelSettings()))
+    used = 5.0
+    assert not device.busy_cores()
+    threads, used = 1, 100.0
+    assert not device.busy_cores()

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from perlcli import data, settings
+from perlcli import data, device, settings
 from perlcli.commands import evaluate, reward, rl, sft
 from perlcli.errors import Interrupted
 from perlcli.run import next_steps, plots
@@ -49,6 +49,7 @@ def run(given: settings.Quickstart) -> RunRecord | None:
     out = Path(str(given.run.output)).expanduser()
     say(STORY)
     pipeline = Run(given)
+    device.spare_threads()
     pipeline.note_device(settings.ModelSettings(), takes_dtype=False)  # it has no --dtype
     if given.run.dry_run:
         say(f"Would run sft, reward, rl and eval on the embedded coffee base and data, into {out}.")

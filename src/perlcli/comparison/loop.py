@@ -34,6 +34,8 @@ GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "1310
 def show_plan(state: State) -> None:
     """Print what will run, and on which device; it goes into the report, without a precision: each arm has its own."""
     values, run = settings.ModelSettings(dtype=state.given.model.dtype), state.run
+    if state.given.model.model is None:  # the embedded base: as its runs do
+        device.spare_threads()
     # not its memory: measuring it would take some of it away from the runs
     run.record.device = device.describe(values, measures_memory=False)
     state.report.device = {name: value for name, value in run.record.device.items() if name != "precision"}
