@@ -225,6 +225,8 @@ def shown_default(item: Option, command: str) -> str:
     """What the help of a command gives as an option's default; empty if there is nothing to say."""
     if "{}" in item.unset:
         return item.unset.replace("{}", words(command, item.name))
+    if item.default is True:
+        return "on"
     has_default = item.default is not None and item.default is not False and item.default != ()
     return item.unset or (str(item.default) if has_default else "")
 
