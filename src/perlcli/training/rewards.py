@@ -189,8 +189,10 @@ class TextReward:
 
 
 def by_prompt(rows: Sequence[Prompt]) -> list[int]:
-    """A number for each row, equal for rows that are the same prompt."""
-    return [id(row) for row in rows]
+    """A number for each row, equal for rows that are the same prompt, in the order of their first: batches are sorted
+    by it, and a resumed run must make the same ones."""
+    numbers: dict[int, int] = {}
+    return [numbers.setdefault(id(row), len(numbers)) for row in rows]
 
 
 @dataclass(frozen=True)
