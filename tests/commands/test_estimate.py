@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import families
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -636,3 +637,11 @@ def test_sizes_of_gpus() -> None:
 @pytest.mark.parametrize("words", ["--lora-r=1,²", "--lora-r=0", "--gpu=0", "--gpu=" + "9" * 400])
 def test_a_size_or_rank_that_is_none_is_told(words: str, perl: Any) -> None:
     assert f"Error: {words.partition('=')[0]}" in perl("estimate", "sft", words, code=2).stderr
+
+
+@pytest.mark.parametrize("name", ["lfm2", "qwen3_next"])
+def test_a_model_that_cannot_share_prompts_is_predicted_without(name: str) -> None:
+    (family,) = (family for family in families.FAMILIES if family.name == name)
+    config = families.config_of(family)
+    assert not trace.shares(config)
+    assert trace.shares(AutoConfig.for_model("llama", hidden_size=32, num_hidden_layers=2, num_attention_heads=2))

@@ -223,6 +223,8 @@ def test_rows_that_start_differently_are_not_split() -> None:
     assert split_groups(ids, mask, (0, 1, 2)) is None
     left = torch.tensor([[0, 1, 1, 1], [1, 1, 1, 1], [1, 1, 1, 1]])
     assert split_groups(ids, left, (0, 0, 1)) is None  # padded on the left
+    short = torch.tensor([[1, 2], [1, 0], [3, 0]])
+    assert split_groups(short, (short != 0).long(), (0, 0, 1)) is None  # a row of one token
     same = torch.tensor([[1, 2, 3, 4], [1, 2, 3, 4]])
     split = split_groups(same, torch.ones_like(same), (0, 0))
     assert split is not None and split.parts[0].rests[0].ids.tolist() == [[4], [4]]  # each row keeps a token

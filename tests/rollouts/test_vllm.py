@@ -11,7 +11,7 @@ from vllm_stand_in import StandIn
 
 from perlcli import web
 from perlcli.model import loading, roles, sources
-from perlcli.rollouts.vllm import FOLDER
+from perlcli.rollouts.vllm import CLEAR, FOLDER, HOT
 from perlcli.run.record import read_record
 from perlcli.settings import ModelSettings
 
@@ -48,7 +48,7 @@ def test_a_server_samples_what_training_learns_from(rl: Perl, server: StandIn) -
     rl()
     asked = [body for path, body in server.asked if path == "/v1/completions" and "prompt_logprobs" not in body]
     loaded = [body for path, body in server.asked if path == "/v1/load_lora_adapter"]
-    assert {body["model"] for body in asked if body["max_tokens"] > 1} == {loaded[0]["lora_name"]}
+    assert {body["model"] for body in asked if body["temperature"] != HOT} == {loaded[0]["lora_name"]}
     assert all(body["n"] == 4 for body in asked[-1:])  # the completions of a prompt are one request
     assert len(loaded) == 1 + 1 + 2  # the comparison, the probe, and each step
     for row in metrics():
@@ -183,6 +183,60 @@ def test_what_can_not_work_is_refused(words: tuple[str, ...], said: str, rl: Per
     assert said in rl(*words, code=2).stderr
 
 
+def test_nothing_that_was_computed_with_earlier_weights_is_found(rl: Perl, server: StandIn) -> None:
+    """vLLM keeps the states of prompts by an adapter's name and folder: each load has another salt, each run too."""
+    rl()
+    salts: list[set[str]] = [set()]
+    for path, body in server.asked:
+        if path == "/v1/load_lora_adapter":
+            salts.append(set())
+        if path == "/v1/completions":
+            salts[-1].add(body["cache_salt"])
+    every = [salt for each in salts for salt in each]
+    assert all(len(each) == 1 for each in salts) and len(set(every)) == len(salts)
+    first, server.asked = every[0].partition("-")[0], []
+    rl("--output", "again")
+    assert not [body for path, body in server.asked if first in body.get("cache_salt", "")]
+
+
+@pytest.mark.parametrize("broken", [{"finish_reason": "abort"}, {"token_ids": [], "logprobs": {"token_logprobs": []}}])
+def test_a_completion_that_a_server_gives_up_is_written_again(
+    rl: Perl, server: StandIn, broken: dict[str, Any]
+) -> None:
+    posted, failed = server.posted, []
+
+    def give_up(path: str, asked: dict[str, Any]) -> Any:
+        status, body = posted(path, asked)
+        if asked.get("n", 1) > 1 and not failed:
+            failed.append(1)
+            body["choices"][0] |= broken
+        return status, body
+
+    server.posted = give_up  # type: ignore[method-assign]
+    rl()
+    assert failed and [row["step"] for row in metrics()] == [1, 2]
+
+
+def test_an_adapter_that_a_server_ignores_is_far_above_any_limit(rl: Perl, server: StandIn) -> None:
+    server.ignores_adapters = True
+    told = rl("--vllm-max-logprob-diff", "0.3", "--lora-r", "1", code=1).output
+    assert "The base with the run's adapter on the vLLM server" in told
+    server.ignores_adapters = False
+    rl("--output", "right", "--vllm-max-logprob-diff", "0.3", "--lora-r", "1")
+    assert read_record(Path("right")).guards["rollouts"]["adapter_effect"] > CLEAR * 0.3
+
+
+def test_a_resumed_run_can_do_without_its_server(rl: Perl, perl: Perl, server: StandIn) -> None:
+    rl("--importance-cap", "3")
+    written = read_record(Path("run")).settings
+    words = [f"--{name.replace('_', '-')}" for name in ("rollouts", "max_steps")]
+    kept = ("--model", written["model"], "--reward", *written["reward"], "--data", written["data"], "--output", "run")
+    again = (*kept, *BATCH, *LENGTHS, words[0], "merged", words[1], "3", "--resume")
+    told = perl("rl", *again).stdout
+    assert "--rollouts was vllm, now merged: results may differ from here on by rounding." in told
+    assert "--importance-cap was 3.0, now not set." in told
+
+
 def test_an_adapter_is_left_as_it_was_by_the_comparison(llama: Path, sft_run: Path, server: StandIn) -> None:
     from perlcli.rollouts.vllm import _noisy
 
@@ -190,6 +244,6 @@ def test_an_adapter_is_left_as_it_was_by_the_comparison(llama: Path, sft_run: Pa
         loading.load_causal(sources.locate(str(llama)), ModelSettings()), str(sft_run), trainable=True
     )
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    with _noisy(model):
+    with _noisy(model, 0.02):
         assert any(not torch.equal(before[name], value) for name, value in model.state_dict().items())
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())

@@ -8,6 +8,7 @@ import pytest
 import torch
 from conftest import SHORT
 from safetensors.torch import load_file
+from trl import RLOOTrainer
 
 from perlcli.model import shared_prompts
 from perlcli.run.record import read_record
@@ -33,6 +34,24 @@ def test_a_run_says_what_it_saved_and_learns_the_same(
     assert 0 < found["read"] < 0.95 * found["given"] and not read_record(Path("separate")).shared
     for name, value in adapter("separate").items():
         torch.testing.assert_close(adapter("shared")[name], value, atol=1e-3, rtol=1e-2)
+
+
+def test_rows_stay_in_their_optimiser_step(perl: Perl, llama: Path, reward_run: Path, rows: dict[str, Path]) -> None:
+    """With several steps of a generation, TRL's choice of the rows of each step is kept."""
+    seen: dict[str, list[list[int]]] = {}
+    words = ("rl", "--model", llama, "--data", rows["prompts"], "--reward", reward_run, *RL)
+    for name, more in (("shared", ()), ("separate", ("--no-shared-prompts",))):
+        seen[name] = []
+        with pytest.MonkeyPatch.context() as patch:
+            own = RLOOTrainer._compute_loss
+
+            def spy(self: Any, model: Any, inputs: Any, name: str = name, own: Any = own) -> Any:
+                seen[name].append(sorted(map(sum, inputs["completion_ids"].tolist())))
+                return own(self, model, inputs)
+
+            patch.setattr(RLOOTrainer, "_compute_loss", spy)
+            perl(*words, "--set", "steps_per_generation=2", "--output", name, *more)
+    assert seen["shared"] == seen["separate"] and len(seen["shared"]) == 2
 
 
 @pytest.mark.parametrize("stage", ["rl", "reward"])

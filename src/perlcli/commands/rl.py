@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from statistics import fmean, median
@@ -17,7 +18,6 @@ from perlcli.data import Data, Prompt
 from perlcli.errors import PerlError, RunFailed
 from perlcli.model import adapters, dropout, roles
 from perlcli.model.shared_prompts import Sharer
-from perlcli.rollouts.engines import Engine
 from perlcli.run import files, plots
 from perlcli.run.lifecycle import Run, recording
 from perlcli.run.metrics import OF_RL, renamed
@@ -69,12 +69,14 @@ def run(given: settings.Rl) -> RunRecord | None:
     lengths = Lengths.of([ids for _, ids in prompts])
     prepared = auto_batch.settled(prepared, trainer_args, lengths.longest)
     config = trainer_args(prepared.settings)
-    engine = rollout.find(prepared, lengths.longest + filled(prepared.settings.sampling.max_completion_length))
-    exam = exam_of(prepared, config, held_out, engine) if held_out is not None else None
+    exam = exam_of(prepared, config, held_out) if held_out is not None else None
     if prepared.is_dry:
         say(f"algorithm: {prepared.settings.rl.algorithm}; anchor: {anchor.words}")
         preview(prepared, config, lengths)
         return None
+    longest = max(lengths.longest, *(len(ids) for ids in exam.ids)) if exam is not None else lengths.longest
+    engine = rollout.find(prepared, longest + filled(prepared.settings.sampling.max_completion_length))
+    exam = replace(exam, engine=engine) if exam is not None else None
     with recording(prepared.run) as run, rollout.used(engine, prepared.run):
         trainer, score = build_trainer(prepared, config, rewards, anchor, [row for row, _ in prompts])
         has_loaded(run)
@@ -153,11 +155,11 @@ def load_prompts(prepared: Prepared[settings.Rl], config: RLOOConfig, rows: Data
     return [prompts[index % len(prompts)] for index in range(needed)]
 
 
-def exam_of(prepared: Prepared[settings.Rl], config: RLOOConfig, held_out: Data, engine: Engine | None = None) -> Exam:
+def exam_of(prepared: Prepared[settings.Rl], config: RLOOConfig, held_out: Data) -> Exam:
     """The held-out prompts, answered as in training, with the seed of the run."""
     prompts = policies.fitting_prompts(prepared, held_out, "eval")
     how = sampling.asked(prepared.settings.sampling, prepared.settings.run.seed)
-    return Exam(prepared, prompts, how, config.per_device_train_batch_size, engine)
+    return Exam(prepared, prompts, how, config.per_device_train_batch_size)
 
 
 def evaluate(trainer: Any, exam: Exam, score: Weighted, anchor: Anchor) -> None:

@@ -13,7 +13,7 @@ from typing import cast
 from perlcli import arms, device, settings
 from perlcli.arms import Arm
 from perlcli.errors import PerlError
-from perlcli.memory import optimisers, prediction
+from perlcli.memory import optimisers, prediction, trace
 from perlcli.memory.prediction import Plan, Prediction, Shape
 from perlcli.memory.tracking import CACHE
 from perlcli.model import adapters, checks, context, quantised, sources
@@ -118,11 +118,15 @@ class Model:
         return replace(
             plan,
             completion=int(given.sampling.max_completion_length or 1),
-            group=math.gcd(plan.batch, given.rl.num_generations or 1) if given.sharing.shared_prompts else 1,
+            group=math.gcd(plan.batch, given.rl.num_generations or 1) if self._shares(given) else 1,
             reinforce=given.rl.algorithm == "reinforce" and not arm.is_full,
             rewards=len(given.sampling.reward),
             anchor=self.source.adapter is not None,
         )
+
+    def _shares(self, given: settings.Rl) -> bool:
+        trust = self.shape.trust_remote_code
+        return given.sharing.shared_prompts and trace.shares(self.source.config, trust_remote_code=trust)
 
     def check(self, given: settings.Training, arm: Arm) -> None:
         """Raises PerlError for what a run under this arm would refuse before it loads the model."""

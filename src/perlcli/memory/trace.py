@@ -30,6 +30,7 @@ from perlcli.memory import skeletons, tracking
 from perlcli.memory.skeletons import LEARNING, RUN_LAYERS, HashedConfig, Step
 from perlcli.memory.tracking import ACTIVATIONS, CACHE, GRADIENTS, LOGITS, TAGS, Kernels, Live
 from perlcli.model import dropout, roles
+from perlcli.model.shared_prompts import can_share
 
 CACHES = ("past_key_values", "cache_params")  # as models of attention and of state spaces call what they keep
 Named = tuple[str, Cache]
@@ -58,6 +59,25 @@ class Traced:
 def trace(config: PreTrainedConfig, step: Step, *, trust_remote_code: bool = False) -> Traced:
     """What this step holds, for the model of this config. Raises PerlError if its code can't run without data."""
     return _trace(HashedConfig(config, trust_remote_code=trust_remote_code), step)
+
+
+def shares(config: PreTrainedConfig, *, trust_remote_code: bool = False) -> bool:
+    """Whether completions can share what the model's cache holds of their prompt."""
+    return _shares(HashedConfig(config, trust_remote_code=trust_remote_code))
+
+
+@functools.lru_cache(maxsize=64)
+def _shares(hashed: HashedConfig) -> bool:
+    step = Step("rl", 4)
+    try:
+        model = skeletons.bare(hashed.config, step, trust_remote_code=hashed.trust_remote_code)
+        with FakeTensorMode(), torch.no_grad():
+            _fill(model)
+            ids = torch.ones(1, 4, dtype=torch.long)
+            kept = _body(model)(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=True)
+        return can_share(kept.get("past_key_values"))
+    except Exception:  # modelling code; what it can't do without data is said by `trace`
+        return False
 
 
 @functools.lru_cache(maxsize=256)

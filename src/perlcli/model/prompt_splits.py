@@ -90,6 +90,8 @@ def split_groups(ids: Ids, mask: torch.Tensor, numbers: Sequence[int]) -> Split 
     """The parts of a batch that is padded on the right, whose rows of one group may start with the same tokens; None if
     none do, or the batch is padded otherwise."""
     lengths = mask.sum(dim=1).tolist()
+    if min(lengths) < 2:  # nothing of such a row could be shared
+        return None
     if not torch.equal(mask, (torch.arange(ids.shape[1], device=ids.device) < mask.sum(dim=1, keepdim=True)).to(mask)):
         return None
     rows = [row[:length] for row, length in zip(ids.tolist(), lengths, strict=True)]

@@ -34,6 +34,7 @@ TAKEN_BY_PREFILL = ("input_ids", "attention_mask", "position_ids", "past_key_val
 # What a decoder is tried with: two groups of two rows, whose last two tokens differ
 TRIED = [[2, 3, 5, 7, 11, 13, 17, 19], [2, 3, 5, 7, 11, 13, 23, 29], [31, 37, 41, 43, 47, 2, 53, 3]]
 TRIED.append([*TRIED[2][:6], 5, 7])
+SMALL = 2**17  # values of a parameter whose gradient is tried: under full tuning all would take as much as the model
 ROUNDING, COARSE = 1e-4, 0.05  # how far sharing may move states and gradients in the trial: float32, fewer bits
 
 
@@ -209,7 +210,8 @@ def _states_and_gradients(decoder: Any, ids: torch.Tensor) -> list[torch.Tensor]
     """The last hidden states, and the gradients of a sum over them in one line if the decoder trains."""
     mask = torch.ones_like(ids)
     states = decoder(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
-    trained = [parameter for parameter in decoder.parameters() if parameter.requires_grad]
+    every = [parameter for parameter in decoder.parameters() if parameter.requires_grad]
+    trained = [parameter for parameter in every if parameter.numel() <= SMALL] or every[:1]
     if not trained or not torch.is_grad_enabled():
         return [states.detach().float()]
     slope = torch.linspace(-1, 1, states.shape[-1], device=states.device)
@@ -268,8 +270,9 @@ def _positions(read: Part | Rest) -> dict[str, torch.Tensor]:
 
 
 def _joined(states: Sequence[torch.Tensor], places: torch.Tensor) -> torch.Tensor:
-    """The states of a batch's tokens, (batch, tokens, size), from those of all its parts, (…, size) each."""
-    return torch.cat([part.reshape(-1, part.shape[-1]) for part in states])[places]
+    """The states of a batch's tokens, (batch, tokens, size), from those of all its parts, (…, size) each. An embedding
+    sums the gradients of a state that several rows share in a fixed order; indexing doesn't, with several threads."""
+    return nn.functional.embedding(places, torch.cat([part.reshape(-1, part.shape[-1]) for part in states]))
 
 
 def _equal_prompts(inputs: dict[str, Any]) -> list[list[int]] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
@@ -42,8 +43,12 @@ def chosen(values: RolloutSettings, folder: Path, render: Renderer) -> Engine | 
 def sample_batches(
     engine: Engine | None, model: Model, render: Renderer, prompts: Sequence[Ids], how: Sampling, size: int
 ) -> Iterator[list[Ids]]:
-    """One completion for each prompt: in batches of `size` from the model in memory, by an engine all at once."""
+    """One completion for each prompt: in batches of `size` from the model in memory, by other engines all at once."""
     if engine is None:
         yield from local.sample_batches(model, render, prompts, how, size)
+    elif isinstance(engine, Merged):
+        for start in range(0, len(prompts), size):
+            written = engine.sample(model, prompts[start : start + size], replace(how, seed=how.seed + start))
+            yield [each.ids for each in written]
     else:
         yield [written.ids for written in engine.sample(model, prompts, how)]

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import requests
 
@@ -24,8 +25,9 @@ KEY = "VLLM_API_KEY"  # the environment variable with the server's key, if it ha
 SERVE = "perl serve prints the command that starts one"
 
 
-class UnknownModel(Exception):
-    """The server has no model of this name: an adapter is lost when it starts again."""
+class Lost(Exception):
+    """The server has no model of this name, since an adapter is lost when it starts again; or it gave up a completion,
+    since it is about to end."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,10 @@ class Server:
     retries: int = RETRIES
     timeout: float = TIMEOUT
     session: requests.Session = field(init=False, repr=False)
+    # vLLM keeps what it computed for a prompt by the adapter's name and folder, not by its weights: with another salt
+    # nothing of earlier weights is found (vllm/v1/core/kv_cache_utils.py, vLLM 0.32)
+    salt: str = field(default_factory=lambda: uuid4().hex)
+    loads: int = 0  # of adapters, all names together
 
     def __post_init__(self) -> None:
         self.session = web.session(self.retries, CONNECTIONS)
@@ -73,6 +79,7 @@ class Server:
     def load(self, name: str, folder: Path) -> None:
         """Load the adapter in a folder under this name, in the place of an earlier one."""
         asked = {"lora_name": name, "lora_path": str(folder), "load_inplace": True}
+        self.loads += 1
         answer = self._answer("post", "/v1/load_lora_adapter", asked)
         if answer.status_code == 400 and "already been loaded" in answer.text:  # by a vLLM without load_inplace
             self.unload(name)
@@ -89,8 +96,8 @@ class Server:
         self._answer("post", "/v1/unload_lora_adapter", {"lora_name": name})
 
     def complete(self, model: str, prompt: Ids, count: int, how: Sampling, ends: Sequence[int]) -> list[Written]:
-        """`count` completions of a prompt, each up to and including the EOS or stop string that ends it. Raises
-        UnknownModel if the server lost the adapter."""
+        """`count` completions of a prompt, each up to and including the EOS or stop string that ends it. Raises Lost if
+        the server lost the adapter or gave up."""
         asked = {
             **_distribution(how), "n": count, "seed": how.seed, "max_tokens": how.max_new_tokens,
             "min_tokens": how.min_new_tokens, "stop": list(how.stop), "stop_token_ids": list(ends),
@@ -116,6 +123,7 @@ class Server:
 
     def _completions(self, model: str, prompt: Ids, asked: Mapping[str, Any]) -> list[dict[str, Any]]:
         sent = {"model": model, "prompt": prompt, "return_token_ids": True, **asked}
+        sent["cache_salt"] = f"{self.salt}-{self.loads}"
         found = self._json("post", "/v1/completions", sent)
         choices = found.get("choices")
         if not isinstance(choices, list) or not choices:
@@ -123,15 +131,19 @@ class Server:
         return choices
 
     def _written(self, choice: Mapping[str, Any]) -> Written:
+        if choice.get("finish_reason") == "abort":
+            raise Lost("it gave up a completion")
         ids, log_probs = choice.get("token_ids"), (choice.get("logprobs") or {}).get("token_logprobs")
         if not isinstance(ids, list) or not isinstance(log_probs, list) or len(ids) != len(log_probs):
             raise self.failed("gives no token ids and log-probabilities of what it writes", "vllm 0.11 or later does")
+        if not ids:
+            raise Lost("it wrote nothing")
         return Written(ids, [float(value) for value in log_probs])
 
     def _json(self, method: str, path: str, asked: Mapping[str, Any] | None = None) -> dict[str, Any]:
         answer = self._answer(method, path, asked)
         if answer.status_code == 404 and path == "/v1/completions":
-            raise UnknownModel(_message(answer))
+            raise Lost(_message(answer))
         if not answer.ok:
             raise self.failed(f"answered {path} with {answer.status_code} {answer.reason}: {_message(answer)}")
         try:

@@ -26,12 +26,15 @@ from perlcli.model import roles
 from perlcli.model.log_probs import log_probs
 from perlcli.model.roles import Model
 from perlcli.rollouts.how import FULL, Ids, Sampling
-from perlcli.rollouts.server import CONNECTIONS, EXAMPLE, OPTION, SERVE, Server, UnknownModel, Written
+from perlcli.rollouts.server import CONNECTIONS, EXAMPLE, OPTION, SERVE, Lost, Server, Written
 
 FOLDER = "rollout-adapters"  # in a run's folder, while it samples
 TEXTS = ("Hello, world! 1,234.5", "def f(x):\n\treturn x ** 2  # ünïcödé 你好", '<think>no</think> {"a": [1]}')
 KNOWN = 4  # prompts whose log-probabilities are compared
-NOISE = 0.02  # of the adapter that is compared: large enough to show in log-probabilities
+# Of the noise on the adapter that is compared: its first deviation, which is doubled until log-probabilities move by so
+# many times the limit, or the deviation is this large.
+NOISE, CLEAR, MOST_NOISE = 0.02, 4.0, 2.0
+HOT, ENOUGH = 2.0, 8  # temperature and tokens by which the kinds of log-probabilities are told apart
 PLAIN: dict[str, Any] = {  # what an adapter's config must have, since vLLM knows nothing else
     "use_dora": False, "bias": "none", "modules_to_save": None, "rank_pattern": {}, "alpha_pattern": {},
     "target_parameters": None, "lora_bias": False, "trainable_token_indices": None,
@@ -154,14 +157,14 @@ class Vllm:
         server, ends = self.servers[part], self.render.eos_ids
         try:
             return server.complete(name or self.bases[part], prompt, count, how, ends)
-        except UnknownModel:  # it was started again
+        except Lost:  # it was started again
             self._check_bases([part])
             if name is not None:
                 role = next(role for role, called in self.names.items() if called == name)
                 server.load(name, (self.folder / FOLDER / role).resolve())
         try:
             return server.complete(name or self.bases[part], prompt, count, how, ends)
-        except UnknownModel as error:
+        except Lost as error:
             raise server.failed(f"has no model {name or self.bases[part]}: {error}") from error
 
     def _check_bases(self, parts: Sequence[int]) -> None:
@@ -170,21 +173,31 @@ class Vllm:
             server = self.servers[part]
             try:
                 found = [server.read(self.bases[part], ids) for ids in known]
-            except UnknownModel as error:
+            except Lost as error:
                 raise server.failed(f"has another base now: {error}") from error
             self._judge("base", found, expected, server)
 
     def _compare_adapter(self, model: PeftModel, known: list[Ids], bare_log_probs: list[list[float]]) -> None:
         """The policy's adapter with noise: at its start an adapter adds nothing, and a server that ignores it would
-        pass."""
-        with _noisy(model):
-            expected = _read(model, known)
-            place = self._write(model, roles.POLICY)
-            for server in self.servers:
-                server.load(self.names[roles.POLICY], place)
-                found = [server.read(self.names[roles.POLICY], ids) for ids in known]
-                self._judge("adapter", found, expected, server)
-        self.differences["adapter_effect"] = _differences(expected, bare_log_probs)[0]
+        pass. There is so much noise that ignoring it is far above the limit."""
+        noise = NOISE
+        while True:
+            with _noisy(model, noise):
+                expected = _read(model, known)
+                effect = _differences(expected, bare_log_probs)[0]
+                if effect < CLEAR * self.limit and noise < MOST_NOISE:
+                    noise *= 2
+                    continue
+                place = self._write(model, roles.POLICY)
+                for server in self.servers:
+                    server.load(self.names[roles.POLICY], place)
+                    try:
+                        found = [server.read(self.names[roles.POLICY], ids) for ids in known]
+                    except Lost as error:
+                        raise server.failed(f"doesn't keep an adapter that it has loaded: {error}") from error
+                    self._judge("adapter", found, expected, server)
+                break
+        self.differences["adapter_effect"] = effect
 
     def _judge(self, what: str, found: list[list[float]], expected: list[list[float]], server: Server) -> None:
         mean, largest = _differences(found, expected)
@@ -207,13 +220,23 @@ class Vllm:
                 raise server.failed(f"splits {text!r} into other tokens than the run's tokenizer", SERVE)
 
     def _find_mode(self, model: Model, prompt: Ids) -> bool:
-        """Whether the first server gives log-probabilities at the temperature of sampling (`--logprobs-mode
-        processed_logprobs`), or at 1."""
-        how = Sampling(temperature=0.5, max_new_tokens=1, seed=0)
-        written = self.servers[0].complete(self.bases[0], prompt, 1, how, self.render.eos_ids)[0]
+        """Whether all servers give log-probabilities at the temperature of sampling (`--logprobs-mode
+        processed_logprobs`), and not at 1."""
+        return all(self._is_processed(model, prompt, part) for part in range(len(self.servers)))
+
+    def _is_processed(self, model: Model, prompt: Ids, part: int) -> bool:
+        server = self.servers[part]
+        how = Sampling(temperature=HOT, max_new_tokens=ENOUGH, seed=0)
+        try:
+            written = server.complete(self.bases[part], prompt, 1, how, self.render.eos_ids)[0]
+        except Lost as error:
+            raise server.failed(f"doesn't answer: {error}") from error
         with bare(model):
-            at_one, at_half = (log_probs(model, [prompt], [written.ids], t)[0][0] for t in (1.0, 0.5))
-        return abs(written.log_probs[0] - at_half) < abs(written.log_probs[0] - at_one)
+            raw, processed = (
+                _differences([written.log_probs], log_probs(model, [prompt], [written.ids], heat))[0]
+                for heat in (1.0, HOT)
+            )
+        return processed <= raw
 
 
 def connected(urls: Sequence[str], folder: Path, render: Renderer, limit: float) -> Vllm:
@@ -252,14 +275,14 @@ def _read(model: Model, known: Sequence[Ids]) -> list[list[float]]:
 
 
 @contextmanager
-def _noisy(model: PeftModel) -> Iterator[None]:
-    """The policy's adapter with noise on its weights, which it loses again."""
+def _noisy(model: PeftModel, noise: float) -> Iterator[None]:
+    """The policy's adapter with noise of this deviation on its weights, which it loses again."""
     parameters = [parameter for name, parameter in model.named_parameters() if roles.is_of(roles.POLICY, name)]
     kept = [parameter.detach().clone() for parameter in parameters]
     drawn = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in parameters:
-            parameter.add_((NOISE * torch.randn(parameter.shape, generator=drawn)).to(parameter))
+            parameter.add_((noise * torch.randn(parameter.shape, generator=drawn)).to(parameter))
     try:
         yield
     finally:

@@ -25,11 +25,13 @@ RUNNING = SAVING | {"report_to", "output", "trust_remote_code", "strict", "recip
 MEMORY = {"gradient_checkpointing"}  # the same gradients
 SPEED = {"rollouts", "shared_prompts"}  # the same up to rounding
 SERVERS = {"vllm_server_base_url", "vllm_max_logprob_diff"}
+WEIGHTS = {"importance_cap"}  # another engine may have none
 BATCH = ("per_device_train_batch_size", "gradient_accumulation_steps")  # their product may not change
-MAY_CHANGE = LENGTH | ERRORS | RUNNING | MEMORY | SPEED | SERVERS | {"max_eval_samples", *definitions.ONCE}
+MAY_CHANGE = LENGTH | ERRORS | RUNNING | MEMORY | SPEED | SERVERS | WEIGHTS | {"max_eval_samples", *definitions.ONCE}
 # What a run had before these were options.
 UNTIL_OPTIONS: dict[str, Any] = {
     "optim": "adamw_torch_fused", "stop": (), "reward_label": (), "rollouts": "transformers", "shared_prompts": False,
+    "importance_cap": None,
 }  # fmt: skip
 EMBEDDED = "coffee"  # the embedded base in the name of an evaluation's folder
 REMOTE = re.compile(r"[A-Za-z][A-Za-z0-9]+:/")  # how an address begins as a path: s3:/bucket
@@ -265,7 +267,7 @@ def _other_ways(old: Mapping[str, Any], new: Mapping[str, Any], trl: Mapping[str
     if wanted in ("true", "false") and was != wanted:
         yield f"--gradient-checkpointing was {was}, now {wanted}: {rounds}."
     old = UNTIL_OPTIONS | dict(old)
-    for name in sorted((ERRORS | SPEED) & new.keys()):
+    for name in sorted((ERRORS | SPEED | WEIGHTS) & new.keys()):
         if old.get(name, new[name]) != new[name]:
             more = f": {rounds}" if name in SPEED else ""
             yield f"--{definitions.dashed(name)} was {_shown(old[name])}, now {_shown(new[name])}{more}."

@@ -105,7 +105,7 @@ class Rloo(KeepsGeneration):
         found = importance.figures(trained, sampled, mask)
         if rollouts.cap:
             weights = importance.weights(trained, sampled, mask, rollouts.cap, per_token=self.per_token)
-            found["importance"] = float(weights.mean())
+            found["importance"] = float((weights * mask).sum() / mask.sum() if self.per_token else weights.mean())
             if self.per_token:
                 batch["importance"] = weights
             else:
@@ -140,8 +140,10 @@ class Rloo(KeepsGeneration):
         inputs = super()._prepare_inputs(generation_batch)
         if not self.sharer.shares or self._buffered_inputs is before:
             return inputs
-        self._buffered_inputs = by_prompt(self._buffered_inputs)
         args: Any = self.args
+        parts, size = self._buffered_inputs, args.gradient_accumulation_steps  # only within an optimiser step
+        starts = range(0, len(parts), size)
+        self._buffered_inputs = [part for start in starts for part in by_prompt(parts[start : start + size])]
         return self._buffered_inputs[self._step % args.steps_per_generation]
 
     def _calculate_rewards(self, *args: Any) -> torch.Tensor:

@@ -62,7 +62,11 @@ def compare(engine: Engine | None, model: Model, prompts: Sequence[Ids], run: Ru
 
 def note_weights(engine: Engine | None, prepared: Prepared[settings.Rl]) -> None:
     """Note where the engine's rounding can't be corrected for."""
-    if engine is None or engine.compares(sampling.asked(prepared.settings.sampling, 0)):
+    if (
+        engine is None
+        or not cap_of(engine, prepared.settings)
+        or engine.compares(sampling.asked(prepared.settings.sampling, 0))
+    ):
         return
     why = "the engine's log-probabilities are not of the distribution that training computes"
     more = ""

@@ -67,6 +67,8 @@ def _write(folder: Path, given: settings.Training, *, steps: int, longest: bool)
 
     own = {"output": str(folder / "run"), "overwrite": False, "resume": None, "auto_batch": False, "time": False}
     own |= {"report_to": "none", "max_steps": 1 + steps}
+    if isinstance(given, settings.Rl) and given.rollouts.rollouts == "vllm":  # a server may not see this folder
+        own |= {"rollouts": "transformers", "vllm_server_base_url": (), "importance_cap": None}
     values = {**settings.flat(given), **own}
     kept = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
     (folder / SETTINGS).write_text(yaml.safe_dump(kept, allow_unicode=True), encoding="utf-8")
