@@ -183,9 +183,17 @@ def test_policy_loads_in_plain_peft(rl_run: Path, llama: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("words", [(), ("--no-shared-prompts",)], ids=["shared", "separate"])
 def test_rewards_are_those_of_the_reward_folder_in_plain_peft(
-    perl: Perl, llama: Path, sft_run: Path, reward_run: Path, rows: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+    words: tuple[str, ...],
+    perl: Perl,
+    llama: Path,
+    sft_run: Path,
+    reward_run: Path,
+    rows: dict[str, Path],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """To the bit where each row is read by itself."""
     calls: list[tuple[list[Prompt], list[list[int]], list[float]]] = []
     original = rewards.TokenReward.__call__
 
@@ -195,7 +203,7 @@ def test_rewards_are_those_of_the_reward_folder_in_plain_peft(
         return found
 
     monkeypatch.setattr(rewards.TokenReward, "__call__", spy)
-    perl("rl", "-m", sft_run, "--reward", reward_run, "-d", rows["prompts"], "-o", "run", *SHORT)
+    perl("rl", "-m", sft_run, "--reward", reward_run, "-d", rows["prompts"], "-o", "run", *SHORT, *words)
     model = AutoModelForSequenceClassification.from_pretrained(llama, num_labels=1)
     tokenizer = AutoTokenizer.from_pretrained(reward_run)
     model.config.pad_token_id = tokenizer.pad_token_id
@@ -204,7 +212,7 @@ def test_rewards_are_those_of_the_reward_folder_in_plain_peft(
         starts = [tokenizer.apply_chat_template(row.prompt, add_generation_prompt=True)["input_ids"] for row in prompts]
         tails = [[*tokenizer("\n")["input_ids"]] if ids[-1] == tokenizer.eos_token_id else [] for ids in written]
         ids = [a + b + c for a, b, c in zip(starts, written, tails, strict=True)]
-        assert found == scorer(ids, 4)
+        assert found == (scorer(ids, 4) if words else pytest.approx(scorer(ids, 4), abs=1e-5))
     assert [row["reward"] for row in metrics(Path("run"))] == [
         pytest.approx(sum(found) / 4, abs=1e-6)
         for _, _, found in calls[1:-2]  # the first call is the probe's, the last ones are of the held-out prompts
