@@ -188,7 +188,6 @@ def test_rewards_are_those_of_the_reward_folder_in_plain_peft(
     words: tuple[str, ...],
     perl: Perl,
     llama: Path,
-    sft_run: Path,
     reward_run: Path,
     rows: dict[str, Path],
     monkeypatch: pytest.MonkeyPatch,
@@ -203,7 +202,7 @@ def test_rewards_are_those_of_the_reward_folder_in_plain_peft(
         return found
 
     monkeypatch.setattr(rewards.TokenReward, "__call__", spy)
-    perl("rl", "-m", sft_run, "--reward", reward_run, "-d", rows["prompts"], "-o", "run", *SHORT, *words)
+    perl("rl", "-m", llama, "--reward", reward_run, "-d", rows["prompts"], "-o", "run", *SHORT, *words)
     model = AutoModelForSequenceClassification.from_pretrained(llama, num_labels=1)
     tokenizer = AutoTokenizer.from_pretrained(reward_run)
     model.config.pad_token_id = tokenizer.pad_token_id
