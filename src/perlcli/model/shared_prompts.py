@@ -76,6 +76,12 @@ class Sharer:
         self.count, self.why_not = Count(), ""
         self._was_tried = False
 
+    def twin(self, model: nn.Module) -> Sharer:
+        """The same for another model of the same kind, with one count for both."""
+        made = Sharer(model, is_on=self.is_on)
+        made.count, made.why_not, made._was_tried = self.count, self.why_not, True
+        return made
+
     @property
     def shares(self) -> bool:
         """Whether rows share their starts."""

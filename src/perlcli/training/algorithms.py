@@ -157,7 +157,8 @@ class Rloo(KeepsGeneration):
         """Log-probs, and on request entropies, both (rows, completion tokens); and on request the auxiliary loss. The
         last `width` columns are completions."""
         clock = nullcontext() if torch.is_grad_enabled() else self.clock.phase("anchor")
-        with clock, self.sharer.columns(input_ids.shape[1] - width):
+        sharer = self.sharer if model is not self.ref_model else self.sharer.twin(model)  # under full tuning
+        with clock, sharer.columns(input_ids.shape[1] - width):
             called = wrapped(self, model, width)
             result: LogProbs = super()._get_per_token_logps_and_entropies(
                 called, input_ids, mask, width, *args, **kwargs
