@@ -18,6 +18,7 @@ from perlcli.data import Data, Prompt
 from perlcli.errors import PerlError, RunFailed
 from perlcli.model import adapters, dropout, roles
 from perlcli.model.shared_prompts import Sharer
+from perlcli.rollouts.engines import Engine
 from perlcli.run import files, plots
 from perlcli.run.lifecycle import Run, recording
 from perlcli.run.metrics import OF_RL, renamed
@@ -74,9 +75,7 @@ def run(given: settings.Rl) -> RunRecord | None:
         say(f"algorithm: {prepared.settings.rl.algorithm}; anchor: {anchor.words}")
         preview(prepared, config, lengths)
         return None
-    longest = max(lengths.longest, *(len(ids) for ids in exam.ids)) if exam is not None else lengths.longest
-    engine = rollout.find(prepared, longest + filled(prepared.settings.sampling.max_completion_length))
-    exam = replace(exam, engine=engine) if exam is not None else None
+    engine, exam = engine_for(prepared, lengths.longest, exam)
     with recording(prepared.run) as run, rollout.used(engine, prepared.run):
         trainer, score = build_trainer(prepared, config, rewards, anchor, [row for row, _ in prompts])
         has_loaded(run)
@@ -153,6 +152,13 @@ def load_prompts(prepared: Prepared[settings.Rl], config: RLOOConfig, rows: Data
         return prompts
     prepared.run.note(f"A step needs {needed} prompts but there are only {len(prompts)}; some are reused.")
     return [prompts[index % len(prompts)] for index in range(needed)]
+
+
+def engine_for(prepared: Prepared[settings.Rl], longest: int, exam: Exam | None) -> tuple[Engine | None, Exam | None]:
+    """What samples completions of prompts of up to `longest` tokens and of the exam's; and the exam with it."""
+    longest = max([longest, *(map(len, exam.ids) if exam is not None else ())])
+    engine = rollout.find(prepared, longest + filled(prepared.settings.sampling.max_completion_length))
+    return engine, replace(exam, engine=engine) if exam is not None else None
 
 
 def exam_of(prepared: Prepared[settings.Rl], config: RLOOConfig, held_out: Data) -> Exam:
