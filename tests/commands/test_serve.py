@@ -52,6 +52,8 @@ def test_what_a_server_can_not_hold_is_refused(perl: Perl, llama: Path, reward_r
     assert "is a reward model; perl serve is for policies" in perl("serve", reward_run, code=2).output
     perl("sft", "--output", "dora", "--use-dora", "--max-steps", "1", "--max-length", "64")
     assert "an adapter with use_dora: vLLM doesn't know it" in perl("serve", "dora", code=2).output
+    perl("sft", "--output", "coffee", "--max-steps", "1", "--max-length", "64")
+    assert "perl rl --model coffee --rollouts vllm" in perl("serve", "./coffee").stdout.replace("./", "")
     assert "./nowhere does not exist" in perl("serve", "./nowhere", code=2).output
 
 

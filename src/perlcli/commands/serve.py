@@ -41,7 +41,7 @@ def run(given: settings.Serve) -> None:
     where = f"http://{values.host}:{values.port}"
     names = ", ".join([BASE, *adapters])
     say(f"\nIt answers at {where}/v1 like OpenAI's API; models: {names}.")
-    model = [] if source.is_embedded else ["--model", str(values.model)]
+    model = ["--model", values.model] if values.model else []
     words = ["perl", "rl", *model, "--rollouts", "vllm", "--vllm-server-base-url", where]
     say(f"RL on this base: {shlex.join(words)} …")
 
