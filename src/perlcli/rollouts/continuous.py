@@ -8,14 +8,14 @@ from math import ceil
 from typing import Any, cast
 
 import torch
-from transformers import ContinuousBatchingConfig, GenerationConfig
+from transformers import ContinuousBatchingConfig
 
 from perlcli import device
 from perlcli.data import Renderer
 from perlcli.errors import RunFailed, line
 from perlcli.model.roles import Model
-from perlcli.rollouts.how import FULL, Ids, Sampling
-from perlcli.rollouts.local import without_habits
+from perlcli.rollouts.how import Ids, Sampling
+from perlcli.rollouts.local import config_of, without_habits
 from perlcli.rollouts.server import Written
 from perlcli.rollouts.stops import Ends
 
@@ -32,23 +32,14 @@ class Continuous:
 
     def sample(self, model: Model, prompts: Sequence[Ids], how: Sampling) -> list[Written]:
         """One completion for each prompt. Raises RunFailed if transformers gives up on one."""
-        ends, tokenizer = Ends(self.render, how.stop), self.render.tokenizer
-        config = GenerationConfig(
-            **how.distribution(),
-            do_sample=True,
-            min_new_tokens=how.min_new_tokens or None,
-            max_new_tokens=how.max_new_tokens,
-            eos_token_id=list(self.render.eos_ids),
-            pad_token_id=tokenizer.pad_token_id,
-            bos_token_id=tokenizer.bos_token_id,
-        )
+        ends = Ends(self.render, how.stop)
         was_training, generating = model.training, cast(Any, model)  # peft's wrapper passes generate_batch on
         model.eval()
         try:
             with torch.no_grad(), device.fork_rng(), without_habits(model):
                 outputs: dict[str, Any] = generating.generate_batch(
                     [list(ids) for ids in prompts],
-                    generation_config=config,
+                    generation_config=config_of(self.render, how),
                     continuous_batching_config=batching(prompts, how),
                     progress_bar=False,
                 )
@@ -64,7 +55,7 @@ class Continuous:
 
     def compares(self, how: Sampling) -> bool:
         """Whether the log-probabilities are of the distribution whose log-probabilities training computes."""
-        return all(getattr(how, name) == full for name, full in FULL.items()) and not how.min_new_tokens
+        return how.is_full
 
     def close(self) -> None:
         """Nothing is kept between generations."""

@@ -25,6 +25,11 @@ class Sampling:
     stop: tuple[str, ...] = ()
     min_new_tokens: int = 0
 
+    @property
+    def is_full(self) -> bool:
+        """Whether tokens come from the distribution whose log-probabilities training computes."""
+        return all(getattr(self, name) == full for name, full in FULL.items()) and not self.min_new_tokens
+
     def distribution(self) -> dict[str, float | int | None]:
         """What decides the distribution of tokens, as TRL's config and transformers' call it."""
         names = ("temperature", "top_p", "top_k", "repetition_penalty")

@@ -32,17 +32,8 @@ def sample(
 ) -> list[Ids]:
     """One completion's token ids for each prompt, including the EOS or stop string that it ended with; `processors` see
     the model's logits. Leaves torch's random state unchanged."""
-    tokenizer, ends = render.tokenizer, Ends(render, how.stop)
-    ids, mask = padded(prompts, tokenizer.pad_token_id, model.device, on_left=True)
-    config = GenerationConfig(
-        **how.distribution(),
-        do_sample=True,
-        min_new_tokens=how.min_new_tokens or None,
-        max_new_tokens=how.max_new_tokens,
-        eos_token_id=list(render.eos_ids),
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=tokenizer.bos_token_id,
-    )
+    ends = Ends(render, how.stop)
+    ids, mask = padded(prompts, render.tokenizer.pad_token_id, model.device, on_left=True)
     was_training = model.training
     model.eval()
     try:
@@ -52,13 +43,27 @@ def sample(
             out = generate(
                 input_ids=ids,
                 attention_mask=mask,
-                generation_config=config,
+                generation_config=config_of(render, how),
                 stopping_criteria=ends.criteria(ids.shape[1]),
                 logits_processor=LogitsProcessorList(processors),
             )
     finally:
         model.train(was_training)
     return [ends.cut(row) for row in out[:, ids.shape[1] :].tolist()]
+
+
+def config_of(render: Renderer, how: Sampling) -> GenerationConfig:
+    """What transformers is asked for, with what a model's own config would fill in otherwise."""
+    tokenizer = render.tokenizer
+    return GenerationConfig(
+        **how.distribution(),
+        do_sample=True,
+        min_new_tokens=how.min_new_tokens or None,
+        max_new_tokens=how.max_new_tokens,
+        eos_token_id=list(render.eos_ids),
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+    )
 
 
 @contextmanager

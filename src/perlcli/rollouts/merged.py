@@ -21,7 +21,7 @@ from transformers.pytorch_utils import Conv1D
 from perlcli.data import Renderer
 from perlcli.model.roles import Model
 from perlcli.rollouts import local
-from perlcli.rollouts.how import FULL, Ids, Sampling
+from perlcli.rollouts.how import Ids, Sampling
 from perlcli.rollouts.server import Written
 
 
@@ -42,7 +42,7 @@ class Merged:
 
     def compares(self, how: Sampling) -> bool:
         """Whether the log-probabilities are of the distribution whose log-probabilities training computes."""
-        return all(getattr(how, name) == full for name, full in FULL.items()) and not how.min_new_tokens
+        return how.is_full
 
     def close(self) -> None:
         """Nothing is kept between generations."""

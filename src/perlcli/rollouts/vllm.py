@@ -24,8 +24,9 @@ from perlcli.data import Renderer
 from perlcli.errors import PerlError, RunFailed
 from perlcli.model import roles
 from perlcli.model.log_probs import log_probs
+from perlcli.model.prompt_splits import grouped
 from perlcli.model.roles import Model
-from perlcli.rollouts.how import FULL, Ids, Sampling
+from perlcli.rollouts.how import Ids, Sampling
 from perlcli.rollouts.server import CONNECTIONS, EXAMPLE, OPTION, SERVE, Lost, Server, Written
 
 FOLDER = "rollout-adapters"  # in a run's folder, while it samples
@@ -96,21 +97,20 @@ class Vllm:
     def sample(self, model: Model, prompts: Sequence[Ids], how: Sampling) -> list[Written]:
         """One completion for each prompt, by the role that the model is switched to. Equal prompts are sent once."""
         name = self._send(model)
-        groups: dict[tuple[int, ...], list[int]] = {}
-        for index, ids in enumerate(prompts):
-            groups.setdefault(tuple(ids), []).append(index)
+        groups = grouped([tuple(ids) for ids in prompts])
         # vLLM numbers the seeds of a request's completions on from its own: these lie far apart
         seeds = random.Random(how.seed).sample(range(2**31), len(groups))
         written: list[Written] = [Written([], [])] * len(prompts)
 
-        def ask(job: tuple[int, tuple[tuple[int, ...], list[int]], int]) -> None:
-            number, (prompt, places), seed = job
+        def ask(job: tuple[int, list[int], int]) -> None:
+            number, places, seed = job
             part = number % len(self.servers)
-            found = self._complete(model, part, name, list(prompt), len(places), replace(how, seed=seed))
+            prompt = list(prompts[places[0]])
+            found = self._complete(model, part, name, prompt, len(places), replace(how, seed=seed))
             for place, completion in zip(places, found, strict=True):
                 written[place] = completion
 
-        jobs = [(number, group, seed) for number, (group, seed) in enumerate(zip(groups.items(), seeds, strict=True))]
+        jobs = [(number, group, seed) for number, (group, seed) in enumerate(zip(groups, seeds, strict=True))]
         with ThreadPoolExecutor(CONNECTIONS) as threads:
             list(threads.map(ask, jobs))
         self.generations += 1
@@ -118,9 +118,7 @@ class Vllm:
 
     def compares(self, how: Sampling) -> bool:
         """Whether the servers' log-probabilities are of the distribution whose log-probabilities training computes."""
-        if self.is_processed:
-            return all(getattr(how, name) == full for name, full in FULL.items()) and not how.min_new_tokens
-        return how.temperature == 1.0
+        return how.is_full if self.is_processed else how.temperature == 1.0
 
     def close(self) -> None:
         """Take the run's adapters off the servers, and delete their files."""

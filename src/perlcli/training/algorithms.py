@@ -105,7 +105,8 @@ class Rloo(KeepsGeneration):
         found = importance.figures(trained, sampled, mask)
         if rollouts.cap:
             weights = importance.weights(trained, sampled, mask, rollouts.cap, per_token=self.per_token)
-            found["importance"] = float((weights * mask).sum() / mask.sum() if self.per_token else weights.mean())
+            tokens = mask.sum().clamp(min=1)  # none, if every completion was truncated and is masked out
+            found["importance"] = float((weights * mask).sum() / tokens if self.per_token else weights.mean())
             if self.per_token:
                 batch["importance"] = weights
             else:
