@@ -128,8 +128,8 @@ def scored(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[list[int]], list[
     calls: list[tuple[list[list[int]], list[float]]] = []
     original = scorers.SharedScorer.__call__
 
-    def spy(self: Any, ids: list[list[int]], size: int | None = None) -> list[float]:
-        scores = original(self, ids, size)
+    def spy(self: Any, ids: list[list[int]], *values: Any, **options: Any) -> list[float]:
+        scores = original(self, ids, *values, **options)
         calls.append((list(ids), scores))
         return scores
 

@@ -57,6 +57,12 @@ def test_every_room_has_its_floor() -> None:
     assert {room(name) for name in FILES} == set(ROOMS)
 
 
+def test_every_room_is_a_package_and_says_what_it_is_for() -> None:
+    """setuptools leaves a folder without __init__.py out of the wheel."""
+    for folder in {path.parent for path in FILES.values()}:
+        assert ast.get_docstring(ast.parse((folder / "__init__.py").read_text(encoding="utf-8")))
+
+
 @pytest.mark.parametrize("name", sorted(FILES))
 def test_a_module_imports_only_from_lower_rooms(name: str) -> None:
     floors = list(ROOMS)

@@ -36,6 +36,13 @@ def plain(text: str) -> str:
     return " ".join(re.sub(r"\x1b\[[\d;]*m", "", text).replace("│", " ").split())
 
 
+def parameters_of(command: str) -> list[Any]:
+    """The options of a command, which are made when a command line names it."""
+    group: Any = typer.main.get_command(app)
+    _, found, _ = group.resolve_command(typer.Context(group), [command])
+    return found.params
+
+
 def start(*words: str) -> list[str]:
     """The command line that runs the console script `perl` and tells which heavy libraries it loaded."""
     code = (
@@ -108,8 +115,7 @@ def test_the_help_of_all_names_each_command_with_what_it_does() -> None:
 
 @pytest.mark.parametrize("command", STAGES)
 def test_every_option_is_in_the_help_under_its_panel(command: str) -> None:
-    group = typer.main.get_command(app)
-    parameters = {p.name: p for p in group.commands[command].params}
+    parameters = {p.name: p for p in parameters_of(command)}
     found = perl(command, "--help").output
     for item in settings.options(STAGES[command]):
         parameter = parameters[item.name]
@@ -137,14 +143,12 @@ def test_every_option_is_in_the_help_under_its_panel(command: str) -> None:
     ],
 )
 def test_the_help_ends_with_the_default(command: str, name: str, shown: str | None) -> None:
-    group = typer.main.get_command(app)
-    (parameter,) = [p for p in group.commands[command].params if p.name == name]
+    (parameter,) = [p for p in parameters_of(command) if p.name == name]
     assert parameter.help.endswith(shown) if shown else "(default" not in parameter.help
 
 
 def test_a_flag_can_be_taken_back_but_for_those_that_steer_one_call() -> None:
-    group = typer.main.get_command(app)
-    negated = {p.name for p in group.commands["sft"].params if p.secondary_opts}
+    negated = {p.name for p in parameters_of("sft") if p.secondary_opts}
     assert negated == {
         "load_in_4bit",
         "load_in_8bit",
@@ -172,8 +176,7 @@ def test_every_command_has_an_example_with_options_that_exist(command: str) -> N
 @pytest.mark.parametrize(("command", "short"), [(c, s) for c in COMMANDS for s in ("-m", "-d", "-o", "-c")])
 def test_short_forms(command: str, short: str) -> None:
     names = {"-m": "model", "-d": "data", "-o": "output", "-c": "config"}
-    group = typer.main.get_command(app)
-    found = {p.name for p in group.commands[command].params if short in p.opts}
+    found = {p.name for p in parameters_of(command) if short in p.opts}
     few = command in ("merge", "quickstart")
     assert found == ({names[short]} if not few or short in ("-o", "-c") else set())
 

@@ -120,6 +120,21 @@ def test_states_and_gradients_are_those_of_separate_rows(name: str, prompts: lis
     assert_shared(model_of(name), prompts)
 
 
+@pytest.mark.parametrize("name", ["qwen2_5_vl", "qwen3_vl"])
+def test_offsets_that_a_sampled_batch_leaves_in_the_model_move_no_later_row(name: str, prompts: list[list[int]]) -> None:
+    model = model_of(name)
+    ids, mask = side_by_side(prompts)
+    alone = states_and_gradients(model, ids, mask)
+    model.generate(input_ids=ids[:2], attention_mask=mask[:2], max_new_tokens=2, pad_token_id=0, do_sample=False)
+    assert model.base_model.rope_deltas is not None
+    sharer = Sharer(model)
+    with sharer.columns(PROMPT):
+        shared = states_and_gradients(model, ids, mask)
+    for one, other in zip(alone, shared, strict=True):
+        assert (one - other).norm() <= 1e-5 * one.norm()
+    assert model.base_model.rope_deltas is not None
+
+
 @pytest.mark.parametrize(
     "name", [*(pytest.param(n, marks=() if n in ("lfm2", "mamba") else pytest.mark.slow) for n in RUNNING)]
 )

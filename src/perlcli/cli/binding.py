@@ -55,12 +55,21 @@ def command(app: typer.Typer, name: str, action: Callable[[Any], None]) -> None:
         upstream.hush()  # before a stage imports the noisy libraries
         with_boundary(lambda: action(_settings(stage, config, given, context.meta.get(NAMES))), debug=debug)
 
-    parameters = [_keyword("context", typer.Context, inspect.Parameter.empty), *_parameters(stage, name)]
-    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    run.__annotations__ = {item.name: item.annotation for item in parameters}
-    run.__doc__ = stage.__doc__
+    def build() -> AnyCommand:
+        parameters = [_keyword("context", typer.Context, inspect.Parameter.empty), *_parameters(stage, name)]
+        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        run.__annotations__ = {item.name: item.annotation for item in parameters}
+        alone = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+        alone.command(cls=Command)(run)
+        return typer.main.get_command(alone)
+
+    def listed() -> None:
+        """In place of the command until a command line names it: in the help of the group and in completion."""
+
+    run.__doc__ = listed.__doc__ = stage.__doc__
+    listed.build = cache(build)  # type: ignore[attr-defined]
     summary = one_line(str(stage.__doc__).split("\n\n")[0])
-    app.command(name.rpartition(" ")[2], cls=Command, short_help=summary)(run)
+    app.command(name.rpartition(" ")[2], short_help=summary)(listed)
 
 
 class Group(TyperGroup):
@@ -74,7 +83,10 @@ class Group(TyperGroup):
 
     def resolve_command(self, ctx: Context, args: list[str]) -> tuple[str | None, AnyCommand | None, list[str]]:
         with usage_errors(ctx):
-            return super().resolve_command(ctx, args)
+            name, found, rest = super().resolve_command(ctx, args)
+        # The options are made only now: those of all commands would take a quarter of the time of `perl --help`
+        build = getattr(found.callback, "build", None) if found is not None else None
+        return name, build() if build is not None else found, rest
 
 
 class Command(TyperCommand):

@@ -135,7 +135,8 @@ class Sharer:
             return self._prefill(forward, inputs)
         ids = inputs.get("input_ids")
         split = _split(decoder, starts, inputs)
-        output = None if split is None else _in_parts(forward, split, inputs)
+        with _without_image_offsets(decoder):
+            output = None if split is None else _in_parts(forward, split, inputs)
         if split is not None and output is None:
             self.why_not = f"{type(decoder).__name__} keeps a running state, not only keys and values"
         if ids is not None:
@@ -241,6 +242,21 @@ def _split(decoder: Any, starts: Starts, inputs: dict[str, Any]) -> Split | None
     else:
         split = split_groups(ids, mask, starts.groups) if len(starts.groups) == len(ids) else None
     return split if split is not None and split.tokens <= WORTH * ids.numel() else None
+
+
+@contextmanager
+def _without_image_offsets(decoder: Any) -> Iterator[None]:  # noqa: ANN401
+    """Inside, a multimodal decoder doesn't add the offsets that the images of the last sampled batch gave positions:
+    Qwen-VL and its kin keep them for the steps of sampling, and add them to all that is read with a cache."""
+    kept = getattr(decoder, "rope_deltas", None)
+    if kept is None:
+        yield
+        return
+    decoder.rope_deltas = None
+    try:
+        yield
+    finally:
+        decoder.rope_deltas = kept
 
 
 def _is_checkpointing(decoder: nn.Module) -> bool:

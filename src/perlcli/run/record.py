@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
-import importlib.metadata
 import json
 import platform
 import shlex
@@ -179,9 +178,11 @@ def package_versions() -> dict[str, str]:
 
 def version_of(name: str) -> str | None:
     """A package's version; None if it is not installed."""
+    from importlib import metadata  # the help needs none, and importing it takes a tenth of its time
+
     try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
         return None
 
 

@@ -1,0 +1,1 @@
+"""How completions are sampled: in memory by transformers, or by an engine that an adapter is sent to."""
