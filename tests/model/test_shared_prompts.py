@@ -121,7 +121,7 @@ def test_states_and_gradients_are_those_of_separate_rows(name: str, prompts: lis
 
 
 @pytest.mark.parametrize("name", ["qwen2_5_vl", "qwen3_vl"])
-def test_offsets_that_a_sampled_batch_leaves_in_the_model_move_no_later_row(name: str, prompts: list[list[int]]) -> None:
+def test_offsets_that_sampling_leaves_in_the_model_move_no_later_row(name: str, prompts: list[list[int]]) -> None:
     model = model_of(name)
     ids, mask = side_by_side(prompts)
     alone = states_and_gradients(model, ids, mask)

@@ -64,7 +64,7 @@ def command(app: typer.Typer, name: str, action: Callable[[Any], None]) -> None:
         return typer.main.get_command(alone)
 
     def listed() -> None:
-        """In place of the command until a command line names it: in the help of the group and in completion."""
+        """Takes the command's place in the group's help and in completion, until a command line names the command."""
 
     run.__doc__ = listed.__doc__ = stage.__doc__
     listed.build = cache(build)  # type: ignore[attr-defined]
@@ -84,7 +84,7 @@ class Group(TyperGroup):
     def resolve_command(self, ctx: Context, args: list[str]) -> tuple[str | None, AnyCommand | None, list[str]]:
         with usage_errors(ctx):
             name, found, rest = super().resolve_command(ctx, args)
-        # The options are made only now: those of all commands would take a quarter of the time of `perl --help`
+        # Options are made only for the command that is named: all of them would take a quarter of `perl --help`
         build = getattr(found.callback, "build", None) if found is not None else None
         return name, build() if build is not None else found, rest
 

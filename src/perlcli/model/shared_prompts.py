@@ -246,8 +246,8 @@ def _split(decoder: Any, starts: Starts, inputs: dict[str, Any]) -> Split | None
 
 @contextmanager
 def _without_image_offsets(decoder: Any) -> Iterator[None]:  # noqa: ANN401
-    """Inside, a multimodal decoder doesn't add the offsets that the images of the last sampled batch gave positions:
-    Qwen-VL and its kin keep them for the steps of sampling, and add them to all that is read with a cache."""
+    """Inside, a multimodal decoder doesn't shift positions by the offsets that it computed for the last sampled batch.
+    Qwen-VL and related models keep these between the steps of sampling, and add them to all reads with a cache."""
     kept = getattr(decoder, "rope_deltas", None)
     if kept is None:
         yield
